@@ -1,0 +1,1 @@
+"""Decides: pure bookkeeping and policy. Standard library only; time is an argument, in integer nanoseconds."""

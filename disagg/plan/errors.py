@@ -1,0 +1,25 @@
+"""What a user can cause is one of these, and each message says what happened, with numbers, and what to do."""
+
+
+class DisaggError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(DisaggError, ValueError):
+    """A Config field is unknown, of the wrong type, out of range, or impossible together with another."""
+
+
+class RequestError(DisaggError, ValueError):
+    """A Request can never be served: empty, over the context, foreign token ids, nothing to generate."""
+
+
+class ModelError(DisaggError, ValueError):
+    """A model is refused: pickled weights, remote code, an attention that is not the registered one, wrong logits."""
+
+
+class TimelineError(DisaggError, ValueError):
+    """A saved timeline can't be read: the message names the file and the line."""
+
+
+class EngineError(DisaggError, RuntimeError):
+    """The engine can't go on: closed, broken by a dead worker, or out of memory."""

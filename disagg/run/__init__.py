@@ -1,0 +1,1 @@
+"""Moves and computes: tensors, threads, copies. Carries out what plan/ decides and decides nothing itself."""
