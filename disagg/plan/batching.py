@@ -1,0 +1,143 @@
+"""Who shares a decode step: bins of similar length, the padding they save, and a batch size that follows the clock."""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Padding:
+    """Slots that attention read for a batch: those that held a token, and all of them, padding included."""
+
+    used_slots: int = 0
+    padded_slots: int = 0
+
+    def add(self, used: int, padded: int):
+        self.used_slots += used
+        self.padded_slots += padded
+
+    @property
+    def waste(self) -> float:
+        """Share of the slots read that held nothing."""
+        return 1 - self.used_slots / self.padded_slots if self.padded_slots else 0.0
+
+
+def bin_of(context: int, bounds: tuple[int, ...]) -> int:
+    """The bin of a context length in tokens; one past the last bound is the open bin."""
+    return bisect_left(bounds, context)
+
+
+def bin_end(context: int, bounds: tuple[int, ...]) -> int | None:
+    """The first context length that leaves the bin; None in the open one."""
+    index = bin_of(context, bounds)
+    return bounds[index] + 1 if index < len(bounds) else None
+
+
+def padding(groups: list[list[int]]) -> Padding:
+    """The formula: each group of context lengths is read as rows × its longest."""
+    total = Padding()
+    for lengths in groups:
+        if lengths:
+            total.add(sum(lengths), len(lengths) * max(lengths))
+    return total
+
+
+@dataclass(eq=False)
+class Row:
+    """A request's place in the decode batch: at step `joined` its context was `base` tokens, one more each step."""
+
+    record: object
+    joined: int
+    base: int
+    last_step: int  # the step that gives its last token
+    bin: int = 0
+
+    def context(self, step: int) -> int:
+        """Tokens in the cache before this step; the step writes one more."""
+        return self.base + step - self.joined
+
+
+@dataclass(eq=False)
+class Group:
+    """The rows of one bin, in the order in which they joined, with what attention will read for them."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
+    appends: tuple = ()  # the rows' `generated.append`, so that a step costs little
+    used: int = 0
+    longest: int = 0
+
+    def refresh(self, step: int):
+        """Called when rows came or went, with the step about to be issued."""
+        lengths = [row.context(step) + 1 for row in self.rows.values()]
+        self.used, self.longest = sum(lengths), max(lengths, default=0)
+        self.ids = tuple(self.rows)
+        self.appends = tuple(row.record.generated.append for row in self.rows.values())
+
+    def advance(self):
+        """One step later every row is one token longer."""
+        self.used += len(self.ids)
+        self.longest += 1
+
+
+class StepModel:
+    """Predicts a decode step's seconds from its rows and context tokens: recursive least squares with forgetting.
+
+    step = fixed + per_row * rows + per_token * tokens, tokens in thousands so that the three terms are of one size.
+    """
+
+    FORGET, DOUBT = 0.98, 100.0  # old steps fade, but directions that no step explores don't grow doubtful for ever
+
+    def __init__(self):
+        self.weights = [0.0, 0.0, 0.0]
+        self.covariance = [[self.DOUBT if i == j else 0.0 for j in range(3)] for i in range(3)]
+        self.seen = 0
+
+    def observe(self, rows: int, tokens: int, seconds: float):
+        x = (1.0, float(rows), tokens / 1000)
+        forget = self.FORGET if sum(self.covariance[i][i] for i in range(3)) < 3 * self.DOUBT else 1.0
+        projected = [sum(p * v for p, v in zip(row, x, strict=True)) for row in self.covariance]
+        scale = forget + sum(v * p for v, p in zip(x, projected, strict=True))
+        error = seconds - self.predict(rows, tokens)
+        self.weights = [w + p / scale * error for w, p in zip(self.weights, projected, strict=True)]
+        self.covariance = [
+            [(self.covariance[i][j] - projected[i] * projected[j] / scale) / forget for j in range(3)] for i in range(3)
+        ]
+        self.seen += 1
+
+    def predict(self, rows: int, tokens: int) -> float:
+        fixed, per_row, per_token = self.weights
+        return fixed + per_row * rows + per_token * tokens / 1000
+
+
+class Composer:
+    """Adaptive composition: how many rows a step may have, so that it stays under the target.
+
+    The limit follows the model of measured steps, at most doubles beyond the largest step seen, and keeps a margin
+    that grows when steps turn out slower than predicted. (Sarathi-Serve's token budget is fixed; this one follows
+    the clock.)
+    """
+
+    AIM = 0.85  # share of the target that a predicted step may take
+
+    def __init__(self, target_s: float):
+        self.target_s = target_s
+        self.model = StepModel()
+        self.largest = 1  # rows of the largest step seen
+        self.surprise = 0.0  # how much slower than predicted recent steps were, as a share
+
+    def observe(self, rows: int, tokens: int, seconds: float):
+        if self.model.seen > 4:
+            slower = seconds / max(self.model.predict(rows, tokens), 1e-6) - 1
+            self.surprise = max(0.95 * self.surprise, min(slower, 1.0) / 2)
+        self.model.observe(rows, tokens, seconds)
+        self.largest = max(self.largest, rows)
+
+    def limit(self, tokens_per_row: float, most: int) -> int:
+        """The largest number of rows, up to `most`, whose predicted step stays under the aim; at least one."""
+        allowed = self.AIM * self.target_s / (1 + max(0.0, self.surprise))
+        rows = 1
+        while rows < min(most, 2 * self.largest) and (
+            self.model.predict(rows + 1, round((rows + 1) * tokens_per_row)) <= allowed
+        ):
+            rows += 1
+        return rows

@@ -1,0 +1,144 @@
+"""Blocks: the unit in which K/V memory is handed out, and the tables that list a request's blocks in order.
+
+A block is free, in flight (reserved, being filled), used (committed) or quarantined (its request ended, but a copy
+or a pass still reads or writes it). Reserve takes all blocks asked for, or none. Ending is not freeing: a table that is
+released while it is pinned stays in quarantine until its last pin goes.
+"""
+
+from dataclasses import dataclass, field
+
+FREE, IN_FLIGHT, USED, QUARANTINED = range(4)
+STATES = ("free", "in_flight", "used", "quarantined")
+
+
+class BlockPool:
+    """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
+
+    def __init__(self, name: str, total: int):
+        self.name = name
+        self.total = self.capacity = total
+        self.peak = 0
+        self._free = list(range(total - 1, -1, -1))
+        self._state = [FREE] * total
+        self._owner: list[int | None] = [None] * total
+
+    @property
+    def held(self) -> int:
+        return self.total - len(self._free)
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be reserved now."""
+        return max(0, min(len(self._free), self.capacity - self.held))
+
+    def reserve(self, count: int, owner: int) -> list[int] | None:
+        """`count` blocks in flight for `owner`, or None where they are not all there."""
+        if count > self.available:
+            return None
+        blocks = [self._free.pop() for _ in range(count)]
+        for block in blocks:
+            self._state[block], self._owner[block] = IN_FLIGHT, owner
+        self.peak = max(self.peak, self.held)
+        return blocks
+
+    def mark(self, blocks: list[int], owner: int, state: int):
+        """Moves an owner's blocks to another held state."""
+        self._check_owner(blocks, owner)
+        for block in blocks:
+            self._state[block] = state
+
+    def release(self, blocks: list[int], owner: int):
+        """Gives an owner's blocks back; anybody else's, or free ones, are refused."""
+        self._check_owner(blocks, owner)
+        for block in blocks:
+            self._state[block], self._owner[block] = FREE, None
+        self._free.extend(reversed(blocks))
+
+    def _check_owner(self, blocks: list[int], owner: int):
+        for block in blocks:
+            if self._owner[block] != owner:
+                raise AssertionError(f"{self.name}: block {block} belongs to {self._owner[block]}, not to {owner}")
+
+    def counts(self) -> dict[str, int]:
+        """Blocks per state."""
+        return {name: self._state.count(state) for state, name in enumerate(STATES)}
+
+    def check(self):
+        """Conservation: every block has one state, free ones are listed once, owners fit states."""
+        counts = self.counts()
+        free = sorted(self._free)
+        stateful = [block for block, state in enumerate(self._state) if state == FREE]
+        if free != stateful or sum(counts.values()) != self.total:
+            raise AssertionError(f"{self.name}: free list {free} against states {counts} of {self.total}")
+        for block, (state, owner) in enumerate(zip(self._state, self._owner, strict=True)):
+            if (state == FREE) != (owner is None):
+                raise AssertionError(f"{self.name}: block {block} is {STATES[state]} and owned by {owner}")
+
+
+@dataclass(eq=False)
+class Table:
+    """One request's blocks in one memory, in the order of its tokens."""
+
+    pool: BlockPool
+    owner: int
+    blocks: list[int]
+    state: int = IN_FLIGHT
+    pins: list[int] = field(default_factory=list)  # ids of the copies, passes and steps that still touch it
+    released: bool = False
+
+    @classmethod
+    def reserve(cls, pool: BlockPool, count: int, owner: int) -> "Table | None":
+        blocks = pool.reserve(count, owner)
+        return None if blocks is None else cls(pool, owner, blocks)
+
+    def grow(self, count: int = 1) -> list[int] | None:
+        """More blocks in the table's own state, or None."""
+        blocks = self.pool.reserve(count, self.owner)
+        if blocks is not None:
+            self.pool.mark(blocks, self.owner, self.state)
+            self.blocks.extend(blocks)
+        return blocks
+
+    def commit(self):
+        self.pool.mark(self.blocks, self.owner, USED)
+        self.state = USED
+
+    def pin(self, activity: int):
+        """Something with this id reads or writes the blocks from now on."""
+        self.pins.append(activity)
+
+    def unpin(self, activity: int):
+        """It has stopped; the last one to stop frees a released table."""
+        if activity in self.pins:
+            self.pins.remove(activity)
+            if self.released and not self.pins:
+                self._free()
+
+    def release(self):
+        """The owner is done with the blocks: freed at once, or quarantined while anything touches them."""
+        if self.released:
+            raise AssertionError(f"{self.pool.name}: the blocks of request {self.owner} are released twice")
+        self.released = True
+        if self.pins:
+            self.pool.mark(self.blocks, self.owner, QUARANTINED)
+            self.state = QUARANTINED
+        else:
+            self._free()
+
+    def _free(self):
+        self.pool.release(self.blocks, self.owner)
+        self.state = FREE
+
+    def check(self):
+        """No block twice in a table, and all of them in the table's state."""
+        if self.state != FREE:
+            if len(set(self.blocks)) != len(self.blocks):
+                raise AssertionError(f"{self.pool.name}: a block stands twice in the table of {self.owner}")
+            self.pool._check_owner(self.blocks, self.owner)
+            for block in self.blocks:
+                if self.pool._state[block] != self.state:
+                    raise AssertionError(f"{self.pool.name}: block {block} of {self.owner} is not {STATES[self.state]}")
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    return -(-tokens // block_size)

@@ -1,0 +1,176 @@
+"""The controller's book: every request, transfer, queue, pool and deadline, and the few moves that all share."""
+
+from collections import Counter
+
+from disagg.plan.batching import Composer, Padding
+from disagg.plan.blocks import BlockPool, Table, blocks_for
+from disagg.plan.commands import Abort, Ended, Worker
+from disagg.plan.config import Config
+from disagg.plan.handoff import Transfer
+from disagg.plan.paging import Costs
+from disagg.plan.request import Finish, Job, Record, Stage
+from disagg.plan.scheduler import POLICIES, Queue
+from disagg.plan.seats import DecodeSeat, PrefillSeat
+
+
+class Book:
+    """State and bookkeeping; what happens next is decided in prefilling, movement and decoding."""
+
+    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int):
+        self.config, self.layers, self.token_bytes = config, layers, token_bytes
+        self.steps_in_flight = steps_in_flight
+        key = POLICIES[config.policy]
+        self.host = BlockPool("host", config.host_blocks)
+        self.decodes = [self._decode_seat(index, key) for index in range(config.decode_workers)]
+        shared = Queue(key)
+        self.prefills = [
+            PrefillSeat(Worker("prefill", index), BlockPool(f"prefill {index}", config.prefill_blocks), shared)
+            for index in range(config.prefill_workers)
+        ] or [PrefillSeat(seat.worker, seat.pool, Queue(key), seat) for seat in self.decodes]
+        self.wanting = Queue(key)  # hand-offs and spilled requests that want blocks on a decode device
+        self.records: dict[int, Record] = {}
+        self.transfers: dict[int, Transfer] = {}
+        self.costs = Costs(*config.links)
+        self.padding = Padding()
+        self.counts: Counter[str] = Counter()  # spills, fetches, recomputes, anomalies, …
+        self.population: Counter[Stage] = Counter()
+        self.eos_ids: frozenset[int] = frozenset()
+        self.backlog = 0  # tokens that wait for prefill
+        self.now_ns = 0
+        self.out: list = []  # commands of the event in hand
+        self._arrivals = 0
+        self._ids = 0
+        self._due: dict[int, tuple[int, str, object]] = {}  # activity → (deadline, kind, what), the earliest first
+
+    def _decode_seat(self, index: int, key) -> DecodeSeat:
+        config = self.config
+        pool = BlockPool(f"decode {index}", config.decode_blocks)
+        composer = Composer(config.itl_target_s) if config.itl_target_s else None
+        return DecodeSeat(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def enter(self, job: Job):
+        """A new request; colocated, requests go round robin over the devices."""
+        record = Record(job, prefill_target=len(job.prompt), stages=[(self.now_ns, Stage.QUEUED)])
+        self.records[record.id] = record
+        self.population[Stage.QUEUED] += 1
+        self.eos_ids |= job.eos_ids
+        if self.config.colocated:
+            record.seat = self._arrivals % len(self.decodes)
+        self._arrivals += 1
+        self.enqueue(record)
+
+    def enqueue(self, record: Record):
+        self.backlog += record.prefill_target - record.prefilled
+        self.prefills[record.seat if self.config.colocated else 0].queue.push(record)
+
+    def arrive(self, record: Record):
+        """Its K/V are complete on its seat; it waits for a place in the batch."""
+        self.move(record, Stage.LANDED)
+        self.decodes[record.seat].landed.push(record)
+
+    def move(self, record: Record, stage: Stage, gate: str = ""):
+        self.population[record.stage] -= 1
+        self.population[stage] += 1
+        record.move(stage, self.now_ns, gate)
+
+    def end_if_done(self, record: Record) -> bool:
+        """Ends a request whose last token is an end-of-sequence or the last one allowed."""
+        if record.generated[-1] in record.job.eos_ids:
+            self.end(record, Finish.EOS)
+        elif record.left == 0:
+            self.end(record, Finish.LENGTH)
+        return record.finish is not None
+
+    def end(self, record: Record, finish: Finish, error: str | None = None):
+        """Settles a request at once. Its blocks go back when nothing touches them any more."""
+        if record.stage in (Stage.QUEUED, Stage.PREFILLING):
+            self.backlog -= record.prefill_target - record.prefilled
+        record.finish = finish
+        self.move(record, Stage.ENDED)
+        for queue in self.queues():
+            queue.remove(record)
+        for seat in self.prefills:
+            if record in seat.partial:
+                seat.partial.remove(record)
+        if record.decode_table is not None:
+            seat = self.decodes[record.seat]
+            seat.pin_in_flight(record)
+            seat.leave(record)
+        if record.transfer is not None:
+            self.abort(self.transfers[record.transfer])
+        for table in record.tables:
+            table.release()
+        del self.records[record.id]
+        self.out.append(Ended(record.id, finish, error, self.now_ns, tuple(record.stages)))
+
+    def drop(self, record: Record, *names: str):
+        """The record gives up these tables."""
+        for name in names:
+            table = getattr(record, name)
+            if table is not None:
+                table.release()
+                setattr(record, name, None)
+
+    # ---- transfers, blocks, deadlines --------------------------------------------------------------------------------
+
+    def abort(self, transfer: Transfer):
+        """Its copies stop; until it is closed, whatever they touch stays in quarantine."""
+        if not transfer.aborted:
+            transfer.aborted = True
+            self.out.append(Abort(transfer.id))
+            self.settle(transfer.id)
+            self.deadline(transfer.id, "close", transfer)
+
+    def reserve_decode(self, seat: DecodeSeat, record: Record, tokens: int) -> Table | None:
+        """Blocks for `tokens` on a seat, which leave running rows some to grow into; None if they are not there."""
+        need = blocks_for(tokens, self.config.block_size)
+        if seat.rows and seat.pool.available < need + len(seat.rows) // 4:
+            record.gate = f"{seat.pool.name} blocks"
+            return None
+        table = Table.reserve(seat.pool, need, record.id)
+        if table is None:
+            record.gate = f"{seat.pool.name} blocks"
+        return table
+
+    def new_id(self) -> int:
+        self._ids += 1
+        return self._ids
+
+    def deadline(self, activity: int, kind: str, what: object):
+        """Starts the deadline of a pass, step or transfer; it never moves."""
+        self._due[activity] = (self.now_ns + round(self.config.watchdog_s * 1e9), kind, what)
+
+    def settle(self, activity: int):
+        self._due.pop(activity, None)
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        return next(iter(self._due.values()))[0] if self._due else None
+
+    def overdue(self) -> tuple[str, object] | None:
+        """Takes out the first activity whose deadline has passed. All limits are equal, so the order is the start's."""
+        if self._due:
+            activity, (deadline, kind, what) = next(iter(self._due.items()))
+            if deadline <= self.now_ns:
+                del self._due[activity]
+                return kind, what
+        return None
+
+    # ---- views -------------------------------------------------------------------------------------------------------
+
+    def queues(self) -> list[Queue]:
+        waiting = {id(seat.queue): seat.queue for seat in self.prefills}.values()
+        return [*waiting, self.wanting, *(seat.landed for seat in self.decodes)]
+
+    def pools(self) -> list[BlockPool]:
+        return [*{id(seat.pool): seat.pool for seat in (*self.prefills, *self.decodes)}.values(), self.host]
+
+    def check(self):
+        """Conservation in every pool and table; raises AssertionError with the numbers."""
+        for pool in self.pools():
+            pool.check()
+        for record in self.records.values():
+            for table in record.tables:
+                table.check()

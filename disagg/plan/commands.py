@@ -1,0 +1,119 @@
+"""What the controller tells the workers, the transfers and the engine. Plain data: ids and numbers, no tensors.
+
+`Prefill` and `Decode` go to a worker; `Send`, `Assign` and `Abort` to the transfers; `Emit` and `Ended` to the engine.
+A decode worker mirrors its batch, as the static buffers of a captured graph do: a step carries only what changed.
+"""
+
+from typing import NamedTuple
+
+from disagg.plan.paging import Choice
+from disagg.plan.request import Finish, Sampling
+
+
+class Worker(NamedTuple):
+    """A worker's name: "prefill" or "decode", and which of them."""
+
+    role: str
+    index: int
+
+    def __str__(self):
+        return f"{self.role} {self.index}"
+
+
+class Chunk(NamedTuple):
+    """Tokens [start, stop) of a request in a prefill pass; `blocks` is its table up to `stop`."""
+
+    request: int
+    start: int
+    stop: int
+    tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+    final: bool  # the chunk's last position gives the next token
+    token_index: int  # which generated token that is
+    sampling: Sampling
+    transfer: int | None  # the hand-off that takes each layer as it is computed
+
+
+class Prefill(NamedTuple):
+    worker: Worker
+    pass_id: int
+    chunks: tuple[Chunk, ...]
+
+
+class Join(NamedTuple):
+    """A row that enters the batch: its last token, tokens in its cache, and its table."""
+
+    request: int
+    token: int
+    context: int
+    blocks: tuple[int, ...]
+    token_index: int
+    sampling: Sampling
+
+
+class Decode(NamedTuple):
+    """One step: what changed since the last one, and the rows by bin. Unchanged groups are the same object."""
+
+    worker: Worker
+    step: int
+    left: tuple[int, ...]
+    joins: tuple[Join, ...]
+    grown: tuple[tuple[int, int], ...]  # (request, block added at the end of its table)
+    groups: tuple[tuple[int, ...], ...]
+
+
+class Send(NamedTuple):
+    """Blocks `first_block` … of a request may travel: at once, or layer by layer as `layers_ready` says."""
+
+    transfer: int
+    route: str  # bulk, direct, staged, spill, fetch
+    request: int
+    source: Worker
+    first_block: int  # position of blocks[0] in the request's table
+    blocks: tuple[int, ...]
+    due_blocks: int  # of the whole transfer
+    priority: tuple  # smaller goes first
+    layers_ready: bool
+
+
+class Assign(NamedTuple):
+    """Where a transfer lands: blocks of the target memory, in the order of the request's table."""
+
+    transfer: int
+    target: Worker
+    blocks: tuple[int, ...]
+
+
+class Abort(NamedTuple):
+    """Start no further copy of this transfer, and report it closed once the current ones have ended."""
+
+    transfer: int
+
+
+class Emit(NamedTuple):
+    """New tokens, for the requests' readers."""
+
+    requests: tuple[int, ...]
+    tokens: tuple[int, ...]
+    at_ns: int
+
+
+class Ended(NamedTuple):
+    request: int
+    finish: Finish
+    error: str | None
+    at_ns: int
+    stages: tuple
+
+
+class Preempted(NamedTuple):
+    """A request left its seat for lack of blocks; the choice holds both costs."""
+
+    choice: Choice
+    at_ns: int
+
+
+class Broken(NamedTuple):
+    """The engine must be rebuilt; everything open has ended as failed."""
+
+    cause: str

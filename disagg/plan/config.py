@@ -1,0 +1,182 @@
+"""One frozen record of every setting, and the presets that form the ladder of the notebooks."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+
+from disagg.plan.errors import ConfigError
+from disagg.plan.link import Link, parse_link
+
+ROUTES = ("bulk", "direct", "staged")
+POLICIES = ("fcfs", "shortest")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that can be set. Sizes left at None are taken from what the machine has.
+
+    With `prefill_workers=0` the decode workers prefill for themselves: the colocated arrangement.
+    """
+
+    model: str = "smollm2"  # "smollm2", "tiny", or a folder with a Hugging Face causal LM in safetensors
+    dtype: str = "float32"
+    attention: str = "auto"
+    prefill_device: str = "cpu"
+    decode_device: str = "cpu"
+    prefill_workers: int = 1
+    decode_workers: int = 1
+    route: str = "direct"  # how K/V travel: "bulk" after prefill, "direct" by layers, "staged" by layers through a ring
+    link: object = None  # Link, preset name, bytes/s, None (no dial), or a pair of them for the two hops of "staged"
+    layers_per_copy: int = 1
+    ring_slots: int = 8
+    block_size: int = 16  # tokens
+    prefill_blocks: int | None = None
+    host_blocks: int | None = 0  # 0: no paging, a preempted request is recomputed
+    decode_blocks: int | None = None
+    chunk_tokens: int = 256  # tokens of one prefill pass
+    max_batch: int = 32  # rows of one decode step
+    bins: tuple[int, ...] = ()  # upper context lengths of the bins, in tokens; a last open bin follows
+    policy: str = "fcfs"
+    itl_target_s: float | None = None  # adaptive composition: decode steps are kept below this
+    watchdog_s: float = 120.0
+    threads: int = 1  # torch threads of the process (set once)
+    join_projections: bool = True
+    seed: int = 0
+    verify_kv: bool = True
+
+    def __post_init__(self):
+        if isinstance(self.bins, list):
+            object.__setattr__(self, "bins", tuple(self.bins))
+        _check_choice("route", self.route, ROUTES)
+        _check_choice("policy", self.policy, POLICIES)
+        _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
+        _check_choice("attention", self.attention, ("auto", "sdpa"))
+        for name, least in _LEAST.items():
+            _check_int(name, getattr(self, name), least)
+        for name in ("prefill_blocks", "decode_blocks", "host_blocks"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 0 if name == "host_blocks" else 1)
+        _check_seconds("watchdog_s", self.watchdog_s)
+        if self.itl_target_s is not None:
+            _check_seconds("itl_target_s", self.itl_target_s)
+        for name in ("join_projections", "verify_kv"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        if self.chunk_tokens % self.block_size:
+            raise ConfigError(
+                f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size}), "
+                "so that a chunk hands off whole blocks"
+            )
+        self._check_bins()
+        self._check_devices()
+        _ = self.links
+
+    @property
+    def colocated(self) -> bool:
+        """True where each worker prefills and decodes on its own device, and nothing is handed off."""
+        return self.prefill_workers == 0
+
+    @property
+    def links(self) -> tuple[Link, Link]:
+        """The wires of hop one (off the prefill device) and hop two (onto the decode device)."""
+        pair = self.link if isinstance(self.link, (tuple, list)) else (self.link, self.link)
+        if len(pair) != 2:
+            raise ConfigError(f"link takes one wire or a pair for the two hops; got {len(pair)} of them")
+        return parse_link(pair[0], self.prefill_device), parse_link(pair[1], self.decode_device)
+
+    def replace(self, **changes) -> "Config":
+        """A copy with some fields changed; unknown names fail with the nearest one."""
+        _check_names(changes)
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def preset(cls, name: str, **changes) -> "Config":
+        """A rung of the ladder, with any field overridden."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
+        _check_names(changes)
+        return cls(**{**PRESETS[name], **changes})
+
+    def _check_bins(self):
+        if not isinstance(self.bins, tuple):
+            raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {self.bins!r}")
+        for bound in self.bins:
+            _check_int("bins", bound, 1)
+        if list(self.bins) != sorted(set(self.bins)):
+            raise ConfigError(f"bins must rise: got {self.bins}; for example (64, 128, 256, 512)")
+
+    def _check_devices(self):
+        kinds = set()
+        for name in ("prefill_device", "decode_device"):
+            device = getattr(self, name)
+            kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+            if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+                raise ConfigError(f'{name} must be "cpu", "cuda" or "cuda:N"; got {device!r}')
+            kinds.add(kind)
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"prefill_device={self.prefill_device!r} with decode_device={self.decode_device!r} is an impossible "
+                "pair: take two CPU workers or GPUs for both"
+            )
+        if self.colocated and self.prefill_device != self.decode_device:
+            raise ConfigError(
+                f"prefill_workers=0 puts prefill on the decode device, but prefill_device={self.prefill_device!r} "
+                f"and decode_device={self.decode_device!r} differ; set both alike"
+            )
+
+
+_LEAST = {
+    "prefill_workers": 0,
+    "decode_workers": 1,
+    "layers_per_copy": 1,
+    "ring_slots": 1,
+    "block_size": 1,
+    "chunk_tokens": 1,
+    "max_batch": 1,
+    "threads": 1,
+    "seed": 0,
+}
+
+_COLOCATED = {"prefill_workers": 0, "route": "bulk"}
+_STAGED = {"route": "staged"}
+_PAGED = {**_STAGED, "host_blocks": None}
+
+#: Each rung adds one idea to the one before it; `two_colocated` is the fair rival on equal hardware.
+PRESETS = {
+    "baseline": {**_COLOCATED, "max_batch": 1, "chunk_tokens": 8192},
+    "colocated": _COLOCATED,
+    "split": {"route": "bulk"},
+    "streamed": {"route": "direct"},
+    "staged": _STAGED,
+    "paged": _PAGED,
+    "dynamic": {**_PAGED, "bins": (64, 128, 256, 512, 1024), "itl_target_s": 0.5},
+    "two_colocated": {**_COLOCATED, "decode_workers": 2},
+}
+
+
+def _check_names(changes: dict):
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"field {name!r} is unknown{_nearest(name, known)}")
+
+
+def _nearest(name, known) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; nearest: {close[0]!r}" if close else ""
+
+
+def _check_choice(name: str, value, choices: tuple):
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}{_nearest(value, choices)}")
+
+
+def _check_int(name: str, value, least: int):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number, {least} or more; got {value!r}")
+
+
+def _check_seconds(name: str, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be seconds, above 0 and finite; got {value!r}")

@@ -1,0 +1,249 @@
+"""The controller: events in, commands out. It owns every request, queue, pool and table, and knows no clock.
+
+After each event it does, in this order: deadlines, prefill passes, places for what travels, decode steps.
+Rules it keeps: ending is not freeing; a transfer ends once; decode starts when the set landed equals the set due;
+a deadline starts once and never moves; reservations take all or nothing; fail closed.
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+from disagg.plan import events as ev
+from disagg.plan.blocks import blocks_for
+from disagg.plan.book import Book
+from disagg.plan.commands import Broken, Emit
+from disagg.plan.config import Config
+from disagg.plan.decoding import Decoding
+from disagg.plan.errors import ConfigError
+from disagg.plan.movement import Movement
+from disagg.plan.prefilling import Prefilling
+from disagg.plan.request import Finish, Job
+from disagg.plan.scheduler import POLICIES
+
+#: Settings that a running engine can change.
+LIVE = ("link", "prefill_blocks", "host_blocks", "decode_blocks", "chunk_tokens", "max_batch", "bins", "policy",
+        "itl_target_s", "layers_per_copy")  # fmt: skip
+
+
+class Controller:
+    """One for the real workers and for the virtual clock. `config` must have its block counts filled in."""
+
+    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1):
+        self.book = Book(config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight)
+        self.movement = Movement(self.book)
+        self.prefilling = Prefilling(self.book, self.movement)
+        self.decoding = Decoding(self.book, self.movement)
+        self.broken: str | None = None
+
+    def handle(self, event, now_ns: int) -> list:
+        """Takes one event, returns the commands it leads to. A broken controller takes none."""
+        book = self.book
+        book.now_ns, book.out = now_ns, []
+        if not self.broken:
+            getattr(self, _HANDLERS[type(event)])(event)
+            self._expire()
+        if not self.broken:
+            self._advance()
+        return book.out
+
+    def refusal(self, job: Job) -> str | None:
+        """Why this job can never be served by these pools, in words; None where it can. Changes nothing."""
+        size = self.book.config.block_size
+        need = blocks_for(len(job.prompt) + job.max_new_tokens, size)
+        for pool in self.book.pools()[:-1]:
+            if need > pool.total:
+                return (
+                    f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of "
+                    f"{size}, but {pool.name} has {pool.total}; shorten the request or raise "
+                    f"{pool.name.split()[0]}_blocks"
+                )
+        return None
+
+    def check_live(self, config: Config):
+        """Raises ConfigError where `config` changes what a running engine can't."""
+        old = self.book.config
+        for name in vars(old):
+            if getattr(old, name) != getattr(config, name) and name not in LIVE:
+                raise ConfigError(f"{name} can't change while the engine runs; those that can: {', '.join(LIVE)}")
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+
+    def _submit(self, event: ev.Submit):
+        self.book.enter(event.job)
+
+    def _cancel(self, event: ev.Cancel):
+        record = self.book.records.get(event.request)
+        if record is not None:
+            self.book.end(record, Finish.CANCELLED)
+
+    def _tick(self, event: ev.Tick):
+        """Only deadlines."""
+
+    def _retune(self, event: ev.Retune):
+        book, config = self.book, event.config
+        self.check_live(config)
+        book.config = config
+        book.host.capacity = min(book.host.total, config.host_blocks)
+        for seat in book.prefills:
+            seat.pool.capacity = min(seat.pool.total, config.prefill_blocks)
+        for seat in book.decodes:
+            seat.pool.capacity = min(seat.pool.total, config.decode_blocks)
+            seat.retune(config.bins, config.itl_target_s)
+        book.costs.out, book.costs.back = config.links
+        for queue in book.queues():
+            queue.reorder(POLICIES[config.policy])
+
+    def _prefilled(self, event: ev.Prefilled):
+        seat = self.book.prefills[event.worker.index]
+        if seat.passing is None or seat.passing.id != event.pass_id:
+            self.book.counts["anomalies"] += 1
+            return
+        self.book.costs.observe_prefill(seat.passing.tokens, event.ended_ns - event.started_ns)
+        first = self.prefilling.finish(seat, event.tokens)
+        if first:
+            ids = tuple(record.id for record in first)
+            self.book.out.append(Emit(ids, tuple(record.generated[-1] for record in first), event.ended_ns))
+        for record in first:
+            if self.book.end_if_done(record):
+                continue
+            if seat.decode is None:
+                self.movement.prefilled(record)
+            else:
+                record.decode_table.commit()
+                self.book.arrive(record)
+
+    def _pass_failed(self, event: ev.PassFailed):
+        seat = self.book.prefills[event.worker.index]
+        if seat.passing is None or seat.passing.id != event.pass_id:
+            self.book.counts["anomalies"] += 1
+            return
+        for record in self.prefilling.finish_failed(seat):
+            self.book.end(record, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
+
+    def _stepped(self, event: ev.Stepped):
+        book, seat = self.book, self.book.decodes[event.worker.index]
+        if not seat.steps or seat.steps[0].number != event.step:
+            book.counts["anomalies"] += 1
+            return
+        step = self.decoding.finish(seat)
+        book.padding.add(step.used_slots, step.padded_slots)
+        book.counts["padding_mismatches"] += (step.used_slots, step.padded_slots) != (
+            event.used_slots,
+            event.padded_slots,
+        )
+        if seat.composer:
+            seconds = (event.ended_ns - event.started_ns) / 1e9
+            seat.composer.observe(len(step.requests), step.used_slots, seconds)
+        ending = seat.take_tokens(step, event.tokens, book.eos_ids)
+        requests, tokens = step.kept(event.tokens)
+        book.out.append(Emit(requests, tokens, event.ended_ns))
+        for record in ending:
+            book.end_if_done(record)
+
+    def _step_failed(self, event: ev.StepFailed):
+        seat = self.book.decodes[event.worker.index]
+        if not seat.steps or seat.steps[0].number != event.step:
+            self.book.counts["anomalies"] += 1
+            return
+        step = self.decoding.finish(seat)
+        for request in step.requests:
+            record = self.book.records.get(request)
+            if record is not None:
+                self.book.end(record, Finish.FAILED, f"decode of request {request} failed: {event.error}")
+
+    def _landed(self, event: ev.Landed):
+        transfer = self._transfer(event.transfer)
+        if transfer is None:
+            return
+        if transfer.route in ("spill", "fetch"):
+            self.book.costs.observe_copy(event.nbytes, event.took_ns)
+        for part in event.parts:
+            if not transfer.landed.add(part):
+                self.book.counts["anomalies"] += 1
+        if transfer.complete and not transfer.aborted:
+            self.movement.complete(transfer)
+
+    def _source_read(self, event: ev.SourceRead):
+        transfer = self._transfer(event.transfer)
+        if transfer is not None:
+            self.movement.source_read(transfer)
+
+    def _transfer_failed(self, event: ev.TransferFailed):
+        transfer = self._transfer(event.transfer)
+        if transfer is not None and transfer.record.finish is None:
+            self.movement.fail(transfer, event.error)
+
+    def _transfer_closed(self, event: ev.TransferClosed):
+        transfer = self._transfer(event.transfer)
+        if transfer is not None:
+            self.movement.closed(transfer)
+
+    def _worker_died(self, event: ev.WorkerDied):
+        self._break(f"{event.worker} died: {event.error}")
+
+    def _transfer(self, number: int):
+        """The open transfer of a notice; a notice for any other changes nothing and is counted."""
+        transfer = self.book.transfers.get(number)
+        self.book.counts["anomalies"] += transfer is None
+        return transfer
+
+    # ---- after each event --------------------------------------------------------------------------------------------
+
+    def _advance(self):
+        if self.book.config.colocated:
+            for seat in self.book.prefills:
+                self._take_turns(seat)
+            return
+        for seat in self.book.prefills:
+            self.prefilling.fill(seat)
+        self.movement.assign()
+        for seat in self.book.decodes:
+            self.decoding.step(seat)
+
+    def _take_turns(self, seat):
+        """One device: a prefill pass and a decode step alternate where both have something to do."""
+        decode = seat.decode
+        self.movement.assign()
+        if seat.passing or decode.steps:
+            return
+        if seat.prefilled_last:
+            seat.prefilled_last = not self.decoding.step(decode) and self.prefilling.fill(seat)
+        else:
+            seat.prefilled_last = self.prefilling.fill(seat)
+            if not seat.prefilled_last:
+                self.decoding.step(decode)
+
+    def _expire(self):
+        """Deadlines: a silent worker breaks the engine, a late transfer fails, one that never ends breaks it too."""
+        limit = f"{self.book.config.watchdog_s:g} s"
+        while not self.broken and (overdue := self.book.overdue()) is not None:
+            match overdue:
+                case ("transfer", transfer):
+                    what = f"its {transfer.route} transfer of {transfer.blocks} blocks has not landed within {limit}"
+                    self.movement.fail(transfer, f"watchdog: request {transfer.record.id}: {what}")
+                case ("close", transfer):
+                    self._break(f"a {transfer.route} copy of request {transfer.record.id} has not ended within {limit}")
+                case (kind, seat):
+                    self._break(f"{seat.worker} has not answered a {kind} within {limit}")
+
+    def _break(self, cause: str):
+        """Everything open fails with this cause; nothing is scheduled any more."""
+        for record in list(self.book.records.values()):
+            self.book.end(record, Finish.FAILED, cause)
+        self.broken = cause
+        self.book.out.append(Broken(cause))
+
+
+_HANDLERS = {
+    ev.Submit: "_submit",
+    ev.Cancel: "_cancel",
+    ev.Tick: "_tick",
+    ev.Retune: "_retune",
+    ev.Prefilled: "_prefilled",
+    ev.PassFailed: "_pass_failed",
+    ev.Stepped: "_stepped",
+    ev.StepFailed: "_step_failed",
+    ev.Landed: "_landed",
+    ev.SourceRead: "_source_read",
+    ev.TransferFailed: "_transfer_failed",
+    ev.TransferClosed: "_transfer_closed",
+    ev.WorkerDied: "_worker_died",
+}

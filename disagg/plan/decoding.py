@@ -1,0 +1,79 @@
+"""What a decode worker does next: which rows grow, move to another bin, join, or make room for an older request."""
+
+from disagg.plan.book import Book
+from disagg.plan.commands import Decode
+from disagg.plan.movement import Movement
+from disagg.plan.request import Record, Stage
+from disagg.plan.seats import DecodeSeat, Step
+
+
+class Decoding:
+    def __init__(self, book: Book, movement: Movement):
+        self.book, self.movement = book, movement
+
+    def step(self, seat: DecodeSeat) -> bool:
+        """Composes and issues the next step; True where there was a row to run."""
+        if len(seat.steps) >= self.book.steps_in_flight or (seat.steps and seat.short_of_blocks()):
+            return False
+        self._keep_rows(seat)
+        self._join(seat)
+        if not seat.rows:
+            return False
+        command: Decode = seat.issue(self.book.new_id())
+        self.book.deadline(seat.steps[-1].id, "step", seat)
+        self.book.out.append(command)
+        return True
+
+    def finish(self, seat: DecodeSeat) -> Step:
+        """Closes the oldest step in flight: tables that only it still touched are freed."""
+        step = seat.steps.popleft()
+        self.book.settle(step.id)
+        for table in step.pinned:
+            table.unpin(step.id)
+        return step
+
+    def _keep_rows(self, seat: DecodeSeat):
+        """Rows of which something is due: a new block, another bin, or no further step."""
+        for row in seat.due():
+            record = row.record
+            if seat.rows.get(record.id) is not row:
+                continue  # preempted for a row before it
+            if seat.next_step > row.last_step:
+                seat.leave(record)
+            elif seat.needs_block(row) and not self._grow(seat, record):
+                seat.leave(record)  # it sits out until there is a block
+                self.book.arrive(record)
+            else:
+                seat.rebin(row)
+                seat.plan(row)
+
+    def _join(self, seat: DecodeSeat):
+        """Takes landed requests into the batch while there is a place, and a block for their next token."""
+        limit = seat.limit(self.book.config.max_batch)
+        while len(seat.rows) < limit and (record := seat.landed.peek()) is not None:
+            full = record.context >= len(record.decode_table.blocks) * seat.block_size
+            if full and not self._grow(seat, record):
+                return
+            seat.landed.remove(record)
+            self.book.move(record, Stage.RUNNING)
+            seat.join(record)
+
+    def _grow(self, seat: DecodeSeat, record: Record) -> bool:
+        """One more block, taken from a younger request where the pool is full; False where it must wait."""
+        while (blocks := record.decode_table.grow()) is None:
+            coming = any(r.stage is Stage.SPILLING and r.seat == record.seat for r in self.book.records.values())
+            victim = self._victim(seat, record)
+            if coming or seat.steps or victim is None:
+                record.gate = f"{seat.pool.name} blocks"
+                return False
+            self.movement.preempt(seat, victim)
+        if record.id in seat.rows:
+            seat.grown.append((record.id, blocks[0]))
+        return True
+
+    def _victim(self, seat: DecodeSeat, record: Record) -> Record | None:
+        """The last by policy that holds blocks of this seat and comes after `record`."""
+        key = seat.landed.key
+        holders = [row.record for row in seat.rows.values()] + list(seat.landed)
+        last = max(holders, key=key, default=record)
+        return last if key(last) > key(record) else None

@@ -1,0 +1,99 @@
+"""What happens to the controller: everything it knows arrives as one of these, in the order of the engine's inbox."""
+
+from typing import NamedTuple
+
+from disagg.plan.commands import Worker
+from disagg.plan.config import Config
+from disagg.plan.request import Job
+
+
+class Submit(NamedTuple):
+    job: Job
+
+
+class Cancel(NamedTuple):
+    request: int
+
+
+class Retune(NamedTuple):
+    """New settings while it runs; only those of `controller.LIVE` may differ."""
+
+    config: Config
+
+
+class Tick(NamedTuple):
+    """Time passed: deadlines are checked."""
+
+
+class Prefilled(NamedTuple):
+    """A pass ended; one token for each final chunk, in order."""
+
+    worker: Worker
+    pass_id: int
+    tokens: tuple[int, ...]
+    started_ns: int
+    ended_ns: int
+
+
+class PassFailed(NamedTuple):
+    worker: Worker
+    pass_id: int
+    error: str
+
+
+class Stepped(NamedTuple):
+    """A decode step ended; one token a row, in the order of its groups, and the slots that attention read."""
+
+    worker: Worker
+    step: int
+    tokens: tuple[int, ...]
+    started_ns: int
+    ended_ns: int
+    used_slots: int
+    padded_slots: int
+
+
+class StepFailed(NamedTuple):
+    worker: Worker
+    step: int
+    error: str
+
+
+class Part(NamedTuple):
+    """Layers [layer, layer_end) of table positions [block, block_end)."""
+
+    layer: int
+    layer_end: int
+    block: int
+    block_end: int
+
+
+class Landed(NamedTuple):
+    """Parts of a transfer are complete, and verified, in the target memory."""
+
+    transfer: int
+    parts: tuple[Part, ...]
+    nbytes: int
+    took_ns: int
+
+
+class SourceRead(NamedTuple):
+    """Every copy that reads the transfer's source has ended; hop two still travels."""
+
+    transfer: int
+
+
+class TransferFailed(NamedTuple):
+    transfer: int
+    error: str
+
+
+class TransferClosed(NamedTuple):
+    """After an Abort: no copy of this transfer runs any more, nor will."""
+
+    transfer: int
+
+
+class WorkerDied(NamedTuple):
+    worker: Worker
+    error: str

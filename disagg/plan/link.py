@@ -1,0 +1,102 @@
+"""The emulated wire between two memories: how long a copy occupies it, and when the copy lands.
+
+The rule of the dial: busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency.
+Deadlines follow from deadlines, never from when a thread woke up, so errors do not add up.
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+import math
+from dataclasses import dataclass
+
+from disagg.plan.errors import ConfigError
+
+#: Bandwidths in bytes a second, one direction. PCIe and NVLink: vendors' data sheets, less protocol overhead for PCIe;
+#: Ethernet: line rate / 8.
+PRESETS = {
+    "nvlink": 450e9,
+    "pcie5x16": 55e9,
+    "pcie4x16": 26e9,
+    "100gbe": 12.5e9,
+    "25gbe": 3.125e9,
+    "10gbe": 1.25e9,
+    "1gbe": 0.125e9,
+    "wifi": 0.03e9,
+    "slow": 0.01e9,
+}
+
+#: What a dial made of host deadlines holds on two busy cores; above it, scheduling delays of milliseconds dominate.
+CPU_DIAL_LIMIT = 0.5e9
+
+
+@dataclass(frozen=True)
+class Link:
+    """One direction of a wire: bytes/s, seconds of latency (paid once), seconds of fixed cost per copy."""
+
+    bandwidth: float = math.inf
+    latency_s: float = 0.0
+    fixed_s: float = 0.0
+    compute_ratio: float | None = None  # c/x: the engine turns it into a bandwidth once it has measured c
+
+    def __post_init__(self):
+        for name in ("latency_s", "fixed_s"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ConfigError(f"link {name} must be seconds, 0 or more; got {value!r}")
+        if not (isinstance(self.bandwidth, (int, float)) and self.bandwidth > 0):
+            raise ConfigError(f"link bandwidth must be bytes a second above 0; got {self.bandwidth!r}")
+        ratio = self.compute_ratio
+        if ratio is not None and not (isinstance(ratio, (int, float)) and 0 < ratio < math.inf):
+            raise ConfigError(f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {ratio!r}")
+
+    @classmethod
+    def ratio(cls, compute_over_transfer: float, **fields) -> "Link":
+        """A wire on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
+        return cls(compute_ratio=compute_over_transfer, **fields)
+
+    @property
+    def dialled(self) -> bool:
+        """False for the plain wire, whose copies take as long as they really take."""
+        return self.bandwidth < math.inf or self.latency_s > 0 or self.fixed_s > 0
+
+    def occupancy_ns(self, nbytes: int) -> int:
+        """How long a copy of `nbytes` keeps the wire busy (x_i in the law)."""
+        return round((self.fixed_s + nbytes / self.bandwidth) * 1e9)
+
+
+def parse_link(value, device: str = "cpu") -> Link:
+    """A Link from a Link, a preset's name, None (no dial) or a bandwidth; refused where the dial could not hold it."""
+    match value:
+        case None:
+            return Link()
+        case Link():
+            link = value
+        case str():
+            if value not in PRESETS:
+                raise ConfigError(f"link {value!r} is unknown; known: {', '.join(PRESETS)}")
+            link = Link(PRESETS[value])
+        case bool():
+            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {value!r}")
+        case int() | float():
+            link = Link(float(value))
+        case _:
+            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {value!r}")
+    if device == "cpu" and CPU_DIAL_LIMIT < link.bandwidth < math.inf:
+        raise ConfigError(
+            f"link of {link.bandwidth / 1e9:g} GB/s is faster than the emulation holds on a CPU "
+            f"({CPU_DIAL_LIMIT / 1e9:g} GB/s); take Link.ratio(c/x) for the same proportion, or a slower link"
+        )
+    return link
+
+
+class Wire:
+    """The clock of one link: says when each posted copy ends and lands. Copies take the wire one after the other."""
+
+    def __init__(self, link: Link):
+        self.link = link
+        self.busy_until_ns = 0
+
+    def post(self, nbytes: int, now_ns: int) -> tuple[int, int, int]:
+        """Occupies the wire for one copy; returns (start, end of occupancy, landing) in ns."""
+        start = max(now_ns, self.busy_until_ns)
+        self.busy_until_ns = start + self.link.occupancy_ns(nbytes)
+        return start, self.busy_until_ns, self.busy_until_ns + round(self.link.latency_s * 1e9)

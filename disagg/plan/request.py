@@ -1,0 +1,169 @@
+"""A request: what the user asks, the record the controller keeps of it, and the stages it may pass.
+
+The life of a request, handed off between two devices (one device skips HANDING_OFF):
+
+    QUEUED       waits for a prefill worker and its blocks
+    PREFILLING   its chunks are computed; with a streamed route its layers already travel
+    HANDING_OFF  token 1 exists; the rest of its K/V is on the way to the decode device
+    LANDED       its K/V is complete on the decode device; waits for a place in the batch
+    RUNNING      one token a step
+    SPILLING, SPILLED, FETCHING   preempted to host memory, there, and on its way back (then LANDED again)
+    ENDED        exactly once, as eos, length, cancelled or failed
+
+A preempted request that is recomputed instead, or whose spill or fetch failed, goes back to QUEUED.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from disagg.plan.errors import RequestError
+
+
+class Stage(Enum):
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    HANDING_OFF = "handing off"
+    LANDED = "landed"
+    RUNNING = "running"
+    SPILLING = "spilling"
+    SPILLED = "spilled"
+    FETCHING = "fetching"
+    ENDED = "ended"
+
+
+LEGAL_MOVES = {
+    Stage.QUEUED: {Stage.PREFILLING, Stage.ENDED},
+    Stage.PREFILLING: {Stage.HANDING_OFF, Stage.LANDED, Stage.ENDED},
+    Stage.HANDING_OFF: {Stage.LANDED, Stage.ENDED},
+    Stage.LANDED: {Stage.RUNNING, Stage.SPILLING, Stage.QUEUED, Stage.ENDED},
+    Stage.RUNNING: {Stage.LANDED, Stage.SPILLING, Stage.QUEUED, Stage.ENDED},
+    Stage.SPILLING: {Stage.SPILLED, Stage.QUEUED, Stage.ENDED},
+    Stage.SPILLED: {Stage.FETCHING, Stage.ENDED},
+    Stage.FETCHING: {Stage.LANDED, Stage.QUEUED, Stage.ENDED},
+    Stage.ENDED: set(),
+}
+
+
+class Finish(Enum):
+    EOS = "eos"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a worker picks a token: greedy at temperature 0, else seeded by (seed, position) alone."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    force_ids: tuple[int, ...] | None = None
+    keep_logits: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks: a prompt as text or token ids, and how to answer it."""
+
+    prompt: str | Sequence[int]
+    max_new_tokens: int = 64
+    arrival_s: float = 0.0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    force_ids: Sequence[int] | None = None  # feed these instead of the model's own choices
+    keep_logits: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens must be a whole number, 1 or more; got {self.max_new_tokens!r}")
+        for name, low, high in (("arrival_s", 0, 1e9), ("temperature", 0, 100), ("top_p", 0, 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise RequestError(f"{name} must be a number from {low} to {high:g}; got {value!r}")
+        if self.top_p == 0:
+            raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
+        if not isinstance(self.prompt, str) and not _are_ids(self.prompt):
+            raise RequestError(f"prompt must be text or a list of token ids; got {type(self.prompt).__name__}")
+        if len(self.prompt) == 0:
+            raise RequestError("prompt is empty; give at least one token")
+        if self.force_ids is not None and (not _are_ids(self.force_ids) or len(self.force_ids) == 0):
+            raise RequestError("force_ids must be a list of at least one token id")
+
+    @property
+    def sampling(self) -> Sampling:
+        force = None if self.force_ids is None else tuple(self.force_ids)
+        return Sampling(self.temperature, self.top_p, self.seed, force, self.keep_logits)
+
+
+def _are_ids(value) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request as the controller sees it: token ids in, nothing of text or tensors. Times in ns."""
+
+    id: int
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    arrival_ns: int
+    eos_ids: frozenset[int] = frozenset()
+    sampling: Sampling = Sampling()
+
+
+@dataclass(eq=False)
+class Record:
+    """The controller's record of one open request."""
+
+    job: Job
+    stage: Stage = Stage.QUEUED
+    generated: list[int] = field(default_factory=list)
+    prefill_target: int = 0  # tokens whose K/V prefill computes: the prompt, and what a recompute repeats
+    prefilled: int = 0  # tokens prefilled, or given to a pass in flight
+    seat: int | None = None  # decode worker that holds (or will hold) its K/V
+    prefill_seat: int | None = None
+    prefill_table: object = None  # tables of blocks: prefill device, decode device, host
+    decode_table: object = None
+    host_table: object = None
+    transfer: int | None = None  # open hand-off, spill or fetch
+    stages: list[tuple[int, Stage]] = field(default_factory=list)
+    gate: str = ""  # what it waits for, named
+    finish: Finish | None = None
+
+    @property
+    def id(self) -> int:
+        return self.job.id
+
+    @property
+    def context(self) -> int:
+        """Tokens whose K/V exist once it runs: all but the last token, which the next step takes in."""
+        return len(self.job.prompt) + len(self.generated) - 1
+
+    @property
+    def tables(self) -> list:
+        """The tables it holds, in any memory."""
+        return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
+
+    def unpin(self, activity: int):
+        for table in self.tables:
+            table.unpin(activity)
+
+    @property
+    def left(self) -> int:
+        """Tokens it may still generate."""
+        return self.job.max_new_tokens - len(self.generated)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.job.prompt + tuple(self.generated)
+
+    def move(self, stage: Stage, now_ns: int, gate: str = ""):
+        """The one way to change stage; an illegal move is a bug in the controller, and says so."""
+        if stage not in LEGAL_MOVES[self.stage]:
+            raise AssertionError(f"request {self.id}: {self.stage.value} → {stage.value} is not a legal move")
+        self.stage, self.gate = stage, gate
+        self.stages.append((now_ns, stage))

@@ -1,0 +1,73 @@
+"""What a run gives back: a result a request, the timeline, and the counts of the whole."""
+
+from dataclasses import dataclass, field
+
+from disagg.plan.batching import Padding
+from disagg.plan.config import Config
+from disagg.plan.metrics import Metrics, measure
+from disagg.plan.paging import Choice
+from disagg.plan.timeline import Overlap, Timeline
+
+
+@dataclass
+class Result:
+    """One request's answer. Times are seconds from its arrival, queue included."""
+
+    request: int
+    prompt_tokens: int
+    arrival_ns: int
+    token_ids: list[int] = field(default_factory=list)
+    token_times_ns: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = ""  # eos, length, cancelled, failed
+    error: str | None = None
+    logits: list = field(default_factory=list)  # a row a token, where the request asked to keep them
+    stages: tuple = ()  # (ns, stage) in order
+    ended_ns: int = 0
+
+    @property
+    def ttft_s(self) -> float | None:
+        return (self.token_times_ns[0] - self.arrival_ns) / 1e9 if self.token_times_ns else None
+
+    @property
+    def itl_s(self) -> list[float]:
+        """All gaps between tokens, the second token's included."""
+        times = self.token_times_ns
+        return [(b - a) / 1e9 for a, b in zip(times, times[1:], strict=False)]
+
+    @property
+    def second_token_gap_s(self) -> float | None:
+        gaps = self.itl_s[:1]
+        return gaps[0] if gaps else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        times = self.token_times_ns
+        return (times[-1] - times[0]) / 1e9 / (len(times) - 1) if len(times) > 1 else None
+
+
+@dataclass
+class Run:
+    """The results of `serve` or `simulate`, in the order of the requests."""
+
+    config: Config
+    results: list[Result]
+    timeline: Timeline
+    counts: dict[str, int] = field(default_factory=dict)
+    padding: Padding = field(default_factory=Padding)
+    peak_blocks: dict[str, int] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)  # spill or recompute, with both costs
+    log: list = field(default_factory=list)  # (ns, event) as the controller consumed them
+    interrupted: bool = False
+
+    @property
+    def anomalies(self) -> int:
+        """Notices that came late, twice or for nothing; 0 where no fault was injected."""
+        return self.counts.get("anomalies", 0)
+
+    def metrics(self, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
+        return measure(self, ttft_limit_s, tpot_limit_s)
+
+    def overlap(self, index: int | None = None) -> Overlap:
+        """H, W and E of one result, or of the run."""
+        return self.timeline.overlap(None if index is None else self.results[index].request)

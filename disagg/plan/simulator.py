@@ -1,0 +1,237 @@
+"""The same controller and the same traffic under a virtual clock. A plain world: workers with linear costs.
+
+`World` obeys commands with events at computed times; one heap, one order, no thread. Real figures need a calibrated
+cost model, which this is not: its default speeds are round numbers.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+from disagg.plan.config import Config
+from disagg.plan.controller import Controller
+from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.request import Job, Request
+from disagg.plan.results import Result, Run
+from disagg.plan.timeline import Span, Timeline
+from disagg.plan.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Costs of simulated work in ns, and the model's shape."""
+
+    layers: int = 30
+    token_bytes: int = 46_080
+    prefill_pass: int = 2_000_000
+    prefill_token: int = 4_000_000
+    step: int = 60_000_000
+    step_row: int = 6_000_000
+    step_token: int = 20_000
+    tail: int = 3_000_000  # prefill's output head
+    copy_byte: float = 0.2  # an undialled wire
+
+
+def fake_token(request: int, index: int) -> int:
+    """What a simulated model says: a function of who and where, so that a mix-up shows."""
+    return 3 + (request * 7919 + index * 104_729) % 997
+
+
+class World:
+    """One controller, its traffic, and workers that take time. `step` advances by one event."""
+
+    def __init__(self, config: Config, speeds: Speeds = Speeds(), steps_in_flight: int = 1):
+        self.config, self.speeds = config, speeds
+        shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
+        self.controller = Controller(config, **shape, steps_in_flight=steps_in_flight)
+        self.traffic = Traffic(config, **shape)
+        self.now_ns = 0
+        self.results: dict[int, Result] = {}
+        self.spans: list[Span] = []
+        self.choices: list = []
+        self.log: list = []
+        self.busy_lanes: set[str] = set()
+        self._heap: list = []
+        self._sequence = 0
+        self._free_ns: dict[cmd.Worker, int] = {}
+        self._batches: dict[cmd.Worker, dict[int, list[int]]] = {}  # worker → request → [context, token index]
+
+    def at(self, when_ns: int, action, *args):
+        """Schedules an action; those of one instant run in the order in which they were scheduled."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (when_ns, self._tie(), self._sequence, action, args))
+
+    def _tie(self) -> int:
+        """Order of what happens at the same instant; tests draw it at random."""
+        return 0
+
+    def submit(self, job: Job):
+        refusal = self.controller.refusal(job)
+        if refusal:
+            raise RequestError(refusal)
+        self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns)
+        self.at(job.arrival_ns, self.deliver, ev.Submit(job))
+
+    def step(self) -> bool:
+        """Runs the next scheduled action; False where there is none left."""
+        if not self._heap:
+            return False
+        when, _, _, action, args = heapq.heappop(self._heap)
+        self.now_ns = max(self.now_ns, when)
+        action(*args)
+        return True
+
+    def run(self, limit_steps: int = 50_000_000):
+        """Until nothing is left to happen; an open request then is a bug, and is named."""
+        while self.step():
+            limit_steps -= 1
+            if not limit_steps:
+                raise EngineError("the simulated world does not come to an end")
+        stuck = {r.id: f"{r.stage.value}: {r.gate}" for r in self.controller.book.records.values()}
+        if stuck:
+            raise EngineError(f"nothing left to happen, but these requests are open: {stuck}")
+
+    def deliver(self, event):
+        """The inbox: one event into the controller, its commands carried out."""
+        self.log.append((self.now_ns, event))
+        for command in self.controller.handle(event, self.now_ns):
+            self.obey(command)
+        self.drive_lanes()
+
+    def obey(self, command):
+        match command:
+            case cmd.Prefill():
+                self._prefill(command)
+            case cmd.Decode():
+                self._decode(command)
+            case cmd.Send():
+                self.traffic.send(command, self.now_ns)
+            case cmd.Assign():
+                self.traffic.assign(command, self.now_ns)
+            case cmd.Abort():
+                for notice in self.traffic.abort(command.transfer):
+                    self.at(self.now_ns, self.deliver, notice)
+            case cmd.Emit():
+                for request, token in zip(command.requests, command.tokens, strict=True):
+                    self.results[request].token_ids.append(token)
+                    self.results[request].token_times_ns.append(command.at_ns)
+            case cmd.Ended():
+                result = self.results[command.request]
+                result.finish_reason, result.error = command.finish.value, command.error
+                result.ended_ns, result.stages = command.at_ns, command.stages
+            case cmd.Preempted():
+                self.choices.append(command.choice)
+
+    # ---- workers -----------------------------------------------------------------------------------------------------
+
+    def _prefill(self, command: cmd.Prefill):
+        speeds, start = self.speeds, self._start(command.worker)
+        tokens = sum(chunk.stop - chunk.start for chunk in command.chunks)
+        layer = (speeds.prefill_pass + tokens * speeds.prefill_token) // speeds.layers
+        end = start + layer * speeds.layers + speeds.tail
+        moving = [chunk.transfer for chunk in command.chunks if chunk.transfer is not None]
+        if moving:
+            for index in range(speeds.layers):
+                self.at(start + (index + 1) * layer, self._hand_off, moving, index)
+        finals = [chunk for chunk in command.chunks if chunk.final]
+        self._free_ns[command.worker] = end
+        requests = tuple(chunk.request for chunk in command.chunks)
+        marks = tuple(start + (index + 1) * layer for index in range(speeds.layers))
+        firsts = tuple(chunk.request for chunk in finals)
+        self.spans.append(
+            Span("prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks)
+        )
+        given = tuple(self.token(chunk.request, chunk.token_index) for chunk in finals)
+        self.at(end, self.deliver, ev.Prefilled(command.worker, command.pass_id, given, start, end))
+
+    def _hand_off(self, transfers: list[int], layer: int):
+        for transfer in transfers:
+            self.traffic.hand_off(transfer, layer, self.now_ns)
+        self.drive_lanes()
+
+    def _decode(self, command: cmd.Decode):
+        batch = self._batches.setdefault(command.worker, {})
+        for request in command.left:
+            del batch[request]
+        for join in command.joins:
+            batch[join.request] = [join.context, join.token_index]
+        speeds, start = self.speeds, self._start(command.worker)
+        groups = [[batch[request][0] + 1 for request in group] for group in command.groups]
+        used, padded = sum(map(sum, groups)), sum(len(g) * max(g) for g in groups)
+        order = [request for group in command.groups for request in group]
+        end = start + speeds.step + len(order) * speeds.step_row + padded * speeds.step_token
+        tokens = tuple(self.token(request, batch[request][1]) for request in order)
+        for request in order:
+            batch[request][0] += 1
+            batch[request][1] += 1
+        self._free_ns[command.worker] = end
+        self.spans.append(Span("decode", str(command.worker), start, end, tuple(order), command.step, len(order)))
+        self.at(end, self.deliver, ev.Stepped(command.worker, command.step, tokens, start, end, used, padded))
+
+    def token(self, request: int, index: int) -> int:
+        return fake_token(request, index)
+
+    def _start(self, worker: cmd.Worker) -> int:
+        return max(self.now_ns, self._free_ns.get(worker, 0))
+
+    # ---- wires -------------------------------------------------------------------------------------------------------
+
+    def drive_lanes(self):
+        """Starts a copy on every idle lane that has one ready."""
+        for name in self.traffic.lanes:
+            if name not in self.busy_lanes and (flight := self.traffic.start(name)) is not None:
+                self.busy_lanes.add(name)
+                if not self.traffic.lanes[name].wire.link.dialled:
+                    took = round(flight.piece.nbytes * self.speeds.copy_byte)
+                    flight.busy_until_ns = flight.landing_ns = max(flight.start_ns, self.now_ns) + took
+                self.at(flight.busy_until_ns, self._lane_free, name)
+                self.at(flight.landing_ns, self.land, flight)
+
+    def _lane_free(self, name: str):
+        self.busy_lanes.discard(name)
+        self.drive_lanes()
+
+    def land(self, flight):
+        notices = self.traffic.finish(flight, self.now_ns)
+        self.spans.append(copy_span(flight, flight.landing_ns))
+        for notice in notices:
+            self.deliver(notice)
+        self.drive_lanes()
+
+
+def copy_span(flight, landed_ns: int) -> Span:
+    """The span of a piece on one lane."""
+    piece = flight.piece
+    kind = "spill" if flight.lane.startswith("spill") else "fetch" if piece.source.role == "host" else "copy"
+    return Span(
+        kind, flight.lane, flight.start_ns, landed_ns, (piece.request,), piece.layer, piece.layer_end - piece.layer,
+        piece.nbytes, deadline_ns=flight.landing_ns, transfer=piece.transfer,
+        occupied_ns=flight.busy_until_ns - flight.start_ns,
+    )  # fmt: skip
+
+
+def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speeds()) -> Run:
+    """Serves requests given as token ids in a plain virtual world; the same Run as `Engine.serve`."""
+    sizes = {name: getattr(config, name) if getattr(config, name) is not None else 4096
+             for name in ("prefill_blocks", "decode_blocks", "host_blocks")}  # fmt: skip
+    world = World(config.replace(**sizes), speeds)
+    requests = list(requests)
+    for index, request in enumerate(requests):
+        if isinstance(request.prompt, str):
+            raise RequestError("simulate takes prompts as token ids: it has no tokenizer")
+        arrival = round(request.arrival_s * 1e9)
+        world.submit(Job(index, tuple(request.prompt), request.max_new_tokens, arrival, sampling=request.sampling))
+    world.run()
+    book = world.controller.book
+    return Run(
+        config,
+        [world.results[index] for index in range(len(requests))],
+        Timeline(world.spans),
+        dict(book.counts),
+        book.padding,
+        {pool.name: pool.peak for pool in book.pools()},
+        world.choices,
+        world.log,
+    )

@@ -1,0 +1,94 @@
+"""What happened when: spans of passes, steps and copies on one clock, and how much of the copying they hide.
+
+H, hidden fraction: 1 - exposed / all transfer time, of one request's hand-off. W, wall overlap: the share of the
+union of copies during which a prefill pass ran. E, exposed: from token 1 to the last layer landed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from disagg.plan.intervals import intersection, length, union
+
+HAND_OFF = ("direct", "down", "up")  # lanes on which hand-offs travel
+
+
+class Span(NamedTuple):
+    """One piece of work. Times in ns on the engine's clock."""
+
+    kind: str  # prefill (a pass), decode (a step), copy, spill, fetch
+    place: str  # the worker's or lane's name, such as "prefill 0" or "up 0"
+    start_ns: int
+    end_ns: int
+    requests: tuple[int, ...]
+    index: int = 0  # pass, step, or first layer
+    count: int = 0  # tokens of a pass, rows of a step, layers of a copy
+    nbytes: int = 0
+    firsts: tuple[int, ...] = ()  # requests that got a token from this pass
+    hand_offs_ns: tuple[int, ...] = ()  # when the pass handed each layer off
+    deadline_ns: int = 0  # when the dial said that the copy lands
+    transfer: int = 0
+    occupied_ns: int = 0  # what the copy kept its wire busy, by the wire's account
+
+
+class Overlap(NamedTuple):
+    """One request's hand-off, or a run's: seconds, and fractions (None where nothing was handed off)."""
+
+    hidden: float | None
+    wall: float | None
+    exposed_s: float
+    transfer_s: float
+
+
+@dataclass
+class Timeline:
+    spans: list[Span] = field(default_factory=list)
+    start_ns: int = 0
+
+    @property
+    def places(self) -> list[str]:
+        """Workers and lanes, in the order in which a request passes them."""
+        order = ["prefill", "down", "direct", "up", "decode", "spill"]
+        names = {span.place for span in self.spans}
+        return sorted(names, key=lambda name: (order.index(name.split()[0]), name))
+
+    @property
+    def end_ns(self) -> int:
+        return max((span.end_ns for span in self.spans), default=self.start_ns)
+
+    def busy(self, place: str) -> int:
+        """ns in which the place did something."""
+        return length((s.start_ns, s.end_ns) for s in self.spans if s.place == place)
+
+    def hand_off(self, request: int) -> list[Span]:
+        """The copies of a request's first hand-off."""
+        copies = [s for s in self.spans if s.kind == "copy" and s.requests == (request,)]
+        first = min((s.transfer for s in copies), default=0)
+        return [s for s in copies if s.transfer == first]
+
+    def prefill_end_ns(self, request: int) -> int | None:
+        """When the request's token 1 existed."""
+        return min((s.end_ns for s in self.spans if request in s.firsts), default=None)
+
+    def overlap(self, request: int | None = None) -> Overlap:
+        """H, W and E of one request's hand-off; or of the run: transfer-weighted H, and the sum of E."""
+        if request is None:
+            return self._run_overlap()
+        copies, end = self.hand_off(request), self.prefill_end_ns(request)
+        if not copies or end is None:
+            return Overlap(None, None, 0.0, 0.0)
+        total = sum(s.occupied_ns for s in copies)
+        exposed = max(0, max(s.end_ns for s in copies) - end)
+        return Overlap(1 - exposed / total if total else None, self._wall(copies), exposed / 1e9, total / 1e9)
+
+    def _run_overlap(self) -> Overlap:
+        requests = sorted({s.requests[0] for s in self.spans if s.kind == "copy"})
+        parts = [self.overlap(request) for request in requests]
+        total, exposed = sum(p.transfer_s for p in parts), sum(p.exposed_s for p in parts)
+        copies = [s for s in self.spans if s.kind == "copy"]
+        return Overlap(1 - exposed / total if total else None, self._wall(copies), exposed, total)
+
+    def _wall(self, copies: Iterable[Span]) -> float | None:
+        moving = union((s.start_ns, s.end_ns) for s in copies)
+        computing = [(s.start_ns, s.end_ns) for s in self.spans if s.kind == "prefill"]
+        return length(intersection(moving, computing)) / length(moving) if moving else None

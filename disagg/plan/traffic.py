@@ -1,0 +1,236 @@
+"""Which copy takes which wire next: pieces of transfers, the lanes they queue on, and the ring between two hops.
+
+A piece is some layers of some blocks. It goes its way alone: on a direct route from the prefill device to the decode
+device; staged, down into a slot of the ring and up from there. Spills and fetches use the decode device's own wires.
+The lanes of one machine:
+
+    direct P   prefill device P → decode device        spill D   decode device D → host
+    down P     prefill device P → ring                  up D      ring or host → decode device D
+
+Pure: threads (or a virtual clock) ask `start` for the next copy of a lane, carry it out, and report `finish`.
+"""
+
+import heapq
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from disagg.plan.blocks import BlockPool
+from disagg.plan.commands import Assign, Send, Worker
+from disagg.plan.config import Config
+from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
+from disagg.plan.link import Wire
+
+
+class Piece(NamedTuple):
+    """Layers [layer, layer_end) of the table positions [block, block_end), read from `blocks` of the source."""
+
+    transfer: int
+    request: int
+    source: Worker
+    layer: int
+    layer_end: int
+    block: int
+    block_end: int
+    blocks: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def part(self) -> Part:
+        return Part(self.layer, self.layer_end, self.block, self.block_end)
+
+
+@dataclass(eq=False)
+class Flight:
+    """A piece on one wire: its times by the wire's account, its ring slot where it uses one, and where it goes."""
+
+    piece: Piece
+    lane: str
+    start_ns: int
+    busy_until_ns: int
+    landing_ns: int
+    slot: int | None
+    target: Worker | None
+    target_blocks: tuple[int, ...]  # those of the piece
+
+
+@dataclass(eq=False)
+class Journey:
+    """What is known of an open transfer."""
+
+    send: Send
+    pieces: int = 0  # made so far
+    read: int = 0  # pieces whose first hop has ended
+    landed: int = 0
+    flying: int = 0
+    blocks_sent: int = 0
+    next_layer: int = 0  # layers of the last Send that are in pieces; the rest waits for prefill
+    assign: Assign | None = None
+    parked: list = field(default_factory=list)  # (piece, ring slot) that wait for the target's blocks
+    aborted: bool = False
+
+    def all_made(self, layers: int) -> bool:
+        """Has everything due become a piece?"""
+        return self.blocks_sent == self.send.due_blocks and self.next_layer == layers
+
+
+class Lane:
+    """One wire and the pieces that are ready for it, the first by policy on top."""
+
+    def __init__(self, name: str, wire: Wire):
+        self.name, self.wire = name, wire
+        self.ready: list[tuple[tuple, int, Piece, int | None, int]] = []  # priority, order, piece, slot, since when
+
+
+class Traffic:
+    def __init__(self, config: Config, *, layers: int, token_bytes: int):
+        self.layers = layers
+        self.layer_block_bytes = config.block_size * token_bytes // layers
+        self.layers_per_copy = config.layers_per_copy
+        first, second = config.links
+        names = [f"{'down' if config.route == 'staged' else 'direct'} {i}" for i in range(config.prefill_workers)]
+        if config.host_blocks:
+            names += [f"spill {i}" for i in range(config.decode_workers)]
+        if config.host_blocks or (config.route == "staged" and not config.colocated):
+            names += [f"up {i}" for i in range(config.decode_workers)]
+        self.lanes = {name: Lane(name, Wire(second if name.startswith("up") else first)) for name in names}
+        self.ring = BlockPool("ring", config.ring_slots if config.route == "staged" else 0)
+        self.journeys: dict[int, Journey] = {}
+        self._order = 0
+        self._slot_freed_ns = 0
+
+    def retune(self, config: Config):
+        """New wires and granularity, from the next copy on."""
+        first, second = config.links
+        self.layers_per_copy = config.layers_per_copy
+        for lane in self.lanes.values():
+            lane.wire.link = second if lane.name.startswith("up") else first
+
+    # ---- what the controller and prefill say -------------------------------------------------------------------------
+
+    def send(self, send: Send, now_ns: int):
+        """Blocks may travel: at once, or a group of layers at a time as `hand_off` reports them."""
+        journey = self.journeys.setdefault(send.transfer, Journey(send))
+        journey.send, journey.next_layer = send, 0
+        journey.blocks_sent += len(send.blocks)
+        if send.layers_ready:
+            self._make(journey, self.layers, now_ns)
+
+    def hand_off(self, transfer: int, layer: int, now_ns: int) -> Piece | None:
+        """Prefill has written this layer's K/V of the last Send; returns the piece that became ready with it."""
+        journey = self.journeys.get(transfer)
+        if journey is None or journey.aborted:
+            return None
+        if layer + 1 - journey.next_layer >= self.layers_per_copy or layer + 1 == self.layers:
+            return self._make(journey, layer + 1, now_ns)
+        return None
+
+    def assign(self, assign: Assign, now_ns: int):
+        """The target's blocks are known: pieces that waited for them become ready."""
+        journey = self.journeys.get(assign.transfer)
+        if journey is None:
+            return
+        journey.assign = assign
+        for piece, slot in journey.parked:
+            self._push(journey, piece, slot, now_ns)
+        journey.parked.clear()
+
+    def abort(self, transfer: int) -> list:
+        """Drops what has not started; the transfer is closed when the last copy has ended."""
+        journey = self.journeys.get(transfer)
+        if journey is None:
+            return [TransferClosed(transfer)]
+        journey.aborted = True
+        for lane in self.lanes.values():
+            kept = [entry for entry in lane.ready if entry[2].transfer != transfer]
+            self._drop_slots([entry[3] for entry in lane.ready if entry[2].transfer == transfer], transfer)
+            heapq.heapify(kept)
+            lane.ready = kept
+        self._drop_slots([slot for _, slot in journey.parked], transfer)
+        journey.parked.clear()
+        return self._close_if_done(transfer)
+
+    # ---- what the lanes do -------------------------------------------------------------------------------------------
+
+    def start(self, name: str) -> Flight | None:
+        """Puts the lane's next piece on its wire; None while there is none, or no ring slot for it."""
+        lane = self.lanes[name]
+        if not lane.ready or (name.startswith("down") and not self.ring.available):
+            return None
+        _, _, piece, slot, posted_ns = heapq.heappop(lane.ready)
+        journey = self.journeys[piece.transfer]
+        journey.flying += 1
+        if name.startswith("down"):
+            slot = self.ring.reserve(1, piece.transfer)[0]
+            posted_ns = max(posted_ns, self._slot_freed_ns)
+        times = lane.wire.post(piece.nbytes, posted_ns)
+        target, blocks = None, ()
+        if journey.assign is not None and not name.startswith("down"):
+            target, blocks = journey.assign.target, journey.assign.blocks[piece.block : piece.block_end]
+        return Flight(piece, name, *times, slot, target, blocks)
+
+    def finish(self, flight: Flight, now_ns: int) -> list:
+        """A copy has landed: passes the piece on, or returns the notices for the controller."""
+        piece = flight.piece
+        journey = self.journeys[piece.transfer]
+        journey.flying -= 1
+        first_hop = flight.slot is None or flight.lane.startswith("down")
+        journey.read += first_hop
+        if flight.lane.startswith("down") and not journey.aborted:
+            self._park_or_push(journey, piece, flight.slot, now_ns)
+            through = journey.read == journey.pieces and journey.all_made(self.layers)
+            return [SourceRead(piece.transfer)] if through else []
+        self._drop_slots([flight.slot], piece.transfer)
+        self._slot_freed_ns = now_ns
+        if journey.aborted:
+            return self._close_if_done(piece.transfer)
+        journey.landed += 1
+        took = flight.landing_ns - flight.start_ns
+        notices = [Landed(piece.transfer, (piece.part,), piece.nbytes, took)]
+        if journey.landed == journey.pieces and journey.all_made(self.layers):
+            del self.journeys[piece.transfer]
+        return notices
+
+    def waiting(self, name: str) -> int:
+        """Pieces that queue on a lane."""
+        return len(self.lanes[name].ready)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _make(self, journey: Journey, layer_end: int, now_ns: int) -> Piece:
+        send, layer = journey.send, journey.next_layer
+        nbytes = (layer_end - layer) * len(send.blocks) * self.layer_block_bytes
+        end = send.first_block + len(send.blocks)
+        piece = Piece(
+            send.transfer, send.request, send.source, layer, layer_end, send.first_block, end, send.blocks, nbytes
+        )
+        journey.pieces += 1
+        journey.next_layer = layer_end
+        self._park_or_push(journey, piece, None, now_ns)
+        return piece
+
+    def _park_or_push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
+        if journey.assign is None and (slot is not None or journey.send.route != "staged"):
+            journey.parked.append((piece, slot))
+        else:
+            self._push(journey, piece, slot, now_ns)
+
+    def _push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
+        lane = self._lane(journey, second_hop=slot is not None)
+        self._order += 1
+        heapq.heappush(lane.ready, (journey.send.priority, self._order, piece, slot, now_ns))
+
+    def _lane(self, journey: Journey, second_hop: bool) -> Lane:
+        send = journey.send
+        if second_hop or send.route == "fetch":
+            return self.lanes[f"up {journey.assign.target.index}"]
+        name = {"staged": "down", "spill": "spill"}.get(send.route, "direct")
+        return self.lanes[f"{name} {send.source.index}"]
+
+    def _drop_slots(self, slots: list, transfer: int):
+        self.ring.release([slot for slot in slots if slot is not None], transfer)
+
+    def _close_if_done(self, transfer: int) -> list:
+        if self.journeys[transfer].flying:
+            return []
+        del self.journeys[transfer]
+        return [TransferClosed(transfer)]
