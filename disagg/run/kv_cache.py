@@ -31,7 +31,7 @@ class KVShape:
 
 
 def slots_of(blocks, start: int, stop: int, block_size: int) -> torch.Tensor:
-    """Slots of the logical positions [start, stop) of a request whose block table is `blocks`; LongTensor on the CPU."""
+    """Slots of the positions [start, stop) of a request whose block table is `blocks`; LongTensor on the CPU."""
     blocks = torch.as_tensor(blocks, dtype=torch.long)
     positions = torch.arange(start, stop)
     assert stop <= len(blocks) * block_size, f"{len(blocks)} blocks of {block_size} hold no position {stop - 1}"
