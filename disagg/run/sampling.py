@@ -26,7 +26,7 @@ class SamplingParams:
 def sample(logits: torch.Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
     """Next token of each row of logits [B, vocab]; positions name the place that the new token will take."""
     tokens = logits.argmax(dim=-1).tolist()  # the one wait of a step: the token ids are needed on the host
-    for row, (param, position) in enumerate(zip(params, positions, strict=True)):
+    for row, (_, param, position) in enumerate(zip(tokens, params, positions, strict=True)):
         if param.temperature > 0.0:
             tokens[row] = draw(logits[row], param, position)
     return tokens
