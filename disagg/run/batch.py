@@ -1,0 +1,85 @@
+"""What one call of the model works on: a packed prefill pass or a decode step. Tensors of ids live on the CPU."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+LayerHook = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass
+class Segment:
+    """One request's chunk [start, stop) in a prefill pass; `blocks` is its block table and covers stop tokens."""
+
+    start: int
+    stop: int
+    blocks: Sequence[int] | torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the chunk."""
+        return self.stop - self.start
+
+
+@dataclass
+class PrefillBatch:
+    """Chunks packed one after the other: tokens [T], T = sum of the segments' tokens.
+
+    `wants_logits` names the segments whose last token's logits are returned. `on_layer(layer, key, value)`, both
+    [T, kv_heads, head_dim], is the hand-off event: K/V of the layer are in the cache, its attention has not run yet.
+    """
+
+    tokens: torch.Tensor
+    segments: list[Segment]
+    wants_logits: Sequence[int] = ()
+    on_layer: LayerHook | None = None
+
+    def __post_init__(self):
+        asked = sum(segment.num_tokens for segment in self.segments)
+        assert len(self.tokens) == asked > 0, f"{len(self.tokens)} tokens for segments of {asked}"
+
+    def rows(self) -> list[range]:
+        """Rows of the pass that belong to each segment."""
+        rows, first = [], 0
+        for segment in self.segments:
+            rows.append(range(first, first + segment.num_tokens))
+            first += segment.num_tokens
+        return rows
+
+    def positions(self) -> torch.Tensor:
+        """Position of each token in its own request, [T]."""
+        return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.segments])
+
+    def logit_rows(self) -> torch.Tensor:
+        """Row of the last token of each segment in `wants_logits`."""
+        rows = self.rows()
+        return torch.tensor([rows[index][-1] for index in self.wants_logits], dtype=torch.long)
+
+
+@dataclass
+class DecodeBatch:
+    """One new token per row: tokens [B], positions [B] (tokens already in the cache, so also the new token's place).
+
+    `groups` lists (first row, last row + 1, block tables [b, n]) of each length bin, in the order of the rows;
+    attention of a group pads to its longest row. Entries of a table beyond the row's last block are never read.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    groups: list[tuple[int, int, torch.Tensor]]
+
+    def __post_init__(self):
+        edges = [0] + [stop for _, stop, _ in self.groups]
+        assert [start for start, _, _ in self.groups] == edges[:-1], f"groups leave gaps: {edges}"
+        assert edges[-1] == len(self.tokens) == len(self.positions) > 0, f"groups cover {edges[-1]} rows"
+
+    @property
+    def used_slots(self) -> int:
+        """Tokens that attention needs: the sum of the rows' lengths, the new token included."""
+        return int(self.positions.sum()) + len(self.positions)
+
+    @property
+    def padded_slots(self) -> int:
+        """Tokens that attention reads: rows x longest row, summed over the groups."""
+        return sum((stop - start) * (int(self.positions[start:stop].max()) + 1) for start, stop, _ in self.groups)

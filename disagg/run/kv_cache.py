@@ -1,0 +1,120 @@
+"""Keys and values of every layer in the blocks of one memory: prefill device, host memory or decode device.
+
+A slot is the place of one token: block * block_size + offset. Which request owns a block is known in plan/, not here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from disagg.plan.errors import EngineError
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one token stores: K and V of [kv_heads, head_dim] in each layer."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def layer_token_bytes(self) -> int:
+        """Bytes of K and V of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of K and V of one token in all layers."""
+        return self.layers * self.layer_token_bytes
+
+
+def slots_of(blocks, start: int, stop: int, block_size: int) -> torch.Tensor:
+    """Slots of the positions [start, stop) of a request whose block table is `blocks`; LongTensor on the CPU."""
+    blocks = torch.as_tensor(blocks, dtype=torch.long)
+    positions = torch.arange(start, stop)
+    assert stop <= len(blocks) * block_size, f"{len(blocks)} blocks of {block_size} hold no position {stop - 1}"
+    return blocks[positions // block_size] * block_size + positions % block_size
+
+
+class KVCache:
+    """One tensor `data` [layers, 2, num_blocks, block_size, kv_heads, head_dim] and the copies in and out of it.
+
+    `pinned` asks for page-locked host memory; without a GPU there is none to lock for, and `data.is_pinned()` says so.
+    """
+
+    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device="cpu", pinned: bool = False):
+        self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
+        self.device = torch.device(device)
+        self.bytes = shape.token_bytes * num_blocks * block_size
+        self.data = self._allocate(pinned and self.device.type == "cpu" and torch.cuda.is_available())
+        self._flat = self.data.view(shape.layers, 2, num_blocks * block_size, shape.kv_heads, shape.head_dim)
+
+    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store key and value [T, kv_heads, head_dim] of one layer at slots [T]."""
+        self._flat[layer, 0].index_copy_(0, slots, key)
+        self._flat[layer, 1].index_copy_(0, slots, value)
+
+    def gather(self, layer: int, slots: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Copy K and V of the slots [n] into out [2, n, kv_heads, head_dim], and return it."""
+        torch.index_select(self._flat[layer, 0], 0, slots, out=out[0])
+        torch.index_select(self._flat[layer, 1], 0, slots, out=out[1])
+        return out
+
+    def tokens(self, layer: int, blocks, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value [num_tokens, kv_heads, head_dim] of one request, in the order of its tokens."""
+        slots = slots_of(blocks, 0, num_tokens, self.block_size).to(self.device)
+        key, value = self._flat[layer].index_select(1, slots)
+        return key, value
+
+    def read_blocks(self, layers: range, blocks: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Whole blocks [n] as a contiguous tensor [len(layers), 2, n, block_size, kv_heads, head_dim]."""
+        return torch.index_select(self._layers(layers), 2, blocks, out=out)
+
+    def write_blocks(self, layers: range, blocks: torch.Tensor, data: torch.Tensor) -> None:
+        """Store what `read_blocks` returned, of any cache of this shape, into the blocks [n] of this one."""
+        self._layers(layers).index_copy_(2, blocks, data)
+
+    def poison(self, blocks) -> None:
+        """Fill blocks with NaN, so that a test notices whoever reads them after they were freed."""
+        blocks = torch.as_tensor(blocks, dtype=torch.long, device=self.device)
+        self.data.index_fill_(2, blocks, float("nan"))
+
+    def _layers(self, layers: range) -> torch.Tensor:
+        assert layers.step == 1 and 0 <= layers.start <= layers.stop <= self.shape.layers, f"{layers} of {self.shape}"
+        return self.data[layers.start : layers.stop]
+
+    def _allocate(self, pinned: bool) -> torch.Tensor:
+        """Zeros, so that every page is mapped now and not during the first steps."""
+        shape, where = self.shape, "pinned host memory" if pinned else str(self.device)
+        size = (shape.layers, 2, self.num_blocks, self.block_size, shape.kv_heads, shape.head_dim)
+        if min(size) < 1:
+            raise EngineError(f"a KV cache needs at least one of everything; asked for {size} on {where}")
+        free = free_bytes(self.device)
+        if free is not None and self.bytes > free:
+            raise self._refusal(where, free)
+        try:
+            return torch.zeros(size, dtype=shape.dtype, device=self.device, pin_memory=pinned)
+        except (MemoryError, RuntimeError) as error:
+            raise self._refusal(where, free, str(error).split("\n")[0]) from None
+
+    def _refusal(self, where: str, free: int | None, cause: str = "") -> EngineError:
+        known = "how many are free is not known" if free is None else f"{free:,} are free"
+        return EngineError(
+            f"no room for the KV cache on {where}: {self.bytes:,} bytes asked ({self.num_blocks} blocks of "
+            f"{self.block_size} tokens, {self.shape.token_bytes:,} bytes a token), {known}. Lower prefill_blocks, "
+            f"host_blocks or decode_blocks of the Config, or block_size.{' ' + cause if cause else ''}"
+        )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that an allocation on the device may take now; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

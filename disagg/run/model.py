@@ -1,0 +1,206 @@
+"""The model: Hugging Face's own module, fed with packed prefill passes and decode steps over a paged KV cache.
+
+Loading goes: check the files → load → ask the untouched module for a few logits → switch its attention to ours, join
+and pack its projections → ask again through the paged path (probe.py) → hand out, or refuse with the reason.
+"""
+
+import copy
+import inspect
+from pathlib import Path
+
+import torch
+
+from disagg.plan.errors import ConfigError, ModelError
+
+from . import attention as paged
+from . import weights
+from .attention import NAME, DecodeBatch, PrefillBatch, Workspace
+from .kv_cache import KVCache, KVShape
+from .probe import check_logits, reference_logits
+from .projections import join_projections as join
+from .projections import pack_linears
+from .text import ByteText, TokenizerText, first_line
+from .tiny import make_tiny_llama
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Source:
+    """Where the untouched module comes from: a folder, or the seed of `tiny`."""
+
+    def __init__(self, name: str, dtype: torch.dtype, device):
+        self.name, self.dtype, self.device = name, dtype, torch.device(device)
+        self.folder = None if name == "tiny" else weights.smollm2_folder() if name == "smollm2" else Path(name)
+
+    def prepare(self, progress: weights.Progress) -> None:
+        """Check the files, and convert SmolLM2 where that never happened."""
+        if self.name == "smollm2":
+            weights.check_smollm2(weights.convert_smollm2(progress))
+        if self.folder is not None:
+            weights.check_folder(self.folder)
+
+    def text(self):
+        """Tokenizer; only SmolLM2's chat template is pinned and may be rendered."""
+        return ByteText() if self.folder is None else TokenizerText(self.folder, chat=self.name == "smollm2")
+
+    def module(self) -> torch.nn.Module:
+        """A fresh module tree with its own attention and plain weights."""
+        module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
+        return module.to(self.device, self.dtype).eval().requires_grad_(False)
+
+
+class Model:
+    """One worker thread's model. `shape` is what a token stores; ids and batches are CPU tensors."""
+
+    def __init__(self, module: torch.nn.Module, source: Source, text, attention: str):
+        self.module, self.source, self.text, self.attention = module, source, text, attention
+        self.name, self.config = source.name, module.config
+        self.shape = kv_shape(self.config, source.dtype)
+        self.layers, self.vocab_size = self.shape.layers, self.config.vocab_size
+        self.context_limit, self.eos_ids = context_limit(self.config), eos_ids(module, text)
+        self.device = source.device
+        self._workspace = Workspace(attention)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
+
+    def prefill(self, cache: KVCache, batch: PrefillBatch) -> torch.Tensor:
+        """Run one packed pass; logits [len(batch.wants_logits), vocab]."""
+        return self._call(cache, batch, batch.positions(), batch.logit_rows())
+
+    def decode(self, cache: KVCache, batch: DecodeBatch) -> torch.Tensor:
+        """Run one step; logits [B, vocab]."""
+        return self._call(cache, batch, batch.positions, None)
+
+    @torch.inference_mode()
+    def _call(self, cache, batch, positions, wanted: torch.Tensor | None) -> torch.Tensor:
+        """Logits of the wanted rows (None: all). A model without logits_to_keep computes all of them, then some go."""
+        options = dict(plan=paged.plan_of(batch, cache), workspace=self._workspace, use_cache=False)
+        if wanted is not None and self._keeps_logits:
+            options["logits_to_keep"] = wanted.to(self.device)
+        ids, places = (x[None].to(self.device, non_blocking=True) for x in (batch.tokens, positions))
+        logits = self.module(input_ids=ids, position_ids=places, **options).logits[0]
+        return logits if wanted is None or self._keeps_logits else logits[wanted.to(self.device)]
+
+    def encode(self, text: str, chat: bool = True) -> list[int]:
+        """Token ids of a prompt; with chat, SmolLM2 gets it as the user's turn."""
+        return self.text.encode(text, chat)
+
+    def decode_text(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return self.text.decode(ids)
+
+    def replica(self) -> "Model":
+        """The same weights in another module tree with its own buffers, for a second worker thread."""
+        shared = {id(parameter): parameter for parameter in self.module.parameters()}
+        return Model(copy.deepcopy(self.module, shared), self.source, self.text, self.attention)
+
+    def reference(self) -> torch.nn.Module:
+        """The untouched Hugging Face module with its own attention and weights, to measure parity against."""
+        return self.source.module()
+
+
+class Detokenizer:
+    """Text of a growing answer, piece by piece; never half a character."""
+
+    def __init__(self, model: Model):
+        self._inner = model.text.detokenizer()
+
+    def push(self, token: int) -> str:
+        """Text that this token completes, perhaps none."""
+        return self._inner.push(token)
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        return self._inner.flush()
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    attention: str = "auto",
+    join_projections: bool = True,
+    device="cpu",
+    progress: weights.Progress = None,
+) -> Model:
+    """Load "smollm2", "tiny" or a folder in Hugging Face's format; ModelError with the reason if it can't be right."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    source, kind = Source(str(name), DTYPES[dtype], device), paged.choose(attention, device)
+    source.prepare(progress)
+    module, text = source.module(), source.text()
+    check_architecture(module)
+    expected = reference_logits(module)
+    module.config._attn_implementation = NAME
+    if join_projections:
+        join(module)
+        if source.device.type == "cpu":
+            pack_linears(module)
+    model = Model(module, source, text, kind)
+    check_logits(model, expected)
+    return model
+
+
+def load_folder(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The module of a checked folder, with the attention that transformers would give it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
+        with weights.no_progress_bars():
+            module, info = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **options
+            )
+    except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
+        raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            names = ", ".join(sorted(str(key) for key in info[problem])[:3])
+            raise ModelError(f"{folder.name}: {len(info[problem])} {problem.replace('_', ' ')}, for example {names}")
+    return module
+
+
+def own(config) -> str | None:
+    """Attention of the reference: eager where softcap needs it, else what transformers chooses."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+
+
+def check_architecture(module: torch.nn.Module) -> None:
+    """Refuse by name what paged attention can't carry, before any probe."""
+    name = type(module).__name__
+    if getattr(module, "_is_stateful", False):
+        raise ModelError(f"{name} keeps a recurrent state instead of K/V per token; a paged KV cache can't hold that")
+    if not module.is_backend_compatible():
+        raise ModelError(f"{name} does not call attention through AttentionInterface, so the paged one would never run")
+    kv_shape(module.config, torch.float32)
+
+
+def kv_shape(config, dtype: torch.dtype) -> KVShape:
+    """What the config declares that a token stores in each layer."""
+    try:
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return KVShape(config.num_hidden_layers, int(kv_heads), int(head_dim), dtype)
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"{config.model_type}: the config declares no single KV shape ({first_line(error)})") from None
+
+
+def context_limit(config) -> int:
+    """Longest context in tokens. Rotary scalings that depend on the longest row of a batch are used below it only."""
+    limit = getattr(config, "max_position_embeddings", None) or 2048
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limit = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", limit
+        )
+    return int(limit)
+
+
+def eos_ids(module: torch.nn.Module, text) -> tuple[int, ...]:
+    """Every id that ends an answer, from the generation config, the config and the tokenizer."""
+    found = set(text.eos_ids)
+    for config in (module.config, getattr(module, "generation_config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list | tuple) else () if ids is None else (ids,))
+    return tuple(sorted(found))

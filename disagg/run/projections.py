@@ -1,0 +1,123 @@
+"""Fewer and better matrix products: q/k/v joined into one, gate/up into one, weights packed for oneDNN on the CPU.
+
+Hugging Face's modules stay as they are: a joined product hides behind the names q_proj, k_proj and v_proj.
+The packed weight is the only copy (the embedding aside, which a tied output head shared), and replicas share it.
+"""
+
+import torch
+from torch import nn
+
+PATTERNS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+PACK_ROWS = 16  # oneDNN packs for a number of rows: 16 was best or equal for 1, 4, 16, 128 and 256 rows
+
+
+class Joined(nn.Module):
+    """One product for several projections of the same input, cut into parts by their siblings' sizes.
+
+    It keeps the parts from the first sibling's call to the last one's, so each worker thread needs its own replica.
+    """
+
+    def __init__(self, linears: list[nn.Linear]):
+        super().__init__()
+        self.sizes = [linear.out_features for linear in linears]
+        self.linear = join_linears(linears)
+        self._input = self._parts = None
+
+    def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Output of sibling `index` for x; computes all of them when x is new."""
+        if x is not self._input:
+            self._input, self._parts = x, self.linear(x).split(self.sizes, dim=-1)
+        part = self._parts[index]
+        if index == len(self.sizes) - 1:
+            self._input = self._parts = None
+        return part
+
+
+class Part(nn.Module):
+    """Stands where one of the joined projections stood."""
+
+    def __init__(self, joined: Joined, index: int):
+        super().__init__()
+        self.joined, self.index = joined, index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.joined.part(self.index, x)
+
+
+class PackedWeight:
+    """A weight in oneDNN's own layout; copies of a model share it."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class PackedLinear(nn.Module):
+    """nn.Linear over a packed weight."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.packed = PackedWeight(linear.weight.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed.tensor, self.bias, "none", [], "")
+
+
+def join_linears(linears: list[nn.Linear]) -> nn.Linear:
+    """One nn.Linear whose output is the outputs of all of them, side by side."""
+    first, biased = linears[0], linears[0].bias is not None
+    with torch.device("meta"):
+        joined = nn.Linear(first.in_features, sum(linear.out_features for linear in linears), bias=biased)
+    joined.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]), requires_grad=False)
+    if biased:
+        joined.bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in linears]), requires_grad=False)
+    return joined
+
+
+def join_projections(module: nn.Module) -> int:
+    """Join every set of siblings that fits a pattern; returns how many. What does not fit stays as it was."""
+    count = 0
+    for parent in list(module.modules()):
+        for names in PATTERNS:
+            linears = [getattr(parent, name, None) for name in names]
+            if fits(linears):
+                joined = Joined(linears)
+                for index, name in enumerate(names):
+                    setattr(parent, name, Part(joined, index))
+                count += 1
+    return count
+
+
+def fits(linears: list) -> bool:
+    """Plain linears of one input size, with a bias all or none."""
+    plain = all(type(linear) is nn.Linear for linear in linears)
+    return plain and len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
+
+
+def pack_linears(module: nn.Module) -> int:
+    """Replace every plain nn.Linear by a packed one; returns how many (0 where this torch can't pack)."""
+    if not can_pack():
+        return 0
+    count = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child.weight.dtype == torch.float32:
+                setattr(parent, name, PackedLinear(child))
+                count += 1
+    return count
+
+
+def can_pack() -> bool:
+    """Whether this torch has the packed product and it gives what nn.Linear gives."""
+    linear = nn.Linear(32, 16, bias=True)
+    x = torch.linspace(-1, 1, 96).view(1, 3, 32)
+    try:
+        with torch.inference_mode():
+            return bool(torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-5))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False

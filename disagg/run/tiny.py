@@ -1,0 +1,31 @@
+"""`tiny`: a random Llama of 0.2 million weights, made in memory from a seed; equal on every machine."""
+
+import torch
+
+LAYERS, HIDDEN, HEADS, KV_HEADS, CONTEXT, VOCAB, EOS = 4, 64, 4, 2, 2048, 257, 256
+
+
+def make_tiny_llama(seed: int = 0) -> torch.nn.Module:
+    """LlamaForCausalLM with weights large enough that greedy answers wander and near ties are rare."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=2 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        tie_word_embeddings=False,
+    )
+    module = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(module.named_parameters()):
+            if weight.dim() == 2:  # norms keep their ones
+                scale = 1.0 if "embed" in name else 2.0 * weight.shape[1] ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    return module

@@ -1,0 +1,218 @@
+"""Every case starts from a cache full of NaN, so whatever reads a slot that holds no token of its row shows."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from disagg.plan.errors import ConfigError, ModelError
+from disagg.run import attention
+from disagg.run.attention import DecodeBatch, PrefillBatch, Segment, Workspace, paged_attention, plan_of
+from disagg.run.kv_cache import KVCache, KVShape
+
+BLOCK, LAYER, HEADS, DIM, SCALE = 4, 1, 6, 8, 0.3
+OPTIONS = {
+    "plain": {},
+    "window": dict(sliding_window=3),
+    "wide_window": dict(sliding_window=100),
+    "softcap": dict(softcap=1.5),
+    "sinks": dict(s_aux=torch.linspace(-1, 2, HEADS)),
+    "all": dict(sliding_window=5, softcap=1.5, s_aux=torch.linspace(-1, 2, HEADS)),
+}
+# Sums of a few dozen products in fp32 in another order: rounding stays under 1e-6 of values around 1.
+CLOSE = dict(rtol=0, atol=3e-6)
+
+
+class Case:
+    """Random requests, a poisoned cache whose blocks they own in random order, and attention by the formula."""
+
+    def __init__(self, lengths, kv_heads=2, seed=0):
+        torch.manual_seed(seed)
+        counts = [-(-length // BLOCK) for length in lengths]
+        self.cache = KVCache(KVShape(2, kv_heads, DIM, torch.float32), sum(counts) + 3, BLOCK)
+        self.cache.poison(range(self.cache.num_blocks))
+        self.tables = [table.tolist() for table in torch.randperm(sum(counts)).split(counts)]
+        self.q, self.k, self.v = (
+            [torch.randn(length, heads, DIM) for length in lengths] for heads in (HEADS, kv_heads, kv_heads)
+        )
+
+    def expected(self, request, sliding_window=None, softcap=None, s_aux=None):
+        """[length, HEADS, DIM], one token and one head at a time."""
+        q, k, v = (x[request].double() for x in (self.q, self.k, self.v))
+        out = torch.empty_like(q)
+        for place in range(len(q)):
+            first = 0 if sliding_window is None else max(0, place - sliding_window + 1)
+            for head in range(HEADS):
+                shared = head * k.shape[1] // HEADS
+                scores = k[first : place + 1, shared] @ q[place, head] * SCALE
+                scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+                mass = scores.exp().sum() + (0 if s_aux is None else s_aux[head].double().exp())
+                out[place, head] = scores.exp() / mass @ v[first : place + 1, shared]
+        return out.float()
+
+    def call(self, batch, picks, workspace=None, **options):
+        """Run paged attention for the tokens [(request, start, stop)] and return [T, HEADS, DIM]."""
+        q, k, v = (
+            torch.cat([x[request][start:stop] for request, start, stop in picks]).transpose(0, 1)[None]
+            for x in (self.q, self.k, self.v)
+        )
+        plan, module = plan_of(batch, self.cache), SimpleNamespace(layer_idx=LAYER)
+        workspace = workspace or Workspace()
+        return paged_attention(module, q, k, v, None, scaling=SCALE, plan=plan, workspace=workspace, **options)[0][0]
+
+    def prefill(self, picks, on_layer=None, **options):
+        tokens = torch.zeros(sum(stop - start for _, start, stop in picks), dtype=torch.long)
+        segments = [Segment(start, stop, self.tables[request]) for request, start, stop in picks]
+        return self.call(PrefillBatch(tokens, segments, [], on_layer), picks, **options)
+
+    def store(self, request, stop):
+        """Write the first tokens of a request as an earlier pass would have."""
+        slots = attention.slots_of(self.tables[request], 0, stop, BLOCK)
+        self.cache.write(LAYER, slots, self.k[request][:stop], self.v[request][:stop])
+
+    def decode(self, bins, pad=None, **options):
+        """One step for the last token of every request; `bins` lists how many rows each group has."""
+        picks, groups, row = [(i, len(q) - 1, len(q)) for i, q in enumerate(self.q)], [], 0
+        for request, start, _ in picks:
+            self.store(request, start)
+        for size in bins:
+            tables = self.tables[row : row + size]
+            width = max(map(len, tables)) + (pad is not None)
+            fill = 0 if pad is None else pad
+            groups.append((row, row + size, torch.tensor([t + [fill] * (width - len(t)) for t in tables])))
+            row += size
+        positions = torch.tensor([start for _, start, _ in picks])
+        batch = DecodeBatch(torch.zeros(row, dtype=torch.long), positions, groups)
+        return batch, self.call(batch, picks, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 6], ids=["mqa", "gqa", "mha"])
+def test_packed_prefill_is_attention_of_each_request_alone(kv_heads, options):
+    case = Case([3, 4, 5, 1, 13], kv_heads)  # shorter than, equal to, one over a block; one token; several blocks
+    found = case.prefill([(i, 0, len(q)) for i, q in enumerate(case.q)], **options)
+    expected = torch.cat([case.expected(i, **options) for i in range(5)])
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("cuts", [[4, 8], [1, 2], [3, 10], [5, 12], [12]], ids=str)
+def test_chunks_give_what_one_pass_gives(cuts, options):
+    case, edges, found = Case([13, 6]), [0, *cuts, 13], []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        found.append(case.prefill([(0, start, stop)], **options))
+    torch.testing.assert_close(torch.cat(found), case.expected(0, **options), **CLOSE)
+
+
+def test_a_first_and_a_later_chunk_share_a_pass():
+    case = Case([13, 6, 9])
+    case.prefill([(0, 0, 7), (2, 0, 4)])
+    found = case.prefill([(0, 7, 13), (1, 0, 6), (2, 4, 9)])
+    expected = torch.cat([case.expected(0)[7:], case.expected(1), case.expected(2)[4:]])
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("bins", [[6], [3, 3], [1] * 6, [2, 4]], ids=str)
+def test_decode_reads_exactly_its_own_tokens(bins, options):
+    case = Case([1, 3, 4, 5, 9, 20])
+    _, found = case.decode(bins, **options)
+    expected = torch.stack([case.expected(i, **options)[-1] for i in range(6)])
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("pad", [-1, "free"])
+def test_padding_of_a_table_is_never_read(pad):
+    case = Case([2, 17, 8])
+    _, found = case.decode([3], pad=case.cache.num_blocks - 1 if pad == "free" else pad)
+    torch.testing.assert_close(found, torch.stack([case.expected(i)[-1] for i in range(3)]), **CLOSE)
+
+
+def test_strips_change_nothing(monkeypatch):
+    case = Case([1, 3, 4, 5, 9, 20, 20])
+    _, whole = case.decode([7])
+    monkeypatch.setattr(attention, "STRIP_BYTES", 45 * case.cache.shape.layer_token_bytes)
+    assert attention.strip_rows(case.cache, 20, 7) == 2
+    _, strips = case.decode([7])
+    torch.testing.assert_close(strips, whole, **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{}, dict(sliding_window=3)], ids=["full", "window"])
+def test_plain_products_agree_with_sdpa(options):
+    case = Case([5, 13])
+    picks = [(0, 0, 5), (1, 0, 13)]
+    one = case.prefill(picks, **options)
+    torch.testing.assert_close(case.prefill(picks, workspace=Workspace("plain"), **options), one, **CLOSE)
+    _, fast = case.decode([2], **options)
+    _, slow = case.decode([2], workspace=Workspace("plain"), **options)
+    torch.testing.assert_close(slow, fast, **CLOSE)
+
+
+def test_padding_is_counted_once_a_batch():
+    batch, _ = Case([1, 3, 4, 5, 9, 20]).decode([3, 3])
+    assert batch.used_slots == 1 + 3 + 4 + 5 + 9 + 20
+    assert batch.padded_slots == 3 * 4 + 3 * 20
+
+
+def test_gathered_slots_are_the_counted_ones(monkeypatch):
+    case, seen = Case([1, 3, 4, 5, 9, 20]), []
+    gather = Workspace.gather
+    monkeypatch.setattr(Workspace, "gather", lambda *args: seen.append(len(args[3])) or gather(*args))
+    batch, _ = case.decode([3, 3])
+    assert sum(seen) == batch.padded_slots
+
+
+def test_hand_off_comes_after_the_write_and_before_attention(monkeypatch):
+    case, order = Case([5, 3]), []
+
+    def on_layer(layer, key, value):
+        order.append("hand-off")
+        assert layer == LAYER
+        assert torch.equal(key, torch.cat(case.k)) and torch.equal(value, torch.cat(case.v))
+        assert torch.equal(case.cache.tokens(LAYER, case.tables[1], 3)[0], case.k[1])
+
+    inner = attention.attend_segment
+    monkeypatch.setattr(attention, "attend_segment", lambda *args: order.append("attend") or inner(*args))
+    case.prefill([(0, 0, 5), (1, 0, 3)], on_layer=on_layer)
+    assert order == ["hand-off", "attend", "attend"]
+
+
+def test_the_gather_buffer_is_kept_between_calls():
+    case, workspace = Case([9, 20]), Workspace()
+    _, first = case.decode([2], workspace=workspace)
+    buffer = workspace._buffer
+    _, second = case.decode([2], workspace=workspace)
+    assert workspace._buffer is buffer and torch.equal(first, second)
+
+
+@pytest.mark.parametrize("extra", [dict(attention_mask=torch.zeros(1)), dict(position_bias=torch.zeros(1))], ids=str)
+def test_masks_and_biases_of_the_model_are_refused(extra):
+    case = Case([2])
+    plan = plan_of(PrefillBatch(torch.zeros(2, dtype=torch.long), [Segment(0, 2, case.tables[0])]), case.cache)
+    q, k, v = (x[0].transpose(0, 1)[None] for x in (case.q, case.k, case.v))
+    with pytest.raises(ModelError, match="mask or position bias"):
+        paged_attention(SimpleNamespace(layer_idx=0), q, k, v, plan=plan, workspace=Workspace(), **extra)
+
+
+def test_batches_that_do_not_add_up_are_refused():
+    with pytest.raises(AssertionError, match="3 tokens for segments of 2"):
+        PrefillBatch(torch.zeros(3, dtype=torch.long), [Segment(0, 2, [0])])
+    with pytest.raises(AssertionError, match="gaps"):
+        DecodeBatch(torch.zeros(2), torch.zeros(2), [(1, 2, torch.zeros(1, 1))])
+    with pytest.raises(AssertionError, match="cover 1 rows"):
+        DecodeBatch(torch.zeros(2), torch.zeros(2), [(0, 1, torch.zeros(1, 1))])
+
+
+def test_a_table_without_room_for_the_new_token_is_refused():
+    case = Case([4])
+    batch = DecodeBatch(torch.zeros(1, dtype=torch.long), torch.tensor([4]), [(0, 1, torch.tensor([[0]]))])
+    with pytest.raises(AssertionError, match="hold no position 4"):
+        plan_of(batch, case.cache)
+
+
+def test_choosing_says_why_flash_attn_does_not_run():
+    assert attention.choose("auto", "cpu") == "sdpa" and attention.choose("plain", "cpu") == "plain"
+    with pytest.raises(ConfigError, match="flash-attn has kernels for GPUs only"):
+        attention.choose("flash", "cpu")
+    with pytest.raises(ConfigError, match="must be 'auto'"):
+        attention.choose("fast", "cpu")

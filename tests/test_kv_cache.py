@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from disagg.plan.errors import EngineError
+from disagg.run.kv_cache import KVCache, KVShape, slots_of
+
+SHAPE = KVShape(layers=3, kv_heads=2, head_dim=4, dtype=torch.float32)
+
+
+def filled(num_blocks=7, block_size=4, seed=0):
+    cache = KVCache(SHAPE, num_blocks, block_size)
+    cache.data.copy_(torch.randn(cache.data.shape, generator=torch.Generator().manual_seed(seed)))
+    return cache
+
+
+def test_bytes_follow_from_the_shape():
+    assert SHAPE.layer_token_bytes == 2 * 2 * 4 * 4
+    assert SHAPE.token_bytes == 3 * SHAPE.layer_token_bytes
+    cache = KVCache(SHAPE, 7, 4)
+    assert cache.bytes == 7 * 4 * SHAPE.token_bytes == cache.data.numel() * cache.data.element_size()
+    assert cache.data.shape == (3, 2, 7, 4, 2, 4)
+    assert KVShape(3, 2, 4, torch.bfloat16).token_bytes * 2 == SHAPE.token_bytes
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 8], ids=["one", "shorter", "equal", "one_over", "two_blocks"])
+def test_written_tokens_come_back_in_their_order(num_tokens):
+    cache, before, table = filled(), filled().data, [5, 0, 3]
+    key, value = torch.randn(2, num_tokens, 2, 4)
+    slots = slots_of(table, 0, num_tokens, 4)
+    cache.write(1, slots, key, value)
+    found = cache.tokens(1, table, num_tokens)
+    assert torch.equal(found[0], key) and torch.equal(found[1], value)
+    touched = torch.zeros(7 * 4, dtype=torch.bool).index_fill_(0, slots, True).view(7, 4)
+    assert torch.equal(cache.data[1][:, ~touched], before[1][:, ~touched])
+    assert torch.equal(cache.data[[0, 2]], before[[0, 2]])
+
+
+def test_a_chunk_in_the_middle_of_a_block_leaves_its_neighbours():
+    cache = filled()
+    first = cache.tokens(0, [6, 2], 3)[0]
+    key, value = torch.randn(2, 4, 2, 4)
+    cache.write(0, slots_of([6, 2], 3, 7, 4), key, value)
+    assert torch.equal(cache.tokens(0, [6, 2], 7)[0], torch.cat([first, key]))
+
+
+def test_a_strided_key_is_written_like_a_contiguous_one():
+    cache, key = filled(), torch.randn(2, 5, 4).transpose(0, 1)
+    cache.write(0, slots_of([1, 2], 0, 5, 4), key, key + 1)
+    assert torch.equal(cache.tokens(0, [1, 2], 5)[1], key + 1)
+
+
+def test_mapped_blocks_are_equal_and_all_others_untouched():
+    source, target = filled(seed=1), filled(num_blocks=9, seed=2)
+    before, original = target.data.clone(), source.data.clone()
+    here, there, layers = torch.tensor([4, 0, 6]), torch.tensor([8, 3, 1]), range(1, 3)
+    copy = source.read_blocks(layers, here)
+    assert copy.shape == (2, 2, 3, 4, 2, 4) and copy.is_contiguous()
+    target.write_blocks(layers, there, copy)
+    assert torch.equal(target.data[1:, :, there], source.data[1:, :, here])
+    others = torch.tensor([0, 2, 4, 5, 6, 7])
+    assert torch.equal(target.data[:, :, others], before[:, :, others])
+    assert torch.equal(target.data[0], before[0])
+    assert torch.equal(source.data, original)
+
+
+def test_read_blocks_fills_the_buffer_it_is_given():
+    source, out = filled(), torch.empty(1, 2, 2, 4, 2, 4)
+    assert source.read_blocks(range(2, 3), torch.tensor([6, 1]), out=out) is out
+    assert torch.equal(out[0], source.data[2][:, [6, 1]])
+
+
+def test_poison_reaches_every_layer_of_its_blocks_and_no_other():
+    cache = filled()
+    cache.poison([2, 5])
+    assert cache.data[:, :, [2, 5]].isnan().all()
+    assert not cache.data[:, :, [0, 1, 3, 4, 6]].isnan().any()
+
+
+def test_layers_beyond_the_last_are_refused():
+    with pytest.raises(AssertionError, match="range"):
+        filled().read_blocks(range(2, 4), torch.tensor([0]))
+
+
+def test_a_table_that_is_too_short_is_refused():
+    with pytest.raises(AssertionError, match="2 blocks of 4 hold no position 8"):
+        slots_of([1, 2], 0, 9, 4)
+
+
+def test_too_large_a_cache_says_how_much_and_what_to_lower():
+    with pytest.raises(EngineError, match=r"bytes asked .* free.* Lower prefill_blocks"):
+        KVCache(SHAPE, 10**12, 16)
+
+
+def test_an_allocator_that_refuses_becomes_an_engine_error(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("can't allocate memory\nframes")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(EngineError, match="can't allocate memory$"):
+        KVCache(SHAPE, 2, 4)
+
+
+def test_a_cache_of_nothing_is_refused():
+    with pytest.raises(EngineError, match="at least one"):
+        KVCache(SHAPE, 0, 4)

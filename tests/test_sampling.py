@@ -1,0 +1,81 @@
+import math
+
+import pytest
+import torch
+
+from disagg.plan.errors import RequestError
+from disagg.run.sampling import SamplingParams, sample, uniform
+
+GREEDY = SamplingParams()
+
+
+def logits(rows, vocab=50, seed=0):
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+def test_greedy_is_argmax():
+    x = logits(5)
+    assert sample(x, [GREEDY] * 5, [3] * 5) == x.argmax(-1).tolist()
+
+
+def test_a_drawn_token_does_not_depend_on_who_shares_the_batch():
+    x, warm = logits(6), [SamplingParams(0.9, 0.95, seed) for seed in range(6)]
+    together = sample(x, warm, list(range(10, 16)))
+    alone = [sample(x[i : i + 1], [warm[i]], [10 + i])[0] for i in range(6)]
+    mixed = sample(x, [GREEDY, *warm[1:]], list(range(10, 16)))
+    assert together == alone and mixed[1:] == together[1:]
+
+
+def test_seed_and_position_both_move_the_draw():
+    draws = {uniform(seed, position) for seed in range(20) for position in range(20)}
+    assert len(draws) == 400 and min(draws) >= 0 and max(draws) < 1
+    assert uniform(1, 12) != uniform(11, 2)
+
+
+def test_the_draw_is_the_same_on_every_machine():
+    assert uniform(7, 3) == 0.6059511421183436
+
+
+def test_frequencies_follow_the_softmax():
+    x, count = torch.tensor([[0.0, 1.0, 2.0]]), 3000
+    found = [sample(x, [SamplingParams(1.0, 1.0, 5)], [place])[0] for place in range(count)]
+    for token, share in enumerate(torch.softmax(x[0].double(), 0).tolist()):
+        deviation = math.sqrt(share * (1 - share) / count)  # of a share over `count` draws; the seed is fixed
+        assert abs(found.count(token) / count - share) < 4 * deviation
+
+
+def test_temperature_sharpens():
+    x = torch.tensor([[0.0, 1.0]])
+    cold = [sample(x, [SamplingParams(0.05)], [place])[0] for place in range(200)]
+    assert sum(cold) == 200
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    x = torch.log(torch.tensor([[0.1, 0.5, 0.3, 0.1]]))
+
+    def seen(top_p):
+        return {sample(x, [SamplingParams(1.0, top_p)], [place])[0] for place in range(300)}
+
+    assert seen(0.4) == {1} and seen(0.75) == {1, 2} and seen(1.0) == {0, 1, 2, 3}
+
+
+def test_tiny_top_p_is_greedy():
+    x = logits(4)
+    assert sample(x, [SamplingParams(1.0, 1e-9, i) for i in range(4)], [0] * 4) == x.argmax(-1).tolist()
+
+
+def test_minus_infinity_is_never_drawn():
+    x = torch.full((1, 8), -math.inf)
+    x[0, 5] = x[0, 2] = 0.0
+    assert {sample(x, [SamplingParams(2.0)], [place])[0] for place in range(50)} == {2, 5}
+
+
+@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(temperature=math.nan), dict(top_p=0), dict(top_p=1.01)])
+def test_impossible_parameters_are_refused(bad):
+    with pytest.raises(RequestError, match="must"):
+        SamplingParams(**bad)
+
+
+def test_every_row_needs_its_parameters():
+    with pytest.raises(ValueError):
+        sample(logits(2), [GREEDY], [0])
