@@ -6,6 +6,7 @@ A decode worker mirrors its batch, as the static buffers of a captured graph do:
 
 from typing import NamedTuple
 
+from disagg.plan.config import Config
 from disagg.plan.paging import Choice
 from disagg.plan.request import Finish, Sampling
 
@@ -111,6 +112,12 @@ class Preempted(NamedTuple):
 
     choice: Choice
     at_ns: int
+
+
+class Retuned(NamedTuple):
+    """New wires and granularity are in force."""
+
+    config: Config
 
 
 class Broken(NamedTuple):

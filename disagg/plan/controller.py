@@ -9,7 +9,7 @@ Notebook: notebooks/00_start_here.ipynb.
 from disagg.plan import events as ev
 from disagg.plan.blocks import blocks_for
 from disagg.plan.book import Book
-from disagg.plan.commands import Broken, Emit
+from disagg.plan.commands import Broken, Emit, Retuned
 from disagg.plan.config import Config
 from disagg.plan.decoding import Decoding
 from disagg.plan.errors import ConfigError
@@ -90,6 +90,7 @@ class Controller:
         book.costs.out, book.costs.back = config.links
         for queue in book.queues():
             queue.reorder(POLICIES[config.policy])
+        book.out.append(Retuned(config))
 
     def _prefilled(self, event: ev.Prefilled):
         seat = self.book.prefills[event.worker.index]

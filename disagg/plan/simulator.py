@@ -121,6 +121,8 @@ class World:
                 result = self.results[command.request]
                 result.finish_reason, result.error = command.finish.value, command.error
                 result.ended_ns, result.stages = command.at_ns, command.stages
+            case cmd.Retuned():
+                self.traffic.retune(command.config)
             case cmd.Preempted():
                 self.choices.append(command.choice)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from disagg.plan.blocks import BlockPool
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
-from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
+from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
 from disagg.plan.link import Wire
 
 
@@ -52,6 +52,16 @@ class Flight:
     target: Worker | None
     target_blocks: tuple[int, ...]  # those of the piece
 
+    @property
+    def hop_one(self) -> bool:
+        """From the prefill device into a slot of the ring."""
+        return self.lane.startswith("down")
+
+    @property
+    def hop_two(self) -> bool:
+        """From a slot of the ring onto the decode device."""
+        return self.slot is not None and not self.hop_one
+
 
 @dataclass(eq=False)
 class Journey:
@@ -66,7 +76,9 @@ class Journey:
     next_layer: int = 0  # layers of the last Send that are in pieces; the rest waits for prefill
     assign: Assign | None = None
     parked: list = field(default_factory=list)  # (piece, ring slot) that wait for the target's blocks
+    digests: dict = field(default_factory=dict)  # (layer, block) → what left the source there, for whoever checks
     aborted: bool = False
+    failed: bool = False  # a copy failed; the controller will abort
 
     def all_made(self, layers: int) -> bool:
         """Has everything due become a piece?"""
@@ -118,7 +130,7 @@ class Traffic:
     def hand_off(self, transfer: int, layer: int, now_ns: int) -> Piece | None:
         """Prefill has written this layer's K/V of the last Send; returns the piece that became ready with it."""
         journey = self.journeys.get(transfer)
-        if journey is None or journey.aborted:
+        if journey is None or journey.aborted or journey.failed:
             return None
         if layer + 1 - journey.next_layer >= self.layers_per_copy or layer + 1 == self.layers:
             return self._make(journey, layer + 1, now_ns)
@@ -140,13 +152,7 @@ class Traffic:
         if journey is None:
             return [TransferClosed(transfer)]
         journey.aborted = True
-        for lane in self.lanes.values():
-            kept = [entry for entry in lane.ready if entry[2].transfer != transfer]
-            self._drop_slots([entry[3] for entry in lane.ready if entry[2].transfer == transfer], transfer)
-            heapq.heapify(kept)
-            lane.ready = kept
-        self._drop_slots([slot for _, slot in journey.parked], transfer)
-        journey.parked.clear()
+        self._drop_waiting(journey)
         return self._close_if_done(transfer)
 
     # ---- what the lanes do -------------------------------------------------------------------------------------------
@@ -173,9 +179,8 @@ class Traffic:
         piece = flight.piece
         journey = self.journeys[piece.transfer]
         journey.flying -= 1
-        first_hop = flight.slot is None or flight.lane.startswith("down")
-        journey.read += first_hop
-        if flight.lane.startswith("down") and not journey.aborted:
+        journey.read += not flight.hop_two
+        if flight.hop_one and not (journey.aborted or journey.failed):
             self._park_or_push(journey, piece, flight.slot, now_ns)
             through = journey.read == journey.pieces and journey.all_made(self.layers)
             return [SourceRead(piece.transfer)] if through else []
@@ -183,12 +188,28 @@ class Traffic:
         self._slot_freed_ns = now_ns
         if journey.aborted:
             return self._close_if_done(piece.transfer)
+        if journey.failed:
+            return []
         journey.landed += 1
         took = flight.landing_ns - flight.start_ns
         notices = [Landed(piece.transfer, (piece.part,), piece.nbytes, took)]
         if journey.landed == journey.pieces and journey.all_made(self.layers):
             del self.journeys[piece.transfer]
         return notices
+
+    def fail(self, flight: Flight, error: str, now_ns: int) -> list:
+        """A copy failed, or its bytes are wrong: nothing else of this transfer starts."""
+        journey = self.journeys[flight.piece.transfer]
+        journey.flying -= 1
+        self._drop_slots([flight.slot], flight.piece.transfer)
+        self._slot_freed_ns = now_ns
+        if journey.aborted:
+            return self._close_if_done(flight.piece.transfer)
+        if journey.failed:
+            return []
+        journey.failed = True
+        self._drop_waiting(journey)
+        return [TransferFailed(flight.piece.transfer, error)]
 
     def waiting(self, name: str) -> int:
         """Pieces that queue on a lane."""
@@ -225,6 +246,18 @@ class Traffic:
             return self.lanes[f"up {journey.assign.target.index}"]
         name = {"staged": "down", "spill": "spill"}.get(send.route, "direct")
         return self.lanes[f"{name} {send.source.index}"]
+
+    def _drop_waiting(self, journey: Journey):
+        """Takes a transfer's pieces off every queue, and gives back the ring slots they hold."""
+        transfer = journey.send.transfer
+        for lane in self.lanes.values():
+            mine = [entry for entry in lane.ready if entry[2].transfer == transfer]
+            if mine:
+                self._drop_slots([entry[3] for entry in mine], transfer)
+                lane.ready = [entry for entry in lane.ready if entry[2].transfer != transfer]
+                heapq.heapify(lane.ready)
+        self._drop_slots([slot for _, slot in journey.parked], transfer)
+        journey.parked.clear()
 
     def _drop_slots(self, slots: list, transfer: int):
         self.ring.release([slot for slot in slots if slot is not None], transfer)

@@ -1,44 +1,43 @@
 """From logits to token ids. A drawn token depends on its logits, seed and position, never on who shares the batch."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from disagg.plan.errors import RequestError
+from disagg.plan.request import Sampling
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """temperature 0 is greedy; top_p keeps the likeliest tokens up to that mass; seed fixes the draws."""
+class Draw(NamedTuple):
+    """Whose token a row of logits gives: the place it will take in its request, and which new token it is."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self):
-        if not 0.0 <= self.temperature < float("inf"):
-            raise RequestError(f"temperature is {self.temperature!r}; it must be a number of at least 0 (0 is greedy)")
-        if not 0.0 < self.top_p <= 1.0:
-            raise RequestError(f"top_p is {self.top_p!r}; it must lie above 0 and not above 1")
+    request: int
+    sampling: Sampling
+    position: int
+    token_index: int
 
 
-def sample(logits: torch.Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
-    """Next token of each row of logits [B, vocab]; positions name the place that the new token will take."""
-    tokens = logits.argmax(dim=-1).tolist()  # the one wait of a step: the token ids are needed on the host
-    for row, (_, param, position) in enumerate(zip(tokens, params, positions, strict=True)):
-        if param.temperature > 0.0:
-            tokens[row] = draw(logits[row], param, position)
-    return tokens
+def pick_tokens(logits: torch.Tensor, draws: list[Draw], keep: Callable[[int, torch.Tensor], None]) -> tuple[int, ...]:
+    """Next token of each row of logits [B, vocab]: forced, greedy or drawn; rows asked for go to `keep`."""
+    tokens = logits.argmax(dim=-1).tolist()  # the one wait of a step: the ids are needed on the host
+    for row, draw in enumerate(draws):
+        sampling = draw.sampling
+        if sampling.keep_logits:
+            keep(draw.request, logits[row].clone())
+        if sampling.force_ids is not None:
+            tokens[row] = sampling.force_ids[draw.token_index]
+        elif sampling.temperature > 0.0:
+            tokens[row] = draw_token(logits[row], sampling, draw.position)
+    return tuple(tokens)
 
 
-def draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
+def draw_token(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
     """One token by inverse CDF in fp64 over the smallest set of tokens whose mass reaches top_p."""
     scores, order = logits.double().sort(descending=True, stable=True)
-    mass = torch.softmax(scores / params.temperature, dim=-1).cumsum(dim=-1)
-    kept = int((mass < params.top_p * float(mass[-1])).sum()) + 1
-    kept = min(kept, len(mass))
-    target = uniform(params.seed, position) * mass[kept - 1]
+    mass = torch.softmax(scores / sampling.temperature, dim=-1).cumsum(dim=-1)
+    kept = min(int((mass < sampling.top_p * float(mass[-1])).sum()) + 1, len(mass))
+    target = uniform(sampling.seed, position) * mass[kept - 1]
     chosen = int(torch.searchsorted(mass[:kept], target, right=True))
     return int(order[min(chosen, kept - 1)])
 

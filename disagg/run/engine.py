@@ -1,0 +1,322 @@
+"""The engine: one thread that feeds events to the controller and hands its commands to workers and transfers.
+
+    with Engine(Config.preset("streamed")) as engine:
+        run = engine.serve([Request("Why is the sky blue?", max_new_tokens=32)])
+
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+import atexit
+import queue
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+from disagg.plan.batching import Padding
+from disagg.plan.commands import Worker
+from disagg.plan.config import Config
+from disagg.plan.controller import Controller
+from disagg.plan.errors import ConfigError, EngineError, RequestError
+from disagg.plan.request import Finish, Job, Request
+from disagg.plan.results import Result, Run
+from disagg.plan.timeline import Timeline
+from disagg.run.clock import now_ns
+from disagg.run.decode import DecodeStage
+from disagg.run.handle import Handle
+from disagg.run.kv_cache import KVCache
+from disagg.run.model import Model, load_model
+from disagg.run.prefill import PrefillStage
+from disagg.run.sizes import compute_of_a_layer, dial_ratio, with_block_counts
+from disagg.run.transfer import Transfers
+from disagg.run.worker import WorkerThread
+
+_OPEN: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+BETWEEN_RUNS = 10_000  # spans and events kept while no run is recorded
+
+
+@dataclass
+class Recording:
+    """What happens during one `serve`; workers append, nobody reads until it is over."""
+
+    spans: list | deque = field(default_factory=list)
+    log: list | deque = field(default_factory=list)
+    choices: list | deque = field(default_factory=list)
+
+    @classmethod
+    def bounded(cls) -> "Recording":
+        return cls(deque(maxlen=BETWEEN_RUNS), deque(maxlen=BETWEEN_RUNS), deque(maxlen=BETWEEN_RUNS))
+
+
+class Engine:
+    """Real workers under the controller. Close it, or use it in a `with`; a closed one says so."""
+
+    def __init__(self, config: Config, model: Model | None = None):
+        check_devices(config)
+        torch.set_num_threads(config.threads)
+        self.model = model or load_model(
+            config.model, dtype=config.dtype, attention=config.attention, device=config.decode_device,
+            join_projections=config.join_projections,
+        )  # fmt: skip
+        self._compute_s: float | None = None  # c, measured when a link asks for it
+        self.config = self._dialled(with_block_counts(config, self.model.shape))
+        shape = self.model.shape
+        sizes = {"layers": shape.layers, "token_bytes": shape.token_bytes}
+        self.controller = Controller(self.config, **sizes)
+        self._recording = Recording.bounded()
+        self._handles: dict[int, Handle] = {}
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._requests = 0
+        self._serving = threading.Lock()
+        self._closed = False
+        self._broken: str | None = None
+        self.caches = self._make_caches()
+        self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
+        self.workers = {worker.name: worker for worker in self._make_workers()}
+        self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
+        self._thread.start()
+        _OPEN.add(self)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    # ---- what users call ---------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Handle:
+        """Starts one request now; RequestError where it can never be served."""
+        self._check_open()
+        return self._submit(self._prepare(request), request, now_ns())
+
+    def serve(self, requests: Iterable[Request]) -> Run:
+        """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns.
+
+        RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
+        """
+        self._check_open()
+        requests = list(requests)
+        prepared = [self._prepare(request) for request in requests]
+        if not self._serving.acquire(blocking=False):
+            raise EngineError("this engine is serving already; wait for that run, or build a second engine")
+        try:
+            return self._serve(requests, prepared)
+        finally:
+            self._recording = Recording.bounded()
+            self._serving.release()
+
+    def retune(self, **changes):
+        """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
+        self._check_open()
+        config = self._dialled(self.config.replace(**changes))
+        self.controller.check_live(config)
+        self.config = config
+        self._inbox.put(ev.Retune(config))
+
+    def close(self):
+        """Ends what is open as cancelled, and all threads within a step. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for request in list(self._handles):
+            self._inbox.put(ev.Cancel(request))
+        self._inbox.put(None)
+        self._thread.join()
+        for worker in self.workers.values():
+            worker.close()
+        self.transfers.close()
+        _OPEN.discard(self)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, request: Request) -> Job:
+        """The request as the controller sees it, or a RequestError. Its id and arrival follow at the start."""
+        model, prompt = self.model, request.prompt
+        ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        foreign = [i for i in (*ids, *(request.force_ids or ())) if not 0 <= i < model.vocab_size]
+        if foreign:
+            raise RequestError(f"token id {foreign[0]} is not in {model.name}'s vocabulary of {model.vocab_size}")
+        new = request.max_new_tokens if request.force_ids is None else len(request.force_ids)
+        if len(ids) + new > model.context_limit:
+            raise RequestError(
+                f"prompt of {len(ids)} tokens and {new} new ones exceed {model.name}'s context of "
+                f"{model.context_limit}; shorten the prompt or lower max_new_tokens"
+            )
+        eos = frozenset() if request.ignore_eos or request.force_ids is not None else frozenset(model.eos_ids)
+        job = Job(-1, tuple(ids), new, 0, eos, request.sampling)
+        refusal = self.controller.refusal(job)
+        if refusal:
+            raise RequestError(refusal)
+        return job
+
+    def _submit(self, job: Job, request: Request, arrival_ns: int) -> Handle:
+        number, self._requests = self._requests, self._requests + 1
+        job = Job(number, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling)
+        result = Result(number, len(job.prompt), arrival_ns)
+        handle = self._handles[number] = Handle(result, self.model, lambda request: self._inbox.put(ev.Cancel(request)))
+        self._inbox.put(ev.Submit(job))
+        if self._broken:  # the loop is gone, or will not look at it
+            self._fail_open(self._broken)
+        return handle
+
+    def _serve(self, requests: list[Request], prepared: list[Job]) -> Run:
+        recording = self._recording = Recording()
+        book = self.controller.book
+        counts, padding = Counter(book.counts), Padding(book.padding.used_slots, book.padding.padded_slots)
+        for pool in book.pools():
+            pool.peak = pool.held
+        start, interrupted = now_ns(), False
+        handles: dict[int, Handle] = {}
+        try:
+            pause = threading.Event()
+            for index in sorted(range(len(requests)), key=lambda i: requests[i].arrival_s):
+                arrival = start + round(requests[index].arrival_s * 1e9)
+                pause.wait(max(0, arrival - now_ns()) / 1e9)
+                handles[index] = self._submit(prepared[index], requests[index], arrival)
+            for handle in handles.values():
+                handle.result()
+        except KeyboardInterrupt:
+            interrupted = True
+            for handle in handles.values():
+                handle.cancel()
+            for handle in handles.values():
+                handle.result()
+        never = [Result(-1, len(job.prompt), start, finish_reason=Finish.CANCELLED.value) for job in prepared]
+        results = [handles[i].result() if i in handles else never[i] for i in range(len(requests))]
+        counts = {name: book.counts[name] - counts[name] for name in book.counts}
+        used, padded = book.padding.used_slots - padding.used_slots, book.padding.padded_slots - padding.padded_slots
+        run = Run(
+            self.config, results, Timeline(list(recording.spans), start), counts, Padding(used, padded),
+            {pool.name: pool.peak for pool in book.pools()}, list(recording.choices), list(recording.log), interrupted,
+        )  # fmt: skip
+        if self._broken:
+            error = EngineError(f"the engine is broken and must be rebuilt: {self._broken}")
+            error.run = run
+            raise error
+        return run
+
+    # ---- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _run(self):
+        """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
+        try:
+            while (event := self._next_event()) is not None:
+                now = now_ns()
+                self._recording.log.append((now, event))
+                for command in self.controller.handle(event, now):
+                    self._obey(command)
+        except BaseException as error:
+            self._fail_open(f"the controller failed: {type(error).__name__}: {error}")
+            raise
+
+    def _next_event(self):
+        """The inbox's next event; a Tick where a deadline comes first."""
+        deadline = self.controller.book.next_deadline_ns
+        try:
+            return self._inbox.get(timeout=None if deadline is None else max(0, deadline - now_ns()) / 1e9)
+        except queue.Empty:
+            return ev.Tick()
+
+    def _obey(self, command):
+        match command:
+            case cmd.Prefill() | cmd.Decode():
+                self.workers[command.worker].give(command)
+            case cmd.Send():
+                self.transfers.send(command)
+            case cmd.Assign():
+                self.transfers.assign(command)
+            case cmd.Abort():
+                self.transfers.abort(command)
+            case cmd.Emit():
+                for request, token in zip(command.requests, command.tokens, strict=True):
+                    self._handles[request].push(token, command.at_ns)
+            case cmd.Ended():
+                self.transfers.forget(command.request)
+                self._handles.pop(command.request).end(command)
+            case cmd.Preempted():
+                self._recording.choices.append(command.choice)
+            case cmd.Retuned():
+                self.transfers.retune(command.config)
+            case cmd.Broken():
+                self._broken = command.cause
+
+    def _fail_open(self, cause: str):
+        """Nobody waits for ever: every open handle ends as failed."""
+        self._broken = cause
+        for number in list(self._handles):
+            handle = self._handles.pop(number, None)
+            if handle is not None:
+                handle.end(cmd.Ended(number, Finish.FAILED, cause, now_ns(), ()))
+
+    # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def _make_caches(self) -> dict[Worker, KVCache]:
+        config, shape = self.config, self.model.shape
+        sizes = {
+            Worker("decode", i): (config.decode_blocks, config.decode_device) for i in range(config.decode_workers)
+        }
+        for index in range(config.prefill_workers):
+            sizes[Worker("prefill", index)] = (config.prefill_blocks, config.prefill_device)
+        if config.host_blocks:
+            sizes[Worker("host", 0)] = (config.host_blocks, "cpu")
+        return {name: KVCache(shape, blocks, config.block_size, device) for name, (blocks, device) in sizes.items()}
+
+    def _make_workers(self) -> list[WorkerThread]:
+        """A thread a worker, each with its own module tree over the shared weights."""
+        workers = []
+        for name, cache in self.caches.items():
+            if name.role == "host":
+                continue
+            model = self.model.replica()
+            prefills = name.role == "prefill" or self.config.colocated
+            prefill = PrefillStage(model, cache, self.transfers, self._keep, self._record) if prefills else None
+            decode = DecodeStage(model, cache, self._keep, self._record) if name.role == "decode" else None
+            workers.append(WorkerThread(name, prefill, decode, self._inbox.put))
+        return workers
+
+    def _keep(self, request: int, logits: torch.Tensor):
+        handle = self._handles.get(request)
+        if handle is not None:
+            handle.keep_logits(logits)
+
+    def _record(self, span):
+        self._recording.spans.append(span)
+
+    def _dialled(self, config: Config) -> Config:
+        """The config with each `Link.ratio` turned into a bandwidth, by measuring c once."""
+        links = config.links
+        if all(link.compute_ratio is None for link in links):
+            return config
+        if self._compute_s is None:
+            self._compute_s = compute_of_a_layer(self.model)
+        nbytes = 128 * self.model.shape.layer_token_bytes
+        return config.replace(link=tuple(dial_ratio(link, self._compute_s, nbytes) for link in links))
+
+    def _check_open(self):
+        if self._closed:
+            raise EngineError("this engine is closed; build a new one")
+        if self._broken:
+            raise EngineError(f"this engine is broken and must be rebuilt: {self._broken}")
+
+
+def check_devices(config: Config):
+    """ConfigError where a device is not there."""
+    for name in ("prefill_device", "decode_device"):
+        device = getattr(config, name)
+        count = torch.cuda.device_count() if device.startswith("cuda") else 1
+        index = int(device.partition(":")[2] or 0)
+        if index >= count:
+            raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
+
+
+@atexit.register
+def _close_all():
+    """No worker is left inside torch while the interpreter goes down."""
+    for engine in list(_OPEN):
+        engine.close()

@@ -1,0 +1,62 @@
+"""What `submit` gives back: the answer as it comes, and a way to stop it."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from disagg.plan.commands import Ended
+from disagg.plan.results import Result
+from disagg.run.model import Detokenizer, Model
+
+
+class Handle:
+    """`for piece in handle` streams text; `result()` waits for the end; `cancel()` stops it within a step."""
+
+    def __init__(self, result: Result, model: Model, cancel: Callable[[int], None]):
+        self._result, self._model, self._cancel = result, model, cancel
+        self._tokens: queue.SimpleQueue = queue.SimpleQueue()
+        self._ended = threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        """Text as tokens come; it can be read once."""
+        pieces = Detokenizer(self._model)
+        while (token := self._tokens.get()) is not None:
+            if token not in self._model.eos_ids and (piece := pieces.push(token)):
+                yield piece
+        self._tokens.put(None)
+        if rest := pieces.flush():
+            yield rest
+
+    @property
+    def done(self) -> bool:
+        return self._ended.is_set()
+
+    def cancel(self):
+        """Ends the request as cancelled; tokens that came before are kept. Nothing happens to an ended one."""
+        self._cancel(self._result.request)
+
+    def result(self, timeout_s: float | None = None) -> Result:
+        """The result, once the request has ended. TimeoutError where that takes longer than the limit."""
+        if not self._ended.wait(timeout_s):
+            raise TimeoutError(f"request {self._result.request} has not ended within {timeout_s:g} s")
+        return self._result
+
+    # ---- called by the engine ----------------------------------------------------------------------------------------
+
+    def push(self, token: int, at_ns: int):
+        self._result.token_ids.append(token)
+        self._result.token_times_ns.append(at_ns)
+        self._tokens.put(token)
+
+    def keep_logits(self, row):
+        self._result.logits.append(row)
+
+    def end(self, ended: Ended):
+        result = self._result
+        result.finish_reason, result.error = ended.finish.value, ended.error
+        result.stages, result.ended_ns = ended.stages, ended.at_ns
+        del result.logits[len(result.token_ids) :]  # a token that was dropped leaves no logits
+        words = [token for token in result.token_ids if token not in self._model.eos_ids]
+        result.text = self._model.decode_text(words)
+        self._tokens.put(None)
+        self._ended.set()

@@ -1,0 +1,59 @@
+"""Prefill on one worker: a pass packs chunks of several requests, and hands each layer off from inside the model."""
+
+from collections.abc import Callable
+
+import torch
+
+from disagg.plan.commands import Prefill
+from disagg.plan.events import Prefilled
+from disagg.plan.timeline import Span
+from disagg.run.batch import PrefillBatch, Segment
+from disagg.run.clock import now_ns
+from disagg.run.kv_cache import KVCache
+from disagg.run.model import Model
+from disagg.run.sampling import Draw, pick_tokens
+from disagg.run.transfer import Transfers
+
+
+class PrefillStage:
+    """Carries out `Prefill` commands with one model and the cache of its device."""
+
+    def __init__(self, model: Model, cache: KVCache, transfers: Transfers | None, keep: Callable, record: Callable):
+        self.model, self.cache, self.transfers = model, cache, transfers
+        self._keep, self._record = keep, record
+
+    def step(self, command: Prefill) -> Prefilled:
+        """One pass: pack, run, pick the first tokens, report."""
+        started, marks = now_ns(), []
+        batch = self._pack(command, marks)
+        logits = self.model.prefill(self.cache, batch)
+        finals = [chunk for chunk in command.chunks if chunk.final]
+        draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
+        tokens = pick_tokens(logits, draws, self._keep)
+        ended = now_ns()
+        requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
+        self._record(
+            Span(
+                "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
+                firsts=firsts, hand_offs_ns=tuple(marks),
+            )
+        )  # fmt: skip
+        return Prefilled(command.worker, command.pass_id, tokens, started, ended)
+
+    def _pack(self, command: Prefill, marks: list[int]) -> PrefillBatch:
+        """Chunks one after the other; each layer marks its hand-off, and travels where its chunk has a transfer."""
+        tokens = torch.tensor([token for chunk in command.chunks for token in chunk.tokens])
+        segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
+        finals = [index for index, chunk in enumerate(command.chunks) if chunk.final]
+        batch = PrefillBatch(tokens, segments, finals)
+        moving = [(c, r) for c, r in zip(command.chunks, batch.rows(), strict=True) if c.transfer is not None]
+
+        def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor):
+            marks.append(now_ns())
+            for chunk, rows in moving:
+                here = slice(rows.start, rows.stop)
+                first_block = chunk.start // self.cache.block_size
+                self.transfers.hand_off(chunk.transfer, layer, first_block, key[here], value[here])
+
+        batch.on_layer = hand_off
+        return batch

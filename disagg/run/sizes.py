@@ -1,0 +1,52 @@
+"""Sizes that the user left open: block counts from the memory there is, and a link's bandwidth from a measured c."""
+
+import dataclasses
+import statistics
+
+import torch
+
+from disagg.plan.blocks import blocks_for
+from disagg.plan.config import Config
+from disagg.plan.link import Link
+from disagg.run.batch import PrefillBatch, Segment
+from disagg.run.clock import now_ns
+from disagg.run.kv_cache import KVCache, KVShape, free_bytes
+from disagg.run.model import Model
+
+#: Tokens that a memory holds by default, where an eighth of the free memory has room for them.
+DEFAULT_TOKENS = {"prefill_blocks": 8192, "decode_blocks": 16384, "host_blocks": 8192}
+
+
+def with_block_counts(config: Config, shape: KVShape) -> Config:
+    """The config with each block count that was None filled in."""
+    changes = {}
+    for name, tokens in DEFAULT_TOKENS.items():
+        if getattr(config, name) is None:
+            device = {"prefill_blocks": config.prefill_device, "decode_blocks": config.decode_device}.get(name, "cpu")
+            free = free_bytes(torch.device(device))
+            room = tokens if free is None else min(tokens, free // 8 // shape.token_bytes)
+            changes[name] = max(1, blocks_for(room, config.block_size))
+    return config.replace(**changes)
+
+
+def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> float:
+    """Median seconds between the hand-offs of two layers in a prefill pass of `tokens` tokens, nothing else running."""
+    cache = KVCache(model.shape, blocks_for(tokens, 16), 16, model.device)
+    batch = PrefillBatch(
+        torch.arange(tokens) % model.vocab_size, [Segment(0, tokens, list(range(cache.num_blocks)))], [0]
+    )
+    times = []
+    for _ in range(passes):
+        marks: list[int] = []
+        batch.on_layer = lambda layer, key, value, marks=marks: marks.append(now_ns())
+        model.prefill(cache, batch)
+        times.append((marks[-1] - marks[0]) / 1e9 / max(1, len(marks) - 1))
+    return statistics.median(times[1:])
+
+
+def dial_ratio(link: Link, compute_s: float, layer_bytes: int) -> Link:
+    """The wire on which `layer_bytes` take compute_s / (c/x)."""
+    if link.compute_ratio is None:
+        return link
+    bandwidth = layer_bytes * link.compute_ratio / compute_s
+    return dataclasses.replace(link, bandwidth=bandwidth, compute_ratio=None)

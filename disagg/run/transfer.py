@@ -1,0 +1,239 @@
+"""Copies of K/V between memories: a thread a lane, real bytes, a ring of pinned slots, and a digest at every stop.
+
+Which piece goes next is decided in plan/traffic. Order of one copy: the piece is ready (its layer is written and its
+source blocks are pinned) → copy → the digest of what arrived → the dial's deadline → the notice. Nothing is announced
+before its bytes were checked, and a ring slot is given back only after hop two has read it.
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.config import Config
+from disagg.plan.events import WorkerDied
+from disagg.plan.simulator import copy_span
+from disagg.plan.timeline import Span
+from disagg.plan.traffic import Flight, Journey, Piece, Traffic
+from disagg.run.clock import COARSE_NS, now_ns, wait_until
+from disagg.run.digest import digest, digest_blocks
+from disagg.run.kv_cache import KVCache, KVShape
+
+
+class Transfers:
+    """Called by the engine's thread (`send`, `assign`, `abort`) and by prefill workers (`hand_off`)."""
+
+    def __init__(
+        self,
+        config: Config,
+        caches: dict[Worker, KVCache],
+        post: Callable[[object], None],
+        record: Callable[[Span], None],
+    ):
+        shape = next(iter(caches.values())).shape
+        self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
+        self.caches, self.shape, self.verify = caches, shape, config.verify_kv
+        self._post, self._record = post, record
+        self._ring = [Scratch(shape.dtype) for _ in range(self.traffic.ring.total)]
+        self._spilled: dict[int, list[int]] = {}  # request → digests of its layers in host memory
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(name,), name=f"disagg {name}", daemon=True)
+            for name in self.traffic.lanes
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # ---- called by the engine's thread -------------------------------------------------------------------------------
+
+    def send(self, command: Send):
+        with self._changed:
+            self.traffic.send(command, now_ns())
+            self._changed.notify_all()
+
+    def assign(self, command: Assign):
+        with self._changed:
+            self.traffic.assign(command, now_ns())
+            self._changed.notify_all()
+
+    def abort(self, command: Abort):
+        with self._changed:
+            notices = self.traffic.abort(command.transfer)
+            self._changed.notify_all()
+        self._tell(notices)
+
+    def retune(self, config: Config):
+        with self._changed:
+            self.traffic.retune(config)
+
+    def close(self):
+        """Stops the lanes; a copy in the air is given up."""
+        with self._changed:
+            self._closing.set()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------
+
+    def hand_off(self, transfer: int, layer: int, first_block: int, key: torch.Tensor, value: torch.Tensor):
+        """This layer's K/V [tokens, kv_heads, head_dim] of a chunk are in the cache; they may travel from now on."""
+        left = (digest(key, value), len(key)) if self.verify else None
+        with self._changed:
+            journey = self.traffic.journeys.get(transfer)
+            if journey is None:
+                return  # the request ended meanwhile
+            journey.digests[layer, first_block] = left
+            if self.traffic.hand_off(transfer, layer, now_ns()) is not None:
+                self._changed.notify_all()
+
+    # ---- a lane's thread ---------------------------------------------------------------------------------------------
+
+    def _run(self, name: str):
+        try:
+            self._serve_lane(name)
+        except BaseException as error:
+            self._post(WorkerDied(Worker(f"lane {name}", 0), f"{type(error).__name__}: {error}"))
+            raise
+
+    def _serve_lane(self, name: str):
+        """One copy occupies the wire at a time; landings follow after its latency, in order."""
+        occupying: Flight | None = None
+        flying: deque[Flight] = deque()
+        scratch = Scratch(self.shape.dtype)
+        while not self._closing.is_set():
+            now = now_ns()
+            if flying and flying[0].landing_ns <= now:
+                self._land(flying.popleft())
+                continue
+            if occupying is not None and occupying.busy_until_ns <= now:
+                occupying = None
+            if occupying is None:
+                flight = self._next(name, flying[0].landing_ns if flying else None)
+                if flight is None:
+                    continue
+                if self._copy(flight, scratch):
+                    occupying = flight
+                    flying.append(flight)
+            else:
+                wait_until(min(flying[0].landing_ns, occupying.busy_until_ns), self._closing)
+
+    def _next(self, name: str, landing_ns: int | None) -> Flight | None:
+        """The lane's next copy; None when it is time for a landing, or to stop."""
+        with self._changed:
+            while (flight := self.traffic.start(name)) is None and not self._closing.is_set():
+                if landing_ns is not None and landing_ns - now_ns() < 2 * COARSE_NS:
+                    break
+                self._changed.wait(None if landing_ns is None else (landing_ns - now_ns() - COARSE_NS) / 1e9)
+        if flight is None and landing_ns is not None:
+            wait_until(landing_ns, self._closing)
+        return flight
+
+    def _copy(self, flight: Flight, scratch: "Scratch") -> bool:
+        """Moves the bytes and checks what arrived, within the time that the dial gives; False where it failed."""
+        began = now_ns()
+        try:
+            data = self._move(flight, scratch)
+            moved = now_ns()
+            wrong = self._wrong_layer(flight, data) if self.verify else None
+        except Exception as error:
+            self._failed(flight, f"copy on lane {flight.lane!r} failed: {type(error).__name__}: {error}")
+            return False
+        if wrong is not None:
+            piece = flight.piece
+            where = f"layer {wrong}, blocks {piece.block} to {piece.block_end - 1}"
+            self._failed(flight, f"digest differs after hop {flight.lane!r}: request {piece.request}, {where}")
+            return False
+        if not self.traffic.lanes[flight.lane].wire.link.dialled:
+            flight.start_ns, flight.busy_until_ns, flight.landing_ns = began, moved, now_ns()
+        return True
+
+    def _move(self, flight: Flight, scratch: "Scratch") -> torch.Tensor:
+        """From the source's blocks or the ring's slot to the slot or the target's blocks; returns what it read."""
+        piece = flight.piece
+        layers = range(piece.layer, piece.layer_end)
+        if flight.hop_two:
+            data = self._ring_view(flight)
+        else:
+            source = self.caches[piece.source]
+            shape = block_shape(self.shape, piece, source.block_size)
+            out = self._ring_view(flight) if flight.hop_one else scratch.view(shape)
+            data = source.read_blocks(layers, torch.tensor(piece.blocks), out=out)
+        if not flight.hop_one:
+            self.caches[flight.target].write_blocks(layers, torch.tensor(flight.target_blocks), data)
+        return data
+
+    def _ring_view(self, flight: Flight) -> torch.Tensor:
+        """The slot's buffer in the shape of the piece; a larger piece than ever before enlarges it."""
+        shape = block_shape(self.shape, flight.piece, next(iter(self.caches.values())).block_size)
+        return self._ring[flight.slot].view(shape)
+
+    def _wrong_layer(self, flight: Flight, data: torch.Tensor) -> int | None:
+        """The first layer whose bytes are not those that left; `data` is what the copy read."""
+        piece = flight.piece
+        journey = self.traffic.journeys[piece.transfer]
+        layers = range(piece.layer, piece.layer_end)
+        if (piece.layer, piece.block) not in journey.digests:
+            self._note_departure(flight, journey, data)
+        arrived = data
+        if not flight.hop_one:
+            arrived = self.caches[flight.target].read_blocks(layers, torch.tensor(flight.target_blocks))
+        for index, layer in enumerate(layers):
+            left, tokens = journey.digests[layer, piece.block]
+            if digest_blocks(arrived[index : index + 1], tokens) != [left]:
+                return layer
+        return None
+
+    def _note_departure(self, flight: Flight, journey: Journey, data: torch.Tensor):
+        """K/V that no prefill hook reported: all bytes of the blocks as they leave, or as they were spilled."""
+        piece, tokens = flight.piece, data.shape[2] * data.shape[3]
+        fetching = piece.source.role == "host"
+        digests = self._spilled.pop(piece.request) if fetching else digest_blocks(data, tokens)
+        for layer, left in zip(range(piece.layer, piece.layer_end), digests, strict=True):
+            journey.digests[layer, piece.block] = (left, tokens)
+        if flight.lane.startswith("spill"):
+            self._spilled[piece.request] = digests
+
+    def _land(self, flight: Flight):
+        with self._changed:
+            landed = now_ns()
+            notices = self.traffic.finish(flight, landed)
+            self._changed.notify_all()
+        self._record(copy_span(flight, landed))
+        self._tell(notices)
+
+    def _failed(self, flight: Flight, error: str):
+        with self._changed:
+            notices = self.traffic.fail(flight, error, now_ns())
+            self._changed.notify_all()
+        self._tell(notices)
+
+    def _tell(self, notices: list):
+        for notice in notices:
+            self._post(notice)
+
+    def forget(self, request: int):
+        """A request ended: the digests of what it spilled are of no more use."""
+        self._spilled.pop(request, None)
+
+
+class Scratch:
+    """A lane's own staging buffer, kept between copies: fresh large ones cost page faults."""
+
+    def __init__(self, dtype: torch.dtype):
+        self._flat = torch.empty(0, dtype=dtype)
+
+    def view(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._flat.numel() < math.prod(shape):
+            self._flat = torch.empty(math.prod(shape), dtype=self._flat.dtype)
+        return self._flat[: math.prod(shape)].view(shape)
+
+
+def block_shape(shape: KVShape, piece: Piece, block_size: int) -> tuple[int, ...]:
+    """Shape of a piece's bytes: [layers, 2, blocks, block_size, kv_heads, head_dim]."""
+    return (piece.layer_end - piece.layer, 2, len(piece.blocks), block_size, shape.kv_heads, shape.head_dim)
