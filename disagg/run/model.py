@@ -45,7 +45,8 @@ class Source:
 
     def module(self) -> torch.nn.Module:
         """A fresh module tree with its own attention and plain weights."""
-        module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
+        with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
+            module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
         return module.to(self.device, self.dtype).eval().requires_grad_(False)
 
 
@@ -147,17 +148,23 @@ def load_folder(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
-        with weights.no_progress_bars():
-            module, info = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **options
-            )
+        options |= dict(
+            local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
+        )  # refused below, by name
+        with weights.quiet_transformers():
+            module, info = AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
         raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
+    check_tensor_names(folder, info)
+    return module
+
+
+def check_tensor_names(folder: Path, info: dict) -> None:
+    """Every tensor of the module must have come from the files, in its shape; transformers would fill in noise."""
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
-            names = ", ".join(sorted(str(key) for key in info[problem])[:3])
-            raise ModelError(f"{folder.name}: {len(info[problem])} {problem.replace('_', ' ')}, for example {names}")
-    return module
+            first = min(map(str, info[problem]))
+            raise ModelError(f"{folder.name}: {len(info[problem])} {problem.replace('_', ' ')}, the first is {first}")
 
 
 def own(config) -> str | None:

@@ -114,8 +114,9 @@ def pack_linears(module: nn.Module) -> int:
 
 def can_pack() -> bool:
     """Whether this torch has the packed product and it gives what nn.Linear gives."""
-    linear = nn.Linear(32, 16, bias=True)
-    x = torch.linspace(-1, 1, 96).view(1, 3, 32)
+    linear, x = nn.Linear(32, 16, device="meta"), torch.linspace(-1, 1, 96).view(1, 3, 32)
+    linear.weight = nn.Parameter(torch.linspace(-1, 2, 512).view(16, 32), requires_grad=False)
+    linear.bias = nn.Parameter(torch.linspace(0, 1, 16), requires_grad=False)
     try:
         with torch.inference_mode():
             return bool(torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-5))

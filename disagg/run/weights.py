@@ -93,7 +93,7 @@ def write_safetensors(gguf: Path, folder: Path, say: Callable[[str], None]) -> N
     options = dict(gguf_file=gguf.name, local_files_only=True)
     AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
     say("dequantising 135 M weights to fp32, about 20 s")
-    with no_progress_bars():
+    with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
     model.hf_quantizer, model.is_quantized = None, False  # save_pretrained refuses a model that still claims to be GGUF
     if hasattr(model.config, "quantization_config"):
@@ -106,16 +106,18 @@ def write_safetensors(gguf: Path, folder: Path, say: Callable[[str], None]) -> N
 
 
 @contextlib.contextmanager
-def no_progress_bars():
-    """Keep transformers' bars out of a load of half a second."""
+def quiet_transformers():
+    """Keep progress bars and load reports out of the output; what is wrong is raised as ModelError."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()
 
 
