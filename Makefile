@@ -89,9 +89,10 @@ flash: $(stamp) ## add flash-attn; builds for a while, needs an NVIDIA GPU and n
 	@$(pip) install setuptools wheel packaging ninja
 	@$(pip) install flash-attn --no-build-isolation
 
+# Run it with an old Python 3.11 (Debian 12 has 3.11.2): some releases ask for a later 3.11 than students may have.
 # torch is pinned to a minor version only: which build of it (CPU or CUDA) is for each machine to choose.
 TORCH ?= 2.13
-constraints: ## for maintainers: resolve requirements.txt afresh and rewrite constraints.txt
+constraints: ## resolve requirements.txt afresh into constraints.txt (for maintainers)
 	@rm -rf build/resolve
 	@"$(PYTHON)" -m venv build/resolve
 	@build/resolve/bin/python -m pip install --quiet 'torch==$(TORCH).*' anywidget -r requirements.txt
