@@ -1,0 +1,5 @@
+"""python -m disagg"""
+
+from disagg.show.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""python -m disagg setup | doctor | demo | parity | bench"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from disagg.plan.errors import DisaggError
+
+app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
+console = Console()
+JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
+
+
+@app.command()
+def setup():
+    """Gets the embedded model ready: converts it once into the cache folder."""
+    from disagg.run.weights import convert_smollm2
+
+    with console.status("model smollm2: looking for it") as status:
+        folder = convert_smollm2(lambda text: status.update(f"model smollm2: {text}"))
+    console.print(f"model smollm2: ready ({sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.0f} MB)")
+
+
+@app.command()
+def doctor(json: JsonFile = None):
+    """Says what was found on this machine: devices, attention, model."""
+    from disagg.show import doctor as found
+
+    table = Table(show_header=False, box=None)
+    for what, finding in found.findings():
+        table.add_row(f"[bold]{what}[/bold]", finding)
+    console.print(table)
+    _finish(found.rows(), json)
+
+
+@app.command()
+def demo(
+    link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    json: JsonFile = None,
+):
+    """Climbs the ladder of presets on one workload: the same tokens, other times."""
+    from disagg.plan.config import PRESETS
+    from disagg.run.model import load_model
+    from disagg.show import demo as ladder
+
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("loading the model", total=len(PRESETS))
+        model = load_model("smollm2")
+        progress.update(task, description="the ladder")
+        rungs, _ = ladder.climb(
+            model, link_gb_s * 1e9, lambda preset: progress.update(task, advance=1, description=preset)
+        )
+    table = Table(title=f"{len(ladder.LENGTHS)} requests, {ladder.NEW_TOKENS} tokens each, link {link_gb_s:g} GB/s")
+    for column in ("preset", "TTFT p50", "second-token gap p50", "tokens/s", "H", "tokens equal"):
+        table.add_column(column, justify="left" if column == "preset" else "right")
+    for rung in rungs:
+        hidden = "" if rung.hidden is None else f"{rung.hidden:.2f}"
+        gap = f"{rung.second_token_gap_s * 1000:.0f} ms"
+        equal = "yes" if rung.same_tokens else "NO"
+        table.add_row(rung.preset, f"{rung.ttft_s:.2f} s", gap, f"{rung.tokens_per_s:.1f}", hidden, equal)
+    console.print(table)
+    _finish([row for rung in rungs for row in rung.rows()], json)
+
+
+@app.command()
+def parity(
+    json: JsonFile = None,
+    prompts: Annotated[int, typer.Option(help="prompts for the embedded model")] = 64,
+    new_tokens: Annotated[int, typer.Option(help="tokens of each answer")] = 32,
+):
+    """Compares every preset's logits with the untouched Hugging Face model's."""
+    from disagg.show.bench import parity as bench
+
+    with _saying() as say:
+        rows = bench.smollm2_rows(say, prompts, new_tokens) + bench.architecture_rows(say)
+    _show(rows, "parity", json)
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Option(help="cpu or law")] = "cpu",
+    json: JsonFile = None,
+):
+    """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
+    from disagg.show.bench import cpu, law
+
+    suites = {"cpu": cpu.suite, "law": law.suite}
+    if suite not in suites:
+        raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}", param_hint="--suite")
+    with _saying() as say:
+        rows = suites[suite](say)
+    _show(rows, f"bench, suite {suite}", json)
+
+
+class _saying:
+    """A spinner with the step in hand; one line a step where there is no terminal."""
+
+    def __enter__(self):
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._progress.start()
+        return self._say
+
+    def _say(self, text: str):
+        self._progress.update(self._task, description=text)
+        if not console.is_terminal:
+            console.print(f"· {text}")
+
+    def __exit__(self, *exc):
+        self._progress.stop()
+
+
+def _show(rows, title: str, json: Path | None):
+    from disagg.show.bench.rows import show
+
+    show(rows, console, title)
+    _finish(rows, json)
+
+
+def _finish(rows, json: Path | None):
+    from disagg.show.bench.rows import write
+
+    if json is not None:
+        write(json, rows)
+        console.print(f"written: {json}")
+
+
+def main():
+    """An error that a user can cause is a sentence here, not a traceback."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded at run time
+    try:
+        app(standalone_mode=True)
+    except DisaggError as error:
+        console.print(f"[bold]{type(error).__name__}[/bold]: {error}", highlight=False)
+        raise SystemExit(1) from None
