@@ -162,7 +162,7 @@ def target_row(say: Say, model: Model, count: int = 48, new_tokens: int = 64) ->
         adaptive = engine.serve(requests).metrics()
     note = (
         f"target {target * 1000:.0f} ms; fixed batch of 32: p99 {fixed.itl_s.p99 / target:.2f} of it at "
-        f"{fixed.tokens_per_s:.1f} tokens/s, adaptive {adaptive.tokens_per_s:.1f}; all gaps pooled, the second token's too"
+        f"{fixed.tokens_per_s:.1f} tokens/s, adaptive {adaptive.tokens_per_s:.1f}; second tokens' gaps pooled too"
     )
     gaps = count * (new_tokens - 1)
     return [

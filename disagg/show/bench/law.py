@@ -60,7 +60,7 @@ def law_rows(say: Say, model: Model, repeats: int = 7) -> list[Row]:
                 where = f"[{ratio:g}, {hops} hop{'s' * (hops > 1)}]"
                 note = f"H measured {statistics.median(hidden):.3f}; hand-off before attention; median of runs"
                 rows.append(Row(f"law_error_points{where}", statistics.median(errors), "points", 5, repeats, note))
-                note = f"c of the same run; worst {max(same):.2f}, worst with c of a run without transfer {max(errors):.2f}"
+                note = f"worst {max(same):.2f}; worst with c of a run without transfer {max(errors):.2f}"
                 rows.append(
                     Row(f"law_error_points_same_run{where}", statistics.median(same), "points", 3, repeats, note)
                 )

@@ -14,7 +14,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """A figure. `bar` is the limit as a number, `at_most` which way it counts; no bar means that it is only reported."""
+    """A figure. `bar` is its limit and `at_most` says which way it counts; without a bar it is only reported."""
 
     name: str
     value: float
