@@ -91,6 +91,12 @@ def test_too_large_a_cache_says_how_much_and_what_to_lower():
         KVCache(SHAPE, 10**12, 16)
 
 
+def test_memory_that_others_use_is_not_promised(monkeypatch):
+    monkeypatch.setattr("disagg.run.kv_cache.free_bytes", lambda device: 1000)
+    with pytest.raises(EngineError, match="1,536 bytes asked .* 1,000 are free"):
+        KVCache(SHAPE, 2, 4)
+
+
 def test_an_allocator_that_refuses_becomes_an_engine_error(monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("can't allocate memory\nframes")

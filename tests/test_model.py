@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from disagg.show.bench.architectures import make_tiny
 
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run import model as model_module
@@ -12,7 +13,7 @@ from disagg.run import probe, weights
 from disagg.run.attention import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Detokenizer, load_model
-from disagg.show.bench.architectures import make_tiny
+from disagg.run.projections import Joined
 
 RIGHT = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2", "gpt_oss"]
 REFUSED = {
@@ -153,6 +154,29 @@ def test_the_probe_notices_a_lost_option(architecture, lost, tmp_path, monkeypat
     monkeypatch.setitem(AttentionInterface._global_mapping, model_module.NAME, lossy)
     with pytest.raises(ModelError, match="paged logits differ from its own forward by"):
         load_model(str(make_tiny(architecture, tmp_path)))
+
+
+def test_the_probe_notices_a_layer_that_is_not_handed_off(tmp_path, monkeypatch):
+    from transformers import AttentionInterface
+
+    def forgetful(module, *args, plan, **options):
+        if module.layer_idx == 1:
+            plan.batch.on_layer = None
+        return whole(module, *args, plan=plan, **options)
+
+    whole = model_module.paged.paged_attention
+    monkeypatch.setitem(AttentionInterface._global_mapping, model_module.NAME, forgetful)
+    with pytest.raises(ModelError, match=r"hands off layers \[0\]; the cache needs each of 3"):
+        load_model(str(make_tiny("llama", tmp_path)))
+
+
+def test_joined_parts_belong_to_their_own_input():
+    linears = [torch.nn.Linear(6, size) for size in (4, 2, 2)]
+    joined = Joined(linears)
+    x, y = torch.randn(2, 3, 6)
+    for index, data in [(0, x), (1, x), (0, y), (2, x), (1, y), (0, x), (0, y), (2, y)]:
+        torch.testing.assert_close(joined.part(index, data), linears[index](data))
+    assert joined._input is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])

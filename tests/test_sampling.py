@@ -59,6 +59,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert seen(0.4) == {1} and seen(0.75) == {1, 2} and seen(1.0) == {0, 1, 2, 3}
 
 
+def test_the_kept_tokens_share_the_mass_by_their_odds():
+    x, count = torch.log(torch.tensor([[0.5, 0.3, 0.2]])), 2000
+    found = [sample(x, [SamplingParams(1.0, 0.75)], [place])[0] for place in range(count)]
+    assert abs(found.count(0) / count - 0.5 / 0.8) < 4 * math.sqrt(0.25 / count)
+
+
 def test_tiny_top_p_is_greedy():
     x = logits(4)
     assert sample(x, [SamplingParams(1.0, 1e-9, i) for i in range(4)], [0] * 4) == x.argmax(-1).tolist()
