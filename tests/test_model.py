@@ -5,7 +5,6 @@ import threading
 
 import pytest
 import torch
-from disagg.show.bench.architectures import make_tiny
 
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run import model as model_module
@@ -14,6 +13,7 @@ from disagg.run.attention import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Detokenizer, load_model
 from disagg.run.projections import Joined
+from disagg.show.bench.architectures import make_tiny
 
 RIGHT = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2", "gpt_oss"]
 REFUSED = {

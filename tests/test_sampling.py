@@ -1,12 +1,16 @@
 import math
 
-import pytest
 import torch
 
-from disagg.plan.errors import RequestError
-from disagg.run.sampling import SamplingParams, sample, uniform
+from disagg.plan.request import Sampling
+from disagg.run.sampling import Draw, pick_tokens, uniform
 
-GREEDY = SamplingParams()
+GREEDY = Sampling()
+
+
+def sample(x, samplings, positions, keep=None):
+    pairs = enumerate(zip(samplings, positions, strict=True))
+    return list(pick_tokens(x, [Draw(row, sampling, place, row) for row, (sampling, place) in pairs], keep))
 
 
 def logits(rows, vocab=50, seed=0):
@@ -19,7 +23,7 @@ def test_greedy_is_argmax():
 
 
 def test_a_drawn_token_does_not_depend_on_who_shares_the_batch():
-    x, warm = logits(6), [SamplingParams(0.9, 0.95, seed) for seed in range(6)]
+    x, warm = logits(6), [Sampling(0.9, 0.95, seed) for seed in range(6)]
     together = sample(x, warm, list(range(10, 16)))
     alone = [sample(x[i : i + 1], [warm[i]], [10 + i])[0] for i in range(6)]
     mixed = sample(x, [GREEDY, *warm[1:]], list(range(10, 16)))
@@ -38,7 +42,7 @@ def test_the_draw_is_the_same_on_every_machine():
 
 def test_frequencies_follow_the_softmax():
     x, count = torch.tensor([[0.0, 1.0, 2.0]]), 3000
-    found = [sample(x, [SamplingParams(1.0, 1.0, 5)], [place])[0] for place in range(count)]
+    found = [sample(x, [Sampling(1.0, 1.0, 5)], [place])[0] for place in range(count)]
     for token, share in enumerate(torch.softmax(x[0].double(), 0).tolist()):
         deviation = math.sqrt(share * (1 - share) / count)  # of a share over `count` draws; the seed is fixed
         assert abs(found.count(token) / count - share) < 4 * deviation
@@ -46,7 +50,7 @@ def test_frequencies_follow_the_softmax():
 
 def test_temperature_sharpens():
     x = torch.tensor([[0.0, 1.0]])
-    cold = [sample(x, [SamplingParams(0.05)], [place])[0] for place in range(200)]
+    cold = [sample(x, [Sampling(0.05)], [place])[0] for place in range(200)]
     assert sum(cold) == 200
 
 
@@ -54,34 +58,30 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     x = torch.log(torch.tensor([[0.1, 0.5, 0.3, 0.1]]))
 
     def seen(top_p):
-        return {sample(x, [SamplingParams(1.0, top_p)], [place])[0] for place in range(300)}
+        return {sample(x, [Sampling(1.0, top_p)], [place])[0] for place in range(300)}
 
     assert seen(0.4) == {1} and seen(0.75) == {1, 2} and seen(1.0) == {0, 1, 2, 3}
 
 
 def test_the_kept_tokens_share_the_mass_by_their_odds():
     x, count = torch.log(torch.tensor([[0.5, 0.3, 0.2]])), 2000
-    found = [sample(x, [SamplingParams(1.0, 0.75)], [place])[0] for place in range(count)]
+    found = [sample(x, [Sampling(1.0, 0.75)], [place])[0] for place in range(count)]
     assert abs(found.count(0) / count - 0.5 / 0.8) < 4 * math.sqrt(0.25 / count)
 
 
 def test_tiny_top_p_is_greedy():
     x = logits(4)
-    assert sample(x, [SamplingParams(1.0, 1e-9, i) for i in range(4)], [0] * 4) == x.argmax(-1).tolist()
+    assert sample(x, [Sampling(1.0, 1e-9, i) for i in range(4)], [0] * 4) == x.argmax(-1).tolist()
 
 
 def test_minus_infinity_is_never_drawn():
     x = torch.full((1, 8), -math.inf)
     x[0, 5] = x[0, 2] = 0.0
-    assert {sample(x, [SamplingParams(2.0)], [place])[0] for place in range(50)} == {2, 5}
+    assert {sample(x, [Sampling(2.0)], [place])[0] for place in range(50)} == {2, 5}
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(temperature=math.nan), dict(top_p=0), dict(top_p=1.01)])
-def test_impossible_parameters_are_refused(bad):
-    with pytest.raises(RequestError, match="must"):
-        SamplingParams(**bad)
-
-
-def test_every_row_needs_its_parameters():
-    with pytest.raises(ValueError):
-        sample(logits(2), [GREEDY], [0])
+def test_forced_tokens_replace_the_models_choice_and_logits_are_kept():
+    x, kept = logits(3), {}
+    forced = Sampling(force_ids=(7, 8, 9), keep_logits=True)
+    assert sample(x, [GREEDY, forced, forced], [0, 0, 0], kept.__setitem__)[1:] == [8, 9]
+    assert sorted(kept) == [1, 2] and torch.equal(kept[2], x[2])
