@@ -51,7 +51,7 @@ class Config:
         _check_choice("route", self.route, ROUTES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
-        _check_choice("attention", self.attention, ("auto", "sdpa"))
+        _check_choice("attention", self.attention, ("auto", "sdpa", "plain"))
         for name, least in _LEAST.items():
             _check_int(name, getattr(self, name), least)
         for name in ("prefill_blocks", "decode_blocks", "host_blocks"):
