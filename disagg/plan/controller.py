@@ -169,7 +169,8 @@ class Controller:
     def _transfer_failed(self, event: ev.TransferFailed):
         transfer = self._transfer(event.transfer)
         if transfer is not None and transfer.record.finish is None:
-            self.movement.fail(transfer, event.error)
+            error = f"{transfer.route} transfer of request {transfer.record.id} failed: {event.error}"
+            self.movement.fail(transfer, error)
 
     def _transfer_closed(self, event: ev.TransferClosed):
         transfer = self._transfer(event.transfer)
