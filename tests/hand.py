@@ -23,6 +23,7 @@ class Hand:
         self.controller = Controller(config, layers=LAYERS, token_bytes=2 * LAYERS, steps_in_flight=steps)
         self.book = self.controller.book
         self.now = 0
+        self.pass_ns = 10**6  # what a pass says it took: dear, so that a spill is cheaper
         self.out: list = []  # commands of the last event
         self.log: list = []  # all commands
 
@@ -55,7 +56,7 @@ class Hand:
 
     def prefilled(self, *tokens):
         command = self.last(cmd.Prefill)
-        return self.tell(ev.Prefilled(command.worker, command.pass_id, tokens, self.now, self.now + 1))
+        return self.tell(ev.Prefilled(command.worker, command.pass_id, tokens, self.now, self.now + self.pass_ns))
 
     def stepped(self, *tokens, step=None):
         """The oldest step in flight ends."""
