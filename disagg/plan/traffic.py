@@ -65,7 +65,7 @@ class Journey:
     blocks_sent: int = 0
     next_layer: int = 0  # layers of the last Send that are in pieces; the rest waits for prefill
     assign: Assign | None = None
-    parked: list = field(default_factory=list)  # (piece, ring slot) that wait for the target's blocks
+    parked: list[Piece] = field(default_factory=list)  # pieces that wait for the target's blocks
     aborted: bool = False
 
     def all_made(self, layers: int) -> bool:
@@ -130,8 +130,8 @@ class Traffic:
         if journey is None:
             return
         journey.assign = assign
-        for piece, slot in journey.parked:
-            self._push(journey, piece, slot, now_ns)
+        for piece in journey.parked:
+            self._push(journey, piece, None, now_ns)
         journey.parked.clear()
 
     def abort(self, transfer: int) -> list:
@@ -145,7 +145,6 @@ class Traffic:
             self._drop_slots([entry[3] for entry in lane.ready if entry[2].transfer == transfer], transfer)
             heapq.heapify(kept)
             lane.ready = kept
-        self._drop_slots([slot for _, slot in journey.parked], transfer)
         journey.parked.clear()
         return self._close_if_done(transfer)
 
@@ -176,7 +175,7 @@ class Traffic:
         first_hop = flight.slot is None or flight.lane.startswith("down")
         journey.read += first_hop
         if flight.lane.startswith("down") and not journey.aborted:
-            self._park_or_push(journey, piece, flight.slot, now_ns)
+            self._push(journey, piece, flight.slot, now_ns)
             through = journey.read == journey.pieces and journey.all_made(self.layers)
             return [SourceRead(piece.transfer)] if through else []
         self._drop_slots([flight.slot], piece.transfer)
@@ -205,14 +204,11 @@ class Traffic:
         )
         journey.pieces += 1
         journey.next_layer = layer_end
-        self._park_or_push(journey, piece, None, now_ns)
-        return piece
-
-    def _park_or_push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
-        if journey.assign is None and (slot is not None or journey.send.route != "staged"):
-            journey.parked.append((piece, slot))
+        if journey.assign is None:
+            journey.parked.append(piece)  # no wire and no ring slot for what has no way out: others wait behind it
         else:
-            self._push(journey, piece, slot, now_ns)
+            self._push(journey, piece, None, now_ns)
+        return piece
 
     def _push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
         lane = self._lane(journey, second_hop=slot is not None)
