@@ -154,28 +154,36 @@ class Controller:
         transfer = self._transfer(event.transfer)
         if transfer is None:
             return
-        if transfer.route in ("spill", "fetch"):
+        fresh = [transfer.landed.add(part) for part in event.parts]
+        self.book.counts["anomalies"] += fresh.count(False)
+        if transfer.route in ("spill", "fetch") and all(fresh):
             self.book.costs.observe_copy(event.nbytes, event.took_ns)
-        for part in event.parts:
-            if not transfer.landed.add(part):
-                self.book.counts["anomalies"] += 1
         if transfer.complete and not transfer.aborted:
             self.movement.complete(transfer)
 
     def _source_read(self, event: ev.SourceRead):
         transfer = self._transfer(event.transfer)
-        if transfer is not None:
+        if transfer is None:
+            return
+        if transfer.source_read:
+            self.book.counts["anomalies"] += 1
+        else:
             self.movement.source_read(transfer)
 
     def _transfer_failed(self, event: ev.TransferFailed):
         transfer = self._transfer(event.transfer)
-        if transfer is not None and transfer.record.finish is None:
-            self.movement.fail(transfer, event.error)
+        if transfer is not None and not transfer.aborted:
+            error = f"{transfer.route} transfer of request {transfer.record.id} failed: {event.error}"
+            self.movement.fail(transfer, error)
 
     def _transfer_closed(self, event: ev.TransferClosed):
         transfer = self._transfer(event.transfer)
-        if transfer is not None:
+        if transfer is None:
+            return
+        if transfer.aborted:
             self.movement.closed(transfer)
+        else:
+            self.book.counts["anomalies"] += 1
 
     def _worker_died(self, event: ev.WorkerDied):
         self._break(f"{event.worker} died: {event.error}")

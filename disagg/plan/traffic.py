@@ -75,7 +75,7 @@ class Journey:
     blocks_sent: int = 0
     next_layer: int = 0  # layers of the last Send that are in pieces; the rest waits for prefill
     assign: Assign | None = None
-    parked: list = field(default_factory=list)  # (piece, ring slot) that wait for the target's blocks
+    parked: list[Piece] = field(default_factory=list)  # pieces that wait for the target's blocks
     digests: dict = field(default_factory=dict)  # (layer, block) → what left the source there, for whoever checks
     aborted: bool = False
     failed: bool = False  # a copy failed; the controller will abort
@@ -142,8 +142,8 @@ class Traffic:
         if journey is None:
             return
         journey.assign = assign
-        for piece, slot in journey.parked:
-            self._push(journey, piece, slot, now_ns)
+        for piece in journey.parked:
+            self._push(journey, piece, None, now_ns)
         journey.parked.clear()
 
     def abort(self, transfer: int) -> list:
@@ -181,7 +181,7 @@ class Traffic:
         journey.flying -= 1
         journey.read += not flight.hop_two
         if flight.hop_one and not (journey.aborted or journey.failed):
-            self._park_or_push(journey, piece, flight.slot, now_ns)
+            self._push(journey, piece, flight.slot, now_ns)
             through = journey.read == journey.pieces and journey.all_made(self.layers)
             return [SourceRead(piece.transfer)] if through else []
         self._drop_slots([flight.slot], piece.transfer)
@@ -226,14 +226,11 @@ class Traffic:
         )
         journey.pieces += 1
         journey.next_layer = layer_end
-        self._park_or_push(journey, piece, None, now_ns)
-        return piece
-
-    def _park_or_push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
-        if journey.assign is None and (slot is not None or journey.send.route != "staged"):
-            journey.parked.append((piece, slot))
+        if journey.assign is None:
+            journey.parked.append(piece)  # no wire and no ring slot for what has no way out: others wait behind it
         else:
-            self._push(journey, piece, slot, now_ns)
+            self._push(journey, piece, None, now_ns)
+        return piece
 
     def _push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
         lane = self._lane(journey, second_hop=slot is not None)
@@ -256,7 +253,6 @@ class Traffic:
                 self._drop_slots([entry[3] for entry in mine], transfer)
                 lane.ready = [entry for entry in lane.ready if entry[2].transfer != transfer]
                 heapq.heapify(lane.ready)
-        self._drop_slots([slot for _, slot in journey.parked], transfer)
         journey.parked.clear()
 
     def _drop_slots(self, slots: list, transfer: int):

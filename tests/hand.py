@@ -1,0 +1,97 @@
+"""A controller fed by hand: one event at a time, virtual time, every pool checked after each."""
+
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+from disagg.plan.config import Config
+from disagg.plan.controller import Controller
+from disagg.plan.request import Job
+
+LAYERS = 2
+PREFILL, DECODE = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
+
+
+def make_job(request=0, prompt=6, new=4, eos=(), arrival=0) -> Job:
+    return Job(request, tuple(range(100, 100 + prompt)), new, arrival, frozenset(eos))
+
+
+class Hand:
+    """Blocks of four tokens, two layers, eight blocks a pool, a watchdog of one second."""
+
+    def __init__(self, preset="split", steps=1, **changes):
+        sizes = {"block_size": 4, "prefill_blocks": 8, "decode_blocks": 8, "host_blocks": 0, "watchdog_s": 1.0}
+        config = Config.preset(preset, **{**sizes, "chunk_tokens": 64, **changes})
+        self.controller = Controller(config, layers=LAYERS, token_bytes=2 * LAYERS, steps_in_flight=steps)
+        self.book = self.controller.book
+        self.now = 0
+        self.pass_ns = 10**6  # what a pass says it took: dear, so that a spill is cheaper
+        self.out: list = []  # commands of the last event
+        self.log: list = []  # all commands
+
+    def tell(self, event, after=1) -> list:
+        self.now += after
+        self.out = self.controller.handle(event, self.now)
+        self.log += self.out
+        self.book.check()
+        return self.out
+
+    def last(self, kind):
+        return next(command for command in reversed(self.log) if isinstance(command, kind))
+
+    def kinds(self) -> list[str]:
+        """Names of the last event's commands."""
+        return [type(command).__name__ for command in self.out]
+
+    def stage(self, request=0) -> str:
+        return self.book.records[request].stage.value
+
+    def held(self) -> tuple[int, ...]:
+        """Blocks held, a pool: prefill, decode, host (colocated: decode, host)."""
+        return tuple(pool.held for pool in self.book.pools())
+
+    def submit(self, request=0, prompt=6, new=4, eos=()):
+        return self.tell(ev.Submit(make_job(request, prompt, new, eos, self.now)))
+
+    def cancel(self, request=0):
+        return self.tell(ev.Cancel(request))
+
+    def prefilled(self, *tokens):
+        command = self.last(cmd.Prefill)
+        return self.tell(ev.Prefilled(command.worker, command.pass_id, tokens, self.now, self.now + self.pass_ns))
+
+    def stepped(self, *tokens, step=None):
+        """The oldest step in flight ends."""
+        seat = self.book.decodes[0]
+        oldest = seat.steps[0]
+        number = oldest.number if step is None else step
+        event = ev.Stepped(DECODE, number, tokens, self.now, self.now + 1, oldest.used_slots, oldest.padded_slots)
+        return self.tell(event)
+
+    def part(self, layer: int, block=0, blocks=2) -> ev.Part:
+        return ev.Part(layer, layer + 1, block, block + blocks)
+
+    def landed(self, *parts: ev.Part, transfer=None):
+        number = self.transfer if transfer is None else transfer
+        return self.tell(ev.Landed(number, parts, 16, 10))
+
+    def land_all(self, transfer=None):
+        """Everything due of the last transfer."""
+        number = self.transfer if transfer is None else transfer
+        blocks = self.book.transfers[number].blocks
+        return self.landed(ev.Part(0, LAYERS, 0, blocks), transfer=number)
+
+    @property
+    def transfer(self) -> int:
+        return self.last(cmd.Send).transfer
+
+    def ended(self) -> dict[int, str]:
+        return {c.request: c.finish.value for c in self.log if isinstance(c, cmd.Ended)}
+
+    def run_one(self, request=0, prompt=6, new=8):
+        """A split request brought to its first step."""
+        self.submit(request, prompt, new)
+        self.prefilled(1)
+        self.land_all()
+
+    @property
+    def anomalies(self) -> int:
+        return self.book.counts["anomalies"]
