@@ -59,10 +59,7 @@ class Engine:
     def __init__(self, config: Config, model: Model | None = None):
         check_devices(config)
         torch.set_num_threads(config.threads)
-        self.model = model or load_model(
-            config.model, dtype=config.dtype, attention=config.attention, device=config.decode_device,
-            join_projections=config.join_projections,
-        )  # fmt: skip
+        self.model = model or load(config, config.decode_device)
         self._compute_s: float | None = None  # c, measured when a link asks for it
         self.config = self._dialled(with_block_counts(config, self.model.shape))
         shape = self.model.shape
@@ -265,7 +262,11 @@ class Engine:
             sizes[Worker("prefill", index)] = (config.prefill_blocks, config.prefill_device)
         if config.host_blocks:
             sizes[Worker("host", 0)] = (config.host_blocks, "cpu")
-        return {name: KVCache(shape, blocks, config.block_size, device) for name, (blocks, device) in sizes.items()}
+        pinned = config.decode_device != "cpu"
+        return {
+            name: KVCache(shape, blocks, config.block_size, device, pinned=pinned and name.role == "host")
+            for name, (blocks, device) in sizes.items()
+        }
 
     def _make_workers(self) -> list[WorkerThread]:
         """A thread a worker, each with its own module tree over the shared weights."""
@@ -273,12 +274,18 @@ class Engine:
         for name, cache in self.caches.items():
             if name.role == "host":
                 continue
-            model = self.model.replica()
+            model = self._model_on(cache.device)
             prefills = name.role == "prefill" or self.config.colocated
             prefill = PrefillStage(model, cache, self.transfers, self._keep, self._record) if prefills else None
             decode = DecodeStage(model, cache, self._keep, self._record) if name.role == "decode" else None
             workers.append(WorkerThread(name, prefill, decode, self._inbox.put))
         return workers
+
+    def _model_on(self, device: torch.device) -> Model:
+        """A worker's own module tree: over shared weights on the model's device, with its own on another one."""
+        if device == torch.device(self.model.device):
+            return self.model.replica()
+        return load(self.config, device)
 
     def _keep(self, request: int, logits: torch.Tensor):
         handle = self._handles.get(request)
@@ -303,6 +310,14 @@ class Engine:
             raise EngineError("this engine is closed; build a new one")
         if self._broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self._broken}")
+
+
+def load(config: Config, device) -> Model:
+    """The config's model on a device."""
+    return load_model(
+        config.model, dtype=config.dtype, attention=config.attention, device=device,
+        join_projections=config.join_projections,
+    )  # fmt: skip
 
 
 def check_devices(config: Config):

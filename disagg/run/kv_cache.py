@@ -76,6 +76,18 @@ class KVCache:
         """Store what `read_blocks` returned, of any cache of this shape, into the blocks [n] of this one."""
         self._layers(layers).index_copy_(2, blocks, data)
 
+    def fetch_blocks(self, layers: range, blocks, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Whole blocks, by ids, from this memory: into `out` where that is host memory of the right shape."""
+        index = torch.tensor(blocks, device=self.device)
+        if self.device.type == "cpu":
+            return self.read_blocks(layers, index, out)
+        data = self.read_blocks(layers, index)
+        return data if out is None or not out.is_pinned() else out.copy_(data)
+
+    def store_blocks(self, layers: range, blocks, data: torch.Tensor) -> None:
+        """Stores whole blocks, by ids, that may come from another memory."""
+        self.write_blocks(layers, torch.tensor(blocks, device=self.device), data.to(self.device))
+
     def poison(self, blocks) -> None:
         """Fill blocks with NaN, so that a test notices whoever reads them after they were freed."""
         blocks = torch.as_tensor(blocks, dtype=torch.long, device=self.device)

@@ -9,6 +9,7 @@ from disagg.plan.events import Prefilled
 from disagg.plan.timeline import Span
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.clock import now_ns
+from disagg.run.device import settle
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Model
 from disagg.run.sampling import Draw, pick_tokens
@@ -30,6 +31,7 @@ class PrefillStage:
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
         tokens = pick_tokens(logits, draws, self._keep)
+        settle(self.cache.device)  # a pass without a final chunk has asked for no token yet
         ended = now_ns()
         requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
         self._record(

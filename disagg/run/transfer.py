@@ -20,6 +20,7 @@ from disagg.plan.simulator import copy_span
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
+from disagg.run.device import own_stream, settle
 from disagg.run.digest import digest, digest_blocks
 from disagg.run.kv_cache import KVCache, KVShape
 
@@ -38,7 +39,8 @@ class Transfers:
         self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
         self.caches, self.shape, self.verify = caches, shape, config.verify_kv
         self._post, self._record = post, record
-        self._ring = [Scratch(shape.dtype) for _ in range(self.traffic.ring.total)]
+        pinned = any(cache.device.type == "cuda" for cache in caches.values())
+        self._ring = [Scratch(shape.dtype, pinned) for _ in range(self.traffic.ring.total)]
         self._spilled: dict[int, list[int]] = {}  # request → digests of its layers in host memory
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -83,6 +85,7 @@ class Transfers:
 
     def hand_off(self, transfer: int, layer: int, first_block: int, key: torch.Tensor, value: torch.Tensor):
         """This layer's K/V [tokens, kv_heads, head_dim] of a chunk are in the cache; they may travel from now on."""
+        settle(key.device)  # a lane's thread reads the cache next
         left = (digest(key, value), len(key)) if self.verify else None
         with self._changed:
             journey = self.traffic.journeys.get(transfer)
@@ -95,8 +98,10 @@ class Transfers:
     # ---- a lane's thread ---------------------------------------------------------------------------------------------
 
     def _run(self, name: str):
+        devices = [cache.device for cache in self.caches.values() if cache.device.type == "cuda"]
         try:
-            self._serve_lane(name)
+            with own_stream(devices[0] if devices else torch.device("cpu")):
+                self._serve_lane(name)
         except BaseException as error:
             self._post(WorkerDied(Worker(f"lane {name}", 0), f"{type(error).__name__}: {error}"))
             raise
@@ -163,9 +168,11 @@ class Transfers:
             source = self.caches[piece.source]
             shape = block_shape(self.shape, piece, source.block_size)
             out = self._ring_view(flight) if flight.hop_one else scratch.view(shape)
-            data = source.read_blocks(layers, torch.tensor(piece.blocks), out=out)
+            data = source.fetch_blocks(layers, piece.blocks, out)
         if not flight.hop_one:
-            self.caches[flight.target].write_blocks(layers, torch.tensor(flight.target_blocks), data)
+            target = self.caches[flight.target]
+            target.store_blocks(layers, flight.target_blocks, data)
+            settle(target.device)
         return data
 
     def _ring_view(self, flight: Flight) -> torch.Tensor:
@@ -182,7 +189,7 @@ class Transfers:
             self._note_departure(flight, journey, data)
         arrived = data
         if not flight.hop_one:
-            arrived = self.caches[flight.target].read_blocks(layers, torch.tensor(flight.target_blocks))
+            arrived = self.caches[flight.target].fetch_blocks(layers, flight.target_blocks)
         for index, layer in enumerate(layers):
             left, tokens = journey.digests[layer, piece.block]
             if digest_blocks(arrived[index : index + 1], tokens) != [left]:
@@ -223,14 +230,14 @@ class Transfers:
 
 
 class Scratch:
-    """A lane's own staging buffer, kept between copies: fresh large ones cost page faults."""
+    """A staging buffer in host memory, kept between copies: fresh large ones cost page faults."""
 
-    def __init__(self, dtype: torch.dtype):
-        self._flat = torch.empty(0, dtype=dtype)
+    def __init__(self, dtype: torch.dtype, pinned: bool = False):
+        self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype)
 
     def view(self, shape: tuple[int, ...]) -> torch.Tensor:
         if self._flat.numel() < math.prod(shape):
-            self._flat = torch.empty(math.prod(shape), dtype=self._flat.dtype)
+            self._flat = torch.empty(math.prod(shape), dtype=self._flat.dtype, pin_memory=self.pinned)
         return self._flat[: math.prod(shape)].view(shape)
 
 

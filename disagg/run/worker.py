@@ -7,6 +7,7 @@ from collections.abc import Callable
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode import DecodeStage
+from disagg.run.device import own_stream
 from disagg.run.prefill import PrefillStage
 
 
@@ -28,9 +29,11 @@ class WorkerThread:
         self._thread.join()
 
     def _run(self):
+        device = (self.prefill or self.decode).cache.device
         try:
-            while (command := self._commands.get()) is not None:
-                self._post(self._carry_out(command))
+            with own_stream(device):
+                while (command := self._commands.get()) is not None:
+                    self._post(self._carry_out(command))
         except BaseException as error:
             self._post(WorkerDied(self.name, f"{type(error).__name__}: {error}"))
 
