@@ -34,8 +34,8 @@ def test_closed_without_an_abort_changes_nothing():
 def spilling() -> Hand:
     """Request 0 needs a third block, and takes it from request 1, which is spilled."""
     hand = Hand("paged", decode_blocks=4, host_blocks=8, prefill_blocks=8)
-    for request in (0, 1):
-        hand.submit(request, prompt=7, new=8)
+    for request, prompt in ((0, 7), (1, 5)):
+        hand.submit(request, prompt, new=8)
         hand.prefilled(request)
         hand.land_all()
     while "Preempted" not in hand.kinds():
@@ -59,3 +59,11 @@ def test_a_second_landing_teaches_the_costs_nothing():
     known = hand.book.costs.copy_ns_per_byte
     hand.tell(ev.Landed(hand.transfer, (hand.part(0),), 16, 10**6))
     assert (hand.anomalies, hand.book.costs.copy_ns_per_byte) == (1, known)
+
+
+def test_blocks_freed_for_a_row_are_not_given_back_to_the_one_that_was_spilled_for_it():
+    hand = spilling()
+    assert (hand.stage(0), hand.stage(1)) == ("landed", "spilling")
+    hand.land_all()
+    assert (hand.stage(0), hand.stage(1)) == ("running", "spilled")
+    assert hand.last(cmd.Decode).joins[0].blocks == tuple(hand.book.records[0].decode_table.blocks)

@@ -124,9 +124,14 @@ class Book:
             self.deadline(transfer.id, "close", transfer)
 
     def reserve_decode(self, seat: DecodeSeat, record: Record, tokens: int) -> Table | None:
-        """Blocks for `tokens` on a seat, which leave running rows some to grow into; None if they are not there."""
+        """Blocks for `tokens` on a seat, which leave rows some to grow into; None if they are not there.
+
+        The first landed request that needs a block goes before: it may be what the others were preempted for.
+        """
         need = blocks_for(tokens, self.config.block_size)
-        if seat.rows and seat.pool.available < need + len(seat.rows) // 4:
+        first = seat.landed.peek()
+        growth = len(seat.rows) // 4 + (first is not None and seat.is_full(first))
+        if seat.pool.available < need + growth:
             record.gate = f"{seat.pool.name} blocks"
             return None
         table = Table.reserve(seat.pool, need, record.id)

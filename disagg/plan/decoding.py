@@ -51,8 +51,7 @@ class Decoding:
         """Takes landed requests into the batch while there is a place, and a block for their next token."""
         limit = seat.limit(self.book.config.max_batch)
         while len(seat.rows) < limit and (record := seat.landed.peek()) is not None:
-            full = record.context >= len(record.decode_table.blocks) * seat.block_size
-            if full and not self._grow(seat, record):
+            if seat.is_full(record) and not self._grow(seat, record):
                 return
             seat.landed.remove(record)
             self.book.move(record, Stage.RUNNING)

@@ -126,6 +126,10 @@ class DecodeSeat:
         """Rows of which something is due in the next step."""
         return [row for row in self.agenda.pop(self.next_step, ()) if self.rows.get(row.record.id) is row]
 
+    def is_full(self, record: Record) -> bool:
+        """Does a record outside the batch need a block for its next token?"""
+        return record.context >= len(record.decode_table.blocks) * self.block_size
+
     def needs_block(self, row: Row) -> bool:
         return row.context(self.next_step) >= len(row.record.decode_table.blocks) * self.block_size
 
