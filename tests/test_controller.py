@@ -1,6 +1,6 @@
 """The controller, event by event."""
 
-from hand import Hand
+from hand import Hand, make_job
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -67,3 +67,21 @@ def test_blocks_freed_for_a_row_are_not_given_back_to_the_one_that_was_spilled_f
     hand.land_all()
     assert (hand.stage(0), hand.stage(1)) == ("running", "spilled")
     assert hand.last(cmd.Decode).joins[0].blocks == tuple(hand.book.records[0].decode_table.blocks)
+
+
+def retuned(hand: Hand, **changes) -> list:
+    return hand.tell(ev.Retune(hand.book.config.replace(**changes)))
+
+
+def test_what_no_longer_fits_a_shrunk_pool_is_refused_or_fails_in_words():
+    hand = Hand()
+    hand.submit(0, prompt=20, new=8)
+    hand.submit(1, prompt=6, new=2)
+    hand.prefilled(1, 1)
+    retuned(hand, decode_blocks=6)
+    assert hand.ended() == {0: "failed"}
+    assert hand.last(cmd.Ended).error == (
+        "request 0 no longer fits: prompt of 20 tokens and 8 new ones need 7 blocks of 4, but decode 0 has 6; "
+        "shorten the request or raise decode_blocks"
+    )
+    assert "decode 0 has 6" in hand.controller.refusal(make_job(2, prompt=20, new=8))

@@ -2,7 +2,6 @@
 
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
-from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
 from disagg.plan.traffic import Traffic
 
 LAYERS = 3

@@ -49,10 +49,10 @@ class Controller:
         size = self.book.config.block_size
         need = blocks_for(len(job.prompt) + job.max_new_tokens, size)
         for pool in self.book.pools()[:-1]:
-            if need > pool.total:
+            if need > pool.capacity:
                 return (
                     f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of "
-                    f"{size}, but {pool.name} has {pool.total}; shorten the request or raise "
+                    f"{size}, but {pool.name} has {pool.capacity}; shorten the request or raise "
                     f"{pool.name.split()[0]}_blocks"
                 )
         return None
@@ -91,6 +91,9 @@ class Controller:
         for queue in book.queues():
             queue.reorder(POLICIES[config.policy])
         book.out.append(Retuned(config))
+        for record in list(book.records.values()):
+            if refusal := self.refusal(record.job):
+                book.end(record, Finish.FAILED, f"request {record.id} no longer fits: {refusal}")
 
     def _prefilled(self, event: ev.Prefilled):
         seat = self.book.prefills[event.worker.index]
