@@ -106,13 +106,14 @@ def test_a_prompt_around_the_edges_of_a_block(preset, tokens):
 
 
 @pytest.mark.parametrize("preset", ["colocated", *HAND_OFFS])
-@pytest.mark.parametrize("tokens", [32, 33, 64, 100], ids=["equal", "one_over", "two", "four"])
-def test_a_prompt_longer_than_a_chunk(preset, tokens):
-    requests = [Request(prompt_of(tokens), 10, ignore_eos=True)]
+def test_prompts_around_the_edges_of_a_chunk(preset):
+    """Equal to a chunk, one over, two of them, four. Each alone."""
     with opened(small(preset, chunk_tokens=32)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
-    assert sum(span.kind == "prefill" for span in run.timeline.spans) == -(-tokens // 32)
+        for tokens in (32, 33, 64, 100):
+            requests = [Request(prompt_of(tokens), 10, ignore_eos=True)]
+            run = engine.serve(requests)
+            check_run(run, requests)
+            assert sum(span.kind == "prefill" for span in run.timeline.spans) == -(-tokens // 32)
 
 
 def test_chunks_of_several_prompts_share_a_pass():

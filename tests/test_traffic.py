@@ -28,5 +28,5 @@ def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     lanes.assign(Assign(2, DECODE, (0,)), 0)
     flight = lanes.start("down 0")
     assert flight.piece.transfer == 2
-    lanes.finish(flight, 5)
+    lanes.finish(flight)
     assert lanes.start("up 0").target_blocks == (0,)

@@ -255,10 +255,13 @@ def test_deadlines_on_two_hops_follow_the_rule(slots):
     down, up = ([s for s in bench.spans if s.place.startswith(lane)] for lane in ("down", "up"))
     check_lane(down)
     check_lane(up)
-    for one, two in zip(down, up, strict=True):
-        assert one.index == two.index and two.start_ns >= one.deadline_ns, "hop two before hop one had landed"
-    for freed, taken in zip(up, down[slots:], strict=False):
-        assert taken.start_ns >= freed.deadline_ns, "a slot was refilled before hop two had read it"
+    first, step, busy_down, busy_up = down[0].start_ns, occupancy_ns(down[0].nbytes), 0, 0
+    for index, (one, two) in enumerate(zip(down, up, strict=True)):
+        slot_free = up[index - slots].deadline_ns if index >= slots else 0  # hop two has read it
+        assert one.index == two.index == index
+        assert one.start_ns == max(first, busy_down, slot_free)
+        assert two.start_ns == max(one.deadline_ns, busy_up), "hop two follows from hop one's landing"
+        busy_down, busy_up = one.start_ns + step, two.start_ns + step
 
 
 def test_priorities_order_what_waits_for_a_wire(monkeypatch):

@@ -261,7 +261,7 @@ class CheckedWorld(World):
             self._hurt_by(piece.transfer)
             self.take(ev.TransferFailed(piece.transfer, "fault"))
             del self.using[flight], self.carried[flight]
-            for notice in self.traffic.finish(flight, self.now_ns):
+            for notice in self.traffic.finish(flight):
                 self.deliver(notice)
             self.drive_lanes()
             return

@@ -196,7 +196,7 @@ class World:
         self.drive_lanes()
 
     def land(self, flight):
-        notices = self.traffic.finish(flight, self.now_ns)
+        notices = self.traffic.finish(flight)
         self.spans.append(copy_span(flight, flight.landing_ns))
         for notice in notices:
             self.deliver(notice)

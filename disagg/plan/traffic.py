@@ -174,18 +174,20 @@ class Traffic:
             target, blocks = journey.assign.target, journey.assign.blocks[piece.block : piece.block_end]
         return Flight(piece, name, *times, slot, target, blocks)
 
-    def finish(self, flight: Flight, now_ns: int) -> list:
-        """A copy has landed: passes the piece on, or returns the notices for the controller."""
+    def finish(self, flight: Flight) -> list:
+        """A copy has landed: passes the piece on, or returns the notices for the controller.
+
+        What follows counts from the landing by the wire, not from when a thread noticed it.
+        """
         piece = flight.piece
         journey = self.journeys[piece.transfer]
         journey.flying -= 1
         journey.read += not flight.hop_two
         if flight.hop_one and not (journey.aborted or journey.failed):
-            self._push(journey, piece, flight.slot, now_ns)
+            self._push(journey, piece, flight.slot, flight.landing_ns)
             through = journey.read == journey.pieces and journey.all_made(self.layers)
             return [SourceRead(piece.transfer)] if through else []
-        self._drop_slots([flight.slot], piece.transfer)
-        self._slot_freed_ns = now_ns
+        self._free_slot(flight, flight.landing_ns)
         if journey.aborted:
             return self._close_if_done(piece.transfer)
         if journey.failed:
@@ -201,8 +203,7 @@ class Traffic:
         """A copy failed, or its bytes are wrong: nothing else of this transfer starts."""
         journey = self.journeys[flight.piece.transfer]
         journey.flying -= 1
-        self._drop_slots([flight.slot], flight.piece.transfer)
-        self._slot_freed_ns = now_ns
+        self._free_slot(flight, now_ns)
         if journey.aborted:
             return self._close_if_done(flight.piece.transfer)
         if journey.failed:
@@ -254,6 +255,12 @@ class Traffic:
                 lane.ready = [entry for entry in lane.ready if entry[2].transfer != transfer]
                 heapq.heapify(lane.ready)
         journey.parked.clear()
+
+    def _free_slot(self, flight: Flight, since_ns: int):
+        """Gives the flight's slot back; where the ring was full, nothing could enter it before."""
+        if flight.slot is not None and not self.ring.available:
+            self._slot_freed_ns = since_ns
+        self._drop_slots([flight.slot], flight.piece.transfer)
 
     def _drop_slots(self, slots: list, transfer: int):
         self.ring.release([slot for slot in slots if slot is not None], transfer)

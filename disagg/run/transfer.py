@@ -209,7 +209,7 @@ class Transfers:
     def _land(self, flight: Flight):
         with self._changed:
             landed = now_ns()
-            notices = self.traffic.finish(flight, landed)
+            notices = self.traffic.finish(flight)
             self._changed.notify_all()
         self._record(copy_span(flight, landed))
         self._tell(notices)
