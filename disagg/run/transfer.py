@@ -23,6 +23,7 @@ from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.device import own_stream, settle
 from disagg.run.digest import digest, digest_blocks
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.punctual import ask_for_short_slices
 
 
 class Transfers:
@@ -99,6 +100,7 @@ class Transfers:
 
     def _run(self, name: str):
         devices = [cache.device for cache in self.caches.values() if cache.device.type == "cuda"]
+        ask_for_short_slices()
         try:
             with own_stream(devices[0] if devices else torch.device("cpu")):
                 self._serve_lane(name)
@@ -190,9 +192,9 @@ class Transfers:
         arrived = data
         if not flight.hop_one:
             arrived = self.caches[flight.target].fetch_blocks(layers, flight.target_blocks)
-        for index, layer in enumerate(layers):
-            left, tokens = journey.digests[layer, piece.block]
-            if digest_blocks(arrived[index : index + 1], tokens) != [left]:
+        tokens = journey.digests[piece.layer, piece.block][1]
+        for layer, found in zip(layers, digest_blocks(arrived, tokens), strict=True):
+            if found != journey.digests[layer, piece.block][0]:
                 return layer
         return None
 
