@@ -1,0 +1,185 @@
+"""Helpers of the engine's tests: one tiny model, what the untouched one says, gates, and a watch on the controller."""
+
+import contextlib
+import functools
+import random
+import threading
+
+import torch
+
+from disagg import Config, Engine, Request
+from disagg.plan.request import Stage
+from disagg.run.model import load_model
+
+LIMIT_S = 60.0  # no test comes near it; it turns a hang into a failure
+TOLERANCE = 5e-4  # logits in fp32; 64 x 64 teacher-forced tokens differed by 1e-4 at most
+NEAR_TIE = 1e-3  # two best logits closer than this may change places by rounding
+
+
+@functools.cache
+def tiny():
+    return load_model("tiny")
+
+
+@functools.cache
+def reference():
+    """The untouched module of Hugging Face, with its own attention."""
+    return tiny().reference()
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return random.Random(f"{seed} {length}").choices(range(256), k=length)
+
+
+def generated(prompt, new: int) -> list[int]:
+    """What the reference's own `generate` answers, greedily, the end of sequence included."""
+    with torch.inference_mode():
+        ids = torch.tensor([list(prompt)])
+        whole = torch.ones_like(ids)  # else every id that equals the padding's is masked
+        out = reference().generate(ids, attention_mask=whole, max_new_tokens=new, do_sample=False, pad_token_id=0)
+    return out[0, len(prompt) :].tolist()
+
+
+def expected_logits(prompt, tokens) -> torch.Tensor:
+    """The reference's logits [n, vocab] before each of `tokens`, in one forward of its own."""
+    with torch.inference_mode():
+        ids = torch.tensor([[*prompt, *tokens]])
+        return reference()(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+
+
+def check_greedy(prompt, result, new: int, ignore_eos: bool = False):
+    """Every token is the reference's best, or nearly ties with it; and the answer ends where it should."""
+    tokens = result.token_ids
+    assert tokens, f"request {result.request} gave no token: {result.finish_reason} {result.error}"
+    logits = expected_logits(prompt, tokens)
+    gaps = logits.max(dim=-1).values - logits[torch.arange(len(tokens)), tokens]
+    assert gaps.max() <= NEAR_TIE, f"token {int(gaps.argmax())} is {float(gaps.max()):.3g} below the reference's best"
+    if not ignore_eos and tokens[-1] in tiny().eos_ids:
+        assert result.finish_reason == "eos"
+    else:
+        assert (result.finish_reason, len(tokens)) == ("length", new)
+    assert ignore_eos or not set(tokens[:-1]) & set(tiny().eos_ids), "the answer goes on after its end"
+
+
+def check_logits(prompt, result):
+    """Kept logits equal the reference's within rounding."""
+    assert len(result.logits) == len(result.token_ids)
+    assert logit_error(prompt, result) <= TOLERANCE
+
+
+def logit_error(prompt, result) -> float:
+    """Largest difference from the reference's logits; NaN counts as infinite."""
+    difference = (torch.stack(result.logits) - expected_logits(prompt, result.token_ids)).abs()
+    return float(difference.nan_to_num(nan=torch.inf).max())
+
+
+def small(preset: str = "streamed", **changes) -> Config:
+    """A preset on `tiny`, with pools of a few thousand tokens."""
+    sizes = dict(model="tiny", prefill_blocks=64, decode_blocks=64)
+    if preset in ("paged", "dynamic"):
+        sizes["host_blocks"] = 64
+    return Config.preset(preset, **{**sizes, **changes})
+
+
+def lengths(*pairs, **fields) -> list[Request]:
+    """Requests of (prompt tokens, new tokens)."""
+    return [Request(prompt_of(n, seed), new, **fields) for seed, (n, new) in enumerate(pairs)]
+
+
+class Watch:
+    """Checks the controller's books after every event, and lets a test wait for a state without sleeping."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.book = engine, engine.controller.book
+        self.events: list = []  # in the order in which the controller took them
+        self.error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._handle = engine.controller.handle
+        engine.controller.handle = self._watched
+
+    def _watched(self, event, now_ns):
+        with self._changed:
+            commands = self._handle(event, now_ns)
+            self.events.append(event)
+            try:
+                self.book.check()
+            except AssertionError as error:
+                self.error = self.error or error
+            self._changed.notify_all()
+        return commands
+
+    def until(self, condition, what: str = "the awaited state"):
+        """Returns once `condition(book)` holds after some event."""
+        with self._changed:
+            came = self._changed.wait_for(lambda: condition(self.book), LIMIT_S)
+            now = {r.id: (r.stage.value, r.gate) for r in self.book.records.values()}
+        assert came, f"{what} never came; now {now}"
+
+    def until_stage(self, request: int, stage: Stage):
+        self.until(lambda book: request in book.records and book.records[request].stage is stage, stage.value)
+
+    def until_idle(self):
+        self.until(lambda book: not held(self.engine), "idleness")
+
+
+def held(engine: Engine) -> dict:
+    """Whatever requests, passes, steps, transfers and blocks the controller still holds."""
+    book = engine.controller.book
+    found = {"records": len(book.records), "transfers": len(book.transfers), "deadlines": len(book._due)}
+    found["passes"] = sum(seat.passing is not None for seat in book.prefills)
+    found["steps"] = sum(len(seat.steps) for seat in book.decodes)
+    found |= {pool.name: pool.held for pool in book.pools()}
+    return {name: count for name, count in found.items() if count}
+
+
+def threads() -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("disagg"))
+
+
+@contextlib.contextmanager
+def opened(config: Config, anomalies: int = 0, broken: bool = False):
+    """An engine over the shared model. When it is closed nothing may be held or running, and every book must agree."""
+    before = threads()
+    engine = Engine(config, tiny())
+    engine.watch = Watch(engine)
+    try:
+        yield engine
+    finally:
+        engine.close()
+    assert engine.watch.error is None, engine.watch.error
+    assert threads() == before
+    if not broken:
+        assert held(engine) == {}
+        assert engine.transfers.traffic.journeys == {}
+        assert engine.transfers.traffic.ring.held == 0
+        assert engine.transfers._spilled == {}
+        assert engine.controller.book.counts["anomalies"] == anomalies
+        assert engine.controller.book.counts["padding_mismatches"] == 0
+
+
+class Gate:
+    """Holds whoever comes through it until the test opens it."""
+
+    def __init__(self):
+        self.entered, self._opened = threading.Event(), threading.Event()
+
+    def hold(self):
+        self.entered.set()
+        assert self._opened.wait(LIMIT_S), "nobody opened the gate"
+
+    def wait(self):
+        assert self.entered.wait(LIMIT_S), "nobody came to the gate"
+
+    def open(self):
+        self._opened.set()
+
+
+def before(monkeypatch, owner, name: str, action):
+    """Calls `action(*args)` before each call of a method; an exception of it takes the method's place."""
+    method = getattr(owner, name)
+
+    def patched(self, *args, **kwargs):
+        action(self, *args, **kwargs)
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, patched)

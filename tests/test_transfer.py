@@ -1,0 +1,454 @@
+"""Copies: the right bytes in the right blocks and nowhere else, deadlines by the rule, digests at each stop."""
+
+import queue
+
+import pytest
+import torch
+from engine_tools import (
+    LIMIT_S,
+    Gate,
+    before,
+    check_greedy,
+    check_logits,
+    lengths,
+    opened,
+    prompt_of,
+    small,
+)
+
+from disagg import Config, Link, Request
+from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
+from disagg.run.decode import DecodeStage
+from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.tiny import LAYERS
+from disagg.run.transfer import Transfers
+
+SHAPE = KVShape(layers=5, kv_heads=2, head_dim=4, dtype=torch.float32)
+PREFILL, DECODE, HOST = Worker("prefill", 0), Worker("decode", 0), Worker("host", 0)
+SIZES = {PREFILL: 11, DECODE: 13, HOST: 9}
+BLOCK = 4
+TOGETHER = [1, 2, 3, 5]  # one, two that do not divide, three, all
+
+
+class Bench:
+    """Transfers between three caches full of random numbers, without controller or workers."""
+
+    def __init__(self, route: str = "direct", **changes):
+        config = Config(route=route, block_size=BLOCK, chunk_tokens=64, host_blocks=SIZES[HOST], **changes)
+        generator = torch.Generator().manual_seed(3)
+        self.caches = {name: KVCache(SHAPE, blocks, BLOCK) for name, blocks in SIZES.items()}
+        for cache in self.caches.values():
+            cache.data.copy_(torch.randn(cache.data.shape, generator=generator))
+        self.originals = {name: cache.data.clone() for name, cache in self.caches.items()}
+        self.notices: queue.SimpleQueue = queue.SimpleQueue()
+        self.spans: list = []
+        self.transfers = Transfers(config, self.caches, self.notices.put, self.spans.append)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.transfers.close()
+
+    def post(self, number, route, source, blocks, target, onto, ready=True, priority=(0,), first=0, due=None):
+        due = len(blocks) if due is None else due
+        self.transfers.send(Send(number, route, 40 + number, source, first, tuple(blocks), due, priority, ready))
+        if onto is not None:
+            self.transfers.assign(Assign(number, target, tuple(onto)))
+
+    def hand_off(self, number, layer, blocks, tokens, first=0):
+        """As prefill does from inside a layer whose K/V are in the cache."""
+        key, value = self.caches[PREFILL].tokens(layer, blocks, tokens)
+        self.transfers.hand_off(number, layer, first, key, value)
+
+    def landed(self, number, layers=SHAPE.layers) -> list:
+        """Notices up to the landing of the last layer."""
+        seen, found = set(), []
+        while len(seen) < layers:
+            found.append(self.notices.get(timeout=LIMIT_S))
+            assert isinstance(found[-1], Landed | SourceRead), found[-1]
+            if isinstance(found[-1], Landed) and found[-1].transfer == number:
+                seen |= {layer for part in found[-1].parts for layer in range(part.layer, part.layer_end)}
+        return found
+
+    def check(self, source, blocks, target, onto):
+        """Mapped blocks equal, all others untouched, the source unchanged, and so is every other memory."""
+        for name, original in self.originals.items():
+            expected = original.clone()
+            if name == target:
+                expected[:, :, list(onto)] = self.originals[source][:, :, list(blocks)]
+            assert torch.equal(self.caches[name].data, expected), f"{name} is not what it should be"
+
+
+def random_map(seed: int, count: int, source, target):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randperm(SIZES[place], generator=generator)[:count].tolist() for place in (source, target))
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", TOGETHER)
+@pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3), ("staged", 8)])
+def test_a_hand_off_by_layers_moves_its_blocks_and_touches_no_other(route, ring, together):
+    blocks, onto = random_map(together, 6, PREFILL, DECODE)
+    with Bench(route, ring_slots=ring, layers_per_copy=together) as bench:
+        bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
+        notices = bench.landed(1)
+        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+    bench.check(PREFILL, blocks, DECODE, onto)
+    assert sum(isinstance(n, SourceRead) for n in notices) == (route == "staged")
+    copies = -(-SHAPE.layers // together)
+    assert sum(isinstance(n, Landed) for n in notices) == copies
+    assert sum(n.nbytes for n in notices if isinstance(n, Landed)) == 6 * BLOCK * SHAPE.token_bytes
+    assert len(bench.spans) == copies * (1 if route == "direct" else 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hand_off_in_one_piece(seed):
+    blocks, onto = random_map(seed, 5, PREFILL, DECODE)
+    with Bench("bulk") as bench:
+        bench.post(1, "bulk", PREFILL, blocks, DECODE, onto)
+        assert len(bench.landed(1)) == 1
+    bench.check(PREFILL, blocks, DECODE, onto)
+
+
+@pytest.mark.parametrize("source, target, route", [(DECODE, HOST, "spill"), (HOST, DECODE, "fetch")])
+@pytest.mark.parametrize("together", [1, 5])
+def test_a_spill_or_a_fetch_moves_its_blocks_and_touches_no_other(source, target, route, together):
+    blocks, onto = random_map(4, 7, source, target)
+    with Bench("staged", layers_per_copy=together, verify_kv=False) as bench:
+        bench.post(1, route, source, blocks, target, onto)
+        bench.landed(1)
+    bench.check(source, blocks, target, onto)
+
+
+def test_there_and_back_through_host_memory():
+    blocks, onto = random_map(5, 4, DECODE, HOST)
+    back = [12, 0, 5, 3]
+    with Bench() as bench:
+        bench.post(1, "spill", DECODE, blocks, HOST, onto)
+        bench.landed(1)
+        bench.caches[DECODE].poison(blocks)
+        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.landed(2)
+        assert bench.transfers._spilled == {}, "the digests are used once"
+    assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_chunks_travel_while_later_ones_are_computed(route):
+    """Nothing is complete before the last chunk's last layer."""
+    blocks, onto = random_map(6, 5, PREFILL, DECODE)
+    with Bench(route, layers_per_copy=2, ring_slots=2) as bench:
+        bench.post(1, route, PREFILL, blocks[:2], DECODE, onto, ready=False, due=5)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, blocks[:2], 2 * BLOCK)
+        first = bench.landed(1)
+        assert not any(isinstance(notice, SourceRead) for notice in first)
+        bench.post(1, route, PREFILL, blocks[2:], None, None, ready=False, first=2, due=5)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, blocks[2:], 2 * BLOCK + 1, first=2)
+        second = bench.landed(1)
+        assert {(p.block, p.block_end) for n in first if isinstance(n, Landed) for p in n.parts} == {(0, 2)}
+        assert {(p.block, p.block_end) for n in second if isinstance(n, Landed) for p in n.parts} == {(2, 5)}
+    bench.check(PREFILL, blocks, DECODE, onto)
+
+
+def test_layers_that_prefill_has_not_reported_stay():
+    with Bench("direct") as bench:
+        bench.post(1, "direct", PREFILL, [1, 2], DECODE, [3, 4], ready=False)
+        for layer in range(3):
+            bench.hand_off(1, layer, [1, 2], 2 * BLOCK)
+        bench.landed(1, layers=3)
+        assert torch.equal(bench.caches[DECODE].data[3:], bench.originals[DECODE][3:])
+        bench.transfers.abort(Abort(1))
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+
+
+def test_what_has_no_target_yet_waits():
+    with Bench("direct") as bench:
+        bench.post(1, "direct", PREFILL, [1, 2], None, None)
+        bench.post(2, "direct", PREFILL, [3], DECODE, [0])
+        bench.landed(2)
+        assert len(bench.spans) == 1 and bench.notices.empty()
+        bench.transfers.assign(Assign(1, DECODE, (5, 6)))
+        bench.landed(1)
+
+
+def test_an_abort_waits_for_the_copy_in_the_air_and_starts_no_other(monkeypatch):
+    gate = Gate()
+    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    with Bench("direct") as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1], BLOCK)
+        gate.wait()
+        bench.transfers.abort(Abort(1))
+        assert bench.notices.empty(), "closed while its copy ran"
+        gate.open()
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+        assert len(bench.spans) == 1 and bench.notices.empty()
+
+
+# ---- the dial --------------------------------------------------------------------------------------------------------
+
+DIAL = Link(bandwidth=2e6, latency_s=3e-4, fixed_s=1e-4)
+
+
+def occupancy_ns(nbytes: int) -> int:
+    return round((DIAL.fixed_s + nbytes / DIAL.bandwidth) * 1e9)
+
+
+def check_lane(spans):
+    """busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency."""
+    busy = 0
+    for span in spans:
+        assert span.occupied_ns == occupancy_ns(span.nbytes)
+        assert span.start_ns >= busy, "two copies on one wire at once"
+        busy = span.start_ns + span.occupied_ns
+        assert span.deadline_ns == busy + round(DIAL.latency_s * 1e9)
+        assert span.end_ns >= span.deadline_ns, "announced before the dial allows"
+
+
+@pytest.mark.parametrize("together", TOGETHER)
+def test_deadlines_on_one_hop_follow_the_rule(together):
+    """Copies posted together take the wire back to back: deadlines follow from deadlines, to the nanosecond."""
+    with Bench("direct", link=DIAL, layers_per_copy=together) as bench:
+        bench.post(1, "direct", PREFILL, [1, 2, 3], None, None)
+        bench.post(2, "direct", PREFILL, [4], None, None)
+        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.assign(Assign(2, DECODE, (4,)))
+        bench.landed(1)
+        bench.landed(2)
+    spans = sorted(bench.spans, key=lambda span: span.start_ns)
+    check_lane(spans)
+    assert [span.deadline_ns for span in bench.spans] == sorted(span.deadline_ns for span in bench.spans)
+
+
+def test_layers_handed_off_at_once_land_back_to_back():
+    """One deadline after the other although threads wake up late: errors do not add up."""
+    with Bench("direct", link=DIAL) as bench:
+        bench.post(1, "direct", PREFILL, [1, 2, 3], None, None, ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
+        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.landed(1)
+    check_lane(bench.spans)
+    starts = [span.start_ns for span in bench.spans]
+    step = occupancy_ns(bench.spans[0].nbytes)
+    assert [b - a for a, b in zip(starts, starts[1:], strict=False)] == [step] * (SHAPE.layers - 1)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_deadlines_on_two_hops_follow_the_rule(slots):
+    with Bench("staged", link=DIAL, ring_slots=slots) as bench:
+        bench.post(1, "staged", PREFILL, [1, 2, 3], None, None, ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
+        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.landed(1)
+    down, up = ([s for s in bench.spans if s.place.startswith(lane)] for lane in ("down", "up"))
+    check_lane(down)
+    check_lane(up)
+    for one, two in zip(down, up, strict=True):
+        assert one.index == two.index and two.start_ns >= one.deadline_ns, "hop two before hop one had landed"
+    for freed, taken in zip(up, down[slots:], strict=False):
+        assert taken.start_ns >= freed.deadline_ns, "a slot was refilled before hop two had read it"
+
+
+def test_priorities_order_what_waits_for_a_wire(monkeypatch):
+    gate = Gate()
+    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    with Bench("direct") as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1], priority=(0,))
+        gate.wait()
+        for number, priority in ((2, (5,)), (3, (1,)), (4, (3,))):
+            bench.post(number, "direct", PREFILL, [number], DECODE, [number], priority=priority)
+        gate.open()
+        bench.landed(2)
+    assert [span.transfer for span in bench.spans] == [1, 3, 4, 2]
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
+    """Prefill holds its last layer until the first one has landed on the decode device."""
+    landed = Gate()
+    land = Transfers._land
+
+    def landing(self, flight):
+        land(self, flight)
+        if not flight.hop_one and flight.piece.layer == 0:
+            landed.open()
+
+    def computing(self, transfer, layer, *rest):
+        if layer == LAYERS - 1:
+            landed.hold()
+
+    monkeypatch.setattr(Transfers, "_land", landing)
+    before(monkeypatch, Transfers, "hand_off", computing)
+    requests = lengths((50, 5))
+    with opened(small(route=route)) as engine:
+        run = engine.serve(requests)
+    check_greedy(requests[0].prompt, run.results[0], 5)
+    [prefill] = [span for span in run.timeline.spans if span.kind == "prefill"]
+    assert len(prefill.hand_offs_ns) == LAYERS and list(prefill.hand_offs_ns) == sorted(prefill.hand_offs_ns)
+    first = min(s.end_ns for s in run.timeline.spans if s.kind == "copy" and s.place.startswith(("direct", "up")))
+    assert prefill.hand_offs_ns[0] < first < prefill.end_ns
+    assert run.overlap(0).wall > 0
+
+
+def test_in_bulk_nothing_travels_before_the_first_token():
+    with opened(small("split")) as engine:
+        run = engine.serve(lengths((50, 5), (90, 5)))
+    for result in run.results:
+        copies = run.timeline.hand_off(result.request)
+        assert copies and min(s.start_ns for s in copies) >= run.timeline.prefill_end_ns(result.request)
+
+
+# ---- wrong bytes, and copies that fail -------------------------------------------------------------------------------
+
+
+def flip_after_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
+    """Flips one bit of what arrived, before anybody looked at it; in the nth copy of that layer on that lane."""
+    move, seen = Transfers._move, []
+
+    def flipping(self, flight, scratch):
+        data = move(self, flight, scratch)
+        piece = flight.piece
+        if flight.lane.startswith(lane) and piece.layer <= layer < piece.layer_end:
+            seen.append(flight)
+            if len(seen) == nth:
+                place = data if flight.hop_one else self.caches[flight.target].data
+                row = place[layer - piece.layer, 1, 0] if flight.hop_one else place[layer, 1, flight.target_blocks[0]]
+                row.view(-1)[:1].view(torch.uint8)[0] ^= 1
+        return data
+
+    monkeypatch.setattr(Transfers, "_move", flipping)
+
+
+def raise_in_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
+    move, seen = Transfers._move, []
+
+    def failing(self, flight, scratch):
+        if flight.lane.startswith(lane) and flight.piece.layer <= layer < flight.piece.layer_end:
+            seen.append(flight)
+            if len(seen) == nth:
+                raise RuntimeError("the wire broke")
+        return move(self, flight, scratch)
+
+    monkeypatch.setattr(Transfers, "_move", failing)
+
+
+HOPS = [("bulk", "direct"), ("direct", "direct"), ("staged", "down"), ("staged", "up")]
+
+
+def decoded_requests(monkeypatch) -> set:
+    """Fills with every request that any decode step has worked on."""
+    seen = set()
+    before(monkeypatch, DecodeStage, "step", lambda self, command: seen.update(j.request for j in command.joins))
+    return seen
+
+
+@pytest.mark.parametrize("route, lane", HOPS)
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_flipped_bit_is_found_before_any_step_uses_it(monkeypatch, route, lane, layer, together):
+    flip_after_the_copy(monkeypatch, lane, layer, nth=2)
+    decoded = decoded_requests(monkeypatch)
+    requests = lengths((40, 9), (33, 9), (20, 9))
+    with opened(small(route=route, layers_per_copy=together, chunk_tokens=48)) as engine:
+        results = engine.serve(requests).results
+    [failed] = [result for result in results if result.finish_reason == "failed"]
+    assert failed.request not in decoded and len(failed.token_ids) <= 1
+    assert f"request {failed.request}" in failed.error and f"layer {layer}" in failed.error
+    assert f"hop '{lane} 0'" in failed.error and "blocks 0 to" in failed.error
+    for request, result in zip(requests, results, strict=True):
+        if result is not failed:
+            check_greedy(request.prompt, result, 9)
+
+
+@pytest.mark.parametrize("route, lane", HOPS)
+@pytest.mark.parametrize("nth", [1, 3])
+def test_a_copy_that_raises_fails_its_request_alone(monkeypatch, route, lane, nth):
+    raise_in_the_copy(monkeypatch, lane, LAYERS - 1, nth)
+    decoded = decoded_requests(monkeypatch)
+    requests = lengths((40, 9), (33, 9), (20, 9))
+    with opened(small(route=route)) as engine:
+        results = engine.serve(requests).results
+        again = engine.serve(requests)
+    [failed] = [result for result in results if result.finish_reason == "failed"]
+    assert failed.request not in decoded
+    assert f"request {failed.request}" in failed.error and f"{lane} 0" in failed.error
+    assert "RuntimeError: the wire broke" in failed.error
+    for request, result, repeated in zip(requests, results, again.results, strict=True):
+        check_greedy(request.prompt, repeated, 9)
+        if result is not failed:
+            check_greedy(request.prompt, result, 9)
+
+
+@pytest.mark.parametrize("damage", [flip_after_the_copy, raise_in_the_copy])
+@pytest.mark.parametrize("lane", ["spill", "up"])
+def test_damaged_paging_is_computed_again(monkeypatch, damage, lane):
+    """On the lane up, hand-offs travel too: `bulk` keeps them off it."""
+    damage(monkeypatch, lane, 2)
+    requests = [Request(prompt_of(24, n), 70, ignore_eos=True, keep_logits=True) for n in range(4)]
+    with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
+        run = engine.serve(requests)
+    assert run.counts["paging_failures"] == 1 and run.counts["recomputes"] >= 1
+    for request, result in zip(requests, run.results, strict=True):
+        check_greedy(request.prompt, result, 70, ignore_eos=True)
+        check_logits(request.prompt, result)
+
+
+def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
+    land, flipped = Transfers._land, []
+
+    def landing(self, flight):
+        if flight.lane.startswith("spill") and not flipped:
+            flipped.append(flight)
+            block = self.caches[HOST].data[2, 0, flight.target_blocks[0]]
+            block.view(-1)[:1].view(torch.uint8)[0] ^= 1
+        land(self, flight)
+
+    monkeypatch.setattr(Transfers, "_land", landing)
+    requests = [Request(prompt_of(24, n), 70, ignore_eos=True) for n in range(4)]
+    with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
+        run = engine.serve(requests)
+    assert flipped and run.counts["paging_failures"] == 1
+    for request, result in zip(requests, run.results, strict=True):
+        check_greedy(request.prompt, result, 70, ignore_eos=True)
+
+
+def test_without_verification_nothing_is_digested(monkeypatch):
+    def never(*args):
+        raise AssertionError("digested")
+
+    monkeypatch.setattr("disagg.run.transfer.digest", never)
+    monkeypatch.setattr("disagg.run.transfer.digest_blocks", never)
+    requests = [Request(prompt_of(24, n), 70, ignore_eos=True) for n in range(4)]
+    for route in ("bulk", "staged"):
+        with opened(small("paged", route=route, verify_kv=False, decode_blocks=8, host_blocks=8)) as engine:
+            run = engine.serve(requests)
+        assert run.counts["spills"] >= 1
+        for request, result in zip(requests, run.results, strict=True):
+            check_greedy(request.prompt, result, 70, ignore_eos=True)
+
+
+def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch):
+    def failing(self, flight, scratch):
+        raise RuntimeError("the wire broke")
+
+    monkeypatch.setattr(Transfers, "_move", failing)
+    with Bench("direct") as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1], BLOCK)
+        assert isinstance(bench.notices.get(timeout=LIMIT_S), TransferFailed)
+        bench.transfers.abort(Abort(1))
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+        assert bench.notices.empty() and bench.spans == []
