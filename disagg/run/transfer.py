@@ -16,7 +16,6 @@ import torch
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import WorkerDied
-from disagg.plan.simulator import copy_span
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
@@ -213,7 +212,7 @@ class Transfers:
             landed = now_ns()
             notices = self.traffic.finish(flight, landed)
             self._changed.notify_all()
-        self._record(copy_span(flight, landed))
+        self._record(flight.span(landed))
         self._tell(notices)
 
     def _failed(self, flight: Flight, error: str):
