@@ -2,6 +2,7 @@
 
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
+from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
 from disagg.plan.traffic import Traffic
 
 LAYERS = 3
@@ -30,3 +31,143 @@ def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     assert flight.piece.transfer == 2
     lanes.finish(flight)
     assert lanes.start("up 0").target_blocks == (0,)
+
+
+def fly(lanes: Traffic, name: str):
+    """One copy over a lane: the flight, and the notices it leads to."""
+    flight = lanes.start(name)
+    return flight, lanes.finish(flight)
+
+
+def test_a_bulk_transfer_is_one_piece_and_one_landing():
+    lanes = traffic("bulk")
+    lanes.send(send(route="bulk"), 0)
+    assert lanes.start("direct 0") is None, "it waits for blocks to land in"
+    lanes.assign(Assign(1, DECODE, (8, 9)), 0)
+    flight, notices = fly(lanes, "direct 0")
+    assert (flight.piece.blocks, flight.target, flight.target_blocks, flight.slot) == ((5, 6), DECODE, (8, 9), None)
+    assert notices == [Landed(1, (Part(0, LAYERS, 0, 2),), LAYERS * 2 * 4 * 2, 0)]
+    assert lanes.journeys == {}
+
+
+def test_layers_travel_as_they_are_handed_off_in_groups():
+    lanes = traffic("direct", layers_per_copy=2)
+    lanes.send(send(route="direct", ready=False), 0)
+    lanes.assign(Assign(1, DECODE, (8, 9)), 0)
+    assert lanes.hand_off(1, 0, 1) is None and lanes.start("direct 0") is None
+    assert lanes.hand_off(1, 1, 2).part == Part(0, 2, 0, 2)
+    assert lanes.hand_off(1, 2, 3).part == Part(2, 3, 0, 2), "the last group may be smaller"
+    assert fly(lanes, "direct 0")[1][0].parts == (Part(0, 2, 0, 2),)
+    assert 1 in lanes.journeys
+    fly(lanes, "direct 0")
+    assert lanes.journeys == {}
+
+
+def test_a_second_chunk_continues_the_table():
+    lanes = traffic("direct")
+    for first, blocks in ((0, (5, 6)), (2, (7,))):
+        lanes.send(send(blocks=blocks, route="direct", first=first, due=3, ready=False), 0)
+        if not first:
+            lanes.assign(Assign(1, DECODE, (0, 1, 2)), 0)
+        for layer in range(LAYERS):
+            lanes.hand_off(1, layer, 0)
+    flights = [fly(lanes, "direct 0")[0] for _ in range(2 * LAYERS)]
+    assert [flight.target_blocks for flight in flights] == [(0, 1)] * LAYERS + [(2,)] * LAYERS
+    assert lanes.journeys == {}
+
+
+def test_two_hops_through_the_ring():
+    lanes = traffic(ring_slots=2)
+    lanes.assign(Assign(1, DECODE, (8, 9)), 0)
+    lanes.send(send(ready=False), 0)
+    lanes.assign(Assign(1, DECODE, (8, 9)), 0)
+    for layer in range(LAYERS):
+        lanes.hand_off(1, layer, 0)
+    down = [lanes.start("down 0"), lanes.start("down 0")]
+    assert lanes.start("down 0") is None and lanes.waiting("down 0") == 1, "the ring is full"
+    assert lanes.start("up 0") is None
+    assert [lanes.finish(flight) for flight in down] == [[], []]
+    up = lanes.start("up 0")
+    up.landing_ns = 9  # without a dial, who copies says when it was done
+    notices = lanes.finish(up)
+    assert (up.slot, up.target_blocks) == (down[0].slot, (8, 9))
+    assert notices == [Landed(1, (Part(0, 1, 0, 2),), 16, 9)]
+    third, notices = fly(lanes, "down 0")
+    assert third.start_ns == 9, "from when the slot was free"
+    assert notices == [SourceRead(1)], "every first hop has ended"
+    fly(lanes, "up 0")
+    fly(lanes, "up 0")
+    assert lanes.journeys == {} and lanes.ring.held == 0
+
+
+def test_smaller_priority_goes_first_and_equals_in_order():
+    lanes = traffic("bulk")
+    for transfer, priority in ((1, (5,)), (2, (3,)), (3, (3,))):
+        lanes.send(send(transfer, route="bulk", priority=priority), 0)
+        lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
+    assert [lanes.start("direct 0").piece.transfer for _ in range(3)] == [2, 3, 1]
+
+
+def test_spills_and_fetches_take_the_decode_device_s_wires():
+    lanes = traffic("staged", decode_workers=2)
+    lanes.send(send(1, route="spill", source=Worker("decode", 1)), 0)
+    lanes.assign(Assign(1, HOST, (0, 1)), 0)
+    assert fly(lanes, "spill 1")[0].target == HOST
+    lanes.send(send(2, route="fetch", source=HOST), 0)
+    lanes.assign(Assign(2, Worker("decode", 1), (0, 1)), 0)
+    flight, notices = fly(lanes, "up 1")
+    assert flight.slot is None and isinstance(notices[0], Landed) and lanes.ring.peak == 0
+
+
+def test_lanes_exist_where_something_may_travel():
+    assert list(traffic("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes) == [
+        "down 0", "down 1", "up 0", "up 1"
+    ]  # fmt: skip
+    assert list(traffic("bulk", host_blocks=0).lanes) == ["direct 0"]
+    assert list(traffic("bulk", host_blocks=4).lanes) == ["direct 0", "spill 0", "up 0"]
+    assert list(traffic("bulk", prefill_workers=0, host_blocks=0).lanes) == []
+
+
+def test_abort_before_anything_flies_closes_at_once():
+    lanes = traffic()
+    lanes.send(send(), 0)
+    assert lanes.abort(1) == [TransferClosed(1)] and lanes.journeys == {}
+    assert lanes.abort(1) == [TransferClosed(1)], "unknown or over: nothing runs, nor will"
+    lanes.assign(Assign(1, DECODE, (0, 1)), 0)
+    assert lanes.hand_off(1, 0, 0) is None and lanes.start("down 0") is None
+
+
+def test_abort_waits_for_the_last_copy_and_returns_its_slots():
+    lanes = traffic(ring_slots=3)
+    lanes.send(send(ready=False), 0)
+    lanes.assign(Assign(1, DECODE, (8, 9)), 0)
+    for layer in range(LAYERS):
+        lanes.hand_off(1, layer, 0)
+    first, second = lanes.start("down 0"), lanes.start("down 0")
+    lanes.finish(first)
+    up = lanes.start("up 0")
+    assert lanes.abort(1) == [] and lanes.waiting("down 0") == 0
+    assert lanes.hand_off(1, 0, 0) is None
+    assert lanes.finish(up) == []
+    assert lanes.finish(second) == [TransferClosed(1)]
+    assert lanes.ring.held == 0 and lanes.journeys == {}
+
+
+def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
+    lanes = traffic(ring_slots=8)
+    for transfer in (1, 2):
+        lanes.send(send(transfer), 0)
+        lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
+        fly(lanes, "down 0")
+    assert lanes.ring.held == 2
+    assert lanes.abort(1) == [TransferClosed(1)]
+    assert lanes.ring.held == 1 and lanes.start("up 0").piece.transfer == 2
+
+
+def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
+    lanes = traffic("direct")
+    lanes.retune(Config(route="direct", layers_per_copy=3, link=(1e8, 2e8), block_size=4, host_blocks=8))
+    assert lanes.lanes["direct 0"].wire.link.bandwidth == 1e8
+    assert lanes.lanes["up 0"].wire.link.bandwidth == 2e8
+    lanes.send(send(route="direct", ready=False), 0)
+    assert [lanes.hand_off(1, layer, 0) is None for layer in range(LAYERS)] == [True, True, False]

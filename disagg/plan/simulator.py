@@ -197,21 +197,10 @@ class World:
 
     def land(self, flight):
         notices = self.traffic.finish(flight)
-        self.spans.append(copy_span(flight, flight.landing_ns))
+        self.spans.append(flight.span(flight.landing_ns))
         for notice in notices:
             self.deliver(notice)
         self.drive_lanes()
-
-
-def copy_span(flight, landed_ns: int) -> Span:
-    """The span of a piece on one lane."""
-    piece = flight.piece
-    kind = "spill" if flight.lane.startswith("spill") else "fetch" if piece.source.role == "host" else "copy"
-    return Span(
-        kind, flight.lane, flight.start_ns, landed_ns, (piece.request,), piece.layer, piece.layer_end - piece.layer,
-        piece.nbytes, deadline_ns=flight.landing_ns, transfer=piece.transfer,
-        occupied_ns=flight.busy_until_ns - flight.start_ns,
-    )  # fmt: skip
 
 
 def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speeds()) -> Run:

@@ -19,6 +19,7 @@ from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
 from disagg.plan.link import Wire
+from disagg.plan.timeline import Span
 
 
 class Piece(NamedTuple):
@@ -61,6 +62,16 @@ class Flight:
     def hop_two(self) -> bool:
         """From a slot of the ring onto the decode device."""
         return self.slot is not None and not self.hop_one
+
+    def span(self, landed_ns: int) -> Span:
+        """What the timeline keeps of it."""
+        piece = self.piece
+        kind = "spill" if self.lane.startswith("spill") else "fetch" if piece.source.role == "host" else "copy"
+        return Span(
+            kind, self.lane, self.start_ns, landed_ns, (piece.request,), piece.layer, piece.layer_end - piece.layer,
+            piece.nbytes, deadline_ns=self.landing_ns, transfer=piece.transfer,
+            occupied_ns=self.busy_until_ns - self.start_ns,
+        )  # fmt: skip
 
 
 @dataclass(eq=False)

@@ -32,6 +32,7 @@ from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Model, load_model
 from disagg.run.prefill import PrefillStage
+from disagg.run.punctual import ask_for_short_slices
 from disagg.run.sizes import compute_of_a_layer, dial_ratio, with_block_counts
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
@@ -202,6 +203,7 @@ class Engine:
 
     def _run(self):
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
+        ask_for_short_slices()
         try:
             while (event := self._next_event()) is not None:
                 now = now_ns()

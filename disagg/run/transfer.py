@@ -16,13 +16,13 @@ import torch
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import WorkerDied
-from disagg.plan.simulator import copy_span
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.device import own_stream, settle
 from disagg.run.digest import digest, digest_blocks
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.punctual import ask_for_short_slices
 
 
 class Transfers:
@@ -99,6 +99,7 @@ class Transfers:
 
     def _run(self, name: str):
         devices = [cache.device for cache in self.caches.values() if cache.device.type == "cuda"]
+        ask_for_short_slices()
         try:
             with own_stream(devices[0] if devices else torch.device("cpu")):
                 self._serve_lane(name)
@@ -190,9 +191,9 @@ class Transfers:
         arrived = data
         if not flight.hop_one:
             arrived = self.caches[flight.target].fetch_blocks(layers, flight.target_blocks)
-        for index, layer in enumerate(layers):
-            left, tokens = journey.digests[layer, piece.block]
-            if digest_blocks(arrived[index : index + 1], tokens) != [left]:
+        tokens = journey.digests[piece.layer, piece.block][1]
+        for layer, found in zip(layers, digest_blocks(arrived, tokens), strict=True):
+            if found != journey.digests[layer, piece.block][0]:
                 return layer
         return None
 
@@ -211,7 +212,7 @@ class Transfers:
             landed = now_ns()
             notices = self.traffic.finish(flight)
             self._changed.notify_all()
-        self._record(copy_span(flight, landed))
+        self._record(flight.span(landed))
         self._tell(notices)
 
     def _failed(self, flight: Flight, error: str):

@@ -9,6 +9,7 @@ from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode import DecodeStage
 from disagg.run.device import own_stream
 from disagg.run.prefill import PrefillStage
+from disagg.run.punctual import yield_to_lanes
 
 
 class WorkerThread:
@@ -30,6 +31,7 @@ class WorkerThread:
 
     def _run(self):
         device = (self.prefill or self.decode).cache.device
+        yield_to_lanes()
         try:
             with own_stream(device):
                 while (command := self._commands.get()) is not None:

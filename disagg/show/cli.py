@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | parity | bench"""
+"""python -m disagg setup | doctor | demo | figure | parity | bench"""
 
 import os
 from pathlib import Path
@@ -47,24 +47,36 @@ def demo(
     from disagg.plan.config import PRESETS
     from disagg.run.model import load_model
     from disagg.show import demo as ladder
+    from disagg.show.ladder import Rung
 
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("loading the model", total=len(PRESETS))
         model = load_model("smollm2")
         progress.update(task, description="the ladder")
-        rungs, _ = ladder.climb(
-            model, link_gb_s * 1e9, lambda preset: progress.update(task, advance=1, description=preset)
-        )
+        runs = ladder.climb(model, link_gb_s * 1e9, lambda name: progress.update(task, advance=1, description=name))
     table = Table(title=f"{len(ladder.LENGTHS)} requests, {ladder.NEW_TOKENS} tokens each, link {link_gb_s:g} GB/s")
     for column in ("preset", "TTFT p50", "second-token gap p50", "tokens/s", "H", "tokens equal"):
         table.add_column(column, justify="left" if column == "preset" else "right")
-    for rung in rungs:
+    for name, same in ladder.same_tokens(runs).items():
+        rung = Rung.of(name, runs[name])
         hidden = "" if rung.hidden is None else f"{rung.hidden:.2f}"
         gap = f"{rung.second_token_gap_s * 1000:.0f} ms"
-        equal = "yes" if rung.same_tokens else "NO"
-        table.add_row(rung.preset, f"{rung.ttft_s:.2f} s", gap, f"{rung.tokens_per_s:.1f}", hidden, equal)
+        table.add_row(name, f"{rung.ttft_s:.2f} s", gap, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO")
     console.print(table)
-    _finish([row for rung in rungs for row in rung.rows()], json)
+    _finish(ladder.rows(runs), json)
+
+
+@app.command()
+def figure(name: Annotated[str, typer.Argument(help="which picture of figures/")] = "first_run"):
+    """Draws a picture of figures/ again, from a fresh run."""
+    from disagg.show import figures
+
+    if name not in figures.FIGURES:
+        raise typer.BadParameter(f"{name!r} is unknown; known: {', '.join(figures.FIGURES)}", param_hint="NAME")
+    with _saying() as say:
+        say(f"figure {name}: a real run")
+        path = figures.make(name)
+    console.print(f"written: {path}")
 
 
 @app.command()

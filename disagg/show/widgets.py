@@ -1,0 +1,113 @@
+"""A slider on a function that also works without it.
+
+The panel computes nothing itself: it calls the function with the chosen link and shows the picture of what came back.
+There is no Output widget and no clear_output; one place draws. Notebook: notebooks/00_start_here.ipynb.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+import ipywidgets
+
+from disagg.plan.link import Link
+from disagg.plan.results import Run
+from disagg.show.picture import Picture
+from disagg.show.plots import timeline_picture
+
+#: Bytes a second, from slow to fast, each about twice the one before; None is the plain wire.
+SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
+
+LINES, COLUMNS = 4, 110
+
+
+def link_name(link) -> str:
+    """2e6 as "2 MB/s"; a Link, a preset's name, or None for no limit."""
+    match link:
+        case None:
+            return "no limit"
+        case str():
+            return link
+        case Link(compute_ratio=float() | int() as ratio):
+            return f"c/x = {ratio:g}"
+        case Link():
+            return link_name(link.bandwidth) if link.dialled else "no limit"
+        case _:
+            return f"{link / 1e6:g} MB/s"
+
+
+class LinkSlider:
+    """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run.
+
+    `run()` does what the button does. `last` is the last Run. `close()` closes every part; closing twice does nothing.
+    """
+
+    title = "One request over a link you choose"
+
+    def __init__(
+        self,
+        run_with_link: Callable[[object], Run],
+        values: Sequence = SPEEDS,
+        value=20e6,
+        draw: Callable[[Run], Picture] | None = None,
+    ):
+        if value not in values:
+            raise ValueError(f"the slider starts at {link_name(value)}, which is not among its values")
+        self._run_with_link, self._values = run_with_link, tuple(values)
+        self._draw = draw or (lambda run: timeline_picture(run, 0))
+        self.last: Run | None = None
+        wide = ipywidgets.Layout(width="520px")
+        options = [(link_name(v), index) for index, v in enumerate(self._values)]  # None can't be an option's value
+        self.slider = ipywidgets.SelectionSlider(
+            options=options, value=self._values.index(value), description="link speed", continuous_update=False,
+            layout=wide,
+        )  # fmt: skip
+        self.button = ipywidgets.Button(
+            description="Run", button_style="primary", tooltip="Serve the request again over this link"
+        )
+        self._lines = [ipywidgets.Label() for _ in range(LINES)]
+        self.words = ipywidgets.VBox()
+        self._say("Choose a speed, then press Run. Arrow keys move the slider; Tab reaches Run.")
+        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
+        controls = ipywidgets.HBox([self.slider, self.button])
+        self.panel = ipywidgets.VBox([ipywidgets.Label(self.title), controls, self.words, self.image])
+        self.button.on_click(lambda button: self.run())
+
+    @property
+    def link(self):
+        """The chosen link."""
+        return self._values[self.slider.value]
+
+    def run(self):
+        """Runs over the chosen link and shows the picture; an error is shown as text, and the panel stays usable."""
+        name = link_name(self.link)
+        self.button.disabled = True
+        self._say(f"{name}: running …")
+        try:
+            self.last = self._run_with_link(self.link)
+            picture = self._draw(self.last)
+            self.image.value = picture.png()
+            self.image.layout.display = None
+            self._say(f"{name}: {picture.finding}")
+        except Exception as error:  # a callback's exception would vanish: nobody catches it
+            self._say(f"{name}: {type(error).__name__}: {error}")
+        finally:
+            self.button.disabled = False
+
+    def close(self):
+        for widget in (self.slider, self.button, *self._lines, *self.panel.children, self.panel):
+            widget.close()
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(link_name, self._values))
+        return f"{self.title}: slider at {link_name(self.link)} (of {names}), and a button Run."
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """The panel, and a sentence that stands for it where no kernel runs."""
+        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
+
+    def _say(self, text: str):
+        """As text, in a few lines: a Label shows tags as they are typed, and does not wrap."""
+        lines = textwrap.wrap(text, COLUMNS, max_lines=LINES, placeholder=" …")
+        for label, line in zip(self._lines, lines, strict=False):
+            label.value = line
+        self.words.children = self._lines[: len(lines)]

@@ -1,0 +1,88 @@
+"""Bins, padding, the step model and the composer."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg.plan.batching import Composer, Group, Padding, Row, StepModel, bin_end, bin_of, padding
+from disagg.plan.request import Job, Record
+
+
+def test_bins_hold_contexts_up_to_their_bound():
+    assert [bin_of(context, (4, 8)) for context in (1, 4, 5, 8, 9, 99)] == [0, 0, 1, 1, 2, 2]
+    assert [bin_end(context, (4, 8)) for context in (4, 5, 9)] == [5, 9, None]
+    assert (bin_of(7, ()), bin_end(7, ())) == (0, None)
+
+
+def test_padding_by_hand():
+    total = padding([[3, 5], [], [8]])
+    assert (total.used_slots, total.padded_slots, total.waste) == (16, 18, 1 - 16 / 18)
+    assert Padding().waste == 0.0
+
+
+@given(st.lists(st.integers(1, 40), min_size=1), st.lists(st.integers(1, 40), unique=True))
+def test_bins_never_add_padding(contexts, bounds):
+    bounds = tuple(sorted(bounds))
+    groups: dict[int, list[int]] = {}
+    for context in contexts:
+        groups.setdefault(bin_of(context, bounds), []).append(context)
+    binned, whole = padding(list(groups.values())), padding([contexts])
+    assert binned.used_slots == whole.used_slots and binned.padded_slots <= whole.padded_slots
+
+
+def test_a_group_counts_what_attention_reads_and_one_more_each_step():
+    rows = [Row(Record(Job(n, (0,), 9, 0)), joined=2, base=base, last_step=9) for n, base in ((5, 3), (6, 7))]
+    group = Group({row.record.id: row for row in rows})
+    group.refresh(4)
+    assert (group.ids, group.used, group.longest) == ((5, 6), 6 + 10, 10)
+    group.advance()
+    refreshed = Group(group.rows)
+    refreshed.refresh(5)
+    assert (group.used, group.longest) == (refreshed.used, refreshed.longest)
+
+
+def test_the_step_model_learns_a_linear_cost():
+    model = StepModel()
+    for step in range(200):
+        rows = 1 + step * 7 % 13
+        tokens = rows * (50 + step * 11 % 300)
+        model.observe(rows, tokens, 0.02 + 0.003 * rows + 0.004 * tokens / 1000)
+    assert model.predict(8, 2000) == pytest.approx(0.02 + 0.003 * 8 + 0.004 * 2, rel=0.01)
+
+
+def steady(composer: Composer, steps=50, slower=1.0):
+    for step in range(steps):
+        rows = 1 + step % composer.limit(100, 64)
+        composer.observe(rows, rows * 100, slower * (0.010 + 0.010 * rows))
+
+
+def test_the_composer_stays_under_its_target():
+    composer = Composer(0.1)
+    assert composer.limit(100, 64) >= 1, "at least one row, whatever is known"
+    steady(composer)
+    limit = composer.limit(100, 64)
+    assert 1 < limit <= 9 and 0.010 + 0.010 * limit <= 0.1
+    assert composer.limit(100, 3) == 3
+
+
+def test_the_composer_at_most_doubles_what_it_has_seen():
+    composer = Composer(10.0)
+    composer.observe(1, 100, 0.001)
+    assert composer.limit(100, 64) == 2
+    composer.observe(2, 200, 0.001)
+    assert composer.limit(100, 64) == 4
+
+
+def test_surprise_makes_the_composer_careful():
+    calm, surprised = Composer(0.1), Composer(0.1)
+    steady(calm)
+    steady(surprised)
+    for _ in range(3):
+        surprised.observe(4, 400, 0.3)
+    assert surprised.limit(100, 64) < calm.limit(100, 64)
+
+
+def test_an_impossible_target_still_runs_one_row():
+    composer = Composer(1e-9)
+    steady(composer)
+    assert composer.limit(100, 64) == 1

@@ -1,0 +1,183 @@
+"""Pools and tables: by name, and by a state machine that keeps its own account."""
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from disagg.plan.blocks import BlockPool, Table, blocks_for
+
+
+def test_blocks_for_shorter_equal_and_one_over():
+    assert [blocks_for(tokens, 4) for tokens in (0, 1, 3, 4, 5, 8, 9)] == [0, 1, 1, 1, 2, 2, 3]
+
+
+def test_reserve_takes_all_or_nothing():
+    pool = BlockPool("p", 3)
+    assert pool.reserve(4, owner=1) is None and pool.held == 0
+    assert pool.reserve(3, owner=1) == [0, 1, 2]
+    assert pool.reserve(1, owner=2) is None and pool.reserve(0, owner=2) == []
+    assert (pool.available, pool.peak) == (0, 3)
+
+
+def test_blocks_of_another_and_free_ones_are_not_released():
+    pool = BlockPool("p", 2)
+    pool.reserve(1, owner=1)
+    with pytest.raises(AssertionError, match="p: block 0 belongs to 1, not to 2"):
+        pool.release([0], owner=2)
+    with pytest.raises(AssertionError, match="p: block 1 belongs to None"):
+        pool.release([1], owner=1)
+    pool.release([0], owner=1)
+    with pytest.raises(AssertionError, match="belongs to None"):
+        pool.release([0], owner=1)
+
+
+def test_a_lowered_capacity_drains():
+    pool = BlockPool("p", 4)
+    pool.reserve(3, owner=1)
+    pool.capacity = 2
+    assert pool.available == 0 and pool.reserve(1, owner=2) is None
+    pool.release([0, 1], owner=1)
+    assert pool.available == 1
+    assert pool.reserve(1, owner=2) is not None and pool.available == 0
+
+
+def test_check_says_what_is_wrong():
+    pool = BlockPool("p", 2)
+    pool.reserve(1, owner=1)
+    pool._free.append(0)
+    with pytest.raises(AssertionError, match=r"p: free list \[0, 1\] against states"):
+        pool.check()
+    pool._free.remove(0)
+    pool._owner[0] = None
+    with pytest.raises(AssertionError, match="p: block 0 is in_flight and owned by None"):
+        pool.check()
+
+
+def test_a_table_check_finds_doubles_and_wrong_states():
+    pool = BlockPool("p", 2)
+    table = Table.reserve(pool, 1, owner=1)
+    table.blocks.append(table.blocks[0])
+    with pytest.raises(AssertionError, match="a block stands twice in the table of 1"):
+        table.check()
+    table.blocks.pop()
+    pool._state[0] = 2
+    with pytest.raises(AssertionError, match="block 0 of 1 is not in_flight"):
+        table.check()
+
+
+def test_reserve_commit_release():
+    pool = BlockPool("p", 3)
+    table = Table.reserve(pool, 2, owner=1)
+    assert pool.counts() == {"free": 1, "in_flight": 2, "used": 0, "quarantined": 0}
+    table.commit()
+    assert table.grow() == [2] and pool.counts()["used"] == 3
+    assert table.grow() is None and len(table.blocks) == 3
+    table.release()
+    assert pool.counts()["free"] == 3
+    with pytest.raises(AssertionError, match="released twice"):
+        table.release()
+
+
+def test_ending_is_not_freeing():
+    pool = BlockPool("p", 2)
+    table = Table.reserve(pool, 2, owner=1)
+    table.pin(7)
+    table.pin(8)
+    table.release()
+    assert pool.counts()["quarantined"] == 2 and pool.reserve(1, owner=2) is None
+    table.unpin(7)
+    table.unpin(7)
+    table.unpin(99)
+    assert pool.counts()["quarantined"] == 2, "an activity that is unknown or over changes nothing"
+    table.unpin(8)
+    assert pool.counts()["free"] == 2
+
+
+class Blocks(RuleBasedStateMachine):
+    """Pool and tables against a plain account: owner → blocks, pins, whether it ended."""
+
+    TOTAL = 6
+
+    def __init__(self):
+        super().__init__()
+        self.pool = BlockPool("p", self.TOTAL)
+        self.tables: list[Table] = []  # those that still hold blocks
+        self.owners = self.activities = 0
+
+    def room(self) -> int:
+        held = sum(len(table.blocks) for table in self.tables)
+        return max(0, min(self.TOTAL, self.pool.capacity) - held)
+
+    def pick(self, data, wanted):
+        tables = [table for table in self.tables if wanted(table)]
+        return data.draw(st.sampled_from(tables)) if tables else None
+
+    @rule(count=st.integers(0, TOTAL + 1))
+    def reserve(self, count):
+        room = self.room()
+        self.owners += 1
+        table = Table.reserve(self.pool, count, self.owners)
+        assert (table is not None) == (count <= room)
+        if count and table is not None:
+            self.tables.append(table)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def grow(self, data, count):
+        table = self.pick(data, lambda table: not table.released)
+        if table is not None:
+            room, before = self.room(), list(table.blocks)
+            assert (table.grow(count) is not None) == (count <= room)
+            assert table.blocks[: len(before)] == before, "tokens stay where they are"
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def commit(self, data):
+        table = self.pick(data, lambda table: not table.released)
+        if table is not None:
+            table.commit()
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def pin(self, data):
+        table = self.pick(data, lambda table: not table.released)
+        if table is not None:
+            self.activities += 1
+            table.pin(self.activities)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def unpin(self, data):
+        table = self.pick(data, lambda table: table.pins)
+        if table is not None:
+            table.unpin(data.draw(st.sampled_from(table.pins)))
+            if table.released and not table.pins:
+                self.tables.remove(table)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def release(self, data):
+        table = self.pick(data, lambda table: not table.released)
+        if table is not None:
+            table.release()
+            if not table.pins:
+                self.tables.remove(table)
+
+    @rule(capacity=st.integers(0, TOTAL))
+    def shrink(self, capacity):
+        self.pool.capacity = capacity
+
+    @invariant()
+    def accounts_agree(self):
+        self.pool.check()
+        held = [block for table in self.tables for block in table.blocks]
+        assert sorted(held) == sorted(set(held)), "a block has two owners"
+        assert self.pool.held == len(held) <= self.pool.peak
+        assert self.pool.available == self.room()
+        quarantined = sum(len(table.blocks) for table in self.tables if table.released)
+        assert self.pool.counts()["quarantined"] == quarantined
+        for table in self.tables:
+            table.check()
+
+
+TestBlocks = Blocks.TestCase
