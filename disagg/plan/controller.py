@@ -241,6 +241,7 @@ class Controller:
         for record in list(self.book.records.values()):
             self.book.end(record, Finish.FAILED, cause)
         self.broken = cause
+        self.book.settle_all()
         self.book.out.append(Broken(cause))
 
 

@@ -208,7 +208,9 @@ class Engine:
             while (event := self._next_event()) is not None:
                 now = now_ns()
                 self._recording.log.append((now, event))
-                for command in self.controller.handle(event, now):
+                commands = self.controller.handle(event, now)
+                self._broken = self._broken or self.controller.broken  # known before any request's end is told
+                for command in commands:
                     self._obey(command)
         except BaseException as error:
             self._fail_open(f"the controller failed: {type(error).__name__}: {error}")
@@ -234,16 +236,18 @@ class Engine:
                 self.transfers.abort(command)
             case cmd.Emit():
                 for request, token in zip(command.requests, command.tokens, strict=True):
-                    self._handles[request].push(token, command.at_ns)
+                    if handle := self._handles.get(request):
+                        handle.push(token, command.at_ns)
             case cmd.Ended():
                 self.transfers.forget(command.request)
-                self._handles.pop(command.request).end(command)
+                if handle := self._handles.pop(command.request, None):
+                    handle.end(command)
             case cmd.Preempted():
                 self._recording.choices.append(command.choice)
             case cmd.Retuned():
                 self.transfers.retune(command.config)
             case cmd.Broken():
-                self._broken = command.cause
+                self._fail_open(command.cause)  # also those whose Submit is still in the inbox
 
     def _fail_open(self, cause: str):
         """Nobody waits for ever: every open handle ends as failed."""

@@ -1,0 +1,696 @@
+"""Whatever fails: its own requests end in words, the others' tokens stay right, nothing is held and no thread is left.
+
+Nothing here sleeps: gates hold threads where a test wants them, and deadlines pass because the engine's clock is moved.
+"""
+
+import itertools
+import signal
+import threading
+import time
+
+import pytest
+from engine_tools import (
+    LIMIT_S,
+    Gate,
+    before,
+    check_greedy,
+    expected_logits,
+    held,
+    lengths,
+    opened,
+    prompt_of,
+    small,
+    threads,
+    tiny,
+)
+
+from disagg import Engine, Link, Request
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+from disagg.plan.errors import EngineError
+from disagg.plan.request import Stage
+from disagg.run.decode import DecodeStage
+from disagg.run.handle import Handle
+from disagg.run.model import Model
+from disagg.run.prefill import PrefillStage
+from disagg.run.tiny import EOS
+from disagg.run.transfer import Transfers
+
+PRESETS = ("colocated", "split", "streamed", "staged")
+STAGES = {"prefill": (PrefillStage, ev.PassFailed), "decode": (DecodeStage, ev.StepFailed)}
+LONG = [Request(prompt_of(24, n), 70, ignore_eos=True) for n in range(4)]  # four of them overflow 8 blocks
+
+
+class Dies(BaseException):
+    """No worker catches this one."""
+
+
+def fail_nth(monkeypatch, method: str, nth: int, error: BaseException):
+    """The model's nth prefill or decode raises."""
+    calls = itertools.count(1)
+
+    def maybe(self, *args):
+        if next(calls) == nth:
+            raise error
+
+    before(monkeypatch, Model, method, maybe)
+
+
+def check_partial(prompt, result):
+    """Tokens that came before the end are those of the reference."""
+    if result.token_ids:
+        logits = expected_logits(prompt, result.token_ids)
+        assert logits.argmax(dim=-1).tolist() == result.token_ids
+
+
+def check_others(requests, results, ended_early=("failed", "cancelled")):
+    for request, result in zip(requests, results, strict=True):
+        if result.finish_reason in ended_early:
+            check_partial(request.prompt, result)
+        else:
+            check_greedy(request.prompt, result, request.max_new_tokens, request.ignore_eos)
+
+
+# ---- a batch fails ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("nth", [1, 2, 4])
+@pytest.mark.parametrize("method", STAGES)
+def test_a_model_that_raises_fails_its_batch_alone(monkeypatch, preset, method, nth):
+    fail_nth(monkeypatch, method, nth, RuntimeError("no memory\nframes"))
+    requests = lengths((40, 12), (20, 3), (50, 12), (9, 12), (33, 12))
+    with opened(small(preset, chunk_tokens=48)) as engine:
+        batches = batches_of(monkeypatch, method)
+        results = engine.serve(requests).results
+        failures = [event for event in engine.watch.events if isinstance(event, STAGES[method][1])]
+        again = engine.serve(requests)
+    failed = {result.request for result in results if result.finish_reason == "failed"}
+    assert len(failures) == 1 and failed == batches[nth - 1]
+    assert len(failed) < len(requests) or method == "prefill" or nth > 2
+    for result in results:
+        if result.request in failed:
+            assert result.error == f"{method} of request {result.request} failed: RuntimeError: no memory\nframes"
+    check_others(requests, results)
+    check_others(requests, again.results, ())
+
+
+def batches_of(monkeypatch, method: str) -> list[set[int]]:
+    """The requests of each pass or step, in order."""
+    batches: list[set[int]] = []
+
+    def note(self, command):
+        if isinstance(command, cmd.Prefill):
+            batches.append({chunk.request for chunk in command.chunks})
+        else:
+            batches.append({request for group in command.groups for request in group})
+
+    before(monkeypatch, STAGES[method][0], "step", note)
+    return batches
+
+
+@pytest.mark.parametrize("method", STAGES)
+def test_every_call_raises_and_the_engine_still_answers_each_request(monkeypatch, method):
+    with monkeypatch.context() as patch, opened(small("staged")) as engine:
+        before(patch, Model, method, lambda self, *args: 1 / 0)
+        results = engine.serve(lengths((40, 12), (20, 3), (9, 12))).results
+    assert [result.finish_reason for result in results] == ["failed"] * 3
+    assert all("ZeroDivisionError" in result.error for result in results)
+
+
+def test_a_hand_off_hook_that_raises_fails_the_pass(monkeypatch):
+    fail = itertools.count(1)
+    before(monkeypatch, Transfers, "hand_off", lambda self, *args: 1 / (next(fail) - 3))
+    requests = lengths((40, 5), (20, 5))
+    with opened(small("staged", chunk_tokens=48)) as engine:
+        results = engine.serve(requests).results
+    assert {r.finish_reason for r in results} == {"failed", "length"}
+    check_others(requests, results)
+
+
+# ---- a thread dies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quiet_threads(monkeypatch):
+    """A dying lane or engine thread prints its traceback; these tests expect that."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+
+DEATHS = {
+    "prefill": (lambda patch: fail_nth(patch, "prefill", 2, Dies("gone")), "prefill 0 died: Dies: gone"),
+    "decode": (lambda patch: fail_nth(patch, "decode", 3, Dies("gone")), "decode 0 died: Dies: gone"),
+    "lane": (
+        lambda patch: before(patch, Transfers, "_move", raise_on_lane("up", Dies("gone"))),
+        "lane up 0 .*died: Dies: gone",
+    ),
+    "record": (lambda patch: before(patch, Engine, "_record", raise_after(5, Dies("gone"))), "died: Dies: gone"),
+}
+
+
+def raise_on_lane(lane: str, error: BaseException):
+    def action(self, flight, scratch):
+        if flight.lane.startswith(lane):
+            raise error
+
+    return action
+
+
+def raise_after(count: int, error: BaseException):
+    calls = itertools.count()
+
+    def action(*args, **kwargs):
+        if next(calls) >= count:
+            raise error
+
+    return action
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_dead_thread_breaks_the_engine_in_words(monkeypatch, quiet_threads, death):
+    strike, cause = DEATHS[death]
+    strike(monkeypatch)
+    requests = lengths((40, 12), (20, 3), (50, 12), (9, 12))
+    with opened(small("staged", chunk_tokens=48), broken=True) as engine:
+        with pytest.raises(EngineError, match=f"broken and must be rebuilt: .*{cause}") as caught:
+            engine.serve(requests)
+        results = caught.value.run.results
+        assert "failed" in {result.finish_reason for result in results}
+        for request, result in zip(requests, results, strict=True):
+            assert result.finish_reason == "length" or cause.rpartition("*")[2] in result.error
+            check_partial(request.prompt, result)
+        for call in (
+            lambda: engine.serve(requests),
+            lambda: engine.submit(requests[0]),
+            lambda: engine.retune(bins=()),
+        ):
+            with pytest.raises(EngineError, match=cause):
+                call()
+        assert engine.controller.book.next_deadline_ns is None, "the loop would wake up for deadlines for ever"
+
+
+def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_threads):
+    with opened(small("staged"), broken=True) as engine:
+        finish, calls = engine.controller.decoding.finish, itertools.count(1)
+
+        def buggy(seat):
+            assert next(calls) < 3, "impossible"
+            return finish(seat)
+
+        engine.controller.decoding.finish = buggy
+        with pytest.raises(EngineError, match="the controller failed: AssertionError: impossible"):
+            engine.serve(lengths((40, 12), (20, 5)))
+        with pytest.raises(EngineError, match="must be rebuilt"):
+            engine.submit(lengths((5, 5))[0])
+
+
+def test_serve_knows_that_the_engine_broke_as_soon_as_its_requests_have_ended(monkeypatch):
+    """The last request's end is told before `Broken` is; the engine's thread stops between the two."""
+    gate, obey = Gate(), Engine._obey
+
+    def slow(self, command):
+        if isinstance(command, cmd.Broken):
+            gate.hold()
+        obey(self, command)
+
+    monkeypatch.setattr(Engine, "_obey", slow)
+    fail_nth(monkeypatch, "decode", 2, Dies("gone"))
+    with opened(small(), broken=True) as engine:
+        try:
+            with pytest.raises(EngineError, match="died: Dies: gone"):
+                engine.serve(lengths((20, 9)))
+        finally:
+            gate.open()
+
+
+def test_a_request_that_comes_while_the_engine_breaks_ends_too(monkeypatch):
+    """Its Submit stands in the inbox behind the worker's death."""
+    gate = Gate()
+    with opened(small(), broken=True) as engine:
+        handle_event = engine.controller.handle
+
+        def slow(event, now):
+            if isinstance(event, ev.WorkerDied):
+                gate.hold()
+            return handle_event(event, now)
+
+        engine.controller.handle = slow
+        engine._inbox.put(ev.WorkerDied(cmd.Worker("decode", 0), "gone"))
+        gate.wait()
+        handle = engine.submit(lengths((20, 9))[0])
+        gate.open()
+        assert handle.result(LIMIT_S).finish_reason == "failed"
+        assert "decode 0 died: gone" in handle.result().error
+
+
+# ---- cancel ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.ENDED], ids=lambda s: s.name.lower())
+def test_a_cancel_in_each_stage(stage):
+    """The Cancel is consumed right behind the event that brought the first request into this stage.
+
+    In bulk nothing lands before prefill is over, so that every request is seen handing off.
+    """
+    with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
+        handle_event, cancelled = engine.controller.handle, []
+
+        def cancelling(event, now):
+            commands = handle_event(event, now)
+            if not cancelled:
+                for record in engine.controller.book.records.values():
+                    if record.stage is stage:
+                        cancelled.append(record.id)
+                        return commands + handle_event(ev.Cancel(record.id), now)
+            return commands
+
+        engine.controller.handle = cancelling
+        run = engine.serve(LONG)
+        engine.watch.until_idle()
+    reasons = {result.request: result.finish_reason for result in run.results}
+    assert [request for request, reason in reasons.items() if reason == "cancelled"] == cancelled
+    assert len(cancelled) == 1 and run.anomalies == 0
+    check_others(LONG, run.results)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", STAGES)
+def test_a_cancel_during_a_pass_or_a_step_ends_at_once_and_frees_later(monkeypatch, preset, method):
+    gate = Gate()
+    before(monkeypatch, Model, method, lambda self, *args: gate.hold())
+    with opened(small(preset)) as engine:
+        handle = engine.submit(lengths((40, 9))[0])
+        other = engine.submit(lengths((20, 9))[0])
+        gate.wait()
+        handle.cancel()
+        result = handle.result(LIMIT_S)
+        assert result.finish_reason == "cancelled" and len(result.token_ids) == (method == "decode")
+        pools = [pool.counts()["quarantined"] for pool in engine.controller.book.pools()]
+        assert sum(pools) >= 3, "the worker still writes to them"
+        gate.open()
+        check_greedy(prompt_of(20), other.result(LIMIT_S), 9)
+        engine.watch.until_idle()
+    assert handle.result().finish_reason == "cancelled" and len(result.token_ids) == (method == "decode")
+
+
+@pytest.mark.parametrize("lane", ["direct", "down", "up"])
+def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
+    gate = Gate()
+
+    def holding(self, flight, scratch):
+        if flight.lane.startswith(lane):
+            gate.hold()
+
+    before(monkeypatch, Transfers, "_move", holding)
+    with opened(small(route="direct" if lane == "direct" else "staged")) as engine:
+        handle = engine.submit(lengths((40, 9))[0])
+        gate.wait()
+        engine.watch.until_stage(0, Stage.HANDING_OFF)
+        if lane == "up":
+            engine.watch.until(lambda book: book.prefills[0].pool.held == 0, "hop one's end")
+        handle.cancel()
+        handle.cancel()
+        assert handle.result(LIMIT_S).finish_reason == "cancelled"
+        counts = {pool.name: pool.counts()["quarantined"] for pool in engine.controller.book.pools()}
+        assert counts == {"prefill 0": 0 if lane == "up" else 3, "decode 0": 3, "host": 0}
+        gate.open()
+        engine.watch.until_idle()
+        handle.cancel()
+
+
+@pytest.mark.parametrize("lane", ["spill", "up"])
+def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkeypatch, lane):
+    gate, flights = Gate(), []
+
+    def holding(self, flight, scratch):
+        if flight.lane.startswith(lane):
+            flights.append(flight)
+            gate.hold()
+
+    before(monkeypatch, Transfers, "_move", holding)
+    with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
+        handles = [engine.submit(request) for request in LONG]
+        gate.wait()
+        victim = handles[flights[0].piece.request]
+        victim.cancel()
+        assert victim.result(LIMIT_S).finish_reason == "cancelled"
+        engine.watch.until(lambda book: book.host.counts()["quarantined"] > 0)
+        gate.open()
+        check_others(LONG, [handle.result(LIMIT_S) for handle in handles])
+        engine.watch.until_idle()
+
+
+def test_a_cancel_while_it_waits_for_its_turn(monkeypatch):
+    gate = Gate()
+    before(monkeypatch, Model, "prefill", lambda self, *args: gate.hold())
+    with opened(small("baseline")) as engine:
+        first, second, third = (engine.submit(request) for request in lengths((20, 5), (20, 5), (20, 5)))
+        gate.wait()
+        second.cancel()
+        result = second.result(LIMIT_S)
+        assert result.finish_reason == "cancelled" and result.token_ids == [] and result.text == ""
+        assert list(second) == []
+        gate.open()
+        for seed, handle in ((0, first), (2, third)):
+            check_greedy(prompt_of(20, seed), handle.result(LIMIT_S), 5)
+
+
+def test_a_cancel_after_the_end_changes_nothing():
+    with opened(small()) as engine:
+        handle = engine.submit(lengths((20, 3))[0])
+        result = handle.result(LIMIT_S)
+        handle.cancel()
+        engine.serve(lengths((20, 3)))
+        assert handle.result() is result and result.finish_reason in ("length", "eos")
+
+
+# ---- a link that stalls, notices that get lost -----------------------------------------------------------------------
+
+
+def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(monkeypatch):
+    gate = Gate()
+
+    def stall(self, flight, scratch):
+        if flight.piece.request > 0 and flight.lane.startswith("up"):
+            gate.hold()
+
+    before(monkeypatch, Transfers, "_move", stall)
+    requests = [Request(prompt_of(40, n), 60 if n == 0 else 5, ignore_eos=True) for n in range(5)]
+    with opened(small("staged", ring_slots=2, prefill_blocks=7)) as engine:
+        first = engine.submit(requests[0])
+        pieces = iter(first)
+        next(pieces)
+        engine.watch.until_stage(0, Stage.RUNNING)
+        rest = [engine.submit(request) for request in requests[1:]]
+        gate.wait()
+        check_greedy(requests[0].prompt, first.result(LIMIT_S), 60, ignore_eos=True)  # decode went on to its end
+        engine.watch.until(lambda book: any(r.gate == "prefill 0 blocks" for r in book.records.values()))
+        assert not any(handle.done for handle in rest)
+        engine.transfers._changed.acquire()
+        try:
+            assert engine.transfers.traffic.ring.available == 0
+            assert engine.transfers.traffic.waiting("down 0") > 0
+        finally:
+            engine.transfers._changed.release()
+        gate.open()
+        for request, handle in zip(requests[1:], rest, strict=True):
+            check_greedy(request.prompt, handle.result(LIMIT_S), 5, ignore_eos=True)
+
+
+def move_clock(monkeypatch, engine, seconds: float):
+    """The engine's thread sees a later time from now on, and looks at its deadlines."""
+    monkeypatch.setattr("disagg.run.engine.now_ns", lambda: time.perf_counter_ns() + round(seconds * 1e9))
+    engine._inbox.put(ev.Tick())
+
+
+def lose(owner, kind, condition=lambda event: True) -> Gate:
+    """The first notice of this kind never reaches the inbox; the gate says when it was lost."""
+    lost, post = Gate(), owner._post
+
+    def losing(event):
+        if isinstance(event, kind) and not lost.entered.is_set() and condition(event):
+            lost.entered.set()
+        else:
+            post(event)
+
+    owner._post = losing
+    return lost
+
+
+@pytest.mark.parametrize("route, layer", [("bulk", 0), ("direct", 0), ("direct", 3), ("staged", 1), ("staged", 3)])
+def test_a_lost_landing_ends_by_its_deadline_in_words(monkeypatch, route, layer):
+    with opened(small(route=route)) as engine:
+        lost = lose(engine.transfers, ev.Landed, lambda event: event.parts[0].layer == layer)
+        handle = engine.submit(lengths((40, 9))[0])
+        lost.wait()
+        engine.watch.until_stage(0, Stage.HANDING_OFF)
+        assert not handle.done
+        move_clock(monkeypatch, engine, 121)
+        result = handle.result(LIMIT_S)
+        assert result.finish_reason == "failed"
+        assert result.error == f"watchdog: request 0: its {route} transfer of 3 blocks has not landed within 120 s"
+        engine.watch.until_idle()
+        check_others(lengths((40, 9)), engine.serve(lengths((40, 9))).results, ())
+
+
+@pytest.mark.parametrize("worker, kind", [("prefill", ev.Prefilled), ("decode", ev.Stepped)])
+def test_a_worker_that_never_answers_breaks_the_engine(monkeypatch, worker, kind):
+    with opened(small(), broken=True) as engine:
+        lost = lose(engine.workers[cmd.Worker(worker, 0)], kind)
+        handle = engine.submit(lengths((40, 9))[0])
+        lost.wait()
+        move_clock(monkeypatch, engine, 121)
+        result = handle.result(LIMIT_S)
+        what = {"prefill": "pass", "decode": "step"}[worker]
+        assert result.error == f"{worker} 0 has not answered a {what} within 120 s"
+        with pytest.raises(EngineError, match="must be rebuilt"):
+            engine.serve(lengths((5, 5)))
+
+
+def test_a_copy_that_never_ends_fails_its_request_and_then_breaks_the_engine(monkeypatch):
+    """Its blocks are never given away."""
+    gate = Gate()
+    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    with opened(small(), broken=True) as engine:
+        handle = engine.submit(lengths((40, 9))[0])
+        gate.wait()
+        engine.watch.until_stage(0, Stage.HANDING_OFF)
+        move_clock(monkeypatch, engine, 121)
+        assert "has not landed within 120 s" in handle.result(LIMIT_S).error
+        assert engine.controller.book.decodes[0].pool.counts()["quarantined"] == 3
+        other = engine.submit(lengths((20, 9))[0])
+        move_clock(monkeypatch, engine, 242)
+        assert "copy of request 0 has not ended within 120 s" in other.result(LIMIT_S).error
+        assert engine.controller.book.decodes[0].pool.counts()["quarantined"] >= 3
+        gate.open()
+
+
+def test_a_notice_that_comes_twice_is_counted_and_changes_nothing():
+    requests = lengths((40, 9), (20, 9))
+    with opened(small("staged"), anomalies=3) as engine:
+        post, seen = engine.transfers._post, []
+
+        def twice(event):
+            post(event)
+            if isinstance(event, ev.Landed) and len(seen) < 3:
+                seen.append(event)
+                post(event)
+
+        engine.transfers._post = twice
+        run = engine.serve(requests)
+    check_others(requests, run.results, ())
+
+
+@pytest.mark.parametrize("watchdog_s", [1e-9, 1e12, 1e300])
+def test_extreme_watchdogs_are_deadlines_too(watchdog_s):
+    """One that no wait of the system can express, and one that has always passed."""
+    with opened(small(watchdog_s=watchdog_s), broken=watchdog_s < 1) as engine:
+        if watchdog_s < 1:
+            with pytest.raises(EngineError, match="has not answered a"):
+                engine.serve(lengths((40, 9)))
+        else:
+            check_others(lengths((40, 9)), engine.serve(lengths((40, 9))).results, ())
+
+
+# ---- interrupts ------------------------------------------------------------------------------------------------------
+
+
+def interrupt_main():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+@pytest.mark.parametrize("preset", ["baseline", "staged"])
+def test_an_interrupt_returns_what_there_is_and_the_next_run_works(monkeypatch, preset):
+    """The signal comes from inside a decode step, while the main thread waits for results."""
+    steps, gate = itertools.count(1), Gate()
+
+    def interrupting(self, command):
+        if next(steps) == 4:
+            interrupt_main()
+            gate.hold()
+
+    requests = [Request(prompt_of(20, n), 40, ignore_eos=True) for n in range(3)]
+    result, cancels = Handle.result, []
+
+    def opening(self, *args):
+        """The step goes on once everything was cancelled."""
+        if len(cancels) == 3:
+            gate.open()
+        return result(self, *args)
+
+    before(monkeypatch, Handle, "cancel", lambda self: cancels.append(self))
+    monkeypatch.setattr(Handle, "result", opening)
+    with opened(small(preset)) as engine:
+        with monkeypatch.context() as patch:
+            before(patch, DecodeStage, "step", interrupting)
+            run = engine.serve(requests)
+        assert run.interrupted and {r.finish_reason for r in run.results} == {"cancelled"}
+        assert len(run.results[0].token_ids) == 4 and run.anomalies == 0
+        check_others(requests, run.results)
+        engine.watch.until_idle()
+        again = engine.serve(requests)
+    assert not again.interrupted
+    check_others(requests, again.results, ())
+
+
+def test_an_interrupt_before_the_last_arrival(monkeypatch):
+    """The one that never arrived has no number, and is cancelled like the others."""
+    steps = itertools.count(1)
+    before(monkeypatch, DecodeStage, "step", lambda self, command: next(steps) == 3 and interrupt_main())
+    requests = [Request(prompt_of(20), 500, ignore_eos=True), Request(prompt_of(9), 5, arrival_s=1e6)]
+    with opened(small()) as engine:
+        run = engine.serve(requests)
+        assert run.interrupted
+        assert [result.finish_reason for result in run.results] == ["cancelled", "cancelled"]
+        assert run.results[0].token_ids and run.results[1].request == -1 and run.results[1].token_ids == []
+        run.metrics()
+        check_others(lengths((5, 5)), engine.serve(lengths((5, 5))).results, ())
+
+
+# ---- close -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", STAGES)
+def test_closing_in_the_middle_of_a_pass_or_a_step(monkeypatch, preset, method):
+    """`opened` then asks that every block is free and no thread is left."""
+    gate = Gate()
+    before(monkeypatch, Model, method, lambda self, *args: gate.hold())
+    with opened(small(preset)) as engine:
+        handles = [engine.submit(request) for request in lengths((40, 9), (20, 9), (30, 9))]
+        gate.wait()
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        assert [handle.result(LIMIT_S).finish_reason for handle in handles] == ["cancelled"] * 3
+        with pytest.raises(EngineError, match="closed"):
+            engine.submit(lengths((5, 5))[0])
+        gate.open()
+        closing.join()
+
+
+@pytest.mark.parametrize("route", ["bulk", "direct", "staged"])
+def test_closing_gives_up_copies_in_the_air(route):
+    """They would land in an hour."""
+    config = small(route=route, link=Link(bandwidth=1e8, latency_s=3600), ring_slots=2, watchdog_s=1e6)
+    with opened(config) as engine:
+        handles = [engine.submit(request) for request in lengths((40, 9), (20, 9))]
+        for number in range(2):
+            engine.watch.until_stage(number, Stage.HANDING_OFF)
+        engine.close()
+        assert [handle.result(LIMIT_S).finish_reason for handle in handles] == ["cancelled"] * 2
+        assert held(engine) == {}
+
+
+def test_closing_in_the_middle_of_paging(monkeypatch):
+    gate = Gate()
+
+    def holding(self, flight, scratch):
+        if flight.lane.startswith("spill"):
+            gate.hold()
+
+    before(monkeypatch, Transfers, "_move", holding)
+    with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
+        handles = [engine.submit(request) for request in LONG]
+        gate.wait()
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        check_others(LONG, [handle.result(LIMIT_S) for handle in handles])
+        gate.open()
+        closing.join()
+
+
+@pytest.mark.parametrize("arrival_s", [0.0, 1e6])
+def test_closing_while_another_thread_serves(arrival_s):
+    """That thread gets what there is, also where it still waited for an arrival."""
+    requests = [Request(prompt_of(20), 1500, ignore_eos=True), Request(prompt_of(9), 5, arrival_s=arrival_s)]
+    runs = []
+    with opened(small(prefill_blocks=128, decode_blocks=128)) as engine:
+        serving = threading.Thread(target=lambda: runs.append(engine.serve(requests)))
+        serving.start()
+        engine.watch.until_stage(0, Stage.RUNNING)
+        engine.close()
+        serving.join(LIMIT_S)
+        assert not serving.is_alive()
+    assert runs[0].results[0].finish_reason == "cancelled" and runs[0].interrupted == (arrival_s > 0)
+
+
+def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
+    fail_nth(monkeypatch, "decode", 2, Dies("gone"))
+    requests = [Request(prompt_of(20), 50), Request(prompt_of(9), 5, arrival_s=1e6)]
+    with (
+        opened(small(), broken=True) as engine,
+        pytest.raises(EngineError, match="decode 0 died: Dies: gone"),
+    ):
+        engine.serve(requests)
+
+
+def test_an_error_inside_the_with_closes_the_engine():
+    with pytest.raises(KeyError), opened(small()) as engine:
+        handle = engine.submit(Request(prompt_of(20), 1000, ignore_eos=True))
+        raise KeyError
+    assert handle.result(LIMIT_S).finish_reason == "cancelled"
+
+
+# ---- a start that fails ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_worker_that_cannot_be_built_leaves_nothing(monkeypatch, nth):
+    calls = itertools.count(1)
+
+    def refuse(self):
+        if next(calls) == nth:
+            raise MemoryError("no room for a replica")
+
+    before(monkeypatch, Model, "replica", refuse)
+    with pytest.raises(MemoryError):
+        Engine(small("staged"), tiny())
+    assert threads() == []
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch, nth):
+    """Two lanes, two workers, the engine's own."""
+    calls = itertools.count(1)
+
+    def refuse(self):
+        if self.name.startswith("disagg") and next(calls) == nth:
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        before(patch, threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            Engine(small("staged"), tiny())
+    assert threads() == []
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_an_error_keeps_text_and_no_frames(monkeypatch):
+    """Else the tensors of a failed pass would stay as long as its result."""
+    import gc
+    import weakref
+
+    class Big:
+        pass
+
+    alive = []
+
+    def failing(self, *args):
+        big = Big()
+        alive.append(weakref.ref(big))
+        raise RuntimeError("out of memory")
+
+    with opened(small()) as engine:
+        with monkeypatch.context() as patch:
+            before(patch, Model, "prefill", failing)
+            result = engine.serve(lengths((20, 5))).results[0]
+        gc.collect()
+        assert result.finish_reason == "failed" and alive[0]() is None
+
+
+def test_the_end_of_sequence_is_no_fault():
+    with opened(small()) as engine:
+        result = engine.serve([Request(prompt_of(9), force_ids=[1, EOS, 2])]).results[0]
+    assert result.token_ids == [1, EOS, 2] and result.finish_reason == "length"
