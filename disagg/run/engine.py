@@ -7,6 +7,7 @@ Notebook: notebooks/00_start_here.ipynb.
 """
 
 import atexit
+import itertools
 import queue
 import threading
 import weakref
@@ -69,8 +70,10 @@ class Engine:
         self._recording = Recording.bounded()
         self._handles: dict[int, Handle] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self._requests = 0
+        self._numbers = itertools.count()
         self._serving = threading.Lock()
+        self._submitting = threading.Lock()
+        self._over = threading.Event()  # closed or broken: nobody waits for an arrival any more
         self._closed = False
         self._broken: str | None = None
         self.caches = self._make_caches()
@@ -91,10 +94,11 @@ class Engine:
     def submit(self, request: Request) -> Handle:
         """Starts one request now; RequestError where it can never be served."""
         self._check_open()
-        return self._submit(self._prepare(request), request, now_ns())
+        return self._submit(self._prepare(request), now_ns())
 
     def serve(self, requests: Iterable[Request]) -> Run:
         """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns.
+        So does a `close` by another thread.
 
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """
@@ -119,16 +123,21 @@ class Engine:
 
     def close(self):
         """Ends what is open as cancelled, and all threads within a step. Closing twice does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        for request in list(self._handles):
-            self._inbox.put(ev.Cancel(request))
-        self._inbox.put(None)
-        self._thread.join()
+        with self._submitting:
+            if self._closed:
+                return
+            self._closed = True
+        self._over.set()
+        handles = list(self._handles.values())
+        for handle in handles:
+            handle.cancel()
+        for handle in handles:
+            handle.result()  # from here on the controller starts nothing more, and hears what still ends
         for worker in self.workers.values():
             worker.close()
         self.transfers.close()
+        self._inbox.put(None)
+        self._thread.join()
         _OPEN.discard(self)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
@@ -153,12 +162,16 @@ class Engine:
             raise RequestError(refusal)
         return job
 
-    def _submit(self, job: Job, request: Request, arrival_ns: int) -> Handle:
-        number, self._requests = self._requests, self._requests + 1
+    def _submit(self, job: Job, arrival_ns: int) -> Handle:
+        """EngineError once the engine is closed or broken; before that, whoever closes or breaks it ends the handle."""
+        number = next(self._numbers)
         job = Job(number, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling)
         result = Result(number, len(job.prompt), arrival_ns)
-        handle = self._handles[number] = Handle(result, self.model, lambda request: self._inbox.put(ev.Cancel(request)))
-        self._inbox.put(ev.Submit(job))
+        handle = Handle(result, self.model, lambda request: self._inbox.put(ev.Cancel(request)))
+        with self._submitting:
+            self._check_open()
+            self._handles[number] = handle
+            self._inbox.put(ev.Submit(job))
         if self._broken:  # the loop is gone, or will not look at it
             self._fail_open(self._broken)
         return handle
@@ -172,11 +185,12 @@ class Engine:
         start, interrupted = now_ns(), False
         handles: dict[int, Handle] = {}
         try:
-            pause = threading.Event()
             for index in sorted(range(len(requests)), key=lambda i: requests[i].arrival_s):
                 arrival = start + round(requests[index].arrival_s * 1e9)
-                pause.wait(max(0, arrival - now_ns()) / 1e9)
-                handles[index] = self._submit(prepared[index], requests[index], arrival)
+                if self._over.wait(max(0, arrival - now_ns()) / 1e9):
+                    interrupted = True
+                    break
+                handles[index] = self._submit(prepared[index], arrival)
             for handle in handles.values():
                 handle.result()
         except KeyboardInterrupt:
@@ -209,7 +223,8 @@ class Engine:
                 now = now_ns()
                 self._recording.log.append((now, event))
                 commands = self.controller.handle(event, now)
-                self._broken = self._broken or self.controller.broken  # known before any request's end is told
+                if self.controller.broken:
+                    self._break(self.controller.broken)  # known before any request's end is told
                 for command in commands:
                     self._obey(command)
         except BaseException as error:
@@ -249,9 +264,13 @@ class Engine:
             case cmd.Broken():
                 self._fail_open(command.cause)  # also those whose Submit is still in the inbox
 
+    def _break(self, cause: str):
+        self._broken = self._broken or cause
+        self._over.set()
+
     def _fail_open(self, cause: str):
         """Nobody waits for ever: every open handle ends as failed."""
-        self._broken = cause
+        self._break(cause)
         for number in list(self._handles):
             handle = self._handles.pop(number, None)
             if handle is not None:

@@ -74,7 +74,7 @@ class Transfers:
             self.traffic.retune(config)
 
     def close(self):
-        """Stops the lanes; a copy in the air is given up."""
+        """Stops the lanes; copies in the air are given up, and their transfers closed."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -128,6 +128,8 @@ class Transfers:
                     flying.append(flight)
             else:
                 wait_until(min(flying[0].landing_ns, occupying.busy_until_ns), self._closing)
+        for flight in flying:
+            self._failed(flight, f"copy on lane {name!r} was given up: the engine closes")
 
     def _next(self, name: str, landing_ns: int | None) -> Flight | None:
         """The lane's next copy; None when it is time for a landing, or to stop."""
