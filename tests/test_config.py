@@ -1,0 +1,154 @@
+"""Every refusal of Config and Request, word by word, and the ladder of presets."""
+
+import dataclasses
+import math
+
+import pytest
+
+from disagg.plan.config import PRESETS, Config
+from disagg.plan.errors import ConfigError, RequestError
+from disagg.plan.link import Link
+from disagg.plan.request import Request
+
+CHUNK = "must be a multiple of block_size"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"route": "stagd"}, "route must be one of bulk, direct, staged; got 'stagd'; nearest: 'staged'"),
+        ({"route": None}, "route must be one of bulk, direct, staged; got None"),
+        ({"policy": "shortst"}, "policy must be one of fcfs, shortest; got 'shortst'; nearest: 'shortest'"),
+        ({"dtype": "float8"}, "dtype must be one of float32, float16, bfloat16; got 'float8'; nearest: 'float32'"),
+        ({"attention": "flash"}, "attention must be one of auto, sdpa; got 'flash'"),
+        ({"prefill_workers": -1}, "prefill_workers must be a whole number, 0 or more; got -1"),
+        ({"decode_workers": 0}, "decode_workers must be a whole number, 1 or more; got 0"),
+        ({"layers_per_copy": 0}, "layers_per_copy must be a whole number, 1 or more; got 0"),
+        ({"ring_slots": 0}, "ring_slots must be a whole number, 1 or more; got 0"),
+        ({"block_size": 16.0}, "block_size must be a whole number, 1 or more; got 16.0"),
+        ({"chunk_tokens": "256"}, "chunk_tokens must be a whole number, 1 or more; got '256'"),
+        ({"max_batch": True}, "max_batch must be a whole number, 1 or more; got True"),
+        ({"threads": math.nan}, "threads must be a whole number, 1 or more; got nan"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more; got -1"),
+        ({"prefill_blocks": 0}, "prefill_blocks must be a whole number, 1 or more; got 0"),
+        ({"decode_blocks": 0}, "decode_blocks must be a whole number, 1 or more; got 0"),
+        ({"host_blocks": -1}, "host_blocks must be a whole number, 0 or more; got -1"),
+        ({"watchdog_s": math.nan}, "watchdog_s must be seconds, above 0 and finite; got nan"),
+        ({"watchdog_s": math.inf}, "watchdog_s must be seconds, above 0 and finite; got inf"),
+        ({"watchdog_s": 0}, "watchdog_s must be seconds, above 0 and finite; got 0"),
+        ({"watchdog_s": None}, "watchdog_s must be seconds, above 0 and finite; got None"),
+        ({"itl_target_s": math.nan}, "itl_target_s must be seconds, above 0 and finite; got nan"),
+        ({"itl_target_s": True}, "itl_target_s must be seconds, above 0 and finite; got True"),
+        ({"join_projections": 1}, "join_projections must be True or False; got 1"),
+        ({"verify_kv": "yes"}, "verify_kv must be True or False; got 'yes'"),
+        (
+            {"chunk_tokens": 100},
+            "chunk_tokens (100) must be a multiple of block_size (16), so that a chunk hands off whole blocks",
+        ),
+        ({"bins": 64}, "bins must be a tuple of context lengths in tokens; got 64"),
+        ({"bins": (64, 0)}, "bins must be a whole number, 1 or more; got 0"),
+        ({"bins": (64.5,)}, "bins must be a whole number, 1 or more; got 64.5"),
+        ({"bins": (128, 64)}, "bins must rise: got (128, 64); for example (64, 128, 256, 512)"),
+        ({"bins": [64, 64]}, "bins must rise: got (64, 64); for example (64, 128, 256, 512)"),
+        ({"prefill_device": "gpu"}, 'prefill_device must be "cpu", "cuda" or "cuda:N"; got \'gpu\''),
+        ({"decode_device": "cpu:1"}, 'decode_device must be "cpu", "cuda" or "cuda:N"; got \'cpu:1\''),
+        ({"decode_device": "cuda:x"}, 'decode_device must be "cpu", "cuda" or "cuda:N"; got \'cuda:x\''),
+        ({"decode_device": 0}, 'decode_device must be "cpu", "cuda" or "cuda:N"; got 0'),
+        (
+            {"decode_device": "cuda"},
+            "prefill_device='cpu' with decode_device='cuda' is an impossible pair: "
+            "take two CPU workers or GPUs for both",
+        ),
+        (
+            {"prefill_workers": 0, "prefill_device": "cuda:0", "decode_device": "cuda:1"},
+            "prefill_workers=0 puts prefill on the decode device, but prefill_device='cuda:0' "
+            "and decode_device='cuda:1' differ; set both alike",
+        ),
+        ({"link": (1e6, 1e6, 1e6)}, "link takes one wire or a pair for the two hops; got 3 of them"),
+        ({"link": math.nan}, "link bandwidth must be bytes a second above 0; got nan"),
+    ],
+    ids=str,
+)
+def test_a_config_refuses_in_words(fields, words):
+    with pytest.raises(ConfigError) as caught:
+        Config(**fields)
+    assert str(caught.value) == words
+
+
+def test_unknown_names_fail_with_the_nearest():
+    for make in (lambda **f: Config.preset("split", **f), Config().replace):
+        with pytest.raises(ConfigError) as caught:
+            make(max_batches=4)
+        assert str(caught.value) == "field 'max_batches' is unknown; nearest: 'max_batch'"
+    with pytest.raises(ConfigError) as caught:
+        Config.preset("stream")
+    assert str(caught.value).startswith("preset 'stream' is unknown; nearest: 'streamed'; known: baseline, colocated")
+    with pytest.raises(ConfigError, match="^preset 'zzz' is unknown; known: "):
+        Config.preset("zzz")
+
+
+def test_every_preset_is_a_config_and_every_field_can_be_overridden():
+    assert list(PRESETS) == [
+        "baseline", "colocated", "split", "streamed", "staged", "paged", "dynamic", "two_colocated"
+    ]  # fmt: skip
+    for name in PRESETS:
+        assert Config.preset(name, max_batch=3).max_batch == 3
+    assert [name for name in PRESETS if Config.preset(name).colocated] == ["baseline", "colocated", "two_colocated"]
+    routes = [Config.preset(name).route for name in ("split", "streamed", "staged", "paged", "dynamic")]
+    assert routes == ["bulk", "direct", "staged", "staged", "staged"]
+    assert Config.preset("paged").host_blocks is None and Config.preset("staged").host_blocks == 0
+
+
+def test_a_config_is_frozen_and_a_replacement_is_checked():
+    config = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    assert config.replace(seed=5).seed == 5 and config.seed == 0
+    with pytest.raises(ConfigError, match=CHUNK):
+        config.replace(block_size=48)
+
+
+def test_bins_may_be_a_list_and_links_a_pair():
+    assert Config(bins=[4, 8]).bins == (4, 8)
+    assert Config(link=(1e6, None)).links == (Link(1e6), Link())
+    assert Config(link="1gbe").links[0] == Config(link="1gbe").links[1] == Link(0.125e9)
+
+
+def test_a_link_too_fast_for_a_cpu_is_fine_between_gpus():
+    with pytest.raises(ConfigError, match="faster than the emulation holds"):
+        Config(link="pcie4x16")
+    assert Config(link="pcie4x16", prefill_device="cuda:0", decode_device="cuda:1").links[0] == Link(26e9)
+
+
+ARRIVAL = "arrival_s must be a number from 0 to 1e+09; got "
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"prompt": ""}, "prompt is empty; give at least one token"),
+        ({"prompt": []}, "prompt is empty; give at least one token"),
+        ({"prompt": 5}, "prompt must be text or a list of token ids; got int"),
+        ({"prompt": [1, "a"]}, "prompt must be text or a list of token ids; got list"),
+        ({"prompt": [True]}, "prompt must be text or a list of token ids; got list"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more; got 0"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be a whole number, 1 or more; got 2.0"),
+        ({"arrival_s": -1}, ARRIVAL + "-1"),
+        ({"arrival_s": math.nan}, ARRIVAL + "nan"),
+        ({"temperature": 101}, "temperature must be a number from 0 to 100; got 101"),
+        ({"top_p": math.nan}, "top_p must be a number from 0 to 1; got nan"),
+        ({"top_p": 0}, "top_p must be above 0; take temperature=0 for greedy decoding"),
+        ({"force_ids": []}, "force_ids must be a list of at least one token id"),
+        ({"force_ids": "ab"}, "force_ids must be a list of at least one token id"),
+    ],
+    ids=str,
+)
+def test_a_request_refuses_in_words(fields, words):
+    with pytest.raises(RequestError) as caught:
+        Request(**{"prompt": "why", **fields})
+    assert str(caught.value) == words
+
+
+def test_sampling_of_a_request():
+    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling
+    assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)

@@ -1,0 +1,88 @@
+"""The closed form against a recursion over copies, and against a whole simulated world.
+
+It holds exactly for one and two hops where layers divide evenly into copies. With a ring, a copy may start only when
+an earlier one has left its slot: the oracle below adds that edge, and the closed form still holds, as for two hops
+only a ring of one slot binds (of two slots, X/2 never exceeds the slower hop).
+"""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg.plan.config import Config
+from disagg.plan.law import Law, simplest_hidden, streamed_exposure_ns
+from disagg.plan.link import Link
+from disagg.plan.request import Request
+from disagg.plan.simulator import Speeds, simulate
+
+NS = st.integers(0, 1000)
+
+
+def closed_form_ns(copies, compute, hops, tail, group=1, slots=None, latency=0) -> int:
+    """The law with times of one copy, in ns."""
+    law = Law(
+        copies * group, compute / group * 1e-9, tuple(hop / group * 1e-9 for hop in hops), tail * 1e-9, group, slots,
+        latency * 1e-9,
+    )  # fmt: skip
+    assert law.copies == copies
+    return round(law.exposed_s * 1e9)
+
+
+@given(st.integers(1, 12), NS, st.lists(NS, min_size=1, max_size=2), NS, st.integers(1, 4))
+def test_the_closed_form_is_the_recursion(copies, compute, hops, tail, group):
+    ready = [compute * (index + 1) for index in range(copies)]
+    exposed = streamed_exposure_ns(ready, [[hop] * copies for hop in hops], ready[-1] + tail)
+    assert exposed == closed_form_ns(copies, compute, hops, tail, group)
+
+
+def ring_exposure_ns(copies, compute, first, second, slots) -> int:
+    """By hand: hop one needs a slot, which hop two gives back."""
+    down = up = 0
+    left = []
+    for index in range(copies):
+        free = left[index - slots] if index >= slots else 0
+        down = max(compute * (index + 1), down, free) + first
+        up = max(down, up) + second
+        left.append(up)
+    return up - compute * copies
+
+
+@given(st.integers(1, 12), NS, NS, NS, st.integers(1, 5))
+def test_the_closed_form_with_a_ring(copies, compute, first, second, slots):
+    exposed = ring_exposure_ns(copies, compute, first, second, slots)
+    assert exposed == closed_form_ns(copies, compute, (first, second), 0, slots=slots)
+
+
+@given(st.integers(1, 40), st.floats(0.01, 5))
+def test_the_form_derived_in_class(layers, ratio):
+    law = Law(layers, ratio, (1.0,))
+    assert law.hidden == pytest.approx(simplest_hidden(layers, ratio))
+
+
+def test_numbers_known_by_heart():
+    assert simplest_hidden(24, 1) == pytest.approx(23 / 24)
+    assert Law(4, 1.0, (1.0,)).exposed_s == 1.0, "the last layer is always exposed"
+    assert Law(4, 0.0, (1.0, 1.0)).hidden == 1 - 5 / 8, "two hops hide behind each other"
+    assert Law(4, 0.0, (1.0, 1.0), ring_slots=1).hidden == 0.0
+    assert Law(4, 1.0, (0.5,), tail_s=9.0).hidden == 1.0
+    assert Law(4, 1.0, (0.5,), latency_s=2.0).exposed_s == 2.5
+    assert Law(4, 1.0, (0.0,)).hidden == 1.0, "nothing to move"
+    assert (Law(5, 1.0, (1.0,), layers_per_copy=2).copies, Law(5, 1.0, (2.0,)).transfer_s) == (3, 10.0)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("slots, route", [(None, "direct"), (8, "staged"), (1, "staged")])
+@pytest.mark.parametrize("bandwidth", [1e7, 4e7, 4e8])
+def test_one_request_alone_in_a_simulated_world_obeys_the_law(group, slots, route, bandwidth):
+    """One chunk, no contention; compute is 3000 ns a layer, a copy carries 8 blocks of 16 tokens."""
+    speeds = Speeds(layers=6, token_bytes=6, prefill_pass=0, prefill_token=140, tail=50)
+    config = Config(route=route, link=Link(bandwidth), layers_per_copy=group, ring_slots=slots or 1, chunk_tokens=128)
+    run = simulate(config, [Request(tuple(range(128)), 3)], speeds)
+    compute = 128 * 140 // 6
+    layer_s = 128 / bandwidth
+    hops = (layer_s,) if route == "direct" else (layer_s, layer_s)
+    law = Law(6, compute * 1e-9, hops, 50e-9, group, slots)
+    overlap = run.overlap(0)
+    assert overlap.exposed_s == pytest.approx(law.exposed_s, abs=50e-9)  # occupancies are whole ns
+    assert overlap.hidden == pytest.approx(law.hidden, abs=0.01)
+    assert overlap.transfer_s == pytest.approx(law.transfer_s, abs=50e-9)

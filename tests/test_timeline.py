@@ -1,0 +1,91 @@
+"""Intervals against a brute-force oracle, and H, W and E on spans made by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg.plan.intervals import intersection, length, union
+from disagg.plan.timeline import Overlap, Span, Timeline
+
+INTERVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8)
+
+
+def points(intervals) -> set[int]:
+    return {point for start, end in intervals for point in range(start, end)}
+
+
+@given(INTERVALS, INTERVALS)
+def test_intervals_against_sets_of_points(a, b):
+    assert points(union(a)) == points(a)
+    assert length(a) == len(points(a))
+    common = intersection(a, b)
+    assert points(common) == points(a) & points(b)
+    assert common == union(common), "disjoint, in order"
+
+
+@given(INTERVALS)
+def test_a_union_is_disjoint_and_joins_what_touches(a):
+    joined = union(a)
+    assert all(left[1] < right[0] for left, right in zip(joined, joined[1:], strict=False))
+    assert all(start < end for start, end in joined)
+
+
+def prefill(start, end, *firsts, place="prefill 0"):
+    return Span("prefill", place, start, end, firsts, firsts=firsts)
+
+
+def copy(start, end, request=1, transfer=1, place="direct 0", kind="copy"):
+    return Span(kind, place, start, end, (request,), nbytes=8, transfer=transfer, occupied_ns=end - start)
+
+
+def test_three_layers_one_exposed():
+    timeline = Timeline([prefill(0, 30, 1), copy(10, 20), copy(20, 30), copy(30, 40)])
+    assert timeline.overlap(1) == Overlap(1 - 10 / 30, 20 / 30, 10e-9, 30e-9)
+    assert timeline.overlap() == pytest.approx(timeline.overlap(1))
+
+
+def test_bulk_hides_nothing_and_a_hand_off_that_beats_its_prefill_hides_all():
+    assert Timeline([prefill(0, 30, 1), copy(30, 60)]).overlap(1) == Overlap(0.0, 0.0, 30e-9, 30e-9)
+    assert Timeline([prefill(0, 30, 1), copy(10, 30)]).overlap(1) == Overlap(1.0, 1.0, 0.0, 20e-9)
+
+
+def test_two_hops_count_twice_in_h_and_once_in_w():
+    spans = [prefill(0, 10, 1), copy(10, 20, place="down 0"), copy(15, 30, place="up 0")]
+    assert Timeline(spans).overlap(1) == Overlap(1 - 20 / 25, 0.0, 20e-9, 25e-9)
+
+
+def test_h_may_be_negative_where_copies_wait():
+    assert Timeline([prefill(0, 10, 1), copy(50, 60)]).overlap(1).hidden == 1 - 50 / 10
+
+
+def test_only_the_first_hand_off_counts_for_a_request():
+    spans = [prefill(0, 10, 1), copy(10, 20), copy(100, 110, transfer=7), copy(200, 210, kind="spill")]
+    assert Timeline(spans).overlap(1).exposed_s == 10e-9
+    assert len(Timeline(spans).hand_off(1)) == 1
+    assert Timeline([prefill(0, 10, 1), prefill(90, 99, 1)]).prefill_end_ns(1) == 10
+
+
+def test_w_of_a_run_sees_other_requests_prefill():
+    timeline = Timeline([prefill(0, 10, 1), copy(10, 20), prefill(10, 15, 2), copy(15, 25, request=2, transfer=2)])
+    assert timeline.overlap(1).wall == 0.5
+    run = timeline.overlap()
+    assert run.wall == pytest.approx(5 / 15)
+    assert (run.hidden, run.exposed_s) == (pytest.approx(1 - 20 / 20), pytest.approx(20e-9))
+
+
+def test_nothing_handed_off():
+    assert Timeline([prefill(0, 10, 1)]).overlap(1) == Overlap(None, None, 0.0, 0.0)
+    assert Timeline().overlap() == Overlap(None, None, 0, 0)
+    assert (Timeline().end_ns, Timeline(start_ns=5).end_ns, Timeline().places) == (0, 5, [])
+
+
+def test_busy_counts_overlapping_spans_once():
+    timeline = Timeline([copy(0, 10), copy(5, 15), copy(20, 21), copy(0, 99, place="up 0")])
+    assert timeline.busy("direct 0") == 16 and timeline.end_ns == 99
+
+
+def test_places_stand_in_the_order_in_which_a_request_passes_them():
+    names = ["spill 0", "decode 0", "up 0", "prefill 1", "down 0", "prefill 0"]
+    assert Timeline([copy(0, 1, place=name) for name in names]).places == [
+        "prefill 0", "prefill 1", "down 0", "up 0", "decode 0", "spill 0"
+    ]  # fmt: skip
