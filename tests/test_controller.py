@@ -413,6 +413,26 @@ def test_no_step_ahead_where_a_row_would_have_no_block():
     assert (hand.stage(1), hand.book.records[1].gate) == ("landed", "decode 0 blocks")
 
 
+def test_nobody_is_preempted_under_a_step_in_flight():
+    """Two rows wait for the block of a third; one is served, the other must not take it from a row that computes."""
+    hand = Hand("paged", steps=2, block_size=8, decode_blocks=6, host_blocks=8)
+    for request, prompt in ((0, 15), (1, 15), (2, 2), (3, 1)):
+        hand.submit(request, prompt, new=20)
+    hand.prefilled(10)
+    hand.prefilled(11, 12, 13)
+    transfers = {command.request: command.transfer for command in hand.log if isinstance(command, cmd.Send)}
+    for request in (3, 2, 1, 0):
+        hand.land_all(transfers[request])
+    hand.stepped(20)
+    hand.stepped(21, 21)
+    hand.stepped(22, 22, 22, 22)
+    assert [hand.stage(request) for request in range(4)] == ["landed", "landed", "running", "spilling"]
+    hand.land_all()
+    assert [hand.stage(request) for request in range(4)] == ["running", "landed", "running", "spilled"]
+    hand.stepped(23)
+    assert hand.stage(2) == "running"
+
+
 # ---- deadlines -------------------------------------------------------------------------------------------------------
 
 SECOND = 10**9

@@ -11,6 +11,7 @@ from world import SMALL, CheckedWorld, Faults
 
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import PRESETS, Config
+from disagg.plan.controller import Controller
 from disagg.plan.link import Link
 from disagg.plan.request import Job
 from disagg.plan.simulator import Speeds, fake_token
@@ -168,6 +169,15 @@ def test_each_copy_fails_in_turn(preset):
         if span.kind == "copy":
             expected[span.requests[0]] = "failed"
         assert reasons == expected, (number, span)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_replayed_events_give_the_same_commands(seed):
+    """The log of events is the controller's only input."""
+    world = simulate(seed)
+    shape = {"layers": world.speeds.layers, "token_bytes": world.speeds.token_bytes}
+    fresh = Controller(world.config, **shape, steps_in_flight=world.book.steps_in_flight)
+    assert [command for now, event in world.log for command in fresh.handle(event, now)] == world.commands
 
 
 LOG = """

@@ -61,6 +61,7 @@ class CheckedWorld(World):
         self.passing: dict = {}  # prefill worker → the requests of its pass
         self.hurt: set[int] = set()  # requests that a fault may fail
         self.cancelled: set[int] = set()
+        self.commands: list = []
         self.strays = 0  # notices that nobody should have sent
         self.lost = 0
         self.ends: Counter = Counter()
@@ -169,6 +170,7 @@ class CheckedWorld(World):
     # ---- commands ----------------------------------------------------------------------------------------------------
 
     def obey(self, command):
+        self.commands.append(command)
         match command:
             case cmd.Emit():
                 for request in command.requests:
