@@ -96,7 +96,7 @@ class CheckedWorld(World):
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
-    def run(self, limit_steps: int = 200_000):
+    def run(self, limit_steps: int = 30_000):
         """To the end; where only deadlines are left, time goes on to the first."""
         while True:
             while self.step():
