@@ -44,6 +44,7 @@ class Bench:
         self.notices: queue.SimpleQueue = queue.SimpleQueue()
         self.spans: list = []
         self.transfers = Transfers(config, self.caches, self.notices.put, self.spans.append)
+        self.transfers.start()
 
     def __enter__(self):
         return self

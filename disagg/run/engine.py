@@ -77,10 +77,16 @@ class Engine:
         self._closed = False
         self._broken: str | None = None
         self.caches = self._make_caches()
-        self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
-        self.workers = {worker.name: worker for worker in self._make_workers()}
         self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
-        self._thread.start()
+        self.workers: dict[Worker, WorkerThread] = {}
+        self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
+        try:
+            self.transfers.start()
+            self._start_workers()
+            self._thread.start()
+        except BaseException:  # no memory for a replica, no thread: what was started stops
+            self._stop_workers()
+            raise
         _OPEN.add(self)
 
     def __enter__(self) -> "Engine":
@@ -133,9 +139,7 @@ class Engine:
             handle.cancel()
         for handle in handles:
             handle.result()  # from here on the controller starts nothing more, and hears what still ends
-        for worker in self.workers.values():
-            worker.close()
-        self.transfers.close()
+        self._stop_workers()
         self._inbox.put(None)
         self._thread.join()
         _OPEN.discard(self)
@@ -293,9 +297,8 @@ class Engine:
             for name, (blocks, device) in sizes.items()
         }
 
-    def _make_workers(self) -> list[WorkerThread]:
+    def _start_workers(self):
         """A thread a worker, each with its own module tree over the shared weights."""
-        workers = []
         for name, cache in self.caches.items():
             if name.role == "host":
                 continue
@@ -303,8 +306,13 @@ class Engine:
             prefills = name.role == "prefill" or self.config.colocated
             prefill = PrefillStage(model, cache, self.transfers, self._keep, self._record) if prefills else None
             decode = DecodeStage(model, cache, self._keep, self._record) if name.role == "decode" else None
-            workers.append(WorkerThread(name, prefill, decode, self._inbox.put))
-        return workers
+            self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put)
+
+    def _stop_workers(self):
+        """Workers after the command in hand, lanes after the copy in hand."""
+        for worker in self.workers.values():
+            worker.close()
+        self.transfers.close()
 
     def _model_on(self, device: torch.device) -> Model:
         """A worker's own module tree: over shared weights on the model's device, with its own on another one."""

@@ -48,6 +48,8 @@ class Transfers:
             threading.Thread(target=self._run, args=(name,), name=f"disagg {name}", daemon=True)
             for name in self.traffic.lanes
         ]
+
+    def start(self):
         for thread in self._threads:
             thread.start()
 
@@ -79,7 +81,8 @@ class Transfers:
             self._closing.set()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------
 
@@ -207,7 +210,9 @@ class Transfers:
         for layer, left in zip(range(piece.layer, piece.layer_end), digests, strict=True):
             journey.digests[layer, piece.block] = (left, tokens)
         if flight.lane.startswith("spill"):
-            self._spilled[piece.request] = digests
+            with self._changed:
+                if not journey.aborted:  # else its request may have been forgotten already
+                    self._spilled[piece.request] = digests
 
     def _land(self, flight: Flight):
         with self._changed:
