@@ -122,7 +122,7 @@ class Engine:
     def retune(self, **changes):
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         self._check_open()
-        config = self._dialled(self.config.replace(**changes))
+        config = self._dialled(with_block_counts(self.config.replace(**changes), self.model.shape))
         self.controller.check_live(config)
         self.config = config
         self._inbox.put(ev.Retune(config))
