@@ -143,6 +143,8 @@ class Engine:
         self._inbox.put(None)
         self._thread.join()
         _OPEN.discard(self)
+        self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
+        self.workers.clear()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
