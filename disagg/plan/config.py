@@ -2,11 +2,12 @@
 
 import dataclasses
 import difflib
-import math
+import os
 from dataclasses import dataclass
 
+from disagg.plan.checks import is_number, is_whole
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import Link, parse_link
+from disagg.plan.link import LONGEST_S, Link, parse_link
 
 ROUTES = ("bulk", "direct", "staged")
 POLICIES = ("fcfs", "shortest")
@@ -48,6 +49,8 @@ class Config:
     def __post_init__(self):
         if isinstance(self.bins, list):
             object.__setattr__(self, "bins", tuple(self.bins))
+        if not isinstance(self.model, (str, os.PathLike)):
+            raise ConfigError(f"model must be a name or a folder; got {self.model!r}")
         _check_choice("route", self.route, ROUTES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
@@ -71,6 +74,7 @@ class Config:
         self._check_bins()
         self._check_devices()
         _ = self.links
+        self._make_plain()
 
     @property
     def colocated(self) -> bool:
@@ -93,10 +97,17 @@ class Config:
     @classmethod
     def preset(cls, name: str, **changes) -> "Config":
         """A rung of the ladder, with any field overridden."""
-        if name not in PRESETS:
+        if name not in list(PRESETS):
             raise ConfigError(f"preset {name!r} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
         _check_names(changes)
         return cls(**{**PRESETS[name], **changes})
+
+    def _make_plain(self):
+        """numpy's whole numbers become ints: a config is compared, hashed and saved."""
+        for name, value in list(vars(self).items()):
+            if is_whole(value):
+                object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "bins", tuple(int(bound) for bound in self.bins))
 
     def _check_bins(self):
         if not isinstance(self.bins, tuple):
@@ -110,8 +121,8 @@ class Config:
         kinds = set()
         for name in ("prefill_device", "decode_device"):
             device = getattr(self, name)
-            kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-            if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+            kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
+            if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
                 raise ConfigError(f'{name} must be "cpu", "cuda" or "cuda:N"; got {device!r}')
             kinds.add(kind)
         if len(kinds) > 1:
@@ -173,10 +184,10 @@ def _check_choice(name: str, value, choices: tuple):
 
 
 def _check_int(name: str, value, least: int):
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value) or value < least:
         raise ConfigError(f"{name} must be a whole number, {least} or more; got {value!r}")
 
 
 def _check_seconds(name: str, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} must be seconds, above 0 and finite; got {value!r}")
+    if not is_number(value, 0, LONGEST_S) or value == 0:
+        raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {value!r}")

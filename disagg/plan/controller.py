@@ -69,6 +69,8 @@ class Controller:
 
     def _submit(self, event: ev.Submit):
         self.book.enter(event.job)
+        if refusal := self.refusal(event.job):  # a pool has shrunk since it was accepted
+            self.book.end(self.book.records[event.job.id], Finish.FAILED, refusal)
 
     def _cancel(self, event: ev.Cancel):
         record = self.book.records.get(event.request)

@@ -8,6 +8,7 @@ Notebook: notebooks/00_start_here.ipynb.
 import math
 from dataclasses import dataclass
 
+from disagg.plan.checks import is_number
 from disagg.plan.errors import ConfigError
 
 #: Bandwidths in bytes a second, one direction. PCIe and NVLink: vendors' data sheets, less protocol overhead for PCIe;
@@ -24,6 +25,9 @@ PRESETS = {
     "slow": 0.01e9,
 }
 
+#: No wait is longer (30 years): beyond that the system's timers overflow.
+LONGEST_S = 1e9
+
 #: What a dial made of host deadlines holds on two busy cores; above it, scheduling delays of milliseconds dominate.
 CPU_DIAL_LIMIT = 0.5e9
 
@@ -39,13 +43,12 @@ class Link:
 
     def __post_init__(self):
         for name in ("latency_s", "fixed_s"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise ConfigError(f"link {name} must be seconds, 0 or more; got {value!r}")
-        if not (isinstance(self.bandwidth, (int, float)) and self.bandwidth > 0):
-            raise ConfigError(f"link bandwidth must be bytes a second above 0; got {self.bandwidth!r}")
+            if not is_number(value := getattr(self, name), 0, LONGEST_S):
+                raise ConfigError(f"link {name} must be seconds, from 0 to {LONGEST_S:g}; got {value!r}")
+        if not is_number(self.bandwidth, 1, math.inf):
+            raise ConfigError(f"link bandwidth must be bytes a second, 1 or more; got {self.bandwidth!r}")
         ratio = self.compute_ratio
-        if ratio is not None and not (isinstance(ratio, (int, float)) and 0 < ratio < math.inf):
+        if ratio is not None and (not is_number(ratio, 0, 1e9) or ratio == 0):
             raise ConfigError(f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {ratio!r}")
 
     @classmethod

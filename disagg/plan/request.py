@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from disagg.plan.checks import is_number, is_whole
 from disagg.plan.errors import RequestError
 
 
@@ -78,14 +79,20 @@ class Request:
     keep_logits: bool = False
 
     def __post_init__(self):
-        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        if not is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens must be a whole number, 1 or more; got {self.max_new_tokens!r}")
         for name, low, high in (("arrival_s", 0, 1e9), ("temperature", 0, 100), ("top_p", 0, 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            if not is_number(value := getattr(self, name), low, high):
                 raise RequestError(f"{name} must be a number from {low} to {high:g}; got {value!r}")
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
+        if not is_whole(self.seed):
+            raise RequestError(f"seed must be a whole number; got {self.seed!r}")
+        for name in ("ignore_eos", "keep_logits"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        for name in ("prompt", "force_ids"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if not isinstance(self.prompt, str) and not _are_ids(self.prompt):
             raise RequestError(f"prompt must be text or a list of token ids; got {type(self.prompt).__name__}")
         if len(self.prompt) == 0:
@@ -100,7 +107,13 @@ class Request:
 
 
 def _are_ids(value) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(is_whole, value))
+
+
+def _plain(value):
+    """Arrays, and lists of numpy's whole numbers, as lists of ints; anything else as it is."""
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    return [int(i) for i in listed] if _are_ids(listed) else value
 
 
 @dataclass(frozen=True)

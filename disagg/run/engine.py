@@ -34,7 +34,7 @@ from disagg.run.kv_cache import KVCache
 from disagg.run.model import Model, load_model
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import ask_for_short_slices
-from disagg.run.sizes import compute_of_a_layer, dial_ratio, with_block_counts
+from disagg.run.sizes import DEFAULT_TOKENS, compute_of_a_layer, dial_ratio, with_block_counts
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
 
@@ -64,9 +64,10 @@ class Engine:
         self.model = model or load(config, config.decode_device)
         self._compute_s: float | None = None  # c, measured when a link asks for it
         self.config = self._dialled(with_block_counts(config, self.model.shape))
+        self._sizes = {name: getattr(self.config, name) for name in DEFAULT_TOKENS}  # allocated; None stands for them
+        self.caches = self._make_caches()
         shape = self.model.shape
-        sizes = {"layers": shape.layers, "token_bytes": shape.token_bytes}
-        self.controller = Controller(self.config, **sizes)
+        self.controller = Controller(self.config, layers=shape.layers, token_bytes=shape.token_bytes)
         self._recording = Recording.bounded()
         self._handles: dict[int, Handle] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
@@ -76,7 +77,6 @@ class Engine:
         self._over = threading.Event()  # closed or broken: nobody waits for an arrival any more
         self._closed = False
         self._broken: str | None = None
-        self.caches = self._make_caches()
         self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
         self.workers: dict[Worker, WorkerThread] = {}
         self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
@@ -122,8 +122,19 @@ class Engine:
     def retune(self, **changes):
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         self._check_open()
+<<<<<<< HEAD
         config = self._dialled(with_block_counts(self.config.replace(**changes), self.model.shape))
+=======
+        changes |= {name: self._sizes[name] for name in self._sizes if changes.get(name, 0) is None}
+        config = self._dialled(self.config.replace(**changes))
+>>>>>>> engine-tests
         self.controller.check_live(config)
+        for name, most in self._sizes.items():
+            if getattr(config, name) > most:
+                raise ConfigError(
+                    f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
+                    "Build a new engine for more"
+                )
         self.config = config
         self._inbox.put(ev.Retune(config))
 
@@ -150,8 +161,13 @@ class Engine:
 
     def _prepare(self, request: Request) -> Job:
         """The request as the controller sees it, or a RequestError. Its id and arrival follow at the start."""
+        if not isinstance(request, Request):
+            raise RequestError(f"submit takes a Request, and serve a list of them; got a {type(request).__name__}")
         model, prompt = self.model, request.prompt
-        ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        try:
+            ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        except (UnicodeError, TypeError) as error:  # half of a surrogate pair
+            raise RequestError(f"prompt is no valid text: {error}") from None
         foreign = [i for i in (*ids, *(request.force_ids or ())) if not 0 <= i < model.vocab_size]
         if foreign:
             raise RequestError(f"token id {foreign[0]} is not in {model.name}'s vocabulary of {model.vocab_size}")

@@ -123,7 +123,7 @@ def paged_rows(say: Say, model: Model, count: int = 40, new_tokens: int = 72) ->
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
     lengths = [24 + (index * 53) % 200 for index in range(count)]
     say("paged: the reference's answers")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     answers = reference_answers(model, prompts(model, lengths), new_tokens)
     requests, link = forced(answers), PAGING_LINK
     config = Config.preset("paged", model=model.name, link=link)

@@ -1,0 +1,347 @@
+"""Bad input gets the field, the value and the range in words; nothing is started, nothing is lost."""
+
+import math
+
+import numpy as np
+import pytest
+from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
+
+from disagg import Config, Engine, Link, Request
+from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
+from disagg.run.clock import now_ns
+from disagg.run.tiny import CONTEXT, VOCAB
+
+INTS = ["prefill_workers", "decode_workers", "layers_per_copy", "ring_slots", "block_size", "chunk_tokens"]
+INTS += ["max_batch", "threads", "seed"]
+POOLS = ("prefill_blocks", "host_blocks", "decode_blocks")
+SECONDS = ("watchdog_s", "itl_target_s")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_started():
+    yield
+    assert threads() == []
+
+
+def refused(error, match, call):
+    with pytest.raises(error, match=match) as caught:
+        call()
+    assert isinstance(caught.value, (DisaggError, ValueError))
+
+
+# ---- Config ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*INTS, *POOLS])
+@pytest.mark.parametrize("value", [-1, 1.0, "8", True, math.nan, math.inf, [8], object()], ids=repr)
+def test_a_whole_number_is_a_whole_number(name, value):
+    refused(ConfigError, f"{name} must be a whole number, [01] or more; got ", lambda: Config(**{name: value}))
+
+
+@pytest.mark.parametrize("name", [name for name in INTS if name not in ("prefill_workers", "seed")])
+def test_zero_of_something_needed(name):
+    refused(ConfigError, f"{name} must be a whole number, 1 or more; got 0", lambda: Config(**{name: 0}))
+
+
+@pytest.mark.parametrize("name", [name for name in INTS if name not in ("block_size", "chunk_tokens")])
+def test_none_is_no_number_where_no_default_is_known(name):
+    refused(ConfigError, f"{name} must be a whole number", lambda: Config(**{name: None}))
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize(
+    "value", [0, -1.5, math.nan, math.inf, 1e300, 10**400, "5", True, [1]], ids=lambda v: repr(v)[:9]
+)
+def test_seconds_are_finite_and_above_zero(name, value):
+    refused(ConfigError, f"{name} must be seconds, above 0", lambda: Config(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    "name, value, nearest",
+    [
+        ("route", "stagd", "staged"),
+        ("policy", "shortst", "shortest"),
+        ("dtype", "float3", "float32"),
+        ("attention", "sdp", "sdpa"),
+    ],
+)
+def test_a_choice_names_the_nearest(name, value, nearest):
+    refused(ConfigError, f"{name} must be one of .*{nearest}.*; got '{value}'; nearest: '{nearest}'",
+            lambda: Config(**{name: value}))  # fmt: skip
+    refused(ConfigError, f"{name} must be one of", lambda: Config(**{name: None}))
+    refused(ConfigError, f"{name} must be one of", lambda: Config(**{name: [value]}))
+
+
+def test_unknown_fields_and_presets_name_the_nearest():
+    refused(
+        ConfigError, "field 'max_bach' is unknown; nearest: 'max_batch'", lambda: Config.preset("split", max_bach=3)
+    )
+    refused(ConfigError, "field 'prefil_device' is unknown; nearest: 'prefill_device'",
+            lambda: Config().replace(prefil_device="cpu"))  # fmt: skip
+    refused(ConfigError, "preset 'stremed' is unknown; nearest: 'streamed'; known: baseline, colocated",
+            lambda: Config.preset("stremed"))  # fmt: skip
+    for name in (None, 3, ["staged"], ""):
+        refused(ConfigError, "preset .* is unknown", lambda name=name: Config.preset(name))
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Config(max_bach=3)
+
+
+@pytest.mark.parametrize(
+    "bins", [64, "64", None, (0,), (64, 64), (128, 64), (64.0,), (True,), ("64",), (-1, 5)], ids=repr
+)
+def test_bins_rise(bins):
+    refused(ConfigError, "bins must", lambda: Config(bins=bins))
+
+
+@pytest.mark.parametrize("name", ["verify_kv", "join_projections"])
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_a_switch_is_a_switch(name, value):
+    refused(ConfigError, f"{name} must be True or False; got ", lambda: Config(**{name: value}))
+
+
+def test_a_chunk_is_whole_blocks():
+    refused(
+        ConfigError, r"chunk_tokens \(40\) must be a multiple of block_size \(16\)", lambda: Config(chunk_tokens=40)
+    )
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "", None, 0, "CPU"])
+def test_a_device_has_a_known_form(device):
+    both = dict(prefill_device=device, decode_device=device)
+    refused(ConfigError, 'prefill_device must be "cpu", "cuda" or "cuda:N"; got ', lambda: Config(**both))
+
+
+def test_pairs_of_devices_that_cannot_work():
+    refused(ConfigError, "impossible pair", lambda: Config(prefill_device="cuda:0"))
+    refused(ConfigError, "impossible pair", lambda: Config(decode_device="cuda"))
+    refused(ConfigError, "set both alike",
+            lambda: Config.preset("colocated", prefill_device="cuda:0", decode_device="cuda:1"))  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["baseline", "split"])
+def test_a_gpu_that_is_not_there(preset):
+    config = Config.preset(preset, model="tiny", prefill_device="cuda:77", decode_device="cuda:77")
+    refused(
+        ConfigError, "prefill_device='cuda:77': this machine has .* CUDA devices; take \"cpu\"", lambda: Engine(config)
+    )
+
+
+@pytest.mark.parametrize(
+    "link, match",
+    [
+        (1e9, "faster than the emulation holds on a CPU"),
+        ("nvlink", "faster than the emulation holds on a CPU"),
+        (Link(26e9), "faster than the emulation holds on a CPU"),
+        ((None, "25gbe"), "faster than the emulation holds on a CPU"),
+        ("wify", "link 'wify' is unknown; known: nvlink"),
+        ("", "is unknown; known"),
+        (0, "bandwidth must be bytes a second"),
+        (-5.0, "bandwidth must be bytes a second"),
+        (math.nan, "bandwidth must be bytes a second"),
+        (1e-300, "bandwidth must be bytes a second"),
+        (True, "link must be a Link"),
+        ({}, "link must be a Link"),
+        ((None,), "a pair for the two hops"),
+        ((None, None, None), "a pair for the two hops"),
+        ((), "a pair for the two hops"),
+    ],
+    ids=repr,
+)
+def test_links_that_cannot_be(link, match):
+    refused(ConfigError, match, lambda: Config(link=link))
+
+
+@pytest.mark.parametrize("field", ["latency_s", "fixed_s"])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, 1e300, "1", None, True], ids=repr)
+def test_times_of_a_link(field, value):
+    refused(ConfigError, f"link {field} must be seconds", lambda: Link(1e6, **{field: value}))
+
+
+@pytest.mark.parametrize("bandwidth", ["fast", None, True, [1], math.nan, 0], ids=repr)
+def test_bandwidths_of_a_link(bandwidth):
+    refused(ConfigError, "bandwidth must be bytes a second", lambda: Link(bandwidth))
+
+
+@pytest.mark.parametrize("ratio", [0, -1, math.nan, math.inf, "1", True], ids=repr)
+def test_ratios_of_a_link(ratio):
+    refused(ConfigError, "Link.ratio takes c/x above 0", lambda: Link.ratio(ratio))
+
+
+def test_a_ratio_faster_than_the_emulation_holds_is_refused_with_advice():
+    """Once c is known. Nothing had been started yet."""
+    refused(ConfigError, "faster than the emulation holds", lambda: Engine(small(link=Link.ratio(1e9)), tiny()))
+    with opened(small(link=Link.ratio(0.5))) as engine:
+        refused(ConfigError, "faster than the emulation holds", lambda: engine.retune(link=Link.ratio(1e9)))
+        check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
+
+
+def test_numpy_numbers_are_numbers():
+    config = small(max_batch=np.int64(4), decode_blocks=np.int32(32), watchdog_s=np.float64(60), bins=(np.int16(64),))
+    assert config.max_batch == 4 and type(config.max_batch) is int and type(config.bins[0]) is int
+    refused(ConfigError, "max_batch must be a whole number", lambda: small(max_batch=np.float64(4)))
+    refused(ConfigError, "max_batch must be a whole number", lambda: small(max_batch=np.bool_(True)))
+    requests = [
+        Request(np.array(prompt_of(20)), np.int64(5)),
+        Request([np.int64(token) for token in prompt_of(20)], 5),
+        Request(tuple(prompt_of(20)), 5, seed=np.int64(3), temperature=np.float32(0)),
+    ]
+    with opened(config) as engine:
+        for request, result in zip(requests, engine.serve(requests).results, strict=True):
+            check_greedy(prompt_of(20), result, 5)
+            assert all(type(token) is int for token in request.prompt)
+
+
+@pytest.mark.parametrize("model", ["no/such/folder", "", "tiny2"])
+def test_a_model_that_is_not_there(model):
+    refused(ModelError, ".", lambda: Engine(Config(model=model)))
+
+
+@pytest.mark.parametrize("model", [None, 3, True])
+def test_a_model_is_named_by_text(model):
+    refused(ConfigError, "model must be", lambda: Config(model=model))
+
+
+def test_pools_larger_than_memory():
+    refused(EngineError, r"bytes asked .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**12), tiny()))
+
+
+# ---- Request ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, 5, 3.5, object(), [1.0], ["a"], [True], [None], {1}, b"bytes", [[1]]], ids=repr
+)
+def test_a_prompt_is_text_or_ids(prompt):
+    refused(RequestError, "prompt must be text or a list of token ids", lambda: Request(prompt))
+
+
+@pytest.mark.parametrize("prompt", ["", [], ()])
+def test_an_empty_prompt(prompt):
+    refused(RequestError, "prompt is empty", lambda: Request(prompt))
+
+
+@pytest.mark.parametrize("new", [0, -1, 1.0, "8", True, None, math.nan], ids=repr)
+def test_nothing_to_generate(new):
+    refused(RequestError, "max_new_tokens must be a whole number, 1 or more; got ", lambda: Request("a", new))
+
+
+@pytest.mark.parametrize(
+    "field, values",
+    [
+        ("temperature", (-0.1, math.nan, math.inf, "1", True, None, 101)),
+        ("top_p", (-0.1, 0, 1.1, math.nan, "1", True, None)),
+        ("arrival_s", (-1, math.nan, math.inf, "1", True, None, 1e10)),
+        ("seed", ("1", 1.5, None, True, math.nan)),
+        ("ignore_eos", (1, "no", None)),
+        ("keep_logits", (1, "no", None)),
+        ("force_ids", ([], "abc", [1.5], [True], 3, b"abc", ["1"])),
+    ],
+)
+def test_other_fields_of_a_request(field, values):
+    for value in values:
+        refused(RequestError, f"{field} must be", lambda value=value: Request("a", **{field: value}))
+
+
+FOREIGN = {
+    "id": (dict(prompt=[5, VOCAB]), f"token id {VOCAB} is not in tiny's vocabulary of {VOCAB}"),
+    "negative": (dict(prompt=[-1]), "token id -1 is not in"),
+    "huge": (dict(prompt=[2**80]), "is not in tiny's vocabulary"),
+    "forced": (dict(prompt=[1], force_ids=[VOCAB]), f"token id {VOCAB} is not in"),
+    "long prompt": (dict(prompt=[1] * (CONTEXT + 1)), f"exceed tiny's context of {CONTEXT}"),
+    "one too many": (dict(prompt=[1] * (CONTEXT - 4), max_new_tokens=5), f"exceed tiny's context of {CONTEXT}"),
+    "long answer": (dict(prompt=[1], max_new_tokens=10**12), "exceed tiny's context"),
+    "long force": (dict(prompt=[1], force_ids=[1] * CONTEXT), "exceed tiny's context"),
+    "pool": (dict(prompt=[1] * 1000, max_new_tokens=25), "need 65 blocks of 16, but prefill 0 has 64; shorten"),
+    "surrogate": (dict(prompt="a\ud800b"), "prompt is no valid text"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_can_never_be_served_is_refused_at_submit(case):
+    """And the others of the same call are not started either; those before it go on."""
+    fields, match = FOREIGN[case]
+    if case == "one too many":
+        fields = {**fields, "prompt": [1] * (CONTEXT - 4)}
+    config = small(prefill_blocks=256, decode_blocks=256) if case != "pool" else small()
+    with opened(config) as engine:
+        good = Request(prompt_of(20), 30, ignore_eos=True)
+        handle = engine.submit(good)
+        refused(RequestError, match, lambda: engine.submit(Request(**fields)))
+        refused(RequestError, match, lambda: engine.serve([good, Request(**fields), good]))
+        check_greedy(good.prompt, handle.result(), 30, ignore_eos=True)
+        engine.watch.until_idle()
+        assert engine.submit(good).result().request == 1, "the refused ones took no number"
+
+
+def test_the_longest_context_is_served():
+    request = Request([1] * (CONTEXT - 3), 3, ignore_eos=True)
+    with opened(small(prefill_blocks=128, decode_blocks=128)) as engine:
+        check_greedy(request.prompt, engine.serve([request]).results[0], 3, ignore_eos=True)
+
+
+@pytest.mark.parametrize("thing", [None, "text", 5, [Request("a")]])
+def test_what_is_no_request(thing):
+    with opened(small()) as engine:
+        refused(RequestError, "a Request", lambda: engine.submit(thing))
+        refused(RequestError, "a Request", lambda: engine.serve([Request("a"), thing]))
+        assert held(engine) == {}
+
+
+# ---- an engine that runs ---------------------------------------------------------------------------------------------
+
+
+BAD_CHANGES = {
+    "a pool that grows": (dict(decode_blocks=65), "decode_blocks can't grow beyond the 64"),
+    "a host pool out of nothing": (dict(host_blocks=4), "host_blocks can't grow beyond the 0"),
+    "a wrong type": (dict(max_batch="8"), "max_batch must be a whole number"),
+    "an unknown name": (dict(polcy="fcfs"), "field 'polcy' is unknown; nearest: 'policy'"),
+    "a half block": (dict(chunk_tokens=40), "must be a multiple of block_size"),
+    "not live": (dict(ring_slots=2), "ring_slots can't change while the engine runs; those that can: link,"),
+    "one good, one not": (dict(max_batch=4, threads=3), "threads can't change"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHANGES)
+def test_a_change_that_cannot_be_is_refused_and_the_engine_goes_on(case):
+    changes, match = BAD_CHANGES[case]
+    with opened(small()) as engine:
+        old = engine.config
+        refused(ConfigError, match, lambda: engine.retune(**changes))
+        assert engine.config == old == engine.controller.book.config
+        check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
+
+
+def test_a_pool_set_back_to_none_is_what_it_was_at_the_start():
+    with opened(small()) as engine:
+        engine.retune(decode_blocks=4)
+        engine.retune(decode_blocks=None, prefill_blocks=None)
+        assert (engine.config.decode_blocks, engine.config.prefill_blocks) == (64, 64)
+        check_greedy(prompt_of(90), engine.serve(lengths((90, 5))).results[0], 5)
+
+
+def test_what_no_longer_fits_after_a_change_fails_in_words():
+    with opened(small()) as engine:
+        handle = engine.submit(Request(prompt_of(40), 200, ignore_eos=True))
+        engine.watch.until(lambda book: 0 in book.records and book.records[0].generated)
+        engine.retune(decode_blocks=8)
+        result = handle.result()
+        assert result.finish_reason == "failed" and "need 15 blocks of 16, but decode 0 has 8" in result.error
+        refused(RequestError, "need 15 blocks of 16", lambda: engine.submit(Request(prompt_of(40), 200)))
+        check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
+
+
+def test_a_request_that_was_checked_before_the_pool_shrank_fails_in_words():
+    """It must not wait for ever behind a gate."""
+    with opened(small()) as engine:
+        job = engine._prepare(Request(prompt_of(40), 200))
+        engine.retune(decode_blocks=8)
+        engine.watch.until(lambda book: book.config.decode_blocks == 8)
+        result = engine._submit(job, now_ns()).result()
+        assert result.finish_reason == "failed" and "need 15 blocks of 16, but decode 0 has 8" in result.error
+
+
+def test_a_closed_engine_says_so():
+    engine = Engine(small(), tiny())
+    engine.close()
+    for call in (lambda: engine.submit(Request("a")), lambda: engine.serve([]), lambda: engine.retune(max_batch=3)):
+        refused(EngineError, "this engine is closed; build a new one", call)
