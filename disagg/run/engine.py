@@ -122,12 +122,8 @@ class Engine:
     def retune(self, **changes):
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         self._check_open()
-<<<<<<< HEAD
-        config = self._dialled(with_block_counts(self.config.replace(**changes), self.model.shape))
-=======
         changes |= {name: self._sizes[name] for name in self._sizes if changes.get(name, 0) is None}
         config = self._dialled(self.config.replace(**changes))
->>>>>>> engine-tests
         self.controller.check_live(config)
         for name, most in self._sizes.items():
             if getattr(config, name) > most:
