@@ -2,7 +2,8 @@
 
 Best effort, on Linux, without privileges: a worker's thread is made nicer, and a lane's thread asks for short time
 slices (sched_setattr, honoured by kernels from 6.12 on), so that it is let in at once when it wakes. Without this, one
-copy in twenty landed 3 ms late and more beside two busy workers, with it 0.1 ms. Elsewhere only the interpreter is shared in shorter turns.
+copy in twenty landed 3 ms late and more beside two busy workers, with it 0.1 ms. On other systems, only the
+interpreter is shared in shorter turns.
 """
 
 import contextlib
