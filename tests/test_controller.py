@@ -301,7 +301,7 @@ def at(stage: str) -> tuple[Hand, int]:
         return hand, 1
     if stage == "landed":
         return spilling(), 0
-    hand = Hand("split", prefill_blocks=2)
+    hand = Hand("split", prefill_blocks=3)
     if stage == "queued":
         hand.submit(9)
     hand.submit(0)
