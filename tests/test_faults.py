@@ -38,7 +38,7 @@ from disagg.run.transfer import Transfers
 
 PRESETS = ("colocated", "split", "streamed", "staged")
 STAGES = {"prefill": (PrefillStage, ev.PassFailed), "decode": (DecodeStage, ev.StepFailed)}
-LONG = [Request(prompt_of(24, n), 70, ignore_eos=True) for n in range(4)]  # four of them overflow 8 blocks
+LONG = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]  # four of them overflow 8 blocks
 
 
 class Dies(BaseException):
@@ -75,7 +75,7 @@ def check_others(requests, results, ended_early=("failed", "cancelled")):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("nth", [1, 2, 4])
+@pytest.mark.parametrize("nth", [1, 3])
 @pytest.mark.parametrize("method", STAGES)
 def test_a_model_that_raises_fails_its_batch_alone(monkeypatch, preset, method, nth):
     fail_nth(monkeypatch, method, nth, RuntimeError("no memory\nframes"))

@@ -359,7 +359,7 @@ def decoded_requests(monkeypatch) -> set:
 
 
 @pytest.mark.parametrize("route, lane", HOPS)
-@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("layer", [0, LAYERS - 1])
 @pytest.mark.parametrize("together", [1, 3])
 def test_a_flipped_bit_is_found_before_any_step_uses_it(monkeypatch, route, lane, layer, together):
     flip_after_the_copy(monkeypatch, lane, layer, nth=2)
@@ -400,12 +400,12 @@ def test_a_copy_that_raises_fails_its_request_alone(monkeypatch, route, lane, nt
 def test_damaged_paging_is_computed_again(monkeypatch, damage, lane):
     """On the lane up, hand-offs travel too: `bulk` keeps them off it."""
     damage(monkeypatch, lane, 2)
-    requests = [Request(prompt_of(24, n), 70, ignore_eos=True, keep_logits=True) for n in range(4)]
+    requests = [Request(prompt_of(24, n), 48, ignore_eos=True, keep_logits=True) for n in range(4)]
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
         run = engine.serve(requests)
     assert run.counts["paging_failures"] == 1 and run.counts["recomputes"] >= 1
     for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, 70, ignore_eos=True)
+        check_greedy(request.prompt, result, 48, ignore_eos=True)
         check_logits(request.prompt, result)
 
 
@@ -420,12 +420,12 @@ def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
         land(self, flight)
 
     monkeypatch.setattr(Transfers, "_land", landing)
-    requests = [Request(prompt_of(24, n), 70, ignore_eos=True) for n in range(4)]
+    requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
         run = engine.serve(requests)
     assert flipped and run.counts["paging_failures"] == 1
     for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, 70, ignore_eos=True)
+        check_greedy(request.prompt, result, 48, ignore_eos=True)
 
 
 def test_without_verification_nothing_is_digested(monkeypatch):
@@ -434,13 +434,13 @@ def test_without_verification_nothing_is_digested(monkeypatch):
 
     monkeypatch.setattr("disagg.run.transfer.digest", never)
     monkeypatch.setattr("disagg.run.transfer.digest_blocks", never)
-    requests = [Request(prompt_of(24, n), 70, ignore_eos=True) for n in range(4)]
+    requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     for route in ("bulk", "staged"):
         with opened(small("paged", route=route, verify_kv=False, decode_blocks=8, host_blocks=8)) as engine:
             run = engine.serve(requests)
         assert run.counts["spills"] >= 1
         for request, result in zip(requests, run.results, strict=True):
-            check_greedy(request.prompt, result, 70, ignore_eos=True)
+            check_greedy(request.prompt, result, 48, ignore_eos=True)
 
 
 def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch):
