@@ -88,9 +88,7 @@ def parity(
     """Compares every preset's logits with the untouched Hugging Face model's."""
     from disagg.show.bench import parity as bench
 
-    with _saying() as say:
-        rows = bench.smollm2_rows(say, prompts, new_tokens) + bench.architecture_rows(say)
-    _show(rows, "parity", json)
+    _measure(lambda say: bench.suite(say, prompts, new_tokens), "parity", json)
 
 
 @app.command()
@@ -104,9 +102,22 @@ def bench(
     suites = {"cpu": cpu.suite, "law": law.suite}
     if suite not in suites:
         raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}", param_hint="--suite")
+    _measure(suites[suite], f"bench, suite {suite}", json)
+
+
+def _measure(suite, title: str, json: Path | None):
+    """Runs a suite and shows its rows; the file is written after each, so that an interrupt loses nothing."""
+    from disagg.show.bench.rows import show, write
+
+    rows = []
     with _saying() as say:
-        rows = suites[suite](say)
-    _show(rows, f"bench, suite {suite}", json)
+        for row in suite(say):
+            rows.append(row)
+            if json is not None:
+                write(json, rows)
+    show(rows, console, title)
+    if json is not None:
+        console.print(f"written: {json}")
 
 
 class _saying:
@@ -127,13 +138,6 @@ class _saying:
 
     def __exit__(self, *exc):
         self._progress.stop()
-
-
-def _show(rows, title: str, json: Path | None):
-    from disagg.show.bench.rows import show
-
-    show(rows, console, title)
-    _finish(rows, json)
 
 
 def _finish(rows, json: Path | None):

@@ -1,7 +1,7 @@
 """The law of layer-wise streaming on real prefill, and how well the dialled link keeps its word."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from disagg.plan.config import Config
 from disagg.plan.law import Law
@@ -113,6 +113,9 @@ def link_rows(say: Say, model: Model) -> list[Row]:
     return rows
 
 
-def suite(say: Say, model_name: str = "smollm2") -> list[Row]:
+def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
+    """The rows as they are measured."""
     model = load_model(model_name)
-    return [first_layer_row(say, model), *law_rows(say, model), *link_rows(say, model)]
+    yield first_layer_row(say, model)
+    yield from law_rows(say, model)
+    yield from link_rows(say, model)

@@ -6,7 +6,7 @@ reference's two best logits are more than 1e-3 apart.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,6 +129,12 @@ def smollm2_rows(say: Say, count: int = 64, new_tokens: int = 32, presets=tuple(
         Row("parity_control_logit_diff", control.largest, "logits", 5e-3, control.positions, note, at_most=False)
     )
     return rows
+
+
+def suite(say: Say, prompts: int, new_tokens: int) -> Iterator[Row]:
+    """The embedded model on every preset, then other architectures as tiny random models."""
+    yield from smollm2_rows(say, prompts, new_tokens)
+    yield from architecture_rows(say)
 
 
 def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12) -> list[Row]:
