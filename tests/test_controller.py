@@ -301,7 +301,7 @@ def at(stage: str) -> tuple[Hand, int]:
         return hand, 1
     if stage == "landed":
         return spilling(), 0
-    hand = Hand("split", prefill_blocks=2)
+    hand = Hand("split", prefill_blocks=3)
     if stage == "queued":
         hand.submit(9)
     hand.submit(0)
@@ -608,7 +608,7 @@ def test_shrinking_a_pool_drains_it_first():
     hand.prefilled(11)
     assert hand.kinds() == ["Emit", "Send"], "three blocks would be free, but only two of them are left to the pool"
     retuned(hand, decode_blocks=8)
-    assert hand.kinds() == ["Assign"]
+    assert hand.kinds() == ["Retuned", "Assign"]
 
 
 def test_retune_reorders_the_queue_and_changes_the_batch():
@@ -712,3 +712,12 @@ def test_a_target_keeps_prefill_from_running_ahead_of_the_batch():
     hand.submit(1)
     hand.prefilled(11)
     assert (hand.stage(1), hand.book.records[1].gate) == ("queued", "batch slot")
+
+
+def test_nothing_under_way_and_somebody_waiting_breaks_in_words():
+    """A gate that never opens (here: admission patched shut) is named at once, not after a watchdog."""
+    hand = Hand()
+    hand.controller.prefilling._admit = lambda seat, record: setattr(record, "gate", "a closed gate") or False
+    hand.submit(3)
+    assert hand.kinds() == ["Ended", "Broken"]
+    assert hand.controller.broken == "nothing is under way, but these wait: request 3 (queued) for a closed gate"

@@ -155,6 +155,11 @@ class Book:
         self._due.clear()
 
     @property
+    def under_way(self) -> bool:
+        """Is any pass, step or transfer being carried out?"""
+        return bool(self._due)
+
+    @property
     def next_deadline_ns(self) -> int | None:
         return next(iter(self._due.values()))[0] if self._due else None
 

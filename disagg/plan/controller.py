@@ -42,6 +42,7 @@ class Controller:
             self._expire()
         if not self.broken:
             self._advance()
+            self._check_progress()
         return book.out
 
     def refusal(self, job: Job) -> str | None:
@@ -237,6 +238,12 @@ class Controller:
                     self._break(f"a {transfer.route} copy of request {transfer.record.id} has not ended within {limit}")
                 case (kind, seat):
                     self._break(f"{seat.worker} has not answered a {kind} within {limit}")
+
+    def _check_progress(self):
+        """With nothing under way no event will ever come: whoever waits then would wait for ever, and is told so."""
+        if self.book.records and not self.book.under_way:
+            waiting = "; ".join(f"request {r.id} ({r.stage.value}) for {r.gate}" for r in self.book.records.values())
+            self._break(f"nothing is under way, but these wait: {waiting}")
 
     def _break(self, cause: str):
         """Everything open fails with this cause; nothing is scheduled any more."""

@@ -39,12 +39,10 @@ class Transfer:
     blocks: int  # table positions due
     landed: LayerBlocks
     target: Table | None = None
-    target_seat: int | None = None
     sent: int = 0  # table positions that Send has covered
     source_read: bool = False
     posted_ns: int | None = None  # when all that its copies need was there; the deadline starts here and never moves
     aborted: bool = False
-    error: str | None = None
     touched: list[Table] = field(default_factory=list)
 
     @property

@@ -33,7 +33,7 @@ from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Model, load_model
 from disagg.run.prefill import PrefillStage
-from disagg.run.punctual import ask_for_short_slices
+from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
 from disagg.run.sizes import DEFAULT_TOKENS, compute_of_a_layer, dial_ratio, with_block_counts
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
@@ -61,6 +61,7 @@ class Engine:
     def __init__(self, config: Config, model: Model | None = None):
         check_devices(config)
         torch.set_num_threads(config.threads)
+        share_the_interpreter()
         self.model = model or load(config, config.decode_device)
         self._compute_s: float | None = None  # c, measured when a link asks for it
         self.config = self._dialled(with_block_counts(config, self.model.shape))
@@ -150,6 +151,8 @@ class Engine:
         self._inbox.put(None)
         self._thread.join()
         _OPEN.discard(self)
+        self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
+        self.workers.clear()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,12 @@ from torch import nn
 
 PATTERNS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 PACK_ROWS = 16  # oneDNN packs for a number of rows: 16 was best or equal for 1, 4, 16, 128 and 256 rows
-LEAST_ROWS = 4  # fewer take oneDNN's slower path: a step of SmolLM2 for one row took 47 ms padded to four, 64 ms alone
+
+#: Rows are padded to a multiple of `step` up to `rows`. oneDNN compiles, and keeps, half a megabyte of code for every
+#: number of rows it meets, so there must be few; fewer than four rows take its slower path (a step of SmolLM2 for one
+#: row took 47 ms padded to four, 64 ms alone).
+ROW_STEPS = ((32, 4), (256, 16))
+LAST_STEP = 64
 
 
 class Joined(nn.Module):
@@ -69,10 +74,16 @@ class PackedLinear(nn.Module):
         self.packed = PackedWeight(linear.weight.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        missing = max(0, LEAST_ROWS - x.shape[-2])
+        missing = padded_rows(x.shape[-2]) - x.shape[-2]
         rows = F.pad(x, (0, 0, 0, missing)) if missing else x
         out = torch.ops.mkldnn._linear_pointwise(rows, self.packed.tensor, self.bias, "none", [], "")
         return out[..., : x.shape[-2], :] if missing else out
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows that a product of `rows` rows is computed with."""
+    step = next((step for most, step in ROW_STEPS if rows <= most), LAST_STEP)
+    return -(-rows // step) * step
 
 
 def join_linears(linears: list[nn.Linear]) -> nn.Linear:

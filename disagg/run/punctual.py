@@ -1,8 +1,9 @@
 """Lets the threads that keep time run when they must, beside workers that keep every core busy.
 
-Best effort, on Linux, without privileges: a worker's thread is made a little nicer, and a lane's thread asks for short
-time slices (sched_setattr, honoured by kernels from 6.12 on), so that it is let in at once when it wakes. Elsewhere
-nothing happens, and copies land some milliseconds late when both workers compute.
+Best effort, on Linux, without privileges: a worker's thread is made nicer, and a lane's thread asks for short time
+slices (sched_setattr, honoured by kernels from 6.12 on), so that it is let in at once when it wakes. Without this, one
+copy in twenty landed 3 ms late and more beside two busy workers, with it 0.1 ms. On other systems, only the
+interpreter is shared in shorter turns.
 """
 
 import contextlib
@@ -13,8 +14,14 @@ import struct
 import sys
 import threading
 
-NICER, SLICE_NS = 5, 100_000
+NICER, SLICE_NS = 10, 100_000
+SWITCH_S = 0.001  # Python's own 5 ms would let a waiting thread miss its deadline by as much
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # system call numbers
+
+
+def share_the_interpreter():
+    """For the whole process: a thread that waits for the interpreter gets it within a millisecond."""
+    sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
 
 
 def yield_to_lanes():

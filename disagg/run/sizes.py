@@ -14,7 +14,7 @@ from disagg.run.kv_cache import KVCache, KVShape, free_bytes
 from disagg.run.model import Model
 
 #: Tokens that a memory holds by default, where an eighth of the free memory has room for them.
-DEFAULT_TOKENS = {"prefill_blocks": 8192, "decode_blocks": 16384, "host_blocks": 8192}
+DEFAULT_TOKENS = {"prefill_blocks": 4096, "decode_blocks": 8192, "host_blocks": 4096}
 
 
 def with_block_counts(config: Config, shape: KVShape) -> Config:

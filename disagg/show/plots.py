@@ -19,6 +19,7 @@ LEGEND = {"prefill": "prefill pass", "link": "copy of a layer", "decode": "decod
 LEGEND_MANY = {**LEGEND, "link": "copy of layers"}
 TALL = 0.72  # of a row
 TICK_PX = 4  # hand-off ticks closer than this would run together
+HATCH_PX = 6  # a hatch on narrower boxes would only make them pale
 
 
 def timeline_picture(
@@ -58,22 +59,25 @@ def _pictures(runs: dict[str, Run], request, window_ms, projector: bool, finding
     window = window_ms or (0.0, max(1e-3, max(view.end_ms for view in views)))
     row, head, top, bottom = 0.042 * size, 0.03 * size, 0.03 * size, 0.05 * size
     heads = [head if name or request is not None else 0.0 for name in runs]
-    height = top + bottom + sum(heads) + sum(row * len(view.rows) for view in views) + 0.02 * size * (len(views) - 1)
+    talls = [row * max(1, len(view.rows)) for view in views]
+    height = top + bottom + sum(heads) + sum(talls) + 0.02 * size * (len(views) - 1)
     figure = new_figure(height, 12.0 if projector else WIDTH_IN)
     left = 0.115 * size / figure.get_figwidth()
     y, axes = height - top, None
-    for (name, _), view, title in zip(runs.items(), views, heads, strict=True):
-        tall = row * len(view.rows)
+    for name, view, title, tall in zip(runs, views, heads, talls, strict=True):
         y -= title + tall
         box = (left, y / height, 0.975 - left, tall / height)
         axes = figure.add_axes(box, sharex=axes)
         axes.set_xlim(window)
         view.draw(axes, size)
         if name:
-            axes.set_title(name, loc="left", fontsize=size, color=INK, pad=4, parse_math=False)
+            figure.text(0.012, (y + tall) / height + 0.04 * size / 72 / height, name, fontsize=size, weight="bold",
+                        color=INK, va="bottom", parse_math=False)  # fmt: skip
         axes.tick_params(labelbottom=view is views[-1])
         y -= 0.02 * size
-    _time_axis(axes, window, size, request is not None)
+    since = "since the start" if request is None else "since the request arrived"
+    many = "; numbers are requests" if any(len(run.results) > 1 for run in runs.values()) else ""
+    _time_axis(axes, window, size, since + many)
     _legend(figure, views, size)
     words = " ".join(f"{name}: {sentence(run, request)}" if name else sentence(run, request)
                      for name, run in runs.items())  # fmt: skip
@@ -105,14 +109,15 @@ class View:
         self._ticks(axes, y, ms_per_px)
         if self.result is not None:
             self._exposure(axes, ms_per_px, size)
-        self._numbers(axes, y, ms_per_px, size)
-        axes.set_ylim(-len(self.rows) + 0.5, 0.5)
+        if len(self.run.results) > 1:
+            self._numbers(axes, y, ms_per_px, size)
+        axes.set_ylim(0.5 - max(1, len(self.rows)), 0.5)
         axes.set_yticks([-row for row in range(len(self.rows))], list(self.rows.values()))
         plain_axes(axes, size)
 
     def _boxes(self, axes, kind: str, spans: list[Span], y: dict, ms_per_px: float):
         starts = np.array([self.ms(span.start_ns) for span in spans])
-        widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], 1.2 * ms_per_px)
+        widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], 1.6 * ms_per_px)
         middles = np.array([y[span.place] for span in spans])
         right, low, high = starts + widths, middles - TALL / 2, middles + TALL / 2
         corners = [(starts, low), (right, low), (right, high), (starts, high)]
@@ -121,10 +126,10 @@ class View:
         axes.add_collection(
             PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
         )
-        if HATCHES[kind]:
-            axes.add_collection(
-                PolyCollection(boxes, facecolors="none", edgecolors=FAINT, linewidths=0, hatch=HATCHES[kind])
-            )
+        wide = boxes[widths > HATCH_PX * ms_per_px]
+        if HATCHES[kind] and len(wide):
+            hatched = PolyCollection(wide, facecolors="none", edgecolors=FAINT, linewidths=0, hatch=HATCHES[kind])
+            axes.add_collection(hatched)
 
     def _ticks(self, axes, y: dict, ms_per_px: float):
         """Where a pass handed each layer off, in passes wide enough to tell the layers apart."""
@@ -190,11 +195,10 @@ def short_list(numbers: list[int]) -> str:
     return ", ".join(parts)
 
 
-def _time_axis(axes, window: tuple[float, float], size: float, one_request: bool):
+def _time_axis(axes, window: tuple[float, float], size: float, words: str):
     in_s = window[1] - window[0] > 3000
     axes.xaxis.set_major_formatter(lambda ms, _: f"{ms / 1e3:g}" if in_s else f"{ms:g}")
-    since = "since the request arrived" if one_request else "since the start"
-    axes.set_xlabel(f"{'s' if in_s else 'ms'} {since}; numbers are requests", fontsize=size, color=INK)
+    axes.set_xlabel(f"{'s' if in_s else 'ms'} {words}", fontsize=size, color=INK)
 
 
 def _legend(figure, views: list[View], size: float):

@@ -35,6 +35,11 @@ def link_name(link) -> str:
             return f"{link / 1e6:g} MB/s"
 
 
+def no_math(text: str) -> str:
+    """What JupyterLab would typeset as a formula, changed so that it stays text to the eye."""
+    return text.replace("$", "\N{FULLWIDTH DOLLAR SIGN}").replace("\\", "\\\N{WORD JOINER}")
+
+
 class LinkSlider:
     """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run.
 
@@ -64,9 +69,10 @@ class LinkSlider:
         self.button = ipywidgets.Button(
             description="Run", button_style="primary", tooltip="Serve the request again over this link"
         )
-        self._lines = [ipywidgets.Label() for _ in range(LINES)]
+        close = ipywidgets.Layout(height="22px", margin="0 2px")
+        self._lines = [ipywidgets.Label(layout=close) for _ in range(LINES)]
         self.words = ipywidgets.VBox()
-        self._say("Choose a speed, then press Run. Arrow keys move the slider; Tab reaches Run.")
+        self._say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
         controls = ipywidgets.HBox([self.slider, self.button])
         self.panel = ipywidgets.VBox([ipywidgets.Label(self.title), controls, self.words, self.image])
@@ -107,7 +113,7 @@ class LinkSlider:
 
     def _say(self, text: str):
         """As text, in a few lines: a Label shows tags as they are typed, and does not wrap."""
-        lines = textwrap.wrap(text, COLUMNS, max_lines=LINES, placeholder=" …")
+        lines = textwrap.wrap(no_math(text), COLUMNS, max_lines=LINES, placeholder=" …")
         for label, line in zip(self._lines, lines, strict=False):
             label.value = line
         self.words.children = self._lines[: len(lines)]

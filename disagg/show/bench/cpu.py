@@ -50,7 +50,7 @@ def ready_row(say: Say, model_name: str, repeats: int = 3) -> Row:
 def both_workers_row(say: Say, model: Model) -> list[Row]:
     """Prefill and decode rates together, as shares of the same alone."""
     say("prefill alone, decode alone, both")
-    count, steps = 14, 60
+    count, steps = 16, 120
     short = prompts(model, [128] * count + [256] * 8)
     prefills = [Request(prompt, 1, ignore_eos=True) for prompt in short[:count]]
     decodes = [Request(prompt, steps, ignore_eos=True) for prompt in short[count:]]
@@ -59,7 +59,7 @@ def both_workers_row(say: Say, model: Model) -> list[Row]:
         engine.serve(prefills[:2] + decodes[:2])
         for _ in range(3):
             alone = median_ns(engine.serve(prefills), "prefill"), median_ns(full(engine.serve(decodes), 8), "decode")
-            both = engine.serve(decodes + [replaced(r, 8.0 + 0.01 * i) for i, r in enumerate(prefills)])
+            both = engine.serve(decodes + prefills)
             steps_ns = [span for span in both.timeline.spans if span.kind == "decode" and span.count == 8]
             window = steps_ns[0].start_ns, steps_ns[-1].end_ns
             inside = [s for s in both.timeline.spans if s.kind == "prefill" and len(s.requests) == 1
@@ -74,10 +74,6 @@ def both_workers_row(say: Say, model: Model) -> list[Row]:
             "rates of passes of 128 tokens and of steps of 8 rows", at_most=False)
         for name, shares in kept.items()
     ]  # fmt: skip
-
-
-def replaced(request: Request, arrival_s: float) -> Request:
-    return Request(request.prompt, request.max_new_tokens, arrival_s, ignore_eos=True)
 
 
 def full(run, rows: int):
@@ -123,7 +119,7 @@ def paged_rows(say: Say, model: Model, count: int = 40, new_tokens: int = 72) ->
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
     lengths = [24 + (index * 53) % 200 for index in range(count)]
     say("paged: the reference's answers")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     answers = reference_answers(model, prompts(model, lengths), new_tokens)
     requests, link = forced(answers), PAGING_LINK
     config = Config.preset("paged", model=model.name, link=link)

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable
 
-from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
 from disagg.plan.law import Law
 from disagg.plan.link import Link
@@ -18,6 +17,7 @@ from disagg.show.bench.workloads import prompts
 
 TOKENS = 128  # one prompt, one chunk, whole blocks
 RATIOS = (0.25, 0.5, 1.0, 1.6, 4.0)  # x/c: transfer of a layer over its compute
+SHORTEST_S = 0.008  # the dial is measured on copies of about a layer's compute, as the lessons use them
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.5)  # GB/s
 Say = Callable[[str], None]
 
@@ -91,8 +91,8 @@ def link_rows(say: Say, model: Model) -> list[Row]:
     for rate in RATES:
         say(f"link {rate} GB/s, both workers busy")
         layer_bytes = model.shape.layer_token_bytes
-        tokens = max(32, min(128, blocks_for(round(rate * 1e9 * 0.004 / layer_bytes), 16) * 16))
-        group = max(1, -(-round(rate * 1e9 * 0.0025) // (tokens * layer_bytes)))
+        tokens = TOKENS
+        group = min(model.layers, -(-round(rate * 1e9 * SHORTEST_S) // (tokens * layer_bytes)))
         link = Link(bandwidth=rate * 1e9)
         busy = 1.5 * max(model.layers * tokens * layer_bytes / link.bandwidth, 0.3)
         count = 6 if busy > 1 else 10

@@ -109,7 +109,7 @@ def smollm2_rows(say: Say, count: int = 64, new_tokens: int = 32, presets=tuple(
     loaded = load_model(model)
     lengths = [16 + (index * 37) % 180 for index in range(count)]
     say(f"reference: {count} prompts × {new_tokens} tokens, one at a time")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     answers = reference_answers(loaded, prompts(loaded, lengths), new_tokens)
     rows, worst = [], 0.0
     for preset in presets:

@@ -1,0 +1,235 @@
+"""Pictures: everything is drawn, sentences come from the data, and text in them stays text."""
+
+import ast
+import io
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_hex
+from PIL import Image
+
+import disagg
+from disagg import Config, Link, Request, simulate
+from disagg.plan.results import Result, Run
+from disagg.plan.timeline import Span, Timeline
+from disagg.show.facts import first_landed_early, plural, row_names, sentence
+from disagg.show.figures import FIGURES, make
+from disagg.show.ladder import ADDS, Rung, ladder_picture
+from disagg.show.picture import COLOURS, HATCHES
+from disagg.show.plots import COLOUR_OF, compare_picture, short_list, timeline_picture
+
+MS = 1_000_000
+LATEX = r"$\frac$ <img src=x onerror=alert(1)> </script>"
+
+
+def hand_made(exposed_ms: int = 5) -> Run:
+    """One request: a pass of 10 ms with 2 layers, 2 copies, 2 steps. Its id is 7, as in an engine's later run."""
+    last = (10 + exposed_ms) * MS
+    spans = [
+        Span("prefill", "prefill 0", 0, 10 * MS, (7,), 0, 20, firsts=(7,), hand_offs_ns=(4 * MS, 8 * MS)),
+        Span("copy", "direct 0", 4 * MS, 7 * MS, (7,), 0, 1, 1000, occupied_ns=3 * MS),
+        Span("copy", "direct 0", 8 * MS, last, (7,), 1, 1, 1000, occupied_ns=last - 8 * MS),
+        Span("decode", "decode 0", last, last + 5 * MS, (7,), 0, 1),
+        Span("decode", "decode 0", last + 5 * MS, last + 10 * MS, (7,), 1, 1),
+    ]
+    times = [10 * MS, last + 5 * MS, last + 10 * MS]
+    result = Result(7, 20, 0, [1, 2, 3], times, finish_reason="length", ended_ns=times[-1])
+    return Run(Config.preset("streamed", model="tiny"), [result], Timeline(spans))
+
+
+def simulated(preset: str, requests: int = 3, **changes) -> Run:
+    config = Config.preset(preset, model="tiny", **changes)
+    return simulate(config, [Request(list(range(1, 40)), 5, 0.002 * i) for i in range(requests)])
+
+
+def boxes(axes) -> dict[str, PolyCollection]:
+    """The drawn boxes by kind; hatches lie over them without a label of their own."""
+    found = [c for c in axes.collections if isinstance(c, PolyCollection)]
+    return {c.get_label(): c for c in found if c.get_label() in COLOURS}
+
+
+@pytest.mark.parametrize("preset", list(ADDS))
+def test_every_span_is_drawn_once_in_the_colour_of_its_kind(preset):
+    run = simulated(preset)
+    drawn = boxes(timeline_picture(run).figure.axes[0])
+    for kind in COLOURS:
+        spans = [span for span in run.timeline.spans if COLOUR_OF[span.kind] == kind]
+        if not spans:
+            assert kind not in drawn
+            continue
+        assert len(drawn[kind].get_paths()) == len(spans)
+        assert {to_hex(colour) for colour in drawn[kind].get_facecolors()} == {COLOURS[kind].lower()}
+
+
+def test_boxes_stand_where_and_when_their_spans_do():
+    run = hand_made()
+    drawn = boxes(timeline_picture(run).figure.axes[0])["link"]
+    extents = [path.get_extents() for path in drawn.get_paths()]
+    assert [(round(e.x0, 6), round(e.x1, 6)) for e in extents] == [(4, 7), (8, 15)]
+    assert all(e.y0 < -1 < e.y1 for e in extents)
+
+
+def test_rows_follow_the_way_of_a_request():
+    labels = [t.get_text() for t in timeline_picture(simulated("staged")).figure.axes[0].get_yticklabels()]
+    assert labels == ["prefill", "link to host", "link to decode", "decode"]
+    assert list(row_names(simulated("colocated").timeline).values()) == ["device"]
+    assert list(row_names(simulated("two_colocated").timeline).values()) == ["device 0", "device 1"]
+
+
+def test_spills_and_fetches_show_as_paging():
+    run = hand_made()
+    run.timeline.spans += [
+        Span("spill", "spill 0", 20 * MS, 22 * MS, (7,), 0, 2, 2000),
+        Span("fetch", "up 0", 23 * MS, 25 * MS, (7,), 0, 2, 2000),
+    ]
+    axes = timeline_picture(run).figure.axes[0]
+    assert len(boxes(axes)["paging"].get_paths()) == 2
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["prefill", "link", "link to decode", "decode", "paging"]
+
+
+def test_hand_off_ticks_are_drawn_where_there_is_room():
+    def ticks(picture):
+        lines = [c for c in picture.figure.axes[0].collections if c.get_label() == "hand-off"]
+        return sum(len(c.get_segments()) for c in lines if isinstance(c, LineCollection))
+
+    assert ticks(timeline_picture(hand_made())) == 2
+    assert ticks(timeline_picture(hand_made(), window_ms=(0, 5000))) == 0
+
+
+def test_numbers_are_those_of_the_results():
+    run = simulated("staged")
+    texts = {text.get_text() for text in timeline_picture(run, window_ms=(0, 10)).figure.axes[0].texts}
+    assert "0" in texts
+    run = hand_made()
+    assert not timeline_picture(run).figure.axes[0].texts, "one request needs no number"
+    run.results.insert(0, Result(6, 5, 0, finish_reason="cancelled"))
+    texts = {text.get_text() for text in timeline_picture(run).figure.axes[0].texts}
+    assert texts == {"1"}, "the engine's id is 7, but it is result 1 of this run"
+
+
+def test_exposed_time_is_named_where_one_request_is_shown():
+    texts = [text.get_text() for text in timeline_picture(hand_made(), 0).figure.axes[0].texts]
+    assert "token 1" in texts and "exposed" in texts
+    texts = [text.get_text() for text in timeline_picture(hand_made(exposed_ms=0), 0).figure.axes[0].texts]
+    assert "token 1" in texts and "exposed" not in texts
+
+
+def test_the_finding_states_what_the_data_say():
+    assert sentence(hand_made()) == (
+        "Token 1 came after 10 ms; 10 ms of copying, of which H = 50% was hidden and E = 5 ms was left after token 1; "
+        "token 2 came 10 ms after token 1."
+    )
+    assert "E = 9 ms" in sentence(hand_made(exposed_ms=9))
+    assert sentence(hand_made(), times=False) == (
+        "20 prompt tokens, 3 new tokens: 1 prefill pass, 2 decode steps, 2 copies of 2 layers over 1 link (0.0 MB); "
+        "the first layer landed before the last was computed."
+    )
+    assert "nothing was copied" in sentence(simulated("colocated"))
+    assert sentence(simulated("streamed"), times=False).startswith("3 requests, 117 prompt tokens, 15 new tokens; ")
+
+
+def test_a_finding_without_times_is_the_same_at_every_speed():
+    slow, fast = (simulated("staged", link=link) for link in (1e6, 100e6))
+    assert sentence(slow) != sentence(fast)
+    assert sentence(slow, times=False) == sentence(fast, times=False)
+
+
+def test_first_landed_early_is_false_for_a_bulk_hand_off():
+    assert first_landed_early(hand_made(), 0)
+    assert not first_landed_early(simulated("split"), 0)
+    assert not first_landed_early(simulated("colocated"), 0)
+
+
+def test_a_request_that_never_began_has_a_picture_too():
+    result = Result(0, 5, 0, finish_reason="cancelled", ended_ns=MS)
+    run = Run(Config(model="tiny"), [result], Timeline([]))
+    for picture in (timeline_picture(run), timeline_picture(run, 0), timeline_picture(run, times=False)):
+        assert picture.finding and picture.png()
+
+
+def test_compared_runs_share_one_scale_and_name_the_more_exposed():
+    runs = {"near": hand_made(exposed_ms=1), "far": hand_made(exposed_ms=30)}
+    picture = compare_picture(runs, 0, times=False)
+    first, second = picture.figure.axes
+    assert first.get_xlim() == second.get_xlim()
+    assert picture.finding == "More copying is left after token 1 with far than with near."
+    assert "near: Token 1" in picture.alt and "far: Token 1" in picture.alt
+
+
+def test_the_bundle_holds_png_alt_text_and_the_finding():
+    picture = timeline_picture(hand_made())
+    data, metadata = picture._repr_mimebundle_()
+    assert data["text/plain"] == picture.finding == repr(picture) == str(picture)
+    assert metadata["image/png"]["alt"] == picture.alt
+    assert picture.alt.startswith("Timeline") and picture.finding in picture.alt
+    image = Image.open(io.BytesIO(picture.png()))
+    assert image.format == "PNG" and image.width == 2 * metadata["image/png"]["width"] == 1800
+
+
+def test_same_data_same_bytes(tmp_path):
+    timeline_picture(hand_made()).save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == timeline_picture(hand_made()).png()
+
+
+def test_projector_letters_are_larger():
+    def size(picture):
+        return picture.figure.axes[0].get_yticklabels()[0].get_fontsize()
+
+    assert size(timeline_picture(hand_made())) == 12
+    assert size(timeline_picture(hand_made(), projector=True)) == 18
+
+
+def test_names_from_outside_are_drawn_as_text():
+    compare_picture({LATEX: hand_made(), "b": hand_made()}, 0).png()  # mathtext would raise
+    timeline_picture(hand_made(), title=LATEX).png()
+    ladder_picture({LATEX: hand_made()}).png()
+
+
+def test_ladder_draws_a_bar_and_a_value_for_each_number():
+    runs = {name: simulated(name, link=Link(20e6)) for name in ADDS}
+    picture = ladder_picture(runs)
+    assert len(picture.figure.axes) == 4
+    for axes in picture.figure.axes:
+        assert len(axes.patches) == len(axes.texts) == len(runs)
+    rung = Rung.of("staged", runs["staged"])
+    assert f"staged: TTFT {1e3 * rung.ttft_s:.0f} ms" in picture.alt
+    best = max(runs, key=lambda name: runs[name].metrics().tokens_per_s)
+    assert picture.finding.startswith(f"Most tokens a second: {best} (")
+
+
+def test_ladder_of_one_rung_without_answers():
+    assert "none" in ladder_picture([Rung("baseline", None, None, 0.0, None)]).alt
+
+
+def test_colours_are_okabe_and_itos_and_differ_without_colour():
+    assert COLOURS == {"prefill": "#0072B2", "link": "#E69F00", "decode": "#009E73", "paging": "#CC79A7"}
+    assert len(set(HATCHES.values())) == len(HATCHES)
+
+
+def test_figures_are_named_and_made_in_a_folder(tmp_path):
+    assert "first_run" in FIGURES
+    assert make("first_run", tmp_path, model="tiny", new_tokens=3).stat().st_size > 10_000
+    with pytest.raises(ValueError, match="first_run"):
+        make("../first_run", tmp_path)
+
+
+def test_words():
+    assert [plural(n, "copy") for n in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]
+    assert [plural(2, "pass"), plural(2, "step")] == ["2 passes", "2 steps"]
+    assert [short_list(n) for n in ([], [3], [0, 1], [0, 1, 2, 5])] == ["", "3", "0, 1", "0–2, 5"]
+
+
+def test_no_pyplot_anywhere_in_the_package():
+    for path in Path(disagg.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = getattr(node, "module", None) or ""
+            assert not any("pyplot" in name or "pylab" in name for name in [*names, module]), path.name
+
+
+def test_drawing_leaves_matplotlibs_settings_alone():
+    before = dict(matplotlib.rcParams)
+    timeline_picture(hand_made()).png()
+    assert dict(matplotlib.rcParams) == before
