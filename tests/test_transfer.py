@@ -376,6 +376,25 @@ def test_a_flipped_bit_is_found_before_any_step_uses_it(monkeypatch, route, lane
             check_greedy(request.prompt, result, 9)
 
 
+@pytest.mark.parametrize("route", ["bulk", "direct", "staged"])
+@pytest.mark.parametrize("which", [0, 1], ids=["key", "value"])
+def test_the_last_token_of_the_last_block_is_checked_too(monkeypatch, route, which):
+    """40 tokens end in the middle of the third block."""
+    move = Transfers._move
+
+    def flipping(self, flight, scratch):
+        data = move(self, flight, scratch)
+        if not flight.hop_one and flight.piece.layer_end == LAYERS:
+            token = self.caches[flight.target].data[LAYERS - 1, which, flight.target_blocks[2], 40 % 16 - 1]
+            token.view(-1)[-1:].view(torch.uint8)[0] ^= 1
+        return data
+
+    monkeypatch.setattr(Transfers, "_move", flipping)
+    with opened(small(route=route)) as engine:
+        [result] = engine.serve(lengths((40, 9))).results
+    assert result.finish_reason == "failed" and f"layer {LAYERS - 1}" in result.error
+
+
 @pytest.mark.parametrize("route, lane", HOPS)
 @pytest.mark.parametrize("nth", [1, 3])
 def test_a_copy_that_raises_fails_its_request_alone(monkeypatch, route, lane, nth):
