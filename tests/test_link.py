@@ -41,12 +41,12 @@ def test_a_ratio_waits_for_the_machine_s_compute():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"bandwidth": 0}, "link bandwidth must be bytes a second above 0; got 0"),
-        ({"bandwidth": math.nan}, "link bandwidth must be bytes a second above 0; got nan"),
-        ({"bandwidth": "fast"}, "link bandwidth must be bytes a second above 0; got 'fast'"),
-        ({"latency_s": -1}, "link latency_s must be seconds, 0 or more; got -1"),
-        ({"latency_s": math.nan}, "link latency_s must be seconds, 0 or more; got nan"),
-        ({"fixed_s": math.inf}, "link fixed_s must be seconds, 0 or more; got inf"),
+        ({"bandwidth": 0}, "link bandwidth must be bytes a second, 1 or more; got 0"),
+        ({"bandwidth": math.nan}, "link bandwidth must be bytes a second, 1 or more; got nan"),
+        ({"bandwidth": "fast"}, "link bandwidth must be bytes a second, 1 or more; got 'fast'"),
+        ({"latency_s": -1}, "link latency_s must be seconds, from 0 to 1e+09; got -1"),
+        ({"latency_s": math.nan}, "link latency_s must be seconds, from 0 to 1e+09; got nan"),
+        ({"fixed_s": math.inf}, "link fixed_s must be seconds, from 0 to 1e+09; got inf"),
         ({"compute_ratio": 0}, "Link.ratio takes c/x above 0 (compute of a layer over its transfer); got 0"),
         ({"compute_ratio": math.nan}, "Link.ratio takes c/x above 0 (compute of a layer over its transfer); got nan"),
     ],
@@ -63,7 +63,7 @@ def test_a_link_refuses_in_words(fields, words):
         ("pcie", "link 'pcie' is unknown; known: nvlink, pcie5x16, "),
         (True, "link must be a Link, a preset's name or bytes a second; got True"),
         ([1], "link must be a Link, a preset's name or bytes a second; got [1]"),
-        (-5, "link bandwidth must be bytes a second above 0; got -5.0"),
+        (-5, "link bandwidth must be bytes a second, 1 or more; got -5.0"),
         ("nvlink", "link of 450 GB/s is faster than the emulation holds on a CPU (0.5 GB/s); take Link.ratio(c/x)"),
     ],
 )
