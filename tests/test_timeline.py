@@ -89,3 +89,25 @@ def test_places_stand_in_the_order_in_which_a_request_passes_them():
     assert Timeline([copy(0, 1, place=name) for name in names]).places == [
         "prefill 0", "prefill 1", "down 0", "up 0", "decode 0", "spill 0"
     ]  # fmt: skip
+
+
+def law_spans(copies_ns: int, requests=(1,)) -> list[Span]:
+    """Four layers handed off at 10, 20, 30, 40 of a pass that ends at 45; each copy occupies its wire alone."""
+    marks, end, spans = (10, 20, 30, 40), 0, []
+    for layer, mark in enumerate(marks):
+        start = max(mark, end)
+        end = start + copies_ns
+        spans.append(Span("copy", "direct 0", start, end, (1,), layer, 1, 8, transfer=3, occupied_ns=copies_ns))
+    return [Span("prefill", "prefill 0", 0, 45, requests, 0, 16, firsts=requests, hand_offs_ns=marks), *spans]
+
+
+@pytest.mark.parametrize("copies_ns", [3, 10, 25, 40])
+def test_the_law_of_a_request_agrees_with_what_was_measured(copies_ns):
+    timeline = Timeline(law_spans(copies_ns))
+    assert timeline.law(1).hidden == pytest.approx(timeline.overlap(1).hidden)
+
+
+def test_the_law_is_silent_where_it_does_not_hold():
+    packed, whole = Timeline(law_spans(10, requests=(1, 2))), law_spans(10)
+    bulk = Timeline([whole[0], Span("copy", "direct 0", 45, 85, (1,), 0, 4, 32, transfer=3, occupied_ns=40)])
+    assert packed.law(1) is None and bulk.law(1) is None and Timeline(whole[:1]).law(2) is None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
+from disagg.plan.law import Law
 from disagg.plan.metrics import Metrics, measure
 from disagg.plan.paging import Choice
 from disagg.plan.timeline import Overlap, Timeline
@@ -67,6 +68,10 @@ class Run:
 
     def metrics(self, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
         return measure(self, ttft_limit_s, tpot_limit_s)
+
+    def law(self, index: int) -> Law | None:
+        """What the law predicts for one result's hand-off, beside `overlap`; None where it does not hold."""
+        return self.timeline.law(self.results[index].request, self.config.ring_slots)
 
     def overlap(self, index: int | None = None) -> Overlap:
         """H, W and E of one result, or of the run."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from disagg.plan.intervals import intersection, length, union
+from disagg.plan.law import Law
 
 HAND_OFF = ("direct", "down", "up")  # lanes on which hand-offs travel
 
@@ -69,6 +70,20 @@ class Timeline:
     def prefill_end_ns(self, request: int) -> int | None:
         """When the request's token 1 existed."""
         return min((s.end_ns for s in self.spans if request in s.firsts), default=None)
+
+    def law(self, request: int, ring_slots: int | None = None) -> Law | None:
+        """The law with this request's own c, x and tail; None where it does not hold (chunked, packed, or one copy)."""
+        copies = self.hand_off(request)
+        passes = [s for s in self.spans if s.kind == "prefill" and request in s.requests]
+        layers = len(passes[0].hand_offs_ns) if passes else 0
+        group = max((s.count for s in copies), default=layers)
+        if len(passes) != 1 or len(passes[0].requests) != 1 or layers < 2 or group == layers:
+            return None
+        marks = passes[0].hand_offs_ns
+        lanes = sorted({s.place for s in copies})
+        hops = tuple(sum(s.occupied_ns for s in copies if s.place == lane) / 1e9 / layers for lane in lanes)
+        compute, tail = (marks[-1] - marks[0]) / 1e9 / (layers - 1), (passes[0].end_ns - marks[-1]) / 1e9
+        return Law(layers, compute, hops, tail, group, ring_slots if len(hops) > 1 else None)
 
     def overlap(self, request: int | None = None) -> Overlap:
         """H, W and E of one request's hand-off; or of the run: transfer-weighted H, and the sum of E."""
