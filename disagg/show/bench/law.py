@@ -85,9 +85,8 @@ def first_layer_row(say: Say, model: Model, count: int = 32) -> Row:
     return Row("first_layer_lands_before_last_computes", early, f"of {count}", count, count, note, at_most=False)
 
 
-def link_rows(say: Say, model: Model) -> list[Row]:
+def link_rows(say: Say, model: Model) -> Iterator[Row]:
     """(landing - deadline) / x, with both workers busy and pauses between copies."""
-    rows = []
     for rate in RATES:
         say(f"link {rate} GB/s, both workers busy")
         layer_bytes = model.shape.layer_token_bytes
@@ -109,13 +108,12 @@ def link_rows(say: Say, model: Model) -> list[Row]:
         x_ms = statistics.median(span.occupied_ns for span in copies) / 1e6
         moved = sum(s.nbytes for s in copies) / sum(s.end_ns - s.start_ns for s in copies)
         note = f"p95; x = {x_ms:.2f} ms, p50 {percentile(late, 0.5):.2f} %, achieved {moved:.4g} GB/s"
-        rows.append(Row(f"link_error_pct[{rate:g}]", percentile(late, 0.95), "% of x", 5, len(copies), note))
-    return rows
+        yield Row(f"link_error_pct[{rate:g}]", percentile(late, 0.95), "% of x", 5, len(copies), note)
 
 
 def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     """The rows as they are measured."""
     model = load_model(model_name)
     yield first_layer_row(say, model)
-    yield from law_rows(say, model)
     yield from link_rows(say, model)
+    yield from law_rows(say, model)
