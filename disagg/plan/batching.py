@@ -117,7 +117,7 @@ class Composer:
     the clock.)
     """
 
-    AIM = 0.85  # share of the target that a predicted step may take
+    AIM = 0.72  # share of the target that a predicted step may take; a joining request waits out a step of others
 
     def __init__(self, target_s: float):
         self.target_s = target_s
