@@ -17,7 +17,7 @@ from disagg.plan.request import Job, Request
 from disagg.plan.simulator import Speeds, World
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
-from disagg.show.bench.parity import Parity, forced, reference_answers
+from disagg.show.bench.parity import Parity, forced, reference_continuations
 from disagg.show.bench.rows import Row
 from disagg.show.bench.workloads import long_tail, prompts, work_c
 
@@ -114,12 +114,12 @@ def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
     return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
 
 
-def paged_rows(say: Say, model: Model, count: int = 32, new_tokens: int = 64) -> list[Row]:
+def paged_rows(say: Say, model: Model, count: int = 48, new_tokens: int = 96) -> list[Row]:
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
-    lengths = [24 + (index * 53) % 200 for index in range(count)]
-    say("paged: the reference's answers")
+    lengths = [16 + (index * 29) % 80 + new_tokens for index in range(count)]
+    say("paged: the reference's logits")
     torch.set_num_threads(1)
-    answers = reference_answers(model, prompts(model, lengths), new_tokens)
+    answers = reference_continuations(model, prompts(model, lengths), new_tokens)
     requests, link = forced(answers), PAGING_LINK
     config = Config.preset("paged", model=model.name, link=link)
     say("paged: unlimited")

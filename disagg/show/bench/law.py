@@ -86,7 +86,7 @@ def first_layer_row(say: Say, model: Model, count: int = 32) -> Row:
 
 
 def link_rows(say: Say, model: Model) -> Iterator[Row]:
-    """(landing - deadline) / x, with both workers busy and pauses between copies."""
+    """(landing - deadline) / x where x ≥ 2 ms, with both workers busy and pauses between copies."""
     for rate in RATES:
         say(f"link {rate} GB/s, both workers busy")
         layer_bytes = model.shape.layer_token_bytes
@@ -94,7 +94,7 @@ def link_rows(say: Say, model: Model) -> Iterator[Row]:
         group = min(model.layers, -(-round(rate * 1e9 * SHORTEST_S) // (tokens * layer_bytes)))
         link = Link(bandwidth=rate * 1e9)
         busy = 1.5 * max(model.layers * tokens * layer_bytes / link.bandwidth, 0.3)
-        count = 6 if busy > 1 else 10
+        count = 6 if busy > 1 else 20
         inputs = prompts(model, [tokens] * count + [128] * round(busy * count / 0.3) + [64] * 4)
         requests = [Request(p, 2, busy * i, ignore_eos=True) for i, p in enumerate(inputs[:count])]
         requests += [Request(p, 1, 0.3 * i, ignore_eos=True) for i, p in enumerate(inputs[count:-4])]  # prefill only
@@ -103,7 +103,7 @@ def link_rows(say: Say, model: Model) -> Iterator[Row]:
         config = Config.preset("streamed", model=model.name, link=link, layers_per_copy=group, chunk_tokens=128)
         with Engine(config, model=model) as engine:
             spans = engine.serve(requests).timeline.spans
-        copies = [span for span in spans if span.kind == "copy"]
+        copies = [span for span in spans if span.kind == "copy" and span.occupied_ns >= 2_000_000]
         late = [100 * (span.end_ns - span.deadline_ns) / span.occupied_ns for span in copies]
         x_ms = statistics.median(span.occupied_ns for span in copies) / 1e6
         moved = sum(s.nbytes for s in copies) / sum(s.end_ns - s.start_ns for s in copies)

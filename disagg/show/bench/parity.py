@@ -72,6 +72,17 @@ def reference_answers(model: Model, inputs: list[list[int]], new_tokens: int) ->
     return answers
 
 
+@torch.inference_mode()
+def reference_continuations(model: Model, texts: list[list[int]], new_tokens: int) -> list[Answer]:
+    """The untouched model's logits along given texts: the last `new_tokens` of each are forced, one forward a text."""
+    module, answers = model.reference(), []
+    for ids in texts:
+        first = len(ids) - new_tokens
+        logits = module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1].float()
+        answers.append(Answer(ids[:first], ids[first:], logits))
+    return answers
+
+
 def forced(answers: list[Answer]) -> list[Request]:
     """The answers' tokens, fed to an engine that keeps its logits."""
     return [Request(a.prompt, len(a.tokens), force_ids=a.tokens, keep_logits=True) for a in answers]
