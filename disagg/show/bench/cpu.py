@@ -22,7 +22,7 @@ from disagg.show.bench.rows import Row
 from disagg.show.bench.workloads import long_tail, prompts, work_c
 
 Say = Callable[[str], None]
-PAGING_LINK = 0.03e9  # bytes/s: there and back costs about as much as computing again
+PAGING_LINK = 0.022e9  # bytes/s: there and back costs about as much as computing again
 
 READY = """
 import time
@@ -114,7 +114,7 @@ def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
     return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
 
 
-def paged_rows(say: Say, model: Model, count: int = 48, new_tokens: int = 96) -> list[Row]:
+def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 96) -> list[Row]:
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
     lengths = [16 + (index * 29) % 80 + new_tokens for index in range(count)]
     say("paged: the reference's logits")
