@@ -22,7 +22,7 @@ from disagg.show.bench.rows import Row
 from disagg.show.bench.workloads import long_tail, prompts, work_c
 
 Say = Callable[[str], None]
-PAGING_LINK = 0.022e9  # bytes/s: there and back costs about as much as computing again
+PAGING_LINK = 0.025e9  # bytes/s: there and back costs about as much as computing again
 
 READY = """
 import time
