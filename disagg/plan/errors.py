@@ -17,9 +17,5 @@ class ModelError(DisaggError, ValueError):
     """A model is refused: pickled weights, remote code, an attention that is not the registered one, wrong logits."""
 
 
-class TimelineError(DisaggError, ValueError):
-    """A saved timeline can't be read: the message names the file and the line."""
-
-
 class EngineError(DisaggError, RuntimeError):
     """The engine can't go on: closed, broken by a dead worker, or out of memory."""

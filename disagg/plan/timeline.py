@@ -11,8 +11,6 @@ from typing import NamedTuple
 from disagg.plan.intervals import intersection, length, union
 from disagg.plan.law import Law
 
-HAND_OFF = ("direct", "down", "up")  # lanes on which hand-offs travel
-
 
 class Span(NamedTuple):
     """One piece of work. Times in ns on the engine's clock."""
