@@ -73,6 +73,13 @@ def test_the_composer_at_most_doubles_what_it_has_seen():
     assert composer.limit(100, 64) == 4
 
 
+def test_who_has_landed_joins_up_to_the_target_itself():
+    composer = Composer(0.1)
+    steady(composer)
+    assert composer.limit(100, 64) < composer.room(100, 64) <= 9, "a step of 9 rows takes the whole target"
+    assert composer.room(100, 3) == 3
+
+
 def test_surprise_makes_the_composer_careful():
     calm, surprised = Composer(0.1), Composer(0.1)
     steady(calm)

@@ -143,10 +143,10 @@ def finish(world: CheckedWorld):
 def test_cancel_at_every_event(preset):
     quiet = crowded(preset)
     finish(quiet)
-    for number in range(len(quiet.log)):
+    for number in range(len(quiet.recorder.log)):
         for request in range(3):
             world = crowded(preset)
-            while len(world.log) <= number:
+            while len(world.recorder.log) <= number:
                 world.step()
             world.cancel(request)
             finish(world)
@@ -157,7 +157,7 @@ def test_each_copy_fails_in_turn(preset):
     """That request fails and is named, or is computed again if it was only paged; the others' tokens are unchanged."""
     quiet = crowded(preset)
     finish(quiet)
-    copies = [span for span in quiet.spans if span.kind in ("copy", "spill", "fetch")]
+    copies = [span for span in quiet.recorder.timeline.spans if span.kind in ("copy", "spill", "fetch")]
     assert copies and (preset != "paged" or {span.kind for span in copies} == {"copy", "spill", "fetch"})
     for number, span in enumerate(copies):
         world = crowded(preset)
@@ -177,14 +177,14 @@ def test_replayed_events_give_the_same_commands(seed):
     world = simulate(seed)
     shape = {"layers": world.speeds.layers, "token_bytes": world.speeds.token_bytes}
     fresh = Controller(world.config, **shape, steps_in_flight=world.book.steps_in_flight)
-    assert [command for now, event in world.log for command in fresh.handle(event, now)] == world.commands
+    assert [command for now, event in world.recorder.log for command in fresh.handle(event, now)] == world.commands
 
 
 LOG = """
 import hashlib, test_simulation as t
 for seed in range(40):
     world = t.simulate(seed)
-    print(hashlib.sha256(repr((world.log, world.results)).encode()).hexdigest())
+    print(hashlib.sha256(repr((world.recorder.log, world.results)).encode()).hexdigest())
 """
 
 

@@ -131,8 +131,8 @@ def test_lanes_exist_where_something_may_travel():
 def test_abort_before_anything_flies_closes_at_once():
     lanes = traffic()
     lanes.send(send(), 0)
-    assert lanes.abort(1) == [TransferClosed(1)] and lanes.journeys == {}
-    assert lanes.abort(1) == [TransferClosed(1)], "unknown or over: nothing runs, nor will"
+    assert lanes.abort(1, 0) == [TransferClosed(1)] and lanes.journeys == {}
+    assert lanes.abort(1, 0) == [TransferClosed(1)], "unknown or over: nothing runs, nor will"
     lanes.assign(Assign(1, DECODE, (0, 1)), 0)
     assert lanes.hand_off(1, 0, 0) is None and lanes.start("down 0") is None
 
@@ -146,7 +146,7 @@ def test_abort_waits_for_the_last_copy_and_returns_its_slots():
     first, second = lanes.start("down 0"), lanes.start("down 0")
     lanes.finish(first)
     up = lanes.start("up 0")
-    assert lanes.abort(1) == [] and lanes.waiting("down 0") == 0
+    assert lanes.abort(1, 0) == [] and lanes.waiting("down 0") == 0
     assert lanes.hand_off(1, 0, 0) is None
     assert lanes.finish(up) == []
     assert lanes.finish(second) == [TransferClosed(1)]
@@ -160,7 +160,7 @@ def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
         fly(lanes, "down 0")
     assert lanes.ring.held == 2
-    assert lanes.abort(1) == [TransferClosed(1)]
+    assert lanes.abort(1, 0) == [TransferClosed(1)]
     assert lanes.ring.held == 1 and lanes.start("up 0").piece.transfer == 2
 
 

@@ -112,9 +112,10 @@ class StepModel:
 class Composer:
     """Adaptive composition: how many rows a step may have, so that it stays under the target.
 
-    The limit follows the model of measured steps, at most doubles beyond the largest step seen, and keeps a margin
-    that grows when steps turn out slower than predicted. (Sarathi-Serve's token budget is fixed; this one follows
-    the clock.)
+    Two limits follow the model of measured steps. Prefill admits requests up to `limit`, which keeps a margin that
+    grows when steps turn out slower than predicted, and at most doubles beyond the largest step seen. A request that
+    has landed was admitted, and its reader waits for token 2: it joins up to `room`, the rows that the target itself
+    allows. (Sarathi-Serve's token budget is fixed; this one follows the clock.)
     """
 
     AIM = 0.72  # share of the target that a predicted step may take; a joining request waits out a step of others
@@ -134,10 +135,15 @@ class Composer:
 
     def limit(self, tokens_per_row: float, most: int) -> int:
         """The largest number of rows, up to `most`, whose predicted step stays under the aim; at least one."""
-        allowed = self.AIM * self.target_s / (1 + max(0.0, self.surprise))
+        aim = self.AIM * self.target_s / (1 + max(0.0, self.surprise))
+        return self._rows_within(aim, tokens_per_row, min(most, 2 * self.largest))
+
+    def room(self, tokens_per_row: float, most: int) -> int:
+        """As `limit`, under the whole target."""
+        return self._rows_within(self.target_s, tokens_per_row, most)
+
+    def _rows_within(self, seconds: float, tokens_per_row: float, most: int) -> int:
         rows = 1
-        while rows < min(most, 2 * self.largest) and (
-            self.model.predict(rows + 1, round((rows + 1) * tokens_per_row)) <= allowed
-        ):
+        while rows < most and self.model.predict(rows + 1, round((rows + 1) * tokens_per_row)) <= seconds:
             rows += 1
         return rows

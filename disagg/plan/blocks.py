@@ -5,6 +5,7 @@ or a pass still reads or writes it). Reserve takes all blocks asked for, or none
 released while it is pinned stays in quarantine until its last pin goes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 FREE, IN_FLIGHT, USED, QUARANTINED = range(4)
@@ -14,13 +15,20 @@ STATES = ("free", "in_flight", "used", "quarantined")
 class BlockPool:
     """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
 
-    def __init__(self, name: str, total: int):
+    def __init__(self, name: str, total: int, journal: Callable | None = None):
+        """`journal(name, blocks, owner, state)` hears of every move."""
         self.name = name
+        self._journal = journal
         self.total = self.capacity = total
         self.peak = 0
         self._free = list(range(total - 1, -1, -1))
         self._state = [FREE] * total
         self._owner: list[int | None] = [None] * total
+
+    @property
+    def gate(self) -> str:
+        """The name of waiting for its blocks."""
+        return f"{self.name} blocks"
 
     @property
     def held(self) -> int:
@@ -39,6 +47,7 @@ class BlockPool:
         for block in blocks:
             self._state[block], self._owner[block] = IN_FLIGHT, owner
         self.peak = max(self.peak, self.held)
+        self._note(blocks, owner, IN_FLIGHT)
         return blocks
 
     def mark(self, blocks: list[int], owner: int, state: int):
@@ -46,6 +55,7 @@ class BlockPool:
         self._check_owner(blocks, owner)
         for block in blocks:
             self._state[block] = state
+        self._note(blocks, owner, state)
 
     def release(self, blocks: list[int], owner: int):
         """Gives an owner's blocks back; anybody else's, or free ones, are refused."""
@@ -53,6 +63,19 @@ class BlockPool:
         for block in blocks:
             self._state[block], self._owner[block] = FREE, None
         self._free.extend(reversed(blocks))
+        self._note(blocks, None, FREE)
+
+    def holdings(self) -> dict[tuple[int, str], list[int]]:
+        """Blocks by owner and state; free ones are left out."""
+        found: dict[tuple[int, str], list[int]] = {}
+        for block, owner in enumerate(self._owner):
+            if owner is not None:
+                found.setdefault((owner, STATES[self._state[block]]), []).append(block)
+        return found
+
+    def _note(self, blocks: list[int], owner: int | None, state: int):
+        if self._journal is not None:
+            self._journal(self.name, tuple(blocks), owner, STATES[state])
 
     def _check_owner(self, blocks: list[int], owner: int):
         for block in blocks:

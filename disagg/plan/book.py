@@ -11,6 +11,7 @@ from disagg.plan.paging import Costs
 from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.scheduler import POLICIES, Queue
 from disagg.plan.seats import DecodeSeat, PrefillSeat
+from disagg.plan.timeline import BlockMove
 
 
 class Book:
@@ -20,11 +21,12 @@ class Book:
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
         self.steps_in_flight = steps_in_flight
         key = POLICIES[config.policy]
-        self.host = BlockPool("host", config.host_blocks)
+        self.moves: list | None = None  # where moves of blocks are written, if anybody records
+        self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_seat(index, key) for index in range(config.decode_workers)]
         shared = Queue(key)
         self.prefills = [
-            PrefillSeat(Worker("prefill", index), BlockPool(f"prefill {index}", config.prefill_blocks), shared)
+            PrefillSeat(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
         ] or [PrefillSeat(seat.worker, seat.pool, Queue(key), seat) for seat in self.decodes]
         self.wanting = Queue(key)  # hand-offs and spilled requests that want blocks on a decode device
@@ -44,9 +46,12 @@ class Book:
 
     def _decode_seat(self, index: int, key) -> DecodeSeat:
         config = self.config
-        pool = BlockPool(f"decode {index}", config.decode_blocks)
+        pool = self._pool(f"decode {index}", config.decode_blocks)
         composer = Composer(config.itl_target_s) if config.itl_target_s else None
         return DecodeSeat(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer)
+
+    def _pool(self, name: str, blocks: int) -> BlockPool:
+        return BlockPool(name, blocks, self._moved)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -103,7 +108,7 @@ class Book:
         for table in record.tables:
             table.release()
         del self.records[record.id]
-        self.out.append(Ended(record.id, finish, error, self.now_ns, tuple(record.stages)))
+        self.out.append(Ended(record.id, finish, error, self.now_ns, tuple(record.stages), record.seat))
 
     def drop(self, record: Record, *names: str):
         """The record gives up these tables."""
@@ -132,12 +137,13 @@ class Book:
         first = seat.landed.peek()
         growth = len(seat.rows) // 4 + (first is not None and seat.is_full(first))
         if seat.pool.available < need + growth:
-            record.gate = f"{seat.pool.name} blocks"
+            record.gate = seat.pool.gate
             return None
-        table = Table.reserve(seat.pool, need, record.id)
-        if table is None:
-            record.gate = f"{seat.pool.name} blocks"
-        return table
+        return Table.reserve(seat.pool, need, record.id)
+
+    def _moved(self, pool: str, blocks: tuple[int, ...], owner: int | None, state: str):
+        if self.moves is not None:
+            self.moves.append(BlockMove(self.now_ns, pool, state, owner, blocks))
 
     def new_id(self) -> int:
         self._ids += 1

@@ -39,6 +39,7 @@ class Prefill(NamedTuple):
     worker: Worker
     pass_id: int
     chunks: tuple[Chunk, ...]
+    at_ns: int = 0  # when it was given
 
 
 class Join(NamedTuple):
@@ -61,6 +62,7 @@ class Decode(NamedTuple):
     joins: tuple[Join, ...]
     grown: tuple[tuple[int, int], ...]  # (request, block added at the end of its table)
     groups: tuple[tuple[int, ...], ...]
+    at_ns: int = 0  # when it was given
 
 
 class Send(NamedTuple):
@@ -105,6 +107,7 @@ class Ended(NamedTuple):
     error: str | None
     at_ns: int
     stages: tuple
+    seat: int | None = None  # the decode worker it was on, or was to go to
 
 
 class Preempted(NamedTuple):

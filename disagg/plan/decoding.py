@@ -4,6 +4,7 @@ from disagg.plan.book import Book
 from disagg.plan.commands import Decode
 from disagg.plan.movement import Movement
 from disagg.plan.request import Record, Stage
+from disagg.plan.scheduler import BATCH_SLOT
 from disagg.plan.seats import DecodeSeat, Step
 
 
@@ -19,7 +20,7 @@ class Decoding:
         self._join(seat)
         if not seat.rows:
             return False
-        command: Decode = seat.issue(self.book.new_id())
+        command: Decode = seat.issue(self.book.new_id(), self.book.now_ns)
         self.book.deadline(seat.steps[-1].id, "step", seat)
         self.book.out.append(command)
         return True
@@ -49,13 +50,18 @@ class Decoding:
 
     def _join(self, seat: DecodeSeat):
         """Takes landed requests into the batch while there is a place, and a block for their next token."""
-        limit = seat.limit(self.book.config.max_batch)
-        while len(seat.rows) < limit and (record := seat.landed.peek()) is not None:
-            if seat.is_full(record) and not self._grow(seat, record):
-                return
-            seat.landed.remove(record)
-            self.book.move(record, Stage.RUNNING)
-            seat.join(record)
+        limit = seat.room(self.book.config.max_batch)
+        seat.landed.gate = ""
+        while (record := seat.landed.peek()) is not None:
+            if len(seat.rows) >= limit:
+                record.gate = BATCH_SLOT
+            elif not seat.is_full(record) or self._grow(seat, record):
+                seat.landed.remove(record)
+                self.book.move(record, Stage.RUNNING)
+                seat.join(record)
+                continue
+            seat.landed.gate = record.gate
+            return
 
     def _grow(self, seat: DecodeSeat, record: Record) -> bool:
         """One more block, taken from a younger request where the pool is full; False where it must wait."""
@@ -63,7 +69,7 @@ class Decoding:
             coming = any(r.stage is Stage.SPILLING and r.seat == record.seat for r in self.book.records.values())
             victim = self._victim(seat, record)
             if coming or seat.steps or victim is None:
-                record.gate = f"{seat.pool.name} blocks"
+                record.gate = seat.pool.gate
                 return False
             self.movement.preempt(seat, victim)
         if record.id in seat.rows:

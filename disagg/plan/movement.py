@@ -46,11 +46,13 @@ class Movement:
     def assign(self):
         """Gives blocks on a decode device to what wants them, the first by policy; nobody overtakes the head."""
         book = self.book
+        book.wanting.gate = ""
         while (record := book.wanting.peek()) is not None:
             index, seat = max(enumerate(book.decodes), key=lambda pair: (pair[1].pool.available, -pair[0]))
             spilled = record.stage is Stage.SPILLED
             table = book.reserve_decode(seat, record, record.context + 1 if spilled else record.prefill_target + 1)
             if table is None:
+                book.wanting.gate = record.gate
                 return
             book.wanting.remove(record)
             record.decode_table, record.seat = table, index

@@ -5,7 +5,7 @@ from disagg.plan.book import Book
 from disagg.plan.commands import Chunk, Prefill
 from disagg.plan.movement import Movement
 from disagg.plan.request import Record, Stage
-from disagg.plan.scheduler import chunk_stop
+from disagg.plan.scheduler import BATCH_SLOT, chunk_stop
 from disagg.plan.seats import Pass, PrefillSeat
 
 PIPELINE = (Stage.PREFILLING, Stage.HANDING_OFF, Stage.LANDED, Stage.RUNNING)
@@ -21,6 +21,7 @@ class Prefilling:
             return False
         config, items, chunks = self.book.config, [], []
         budget, pass_id = config.chunk_tokens, self.book.new_id()
+        seat.queue.gate = ""
         while budget > 0 and (record := self._next(seat, items)) is not None:
             stop = chunk_stop(record.prefilled, record.prefill_target, budget, config.block_size)
             if stop == record.prefilled:
@@ -32,7 +33,7 @@ class Prefilling:
             return False
         seat.passing = Pass(pass_id, tuple(items), config.chunk_tokens - budget)
         self.book.deadline(pass_id, "pass", seat)
-        self.book.out.append(Prefill(seat.worker, pass_id, tuple(chunks)))
+        self.book.out.append(Prefill(seat.worker, pass_id, tuple(chunks), self.book.now_ns))
         return True
 
     def _next(self, seat: PrefillSeat, items: list) -> Record | None:
@@ -47,7 +48,7 @@ class Prefilling:
     def _admit(self, seat: PrefillSeat, record: Record) -> bool:
         """Reserves the whole prompt's blocks, or leaves the record in its queue with the gate's name."""
         if not self._has_slot(seat):
-            record.gate = "batch slot"
+            seat.queue.gate = record.gate = BATCH_SLOT
             return False
         if seat.decode is not None:
             table = record.decode_table = self.book.reserve_decode(seat.decode, record, record.prefill_target + 1)
@@ -55,7 +56,7 @@ class Prefilling:
             blocks = blocks_for(record.prefill_target, self.book.config.block_size)
             table = record.prefill_table = Table.reserve(seat.pool, blocks, record.id)
         if table is None:
-            record.gate = f"{seat.pool.name} blocks"
+            seat.queue.gate = record.gate = seat.pool.gate
             return False
         seat.queue.remove(record)
         seat.partial.append(record)

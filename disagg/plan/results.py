@@ -1,12 +1,15 @@
 """What a run gives back: a result a request, the timeline, and the counts of the whole."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
 from disagg.plan.law import Law
 from disagg.plan.metrics import Metrics, measure
 from disagg.plan.paging import Choice
+from disagg.plan.receipts import NAMES, Receipt, receipt
 from disagg.plan.timeline import Overlap, Timeline
 
 
@@ -25,6 +28,17 @@ class Result:
     logits: list = field(default_factory=list)  # a row a token, where the request asked to keep them
     stages: tuple = ()  # (ns, stage) in order
     ended_ns: int = 0
+    seat: int | None = None  # the decode worker it was on last
+    timeline: Timeline | None = field(default=None, repr=False, compare=False)  # what was recorded meanwhile
+
+    @property
+    def receipt(self) -> Receipt:
+        """Where its time went, as named waits and works; EngineError before its end, or where nothing was recorded."""
+        if self.timeline is None or not self.finish_reason:
+            raise EngineError(
+                f"request {self.request} has no receipt: it has not ended, or it was served with record=False"
+            )
+        return receipt(self, self.timeline)
 
     @property
     def ttft_s(self) -> float | None:
@@ -60,6 +74,7 @@ class Run:
     choices: list[Choice] = field(default_factory=list)  # spill or recompute, with both costs
     log: list = field(default_factory=list)  # (ns, event) as the controller consumed them
     interrupted: bool = False
+    machine: str = ""  # on which it was measured, in words
 
     @property
     def anomalies(self) -> int:
@@ -68,6 +83,13 @@ class Run:
 
     def metrics(self, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
         return measure(self, ttft_limit_s, tpot_limit_s)
+
+    def receipts(self) -> dict[str, float]:
+        """Mean seconds of a request by name: where the milliseconds went."""
+        sums: Counter[str] = Counter()
+        for result in self.results:
+            sums.update(result.receipt.totals())
+        return {name: sums[name] / len(self.results) for name in NAMES if name in sums}
 
     def law(self, index: int) -> Law | None:
         """What the law predicts for one result's hand-off, beside `overlap`; None where it does not hold."""

@@ -7,6 +7,8 @@ from disagg.plan.request import Record
 
 Key = Callable[[Record], tuple]
 
+BATCH_SLOT = "batch slot"  # the gate of who waits for a place in a decode batch
+
 
 def _fcfs(record: Record) -> tuple:
     return (record.job.arrival_ns, record.id)
@@ -28,6 +30,7 @@ class Queue:
         self._heap: list[tuple[tuple, int, Record]] = []
         self._members: dict[int, int] = {}  # request → the number of its valid entry
         self._entries = 0
+        self.gate = ""  # what held its head when it was last looked at; "" where only time, or nobody, waits
 
     def push(self, record: Record):
         self._entries += 1

@@ -84,11 +84,17 @@ class DecodeSeat:
         return sum(group.used for group in self.groups.values())
 
     def limit(self, max_batch: int) -> int:
+        """Rows that prefill may work towards."""
+        return self.composer.limit(self._typical, max_batch) if self.composer else max_batch
+
+    def room(self, max_batch: int) -> int:
         """Rows that the next step may have."""
-        if self.composer is None:
-            return max_batch
-        typical = self.tokens / len(self.rows) if self.rows else 128
-        return self.composer.limit(typical, max_batch)
+        return self.composer.room(self._typical, max_batch) if self.composer else max_batch
+
+    @property
+    def _typical(self) -> float:
+        """Context tokens of a row."""
+        return self.tokens / len(self.rows) if self.rows else 128
 
     def join(self, record: Record):
         """The record's next step is the next one issued."""
@@ -159,7 +165,7 @@ class DecodeSeat:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
-    def issue(self, step_id: int) -> Decode:
+    def issue(self, step_id: int, now_ns: int) -> Decode:
         """The next step's command; the seat then stands one step further."""
         for index in sorted(self.changed):
             self.groups[index].refresh(self.next_step)
@@ -168,7 +174,9 @@ class DecodeSeat:
         self.changed.clear()
         groups = [self.groups[index] for index in sorted(self.groups)]
         ids = tuple(group.ids for group in groups)
-        command = Decode(self.worker, self.next_step, tuple(self.left), tuple(self.joins), tuple(self.grown), ids)
+        command = Decode(
+            self.worker, self.next_step, tuple(self.left), tuple(self.joins), tuple(self.grown), ids, now_ns
+        )
         used, padded = 0, 0
         for group in groups:
             used, padded = used + group.used, padded + group.longest * len(group.ids)

@@ -13,9 +13,10 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.recorder import Recorder
 from disagg.plan.request import Job, Request
 from disagg.plan.results import Result, Run
-from disagg.plan.timeline import Span, Timeline
+from disagg.plan.timeline import Span
 from disagg.plan.traffic import Traffic
 
 
@@ -49,9 +50,8 @@ class World:
         self.traffic = Traffic(config, **shape)
         self.now_ns = 0
         self.results: dict[int, Result] = {}
-        self.spans: list[Span] = []
-        self.choices: list = []
-        self.log: list = []
+        self.recorder = Recorder(self.controller.book, self.traffic, "virtual clock")
+        self.recorder.begin(0)
         self.busy_lanes: set[str] = set()
         self._heap: list = []
         self._sequence = 0
@@ -71,7 +71,7 @@ class World:
         refusal = self.controller.refusal(job)
         if refusal:
             raise RequestError(refusal)
-        self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns)
+        self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=self.recorder.timeline)
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
 
     def step(self) -> bool:
@@ -95,8 +95,10 @@ class World:
 
     def deliver(self, event):
         """The inbox: one event into the controller, its commands carried out."""
-        self.log.append((self.now_ns, event))
-        for command in self.controller.handle(event, self.now_ns):
+        self.recorder.hear(self.now_ns, event)
+        commands = self.controller.handle(event, self.now_ns)
+        self.recorder.note(self.now_ns)
+        for command in commands:
             self.obey(command)
         self.drive_lanes()
 
@@ -111,7 +113,7 @@ class World:
             case cmd.Assign():
                 self.traffic.assign(command, self.now_ns)
             case cmd.Abort():
-                for notice in self.traffic.abort(command.transfer):
+                for notice in self.traffic.abort(command.transfer, self.now_ns):
                     self.at(self.now_ns, self.deliver, notice)
             case cmd.Emit():
                 for request, token in zip(command.requests, command.tokens, strict=True):
@@ -120,11 +122,11 @@ class World:
             case cmd.Ended():
                 result = self.results[command.request]
                 result.finish_reason, result.error = command.finish.value, command.error
-                result.ended_ns, result.stages = command.at_ns, command.stages
+                result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
             case cmd.Retuned():
                 self.traffic.retune(command.config)
             case cmd.Preempted():
-                self.choices.append(command.choice)
+                self.recorder.choices.append(command.choice)
 
     # ---- workers -----------------------------------------------------------------------------------------------------
 
@@ -142,9 +144,13 @@ class World:
         requests = tuple(chunk.request for chunk in command.chunks)
         marks = tuple(start + (index + 1) * layer for index in range(speeds.layers))
         firsts = tuple(chunk.request for chunk in finals)
-        self.spans.append(
-            Span("prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks)
-        )
+        blocks = sum(len(chunk.blocks) for chunk in command.chunks)
+        self.recorder.span(
+            Span(
+                "prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks,
+                ready_ns=command.at_ns, blocks=blocks,
+            )
+        )  # fmt: skip
         given = tuple(self.token(chunk.request, chunk.token_index) for chunk in finals)
         self.at(end, self.deliver, ev.Prefilled(command.worker, command.pass_id, given, start, end))
 
@@ -169,7 +175,13 @@ class World:
             batch[request][0] += 1
             batch[request][1] += 1
         self._free_ns[command.worker] = end
-        self.spans.append(Span("decode", str(command.worker), start, end, tuple(order), command.step, len(order)))
+        sizes = tuple(map(len, command.groups))
+        self.recorder.span(
+            Span(
+                "decode", str(command.worker), start, end, tuple(order), command.step, len(order),
+                ready_ns=command.at_ns, groups=sizes,
+            )
+        )  # fmt: skip
         self.at(end, self.deliver, ev.Stepped(command.worker, command.step, tokens, start, end, used, padded))
 
     def token(self, request: int, index: int) -> int:
@@ -197,7 +209,7 @@ class World:
 
     def land(self, flight):
         notices = self.traffic.finish(flight)
-        self.spans.append(flight.span(flight.landing_ns))
+        self.recorder.span(flight.span(flight.landing_ns))
         for notice in notices:
             self.deliver(notice)
         self.drive_lanes()
@@ -215,14 +227,4 @@ def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speed
         arrival = round(request.arrival_s * 1e9)
         world.submit(Job(index, tuple(request.prompt), request.max_new_tokens, arrival, sampling=request.sampling))
     world.run()
-    book = world.controller.book
-    return Run(
-        config,
-        [world.results[index] for index in range(len(requests))],
-        Timeline(world.spans),
-        dict(book.counts),
-        book.padding,
-        {pool.name: pool.peak for pool in book.pools()},
-        world.choices,
-        world.log,
-    )
+    return world.recorder.run(config, [world.results[index] for index in range(len(requests))])

@@ -1,10 +1,11 @@
-"""What happened when: spans of passes, steps and copies on one clock, and how much of the copying they hide.
+"""What happened when: spans of passes, steps and copies, marks of queues and gates, and moves of blocks, on one clock.
 
 H, hidden fraction: 1 - exposed / all transfer time, of one request's hand-off. W, wall overlap: the share of the
 union of copies during which a prefill pass ran. E, exposed: from token 1 to the last layer landed.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from disagg.plan.law import Law
 class Span(NamedTuple):
     """One piece of work. Times in ns on the engine's clock."""
 
-    kind: str  # prefill (a pass), decode (a step), copy, spill, fetch
+    kind: str  # the work: prefill (a pass), decode (a step), copy (of a hand-off), spill, fetch
     place: str  # the worker's or lane's name, such as "prefill 0" or "up 0"
     start_ns: int
     end_ns: int
@@ -28,6 +29,32 @@ class Span(NamedTuple):
     deadline_ns: int = 0  # when the dial said that the copy lands
     transfer: int = 0
     occupied_ns: int = 0  # what the copy kept its wire busy, by the wire's account
+    ready_ns: int = 0  # since when it could have begun: the command was given, or the piece was ready for its wire
+    blocks: int = 0  # blocks it reads or writes
+    groups: tuple[int, ...] = ()  # rows of a step, bin by bin
+
+    @property
+    def busy_end_ns(self) -> int:
+        """When its place was free again: a copy's wire may be so before the copy lands."""
+        return self.start_ns + self.occupied_ns if self.occupied_ns else self.end_ns
+
+
+class Mark(NamedTuple):
+    """From this instant on something counted or named has this value: a queue's length, free blocks, a gate."""
+
+    at_ns: int
+    name: str
+    value: int | str
+
+
+class BlockMove(NamedTuple):
+    """Blocks of a memory change state: free, in_flight, used or quarantined; nobody owns free ones."""
+
+    at_ns: int
+    pool: str
+    state: str
+    owner: int | None
+    blocks: tuple[int, ...]
 
 
 class Overlap(NamedTuple):
@@ -39,10 +66,75 @@ class Overlap(NamedTuple):
     transfer_s: float
 
 
+class Index:
+    """A timeline by request, by place and by mark, for those who ask often."""
+
+    def __init__(self, timeline: "Timeline"):
+        self.sizes = timeline.sizes
+        self._requests: dict[int, list[Span]] = {}
+        self._places: dict[str, list[Span]] = {}
+        self._marks: dict[str, list[Mark]] = {}
+        for span in sorted(timeline.spans, key=lambda span: span.start_ns):
+            self._places.setdefault(span.place, []).append(span)
+            for request in dict.fromkeys(span.requests):
+                self._requests.setdefault(request, []).append(span)
+        for mark in sorted(timeline.marks, key=lambda mark: mark.at_ns):
+            self._marks.setdefault(mark.name, []).append(mark)
+
+    def of_request(self, request: int) -> list[Span]:
+        """Spans that hold the request, by start."""
+        return self._requests.get(request, [])
+
+    def on_place(self, place: str, start_ns: int, end_ns: int) -> list[Span]:
+        """Spans of a worker or lane that share time with [start, end), by start."""
+        spans = self._places.get(place, [])
+        if start_ns >= end_ns:
+            return []
+        first = bisect_right(spans, start_ns, key=lambda span: span.start_ns)
+        while first and spans[first - 1].end_ns > start_ns:
+            first -= 1  # a place does one thing after the other; only a wire's latency lets two spans overlap
+        return spans[first : bisect_left(spans, end_ns, key=lambda span: span.start_ns)]
+
+    def lanes(self, hand_off: bool) -> list[str]:
+        """The wires of hand-offs, or those of paging."""
+        roles = ("direct", "down", "up") if hand_off else ("spill", "up")
+        return [place for place in self._places if place.split()[0] in roles]
+
+    def has(self, name: str) -> bool:
+        """Was anything of this name marked?"""
+        return name in self._marks
+
+    def values(self, name: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, int, int | str]]:
+        """(from, until, value) of a mark's values within [start, end)."""
+        marks = self._marks.get(name, [])
+        first = max(0, bisect_right(marks, start_ns, key=lambda mark: mark.at_ns) - 1)
+        for index in range(first, len(marks)):
+            until = marks[index + 1].at_ns if index + 1 < len(marks) else end_ns
+            low, high = max(start_ns, marks[index].at_ns), min(end_ns, until)
+            if low < high:
+                yield low, high, marks[index].value
+            if until >= end_ns:
+                return
+
+
 @dataclass
 class Timeline:
+    """What was recorded while requests were served; workers append, whoever draws reads."""
+
     spans: list[Span] = field(default_factory=list)
     start_ns: int = 0
+    marks: list[Mark] = field(default_factory=list)
+    moves: list[BlockMove] = field(default_factory=list)
+    devices: dict[str, str] = field(default_factory=dict)  # worker, lane or memory → the device or link it stands on
+    sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
+    _index: tuple[tuple[int, int], Index] | None = field(default=None, repr=False, compare=False)
+
+    def index(self) -> Index:
+        """Spans and marks as they are now, ready to be asked; kept until more are recorded."""
+        now = len(self.spans), len(self.marks)
+        if self._index is None or self._index[0] != now:
+            self._index = now, Index(self)
+        return self._index[1]
 
     @property
     def places(self) -> list[str]:

@@ -11,6 +11,7 @@ Pure: threads (or a virtual clock) ask `start` for the next copy of a lane, carr
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ class Flight:
     slot: int | None
     target: Worker | None
     target_blocks: tuple[int, ...]  # those of the piece
+    ready_ns: int  # since when it queued on the lane
 
     @property
     def hop_one(self) -> bool:
@@ -70,7 +72,7 @@ class Flight:
         return Span(
             kind, self.lane, self.start_ns, landed_ns, (piece.request,), piece.layer, piece.layer_end - piece.layer,
             piece.nbytes, deadline_ns=self.landing_ns, transfer=piece.transfer,
-            occupied_ns=self.busy_until_ns - self.start_ns,
+            occupied_ns=self.busy_until_ns - self.start_ns, ready_ns=self.ready_ns, blocks=len(piece.blocks),
         )  # fmt: skip
 
 
@@ -118,6 +120,7 @@ class Traffic:
         self.lanes = {name: Lane(name, Wire(second if name.startswith("up") else first)) for name in names}
         self.ring = BlockPool("ring", config.ring_slots if config.route == "staged" else 0)
         self.journeys: dict[int, Journey] = {}
+        self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # hears how many slots are held
         self._order = 0
         self._slot_freed_ns = 0
 
@@ -157,13 +160,13 @@ class Traffic:
             self._push(journey, piece, None, now_ns)
         journey.parked.clear()
 
-    def abort(self, transfer: int) -> list:
+    def abort(self, transfer: int, now_ns: int) -> list:
         """Drops what has not started; the transfer is closed when the last copy has ended."""
         journey = self.journeys.get(transfer)
         if journey is None:
             return [TransferClosed(transfer)]
         journey.aborted = True
-        self._drop_waiting(journey)
+        self._drop_waiting(journey, now_ns)
         return self._close_if_done(transfer)
 
     # ---- what the lanes do -------------------------------------------------------------------------------------------
@@ -173,17 +176,19 @@ class Traffic:
         lane = self.lanes[name]
         if not lane.ready or (name.startswith("down") and not self.ring.available):
             return None
-        _, _, piece, slot, posted_ns = heapq.heappop(lane.ready)
+        _, _, piece, slot, ready_ns = heapq.heappop(lane.ready)
         journey = self.journeys[piece.transfer]
         journey.flying += 1
         if name.startswith("down"):
             slot = self.ring.reserve(1, piece.transfer)[0]
-            posted_ns = max(posted_ns, self._slot_freed_ns)
-        times = lane.wire.post(piece.nbytes, posted_ns)
+            times = lane.wire.post(piece.nbytes, max(ready_ns, self._slot_freed_ns))
+            self.on_ring(times[0], self.ring.held)
+        else:
+            times = lane.wire.post(piece.nbytes, ready_ns)
         target, blocks = None, ()
         if journey.assign is not None and not name.startswith("down"):
             target, blocks = journey.assign.target, journey.assign.blocks[piece.block : piece.block_end]
-        return Flight(piece, name, *times, slot, target, blocks)
+        return Flight(piece, name, *times, slot, target, blocks, ready_ns)
 
     def finish(self, flight: Flight) -> list:
         """A copy has landed: passes the piece on, or returns the notices for the controller.
@@ -220,7 +225,7 @@ class Traffic:
         if journey.failed:
             return []
         journey.failed = True
-        self._drop_waiting(journey)
+        self._drop_waiting(journey, now_ns)
         return [TransferFailed(flight.piece.transfer, error)]
 
     def waiting(self, name: str) -> int:
@@ -256,13 +261,13 @@ class Traffic:
         name = {"staged": "down", "spill": "spill"}.get(send.route, "direct")
         return self.lanes[f"{name} {send.source.index}"]
 
-    def _drop_waiting(self, journey: Journey):
+    def _drop_waiting(self, journey: Journey, now_ns: int):
         """Takes a transfer's pieces off every queue, and gives back the ring slots they hold."""
         transfer = journey.send.transfer
         for lane in self.lanes.values():
             mine = [entry for entry in lane.ready if entry[2].transfer == transfer]
             if mine:
-                self._drop_slots([entry[3] for entry in mine], transfer)
+                self._drop_slots([entry[3] for entry in mine], transfer, now_ns)
                 lane.ready = [entry for entry in lane.ready if entry[2].transfer != transfer]
                 heapq.heapify(lane.ready)
         journey.parked.clear()
@@ -271,10 +276,13 @@ class Traffic:
         """Gives the flight's slot back; where the ring was full, nothing could enter it before."""
         if flight.slot is not None and not self.ring.available:
             self._slot_freed_ns = since_ns
-        self._drop_slots([flight.slot], flight.piece.transfer)
+        self._drop_slots([flight.slot], flight.piece.transfer, since_ns)
 
-    def _drop_slots(self, slots: list, transfer: int):
-        self.ring.release([slot for slot in slots if slot is not None], transfer)
+    def _drop_slots(self, slots: list, transfer: int, now_ns: int):
+        held = [slot for slot in slots if slot is not None]
+        if held:
+            self.ring.release(held, transfer)
+            self.on_ring(now_ns, self.ring.held)
 
     def _close_if_done(self, transfer: int) -> list:
         if self.journeys[transfer].flying:

@@ -46,7 +46,13 @@ class DecodeStage:
         for row, token in zip(rows, tokens, strict=True):
             row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
         ended = now_ns()
-        self._record(Span("decode", str(command.worker), started, ended, tuple(order), command.step, len(rows)))
+        sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
+        self._record(
+            Span(
+                "decode", str(command.worker), started, ended, tuple(order), command.step, len(rows),
+                ready_ns=command.at_ns, blocks=blocks, groups=sizes,
+            )
+        )  # fmt: skip
         used, padded = batch.used_slots, batch.padded_slots
         return Stepped(command.worker, command.step, tokens, started, ended, used, padded)
 

@@ -11,26 +11,24 @@ import itertools
 import queue
 import threading
 import weakref
-from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import torch
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
-from disagg.plan.batching import Padding
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import ConfigError, EngineError, RequestError
+from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job, Request
 from disagg.plan.results import Result, Run
-from disagg.plan.timeline import Timeline
 from disagg.run.clock import now_ns
 from disagg.run.decode import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
+from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model import Model, load_model
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
@@ -39,20 +37,6 @@ from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
 
 _OPEN: "weakref.WeakSet[Engine]" = weakref.WeakSet()
-BETWEEN_RUNS = 10_000  # spans and events kept while no run is recorded
-
-
-@dataclass
-class Recording:
-    """What happens during one `serve`; workers append, nobody reads until it is over."""
-
-    spans: list | deque = field(default_factory=list)
-    log: list | deque = field(default_factory=list)
-    choices: list | deque = field(default_factory=list)
-
-    @classmethod
-    def bounded(cls) -> "Recording":
-        return cls(deque(maxlen=BETWEEN_RUNS), deque(maxlen=BETWEEN_RUNS), deque(maxlen=BETWEEN_RUNS))
 
 
 class Engine:
@@ -69,7 +53,6 @@ class Engine:
         self.caches = self._make_caches()
         shape = self.model.shape
         self.controller = Controller(self.config, layers=shape.layers, token_bytes=shape.token_bytes)
-        self._recording = Recording.bounded()
         self._handles: dict[int, Handle] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -81,6 +64,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
         self.workers: dict[Worker, WorkerThread] = {}
         self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
+        self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine_in_words())
         try:
             self.transfers.start()
             self._start_workers()
@@ -103,9 +87,9 @@ class Engine:
         self._check_open()
         return self._submit(self._prepare(request), now_ns())
 
-    def serve(self, requests: Iterable[Request]) -> Run:
+    def serve(self, requests: Iterable[Request], record: bool = True) -> Run:
         """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns.
-        So does a `close` by another thread.
+        So does a `close` by another thread. With `record=False` the run has no timeline, only results and counts.
 
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """
@@ -115,9 +99,9 @@ class Engine:
         if not self._serving.acquire(blocking=False):
             raise EngineError("this engine is serving already; wait for that run, or build a second engine")
         try:
-            return self._serve(requests, prepared)
+            return self._serve(requests, prepared, record)
         finally:
-            self._recording = Recording.bounded()
+            self.recorder.between_runs()
             self._serving.release()
 
     def retune(self, **changes):
@@ -185,7 +169,8 @@ class Engine:
         """EngineError once the engine is closed or broken; before that, whoever closes or breaks it ends the handle."""
         number = next(self._numbers)
         job = Job(number, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling)
-        result = Result(number, len(job.prompt), arrival_ns)
+        timeline = self.recorder.timeline if self.recorder.on else None
+        result = Result(number, len(job.prompt), arrival_ns, timeline=timeline)
         handle = Handle(result, self.model, lambda request: self._inbox.put(ev.Cancel(request)))
         with self._submitting:
             self._check_open()
@@ -195,13 +180,9 @@ class Engine:
             self._fail_open(self._broken)
         return handle
 
-    def _serve(self, requests: list[Request], prepared: list[Job]) -> Run:
-        recording = self._recording = Recording()
-        book = self.controller.book
-        counts, padding = Counter(book.counts), Padding(book.padding.used_slots, book.padding.padded_slots)
-        for pool in book.pools():
-            pool.peak = pool.held
+    def _serve(self, requests: list[Request], prepared: list[Job], record: bool) -> Run:
         start, interrupted = now_ns(), False
+        self.recorder.begin(start, record)
         handles: dict[int, Handle] = {}
         try:
             for index in sorted(range(len(requests)), key=lambda i: requests[i].arrival_s):
@@ -220,12 +201,7 @@ class Engine:
                 handle.result()
         never = [Result(-1, len(job.prompt), start, finish_reason=Finish.CANCELLED.value) for job in prepared]
         results = [handles[i].result() if i in handles else never[i] for i in range(len(requests))]
-        counts = {name: book.counts[name] - counts[name] for name in book.counts}
-        used, padded = book.padding.used_slots - padding.used_slots, book.padding.padded_slots - padding.padded_slots
-        run = Run(
-            self.config, results, Timeline(list(recording.spans), start), counts, Padding(used, padded),
-            {pool.name: pool.peak for pool in book.pools()}, list(recording.choices), list(recording.log), interrupted,
-        )  # fmt: skip
+        run = self.recorder.run(self.config, results, interrupted)
         if self._broken:
             error = EngineError(f"the engine is broken and must be rebuilt: {self._broken}")
             error.run = run
@@ -240,8 +216,9 @@ class Engine:
         try:
             while (event := self._next_event()) is not None:
                 now = now_ns()
-                self._recording.log.append((now, event))
+                self.recorder.hear(now, event)
                 commands = self.controller.handle(event, now)
+                self.recorder.note(now)
                 if self.controller.broken:
                     self._break(self.controller.broken)  # known before any request's end is told
                 for command in commands:
@@ -277,7 +254,7 @@ class Engine:
                 if handle := self._handles.pop(command.request, None):
                     handle.end(command)
             case cmd.Preempted():
-                self._recording.choices.append(command.choice)
+                self.recorder.choices.append(command.choice)
             case cmd.Retuned():
                 self.transfers.retune(command.config)
             case cmd.Broken():
@@ -341,7 +318,7 @@ class Engine:
             handle.keep_logits(logits)
 
     def _record(self, span):
-        self._recording.spans.append(span)
+        self.recorder.span(span)
 
     def _dialled(self, config: Config) -> Config:
         """The config with each `Link.ratio` turned into a bandwidth, by measuring c once."""

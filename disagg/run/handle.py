@@ -54,7 +54,7 @@ class Handle:
     def end(self, ended: Ended):
         result = self._result
         result.finish_reason, result.error = ended.finish.value, ended.error
-        result.stages, result.ended_ns = ended.stages, ended.at_ns
+        result.stages, result.ended_ns, result.seat = ended.stages, ended.at_ns, ended.seat
         del result.logits[len(result.token_ids) :]  # a token that was dropped leaves no logits
         words = [token for token in result.token_ids if token not in self._model.eos_ids]
         result.text = self._model.decode_text(words)

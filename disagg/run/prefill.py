@@ -37,7 +37,8 @@ class PrefillStage:
         self._record(
             Span(
                 "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
-                firsts=firsts, hand_offs_ns=tuple(marks),
+                firsts=firsts, hand_offs_ns=tuple(marks), ready_ns=command.at_ns,
+                blocks=sum(len(chunk.blocks) for chunk in command.chunks),
             )
         )  # fmt: skip
         return Prefilled(command.worker, command.pass_id, tokens, started, ended)

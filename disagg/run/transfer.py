@@ -67,7 +67,7 @@ class Transfers:
 
     def abort(self, command: Abort):
         with self._changed:
-            notices = self.traffic.abort(command.transfer)
+            notices = self.traffic.abort(command.transfer, now_ns())
             self._changed.notify_all()
         self._tell(notices)
 

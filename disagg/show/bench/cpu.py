@@ -13,6 +13,7 @@ import torch
 
 from disagg.plan import events as ev
 from disagg.plan.config import Config
+from disagg.plan.link import Link
 from disagg.plan.request import Job, Request
 from disagg.plan.simulator import Speeds, World
 from disagg.run.engine import Engine
@@ -22,7 +23,7 @@ from disagg.show.bench.rows import Row
 from disagg.show.bench.workloads import long_tail, prompts, work_c
 
 Say = Callable[[str], None]
-PAGING_LINK = 0.025e9  # bytes/s: there and back costs about as much as computing again
+PAGING_LINK = Link(bandwidth=0.05e9, fixed_s=0.12)  # a short context is cheaper to compute again, a long one to spill
 
 READY = """
 import time
@@ -116,12 +117,12 @@ def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
 
 def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 96) -> list[Row]:
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
-    lengths = [16 + (index * 29) % 80 + new_tokens for index in range(count)]
+    lengths = [16 + (index * 29) % 160 + new_tokens for index in range(count)]
     say("paged: the reference's logits")
     torch.set_num_threads(1)
     answers = reference_continuations(model, prompts(model, lengths), new_tokens)
     requests, link = forced(answers), PAGING_LINK
-    config = Config.preset("paged", model=model.name, link=link)
+    config = Config.preset("paged", model=model.name, link=link, layers_per_copy=model.layers)
     say("paged: unlimited")
     with Engine(config, model=model) as engine:
         run = engine.serve(requests)

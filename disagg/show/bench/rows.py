@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from disagg.run.machine import machine
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,6 @@ class Row:
         fields = asdict(self)
         fields.pop("at_most")
         return {**fields, "bar": self.bar_text or None}
-
-
-def machine() -> dict:
-    """What a figure depends on, without the machine's name."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpus": gpus,
-            "capability": torch.backends.cpu.get_cpu_capability(), "system": platform.system()}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,30 @@
+"""What a figure depends on, without the machine's name."""
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+@cache
+def machine() -> dict:
+    """CPU, cores, memory, GPUs, system."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpus": gpus,
+            "capability": torch.backends.cpu.get_cpu_capability(), "system": platform.system()}  # fmt: skip
+
+
+def in_words() -> str:
+    """The machine as a caption names it."""
+    found = machine()
+    gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
+    return f"{found['cores']} cores of {found['cpu']}, {found['memory_gb']} GB{gpus}"

@@ -1,0 +1,197 @@
+"""Receipts: disjoint lines of measured stretches whose sum is the measured time, and each wait under its own name."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg import Config, Request
+from disagg.plan import events as ev
+from disagg.plan.config import PRESETS
+from disagg.plan.errors import EngineError
+from disagg.plan.receipts import NAMES, WORKS, Line, Receipt, _lay
+from disagg.plan.request import Job
+from disagg.plan.results import Result
+from disagg.plan.simulator import Speeds, World, simulate
+from disagg.plan.timeline import Mark, Timeline
+
+MS = 1_000_000
+STALL = 50 * MS
+
+
+def mixed(count=60, seed=0) -> list[Request]:
+    draw = random.Random(seed)
+    return [Request([1] * draw.randint(1, 300), draw.randint(1, 20), arrival_s=0.3 * i) for i in range(count)]
+
+
+# ---- the sum ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_lines_are_disjoint_and_sum_to_the_measured_time(preset):
+    run = simulate(Config.preset(preset, link=0.05e9, decode_blocks=60, prefill_blocks=40), mixed())
+    for result in run.results:
+        bill = result.receipt
+        assert bill.total_s == (result.ended_ns - result.arrival_ns) / 1e9
+        assert bill.unaccounted_s == 0, f"{bill}\n{result.stages}"
+        assert set(bill.totals()) <= set(NAMES)
+        for a, b in zip(bill.lines, bill.lines[1:], strict=False):
+            assert a.end_ns <= b.start_ns and a.start_ns < a.end_ns
+    assert sum(run.receipts().values()) == pytest.approx(sum(r.receipt.total_s for r in run.results) / len(run.results))
+
+
+@pytest.mark.parametrize("preset", ["colocated", "staged", "paged"])
+def test_a_cancelled_request_has_a_whole_receipt_too(preset):
+    jobs = mixed(20)
+    config = Config.preset(preset, link=0.02e9, decode_blocks=60, prefill_blocks=40, host_blocks=0)
+    quiet = simulate(config, jobs)
+    for number in range(0, len(quiet.log), len(quiet.log) // 25):
+        at = quiet.log[number][0]
+        world = World(quiet.config.replace(decode_blocks=60, prefill_blocks=40, host_blocks=0))
+        for _, event in quiet.log:
+            if isinstance(event, ev.Submit):
+                world.submit(event.job)
+        world.at(at, world.deliver, ev.Cancel(5))
+        world.run()
+        bill = world.results[5].receipt
+        assert bill.unaccounted_s <= max(1e-3, 0.01 * bill.total_s), f"{bill}\n{world.results[5].stages}"
+
+
+def test_time_to_first_token_and_second_gap_are_parts_of_it():
+    run = simulate(Config.preset("staged", link=0.01e9), mixed(5))
+    for result in run.results:
+        if len(result.token_ids) < 2:
+            continue
+        bill, (first, second) = result.receipt, result.token_times_ns[:2]
+        until_first, gap = bill.between(result.arrival_ns, first), bill.between(first, second)
+        assert sum(until_first.totals().values()) == pytest.approx(result.ttft_s)
+        assert sum(gap.totals().values()) == pytest.approx(result.second_token_gap_s)
+        assert "transfer" not in until_first.totals(), "what hides behind prefill costs the request nothing"
+
+
+def test_a_request_that_has_not_ended_has_none():
+    with pytest.raises(EngineError, match="no receipt"):
+        _ = Result(0, 1, 0, timeline=Timeline()).receipt
+    with pytest.raises(EngineError, match="record=False"):
+        _ = Result(0, 1, 0, finish_reason="eos").receipt
+
+
+def test_it_prints_as_a_table():
+    lines = (Line("queue", 0, 30 * MS), Line("prefill", 30 * MS, 90 * MS), Line("decode", 91 * MS, 100 * MS))
+    assert str(Receipt(3, 0, 100 * MS, lines)).splitlines() == [
+        "request 3: 100.0 ms",
+        "  wait  queue              30.0 ms   30%  ×1",
+        "  work  prefill            60.0 ms   60%  ×1",
+        "  work  decode              9.0 ms    9%  ×1",
+        "        unaccounted         1.0 ms",
+    ]
+
+
+# ---- laying claims over each other -----------------------------------------------------------------------------------
+
+instants = st.integers(-5, 45)
+claims = st.lists(
+    st.builds(lambda name, a, b: Line(name, min(a, b), max(a, b)), st.sampled_from(NAMES), instants, instants),
+    max_size=12,
+)
+
+
+@given(claims)
+def test_each_instant_goes_to_the_first_claim_that_covers_it(lines):
+    laid = list(_lay((0, 40), lines))
+    for instant in range(40):
+        wanted = next((c.name for c in lines if c.start_ns <= instant < c.end_ns), None)
+        found = [line.name for line in laid if line.start_ns <= instant < line.end_ns]
+        assert found == ([wanted] if wanted else [])
+
+
+# ---- a stall moves one line ------------------------------------------------------------------------------------------
+
+
+class Stalled(World):
+    """A virtual world in which one thing, once, takes 50 ms longer."""
+
+    def __init__(self, config, where: str | None, request: int):
+        super().__init__(config, Speeds(tail=0))
+        self.where, self.of = where, request
+
+    def _take(self, where: str, requests) -> int:
+        if self.where == where and self.of in requests:
+            self.where = None
+            return STALL
+        return 0
+
+    def _prefill(self, command):
+        self._stretch("prefill", command, [chunk.request for chunk in command.chunks], super()._prefill)
+
+    def _decode(self, command):
+        rows = [request for group in command.groups for request in group]
+        self._stretch("decode", command, rows if command.step >= 6 else [], super()._decode)
+
+    def _stretch(self, where, command, requests, carry_out):
+        """The work begins late by the stall; what the worker reports counts it as work."""
+        calm = self.speeds
+        more = self._take(where, requests)
+        self.speeds = Speeds(tail=more, step=calm.step + more)
+        carry_out(command)
+        self.speeds = calm
+
+    def drive_lanes(self):
+        start = self.traffic.start
+
+        def slow(name):
+            flight = start(name)
+            if flight is not None and (more := self._take(name.split()[0], [flight.piece.request])):
+                flight.busy_until_ns += more
+                flight.landing_ns += more
+                self.traffic.lanes[name].wire.busy_until_ns += more
+            return flight
+
+        self.traffic.start = slow
+        super().drive_lanes()
+        self.traffic.start = start
+
+
+def served(config: Config, requests: list[Request], where=None, of=0):
+    world = Stalled(config, where, of)
+    for index, request in enumerate(requests):
+        arrival = round(request.arrival_s * 1e9)
+        world.submit(Job(index, tuple(request.prompt), request.max_new_tokens, arrival))
+    world.run()
+    return world
+
+
+TWO = [Request([1] * 64, 12), Request([1] * 64, 4, arrival_s=0.01)]
+WIDE = {"decode_blocks": 64, "prefill_blocks": 64, "chunk_tokens": 64}
+NARROW = {**WIDE, "link": 0.004e9, "layers_per_copy": 30}
+
+#: gate → (config, where the stall strikes, whom it strikes, who is asked)
+GATES = {
+    "prefill": (Config.preset("split", **WIDE), "prefill", 0, 0),
+    "decode": (Config.preset("split", **WIDE), "decode", 0, 0),
+    "queue": (Config.preset("split", **WIDE), "prefill", 0, 1),
+    "transfer": (Config.preset("split", **NARROW), "direct", 0, 0),
+    "link-busy": (Config.preset("split", **NARROW), "direct", 0, 1),
+    "ring-full": (Config.preset("staged", **NARROW, ring_slots=1), "up", 0, 1),
+    "batch-slot": (Config.preset("split", **WIDE, max_batch=1), "decode", 0, 1),
+    "no-block": (Config.preset("split", **{**WIDE, "decode_blocks": 5}), "decode", 0, 1),
+    "device-busy": (Config.preset("colocated", decode_blocks=64, chunk_tokens=64), "prefill", 1, 0),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_stall_moves_its_own_line_alone(gate):
+    config, where, struck, asked = GATES[gate]
+    calm, stalled = served(config, TWO), served(config, TWO, where, struck)
+    before, after = (world.results[asked].receipt.totals() for world in (calm, stalled))
+    moved = {name: after.get(name, 0) - before.get(name, 0) for name in NAMES}
+    assert moved.pop(gate) == pytest.approx(0.05, abs=0.005), (gate, before, after)
+    assert all(abs(change) <= 0.005 for change in moved.values()), (gate, before, after)
+
+
+def test_works_come_before_waits():
+    assert "decode" in WORKS and "queue" not in WORKS
+    run = simulate(Config.preset("split", link=0.05e9), TWO)
+    run.timeline.marks.append(Mark(0, "gate prefill 0 queue", "batch slot"))
+    assert run.results[0].receipt.totals()["prefill"] > 0
