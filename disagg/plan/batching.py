@@ -62,7 +62,7 @@ class Group:
 
     rows: dict[int, Row] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
-    appends: tuple = ()  # the rows' `generated.append`, so that a step costs little
+    outputs: tuple = ()  # the rows' `generated`, so that a step costs little
     used: int = 0
     longest: int = 0
 
@@ -71,7 +71,7 @@ class Group:
         lengths = [row.context(step) + 1 for row in self.rows.values()]
         self.used, self.longest = sum(lengths), max(lengths, default=0)
         self.ids = tuple(self.rows)
-        self.appends = tuple(row.record.generated.append for row in self.rows.values())
+        self.outputs = tuple(row.record.generated for row in self.rows.values())
 
     def advance(self):
         """One step later every row is one token longer."""

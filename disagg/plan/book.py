@@ -12,6 +12,7 @@ from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.scheduler import POLICIES, Queue
 from disagg.plan.seats import DecodeSeat, PrefillSeat
 from disagg.plan.timeline import BlockMove
+from disagg.plan.wording import Reason
 
 
 class Book:
@@ -22,6 +23,7 @@ class Book:
         self.steps_in_flight = steps_in_flight
         key = POLICIES[config.policy]
         self.moves: list | None = None  # where moves of blocks are written, if anybody records
+        self.reasons: list[Reason] | None = None  # where rules that fire are written, if anybody asks why
         self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_seat(index, key) for index in range(config.decode_workers)]
         shared = Queue(key)
@@ -107,6 +109,9 @@ class Book:
             self.abort(self.transfers[record.transfer])
         for table in record.tables:
             table.release()
+        waits = any(table.pins for table in record.tables)
+        blocks = "wait for what still reads or writes them" if waits else "are free at once"
+        self.because("end", request=record.id, finish=finish.value, blocks=blocks)
         del self.records[record.id]
         self.out.append(Ended(record.id, finish, error, self.now_ns, tuple(record.stages), record.seat))
 
@@ -136,7 +141,12 @@ class Book:
         need = blocks_for(tokens, self.config.block_size)
         first = seat.landed.peek()
         growth = len(seat.rows) // 4 + (first is not None and seat.is_full(first))
-        if seat.pool.available < need + growth:
+        enough = seat.pool.available >= need + growth
+        self.because(
+            "target" if enough else "target: no block",
+            request=record.id, need=need, growth=growth, available=seat.pool.available, pool=seat.pool.name,
+        )  # fmt: skip
+        if not enough:
             record.gate = seat.pool.gate
             return None
         return Table.reserve(seat.pool, need, record.id)
@@ -144,6 +154,11 @@ class Book:
     def _moved(self, pool: str, blocks: tuple[int, ...], owner: int | None, state: str):
         if self.moves is not None:
             self.moves.append(BlockMove(self.now_ns, pool, state, owner, blocks))
+
+    def because(self, rule: str, **numbers):
+        """Notes a rule that fired, where anybody asks why."""
+        if self.reasons is not None:
+            self.reasons.append(Reason(rule, numbers))
 
     def new_id(self) -> int:
         self._ids += 1

@@ -55,23 +55,29 @@ class Decoding:
         while (record := seat.landed.peek()) is not None:
             if len(seat.rows) >= limit:
                 record.gate = BATCH_SLOT
+                self.book.because("join: no slot", request=record.id, rows=len(seat.rows), limit=limit)
             elif not seat.is_full(record) or self._grow(seat, record):
                 seat.landed.remove(record)
                 self.book.move(record, Stage.RUNNING)
                 seat.join(record)
+                self.book.because("join", request=record.id, rows=len(seat.rows), limit=limit)
                 continue
             seat.landed.gate = record.gate
             return
 
     def _grow(self, seat: DecodeSeat, record: Record) -> bool:
         """One more block, taken from a younger request where the pool is full; False where it must wait."""
+        available, why = seat.pool.available, {"request": record.id, "pool": seat.pool.name, "context": record.context}
         while (blocks := record.decode_table.grow()) is None:
             coming = any(r.stage is Stage.SPILLING and r.seat == record.seat for r in self.book.records.values())
             victim = self._victim(seat, record)
             if coming or seat.steps or victim is None:
                 record.gate = seat.pool.gate
+                self.book.because("grow: no block", **why)
                 return False
+            self.book.because("preempt", request=record.id, victim=victim.id, policy=self.book.config.policy)
             self.movement.preempt(seat, victim)
+        self.book.because("grow", available=available, **why)
         if record.id in seat.rows:
             seat.grown.append((record.id, blocks[0]))
         return True

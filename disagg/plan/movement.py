@@ -71,6 +71,8 @@ class Movement:
             host_room=book.host.available >= blocks, prefill_backlog=book.backlog,
             bytes_ahead=paging * size * book.token_bytes,
         )  # fmt: skip
+        costs = [None if ns is None else round(ns / 1e6, 1) for ns in (choice.spill_ns, choice.recompute_ns)]
+        book.because(choice.arm.value, request=record.id, spill_ms=costs[0], recompute_ms=costs[1])
         book.counts["preemptions"] += 1
         book.out.append(Preempted(choice, book.now_ns))
         seat.leave(record)

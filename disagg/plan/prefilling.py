@@ -47,14 +47,19 @@ class Prefilling:
 
     def _admit(self, seat: PrefillSeat, record: Record) -> bool:
         """Reserves the whole prompt's blocks, or leaves the record in its queue with the gate's name."""
-        if not self._has_slot(seat):
+        ahead, limit = self._places(seat)
+        if limit is not None and ahead >= limit:
             seat.queue.gate = record.gate = BATCH_SLOT
+            self.book.because("admit: no slot", request=record.id, ahead=ahead, limit=limit)
             return False
         if seat.decode is not None:
             table = record.decode_table = self.book.reserve_decode(seat.decode, record, record.prefill_target + 1)
         else:
             blocks = blocks_for(record.prefill_target, self.book.config.block_size)
+            available = seat.pool.available
             table = record.prefill_table = Table.reserve(seat.pool, blocks, record.id)
+            rule = "admit: no block" if table is None else "admit"
+            self.book.because(rule, request=record.id, need=blocks, available=available, pool=seat.pool.name)
         if table is None:
             seat.queue.gate = record.gate = seat.pool.gate
             return False
@@ -63,21 +68,25 @@ class Prefilling:
         self.book.move(record, Stage.PREFILLING)
         return True
 
-    def _has_slot(self, seat: PrefillSeat) -> bool:
-        """Back-pressure from the batch: always where one device does both, and where a target limits the batch."""
+    def _places(self, seat: PrefillSeat) -> tuple[int, int | None]:
+        """Back-pressure from the batch: requests on their way to it, and places; None where nothing limits them.
+
+        One device that does both always limits; two only where a target keeps the batch small.
+        """
         book = self.book
         most = book.config.max_batch
         if seat.decode is not None:
             ahead = len(seat.decode.rows) + len(seat.decode.landed) + len(seat.partial)
-            return ahead < seat.decode.limit(most)
-        if book.config.itl_target_s is None:
-            return True
-        return sum(book.population[stage] for stage in PIPELINE) < sum(seat.limit(most) for seat in book.decodes)
+            return ahead, seat.decode.limit(most)
+        ahead = sum(book.population[stage] for stage in PIPELINE)
+        return ahead, None if book.config.itl_target_s is None else sum(seat.limit(most) for seat in book.decodes)
 
     def _chunk(self, seat: PrefillSeat, record: Record, stop: int, pass_id: int) -> Chunk:
         """The next chunk of a record; on a streamed route its layers may travel as they are computed."""
         book = self.book
         start, record.prefilled = record.prefilled, stop
+        target, budget = record.prefill_target, book.config.chunk_tokens
+        book.because("chunk", request=record.id, start=start, stop=stop, target=target, budget=budget)
         book.backlog -= stop - start
         table = record.decode_table if seat.decode else record.prefill_table
         table.pin(pass_id)

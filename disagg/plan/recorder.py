@@ -97,9 +97,9 @@ def gauges(book: Book) -> list[tuple[str, Callable[[], int | str]]]:
     queues |= {id(seat.landed): (f"{seat.worker} landed", seat.landed) for seat in book.decodes}
     queues[id(book.wanting)] = ("wanting", book.wanting)
     for name, queue in queues.values():
-        found += [(name, queue.__len__), (f"gate {name}", partial(getattr, queue, "gate"))]
+        found += [(name, partial(len, queue)), (f"gate {name}", partial(getattr, queue, "gate"))]
     found += [(f"free {pool.name}", partial(getattr, pool, "available")) for pool in book.pools() if pool.total]
-    return found + [(f"batch {seat.worker.index}", seat.rows.__len__) for seat in book.decodes]
+    return found + [(f"batch {seat.worker.index}", partial(len, seat.rows)) for seat in book.decodes]
 
 
 def devices(config: Config) -> dict[str, str]:

@@ -127,6 +127,9 @@ class Job:
     eos_ids: frozenset[int] = frozenset()
     sampling: Sampling = Sampling()
 
+    def __deepcopy__(self, memo) -> "Job":
+        return self  # frozen all through: a copy of a world shares its jobs
+
 
 @dataclass(eq=False)
 class Record:

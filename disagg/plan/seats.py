@@ -40,7 +40,7 @@ class Step:
     id: int
     number: int
     requests: tuple[int, ...]
-    appends: tuple
+    outputs: tuple
     used_slots: int
     padded_slots: int
     pinned: list[Table] = field(default_factory=list)  # tables of requests that ended while it ran
@@ -181,8 +181,8 @@ class DecodeSeat:
         for group in groups:
             used, padded = used + group.used, padded + group.longest * len(group.ids)
             group.advance()
-        appends = tuple(chain.from_iterable(group.appends for group in groups))
-        self.steps.append(Step(step_id, self.next_step, tuple(chain.from_iterable(ids)), appends, used, padded))
+        outputs = tuple(chain.from_iterable(group.outputs for group in groups))
+        self.steps.append(Step(step_id, self.next_step, tuple(chain.from_iterable(ids)), outputs, used, padded))
         self.next_step += 1
         self.left, self.joins, self.grown = [], [], []
         return command
@@ -197,8 +197,8 @@ class DecodeSeat:
 
     def take_tokens(self, step: Step, tokens: tuple[int, ...], eos_ids: frozenset[int]) -> list[Record]:
         """Hands the step's tokens to its records; returns those that may end with them."""
-        for append, token in zip(step.appends, tokens, strict=True):
-            append(token)
+        for output, token in zip(step.outputs, tokens, strict=True):
+            output.append(token)
         ending = [row.record for row in self.endings.pop(step.number, ())]
         if not eos_ids.isdisjoint(tokens):
             by_request = dict(zip(step.requests, tokens, strict=True))

@@ -5,7 +5,7 @@ cost model, which this is not: its default speeds are round numbers.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from disagg.plan import commands as cmd
@@ -73,6 +73,11 @@ class World:
             raise RequestError(refusal)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=self.recorder.timeline)
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
+
+    def retune(self, config: Config):
+        """New settings from this instant on, of those that a running engine can change."""
+        self.controller.check_live(config)
+        self.deliver(ev.Retune(config))
 
     def step(self) -> bool:
         """Runs the next scheduled action; False where there is none left."""
@@ -215,16 +220,21 @@ class World:
         self.drive_lanes()
 
 
-def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speeds()) -> Run:
-    """Serves requests given as token ids in a plain virtual world; the same Run as `Engine.serve`."""
+def world_of(config: Config, requests: Sequence[Request], speeds: Speeds, kind: type[World] = World) -> World:
+    """A world in which these requests, given as token ids, will arrive."""
     sizes = {name: getattr(config, name) if getattr(config, name) is not None else 4096
              for name in ("prefill_blocks", "decode_blocks", "host_blocks")}  # fmt: skip
-    world = World(config.replace(**sizes), speeds)
-    requests = list(requests)
+    world = kind(config.replace(**sizes), speeds)
     for index, request in enumerate(requests):
         if isinstance(request.prompt, str):
             raise RequestError("simulate takes prompts as token ids: it has no tokenizer")
         arrival = round(request.arrival_s * 1e9)
         world.submit(Job(index, tuple(request.prompt), request.max_new_tokens, arrival, sampling=request.sampling))
+    return world
+
+
+def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speeds()) -> Run:
+    """Serves requests given as token ids in a plain virtual world; the same Run as `Engine.serve`."""
+    world = world_of(config, list(requests), speeds)
     world.run()
-    return world.recorder.run(config, [world.results[index] for index in range(len(requests))])
+    return world.recorder.run(config, list(world.results.values()))

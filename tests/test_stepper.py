@@ -1,0 +1,96 @@
+"""Stepping: every moment is the same forward and back, says why, and a fork changes only what comes after it."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from disagg import Config, Request
+from disagg.plan.config import PRESETS
+from disagg.plan.errors import ConfigError
+from disagg.plan.simulator import simulate
+from disagg.plan.stepper import EVERY, Stepper
+
+
+def requests(count=12, seed=0):
+    draw = random.Random(seed)
+    return [Request([1] * draw.randint(4, 120), draw.randint(1, 20), arrival_s=0.2 * i) for i in range(count)]
+
+
+def tight(preset: str) -> Config:
+    sizes = {"decode_blocks": 24, "host_blocks": 24 if preset in ("paged", "dynamic") else 0, "prefill_blocks": 24}
+    return Config.preset(preset, link=0.05e9, layers_per_copy=5, **sizes)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_moments_are_the_same_forward_back_and_in_another_stepper(preset):
+    stepper, other = Stepper(tight(preset), requests()), Stepper(tight(preset), requests())
+    forward = [stepper.moment.to_bytes()]
+    while stepper.position < len(stepper) - 1:
+        forward.append(stepper.step().to_bytes())
+    assert len(forward) == len(stepper) > EVERY, "several windows"
+    back = [stepper.moment.to_bytes()]
+    while stepper.position:
+        back.append(stepper.back().to_bytes())
+    assert back[::-1] == forward
+    numbers = random.Random(preset).sample(range(len(other)), 30)
+    assert [other.go(number).to_bytes() for number in numbers] == [forward[number] for number in numbers]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_moments_are_the_events_of_the_simulated_run(preset):
+    stepper, run = Stepper(tight(preset), requests()), simulate(tight(preset), requests())
+    assert [stepper.at(n).at_ns for n in range(len(stepper))] == [at for at, _ in run.log]
+    assert [r.token_times_ns for r in stepper.run().results] == [r.token_times_ns for r in run.results]
+
+
+def test_a_moment_shows_what_is_held_and_where():
+    stepper = Stepper(tight("paged"), requests())
+    for number in range(len(stepper)):
+        state = stepper.at(number).state
+        tables = {"prefill 0": "prefill", "decode 0": "decode", "host": "host"}
+        for pool, memory in tables.items():
+            held = state["pools"][pool]
+            blocks = [block for entry in held["held"] for block in entry["blocks"]]
+            assert len(set(blocks)) == len(blocks) == held["total"] - held["free"]
+            owned = {b for r in state["requests"].values() for b in r["tables"].get(memory, [])}
+            assert owned <= set(blocks)
+    last = stepper.at(len(stepper) - 1).state
+    assert last["requests"] == {} and all(pool["held"] == [] for pool in last["pools"].values())
+
+
+def test_it_says_why_with_the_numbers_compared():
+    stepper = Stepper(tight("paged"), requests())
+    words = "\n".join(str(stepper.at(number)) for number in range(len(stepper)))
+    for rule in ("starts prefill: it takes", "waits for decode 0:", "joins the batch as row", "makes room for request",
+                 "is the last by policy fcfs", "is spilled:", "takes one more block", "ends (length)"):  # fmt: skip
+        assert rule in words, rule
+    assert str(stepper.go(0)).splitlines()[0].endswith("at most 13 new ones")
+    few = "\n".join(str(Stepper(Config.preset("baseline"), requests()).at(n)) for n in range(20))
+    assert "1 requests are on their way to 1 places in the batch" in few
+
+
+def test_the_ends_hold():
+    stepper = Stepper(tight("split"), requests(2))
+    assert stepper.back() is stepper.moment and stepper.position == 0
+    assert stepper.step(10**6).number == len(stepper) - 1
+    with pytest.raises(ConfigError, match="moment .* does not exist: this run has"):
+        stepper.go(len(stepper))
+
+
+def test_a_fork_shares_the_past_and_changes_the_future():
+    stepper = Stepper(tight("streamed"), requests(20))
+    stepper.go(60)
+    kept, changed = stepper.fork(max_batch=1)
+    at = stepper.moment.at_ns
+    assert [r.token_times_ns for r in kept.results] == [r.token_times_ns for r in stepper.run().results]
+    for a, b in zip(kept.results, changed.results, strict=True):
+        assert [t for t in a.token_times_ns if t <= at] == [t for t in b.token_times_ns if t <= at]
+        assert a.token_ids == b.token_ids
+    rows = {span.ready_ns: span.count for span in changed.timeline.spans if span.kind == "decode"}
+    assert all(rows[b] <= max(1, rows[a]) for a, b in pairwise(sorted(rows)) if a > at), "nobody joins a batch above 1"
+    assert changed.timeline.end_ns > kept.timeline.end_ns
+    with pytest.raises(ConfigError, match="can't change while the engine runs"):
+        stepper.fork(block_size=32)
+    same, again = stepper.fork(config=stepper.run().config)
+    assert [s for s in same.timeline.spans] == [s for s in again.timeline.spans], "nothing changed, nothing differs"
