@@ -11,7 +11,7 @@ import torch
 @cache
 def machine() -> dict:
     """CPU, cores, memory, GPUs, system."""
-    model = platform.processor() or platform.machine()
+    model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)

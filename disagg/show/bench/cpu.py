@@ -115,14 +115,14 @@ def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
     return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
 
 
-def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 96) -> list[Row]:
+def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 160) -> list[Row]:
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
-    lengths = [16 + (index * 29) % 160 + new_tokens for index in range(count)]
+    lengths = [16 + (index * 29) % 48 + new_tokens for index in range(count)]
     say("paged: the reference's logits")
     torch.set_num_threads(1)
     answers = reference_continuations(model, prompts(model, lengths), new_tokens)
     requests, link = forced(answers), PAGING_LINK
-    config = Config.preset("paged", model=model.name, link=link, layers_per_copy=model.layers)
+    config = Config.preset("paged", model=model.name, link=link, layers_per_copy=model.layers, decode_blocks=1024)
     say("paged: unlimited")
     with Engine(config, model=model) as engine:
         run = engine.serve(requests)
