@@ -1,0 +1,136 @@
+"""The controller one event at a time: what happened, why, and the state before and after, side by side.
+
+    stepper(Config.preset("paged", decode_blocks=12), [Request([1] * 60, 8), Request([1] * 90, 8)])
+
+Buttons, slider and keys move a `Stepper` (plan/stepper); this file only shows what it says.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+import ipywidgets
+
+from disagg.plan.config import Config
+from disagg.plan.request import Request
+from disagg.plan.results import Run
+from disagg.plan.stepper import Moment, Stepper
+from disagg.show.facts import plural
+
+STYLE = "text-align:left;padding:1px 12px 1px 0;vertical-align:top"
+
+
+class StepperView:
+    """A panel over a `Stepper`. `step()` and `back()` do what the buttons do; closing twice does nothing."""
+
+    def __init__(self, stepper: Stepper):
+        self.stepper = stepper
+        wide, last = ipywidgets.Layout(width="520px"), max(1, len(stepper) - 1)
+        self.back_button = ipywidgets.Button(description="Back", tooltip="To the event before")
+        self.step_button = ipywidgets.Button(
+            description="Step", button_style="primary", tooltip="Give the controller its next event"
+        )
+        self.slider = ipywidgets.IntSlider(description="event", min=0, max=last, continuous_update=False, layout=wide)
+        self.words, self.table = ipywidgets.HTML(), ipywidgets.HTML()
+        controls = ipywidgets.HBox([self.back_button, self.step_button, self.slider])
+        self.panel = ipywidgets.VBox([controls, self.words, self.table])
+        self.step_button.on_click(lambda button: self.step())
+        self.back_button.on_click(lambda button: self.back())
+        self.slider.observe(lambda change: self._show(change["new"]), names="value")
+        self._show(0)
+
+    def step(self):
+        """One event on."""
+        self.slider.value = min(self.slider.value + 1, len(self.stepper) - 1)
+
+    def back(self):
+        """One event back."""
+        self.slider.value = max(self.slider.value - 1, 0)
+
+    def fork(self, **changes) -> tuple[Run, Run]:
+        """Both futures of the moment shown: as it was, and with other settings from there on."""
+        return self.stepper.fork(**changes)
+
+    def close(self):
+        for box in (*self.panel.children[0].children, *self.panel.children, self.panel):
+            box.close()
+
+    def __repr__(self) -> str:
+        return f"The controller one event at a time: {plural(len(self.stepper), 'event')}, buttons Back and Step."
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """The panel, and a sentence that stands for it where no kernel runs."""
+        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
+
+    def _show(self, number: int):
+        moment = self.stepper.go(number)
+        before = self.stepper.at(number - 1) if number else None
+        self.words.value, self.table.value = _words(moment, len(self.stepper)), _table(before, moment)
+
+
+def stepper(config: Config, requests: Sequence[Request]) -> StepperView:
+    """Steps through a simulated run of these requests (prompts as token ids)."""
+    return StepperView(Stepper(config, requests))
+
+
+def _words(moment: Moment, length: int) -> str:
+    """Event, reasons and commands as a short list."""
+    head = f"<b>{moment.number + 1} of {length}, at {moment.at_ns / 1e6:.1f} ms: {escape(moment.event)}</b>"
+    whys = "".join(f"<li>because {escape(why)}</li>" for why in moment.why)
+    commands = "".join(f"<li>→ {escape(command)}</li>" for command in moment.commands)
+    return f"{head}<ul style='margin:2px 0;line-height:1.4'>{whys or '<li>no rule fired</li>'}{commands}</ul>"
+
+
+def _table(before: Moment | None, after: Moment) -> str:
+    """A row for each queue, memory, wire, batch and request; what changed is bold and marked."""
+    old, new = rows_of(before.state) if before else {}, rows_of(after.state)
+    head = "".join(f"<th style='{STYLE}'>{title}</th>" for title in ("", "before", "after"))
+    lines = []
+    for name in dict.fromkeys((*new, *old)):
+        was, now = old.get(name, "–"), new.get(name, "–")
+        shown = escape(now) if was == now else f"<b>▸ {escape(now)}</b>"
+        cells = (escape(name), escape(was), shown)
+        lines.append("<tr>" + "".join(f"<td style='{STYLE}'>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def rows_of(state: dict) -> dict[str, str]:
+    """A state in words: name → what there is."""
+    rows = {}
+    for name, queue in state["queues"].items():
+        gate = f", held by {queue['gate']}" if queue["gate"] else ""
+        rows[_queue_name(name)] = f"requests {_ids(queue['requests'])}{gate}" if queue["requests"] else "empty"
+    for worker, requests in state["passes"].items():
+        rows[f"pass on {worker}"] = f"requests {_ids(requests)}" if requests else "idle"
+    for name, wire in state["wires"].items():
+        rows[f"wire {name}"] = ("a copy under way" if wire["busy"] else "idle") + f", {wire['waiting']} waiting"
+    if state["ring"]:
+        rows["ring"] = f"{state['ring']['total'] - state['ring']['free']} of {state['ring']['total']} slots held"
+    for worker, groups in state["batches"].items():
+        rows[f"batch of {worker}"] = " | ".join(_ids(group) for group in groups) or "empty"
+    for name, pool in state["pools"].items():
+        rows[f"memory {name}"] = f"{pool['free']} of {pool['total']} blocks free"
+    for number, request in state["requests"].items():
+        tables = "; ".join(f"{memory} {_ids(blocks)}" for memory, blocks in request["tables"].items())
+        rows[f"request {number}"] = f"{request['stage']}, {plural(request['tokens'], 'token')}" + (
+            f"; blocks: {tables}" if tables else ""
+        )
+    return rows
+
+
+def _queue_name(name: str) -> str:
+    """What a student reads for "prefill 0 queue", "decode 0 landed" and "wanting"."""
+    *worker, role = name.split()
+    if role == "wanting":
+        return "waiting for blocks on a decode device"
+    return f"{'queue for' if role == 'queue' else 'landed on'} {' '.join(worker)}"
+
+
+def _ids(numbers: list[int]) -> str:
+    """0, 1, 2, 5 as "0–2, 5", in the order given."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
