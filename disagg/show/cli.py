@@ -93,13 +93,13 @@ def parity(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="cpu or law")] = "cpu",
+    suite: Annotated[str, typer.Option(help="cpu, law or see")] = "cpu",
     json: JsonFile = None,
 ):
     """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
-    from disagg.show.bench import cpu, law
+    from disagg.show.bench import cpu, law, see
 
-    suites = {"cpu": cpu.suite, "law": law.suite}
+    suites = {"cpu": cpu.suite, "law": law.suite, "see": see.suite}
     if suite not in suites:
         raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}", param_hint="--suite")
     _measure(suites[suite], f"bench, suite {suite}", json)
