@@ -76,6 +76,19 @@ class Run:
     interrupted: bool = False
     machine: str = ""  # on which it was measured, in words
 
+    def save(self, path, overwrite: bool = False):
+        """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
+        from disagg.plan.archive import save
+
+        save(path, self.timeline, self, overwrite)
+
+    @classmethod
+    def load(cls, path, within=None) -> "Run":
+        """What `save` wrote; `within` is a folder that the path must not leave. FileError."""
+        from disagg.plan.archive import load_run
+
+        return load_run(path, within)
+
     @property
     def anomalies(self) -> int:
         """Notices that came late, twice or for nothing; 0 where no fault was injected."""
