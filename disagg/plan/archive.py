@@ -20,7 +20,7 @@ from disagg.plan.paging import Arm, Choice
 from disagg.plan.request import Stage
 from disagg.plan.results import Result, Run
 from disagg.plan.schema import COUNTS, HEADER, SHAPES, check, short
-from disagg.plan.timeline import BlockMove, Span, Timeline
+from disagg.plan.timeline import BlockMove, Mark, Span, Timeline
 
 FORMAT, VERSION = "disagg", 1
 OF_A_RUN = ("config", "machine", "counts", "padding", "peak_blocks", "interrupted")  # of the header
@@ -74,8 +74,7 @@ class Reader:
         self.closed = False
         self._counts = dict.fromkeys(SHAPES, 0)
         self._take = {
-            "span": self._span, "mark": self.timeline.marks.append, "move": self._move,
-            "choice": self._choice, "result": self._result,
+            "span": self._span, "mark": self._mark, "move": self._move, "choice": self._choice, "result": self._result,
         }  # fmt: skip
 
     def take(self, row: dict):
@@ -90,11 +89,9 @@ class Reader:
         shape = SHAPES.get(kind)
         if shape is None:
             raise FileError(f"a line must start with {', '.join(SHAPES)} or end; got {short(kind)}")
-        row = {shape.stands_for: row.pop(kind), **row}
+        row[shape.stands_for] = row.pop(kind)
         check(row, shape.fields, shape.defaults)
         self._counts[kind] += 1
-        if kind in ("span", "mark", "move"):
-            row = shape.make(**{name: tuple(v) if type(v) is list else v for name, v in row.items()})
         self._take[kind](row)
 
     def run(self) -> Run | None:
@@ -130,24 +127,29 @@ class Reader:
             raise FileError(f"the closing line counts {short(row['end'])}, but there are {self._counts}")
         self.closed = True
 
-    def _span(self, span: Span):
+    def _span(self, row: dict):
+        span = Span(**{name: tuple(value) if type(value) is list else value for name, value in row.items()})
         if span.end_ns < span.start_ns:
             raise FileError(f"a span ends before it starts: start_ns {span.start_ns}, end_ns {span.end_ns}")
         self._known(span.place, self.timeline.devices, "place", "devices")
         marks = span.hand_offs_ns
         if marks and not span.start_ns <= marks[0] <= marks[-1] <= span.end_ns:
             raise FileError("a layer is handed off outside of its pass")
-        if not set(span.firsts) <= set(span.requests):
+        if span.firsts and not set(span.firsts) <= set(span.requests):
             raise FileError("firsts names a request that is not among the span's requests")
         self.timeline.spans.append(span)
 
-    def _move(self, move: BlockMove):
-        self._known(move.pool, self.timeline.sizes, "pool", "sizes")
-        if max(move.blocks, default=0) >= self.timeline.sizes[move.pool]:
-            raise FileError(f"{move.pool} has {self.timeline.sizes[move.pool]} blocks; got block {max(move.blocks)}")
-        if (move.owner is None) != (move.state == "free"):
-            raise FileError(f"free blocks have no owner, and others have one; got {move.state} and {move.owner}")
-        self.timeline.moves.append(move)
+    def _mark(self, row: dict):
+        self.timeline.marks.append(Mark(**row))
+
+    def _move(self, row: dict):
+        pool, blocks, state, owner = row["pool"], row["blocks"], row["state"], row["owner"]
+        self._known(pool, self.timeline.sizes, "pool", "sizes")
+        if max(blocks, default=0) >= self.timeline.sizes[pool]:
+            raise FileError(f"{pool} has {self.timeline.sizes[pool]} blocks; got block {max(blocks)}")
+        if (owner is None) != (state == "free"):
+            raise FileError(f"free blocks have no owner, and others have one; got {state} and owner {owner}")
+        self.timeline.moves.append(BlockMove(row["at_ns"], pool, state, owner, tuple(blocks)))
 
     def _choice(self, row: dict):
         self.choices.append(Choice(**{**row, "arm": Arm(row["arm"])}))

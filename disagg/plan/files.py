@@ -5,6 +5,7 @@ so neither a bomb of gzip nor one of brackets costs more than these bounds.
 """
 
 import gzip
+import io
 import json
 import math
 import os
@@ -92,7 +93,8 @@ def _lines(path: Path) -> Iterator[bytes]:
         if path.exists() and not path.is_file():
             raise FileError(f"{path} is not a file")
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            while line := file.readline(LINE_BYTES + 1):
+            lines = io.BufferedReader(file, 2**16)
+            while line := lines.readline(LINE_BYTES + 1):
                 number, total = number + 1, total + len(line)
                 _check_size(path, number, total, len(line))
                 yield line
@@ -115,7 +117,8 @@ def _object(line: bytes) -> dict:
     if not _shallow(line):
         raise FileError(f"brackets stand more than {DEPTH} deep")
     try:
-        found = _JSON.decode(line.decode("utf-8"))
+        text = line.decode("utf-8")
+        found, end = _JSON.raw_decode(text)
     except UnicodeDecodeError as error:
         raise FileError(f"it is not UTF-8 text (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
@@ -124,8 +127,8 @@ def _object(line: bytes) -> dict:
         raise
     except ValueError:  # more digits than Python takes
         raise FileError("a number is too long") from None
-    if not isinstance(found, dict):
-        raise FileError("it holds no JSON object")
+    if not isinstance(found, dict) or text[end:].strip():
+        raise FileError("it does not hold one JSON object")
     return found
 
 

@@ -120,14 +120,16 @@ class Shape:
 def check(row: dict, fields: dict[str, Field], may_lack: Container[str] = ()):
     """FileError where a field is unknown, wrong or missing."""
     for name, value in row.items():
-        if name not in fields:
+        field = fields.get(name)
+        if field is None:
             raise FileError(f"field {name[:40]!r} is unknown; known: {', '.join(fields)}")
-        if not fields[name].holds(value):
-            raise FileError(f"{name} must be {fields[name].wanted}; got {short(value)}")
+        holds, wanted = field
+        if not holds(value):
+            raise FileError(f"{name} must be {wanted}; got {short(value)}")
     if len(row) < len(fields):
-        missing = [name for name in fields if name not in row and name not in may_lack]
-        if missing:
-            raise FileError(f"field {missing[0]!r} is missing")
+        for name in fields:
+            if name not in row and name not in may_lack:
+                raise FileError(f"field {name!r} is missing")
 
 
 def _defaults(make: type) -> dict:

@@ -19,7 +19,7 @@ def many_spans(count: int, seed: int = 0) -> Run:
     """A simulated run of `count` spans or somewhat more: a staged hand-off of one chunk takes two copies a layer."""
     draw, speeds = random.Random(seed), Speeds(prefill_token=397_001, step=6_100_003, step_row=610_007)
     requests = [
-        Request([1] * draw.randint(32, 256), draw.randint(2, 8), arrival_s=draw.uniform(0.1, 0.2) * index)
+        Request([1] * draw.randint(32, 256), draw.randint(2, 4), arrival_s=draw.uniform(0.1, 0.2) * index)
         for index in range(-(-count // (2 * speeds.layers)))
     ]
     return simulate(Config.preset("staged", link=draw.uniform(0.2e9, 0.3e9)), requests, speeds)
