@@ -117,6 +117,17 @@ def row_names(timeline) -> dict[str, str]:
     return names
 
 
+def places(timeline) -> list[tuple[str, str, str, str]]:
+    """For each worker and lane: its name, its busy share, how many spans it has, and what it moved."""
+    whole_ns, rows = timeline.end_ns - timeline.start_ns, []
+    for place, name in row_names(timeline).items():
+        spans = [span for span in timeline.spans if span.place == place]
+        moved = sum(span.nbytes for span in spans)
+        busy = f"{timeline.busy(place) / whole_ns:.0%}"
+        rows.append((name, busy, str(len(spans)), megabytes(moved) if moved else ""))
+    return rows
+
+
 def _copies(copies: list[Span]) -> str:
     if not copies:
         return "nothing copied"
