@@ -214,7 +214,7 @@ def _config_from(row: dict) -> Config:
     try:
         return Config().replace(**{**row, "link": _link_from(row.get("link"))})
     except (TypeError, ValueError, OverflowError) as error:
-        raise FileError(f"config: {short(str(error))}") from None
+        raise FileError(f"config: {str(error)[:200]}") from None
 
 
 def _link_from(value):
