@@ -127,6 +127,14 @@ def test_an_arrow_leads_from_each_layer_to_its_landing(preset, hops, tmp_path):
         assert set(touched) == passes, "each chunk's pass sends its own layers"
 
 
+def test_pieces_that_waited_for_their_target_keep_their_own_pass(tmp_path):
+    """Both became ready after the second pass, when the target's blocks were known."""
+    passes = [Span("prefill", "prefill 0", at, at + 100, (0,), hand_offs_ns=(at + 50,)) for at in (0, 100)]
+    copies = [Span("copy", "direct 0", at, at + 50, (0,), 0, 1, 8, transfer=2, ready_ns=300) for at in (300, 350)]
+    arrows = arrows_of(traced(Timeline(passes + copies), tmp_path))
+    assert [[ns(end["ts"]) for end in ends] for ends in arrows] == [[0, 300], [100, 350]]
+
+
 def test_rows_stand_in_the_order_of_a_requests_way(tmp_path):
     events = traced(simulated("staged").timeline, tmp_path)
     processes = ["prefill on cpu", "link to host", "link to decode", "decode on cpu", QUEUES]
