@@ -4,12 +4,13 @@ from disagg import Config, Engine, Request, simulate
 """
 
 from disagg.plan.config import Config
+from disagg.plan.difference import diff
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.simulator import simulate
 from disagg.plan.timeline import Timeline
 
-__all__ = ["Config", "Engine", "Link", "Request", "Timeline", "simulate"]
+__all__ = ["Config", "Engine", "Link", "Request", "Timeline", "diff", "simulate"]
 __version__ = "0.1.0"
 
 

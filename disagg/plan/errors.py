@@ -19,3 +19,11 @@ class ModelError(DisaggError, ValueError):
 
 class EngineError(DisaggError, RuntimeError):
     """The engine can't go on: closed, broken by a dead worker, or out of memory."""
+
+
+class FileError(DisaggError, ValueError):
+    """A file can't be read as a recording, or can't be written: where it is wrong, and why."""
+
+
+class DifferenceError(DisaggError, ValueError):
+    """Two runs can't be compared: they served other requests."""

@@ -76,6 +76,19 @@ class Run:
     interrupted: bool = False
     machine: str = ""  # on which it was measured, in words
 
+    def save(self, path, overwrite: bool = False):
+        """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
+        from disagg.plan.archive import save
+
+        save(path, self.timeline, self, overwrite)
+
+    @classmethod
+    def load(cls, path, within=None) -> "Run":
+        """What `save` wrote; `within` is a folder that the path must not leave. FileError."""
+        from disagg.plan.archive import load_run
+
+        return load_run(path, within)
+
     @property
     def anomalies(self) -> int:
         """Notices that came late, twice or for nothing; 0 where no fault was injected."""
@@ -87,9 +100,10 @@ class Run:
     def receipts(self) -> dict[str, float]:
         """Mean seconds of a request by name: where the milliseconds went."""
         sums: Counter[str] = Counter()
-        for result in self.results:
+        served = [result for result in self.results if result.request >= 0]  # an interrupt leaves some that never were
+        for result in served:
             sums.update(result.receipt.totals())
-        return {name: sums[name] / len(self.results) for name in NAMES if name in sums}
+        return {name: sums[name] / len(served) for name in NAMES if name in sums}
 
     def law(self, index: int) -> Law | None:
         """What the law predicts for one result's hand-off, beside `overlap`; None where it does not hold."""

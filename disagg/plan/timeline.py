@@ -129,6 +129,25 @@ class Timeline:
     sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
     _index: tuple[tuple[int, int], Index] | None = field(default=None, repr=False, compare=False)
 
+    def save(self, path, overwrite: bool = False):
+        """Writes a recording: JSON lines, packed where the name ends in .gz. Whole or not at all; FileError."""
+        from disagg.plan.archive import save
+
+        save(path, self, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path, within=None) -> "Timeline":
+        """From a recording of a timeline or of a run; `within` is a folder that the path must not leave. FileError."""
+        from disagg.plan.archive import load_timeline
+
+        return load_timeline(path, within)
+
+    def to_perfetto(self, path):
+        """Writes trace events for https://ui.perfetto.dev, packed where the name ends in .gz."""
+        from disagg.plan.perfetto import export
+
+        export(self, path)
+
     def index(self) -> Index:
         """Spans and marks as they are now, ready to be asked; kept until more are recorded."""
         now = len(self.spans), len(self.marks)

@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | figure | parity | bench"""
+"""python -m disagg setup | doctor | demo | figure | timeline | parity | bench"""
 
 import os
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from disagg.plan.errors import DisaggError
+from disagg.plan.errors import DisaggError, FileError
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
 console = Console()
@@ -77,6 +78,55 @@ def figure(name: Annotated[str, typer.Argument(help="which picture of figures/")
         say(f"figure {name}: a real run")
         path = figures.make(name)
     console.print(f"written: {path}")
+
+
+@app.command()
+def timeline(
+    file: Annotated[Path, typer.Argument(help="a recording: what run.save(...) wrote")],
+    perfetto: Annotated[Path | None, typer.Option(help="also write trace events for ui.perfetto.dev here")] = None,
+    png: Annotated[Path | None, typer.Option(help="also write the picture here")] = None,
+    receipts: Annotated[bool, typer.Option("--receipts", help="also say where the milliseconds went")] = False,
+):
+    """Reads a saved run: a sentence, what each device and link did, and on demand its picture, trace and receipts."""
+    from disagg.plan.files import whole
+    from disagg.plan.results import Run
+    from disagg.show import facts
+
+    run = Run.load(file)
+    for out in (perfetto, png):
+        if out is not None and out.resolve() == file.resolve():
+            raise typer.BadParameter(f"{out} is the recording itself; name another file")
+    if run.timeline.end_ns <= run.timeline.start_ns:
+        raise FileError(f"{file} holds {facts.plural(len(run.results), 'request')}, but no time was recorded")
+    _say_plainly(facts.sentence(run), f"Recorded on {run.machine or 'a machine without a name'}.")
+    console.print(_table(("", "busy", "spans", "moved"), facts.places(run.timeline)))
+    if receipts:
+        rows = [(name, f"{1e3 * seconds:.1f} ms") for name, seconds in run.receipts().items()]
+        console.print(_table(("a request, on average", "time"), rows))
+    if perfetto is not None:
+        run.timeline.to_perfetto(perfetto)
+        _say_plainly(f"written: {perfetto}")
+    if png is not None:
+        from disagg.show.plots import timeline_picture
+
+        with whole(png) as out:
+            out.write(timeline_picture(run).png())
+        _say_plainly(f"written: {png}")
+
+
+def _table(columns: tuple[str, ...], rows) -> Table:
+    table = Table(box=None)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _say_plainly(*lines: str):
+    """Text from a file, in which nothing is markup."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command()
@@ -154,5 +204,5 @@ def main():
     try:
         app(standalone_mode=True)
     except DisaggError as error:
-        console.print(f"[bold]{type(error).__name__}[/bold]: {error}", highlight=False)
+        console.print(f"[bold]{type(error).__name__}[/bold]: {escape(str(error))}", highlight=False)
         raise SystemExit(1) from None

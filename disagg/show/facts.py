@@ -85,6 +85,8 @@ def _counts_of_run(run: Run) -> str:
 def _times_of_run(run: Run) -> str:
     start = run.timeline.start_ns
     seconds, overlap = (run.timeline.end_ns - start) / 1e9, run.overlap()
+    if not run.timeline.spans:
+        return f"{plural(len(run.results), 'request')}; nothing was recorded."
     busy = ", ".join(
         f"{name} {run.timeline.busy(place) / 1e9 / seconds:.0%}" for place, name in row_names(run.timeline).items()
     )
@@ -115,6 +117,17 @@ def row_names(timeline) -> dict[str, str]:
         name = "device" if shared and role == "decode" else _ROWS[role]
         names[place] = f"{name} {place.split()[1]}" if roles.count(role) > 1 else name
     return names
+
+
+def places(timeline) -> list[tuple[str, str, str, str]]:
+    """For each worker and lane: its name, its busy share, how many spans it has, and what it moved."""
+    whole_ns, rows = timeline.end_ns - timeline.start_ns, []
+    for place, name in row_names(timeline).items():
+        spans = [span for span in timeline.spans if span.place == place]
+        moved = sum(span.nbytes for span in spans)
+        busy = f"{timeline.busy(place) / whole_ns:.0%}"
+        rows.append((name, busy, str(len(spans)), megabytes(moved) if moved else ""))
+    return rows
 
 
 def _copies(copies: list[Span]) -> str:

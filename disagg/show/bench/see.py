@@ -10,6 +10,7 @@ from disagg.plan.request import Request
 from disagg.plan.stepper import Stepper
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
+from disagg.show.bench import files
 from disagg.show.bench.rows import Row
 from disagg.show.bench.stalls import names_rows
 from disagg.show.bench.workloads import prompts
@@ -79,6 +80,7 @@ def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     """The rows as they are measured."""
     tiny = load_model("tiny")
     yield from step_rows(say)
+    yield from files.load_rows(say)
     yield from receipt_rows(say, tiny)
     yield from names_rows(say, tiny)
     yield recording_row(say, load_model(model_name))
