@@ -25,10 +25,10 @@ def many_spans(count: int, seed: int = 0) -> Run:
     return simulate(Config.preset("staged", link=draw.uniform(0.2e9, 0.3e9)), requests, speeds)
 
 
-def load_rows(say: Callable[[str], None], repeats: int = REPEATS) -> Iterator[Row]:
+def load_rows(say: Callable[[str], None], count: int = SPANS, repeats: int = REPEATS) -> Iterator[Row]:
     """Size of the packed recording, and seconds of a load; the quickest, because others share the machine."""
-    say(f"saving a run of {SPANS} spans, and loading it {repeats} times")
-    run = many_spans(SPANS)
+    say(f"saving a run of {count} spans, and loading it {repeats} times")
+    run = many_spans(count)
     spans, marks = len(run.timeline.spans), len(run.timeline.marks)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.jsonl.gz"
