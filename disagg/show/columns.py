@@ -1,4 +1,4 @@
-"""A timeline as columns of whole numbers: small enough to send at every step, and to keep in a page. canvas.js reads it.
+"""A timeline as columns of whole numbers: small enough to send at every step and to keep in a page. canvas.js reads it.
 
 Every column is its length and then the differences between neighbours, each a variable-length integer (7 bits a byte,
 the lowest first; the sign in bit 0).

@@ -55,9 +55,9 @@ def page(run: Run, prompts: Sequence[str] | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{style}</style></head><body>",
         f"<h1>{escape(title)}</h1><p>{escape(sentence(run))} {escape(sentence(run, times=False))}</p>",
-        '<h2>Timeline</h2><noscript><p>The timeline and the blocks need JavaScript; the rest does not.</p></noscript>'
+        "<h2>Timeline</h2><noscript><p>The timeline and the blocks need JavaScript; the rest does not.</p></noscript>"
         '<div id="timeline"></div>',
-        '<h2>Blocks over time</h2><p>Full: used; half: in flight; crossed: quarantined; empty: free. The number is the '
+        "<h2>Blocks over time</h2><p>Full: used; half: in flight; crossed: quarantined; empty: free. The number is the "
         "request. Memories that were never used are left out, and so are blocks that never were.</p>"
         '<input id="scrub" type="range" min="0" step="any" value="0" aria-label="time in ms"><div id="pages"></div>',
         *_receipts(run),
@@ -113,7 +113,17 @@ def _receipts(run: Run) -> Iterable[str]:
     if known:
         sums = sum((Counter(total) for total in known), Counter())
         yield _bar({name: sums[name] / len(known) for name in names if sums[name]})
-    heads = ["request", "prompt tokens", "new tokens", "ended", "TTFT", "second-token gap", *names, "unaccounted", "total"]
+    heads = [
+        "request",
+        "prompt tokens",
+        "new tokens",
+        "ended",
+        "TTFT",
+        "second-token gap",
+        *names,
+        "unaccounted",
+        "total",
+    ]
     rows = [
         [str(index), str(result.prompt_tokens), str(len(result.token_ids)), result.finish_reason,
          _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(total.get(name)) for name in names),

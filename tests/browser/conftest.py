@@ -1,4 +1,4 @@
-"""A real Chromium, and a page that writes down what it asked for and complained about. `make test-browser` runs this folder.
+"""A real Chromium, and a page that writes down what it asked for and complained about. Run by `make test-browser`.
 
 CHROMIUM=path names the browser; without it chromium or google-chrome on the PATH is taken, else playwright's own.
 """

@@ -1,6 +1,7 @@
 """JupyterLab on 127.0.0.1 in a temporary folder, and a notebook in it as a student works with it.
 
-A further widget: write its cell with `lab.notebook(name, cells)`, open it with `Notebook`, then use `button`, `slider`, `picture`.
+A further widget: write its cell with `lab.notebook(name, cells)`, open it with `Notebook`, then use `button`, `slider`
+and `picture`.
 """
 
 import json

@@ -59,7 +59,9 @@ def test_a_prompt_stays_text(page):
 def test_an_injected_script_does_not_run(open_page, address):
     """The control: the policy forbids what was not written into the page, and the test would hear of it."""
     page = open_page(address)
-    page.evaluate("() => { const s = document.createElement('script'); s.textContent = 'alert(3)'; document.body.append(s); }")
+    page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'alert(3)'; document.body.append(s); }"
+    )
     page.evaluate("() => { document.body.append(Object.assign(new Image(), { src: 'https://example.org/x.png' })); }")
     page.wait_for_timeout(200)
     assert len(page.complaints) == 2 and all("Content Security Policy" in text for text in page.complaints)
