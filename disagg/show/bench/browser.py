@@ -1,4 +1,4 @@
-"""What the canvas and the exported page cost: CPU of a live update, size of the file, frames and first draw in a browser."""
+"""What canvas and exported page cost: CPU of a live update, size of the file, frames and first draw in a browser."""
 
 import dataclasses
 import os
