@@ -74,12 +74,13 @@ class Notebook:
     def __init__(self, page: Page):
         self.page = page
         expect(page.locator(".jp-Notebook").first).to_be_visible(timeout=60_000)
+        expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
 
     def run_all(self, until: str):
         """Runs all cells, and waits for what their outputs show at the end."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        expect(self.output).to_contain_text(until, timeout=90_000)
+        expect(self.output).to_contain_text(until, timeout=30_000)
 
     @property
     def output(self):
