@@ -81,8 +81,8 @@ def test_the_canvas_in_the_dark_theme(lab, open_page, shot):
     look = "() => document.querySelector('.jp-OutputArea canvas').toDataURL()"
     before = book.page.evaluate(look)
     book.page.get_by_role("menuitem", name="Settings", exact=True).click()
-    book.page.get_by_role("menuitem", name="Theme", exact=True).hover()
-    book.page.get_by_role("menuitem", name="JupyterLab Dark", exact=True).click()
+    book.page.locator(".lm-Menu-itemLabel", has_text="Theme").first.click()
+    book.page.locator(".lm-Menu-itemLabel", has_text="JupyterLab Dark").first.click()
     expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     book.page.wait_for_timeout(300)
     assert book.page.evaluate(look) != before
