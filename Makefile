@@ -21,11 +21,11 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test demo bench lint notebooks flash constraints clean
+.PHONY: help setup lab test test-browser demo bench lint notebooks flash constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 # The model is asked for every time, because it is kept outside the checkout; when it is there, that takes a moment.
 setup: $(stamp) ## create the environment and get the model ready
@@ -66,6 +66,12 @@ test: setup ## ruff, the tests, and every notebook run again and compared with w
 	@echo 'test: notebooks, every stored output'
 	@$(if $(notebooks),$(py) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(notebooks),echo 'test: no notebooks yet')
+
+# An installed Chromium is taken (CHROMIUM=path, or one on the PATH); else playwright fetches its own.
+test-browser: setup ## the exported page and the widgets in a real Chromium; screenshots in build/browser
+	@$(pip) install -c constraints.txt -e '.[browser]'
+	@test -n "$(CHROMIUM)" || command -v chromium google-chrome >/dev/null || $(py) -m playwright install chromium
+	@CHROMIUM="$(CHROMIUM)" $(py) -m pytest tests/browser
 
 demo: setup ## a tour in the terminal, without notebooks
 	@$(py) -m disagg demo

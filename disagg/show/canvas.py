@@ -1,0 +1,73 @@
+"""The timeline as a live widget: zoom, hover, scrub and step, by mouse or by keys alone. Needs the extra `live`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from disagg.plan.results import Run
+from disagg.plan.timeline import Span, Timeline
+from disagg.show.columns import SpanColumns, look
+from disagg.show.facts import sentence
+
+try:
+    import anywidget
+    import traitlets
+except ImportError as error:
+    raise ImportError(
+        'the canvas needs anywidget, which is not installed: pip install "disagg[live]". '
+        "Everything else works without it; timeline_picture(run) draws the same timeline."
+    ) from error
+
+
+class TimelineCanvas(anywidget.AnyWidget):
+    """A run's or a timeline's spans. `at_ms` is the playhead, `request` the one that is highlighted (None: all)."""
+
+    _esm = Path(__file__).with_name("canvas.js").read_text("utf-8")
+    look = traitlets.List().tag(sync=True)
+    header = traitlets.Dict().tag(sync=True)
+    columns = traitlets.Bytes().tag(sync=True)
+    at_ms = traitlets.Float(0.0).tag(sync=True)
+    playing = traitlets.Bool(False).tag(sync=True)
+    request = traitlets.Int(None, allow_none=True).tag(sync=True)
+
+    def __init__(self, shown: Run | Timeline):
+        timeline = shown.timeline if isinstance(shown, Run) else shown
+        numbers = {r.request: index for index, r in enumerate(shown.results)} if isinstance(shown, Run) else {}
+        self._spans = SpanColumns(timeline.start_ns, numbers)
+        self._spans.add(timeline.spans)
+        self._counts = f" {sentence(shown, times=False)}" if isinstance(shown, Run) and shown.results else ""
+        header, columns = self._spans.chunk()
+        super().__init__(look=look(), header=header, columns=columns)
+        self.on_msg(self._asked)
+
+    def extend(self, spans: Iterable[Span]):
+        """Shows more spans; only these are sent."""
+        self._send_from(self._spans.add(spans))
+
+    def play(self):
+        """Moves the playhead on; the visible stretch takes ten seconds."""
+        self.playing = True
+
+    def pause(self):
+        self.playing = False
+
+    def seek(self, ms: float):
+        """Puts the playhead at a time since the start of the run."""
+        self.at_ms = float(ms)
+
+    def _asked(self, widget, content: dict, buffers):
+        """A view that came later, or missed a message, says how many spans it has."""
+        have = content.get("have") if isinstance(content, dict) else None
+        if isinstance(have, int) and 0 <= have < len(self._spans.spans):
+            self._send_from(have)
+
+    def _send_from(self, first: int):
+        header, columns = self._spans.chunk(first)
+        self.send(header, [columns])
+
+    def __repr__(self) -> str:
+        return f"Timeline to zoom, hover and step, rows: {', '.join(self._spans.rows.values())}.{self._counts}"
+
+    def _repr_mimebundle_(self, **kwargs):
+        """The widget, and the whole sentence that stands for it where no kernel runs."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        return {**data, "text/plain": repr(self)}, metadata

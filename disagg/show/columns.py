@@ -1,0 +1,109 @@
+"""A timeline as columns of whole numbers: small enough to send at every step and to keep in a page. canvas.js reads it.
+
+Every column is its length and then the differences between neighbours, each a variable-length integer (7 bits a byte,
+the lowest first; the sign in bit 0).
+"""
+
+from collections.abc import Iterable, Sequence
+
+from disagg.plan.timeline import BlockMove, Span, Timeline
+from disagg.show.facts import row_names
+from disagg.show.picture import COLOURS, HATCHES
+from disagg.show.plots import COLOUR_OF, LEGEND
+
+KINDS = tuple(COLOUR_OF)
+STATES = ("free", "in_flight", "used", "quarantined")
+
+
+def pack(columns: Iterable[Sequence[int]]) -> bytes:
+    out = bytearray()
+    for column in columns:
+        last = 0
+        _put(out, len(column))
+        for value in column:
+            step, last = value - last, value
+            _put(out, step << 1 if step >= 0 else ~(step << 1))
+    return bytes(out)
+
+
+def _put(out: bytearray, value: int):
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+
+
+def look() -> list[dict[str, str]]:
+    """A kind of span each: its words, and the colour and hatch that every picture gives it."""
+    return [
+        {"kind": kind, "name": name, "colour": COLOURS[name], "hatch": HATCHES[name], "words": LEGEND[name]}
+        for kind, name in COLOUR_OF.items()
+    ]
+
+
+class SpanColumns:
+    """Spans of one timeline, of which any stretch can be had as columns. Times in ns since the start.
+
+    `numbers` says which number a student reads for a request's id; without it the ids stand for themselves.
+    """
+
+    def __init__(self, start_ns: int = 0, numbers: dict[int, int] | None = None):
+        self.spans: list[Span] = []
+        self._start_ns, self._numbers = start_ns, numbers or {}
+        self._kinds: dict[tuple[str, str], Span] = {}  # one span for each place and kind: enough to name the rows
+        self.rows: dict[str, str] = {}  # place → what a student reads, from the top
+
+    def add(self, spans: Iterable[Span]) -> int:
+        """Returns the index of the first one added."""
+        first, known = len(self.spans), len(self._kinds)
+        for span in spans:
+            self.spans.append(span)
+            self._kinds.setdefault((span.kind, span.place), span)
+        if len(self._kinds) > known:
+            self.rows = row_names(Timeline(list(self._kinds.values())))
+        return first
+
+    def chunk(self, first: int = 0) -> tuple[dict, bytes]:
+        """What canvas.js takes: (header, columns) of all spans from `first` on."""
+        return {"first": first, "rows": list(self.rows.items())}, pack(self._columns(self.spans[first:]))
+
+    def _columns(self, spans: list[Span]) -> Iterable[list[int]]:
+        """Groups of requests stand once each; then a column for each property of a span."""
+        place = {name: index for index, name in enumerate(self.rows)}
+        groups: dict[tuple[int, ...], int] = {}
+        group = [groups.setdefault(span.requests, len(groups)) for span in spans]
+        yield [len(requests) for requests in groups]
+        yield [self._numbers.get(request, request) for requests in groups for request in requests]
+        yield group
+        yield [KINDS.index(span.kind) for span in spans]
+        yield [place[span.place] for span in spans]
+        yield [span.start_ns - self._start_ns for span in spans]
+        yield [span.end_ns - span.start_ns for span in spans]
+        yield [span.index for span in spans]
+        yield [span.count for span in spans]
+        yield [span.nbytes for span in spans]
+
+
+def move_columns(moves: Sequence[BlockMove], pools: list[str], start_ns: int, numbers: dict[int, int]) -> bytes:
+    """Moves of blocks as columns; a free block's owner is -1. Blocks that follow each other are one run of blocks."""
+    runs = [_runs(move.blocks) for move in moves]
+    return pack([
+        [move.at_ns - start_ns for move in moves],
+        [pools.index(move.pool) for move in moves],
+        [STATES.index(move.state) for move in moves],
+        [-1 if move.owner is None else numbers.get(move.owner, move.owner) for move in moves],
+        [len(found) for found in runs],
+        [first for found in runs for first, _ in found],
+        [count for found in runs for _, count in found],
+    ])  # fmt: skip
+
+
+def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """3, 4, 5, 9 as (3, 3), (9, 1): first block and how many."""
+    found: list[tuple[int, int]] = []
+    for block in blocks:
+        if found and block == sum(found[-1]):
+            found[-1] = found[-1][0], found[-1][1] + 1
+        else:
+            found.append((block, 1))
+    return found

@@ -1,0 +1,89 @@
+"""Widgets in a real JupyterLab: moved by mouse and by keys, and the words and pictures that follow."""
+
+import pytest
+from lab import Lab, Notebook
+from playwright.sync_api import expect
+
+LINK_SLIDER = """
+from disagg import Config, Engine, Request
+from disagg.show.widgets import LinkSlider
+engine = Engine(Config.preset("streamed", model="tiny"))
+def run_with_link(link):
+    engine.retune(link=link)
+    return engine.serve([Request("<b>Why</b>?", max_new_tokens=4)])
+LinkSlider(run_with_link)
+"""
+CANVAS = """
+from disagg import Config, Request, simulate
+from disagg.show.canvas import TimelineCanvas
+run = simulate(Config.preset("staged", model="tiny", link=0.05e9), [Request([1] * 100, 8, 0.1 * i) for i in range(3)])
+late = [run.timeline.spans.pop() for _ in range(3)]
+canvas = TimelineCanvas(run)
+canvas
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
+
+
+def test_the_link_slider_by_mouse_and_by_keys(lab, open_page, shot):
+    book = Notebook(open_page(lab.notebook("slider", [LINK_SLIDER])))
+    book.run_all(until="Choose a speed, then press Run.")
+    book.button("Run").click()
+    expect(book.output).to_contain_text("20 MB/s: Token 1 came after", timeout=30_000)
+    first = book.picture()
+
+    book.drag(book.slider, -400)
+    expect(book.output).to_contain_text("2 MB/s")
+    book.button("Run").click()
+    expect(book.output).to_contain_text(" 2 MB/s: Token 1 came after", timeout=30_000)
+    second = book.picture()
+    assert second != first
+
+    book.slider.focus()
+    book.page.keyboard.press("ArrowRight")
+    book.page.keyboard.press("ArrowRight")
+    book.page.keyboard.press("Tab")
+    while not book.button("Run").evaluate("node => node === document.activeElement"):
+        book.page.keyboard.press("Tab")
+    book.page.keyboard.press("Enter")
+    expect(book.output).to_contain_text("10 MB/s: Token 1 came after", timeout=30_000)
+    assert book.picture() != second
+    shot(book.page, "lab-slider")
+
+
+def test_the_canvas_follows_the_kernel_and_the_kernel_the_canvas(lab, open_page, shot):
+    cells = [CANVAS, "canvas.extend(late); canvas.seek(100); canvas.request = 1", "print('now at', canvas.at_ms)"]
+    book = Notebook(open_page(lab.notebook("canvas", cells)))
+    book.run_all(until="now at 100.0")
+    view = book.page.locator(".jp-OutputArea").first
+    expect(view.get_by_label("request", exact=True)).to_have_value("1")
+    expect(view).to_contain_text("At 100.0 ms, request 1:")
+    spans = view.locator("canvas").get_attribute("aria-label")
+    shot(book.page, "lab-canvas")
+    view.locator("canvas").focus()
+    book.page.keyboard.press("Home")
+    book.page.keyboard.press("Escape")
+    expect(view).to_contain_text("At 0.00 ms:")
+    book.page.locator(".jp-Notebook .jp-CodeCell").last.locator(".cm-content").click()
+    book.page.keyboard.press("Control+Enter")
+    expect(book.output).to_contain_text("now at 0.0")
+    assert "rows from the top: prefill, link to host, link to decode, decode" in spans
+
+
+def test_the_canvas_in_the_dark_theme(lab, open_page, shot):
+    book = Notebook(open_page(lab.notebook("dark", [CANVAS])))
+    book.run_all(until="At 0.00 ms:")
+    look = "() => document.querySelector('.jp-OutputArea canvas').toDataURL()"
+    before = book.page.evaluate(look)
+    book.page.get_by_role("menuitem", name="Settings", exact=True).click()
+    book.page.locator(".lm-Menu-itemLabel", has_text="Theme").first.click()
+    book.page.locator(".lm-Menu-itemLabel", has_text="JupyterLab Dark").first.click()
+    expect(book.page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    book.page.wait_for_timeout(300)
+    assert book.page.evaluate(look) != before
+    shot(book.page, "lab-dark")

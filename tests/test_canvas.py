@@ -1,0 +1,192 @@
+"""The canvas from Python's side, and canvas.js's own functions where node can run them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_page import unpack
+from test_plots import MS, hand_made, simulated
+
+import disagg.show
+from disagg.plan.timeline import Span
+from disagg.show.columns import SpanColumns, look, pack
+
+SCRIPT = Path(disagg.show.__file__).with_name("canvas.js")
+
+
+@pytest.fixture
+def canvas():
+    pytest.importorskip("anywidget", reason='needs anywidget: pip install "disagg[live]"')
+    from disagg.show.canvas import TimelineCanvas
+
+    canvas = TimelineCanvas(hand_made())
+    canvas.sent = []
+    canvas.send = lambda content, buffers=None: canvas.sent.append((content, buffers))
+    yield canvas
+    canvas.close()
+
+
+def test_without_anywidget_a_sentence_says_what_to_do():
+    code = "import sys; sys.modules['anywidget'] = None\nimport disagg.show.page\nimport disagg.show.canvas"
+    root = Path(disagg.show.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert 'ImportError: the canvas needs anywidget, which is not installed: pip install "disagg[live]"' in done.stderr
+
+
+def test_it_starts_with_all_spans(canvas):
+    assert canvas.header["first"] == 0 and len(unpack(canvas.columns)[2]) == 5
+    assert unpack(canvas.columns)[1] == [0], "the engine's id is 7, but it is result 0 of this run"
+
+
+def test_extend_sends_only_what_is_new(canvas):
+    canvas.extend([Span("spill", "spill 0", 30 * MS, 31 * MS, (7,))])
+    ((header, (data,)),) = canvas.sent
+    assert header["first"] == 5 and ("spill 0", "paging") in header["rows"] and unpack(data)[5] == [30 * MS]
+
+
+def test_a_view_that_came_later_gets_the_rest(canvas):
+    canvas.extend([Span("decode", "decode 0", 30 * MS, 31 * MS, (7,))])
+    for have in (5, 6, -1, 99, None, "x"):
+        canvas._asked(canvas, {"have": have}, [])
+    canvas._asked(canvas, "nonsense", [])
+    assert [header["first"] for header, _ in canvas.sent] == [5, 5], "once by extend, once for the view that had 5"
+
+
+def test_play_pause_and_seek_are_traits(canvas):
+    canvas.play()
+    assert canvas.get_state()["playing"]
+    canvas.pause()
+    canvas.seek(12)
+    assert (canvas.playing, canvas.at_ms) == (False, 12.0)
+
+
+def test_it_stands_for_itself_as_text(canvas):
+    data, _ = canvas._repr_mimebundle_()
+    assert data["text/plain"] == repr(canvas)
+    assert repr(canvas).startswith("Timeline to zoom, hover and step, rows: prefill, link, decode. 20 prompt tokens, ")
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == canvas.model_id
+
+
+def test_a_timeline_alone_will_do_and_closing_may_be_repeated():
+    pytest.importorskip("anywidget", reason='needs anywidget: pip install "disagg[live]"')
+    from disagg.show.canvas import TimelineCanvas
+
+    canvas = TimelineCanvas(simulated("staged").timeline)
+    assert repr(canvas) == "Timeline to zoom, hover and step, rows: prefill, link to host, link to decode, decode."
+    canvas.close()
+    canvas.close()
+    assert canvas.comm is None
+
+
+def test_the_script_sets_text_never_markup():
+    text = SCRIPT.read_text("utf-8")
+    for word in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "fetch(",
+        "http:",
+        "https:",
+    ):
+        assert word not in text
+
+
+# ---- canvas.js's own functions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path):
+    """node(expression, value) evaluates with canvas.js's names and `value` in reach."""
+    if not (found := shutil.which("node")):
+        pytest.skip("needs node, which runs canvas.js's own functions")
+    (tmp_path / "canvas.mjs").write_text(SCRIPT.read_text("utf-8"), "utf-8")
+
+    def evaluate(expression: str, value=None):
+        code = (
+            "import { Spans, duration, ticks, unpack } from './canvas.mjs';"
+            "const fill = ([header, hex]) => { const spans = new Spans(); "
+            "spans.take(header, Buffer.from(hex, 'hex')); return spans; };"
+            f"const value = {json.dumps(value)}; console.log(JSON.stringify({expression}));"
+        )
+        (tmp_path / "main.mjs").write_text(code, "utf-8")
+        done = subprocess.run([found, "main.mjs"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return evaluate
+
+
+def chunk(spans: list[Span], first: int = 0) -> list:
+    columns = SpanColumns()
+    columns.add(spans)
+    header, data = columns.chunk(first)
+    return [header, data.hex()]
+
+
+def test_node_unpacks_what_python_packs(node):
+    columns = [[], [0, -1, 1, 127, -128, 2**51, -(2**51)], [5] * 4]
+    unpacked = "unpack(Buffer.from(value, 'hex')).map((column) => [...column])"
+    assert node(unpacked, pack(columns).hex()) == columns
+
+
+def test_node_steps_over_the_starts_and_ends_of_a_request(node):
+    spans = [Span("decode", "decode 0", 10, 20, (0,)), Span("decode", "decode 0", 20, 30, (0, 1))]
+    steps = "[[0, 1, null], [10, 1, null], [30, 1, null], [20, -1, null], [0, -1, null], [0, 1, 1]]"
+    assert node(f"{steps}.map(([at, by, who]) => fill(value).step(at, by, who))", chunk(spans)) == [
+        10,
+        20,
+        30,
+        10,
+        10,
+        20,
+    ]
+
+
+def test_node_finds_a_long_span_that_began_long_before(node):
+    spans = [
+        Span("decode", "decode 0", 0, 1000, (0,)),
+        *(Span("decode", "decode 0", t, t + 1, (1,)) for t in range(1, 900)),
+    ]
+    within = "[...fill(value).within(fill(value).rows[0], 950, 960)]"
+    assert node(within, chunk(spans)) == [0]
+    assert node("[...fill(value).within(fill(value).rows[0], 5, 6)]", chunk(spans[::-1])) == [899, 894, 893], (
+        "any order"
+    )
+
+
+def test_node_takes_chunks_once_and_in_order(node):
+    spans = [Span("copy", "up 0", t, t + 1, (0,)) for t in range(4)]
+    both = [chunk(spans[:2]), chunk(spans, 2), chunk(spans)]
+    made = "(() => { const s = fill(value[0]), of = (c) => s.take(c[0], Buffer.from(c[1], 'hex'));"
+    assert node(f"{made} return [of(value[1]), s.length, of(value[2]), s.length, s.rows.length]; }})()", both) == [
+        True,
+        4,
+        True,
+        4,
+        1,
+    ]
+    assert node(
+        "(() => { const s = new Spans(); return [s.take(value[1][0], Buffer.from(value[1][1], 'hex')), s.length]; })()",
+        both,
+    ) == [False, 0]
+
+
+def test_node_says_what_the_playhead_stands_on(node):
+    run = hand_made()
+    data = {"look": look(), "chunk": chunk(run.timeline.spans)}
+    say = "[0, 9e6, 40e6].map((at) => fill(value.chunk).sentence(at, null, value.look))"
+    assert node(say, data) == [
+        "At 0.00 ms: prefill: prefill pass 0, 20 tokens, request 7.",
+        "At 9.00 ms: prefill: prefill pass 0, 20 tokens, request 7; link: copy of layer 1, 0.00100 MB, request 7.",
+        "At 40.00 ms: nothing runs.",
+    ]
+
+
+def test_node_writes_times_and_places_ticks(node):
+    assert node("[0, 1.5e6, 123.4e6, 12.3e9].map(duration)") == ["0.00 ms", "1.50 ms", "123.4 ms", "12.30 s"]
+    assert node("ticks(0, 100, 5)") == [0, 20, 40, 60, 80, 100]
