@@ -333,10 +333,11 @@ def test_what_no_longer_fits_after_a_change_fails_in_words():
 def test_a_request_that_was_checked_before_the_pool_shrank_fails_in_words():
     """It must not wait for ever behind a gate."""
     with opened(small()) as engine:
-        job = engine._prepare(Request(prompt_of(40), 200))
+        request = Request(prompt_of(40), 200)
+        job = engine._prepare(request)
         engine.retune(decode_blocks=8)
         engine.watch.until(lambda book: book.config.decode_blocks == 8)
-        result = engine._submit(job, now_ns()).result()
+        result = engine._submit(request, job, now_ns()).result()
         assert result.finish_reason == "failed" and "need 15 blocks of 16, but decode 0 has 8" in result.error
 
 

@@ -29,6 +29,7 @@ class Result:
     stages: tuple = ()  # (ns, stage) in order
     ended_ns: int = 0
     seat: int | None = None  # the decode worker it was on last
+    prompt: str = ""  # as it was given; "" where it was given as token ids
     timeline: Timeline | None = field(default=None, repr=False, compare=False)  # what was recorded meanwhile
 
     @property
@@ -104,6 +105,12 @@ class Run:
         for result in served:
             sums.update(result.receipt.totals())
         return {name: sums[name] / len(served) for name in NAMES if name in sums}
+
+    def to_html(self, path):
+        """Writes the run as one self-contained page: timeline, receipts, blocks over time, texts."""
+        from disagg.show.page import to_html  # the one look upwards, so that whoever has a run can ask it for its page
+
+        return to_html(self, path)
 
     def law(self, index: int) -> Law | None:
         """What the law predicts for one result's hand-off, beside `overlap`; None where it does not hold."""

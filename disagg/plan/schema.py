@@ -180,6 +180,7 @@ SHAPES = {
         {
             "request": Field(lambda v: _whole(v) or (type(v) is int and v == -1), "a number, or -1: it never started"),
             "prompt_tokens": WHOLE, "arrival_ns": WHOLE, "token_ids": WHOLES, "token_times_ns": TIMES, "text": TEXT,
+            "prompt": TEXT,
             "finish_reason": _one_of(["", *(finish.value for finish in Finish)]), "error": _or_null(TEXT),
             "stages": Field(_life, "pairs of a time in ns and a stage, in legal order"), "ended_ns": WHOLE,
             "seat": _or_null(WHOLE), "recorded": YES_NO,

@@ -85,7 +85,7 @@ class Engine:
     def submit(self, request: Request) -> Handle:
         """Starts one request now; RequestError where it can never be served."""
         self._check_open()
-        return self._submit(self._prepare(request), now_ns())
+        return self._submit(request, self._prepare(request), now_ns())
 
     def serve(self, requests: Iterable[Request], record: bool = True) -> Run:
         """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns.
@@ -165,12 +165,13 @@ class Engine:
             raise RequestError(refusal)
         return job
 
-    def _submit(self, job: Job, arrival_ns: int) -> Handle:
+    def _submit(self, request: Request, job: Job, arrival_ns: int) -> Handle:
         """EngineError once the engine is closed or broken; before that, whoever closes or breaks it ends the handle."""
         number = next(self._numbers)
         job = Job(number, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling)
         timeline = self.recorder.timeline if self.recorder.on else None
-        result = Result(number, len(job.prompt), arrival_ns, timeline=timeline)
+        prompt = request.prompt if isinstance(request.prompt, str) else ""
+        result = Result(number, len(job.prompt), arrival_ns, prompt=prompt, timeline=timeline)
         handle = Handle(result, self.model, lambda request: self._inbox.put(ev.Cancel(request)))
         with self._submitting:
             self._check_open()
@@ -190,7 +191,7 @@ class Engine:
                 if self._over.wait(max(0, arrival - now_ns()) / 1e9):
                     interrupted = True
                     break
-                handles[index] = self._submit(prepared[index], arrival)
+                handles[index] = self._submit(requests[index], prepared[index], arrival)
             for handle in handles.values():
                 handle.result()
         except KeyboardInterrupt:

@@ -14,7 +14,6 @@ from html import escape
 from pathlib import Path
 
 from disagg.plan.errors import EngineError
-from disagg.plan.events import Submit
 from disagg.plan.receipts import NAMES, WORKS, Receipt
 from disagg.plan.results import Result, Run
 from disagg.show.columns import SpanColumns, look, move_columns
@@ -32,16 +31,14 @@ COLOUR_OF_LINE = {
 OTHER = "#888888"
 
 
-def to_html(run: Run, path, prompts: Sequence[str] | None = None) -> Path:
-    """Writes the page. `prompts` are the requests' texts in order; without them token ids are shown."""
-    if prompts is not None and len(prompts) != len(run.results):
-        raise ValueError(f"{len(prompts)} prompts for {len(run.results)} results; give one a result, in order")
+def to_html(run: Run, path) -> Path:
+    """Writes the page."""
     path = Path(path)
-    path.write_text(page(run, prompts), "utf-8")
+    path.write_text(page(run), "utf-8")
     return path
 
 
-def page(run: Run, prompts: Sequence[str] | None = None) -> str:
+def page(run: Run) -> str:
     style = (HERE / "page.css").read_text("utf-8")
     script = "\n".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "page.js"))
     policy = (
@@ -61,7 +58,7 @@ def page(run: Run, prompts: Sequence[str] | None = None) -> str:
         "request. Memories that were never used are left out, and so are blocks that never were.</p>"
         '<input id="scrub" type="range" min="0" step="any" value="0" aria-label="time in ms"><div id="pages"></div>',
         *_receipts(run),
-        *_texts(run, prompts),
+        *_texts(run),
         *_config(run),
         *_data(run),
         f'<script type="module">{script}</script></body></html>',
@@ -162,11 +159,10 @@ def _bar(means: dict[str, float]) -> str:
     return f'<svg class="bar" role="img" aria-label="{escape(text)}">{"".join(boxes)}</svg><p>{escape(text)}</p>'
 
 
-def _texts(run: Run, prompts: Sequence[str] | None) -> Iterable[str]:
-    jobs = {event.job.id: event.job.prompt for _, event in run.log if isinstance(event, Submit)}
+def _texts(run: Run) -> Iterable[str]:
     yield "<h2>Prompts and answers</h2>"
     for index, result in enumerate(run.results):
-        prompt = prompts[index] if prompts else _ids(jobs.get(result.request, ()))
+        prompt = result.prompt or "the prompt was given as token ids"
         answer = result.text or _ids(result.token_ids)
         failed = f"<p>{escape(result.error)}</p>" if result.error else ""
         yield (

@@ -4,7 +4,6 @@ import pytest
 from playwright.sync_api import expect
 
 from disagg import Config, Request, simulate
-from disagg.show.page import to_html
 
 EVIL = "<img src=x onerror=alert(1)> </script><script>alert(2)</script>"
 
@@ -13,7 +12,9 @@ EVIL = "<img src=x onerror=alert(1)> </script><script>alert(2)</script>"
 def address(tmp_path_factory):
     config = Config.preset("paged", model="tiny", decode_blocks=20, link=0.05e9)
     run = simulate(config, [Request([1] * 100, 20, arrival_s=0.1 * i) for i in range(6)])
-    return to_html(run, tmp_path_factory.mktemp("page") / "run.html", [EVIL, *["Why?"] * 5]).as_uri()
+    for result, prompt in zip(run.results, [EVIL, *["Why?"] * 5], strict=True):
+        result.prompt = prompt
+    return run.to_html(tmp_path_factory.mktemp("page") / "run.html").as_uri()
 
 
 @pytest.fixture
