@@ -45,7 +45,7 @@ def batches_picture(
     legend, head, foot, gap = 0.03 * size, 0.03 * size, 0.055 * size, 0.01 * size
     height = legend + len(workers) * (head + tall + gap + strip + foot)
     figure, y = new_figure(height, width_in), height - legend
-    left = 0.12 * size / width_in
+    left = 0.125 * size / width_in
     for worker in workers:
         own = [step for step in shown if step.worker == worker]
         window = (own[0].number - 0.5, own[-1].number + 0.5) if own else (-0.5, 0.5)
@@ -123,7 +123,7 @@ def _comings_and_goings(axes, steps: list[BatchStep], reasons: list[str], size: 
             numbers = [s.number for s in steps if set(getattr(s, kind).values()) & set(REASONS[name])]
             face = INK if kind == "joins" else "white"
             axes.plot(numbers, [shift - row] * len(numbers), glyph, color=INK, markerfacecolor=face,
-                      markersize=0.45 * size, label=f"{kind}: {name}")  # fmt: skip
+                      markersize=0.45 * size, clip_on=False, label=f"{kind}: {name}")  # fmt: skip
     plain_axes(axes, size)
     axes.set_ylim(0.4 - max(1, len(reasons)), 0.6)
     axes.set_yticks([-row for row in range(len(reasons))], reasons)
