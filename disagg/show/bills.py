@@ -84,9 +84,9 @@ def _tokens(axes, result: Result, size: float):
     """Dashed lines where tokens 1 and 2 came; where their words would meet, the second stands a line higher."""
     times = [(at_ns - result.arrival_ns) / 1e6 for at_ns in result.token_times_ns[:2]]
     room = 0.22 * axes.get_xlim()[1]
-    for at, words in zip(times, ("token 1 (TTFT)", "token 2"), strict=False):
-        leftwards = at is times[0] and at > room
-        close = at is not times[0] and times[0] <= room and at - times[0] < room
+    for index, (at, words) in enumerate(zip(times, ("token 1 (TTFT)", "token 2"), strict=False)):
+        leftwards = index == 0 and at > room
+        close = index == 1 and times[0] <= room and at - times[0] < room
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         axes.annotate(words, (at, 1), xycoords=("data", "axes fraction"), ha="right" if leftwards else "left",
                       xytext=(-4 if leftwards else 4, 3 + 1.3 * size * close), textcoords="offset points",
@@ -221,8 +221,8 @@ def diff_picture(a_name: str, a: Run, b_name: str, b: Run, *, times: bool = True
     plain_axes(axes, size)
     axes.set_yticks([-y for y in range(len(names) + 1)], ["all", *names])
     axes.set_xlabel("ms of a request on average", fontsize=size, color=INK)
-    for at, side, words in ((0.0, "left", "◂ less time"), (1.0, "right", "more time ▸")):
-        axes.annotate(f"{words} with {b_name}", (at, 1), xycoords="axes fraction", xytext=(0, 4), ha=side,
+    for at, side, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
+        axes.annotate(words, (at, 1), xycoords="axes fraction", xytext=(0, 4), ha=side,
                       textcoords="offset points", fontsize=size, color=INK, parse_math=False)  # fmt: skip
     _kinds(figure, size)
     finding = _diff_words(a_name, b_name, change, times)

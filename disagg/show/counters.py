@@ -41,7 +41,7 @@ def counters_picture(run: Run, *, window_ms: tuple[float, float] | None = None, 
     left = 0.16 * size / figure.get_figwidth()
     for row in rows:
         y -= tall
-        axes = figure.add_axes((left, y / height, 0.8 - left, tall / height), sharex=axes, xlim=window)
+        axes = figure.add_axes((left, y / height, 0.765 - left, tall / height), sharex=axes, xlim=window)
         _steps(axes, row, end_ms, size)
         y -= gap
     if axes is not None:
