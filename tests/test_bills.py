@@ -72,16 +72,20 @@ def test_a_request_without_a_second_token_has_a_picture():
     assert picture.png() and "token 2" not in picture.finding
 
 
+def bars(picture) -> list:
+    """(name, bar) of every bar drawn."""
+    return [(group.get_label(), group.patches[0]) for group in picture.figure.axes[0].containers]
+
+
 def test_bars_of_presets_are_their_mean_receipts_works_first():
     runs = {name: crowded(name, 12, host_blocks=0) for name in PRESETS}
     picture = receipts_picture(runs)
-    patches = picture.figure.axes[0].patches
+    drawn = bars(picture)
     for row, run in enumerate(runs.values()):
-        own = [p for p in patches if round(p.get_y() + p.get_height() / 2) == -row]
-        assert {p.get_label(): p.get_width() / 1e3 for p in own} == pytest.approx(
-            {name: seconds for name, seconds in run.receipts().items() if seconds}
-        )
-        ordered = [p.get_label() in WORKS for p in sorted(own, key=lambda p: p.get_x())]
+        own = [(name, bar) for name, bar in drawn if round(bar.get_y() + bar.get_height() / 2) == -row]
+        seconds = {name: seconds for name, seconds in run.receipts().items() if seconds}
+        assert {name: bar.get_width() / 1e3 for name, bar in own} == pytest.approx(seconds)
+        ordered = [name in WORKS for name, _ in sorted(own, key=lambda pair: pair[1].get_x())]
         assert ordered == sorted(ordered, reverse=True), "works from the left, then waits"
     totals = {name: sum(run.receipts().values()) for name, run in runs.items()}
     low, high = min(totals, key=totals.get), max(totals, key=totals.get)
@@ -94,7 +98,7 @@ def test_bars_of_presets_are_their_mean_receipts_works_first():
 def test_a_difference_goes_left_and_right_and_sums_up():
     a, b = crowded("split", host_blocks=0), crowded("paged", host_blocks=40)
     picture = diff_picture("split", a, "paged", b)
-    widths = {p.get_label(): p.get_width() for p in picture.figure.axes[0].patches}
+    widths = {name: bar.get_width() for name, bar in bars(picture)}
     before, after = a.receipts(), b.receipts()
     assert widths.pop("all") == pytest.approx(sum(widths.values()))
     for name, width in widths.items():
