@@ -12,8 +12,10 @@ from disagg.plan import events as ev
 from disagg.plan.batches import ENDS, JOINS, LEAVES, batch_steps, padding_of
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
-from disagg.plan.request import Job
+from disagg.plan.request import Job, Stage
+from disagg.plan.results import Result, Run
 from disagg.plan.simulator import World
+from disagg.plan.timeline import Span, Timeline
 from disagg.show.batches import REASONS, batch_picture, batches, batches_picture
 
 TIGHT = {"decode_blocks": 40, "prefill_blocks": 60, "link": 0.05e9}
@@ -83,6 +85,29 @@ def test_cancelled_requests_leave_as_cancelled(cancels, preset, steps_in_flight)
     for request, why in last.items():
         reason = run.results[request].finish_reason
         assert why == reason or reason == "cancelled", "whoever was cancelled outside the batch left it before"
+
+
+def test_two_steps_whose_tokens_are_nobodys_differ_by_one_token():
+    config = Config.preset("split", **{**TIGHT, "decode_blocks": 400})
+    run, decodes = served(config, traffic(8), [(2.0 + 0.137 * i, i) for i in range(8)], steps_in_flight=2)
+    assert any(result.finish_reason == "cancelled" and len(result.token_ids) > 1 for result in run.results)
+    compare(run, decodes)
+
+
+def test_a_row_that_goes_and_comes_at_one_instant_did_both():
+    def at(*stages):
+        result = Result(0, 5, 0, [1, 2, 3], [5, 15, 25], finish_reason="length", stages=stages, ended_ns=25)
+        spans = [
+            Span("decode", "decode 0", 10, 15, (0,), 0, 1, ready_ns=10, groups=(1,)),
+            Span("decode", "decode 0", 20, 25, (0,), 1, 1, ready_ns=20, groups=(1,)),
+        ]
+        return batch_steps(Run(Config(model="tiny"), [result], Timeline(spans)))
+
+    start = ((0, Stage.PREFILLING), (5, Stage.HANDING_OFF), (6, Stage.LANDED), (10, Stage.RUNNING), (20, Stage.LANDED))
+    first, second = at(*start, (20, Stage.RUNNING), (25, Stage.ENDED))
+    assert (first.leaves, second.joins) == ({0: "waits for a block"}, {0: "got its block"})
+    gone, _ = at(*start, (20, Stage.SPILLING), (25, Stage.ENDED))
+    assert gone.leaves == {0: "spilled"}, "it sat out, and was preempted at the same instant"
 
 
 def test_reasons_follow_the_stages():
