@@ -95,18 +95,18 @@ def test_two_steps_whose_tokens_are_nobodys_differ_by_one_token():
 
 
 def test_a_row_that_goes_and_comes_at_one_instant_did_both():
-    def at(*stages):
+    def at(steps, *stages):
         result = Result(0, 5, 0, [1, 2, 3], [5, 15, 25], finish_reason="length", stages=stages, ended_ns=25)
         spans = [
             Span("decode", "decode 0", 10, 15, (0,), 0, 1, ready_ns=10, groups=(1,)),
             Span("decode", "decode 0", 20, 25, (0,), 1, 1, ready_ns=20, groups=(1,)),
         ]
-        return batch_steps(Run(Config(model="tiny"), [result], Timeline(spans)))
+        return batch_steps(Run(Config(model="tiny"), [result], Timeline(spans[:steps])))
 
     start = ((0, Stage.PREFILLING), (5, Stage.HANDING_OFF), (6, Stage.LANDED), (10, Stage.RUNNING), (20, Stage.LANDED))
-    first, second = at(*start, (20, Stage.RUNNING), (25, Stage.ENDED))
+    first, second = at(2, *start, (20, Stage.RUNNING), (25, Stage.ENDED))
     assert (first.leaves, second.joins) == ({0: "waits for a block"}, {0: "got its block"})
-    gone, _ = at(*start, (20, Stage.SPILLING), (25, Stage.ENDED))
+    (gone,) = at(1, *start, (20, Stage.SPILLING), (25, Stage.ENDED))
     assert gone.leaves == {0: "spilled"}, "it sat out, and was preempted at the same instant"
 
 

@@ -46,8 +46,8 @@ class Stepper:
         self.show()
 
     def step(self, by: int):
-        """Moves the slider, which draws; at its ends it stays."""
-        self.slider.value = min(max(0, self.slider.value + by), self.slider.max)
+        """Moves the slider, which draws; at its ends it stays, by itself."""
+        self.slider.value += by
 
     def show(self):
         """Draws what the controls say; an error is shown as text, and the panel stays usable."""
