@@ -15,7 +15,8 @@ from disagg.plan.pages import Held, PageMap, decisions
 from disagg.plan.paging import Arm
 from disagg.plan.request import Stage
 from disagg.plan.timeline import BlockMove, Timeline
-from disagg.show.pages import STATE_HATCH, View, microscope, page_map_picture, pages_over_time_picture, patchwork
+from disagg.show.memories import View
+from disagg.show.pages import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
 
 SIZES = {"decode 0": 7, "host": 5, "prefill 0": 6, "ring": 8}
 
