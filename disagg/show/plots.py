@@ -77,7 +77,7 @@ def _pictures(runs: dict[str, Run], request, window_ms, projector: bool, finding
         y -= 0.02 * size
     since = "since the start" if request is None else "since the request arrived"
     many = "; numbers are requests" if any(len(run.results) > 1 for run in runs.values()) else ""
-    _time_axis(axes, window, size, since + many)
+    time_axis(axes, window, size, since + many)
     _legend(figure, views, size)
     words = " ".join(f"{name}: {sentence(run, request)}" if name else sentence(run, request)
                      for name, run in runs.items())  # fmt: skip
@@ -195,7 +195,7 @@ def short_list(numbers: list[int]) -> str:
     return ", ".join(parts)
 
 
-def _time_axis(axes, window: tuple[float, float], size: float, words: str):
+def time_axis(axes, window: tuple[float, float], size: float, words: str):
     in_s = window[1] - window[0] > 3000
     axes.xaxis.set_major_formatter(lambda ms, _: f"{ms / 1e3:g}" if in_s else f"{ms:g}")
     axes.set_xlabel(f"{'s' if in_s else 'ms'} {words}", fontsize=size, color=INK)

@@ -1,0 +1,147 @@
+"""Pictures of receipts and counters: lengths drawn are the times measured, and sentences come from the data."""
+
+import pytest
+from matplotlib.collections import PolyCollection
+from test_pages import crowded, traffic
+from test_plots import LATEX
+
+from disagg import Config, Request, simulate
+from disagg.plan.config import PRESETS
+from disagg.plan.errors import RequestError
+from disagg.plan.receipts import NAMES, WORKS
+from disagg.show.bills import INKS, diff_picture, receipt_picture, receipts_picture
+from disagg.show.counters import counters, counters_picture
+from disagg.show.facts import milliseconds
+
+
+def test_works_are_solid_and_waits_hatched_each_in_its_own_way():
+    assert tuple(INKS) == NAMES
+    assert all(bool(ink.hatch) == (name not in WORKS) for name, ink in INKS.items())
+    assert len(set(INKS.values())) == len(NAMES)
+
+
+def strip(axes, name: str, row: int) -> float:
+    """ms drawn of a name in a row."""
+    found = [c for c in axes.collections if isinstance(c, PolyCollection) and c.get_label() == name]
+    boxes = [path.get_extents() for c in found for path in c.get_paths()]
+    return sum(box.width for box in boxes if box.y0 < row < box.y1)
+
+
+@pytest.mark.parametrize("preset", ["paged", "two_colocated"])
+def test_each_name_is_drawn_in_the_strip_and_in_its_row_as_long_as_it_took(preset):
+    run = crowded(preset, host_blocks=40)
+    for result in run.results[5:9]:
+        axes = receipt_picture(result).figure.axes[0]
+        totals = result.receipt.totals()
+        for row, (name, seconds) in enumerate(totals.items(), 1):
+            assert strip(axes, name, 0) == pytest.approx(1e3 * seconds)
+            assert strip(axes, name, -row) == pytest.approx(1e3 * seconds)
+        labels = [text.get_text() for text in axes.get_yticklabels()]
+        assert labels == ["receipt", *totals]
+        texts = [text.get_text() for text in axes.texts]
+        assert texts == [*map(milliseconds, (result.receipt.total_s, *totals.values())), "token 1 (TTFT)", "token 2"]
+
+
+def test_tokens_stand_where_they_came():
+    result = crowded().results[4]
+    lines = [line.get_xdata()[0] for line in receipt_picture(result).figure.axes[0].lines]
+    assert lines == pytest.approx([1e3 * result.ttft_s, 1e3 * (result.ttft_s + result.second_token_gap_s)])
+
+
+def test_a_receipts_sentence_states_what_the_data_say():
+    result = crowded(host_blocks=40).results[8]
+    bill, picture = result.receipt, receipt_picture(result)
+    waits = {name: s for name, s in bill.totals().items() if name not in WORKS}
+    longest = max(waits, key=waits.get)
+    assert f"of waits (most: {longest}, {milliseconds(waits[longest])})" in picture.finding
+    assert all(f"{name} {1e3 * seconds:.1f} ms" in picture.alt for name, seconds in bill.totals().items())
+
+
+def test_without_times_a_finding_is_the_same_at_every_speed():
+    slow, fast = (crowded("staged", link=link, decode_blocks=400).results[3] for link in (1e6, 50e6))
+    assert receipt_picture(slow).finding != receipt_picture(fast).finding
+    assert receipt_picture(slow, times=False).finding == receipt_picture(fast, times=False).finding
+    assert receipt_picture(slow, times=False).finding.endswith("waits and works add up to the measured time.")
+    slow.timeline.spans.clear()
+    assert receipt_picture(slow, times=False).finding.endswith("do not explain all of the measured time.")
+
+
+def test_a_request_without_a_second_token_has_a_picture():
+    run = simulate(Config.preset("staged"), [Request([1, 2, 3], 1)])
+    picture = receipt_picture(run.results[0])
+    assert picture.png() and "token 2" not in picture.finding
+
+
+def bars(picture) -> list:
+    """(name, bar) of every bar drawn."""
+    return [(group.get_label(), group.patches[0]) for group in picture.figure.axes[0].containers]
+
+
+def test_bars_of_presets_are_their_mean_receipts_works_first():
+    runs = {name: crowded(name, 12, host_blocks=0) for name in PRESETS}
+    picture = receipts_picture(runs)
+    drawn = bars(picture)
+    for row, run in enumerate(runs.values()):
+        own = [(name, bar) for name, bar in drawn if round(bar.get_y() + bar.get_height() / 2) == -row]
+        seconds = {name: seconds for name, seconds in run.receipts().items() if seconds}
+        assert {name: bar.get_width() / 1e3 for name, bar in own} == pytest.approx(seconds)
+        ordered = [name in WORKS for name, _ in sorted(own, key=lambda pair: pair[1].get_x())]
+        assert ordered == sorted(ordered, reverse=True), "works from the left, then waits"
+    totals = {name: sum(run.receipts().values()) for name, run in runs.items()}
+    low, high = min(totals, key=totals.get), max(totals, key=totals.get)
+    assert f"{low} {milliseconds(totals[low])}" in picture.finding
+    assert receipts_picture(runs, times=False).finding == (
+        f"A request takes least time with {low} and most with {high}."
+    )
+
+
+def test_a_difference_goes_left_and_right_and_sums_up():
+    a, b = crowded("split", host_blocks=0), crowded("paged", host_blocks=40)
+    picture = diff_picture("split", a, "paged", b)
+    widths = {name: bar.get_width() for name, bar in bars(picture)}
+    before, after = a.receipts(), b.receipts()
+    assert widths.pop("all") == pytest.approx(sum(widths.values()))
+    for name, width in widths.items():
+        assert width == pytest.approx(1e3 * (after.get(name, 0) - before.get(name, 0)))
+    assert set(widths) == {*before, *after}
+    largest = max(widths, key=lambda name: abs(widths[name]))
+    assert f"most changes in {largest}" in diff_picture("split", a, "paged", b, times=False).finding
+    assert diff_picture("a", a, "b", a).finding == "A request takes as long with b as with a."
+
+
+def test_other_requests_are_not_compared():
+    a = crowded(count=4)
+    b = simulate(Config.preset("paged"), traffic(5))
+    with pytest.raises(RequestError, match="a served 4 requests of .*give both runs the same requests"):
+        diff_picture("a", a, "b", b)
+
+
+def test_names_from_outside_are_drawn_as_text():
+    run = crowded(count=4)
+    receipts_picture({LATEX: run, "b": run}).png()  # mathtext would raise
+    diff_picture(LATEX, run, "b", run).png()
+    diff_picture("a", run, LATEX, run).png()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_counters_are_the_marks(preset):
+    run = crowded(preset, host_blocks=40)
+    picture, rows = counters_picture(run), counters(run)
+    marked = {}
+    for mark in run.timeline.marks:
+        if isinstance(mark.value, int):
+            marked.setdefault(mark.name, []).append((mark.at_ns / 1e6, mark.value))
+    drawn = sorted(list(zip(row.times_ms, row.values, strict=True)) for row in rows)
+    assert drawn == sorted(steps for steps in marked.values() if max(value for _, value in steps))
+    assert len(picture.figure.axes) == len(rows) == len({row.name for row in rows})
+    assert all(f"{row.name}: {row.extreme}" in picture.alt for row in rows)
+    assert picture.png()[:4] == b"\x89PNG"
+
+
+def test_counters_name_the_full_memory_and_the_longest_queue():
+    run = crowded(host_blocks=40)
+    assert "memories that were ever full: decode." in counters_picture(run).finding
+    batch = max(mark.value for mark in run.timeline.marks if mark.name == "batch 0")
+    assert f"the largest batch had {batch} rows" in counters_picture(run).finding
+    empty = simulate(Config.preset("staged"), [])
+    assert "ever full: none" in counters_picture(empty).finding and counters_picture(empty).png()

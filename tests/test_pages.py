@@ -1,0 +1,291 @@
+"""Page maps: an instant looked up equals a replay up to it; blocks are conserved; the microscope shows them."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import PolyCollection
+from test_plots import LATEX
+
+from disagg import Config, Request, simulate
+from disagg.plan.blocks import STATES
+from disagg.plan.config import PRESETS
+from disagg.plan.pages import Held, PageMap, decisions
+from disagg.plan.paging import Arm
+from disagg.plan.request import Stage
+from disagg.plan.timeline import BlockMove, Timeline
+from disagg.show.memories import View
+from disagg.show.pages import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
+
+SIZES = {"decode 0": 7, "host": 5, "prefill 0": 6, "ring": 8}
+
+
+def traffic(count=30, seed=3) -> list[Request]:
+    draw = random.Random(seed)
+    return [Request([1] * draw.randint(10, 150), draw.randint(8, 60), arrival_s=0.15 * i) for i in range(count)]
+
+
+def crowded(preset="paged", count=30, **changes):
+    """A run in which requests lose their blocks."""
+    return simulate(Config.preset(preset, **{"decode_blocks": 40, "link": 0.05e9, **changes}), traffic(count))
+
+
+@st.composite
+def timelines(draw) -> Timeline:
+    """Legal moves of three memories: reserve, change state, free; several of them may fall on one instant."""
+    state = {pool: [("free", None)] * size for pool, size in SIZES.items() if pool != "ring"}
+    moves, at_ns = [], 10
+    for _ in range(draw(st.integers(0, 25))):
+        at_ns += draw(st.integers(0, 2))
+        pool = draw(st.sampled_from(sorted(state)))
+        blocks, owner = state[pool], draw(st.integers(0, 3))
+        own = [index for index, (_, holder) in enumerate(blocks) if holder == owner]
+        free = [index for index, (_, holder) in enumerate(blocks) if holder is None]
+        after = draw(st.sampled_from(STATES)) if own else "in_flight"
+        taken = (free if after == "in_flight" else own)[: draw(st.integers(1, 4))]
+        owner = None if after == "free" else owner
+        for index in taken:
+            blocks[index] = after, owner
+        if taken:
+            moves.append(BlockMove(at_ns, pool, after, owner, tuple(taken)))
+    return Timeline(start_ns=10, moves=moves, sizes=SIZES)
+
+
+def replay(timeline: Timeline, at_ns: int) -> dict[str, list[tuple]]:
+    blocks = {pool: [("free", None)] * size for pool, size in SIZES.items() if pool != "ring"}
+    for move in timeline.moves:
+        if move.at_ns <= at_ns:
+            for index in move.blocks:
+                blocks[move.pool][index] = move.state, move.owner
+    return blocks
+
+
+@given(timelines())
+def test_an_instant_equals_the_replay_up_to_it(timeline):
+    pages = PageMap(timeline)
+    since = {pool: [10] * size for pool, size in SIZES.items() if pool != "ring"}
+    before = replay(timeline, 9)
+    for at_ns in range(10, pages.end_ns + 3):
+        wanted = replay(timeline, at_ns)
+        for pool, blocks in pages.at(at_ns).items():
+            since[pool] = [
+                s if a == b else at_ns for s, a, b in zip(since[pool], before[pool], wanted[pool], strict=True)
+            ]
+            held = [Held(*pair, at) for pair, at in zip(wanted[pool], since[pool], strict=True)]
+            assert blocks == held
+        before = wanted
+
+
+@given(timelines())
+def test_counts_are_conserved_and_step_when_blocks_do(timeline):
+    pages = PageMap(timeline)
+    pages.check()
+    for pool, size in pages.sizes.items():
+        steps = dict(pages.counts(pool))
+        assert min(steps) == 10 and all(sum(counts.values()) == size for counts in steps.values())
+        for at_ns in range(10, pages.end_ns + 1):
+            now = steps[max(at for at in steps if at <= at_ns)]
+            assert now == pages.counts_at(at_ns)[pool]
+            assert [now[s] for s in STATES] == [[h.state for h in pages.at(at_ns)[pool]].count(s) for s in STATES]
+
+
+@given(timelines())
+def test_stretches_and_visits_cover_what_is_held(timeline):
+    pages = PageMap(timeline)
+    for at_ns in range(10, pages.end_ns):
+        for pool, blocks in pages.at(at_ns).items():
+            found = {s.block: s for s in pages.stretches(pool) if s.start_ns <= at_ns < s.end_ns}
+            assert found.keys() == {index for index, held in enumerate(blocks) if held.owner is not None}
+            assert all((s.state, s.owner) == blocks[block][:2] for block, s in found.items())
+            for owner in {s.owner for s in found.values()}:
+                visits = [v for v in pages.visits(owner) if v.pool == pool and v.start_ns <= at_ns < v.end_ns]
+                assert len(visits) == 1
+                assert visits[0].blocks >= sum(s.owner == owner for s in found.values())
+
+
+@pytest.mark.parametrize(
+    "moves, words",
+    [
+        ([(0, "used", 1, (2,)), (5, "used", 2, (2,))], "at 5 ns block 2, used and owned by 1, becomes used"),
+        ([(0, "free", None, (2,))], "freed twice"),
+        ([(0, "used", None, (2,))], "owned by None"),
+        ([(0, "used", 1, (2,)), (1, "free", 1, (2,))], "becomes free and owned by 1"),
+    ],
+)
+def test_what_breaks_conservation_is_named(moves, words):
+    timeline = Timeline(moves=[BlockMove(at, "host", state, owner, blocks) for at, state, owner, blocks in moves])
+    timeline.sizes = SIZES
+    with pytest.raises(AssertionError, match=words):
+        PageMap(timeline).check()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_free_blocks_are_those_the_recorder_marked(preset):
+    run = crowded(preset, host_blocks=40)
+    pages = PageMap(run.timeline)
+    pages.check()
+    marked = {pool: dict.fromkeys([0], size) for pool, size in pages.sizes.items()}
+    for mark in run.timeline.marks:
+        if mark.name.startswith("free "):
+            marked[mark.name.removeprefix("free ")][mark.at_ns] = mark.value
+    for pool in pages.sizes:
+        free = {at: counts["free"] for at, counts in pages.counts(pool)}
+        assert marked[pool].keys() <= {0, *free}
+        assert all(free[at] == value for at, value in marked[pool].items() if at in free)
+        assert min(free.values()) == pages.sizes[pool] - run.peak_blocks[pool]
+
+
+def test_a_spilled_request_visits_prefill_decode_host_and_decode_again():
+    run = crowded(host_blocks=40)
+    pages = PageMap(run.timeline)
+    spilled = next(c.request for c in run.choices if c.arm is Arm.SPILL)
+    assert [v.pool for v in pages.visits(spilled)] == ["prefill 0", "decode 0", "host", "decode 0"]
+    first, again = (v for v in pages.visits(spilled) if v.pool == "decode 0")
+    host = next(v for v in pages.visits(spilled) if v.pool == "host")
+    assert host.start_ns < first.end_ns < again.start_ns < host.end_ns, "copies hold both ends"
+    assert pages.of_request(spilled)[0].start_ns == pages.visits(spilled)[0].start_ns
+
+
+@pytest.mark.parametrize("host_blocks", [0, 5, 40])
+@pytest.mark.parametrize("preset", ["paged", "colocated", "dynamic"])
+def test_decisions_are_the_choices_at_their_instants(preset, host_blocks):
+    run = crowded(preset, host_blocks=host_blocks)
+    made = decisions(run.results, run.choices)
+    assert made and [d.choice for d in made] == run.choices
+    stages = {Arm.SPILL: Stage.SPILLING, Arm.RECOMPUTE: Stage.QUEUED}
+    for decision in made:
+        own = next(result for result in run.results if result.request == decision.choice.request)
+        assert (decision.at_ns, stages[decision.choice.arm]) in own.stages
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def squares(figure, state: str) -> int:
+    found = [c for axes in figure.axes for c in axes.collections if isinstance(c, PolyCollection)]
+    return sum(len(c.get_paths()) for c in found if c.get_label() == state)
+
+
+def test_every_held_block_is_a_square_in_its_state():
+    run = crowded(host_blocks=40)
+    pages = PageMap(run.timeline)
+    for at_ns in (pages.changes[len(pages.changes) // 3], run.choices and decisions(run.results, run.choices)[0].at_ns):
+        picture = page_map_picture(run, at_ns / 1e9)
+        counts = pages.counts_at(at_ns).values()
+        for state in STATE_HATCH:
+            assert squares(picture.figure, state) == sum(count[state] for count in counts)
+        assert squares(picture.figure, "age") == sum(sum(c.values()) - c["free"] for c in counts)
+        for pool, blocks in pages.at(at_ns).items():
+            held = sum(h.owner is not None for h in blocks)
+            assert f"{held} of {pages.sizes[pool]}" in picture.finding
+
+
+def test_the_last_decision_stands_under_the_map_with_both_costs():
+    run = crowded(host_blocks=40)
+    first = decisions(run.results, run.choices)[0]
+    early, late = (page_map_picture(run, (first.at_ns + shift) / 1e9) for shift in (-1000, 1000))
+    assert early.figure.texts[0].get_text() == "No request has lost its blocks yet."
+    words = " ".join(late.figure.texts[0].get_text().split())
+    assert f"request {first.choice.request} ({first.choice.tokens} tokens) lost its blocks and was spilled" in words
+    assert f"{first.choice.spill_ns / 1e6:.0f} ms to spill and fetch" in words
+    assert f"{first.choice.recompute_ns / 1e6:.0f} ms to compute again" in words
+    again = crowded(host_blocks=0)
+    assert "is computed again: no room in host memory to spill" in pages_over_time_picture(again).alt
+
+
+def test_boxes_over_time_cover_every_stretch_once():
+    view = View(crowded(host_blocks=40))
+    for pool in view.pools:
+        area = sum((box.end_s - box.start_s) * (box.high - box.low) for box in patchwork(view, pool))
+        assert area == pytest.approx(sum(s.end_ns - s.start_ns for s in view.map.stretches(pool)) / 1e9)
+
+
+def test_over_time_names_peaks_and_decisions_and_follows_one_request():
+    run = crowded(host_blocks=40)
+    picture = pages_over_time_picture(run)
+    assert f"decode device {run.peak_blocks['decode 0']} of 40" in picture.finding
+    assert f"{len(run.choices)} times a request lost its blocks: {run.counts['spills']} spilled" in picture.finding
+    strip = {line.get_label(): len(line.get_xdata()) for line in picture.figure.axes[-1].lines}
+    assert (strip["spill"], strip["fetch"], strip["recompute"]) == (run.counts["spills"], run.counts["fetches"], 0)
+    spilled = run.choices[0].request
+    assert "in host memory from" in pages_over_time_picture(run, spilled).finding
+    assert picture.png()[:4] == b"\x89PNG"
+
+
+def test_runs_without_paging_or_without_requests_have_pictures_too():
+    assert "no request lost its blocks" in pages_over_time_picture(crowded("split", decode_blocks=400)).finding
+    empty = simulate(Config.preset("paged", decode_blocks=4, host_blocks=4), [])
+    for picture in (pages_over_time_picture(empty), page_map_picture(empty, 0)):
+        assert picture.finding and picture.png()
+
+
+# ---- the microscope --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    return crowded(count=8, host_blocks=40, decode_blocks=20)
+
+
+@pytest.fixture
+def scope(small):
+    scope = microscope(small)
+    yield scope
+    scope.close()
+
+
+def words(panel) -> str:
+    return " ".join(label.value for label in panel.words.children)
+
+
+def test_step_and_back_move_by_one_change_and_stop_at_the_ends(scope, small):
+    changes = PageMap(small.timeline).changes
+    assert scope.back.disabled and scope.slider.max == len(changes) - 1
+    scope.forth.click()
+    scope.forth.click()
+    assert words(scope).startswith(f"At {changes[2] / 1e9:.3f} s, blocks held: ")
+    scope.back.click()
+    assert scope.slider.value == 1 and not scope.back.disabled
+    scope.slider.value = scope.slider.max
+    assert scope.forth.disabled
+    scope.step(1)
+    assert scope.slider.value == scope.slider.max
+
+
+def test_a_followed_request_is_named(scope):
+    scope.slider.value = scope.slider.max // 2  # where several requests hold blocks
+    drawn = bytes(scope.image.value)
+    scope.choice.value = 6
+    assert "request 5 holds" in words(scope) and bytes(scope.image.value) != drawn
+    assert repr(scope) == (
+        f"Microscope of blocks: slider at move {scope.slider.value}, following request 5; buttons Back and Step."
+    )
+
+
+def test_the_panel_stands_for_itself_as_text(scope):
+    bundle = scope._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(scope)
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == scope.panel.model_id
+
+
+def test_an_error_is_shown_as_text_and_the_panel_goes_on(scope):
+    draw, scope._draw = scope._draw, lambda number, choice: (_ for _ in ()).throw(ValueError(LATEX))
+    scope.forth.click()
+    assert words(scope).startswith("ValueError: ") and "$" not in words(scope)
+    scope._draw = draw
+    scope.forth.click()
+    assert words(scope).startswith("At ")
+
+
+def test_closing_closes_every_part_and_may_be_repeated(scope):
+    parts = [scope.panel, scope.slider, scope.back, scope.forth, scope.choice, scope.words, scope.image]
+    parts += scope.words.children
+    scope.close()
+    scope.close()
+    assert all(part.comm is None for part in parts)
+
+
+def test_nothing_recorded_is_said():
+    with pytest.raises(ValueError, match="record=True"):
+        microscope(simulate(Config.preset("staged"), []))
