@@ -16,7 +16,7 @@ from disagg.plan.batching import bin_of
 from disagg.plan.results import Run
 from disagg.show.facts import plural
 from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
-from disagg.show.stepper import Stepper
+from disagg.show.slides import Slides
 
 #: Shades of decode's colour for neighbouring bins; they differ in greyscale too.
 SHADES = ("#8FD3BE", COLOURS["decode"], "#00523C")
@@ -187,7 +187,7 @@ def _bar(y: float, start: float, end: float) -> list[tuple[float, float]]:
     return [(start, y + 0.08), (end, y + 0.08), (end, y + 0.92), (start, y + 0.92)]
 
 
-def batches(run: Run) -> Stepper:
+def batches(run: Run) -> Slides:
     """One decode step as bars, with a slider over all steps of the run."""
     found, numbers = batch_steps(run), _numbers(run)
     deep = max(map(_deep, found), default=0)
@@ -195,7 +195,7 @@ def batches(run: Run) -> Stepper:
     def draw(number: int, choice: int) -> Picture:
         return _step_picture(found[number], numbers, run.config.bins, deep, False)
 
-    return Stepper("Decode batches", len(found), draw, "step")
+    return Slides("Decode batches", len(found), draw, "step")
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from disagg.show.memories import (
 )
 from disagg.show.picture import INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 from disagg.show.plots import time_axis
-from disagg.show.stepper import Stepper
+from disagg.show.slides import Slides
 
 EMPTY = "#FFFFFF"
 STATE_HATCH = {"used": "", "in_flight": "////", "quarantined": "xxxx"}
@@ -333,7 +333,7 @@ def _run_alt(view: View) -> str:
 # ---- stepping --------------------------------------------------------------------------------------------------------
 
 
-def microscope(run: Run) -> Stepper:
+def microscope(run: Run) -> Slides:
     """The map with a slider over every instant at which a block changed, and a request to follow."""
     view = View(run)
     requests = ("all requests", *(f"request {index}" for index in range(len(run.results))))
@@ -341,4 +341,4 @@ def microscope(run: Run) -> Stepper:
     def draw(number: int, choice: int) -> Picture:
         return _map_picture(view, view.map.changes[number], choice - 1 if choice else None, False)
 
-    return Stepper("Microscope of blocks", len(view.map.changes), draw, "move", requests)
+    return Slides("Microscope of blocks", len(view.map.changes), draw, "move", requests)

@@ -12,7 +12,7 @@ from disagg.show.picture import Picture
 from disagg.show.widgets import COLUMNS, LINES, no_math
 
 
-class Stepper:
+class Slides:
     """`show()` draws what the controls say; `step(by)` moves the slider; `close()` closes every part, twice too."""
 
     def __init__(
