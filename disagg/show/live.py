@@ -152,10 +152,9 @@ class Open:
         timeline, seen = look.tape.timeline, set(look.results)
         spans = [span for span in timeline.spans.copy() if seen & set(span.requests)]
         start = min((result.arrival_ns for result in look.results.values()), default=look.tape.origin_ns)
-        kept = Timeline(spans, start, [m for m in timeline.marks.copy() if m.at_ns >= start],
-                        [m for m in timeline.moves.copy() if m.at_ns >= start], timeline.devices, timeline.sizes)  # fmt: skip
+        marks, moves = ([e for e in entries.copy() if e.at_ns >= start] for entries in (timeline.marks, timeline.moves))
         run = self._engine.recorder.run(self._engine.config, list(look.results.values()))
-        run.timeline = kept
+        run.timeline = Timeline(spans, start, marks, moves, timeline.devices, timeline.sizes)
         return run
 
 

@@ -71,6 +71,12 @@ class Tape:
         index = np.searchsorted(np.array(times), at_ms, "right")
         return values[index - 1] if index else 0
 
+    def gates(self, at_ms: float) -> list[str]:
+        """What holds each queue at an instant, in words."""
+        named = sorted(name for name in self._marks if name.startswith("gate "))
+        held = {name.removeprefix("gate "): self.value(name, at_ms) for name in named}
+        return [f"{name}: {gate}" for name, gate in held.items() if gate]
+
     def most(self, name: str) -> int:
         """What a gauge's full height stands for: the pool's size, or the largest value seen, as a power of two."""
         if size := self.timeline.sizes.get(name.removeprefix("free ")):
