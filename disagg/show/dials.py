@@ -57,8 +57,7 @@ class Dials:
         return self._choices[name][0][value] if name in self._choices else value
 
     def close(self):
-        for widget in (*self.controls.values(), self.box):
-            widget.close()
+        close_widgets(*self.controls.values(), self.box)
 
 
 def with_now(values, now) -> list:
@@ -68,3 +67,11 @@ def with_now(values, now) -> list:
 
 def bins_name(bins: tuple[int, ...]) -> str:
     return ", ".join(map(str, bins)) or "one"
+
+
+def close_widgets(*widgets: ipywidgets.Widget):
+    """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
+    for widget in widgets:
+        for part in (getattr(widget, "style", None), getattr(widget, "layout", None), widget):
+            if part is not None:
+                part.close()

@@ -201,6 +201,11 @@ def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], 
     return tuple(lines[-LINES:])
 
 
+def end_of(tape: Tape, results: Iterable[Result]) -> float:
+    """When the last span and the last request ended, in ms."""
+    return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
+
+
 def said(result: Result, count: int, ended: bool, decode: Callable[[list[int]], str] | None) -> str:
     """The text of the first `count` tokens; where nobody can decode, the whole at the end, and ids before it."""
     ids = result.token_ids[max(0, count - TAIL) : count]

@@ -15,10 +15,10 @@ import ipywidgets
 from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.run.engine import Engine
-from disagg.show.dials import Dials
+from disagg.show.dials import Dials, close_widgets
 from disagg.show.facts import plural, row_names
 from disagg.show.frame import Frame
-from disagg.show.live import LINES, WINDOW_MS, Look, Serving, text_lines
+from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.playhead import SPEEDS, Playhead
 from disagg.show.tape import Tape, gauges_of
 from disagg.show.widgets import no_math
@@ -52,7 +52,7 @@ class RunSource:
 
     @property
     def end_ms(self) -> float:
-        return self.tape.end_ms
+        return end_of(self.tape, self._results)
 
     def lines(self, at_ms: float) -> tuple[str, ...]:
         return text_lines(self._results, self.tape.origin_ns + round(1e6 * at_ms), self._decode)
@@ -95,7 +95,7 @@ class LiveSource:
 
     @property
     def end_ms(self) -> float:
-        return self.tape.end_ms if self.over else max(self.tape.end_ms, self._look.now_ms)
+        return end_of(self.tape, self._look.results.values()) if self.over else self._look.now_ms
 
     def lines(self, at_ms: float) -> tuple[str, ...]:
         return self._look.lines(at_ms)
@@ -136,8 +136,7 @@ class Player:
         self._inbox.put(None)
         self._thread.join()
         self.source.close()
-        for widget in self._widgets:
-            widget.close()
+        close_widgets(*self._widgets)
         if _OPEN.get(id(self._key)) is self:
             del _OPEN[id(self._key)]
 
@@ -146,7 +145,7 @@ class Player:
         self._inbox.put(action)
 
     def __repr__(self) -> str:
-        controls = ", ".join(button.description for button in self.buttons)
+        controls = ", ".join("Pause" if button is self._pause else button.description for button in self.buttons)
         return (
             f"{self.source.title} of {self.source.what}: {controls}; speed {self.speed.label}; "
             f"rows {', '.join(self.source.frame.rows.values())}."
@@ -160,15 +159,16 @@ class Player:
 
     def _make_widgets(self):
         actions = {
-            "Pause" if self.playhead.playing else "Play": ("Stop or move the playhead", self._play),
+            "Pause": ("Stop or move the playhead", self._play),
             "Back": ("To where the span before begins or ends", partial(self._step, False)),
             "Step": ("To where the next span begins or ends", partial(self._step, True)),
         }
         if hasattr(self.source, "start"):
             actions = {"Start": ("Serve the requests", self._start), **actions}
         self.buttons = [ipywidgets.Button(description=name, tooltip=tip) for name, (tip, _) in actions.items()]
+        self._pause = self.buttons[list(actions).index("Pause")]
         for button, (_, action) in zip(self.buttons, actions.values(), strict=True):
-            button.on_click(lambda _, action=action: self.wish(action))
+            button.on_click(lambda _, action=action: self._by_hand(action))
         speeds = dict(SPEEDS) if hasattr(self.source, "start") else {k: v for k, v in SPEEDS.items() if v}
         if self.playhead.speed not in speeds.values():
             speeds[f"{self.playhead.speed:g}"] = self.playhead.speed
@@ -191,7 +191,12 @@ class Player:
         self.panel = ipywidgets.VBox([title, controls, self.time, *dials, self.image, self.words, *self.texts])
         self._widgets = [*self.buttons, self.speed, *controls.children, *self.panel.children, self.panel]
         if self.source.dials:
-            self.source.dials.wire(self.wish)
+            self.source.dials.wire(self._by_hand)
+
+    def _by_hand(self, action: Callable[[], object]):
+        """A button or a dial: what went wrong before is no longer shown."""
+        self.wish(lambda: setattr(self, "_error", ""))
+        self.wish(action)
 
     def _on_time(self, change):
         if change.new != self._told:  # by a hand, not by the ticker
@@ -210,7 +215,6 @@ class Player:
             if wish is None:
                 return
             now = time.perf_counter()
-            self._error = self._error if wish == self._nothing else ""
             try:
                 self._turn(wish, 1e3 * (now - before))
             except Exception as error:  # nobody else would see it
@@ -236,9 +240,10 @@ class Player:
         source, at_ms = self.source, self.playhead.at_ms
         self.image.value = source.frame.png(source.tape, at_ms, WINDOW_MS)
         end = max(1.0, source.end_ms, self._told)
-        self._told = round(at_ms)
+        self._told = float(round(at_ms))
         self.time.max = max(end, self._told)
         self.time.value = self._told
+        self._pause.description = "Pause" if self.playhead.playing else "Play"
         lines = source.lines(at_ms)
         for label, line in zip(self.texts, (*lines, *[""] * LINES), strict=False):
             label.value = no_math(line)

@@ -11,7 +11,7 @@ from disagg.plan.results import Run
 from disagg.run.engine import Engine
 from disagg.show.facts import row_names, sentence
 from disagg.show.frame import gauge_words, short_names, window_for
-from disagg.show.live import WINDOW_MS, Look, Serving, text_lines
+from disagg.show.live import WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.picture import COLOURS
 from disagg.show.plots import LEGEND
 from disagg.show.tape import Tape, gauges_of
@@ -22,7 +22,7 @@ NAMES, VALUES = 15, 13  # columns of a row's name, and of a gauge's value
 
 
 def watch(engine: Engine, requests: list[Request], console: Console, updates_per_s: float = 8) -> Run:
-    """Serves requests and draws meanwhile; an interrupt ends them. Without a terminal only the last picture is printed."""
+    """Serves requests and draws meanwhile; an interrupt ends them. Without a terminal, one picture is printed."""
     serving, look = Serving(engine, requests), Look(engine)
     try:
         if console.is_terminal:
@@ -48,8 +48,9 @@ def _animate(serving: Serving, look: Look, console: Console, every_s: float):
 def whole(run: Run, width: int) -> Group:
     """All of a run, and its sentence."""
     tape = Tape(run.timeline, row_names(run.timeline))
-    lines = text_lines(run.results, run.timeline.end_ns + 1, None)
-    drawn = picture(tape, gauges_of(run.timeline), tape.end_ms, max(1.0, tape.end_ms), lines, width, still=True)
+    end_ms = max(1.0, end_of(tape, run.results))
+    lines = text_lines(run.results, tape.origin_ns + round(1e6 * end_ms) + 1, None)
+    drawn = picture(tape, gauges_of(run.timeline), end_ms, end_ms, lines, width, still=True)
     return Group(drawn, Text(sentence(run)))
 
 
