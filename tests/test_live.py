@@ -110,9 +110,8 @@ def test_requests_that_others_submitted_are_watched_to_their_end(screen):
 
 
 def test_what_cannot_be_served_is_raised(screen):
-    with opened(small()) as engine:
-        with pytest.raises(RequestError, match="vocabulary"):
-            watch(engine, [Request([9999])])
+    with opened(small()) as engine, pytest.raises(RequestError, match="vocabulary"):
+        watch(engine, [Request([9999])])
     with pytest.raises(EngineError, match="closed"):
         watch(engine, asked())
 

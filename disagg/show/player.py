@@ -215,11 +215,7 @@ class Player:
             if wish is None:
                 return
             now = time.perf_counter()
-            try:
-                self._turn(wish, 1e3 * (now - before))
-            except Exception as error:  # nobody else would see it
-                self._error = f"{type(error).__name__}: {error}"
-                self._say()
+            self._turn(wish, 1e3 * (now - before))
             before = now
 
     def _nothing(self):
@@ -231,10 +227,18 @@ class Player:
         return bool(self.image.value) and self.source.over and not moves
 
     def _turn(self, wish: Callable[[], object], elapsed_ms: float):
-        self.source.follow()
+        self._try(self.source.follow)
         self.playhead.advance(elapsed_ms, self.source.end_ms)
-        wish()
-        self._draw()
+        self._try(wish)  # also where the run has just failed
+        self._try(self._draw)
+        self._say()
+
+    def _try(self, action: Callable[[], object]):
+        """Does it; what goes wrong is shown, for nobody else would see it."""
+        try:
+            action()
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
 
     def _draw(self):
         source, at_ms = self.source, self.playhead.at_ms
@@ -247,7 +251,6 @@ class Player:
         lines = source.lines(at_ms)
         for label, line in zip(self.texts, (*lines, *[""] * LINES), strict=False):
             label.value = no_math(line)
-        self._say()
 
     def _say(self):
         """The gates in words, or what went wrong."""
