@@ -58,7 +58,8 @@ class Engine:
         self._numbers = itertools.count()
         self._serving = threading.Lock()
         self._submitting = threading.Lock()
-        self._over = threading.Event()  # closed or broken: nobody waits for an arrival any more
+        self._over = threading.Event()  # interrupted, closed or broken: nobody waits for an arrival any more
+        self._served: dict[int, Handle] = {}  # of the run that `serve` is in
         self._closed = False
         self._broken: str | None = None
         self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
@@ -101,8 +102,19 @@ class Engine:
         try:
             return self._serve(requests, prepared, record)
         finally:
+            self._served = {}
             self.recorder.between_runs()
             self._serving.release()
+
+    def interrupt(self):
+        """Ends the run that another thread serves, as an interrupt there would: `serve` returns with what there is."""
+        self._over.set()
+        for handle in list(self._served.values()):
+            handle.cancel()
+
+    def open_handles(self) -> list[Handle]:
+        """Of the requests that have not ended."""
+        return list(self._handles.values())
 
     def retune(self, **changes):
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
@@ -184,15 +196,18 @@ class Engine:
     def _serve(self, requests: list[Request], prepared: list[Job], record: bool) -> Run:
         start, interrupted = now_ns(), False
         self.recorder.begin(start, record)
-        handles: dict[int, Handle] = {}
+        self._over.clear()
+        handles = self._served = {}
         try:
             for index in sorted(range(len(requests)), key=lambda i: requests[i].arrival_s):
                 arrival = start + round(requests[index].arrival_s * 1e9)
-                if self._over.wait(max(0, arrival - now_ns()) / 1e9):
+                if self._over.wait(max(0, arrival - now_ns()) / 1e9) or self._closed or self._broken:
                     interrupted = True
                     break
                 handles[index] = self._submit(requests[index], prepared[index], arrival)
             for handle in handles.values():
+                if self._over.is_set():  # also one that was submitted while the others were cancelled
+                    handle.cancel()
                 handle.result()
         except KeyboardInterrupt:
             interrupted = True
@@ -202,6 +217,7 @@ class Engine:
                 handle.result()
         never = [Result(-1, len(job.prompt), start, finish_reason=Finish.CANCELLED.value) for job in prepared]
         results = [handles[i].result() if i in handles else never[i] for i in range(len(requests))]
+        interrupted = interrupted or (self._over.is_set() and not self._closed)
         run = self.recorder.run(self.config, results, interrupted)
         if self._broken:
             error = EngineError(f"the engine is broken and must be rebuilt: {self._broken}")

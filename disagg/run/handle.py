@@ -31,6 +31,11 @@ class Handle:
     def done(self) -> bool:
         return self._ended.is_set()
 
+    @property
+    def so_far(self) -> Result:
+        """The result as it grows: tokens and their times are appended as they come."""
+        return self._result
+
     def cancel(self):
         """Ends the request as cancelled; tokens that came before are kept. Nothing happens to an ended one."""
         self._cancel(self._result.request)

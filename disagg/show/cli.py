@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | figure | timeline | parity | bench"""
+"""python -m disagg setup | doctor | demo | watch | figure | timeline | parity | bench"""
 
 import os
 from pathlib import Path
@@ -65,6 +65,27 @@ def demo(
         table.add_row(name, f"{rung.ttft_s:.2f} s", gap, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO")
     console.print(table)
     _finish(ladder.rows(runs), json)
+
+
+@app.command()
+def watch(
+    preset: Annotated[str, typer.Option(help="a rung of the ladder")] = "streamed",
+    model: Annotated[str, typer.Option(help="smollm2, tiny, or a folder")] = "smollm2",
+    link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    requests: Annotated[int, typer.Option(help="how many questions", min=1)] = 6,
+    new_tokens: Annotated[int, typer.Option(help="tokens of each answer", min=1)] = 32,
+):
+    """Serves questions and draws the timeline in the terminal meanwhile; Ctrl-C ends what is open."""
+    from disagg import Config, Engine, Request
+    from disagg.show import terminal
+    from disagg.show.figures import QUESTIONS
+
+    config = Config.preset(preset, model=model, link=link_gb_s * 1e9)
+    asked = [Request(QUESTIONS[i % len(QUESTIONS)], new_tokens, 0.2 * i) for i in range(requests)]
+    with console.status(f"model {model}: loading"):
+        engine = Engine(config)
+    with engine:
+        terminal.watch(engine, asked, console)
 
 
 @app.command()

@@ -207,10 +207,14 @@ def _legend(figure, views: list[View], size: float):
     if any(view.has_ticks for view in views):
         words = {**words, "prefill": "prefill pass (tick: a layer is handed off)"}
     present = {COLOUR_OF[span.kind] for span in spans}
+    kind_legend(figure, {kind: word for kind, word in words.items() if kind in present}, size)
+
+
+def kind_legend(figure, words: dict[str, str], size: float):
+    """A patch and a word a kind, at the top right."""
     patches = [
-        Patch(facecolor=COLOURS[kind], edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind], label=words[kind])
-        for kind in LEGEND
-        if kind in present
+        Patch(facecolor=COLOURS[kind], edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind], label=word)
+        for kind, word in words.items()
     ]
     figure.legend(handles=patches, loc="upper right", ncols=len(patches), frameon=False, fontsize=size,
                   bbox_to_anchor=(0.985, 1.0), borderaxespad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip

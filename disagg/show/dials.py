@@ -1,0 +1,77 @@
+"""What `engine.retune` can change while it runs, as sliders and lists."""
+
+from collections.abc import Callable
+from functools import partial
+
+import ipywidgets
+
+from disagg.plan.scheduler import POLICIES
+from disagg.run.engine import Engine
+from disagg.show.widgets import SPEEDS, link_name
+
+BINS = ((), (64, 128), (64, 128, 256, 512, 1024))
+
+
+class Dials:
+    """A control a setting. A refusal is raised to whoever carries the change out, and the control goes back."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        config, wide = engine.config, ipywidgets.Layout(width="290px")
+        self._choices = {
+            "link": (with_now(SPEEDS, config.link), link_name, "Speed of the emulated wire"),
+            "bins": (with_now(BINS, config.bins), bins_name, "Rows of like length share a step"),
+            "policy": (list(POLICIES), str, "Who is served first"),
+        }
+        self.controls = {}
+        for name, (values, words, tip) in self._choices.items():
+            options = [(words(value), index) for index, value in enumerate(values)]  # None can't be an option's value
+            now = values.index(getattr(config, name))
+            self.controls[name] = ipywidgets.Dropdown(
+                options=options, value=now, description=name, tooltip=tip, layout=wide
+            )
+        for name, words, tip in (("decode_blocks", "decode blocks", "Blocks of the decode pool that may be used"),
+                                 ("max_batch", "batch", "Most rows of a decode step")):  # fmt: skip
+            most = getattr(config, name)
+            self.controls[name] = ipywidgets.IntSlider(value=most, min=1, max=most, description=words, tooltip=tip,
+                                                       continuous_update=False, layout=wide)  # fmt: skip
+        self.box = ipywidgets.HBox(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+    def wire(self, wish: Callable[[Callable], object]):
+        """From here on a moved control asks for its change."""
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: wish(partial(self._retune, name)), "value")
+
+    def _retune(self, name: str):
+        now, asked = getattr(self._engine.config, name), self._asked(name)
+        if asked == now:
+            return
+        try:
+            self._engine.retune(**{name: asked})
+        except Exception:
+            self.controls[name].value = self._choices[name][0].index(now) if name in self._choices else now
+            raise
+
+    def _asked(self, name: str):
+        value = self.controls[name].value
+        return self._choices[name][0][value] if name in self._choices else value
+
+    def close(self):
+        close_widgets(*self.controls.values(), self.box)
+
+
+def with_now(values, now) -> list:
+    """The values, and before them the one in use where it is another."""
+    return list(values) if now in values else [now, *values]
+
+
+def bins_name(bins: tuple[int, ...]) -> str:
+    return ", ".join(map(str, bins)) or "one"
+
+
+def close_widgets(*widgets: ipywidgets.Widget):
+    """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
+    for widget in widgets:
+        for part in (getattr(widget, "style", None), getattr(widget, "layout", None), widget):
+            if part is not None:
+                part.close()

@@ -1,0 +1,220 @@
+"""A run seen while it happens: one display, drawn again a few times a second by the main thread.
+
+    run = watch(engine, requests)
+
+It works wherever a cell can show a picture; without a notebook it says its sentence and serves all the same. What a
+student can stop and turn is in `disagg.show.player`.
+"""
+
+import base64
+import threading
+from collections.abc import Callable, Iterable
+
+from disagg.plan.recorder import gauges
+from disagg.plan.request import Request
+from disagg.plan.results import Result, Run
+from disagg.plan.timeline import Timeline
+from disagg.run.clock import now_ns
+from disagg.run.engine import Engine
+from disagg.show.facts import plural
+from disagg.show.frame import COLUMNS, Frame
+from disagg.show.plots import timeline_picture
+from disagg.show.tape import Tape, in_order, rows_of
+
+WINDOW_MS = 6000.0
+LINES = 8  # requests whose text is shown
+TAIL = 64  # tokens of it: no line holds more
+
+
+def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per_s: float = 8) -> Run:
+    """Serves requests and shows the timeline meanwhile; without requests, watches until none is open.
+
+    An interrupt ends the requests it serves, as in `engine.serve`, and returns; those of `submit` go on.
+    """
+    requests = None if requests is None else list(requests)
+    serving = Open(engine) if requests is None else Serving(engine, requests)
+    look, asked = Look(engine), "open requests" if requests is None else plural(len(requests), "request")
+    words = f"Live timeline of {asked}; rows from the top: {', '.join(look.tape.rows.values())}."
+    screen = Screen(words)
+    try:
+        while not serving.wait(1 / updates_per_s):
+            look.follow()
+            screen.show(look.png(), f"{words} {look.alt()}")
+    except KeyboardInterrupt:
+        serving.stop()
+    run = serving.run(look)
+    picture = timeline_picture(run)
+    screen.show(picture.png(), picture.alt)
+    return run
+
+
+class Look:
+    """What is seen of an engine: a tape that follows its timeline, a frame, and the text of its requests."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        rows = rows_of(engine.config)
+        names = {name for name, _ in gauges(engine.controller.book) if not name.startswith("gate ")}
+        names |= {"ring"} & set(engine.recorder.timeline.sizes)
+        self.frame = Frame(rows, in_order(names))
+        self._begin(engine.recorder.timeline, now_ns())
+
+    def _begin(self, timeline: Timeline, origin_ns: int):
+        self.tape = Tape(timeline, self.frame.rows, origin_ns)
+        self.results: dict[int, Result] = {}
+
+    def follow(self):
+        """Takes what is new; a run that begins starts a tape of its own, and its end leaves that in place."""
+        timeline = self.engine.recorder.timeline
+        if timeline is not self.tape.timeline and timeline.start_ns:
+            self._begin(timeline, timeline.start_ns)
+        self.tape.follow()
+        for handle in self.engine.open_handles():
+            if timeline is self.tape.timeline and handle.so_far.timeline is timeline:
+                self.results[handle.so_far.request] = handle.so_far
+
+    @property
+    def now_ms(self) -> float:
+        return self.tape.ms(now_ns())
+
+    def lines(self, at_ms: float) -> tuple[str, ...]:
+        results = [self.results[number] for number in sorted(self.results)]
+        return text_lines(results, self.tape.origin_ns + round(1e6 * at_ms), self.engine.model.decode_text)
+
+    def png(self) -> bytes:
+        lines = self.lines(at_ms := self.now_ms)
+        return self.frame.png(self.tape, at_ms, WINDOW_MS, (*lines, *[""] * (LINES - len(lines))))
+
+    def alt(self) -> str:
+        """The state in words."""
+        tokens = sum(len(result.token_ids) for result in self.results.values())
+        ended = sum(bool(result.finish_reason) for result in self.results.values())
+        return f"At {self.now_ms / 1e3:.1f} s: {plural(tokens, 'token')}, {plural(ended, 'request')} ended."
+
+
+class Serving:
+    """`engine.serve` in a thread of its own."""
+
+    def __init__(self, engine: Engine, requests: list[Request]):
+        self._engine, self._requests = engine, requests
+        self._over = threading.Event()
+        self._run: Run | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="disagg serving", daemon=True)
+        self._thread.start()
+
+    def _serve(self):
+        try:
+            self._run = self._engine.serve(self._requests)
+        except BaseException as error:  # raised again by whoever asks for the run
+            self._error = error
+        finally:
+            self._over.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once the run is over."""
+        return self._over.wait(timeout_s)
+
+    def stop(self):
+        """Ends what is served. Again and again: the thread may not have begun."""
+        while not self._over.wait(0.02):
+            self._engine.interrupt()
+
+    def run(self, look: "Look | None" = None) -> Run:
+        """The run, once it is over; or the error that ended it."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._run
+
+
+class Open:
+    """Requests of `submit` that others wait for: nothing is served, nothing is ended."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once nothing is open."""
+        if handles := self._engine.open_handles():
+            try:
+                handles[0].result(timeout_s)
+            except TimeoutError:
+                return False
+        return not self._engine.open_handles()
+
+    def stop(self):
+        """They are others'."""
+
+    def run(self, look: Look) -> Run:
+        """What was seen of them."""
+        look.follow()
+        timeline, seen = look.tape.timeline, set(look.results)
+        spans = [span for span in timeline.spans.copy() if seen & set(span.requests)]
+        start = min((result.arrival_ns for result in look.results.values()), default=look.tape.origin_ns)
+        marks, moves = ([e for e in entries.copy() if e.at_ns >= start] for entries in (timeline.marks, timeline.moves))
+        run = self._engine.recorder.run(self._engine.config, list(look.results.values()))
+        run.timeline = Timeline(spans, start, marks, moves, timeline.devices, timeline.sizes)
+        return run
+
+
+class Screen:
+    """One display that is drawn again and again under the same plain text; outside a notebook, that text once."""
+
+    def __init__(self, words: str):
+        self._words, self._handle = words, None
+        self._shown = in_notebook()
+        if not self._shown:
+            print(words)
+
+    def show(self, png: bytes, alt: str):
+        if not self._shown:
+            return
+        from IPython.display import DisplayHandle
+
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": self._words}
+        metadata = {"image/png": {"alt": alt, "width": 900}}
+        if self._handle is None:
+            self._handle = DisplayHandle()
+            self._handle.display(data, raw=True, metadata=metadata)
+        else:
+            self._handle.update(data, raw=True, metadata=metadata)
+
+
+def in_notebook() -> bool:
+    """Is there a front end that can replace a picture? A terminal's IPython has no kernel."""
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], str] | None) -> tuple[str, ...]:
+    """A line a request that has arrived, with what it has said so far; the last ones, where there are many."""
+    lines = []
+    for number, result in enumerate(results):
+        if result.arrival_ns <= at_ns:
+            count = sum(at <= at_ns for at in result.token_times_ns)
+            ended = bool(result.finish_reason) and result.ended_ns <= at_ns
+            state = result.finish_reason if ended else "" if count else "waits for token 1"
+            start = f"{number}  {plural(count, 'token')}{', ' if state else ''}{state}: "
+            lines.append(start + tail(said(result, count, ended, decode), COLUMNS - len(start)))
+    return tuple(lines[-LINES:])
+
+
+def end_of(tape: Tape, results: Iterable[Result]) -> float:
+    """When the last span and the last request ended, in ms."""
+    return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
+
+
+def said(result: Result, count: int, ended: bool, decode: Callable[[list[int]], str] | None) -> str:
+    """The text of the first `count` tokens; where nobody can decode, the whole at the end, and ids before it."""
+    ids = result.token_ids[max(0, count - TAIL) : count]
+    if decode is not None:
+        return decode(ids)
+    return result.text if ended and result.text else " ".join(map(str, ids))
+
+
+def tail(text: str, columns: int) -> str:
+    """The end of a text, on one line and without control characters."""
+    plain = "".join(letter if letter.isprintable() else "↵" if letter == "\n" else " " for letter in text)
+    return plain if len(plain) <= columns else "…" + plain[1 - columns :]

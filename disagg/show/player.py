@@ -1,0 +1,273 @@
+"""A recording with buttons: of an engine while it runs, or of a run that is over.
+
+Callbacks only leave a wish in an inbox. One thread takes wishes, moves the playhead and draws; it sleeps between two
+updates, and until the next wish where nothing moves.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import ipywidgets
+
+from disagg.plan.request import Request
+from disagg.plan.results import Run
+from disagg.run.engine import Engine
+from disagg.show.dials import Dials, close_widgets
+from disagg.show.facts import plural, row_names
+from disagg.show.frame import Frame
+from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
+from disagg.show.playhead import SPEEDS, Playhead
+from disagg.show.tape import Tape, gauges_of
+from disagg.show.widgets import no_math
+
+UPDATES_PER_S = 8
+_OPEN: dict[int, "Player"] = {}  # by the engine or the run: showing it again closes the panel before
+
+
+def panel(engine: Engine, requests: Iterable[Request]) -> "Player":
+    """Start serves the requests; pause, step, scrub and slow motion move the view, and the engine goes on."""
+    return Player(LiveSource(engine, list(requests)), engine)
+
+
+def replay(run: Run, speed: float = 1.0, decode: Callable[[list[int]], str] | None = None) -> "Player":
+    """Plays a recorded run. `decode`, as `engine.model.decode_text`, gives the text of a request that has not ended."""
+    return Player(RunSource(run, decode), run, speed)
+
+
+class RunSource:
+    """A run that is over."""
+
+    title, over, dials = "Replay", True, None
+
+    def __init__(self, run: Run, decode: Callable[[list[int]], str] | None = None):
+        rows = row_names(run.timeline)
+        self.tape, self.frame = Tape(run.timeline, rows), Frame(rows, gauges_of(run.timeline))
+        self.what, self._results, self._decode = plural(len(run.results), "request"), run.results, decode
+
+    def follow(self):
+        """Nothing is new."""
+
+    @property
+    def end_ms(self) -> float:
+        return end_of(self.tape, self._results)
+
+    def lines(self, at_ms: float) -> tuple[str, ...]:
+        return text_lines(self._results, self.tape.origin_ns + round(1e6 * at_ms), self._decode)
+
+    def close(self):
+        """Nothing runs."""
+
+
+class LiveSource:
+    """An engine, and the requests that Start serves."""
+
+    title = "Live panel"
+
+    def __init__(self, engine: Engine, requests: list[Request]):
+        self._engine, self._requests, self._serving = engine, requests, None
+        self._look, self.what = Look(engine), plural(len(requests), "request")
+        self.frame, self.dials = self._look.frame, Dials(engine)
+        self.last: Run | None = None  # of Start
+
+    def start(self):
+        """Serves the requests; what the engine can't do is raised by `follow`."""
+        if self._serving is None:
+            self._serving = Serving(self._engine, self._requests)
+
+    @property
+    def tape(self) -> Tape:
+        return self._look.tape
+
+    @property
+    def over(self) -> bool:
+        return self._serving is None
+
+    def follow(self):
+        """Takes what is new, and the run at its end."""
+        self._look.follow()
+        if self._serving is not None and self._serving.wait(0):
+            serving, self._serving = self._serving, None
+            self.last = serving.run()
+            self._look.follow()
+
+    @property
+    def end_ms(self) -> float:
+        return end_of(self.tape, self._look.results.values()) if self.over else self._look.now_ms
+
+    def lines(self, at_ms: float) -> tuple[str, ...]:
+        return self._look.lines(at_ms)
+
+    def close(self):
+        if self._serving is not None:
+            self._serving.stop()
+        self.dials.close()
+
+
+class Player:
+    """The controls, the picture, and lines of text. `last` of a panel is the last Run; `close()` ends everything."""
+
+    def __init__(self, source: RunSource | LiveSource, key: object, speed: float | None = None):
+        self.source, self._key = source, key
+        self.playhead = Playhead(speed)
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._closed, self._error = False, ""
+        self._told = 0.0  # what the ticker last wrote to the time slider
+        self._make_widgets()
+        if (before := _OPEN.pop(id(key), None)) is not None:
+            before.close()
+        _OPEN[id(key)] = self
+        self._thread = threading.Thread(target=self._tick, name="disagg panel", daemon=True)
+        self._thread.start()
+
+    # ---- what users do -----------------------------------------------------------------------------------------------
+
+    @property
+    def last(self) -> Run | None:
+        return getattr(self.source, "last", None)
+
+    def close(self):
+        """Ends the run that it serves, its thread, and every widget. Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._inbox.put(None)
+        self._thread.join()
+        self.source.close()
+        close_widgets(*self._widgets)
+        if _OPEN.get(id(self._key)) is self:
+            del _OPEN[id(self._key)]
+
+    def wish(self, action: Callable[[], object]):
+        """Asks the one thread that moves and draws to do something."""
+        self._inbox.put(action)
+
+    def __repr__(self) -> str:
+        controls = ", ".join("Pause" if button is self._pause else button.description for button in self.buttons)
+        return (
+            f"{self.source.title} of {self.source.what}: {controls}; speed {self.speed.label}; "
+            f"rows {', '.join(self.source.frame.rows.values())}."
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """The panel, and a sentence that stands for it where no kernel runs."""
+        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
+
+    # ---- widgets -----------------------------------------------------------------------------------------------------
+
+    def _make_widgets(self):
+        actions = {
+            "Pause": ("Stop or move the playhead", self._play),
+            "Back": ("To where the span before begins or ends", partial(self._step, False)),
+            "Step": ("To where the next span begins or ends", partial(self._step, True)),
+        }
+        if hasattr(self.source, "start"):
+            actions = {"Start": ("Serve the requests", self._start), **actions}
+        self.buttons = [ipywidgets.Button(description=name, tooltip=tip) for name, (tip, _) in actions.items()]
+        self._pause = self.buttons[list(actions).index("Pause")]
+        for button, (_, action) in zip(self.buttons, actions.values(), strict=True):
+            button.on_click(lambda _, action=action: self._by_hand(action))
+        speeds = dict(SPEEDS) if hasattr(self.source, "start") else {k: v for k, v in SPEEDS.items() if v}
+        if self.playhead.speed not in speeds.values():
+            speeds[f"{self.playhead.speed:g}"] = self.playhead.speed
+        options = [(name, index) for index, name in enumerate(speeds)]  # None can't be an option's value
+        self._speeds = list(speeds.values())
+        self.speed = ipywidgets.Dropdown(options=options, value=self._speeds.index(self.playhead.speed),
+                                         description="speed", tooltip="Slow motion of the recording",
+                                         layout=ipywidgets.Layout(width="180px"))  # fmt: skip
+        self.speed.observe(lambda change: self.wish(partial(self._set_speed, change.new)), "value")
+        self.time = ipywidgets.FloatSlider(min=0, max=1, step=1, description="ms", tooltip="Move the playhead",
+                                           readout_format=".0f", layout=ipywidgets.Layout(width="700px"))  # fmt: skip
+        self.time.observe(self._on_time, "value")
+        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
+        flat = dict(height="22px", margin="0 2px")
+        self.texts = [ipywidgets.Label(layout=ipywidgets.Layout(**flat)) for _ in range(LINES)]
+        self.words = ipywidgets.Label(layout=ipywidgets.Layout(**flat))
+        controls = ipywidgets.HBox([*self.buttons, self.speed])
+        dials = [self.source.dials.box] if self.source.dials else []
+        title = ipywidgets.Label(f"{self.source.title} of {self.source.what}")
+        self.panel = ipywidgets.VBox([title, controls, self.time, *dials, self.image, self.words, *self.texts])
+        self._widgets = [*self.buttons, self.speed, *controls.children, *self.panel.children, self.panel]
+        if self.source.dials:
+            self.source.dials.wire(self._by_hand)
+
+    def _by_hand(self, action: Callable[[], object]):
+        """A button or a dial: what went wrong before is no longer shown."""
+        self.wish(lambda: setattr(self, "_error", ""))
+        self.wish(action)
+
+    def _on_time(self, change):
+        if change.new != self._told:  # by a hand, not by the ticker
+            self.wish(partial(self.playhead.scrub, change.new))
+
+    # ---- one thread --------------------------------------------------------------------------------------------------
+
+    def _tick(self):
+        """Takes wishes, moves the playhead, draws."""
+        before = time.perf_counter()
+        while True:
+            try:
+                wish = self._inbox.get(timeout=None if self._at_rest() else 1 / UPDATES_PER_S)
+            except queue.Empty:
+                wish = self._nothing
+            if wish is None:
+                return
+            now = time.perf_counter()
+            self._turn(wish, 1e3 * (now - before))
+            before = now
+
+    def _nothing(self):
+        """The wish of an update."""
+
+    def _at_rest(self) -> bool:
+        """Would the next update show the same as this one?"""
+        moves = self.playhead.playing and self.playhead.at_ms < self.source.end_ms
+        return bool(self.image.value) and self.source.over and not moves
+
+    def _turn(self, wish: Callable[[], object], elapsed_ms: float):
+        self._try(self.source.follow)
+        self.playhead.advance(elapsed_ms, self.source.end_ms)
+        self._try(wish)  # also where the run has just failed
+        self._try(self._draw)
+        self._say()
+
+    def _try(self, action: Callable[[], object]):
+        """Does it; what goes wrong is shown, for nobody else would see it."""
+        try:
+            action()
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
+
+    def _draw(self):
+        source, at_ms = self.source, self.playhead.at_ms
+        self.image.value = source.frame.png(source.tape, at_ms, WINDOW_MS)
+        end = max(1.0, source.end_ms, self._told)
+        self._told = float(round(at_ms))
+        self.time.max = max(end, self._told)
+        self.time.value = self._told
+        self._pause.description = "Pause" if self.playhead.playing else "Play"
+        lines = source.lines(at_ms)
+        for label, line in zip(self.texts, (*lines, *[""] * LINES), strict=False):
+            label.value = no_math(line)
+
+    def _say(self):
+        """The gates in words, or what went wrong."""
+        words = [self._error] if self._error else self.source.tape.gates(self.playhead.at_ms)
+        self.words.value = no_math("; ".join(words))[:160]
+
+    # ---- wishes ------------------------------------------------------------------------------------------------------
+
+    def _start(self):
+        self.source.start()
+        self.playhead.playing, self.playhead.speed = True, self._speeds[self.speed.value]
+
+    def _play(self):
+        self.playhead.play(self.source.end_ms)
+
+    def _step(self, forward: bool):
+        self.playhead.step(self.source.tape, forward)
+
+    def _set_speed(self, index: int):
+        self.playhead.speed = self._speeds[index]
