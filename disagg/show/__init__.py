@@ -1,11 +1,18 @@
 """Draws and teaches: reads timelines and metrics, drives Engine, never touches a worker.
 
-from disagg.show import watch, panel, replay
+from disagg.show import watch, panel, replay, stepper, microscope, batches
 """
 
 import importlib
 
-_WORDS = {"watch": "disagg.show.live", "panel": "disagg.show.player", "replay": "disagg.show.player"}
+_WORDS = {
+    "watch": "disagg.show.live",  # a run as it goes, everywhere
+    "panel": "disagg.show.player",  # the same with controls that stay live
+    "replay": "disagg.show.player",  # a recorded run
+    "stepper": "disagg.show.stepping",  # the controller, one event at a time
+    "microscope": "disagg.show.pages",  # the blocks of every memory
+    "batches": "disagg.show.batches",  # the decode batch of each step
+}
 
 
 def __getattr__(name: str):

@@ -10,7 +10,7 @@ from disagg.plan.request import Request
 from disagg.plan.stepper import Stepper
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
-from disagg.show.bench import files
+from disagg.show.bench import browser, files, views
 from disagg.show.bench.rows import Row
 from disagg.show.bench.stalls import names_rows
 from disagg.show.bench.workloads import prompts
@@ -83,4 +83,6 @@ def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     yield from files.load_rows(say)
     yield from receipt_rows(say, tiny)
     yield from names_rows(say, tiny)
+    yield from views.suite(say)
+    yield from browser.suite(say)
     yield recording_row(say, load_model(model_name))
