@@ -18,12 +18,13 @@ from disagg.plan.request import Job, Request
 from disagg.plan.simulator import Speeds, World
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
+from disagg.run.sizes import compute_of_a_layer
 from disagg.show.bench.parity import Parity, forced, reference_continuations
 from disagg.show.bench.rows import Row
 from disagg.show.bench.workloads import long_tail, prompts, work_c
 
 Say = Callable[[str], None]
-PAGING_LINK = Link(bandwidth=0.05e9, fixed_s=0.12)  # a short context is cheaper to compute again, a long one to spill
+EVEN_TOKENS = 140  # context at which both arms cost the same by speeds measured alone; at work it is about half
 
 READY = """
 import time
@@ -115,13 +116,19 @@ def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
     return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
 
 
+def paging_link(model: Model) -> Link:
+    """A wire of this machine's proportions: shorter contexts are cheaper to compute again, longer ones to spill."""
+    token_s = compute_of_a_layer(model) * model.layers / 128
+    return Link(bandwidth=4 * model.shape.token_bytes / token_s, fixed_s=EVEN_TOKENS * token_s / 4)
+
+
 def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 160) -> list[Row]:
     """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
     lengths = [16 + (index * 29) % 48 + new_tokens for index in range(count)]
     say("paged: the reference's logits")
     torch.set_num_threads(1)
     answers = reference_continuations(model, prompts(model, lengths), new_tokens)
-    requests, link = forced(answers), PAGING_LINK
+    requests, link = forced(answers), paging_link(model)
     config = Config.preset("paged", model=model.name, link=link, layers_per_copy=model.layers, decode_blocks=1024)
     say("paged: unlimited")
     with Engine(config, model=model) as engine:
@@ -140,8 +147,10 @@ def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 160) -
         Row("paged_over_full", rate / full_rate, "×", 0.5, 1, f"{rate:.1f} against {full_rate:.1f} tokens/s; "
             f"{peak // 4} of {peak} blocks", at_most=False),
     ]  # fmt: skip
+    lengths = sorted(choice.tokens for choice in run.choices)
+    note = f"contexts preempted: {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}"
     for name in ("spills", "fetches", "recomputes"):
-        rows.append(Row(f"paged_{name}", counts.get(name, 0), "", 20, 1, at_most=False))
+        rows.append(Row(f"paged_{name}", counts.get(name, 0), "", 20, 1, note, at_most=False))
     return rows
 
 
