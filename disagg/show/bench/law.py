@@ -94,7 +94,7 @@ def link_rows(say: Say, model: Model) -> Iterator[Row]:
         group = min(model.layers, -(-round(rate * 1e9 * SHORTEST_S) // (tokens * layer_bytes)))
         link = Link(bandwidth=rate * 1e9)
         busy = 1.5 * max(model.layers * tokens * layer_bytes / link.bandwidth, 0.3)
-        count = 6 if busy > 1 else 20
+        count = 6 if busy > 1 else 60
         inputs = prompts(model, [tokens] * count + [128] * round(busy * count / 0.3) + [64] * 4)
         requests = [Request(p, 2, busy * i, ignore_eos=True) for i, p in enumerate(inputs[:count])]
         requests += [Request(p, 1, 0.3 * i, ignore_eos=True) for i, p in enumerate(inputs[count:-4])]  # prefill only
