@@ -222,12 +222,13 @@ def test_replay_steps_scrubs_and_plays():
     shown = replay(hand_made())
     shown.buttons[0].click()
     settle(shown)
-    shown.time.value = 9.0
+    shown.time.value = round(1000 * 9 / shown.source.end_ms)
     settle(shown)
-    assert shown.playhead.at_ms == 9 and not shown.playhead.playing
+    assert shown.playhead.at_ms == pytest.approx(9, abs=0.1) and not shown.playhead.playing
     shown.buttons[2].click()
     settle(shown)
-    assert shown.playhead.at_ms == 10 and shown.time.value == 10
+    assert shown.playhead.at_ms == 10 and shown.time.value == round(1000 * 10 / shown.source.end_ms)
+    assert shown.clock.value.startswith("0.01 s of ")
     assert shown.texts[0].value.startswith("0  1 token: 1")
     shown.buttons[1].click()
     settle(shown)

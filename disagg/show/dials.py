@@ -30,7 +30,7 @@ class Dials:
             self.controls[name] = ipywidgets.Dropdown(
                 options=options, value=now, description=name, tooltip=tip, layout=wide
             )
-        for name, words, tip in (("decode_blocks", "decode blocks", "Blocks of the decode pool that may be used"),
+        for name, words, tip in (("decode_blocks", "blocks", "Blocks of the decode pool that may be used"),
                                  ("max_batch", "batch", "Most rows of a decode step")):  # fmt: skip
             most = getattr(config, name)
             self.controls[name] = ipywidgets.IntSlider(value=most, min=1, max=most, description=words, tooltip=tip,

@@ -93,6 +93,11 @@ def _times_of_run(run: Run) -> str:
     hidden = "nothing was copied"
     if overlap.hidden is not None:
         hidden = f"H = {overlap.hidden:.0%} of {milliseconds(overlap.transfer_s)} of copying was hidden"
+        if overlap.hidden < 0:
+            hidden = (
+                f"copies queued for their wire: {milliseconds(overlap.transfer_s)} of copying left "
+                f"E = {milliseconds(overlap.exposed_s)} after tokens 1 (H = {overlap.hidden:.0%})"
+            )
     return f"{plural(len(run.results), 'request')} in {seconds:.1f} s; busy: {busy}; {hidden}."
 
 

@@ -24,6 +24,7 @@ from disagg.show.tape import Tape, gauges_of
 from disagg.show.widgets import no_math
 
 UPDATES_PER_S = 8
+PARTS = 1000  # of the time slider: a range that grew would make front ends send old values back, rounded
 _OPEN: dict[int, "Player"] = {}  # by the engine or the run: showing it again closes the panel before
 
 
@@ -114,7 +115,7 @@ class Player:
         self.playhead = Playhead(speed)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._closed, self._error = False, ""
-        self._told = 0.0  # what the ticker last wrote to the time slider
+        self._told = 0  # what the ticker last wrote to the time slider
         self._make_widgets()
         if (before := _OPEN.pop(id(key), None)) is not None:
             before.close()
@@ -178,18 +179,20 @@ class Player:
                                          description="speed", tooltip="Slow motion of the recording",
                                          layout=ipywidgets.Layout(width="180px"))  # fmt: skip
         self.speed.observe(lambda change: self.wish(partial(self._set_speed, change.new)), "value")
-        self.time = ipywidgets.FloatSlider(min=0, max=1, step=1, description="ms", tooltip="Move the playhead",
-                                           readout_format=".0f", layout=ipywidgets.Layout(width="700px"))  # fmt: skip
+        self.time = ipywidgets.IntSlider(min=0, max=PARTS, description="time", tooltip="Move the playhead",
+                                         readout=False, layout=ipywidgets.Layout(width="600px"))  # fmt: skip
+        self.clock = ipywidgets.Label()
         self.time.observe(self._on_time, "value")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
         flat = dict(height="22px", margin="0 2px")
         self.texts = [ipywidgets.Label(layout=ipywidgets.Layout(**flat)) for _ in range(LINES)]
         self.words = ipywidgets.Label(layout=ipywidgets.Layout(**flat))
         controls = ipywidgets.HBox([*self.buttons, self.speed])
+        scrub = ipywidgets.HBox([self.time, self.clock])
         dials = [self.source.dials.box] if self.source.dials else []
         title = ipywidgets.Label(f"{self.source.title} of {self.source.what}")
-        self.panel = ipywidgets.VBox([title, controls, self.time, *dials, self.image, self.words, *self.texts])
-        self._widgets = [*self.buttons, self.speed, *controls.children, *self.panel.children, self.panel]
+        self.panel = ipywidgets.VBox([title, controls, scrub, *dials, self.image, self.words, *self.texts])
+        self._widgets = [*controls.children, *scrub.children, *self.panel.children, self.panel]
         if self.source.dials:
             self.source.dials.wire(self._by_hand)
 
@@ -200,7 +203,7 @@ class Player:
 
     def _on_time(self, change):
         if change.new != self._told:  # by a hand, not by the ticker
-            self.wish(partial(self.playhead.scrub, change.new))
+            self.wish(partial(self.playhead.scrub, change.new / PARTS * self.source.end_ms))
 
     # ---- one thread --------------------------------------------------------------------------------------------------
 
@@ -243,10 +246,9 @@ class Player:
     def _draw(self):
         source, at_ms = self.source, self.playhead.at_ms
         self.image.value = source.frame.png(source.tape, at_ms, WINDOW_MS)
-        end = max(1.0, source.end_ms, self._told)
-        self._told = float(round(at_ms))
-        self.time.max = max(end, self._told)
+        self._told = round(PARTS * min(1.0, at_ms / max(1e-9, source.end_ms)))
         self.time.value = self._told
+        self.clock.value = f"{at_ms / 1e3:.2f} s of {source.end_ms / 1e3:.2f} s"
         self._pause.description = "Pause" if self.playhead.playing else "Play"
         lines = source.lines(at_ms)
         for label, line in zip(self.texts, (*lines, *[""] * LINES), strict=False):

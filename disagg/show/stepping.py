@@ -16,7 +16,7 @@ from disagg.plan.results import Run
 from disagg.plan.stepper import Moment, Stepper
 from disagg.show.facts import plural
 
-STYLE = "text-align:left;padding:1px 12px 1px 0;vertical-align:top"
+STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
 
 class StepperView:

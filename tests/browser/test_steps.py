@@ -50,9 +50,9 @@ def test_the_stepper(lab, open_page, shot, zoom):
     size = {"width": 1280 // zoom, "height": 720 // zoom}
     book = Notebook(open_page(lab.notebook(f"stepper{zoom}", [STEPPER]), viewport=size, device_scale_factor=zoom))
     book.run_all(until="1 of 237, at 0.0 ms: request 0 arrived")
+    expect(book.output).to_contain_text("▸", use_inner_text=True)
     book.button("Step").click()
     expect(book.output).to_contain_text("2 of 237")
-    expect(book.output).to_contain_text("▸")
     second = book.output.inner_text()
     book.button("Step").click()
     expect(book.output).to_contain_text("3 of 237")
