@@ -21,7 +21,7 @@ from disagg.show.frame import Frame
 from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.playhead import SPEEDS, Playhead
 from disagg.show.tape import Tape, gauges_of
-from disagg.show.widgets import no_math
+from disagg.show.widgets import no_math, row
 
 UPDATES_PER_S = 8
 PARTS = 1000  # of the time slider: a range that grew would make front ends send old values back, rounded
@@ -187,8 +187,8 @@ class Player:
         flat = dict(height="22px", margin="0 2px")
         self.texts = [ipywidgets.Label(layout=ipywidgets.Layout(**flat)) for _ in range(LINES)]
         self.words = ipywidgets.Label(layout=ipywidgets.Layout(**flat))
-        controls = ipywidgets.HBox([*self.buttons, self.speed])
-        scrub = ipywidgets.HBox([self.time, self.clock])
+        controls = row(*self.buttons, self.speed)
+        scrub = row(self.time, self.clock)
         dials = [self.source.dials.box] if self.source.dials else []
         title = ipywidgets.Label(f"{self.source.title} of {self.source.what}")
         self.panel = ipywidgets.VBox([title, controls, scrub, *dials, self.image, self.words, *self.texts])

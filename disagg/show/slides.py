@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 
 from disagg.show.picture import Picture
-from disagg.show.widgets import COLUMNS, LINES, no_math
+from disagg.show.widgets import COLUMNS, LINES, no_math, row
 
 
 class Slides:
@@ -37,7 +37,7 @@ class Slides:
         self._lines = [ipywidgets.Label(layout=tight) for _ in range(LINES)]
         self.words = ipywidgets.VBox()
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
-        controls = ipywidgets.HBox([self.slider, self.back, self.forth, *([self.choice] if choices else [])])
+        controls = row(self.slider, self.back, self.forth, *([self.choice] if choices else []))
         self.panel = ipywidgets.VBox([ipywidgets.Label(title), controls, self.words, self.image])
         self.back.on_click(lambda button: self.step(-1))
         self.forth.on_click(lambda button: self.step(1))

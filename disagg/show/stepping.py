@@ -15,6 +15,7 @@ from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.plan.stepper import Moment, Stepper
 from disagg.show.facts import plural
+from disagg.show.widgets import row
 
 STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
@@ -31,7 +32,7 @@ class StepperView:
         )
         self.slider = ipywidgets.IntSlider(description="event", min=0, max=last, continuous_update=False, layout=wide)
         self.words, self.table = ipywidgets.HTML(), ipywidgets.HTML()
-        controls = ipywidgets.HBox([self.back_button, self.step_button, self.slider])
+        controls = row(self.back_button, self.step_button, self.slider)
         self.panel = ipywidgets.VBox([controls, self.words, self.table])
         self.step_button.on_click(lambda button: self.step())
         self.back_button.on_click(lambda button: self.back())

@@ -40,6 +40,14 @@ def no_math(text: str) -> str:
     return text.replace("$", "\N{FULLWIDTH DOLLAR SIGN}").replace("\\", "\\\N{WORD JOINER}")
 
 
+def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
+    """Side by side, and under each other where there is no room, so that no button loses its word."""
+    for widget in widgets:
+        if isinstance(widget, ipywidgets.Button):
+            widget.layout.flex = "0 0 auto"
+    return ipywidgets.HBox(widgets, layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+
 class LinkSlider:
     """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run.
 
@@ -74,7 +82,7 @@ class LinkSlider:
         self.words = ipywidgets.VBox()
         self._say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
-        controls = ipywidgets.HBox([self.slider, self.button])
+        controls = row(self.slider, self.button)
         self.panel = ipywidgets.VBox([ipywidgets.Label(self.title), controls, self.words, self.image])
         self.button.on_click(lambda button: self.run())
 
