@@ -2,7 +2,7 @@
 
 The rule of the dial: busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency.
 Deadlines follow from deadlines, never from when a thread woke up, so errors do not add up.
-Notebook: notebooks/00_start_here.ipynb.
+Notebook: notebooks/03_layer_streaming.ipynb.
 """
 
 import math

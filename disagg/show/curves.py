@@ -1,0 +1,71 @@
+"""The law as a curve: H over c/x for one hop, and what was measured beside it.
+
+Notebook: notebooks/03_layer_streaming.ipynb.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from disagg.plan.law import simplest_hidden
+from disagg.show.facts import plural
+from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+
+MARKERS = ("o", "s", "^", "D")
+Point = tuple[float, float]  # c/x, and H as a fraction
+
+
+def law_picture(
+    points: Mapping[str, Iterable[Point]] | Iterable[Point],
+    layers: int,
+    *,
+    times: bool = True,
+    projector: bool = False,
+) -> Picture:
+    """Points of (c/x, H) on the law of so many layers, by name. `times=False` keeps what was measured out of the
+    finding."""
+    named = points if isinstance(points, Mapping) else {"measured": points}
+    series = {name: list(pairs) for name, pairs in named.items()}
+    size = font_size(projector)
+    figure = new_figure(0.27 * size, 12.0 if projector else WIDTH_IN)
+    width, height = figure.get_size_inches()
+    left, foot, top = 0.065 * size / width, 0.05 * size / height, 0.035 * size / height
+    axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
+    _curve(axes, layers, series, size)
+    for marker, (name, pairs) in zip(MARKERS * len(series), series.items(), strict=False):
+        axes.plot([r for r, _ in pairs], [100 * h for _, h in pairs], marker, markersize=0.75 * size, color="none",
+                  markeredgecolor=INK, markeredgewidth=1.8, label=name, zorder=3)  # fmt: skip
+    legend = figure.legend(loc="upper right", ncols=len(series) + 1, frameon=False, fontsize=size,
+                           bbox_to_anchor=(0.985, 1.0), borderaxespad=0.2, columnspacing=1.4)  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    told = [f"{name}: " + ", ".join(f"{100 * h:.1f} % at {r:.2f}" for r, h in pairs) for name, pairs in series.items()]
+    alt = f"H in percent over c/x. {_words(layers, series, True)} {'. '.join(told)}{'.' * bool(told)}"
+    return Picture(figure, alt, _words(layers, series, times))
+
+
+def _curve(axes, layers: int, series: dict[str, list[Point]], size: float):
+    """The law: a ramp up to c = x, and the ceiling."""
+    ratios = [ratio for pairs in series.values() for ratio, _ in pairs]
+    heights = [100 * hidden for pairs in series.values() for _, hidden in pairs]
+    right, ceiling = 1.06 * max([2.0, *ratios]), 100 * simplest_hidden(layers, 1)
+    axes.plot([0, 1, right], [0, ceiling, ceiling], color=COLOURS["link"], linewidth=3, label=f"law, {layers} layers")
+    axes.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate("c = x", (1, 0), xycoords=("data", "axes fraction"), xytext=(6, 8), textcoords="offset points",
+                  fontsize=size, color=INK)  # fmt: skip
+    axes.annotate(f"ceiling 1 − 1/{layers} = {ceiling:.1f} %", (right, ceiling), xytext=(-4, -8), ha="right", va="top",
+                  textcoords="offset points", fontsize=size, color=INK)  # fmt: skip
+    plain_axes(axes, size)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_xlim(0, right)
+    axes.set_ylim(min([0, *heights]), 108)
+    axes.set_xlabel("c/x, compute of a layer over its copy (faster link to the right)", fontsize=size, color=INK)
+    axes.set_ylabel("H in %", fontsize=size, color=INK)
+
+
+def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
+    law = f"The law for {plural(layers, 'layer')} rises with c/x to {100 * simplest_hidden(layers, 1):.1f} % at c = x"
+    parts = []
+    for name, pairs in series.items():
+        away = max((100 * abs(h - simplest_hidden(layers, r)) for r, h in pairs), default=0.0)
+        off = f", at most {away:.1f} percentage points off" if times and pairs else ""
+        parts.append(f"{name}: {plural(len(pairs), 'point')}{off}")
+    return "; ".join([f"{law} and stays there", *parts]) + "."
