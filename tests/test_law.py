@@ -86,3 +86,15 @@ def test_one_request_alone_in_a_simulated_world_obeys_the_law(group, slots, rout
     assert overlap.exposed_s == pytest.approx(law.exposed_s, abs=50e-9)  # occupancies are whole ns
     assert overlap.hidden == pytest.approx(law.hidden, abs=0.01)
     assert overlap.transfer_s == pytest.approx(law.transfer_s, abs=50e-9)
+
+
+@pytest.mark.parametrize("slots, exposed_s", [(1, 0.782), (7, 0.086), (8, 0.086)])
+@pytest.mark.parametrize("route", ["staged", "direct"])
+def test_latency_enters_once_a_hop_and_keeps_a_slot_of_the_ring(route, slots, exposed_s):
+    """c = 2 ms, x = 4 ms, 10 ms of latency: a copy keeps its slot for 28 ms, so seven slots keep a wire busy."""
+    speeds = Speeds(prefill_pass=0, prefill_token=468_750, tail=0)
+    link = Link(128 * speeds.token_bytes / 30 / 0.004, latency_s=0.010)
+    run = simulate(Config(route=route, link=link, ring_slots=slots, chunk_tokens=128), [Request([1] * 128, 3)], speeds)
+    expected = exposed_s if route == "staged" else 0.072
+    assert run.overlap(0).exposed_s == pytest.approx(expected)
+    assert run.law(0).exposed_s == pytest.approx(expected)

@@ -143,8 +143,20 @@ def test_ignoring_by_comment_counts_too(check, comment):
     assert "nbval ignores cells ['cell-2']" in check(GOOD, cell(f"{comment}\nt()", says("took 3 s"), count=2))
 
 
+def test_solutions_have_a_list_of_their_own(check, monkeypatch, tmp_path):
+    ignored = cell("t()", says("took 3 s"), count=2, tags=["nbval-ignore-output"])
+    monkeypatch.setitem(notebook_gate.IGNORED_CELLS, "lesson.ipynb", {"cell-2"})
+    assert check(GOOD, ignored) == ""
+    solution = tmp_path / "solutions" / "lesson.ipynb"
+    solution.parent.mkdir()
+    (tmp_path / "lesson.ipynb").rename(solution)
+    assert "nbval ignores cells ['cell-2']" in "\n".join(problems(solution))
+    monkeypatch.setitem(notebook_gate.IGNORED_CELLS, "solutions/lesson.ipynb", {"cell-2"})
+    assert problems(solution) == []
+
+
 def test_listed_notebooks_exist():
-    assert set(notebook_gate.IGNORED_CELLS) <= {path.name for path in NOTEBOOKS}
+    assert set(notebook_gate.IGNORED_CELLS) <= {notebook_gate.listed_as(path) for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("source", ["print('x')", "x = 1\ndisplay(x)"])

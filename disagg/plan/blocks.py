@@ -3,6 +3,7 @@
 A block is free, in flight (reserved, being filled), used (committed) or quarantined (its request ended, but a copy
 or a pass still reads or writes it). Reserve takes all blocks asked for, or none. Ending is not freeing: a table that is
 released while it is pinned stays in quarantine until its last pin goes.
+Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from collections.abc import Callable

@@ -22,7 +22,7 @@ class Law:
     tail_s: float = 0.0
     layers_per_copy: int = 1
     ring_slots: int | None = None
-    latency_s: float = 0.0
+    latency_s: float = 0.0  # of all hops
 
     @property
     def copies(self) -> int:
@@ -40,7 +40,7 @@ class Law:
         compute, one_copy = self.compute_s * group, sum(self.hops_s) * group
         slowest = max(self.hops_s) * group
         if self.ring_slots:
-            slowest = max(slowest, one_copy / self.ring_slots)
+            slowest = max(slowest, (one_copy + self.latency_s) / self.ring_slots)  # how long a copy keeps its slot
         queueing = (self.copies - 1) * max(0.0, slowest - compute)
         return max(0.0, one_copy + queueing + self.latency_s - self.tail_s)
 

@@ -2,6 +2,7 @@
 
 Blocks on the decode device are reserved late, when the first layers are about to travel, and in the order of the
 policy. A transfer pins the tables its copies touch, so that ending a request never frees what a copy still uses.
+Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from disagg.plan.blocks import Table, blocks_for

@@ -2,6 +2,7 @@
 
 Each block keeps its own history, so that an instant is looked up and nothing is replayed. What several moves do at one
 instant counts as one change. Decisions to spill or to recompute stand here too, each with its instant.
+Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from bisect import bisect_right

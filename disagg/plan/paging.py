@@ -1,4 +1,7 @@
-"""The paging decision: a preempted request's K/V are spilled to the host or computed again, whichever costs less."""
+"""The paging decision: a preempted request's K/V are spilled to the host or computed again, whichever costs less.
+
+Notebook: notebooks/04_cpu_paging.ipynb.
+"""
 
 from dataclasses import dataclass
 from enum import Enum

@@ -192,7 +192,9 @@ class Timeline:
         lanes = sorted({s.place for s in copies})
         hops = tuple(sum(s.occupied_ns for s in copies if s.place == lane) / 1e9 / layers for lane in lanes)
         compute, tail = (marks[-1] - marks[0]) / 1e9 / (layers - 1), (passes[0].end_ns - marks[-1]) / 1e9
-        return Law(layers, compute, hops, tail, group, ring_slots if len(hops) > 1 else None)
+        flying = [[s.deadline_ns - s.busy_end_ns for s in copies if s.place == lane] for lane in lanes]
+        latency = sum(max(0, min(times)) for times in flying) / 1e9
+        return Law(layers, compute, hops, tail, group, ring_slots if len(hops) > 1 else None, latency)
 
     def overlap(self, request: int | None = None) -> Overlap:
         """H, W and E of one request's hand-off; or of the run: transfer-weighted H, and the sum of E."""

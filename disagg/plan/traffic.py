@@ -8,6 +8,7 @@ The lanes of one machine:
     down P     prefill device P → ring                  up D      ring or host → decode device D
 
 Pure: threads (or a virtual clock) ask `start` for the next copy of a lane, carry it out, and report `finish`.
+Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 import heapq

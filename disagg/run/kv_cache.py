@@ -1,6 +1,7 @@
 """Keys and values of every layer in the blocks of one memory: prefill device, host memory or decode device.
 
 A slot is the place of one token: block * block_size + offset. Which request owns a block is known in plan/, not here.
+Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from dataclasses import dataclass

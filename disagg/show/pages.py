@@ -1,6 +1,7 @@
 """The microscope: every block of every memory at an instant, and over the run; colours are requests, hatches states.
 
 Blocks that nobody touched during the run are not drawn, only counted.
+Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 import textwrap
