@@ -21,6 +21,7 @@ IGNORED_CELLS: dict[str, set[str]] = {
     "00_start_here.ipynb": {"machine", "times", "times-two"},
     "03_layer_streaming.ipynb": {"real"},
     "04_cpu_paging.ipynb": {"real-ring"},
+    "05_dynamic_batching.ipynb": {"real-bins", "real-target", "real-ladder"},
 }
 
 METADATA = {

@@ -1,6 +1,7 @@
 """Who was in each decode step, bin by bin: who joined and why, who left and why, and what padding cost.
 
 Read off a finished run: steps from its spans, lengths from the times of tokens, reasons from the stages of requests.
+Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 from bisect import bisect_left

@@ -1,4 +1,7 @@
-"""Who shares a decode step: bins of similar length, the padding they save, and a batch size that follows the clock."""
+"""Who shares a decode step: bins of similar length, the padding they save, and a batch size that follows the clock.
+
+Notebook: notebooks/05_dynamic_batching.ipynb.
+"""
 
 from bisect import bisect_left
 from dataclasses import dataclass, field

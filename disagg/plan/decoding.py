@@ -1,4 +1,7 @@
-"""What a decode worker does next: which rows grow, move to another bin, join, or make room for an older request."""
+"""What a decode worker does next: which rows grow, move to another bin, join, or make room for an older request.
+
+Notebook: notebooks/05_dynamic_batching.ipynb.
+"""
 
 from disagg.plan.book import Book
 from disagg.plan.commands import Decode

@@ -1,6 +1,7 @@
 """Decode batches: rows by bin, what padding costs, who joins and who leaves; a column a step, or one step as bars.
 
 Heights and lengths are tokens that attention reads: rows × longest of each bin. What is hatched was read for nothing.
+Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 from collections import Counter
