@@ -44,14 +44,20 @@ EXERCISES = [
         second_token_gap,
         ((128, 46_080, 16, 10e6, 0.07), (113, 46_080, 16, 5e6, 0.07), (1, 1_024, 32, 1e6, 0.01)),
         (
-            (lambda t, b, k, link, s: t * b / link + s, "whole blocks travel, also the last one, which may not be full"),
-            (lambda t, b, k, link, s: t // k * k * b / link + s,
-             "that rounds down; the last tokens have a block too, so round the number of blocks up"),
-            (lambda t, b, k, link, s: math.ceil(t / k) * k * b / link,
-             "that is when the K/V have arrived; token 2 exists one decode step later"),
+            (lambda t, b, k, link, s: t * b / link + s, "whole blocks travel, also the last one, full or not"),
+            (
+                lambda t, b, k, link, s: t // k * k * b / link + s,
+                "that rounds down; the last tokens have a block too, so round the number of blocks up",
+            ),
+            (
+                lambda t, b, k, link, s: math.ceil(t / k) * k * b / link,
+                "that is when the K/V have arrived; token 2 exists one decode step later",
+            ),
             (lambda t, b, k, link, s: s, "that is a later gap; before token 2 the K/V have to travel"),
-            (lambda t, b, k, link, s: math.ceil(t / k) * b / link + s,
-             "that sends one token of every block; a block holds `block_size` tokens"),
+            (
+                lambda t, b, k, link, s: math.ceil(t / k) * b / link + s,
+                "that sends one token of every block; a block holds `block_size` tokens",
+            ),
         ),
         "First the number of blocks, rounded up; then their bytes over the link, and one step.",
     ),
@@ -65,12 +71,16 @@ EXERCISES = [
         (
             (lambda t, b, p, s, r: t * b / (p + t * s), "every running answer waits for the whole pass, not only one"),
             (lambda t, b, p, s, r: t * b / (r * t * s), "a pass also takes `pass_s`, however many tokens it has"),
-            (lambda t, b, p, s, r: r * t * b / (p + t * s),
-             "more waiting answers make a slower link good enough: `running` belongs below the line"),
-            (lambda t, b, p, s, r: r * (p + t * s) / (t * b), "that is seconds over bytes; a speed is bytes over seconds"),
-            (lambda t, b, p, s, r: t * b / (r * p + t * s),
-             "each of the waits is a whole pass: its fixed part and its tokens, both times `running`"),
+            (
+                lambda t, b, p, s, r: r * t * b / (p + t * s),
+                "more waiting answers make a slower link good enough: `running` belongs below the line",
+            ),
+            (lambda t, b, p, s, r: r * (p + t * s) / (t * b), "a speed is bytes over seconds, not seconds over bytes"),
+            (
+                lambda t, b, p, s, r: t * b / (r * p + t * s),
+                "each of the waits is a whole pass: its fixed part and its tokens, both times `running`",
+            ),
         ),
         "First the seconds of the pass; then the bytes of the prompt over all the waiting.",
     ),
-]  # fmt: skip
+]
