@@ -22,6 +22,8 @@ IGNORED_CELLS: dict[str, set[str]] = {
     "03_layer_streaming.ipynb": {"real"},
     "04_cpu_paging.ipynb": {"real-ring"},
     "05_dynamic_batching.ipynb": {"real-bins", "real-target", "real-ladder"},
+    "00_start_here.ipynb": {"machine", "times", "times-two", "progress"},
+    "02_disaggregation.ipynb": {"real-receipts"},
 }
 
 METADATA = {

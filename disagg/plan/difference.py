@@ -1,4 +1,7 @@
-"""Two runs on the same requests: what became faster or slower, where the time went, whether the tokens are equal."""
+"""Two runs on the same requests: what became faster or slower, where the time went, whether the tokens are equal.
+
+Notebook: notebooks/02_disaggregation.ipynb.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

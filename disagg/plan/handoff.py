@@ -1,4 +1,7 @@
-"""A transfer of a request's K/V between two memories: what is due, what has landed, and when it must be done."""
+"""A transfer of a request's K/V between two memories: what is due, what has landed, and when it must be done.
+
+Notebook: notebooks/02_disaggregation.ipynb.
+"""
 
 from dataclasses import dataclass, field
 
