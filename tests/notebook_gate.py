@@ -24,6 +24,7 @@ IGNORED_CELLS: dict[str, set[str]] = {
     "05_dynamic_batching.ipynb": {"real-bins", "real-target", "real-ladder"},
     "00_start_here.ipynb": {"machine", "times", "times-two", "progress"},
     "02_disaggregation.ipynb": {"real-receipts"},
+    "01_baseline.ipynb": {"ceilings", "beside", "compare", "roof-own", "real-batching", "real-long", "threads"},
 }
 
 METADATA = {

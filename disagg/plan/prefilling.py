@@ -1,4 +1,7 @@
-"""What a prefill worker does next: who is admitted, and which chunks share a pass."""
+"""What a prefill worker does next: who is admitted, and which chunks share a pass.
+
+Notebook: notebooks/01_baseline.ipynb.
+"""
 
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.book import Book

@@ -1,0 +1,42 @@
+"""Gaps between tokens over time: a point a token, as high as the reader waited for it.
+
+Notebook: notebooks/01_baseline.ipynb.
+"""
+
+from disagg.plan.results import Run
+from disagg.show.facts import milliseconds
+from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import time_axis
+
+MARKERS = "o^sDvP"
+TALL_IN = 0.105  # of a panel, by points of the font
+
+
+def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, projector: bool = False) -> Picture:
+    """A panel a run on one scale; `requests` are the results whose gaps are drawn (None: all)."""
+    size = font_size(projector)
+    chosen = {name: [(i, run.results[i]) for i in (range(len(run.results)) if requests is None else requests)]
+              for name, run in runs.items()}  # fmt: skip
+    head, foot, tall = 0.03 * size, 0.05 * size, TALL_IN * size
+    height, width_in = len(runs) * (head + tall) + foot, 12.0 if projector else WIDTH_IN
+    figure, y, axes = new_figure(height, width_in), height, None
+    left = 0.09 * size / width_in
+    highest = max((1e3 * gap for results in chosen.values() for _, r in results for gap in r.itl_s), default=1.0)
+    for name, run in runs.items():
+        y -= head + tall
+        axes = figure.add_axes((left, y / height, 0.975 - left, tall / height), sharex=axes)
+        plain_axes(axes, size)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        for index, result in chosen[name]:
+            times = [(at_ns - run.timeline.start_ns) / 1e6 for at_ns in result.token_times_ns[1:]]
+            gaps = [1e3 * gap for gap in result.itl_s]
+            axes.plot(times, gaps, MARKERS[index % len(MARKERS)], color=COLOURS["decode"], markersize=0.5 * size,
+                      markerfacecolor="none", markeredgewidth=1.4, label=f"request {index}")  # fmt: skip
+        axes.set_ylim(0, 1.1 * highest)
+        axes.set_ylabel("gap, ms", fontsize=size, color=INK)
+        axes.set_title(name, loc="left", fontsize=size, color=INK, weight="bold", parse_math=False)
+        axes.tick_params(labelbottom=name == list(runs)[-1])
+    time_axis(axes, axes.get_xlim(), size, "since the start; a point a token, a shape a request")
+    longest = {name: max((gap for _, r in results for gap in r.itl_s), default=0.0) for name, results in chosen.items()}
+    finding = "Longest gap: " + ", ".join(f"{name} {milliseconds(gap)}" for name, gap in longest.items()) + "."
+    return Picture(figure, f"Gaps between tokens over time, a panel a run. {finding}", finding)
