@@ -233,12 +233,3 @@ def test_drawing_leaves_matplotlibs_settings_alone():
     before = dict(matplotlib.rcParams)
     timeline_picture(hand_made()).png()
     assert dict(matplotlib.rcParams) == before
-
-
-@pytest.mark.parametrize(
-    ("preset", "words"), [("colocated", "K/V of a layer are there"), ("streamed", "is handed off")]
-)
-def test_a_tick_is_a_hand_off_only_where_something_is_handed_off(preset, words):
-    config = Config.preset(preset, model="tiny")
-    picture = timeline_picture(simulate(config, [Request(list(range(1, 200)), 3)]))
-    assert any(words in text.get_text() for legend in picture.figure.legends for text in legend.get_texts())
