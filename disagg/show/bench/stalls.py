@@ -29,7 +29,6 @@ class Stall:
 
     def arm(self, armed: bool):
         self.armed = armed
-        self.request += 2
         self.step = self.engine.controller.book.decodes[0].next_step
 
     def __call__(self, condition: bool):
@@ -165,19 +164,18 @@ def names_rows(say: Callable[[str], None], model: Model) -> Iterator[Row]:
 
 
 def measure(case: Case, model: Model) -> dict[str, float]:
-    """By how many ms each line moved, median of pairs; an engine a pair, for a stall teaches it what copies cost."""
-    requests = [Request([i + 1] * 64, new, ignore_eos=True) for i, new in enumerate(case.new_tokens)]
-    pairs = []
-    for number in range(ROUNDS):
-        with Engine(case.config, model=model) as engine:
-            stall = Stall(engine)
-            case.hold(engine, stall)
-            for _ in range(2):  # the first passes of an engine are slow ones
-                engine.serve(requests)
-            stall.request += 2
-            pair = {}
-            for armed in (False, True) if number % 2 else (True, False):  # later runs of an engine are quicker ones
-                stall.arm(armed)
-                pair[armed] = engine.serve(requests).results[case.asked].receipt.totals()
-            pairs.append((pair[False], pair[True]))
+    """By how many ms each line moved, median of pairs."""
+    pairs = [(totals(case, model, armed=False), totals(case, model, armed=True)) for _ in range(ROUNDS)]
     return {name: 1e3 * statistics.median(b.get(name, 0.0) - a.get(name, 0.0) for a, b in pairs) for name in NAMES}
+
+
+def totals(case: Case, model: Model, armed: bool) -> dict[str, float]:
+    """Seconds by name; an engine of its own, for a stall teaches an engine what copies cost, and use makes it quicker."""
+    requests = [Request([i + 1] * 64, new, ignore_eos=True) for i, new in enumerate(case.new_tokens)]
+    with Engine(case.config, model=model) as engine:
+        stall = Stall(engine)
+        case.hold(engine, stall)
+        for _ in range(3):  # the first passes of an engine are slow ones
+            stall.request = engine.serve(requests).results[-1].request + 1
+        stall.arm(armed)
+        return engine.serve(requests).results[case.asked].receipt.totals()
