@@ -252,7 +252,7 @@ def test_the_text_of_a_guess_never_changes():
 def test_a_long_question_is_not_cut():
     guess = predict("Why is it so? " * 20, 0, 1, "of it")
     labels = [child.value for child in guess.panel.children[:-1]]
-    assert len(labels) == 3 and " ".join(labels) == ("Why is it so? " * 20 + "(of it)").replace("  ", " ")
+    assert len(labels) == 3 and " ".join(labels).split() == ("Why is it so? " * 20 + "(of it)").split()
     guess.close()
 
 

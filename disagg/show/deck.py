@@ -1,0 +1,70 @@
+"""A notebook as a deck of slides: one HTML file with reveal.js inside, which needs neither a kernel nor a network.
+
+A heading starts a slide, and every further cell goes on the next one below it. Cells tagged `live` are left out; of a
+widget, its sentence stays. reveal.js (MIT licence) is taken from the installed package sphinx-revealjs, which holds it.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+
+from disagg.plan.errors import DisaggError, FileError
+
+TEMPLATES = Path(__file__).parent / "templates"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+THEME = "simple"
+
+
+class DeckError(DisaggError):
+    """reveal.js is not there."""
+
+
+def deck(path: Path) -> str:
+    """The HTML of a stored notebook's slides."""
+    from nbconvert import SlidesExporter
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
+        raise FileError(f"{path} is no notebook: {error}") from None
+    notebook.cells = slides(notebook.cells)
+    notebook.metadata.pop("widgets", None)
+    title = next(iter(re.findall(r"^# (.+)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)), path.stem)
+    exporter = SlidesExporter(template_name="deck", extra_template_basedirs=[str(TEMPLATES)])
+    return exporter.from_notebook_node(notebook, {"deck": {"title": title, **reveal()}})[0]
+
+
+def slides(cells: list) -> list:
+    """Cells that are shown, with where each slide begins; a text with several headings becomes several."""
+    shown = []
+    for cell in cells:
+        if "live" in cell.metadata.get("tags", []) or not cell.source.strip():
+            continue
+        for part in parts(cell):
+            heading = part.cell_type == "markdown" and part.source.startswith("#")
+            part.metadata["slideshow"] = {"slide_type": "slide" if heading or not shown else "subslide"}
+            shown.append(part)
+    return shown
+
+
+def parts(cell) -> list:
+    """The cell, or a text's pieces from heading to heading."""
+    if cell.cell_type != "markdown":
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+        return [cell]
+    pieces = [piece for piece in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE) if piece.strip()]
+    return [nbformat.v4.new_markdown_cell(piece, attachments=cell.get("attachments", {})) for piece in pieces]
+
+
+def reveal() -> dict[str, str]:
+    """Script and styles of reveal.js; fonts that a theme would fetch are left out."""
+    spec = importlib.util.find_spec("sphinx_revealjs")
+    folder = Path(spec.origin).parent / "_static" / "revealjs" / "dist" if spec and spec.origin else None
+    if folder is None or not folder.is_dir():
+        raise DeckError("reveal.js is not installed: `make slides` does it, or pip install --no-deps sphinx-revealjs")
+    styles = [(folder / name).read_text("utf-8") for name in ("reveal.css", f"theme/{THEME}.css")]
+    script = (folder / "reveal.js").read_text("utf-8").replace("</script", "<\\/script")
+    return {"js": script, "css": re.sub(r"@import[^;]+;", "", "\n".join(styles))}
