@@ -1,6 +1,7 @@
 """A notebook as a deck of slides: one HTML file with reveal.js inside, which needs neither a kernel nor a network.
 
-A heading starts a slide, and every further cell goes on the next one below it. Cells tagged `live` are left out; of a
+A heading starts a slide, further cells go on slides below it, and code stays with the text before it where that is
+short. Cells tagged `live` are left out; of a
 widget, its sentence stays. reveal.js (MIT licence) is taken from the installed package sphinx-revealjs, which holds it.
 """
 
@@ -15,6 +16,7 @@ from disagg.plan.errors import DisaggError, FileError
 TEMPLATES = Path(__file__).parent / "templates"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 THEME = "simple"
+SHORT = 700  # letters of a text that leave room for code and a picture
 
 
 class DeckError(DisaggError):
@@ -38,25 +40,35 @@ def deck(path: Path) -> str:
 
 def slides(cells: list) -> list:
     """Cells that are shown, with where each slide begins; a text with several headings becomes several."""
-    shown = []
+    shown, text = [], ""  # that stands alone on the slide so far
     for cell in cells:
         if "live" in cell.metadata.get("tags", []) or not cell.source.strip():
             continue
         for part in parts(cell):
-            heading = part.cell_type == "markdown" and part.source.startswith("#")
-            part.metadata["slideshow"] = {"slide_type": "slide" if heading or not shown else "subslide"}
+            words = part.source if part.cell_type == "markdown" else ""
+            joins = not words and 0 < len(text) <= SHORT
+            kind = "-" if joins else "slide" if words.startswith("#") or not shown else "subslide"
+            part.metadata["slideshow"] = {"slide_type": kind}
             shown.append(part)
+            text = words
     return shown
 
 
 def parts(cell) -> list:
-    """The cell, or a text's pieces from heading to heading."""
-    if cell.cell_type != "markdown":
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop(WIDGET, None)
-        return [cell]
-    pieces = [piece for piece in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE) if piece.strip()]
-    return [nbformat.v4.new_markdown_cell(piece, attachments=cell.get("attachments", {})) for piece in pieces]
+    """The cell, its printed lines as one and its widgets as sentences; or a text's pieces from heading to heading."""
+    if cell.cell_type == "markdown":
+        pieces = [piece for piece in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE) if piece.strip()]
+        return [nbformat.v4.new_markdown_cell(piece, attachments=cell.get("attachments", {})) for piece in pieces]
+    outputs = []
+    for output in cell.get("outputs", []):
+        output.get("data", {}).pop(WIDGET, None)
+        if output.output_type == "stream" and outputs and outputs[-1].get("name") == output.name:
+            outputs[-1].text += output.text
+        else:
+            outputs.append(output)
+    if cell.cell_type == "code":
+        cell.outputs = outputs
+    return [cell]
 
 
 def reveal() -> dict[str, str]:
