@@ -1,4 +1,4 @@
-"""The course's own machinery: every exercise knows its answer and its mistakes, and a guess stands beside the answer."""
+"""The course's own machinery: every exercise knows its answer and its mistakes; a guess stands beside the answer."""
 
 import ast
 import gc
@@ -183,7 +183,8 @@ def test_progress_picture_has_a_box_an_exercise(projector):
     check(FIRST.name, FIRST.answer)
     axes = progress(projector).figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts}
-    assert set(texts) == {f"✓ {FIRST.name}", *set(exercises()) - {FIRST.name}} | {t.chapter for t in exercises().values()}
+    names = {f"✓ {FIRST.name}", *set(exercises()) - {FIRST.name}}
+    assert set(texts) == names | {task.chapter for task in exercises().values()}
     assert len(axes.patches) == len(exercises())
     full = [box for box in axes.patches if box.get_facecolor()[3]]
     assert len(full) == 1

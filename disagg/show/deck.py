@@ -33,7 +33,8 @@ def deck(path: Path) -> str:
         raise FileError(f"{path} is no notebook: {error}") from None
     notebook.cells = slides(notebook.cells)
     notebook.metadata.pop("widgets", None)
-    title = next(iter(re.findall(r"^# (.+)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)), path.stem)
+    heading = re.search(r"^# (.+)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
+    title = heading[1] if heading else path.stem
     exporter = SlidesExporter(template_name="deck", extra_template_basedirs=[str(TEMPLATES)])
     return exporter.from_notebook_node(notebook, {"deck": {"title": title, **reveal()}})[0]
 

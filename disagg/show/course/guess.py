@@ -45,8 +45,7 @@ class Guess:
         axes.set_xlim(min(0, answer, self.value), 1.15 * max(self.value, answer, 1e-9))
         axes.set_xlabel(self.unit, fontsize=size, color=INK, parse_math=False)
         words = (
-            f"{self.question} You guessed {_plain(self.value)} {self.unit}; "
-            f"the answer is {_plain(answer)} {self.unit}."
+            f"{self.question} You guessed {_plain(self.value)} {self.unit}; the answer is {_plain(answer)} {self.unit}."
         )
         return Picture(figure, words, words if times else f"{self.question} Guess and answer stand side by side.")
 
