@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-browser demo bench lint notebooks flash constraints clean
+.PHONY: help setup lab show slides test test-browser demo bench lint notebooks flash constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -57,6 +57,18 @@ lab: setup ## open the notebooks in JupyterLab
 	@echo 'lab: JupyterLab on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
 	@$(py) -m jupyterlab --ip=127.0.0.1 --port=$(PORT) --allow-root $(browser) --log-level=WARN $(encrypted) \
 	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+# Voila serves one notebook without its code. It makes a token itself and prints the link with it.
+show: setup ## the live panel alone on a page, for a projector; on 127.0.0.1 behind a token
+	@$(pip) install -c constraints.txt -e '.[show]'
+	@echo 'show: the panel on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
+	@$(py) -m voila notebooks/panel.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --Voila.auto_token=True \
+	  --MultiKernelManager.default_kernel_name=python3
+
+# reveal.js comes inside the package sphinx-revealjs, of which nothing else is used: hence --no-deps.
+slides: setup ## every notebook as a reveal.js deck in build/slides, one file each, without its live cells
+	@$(pip) install --no-deps -c constraints.txt sphinx-revealjs
+	@$(py) -m disagg slides $(filter-out notebooks/panel.ipynb notebooks/solutions/%,$(notebooks))
 
 test: setup ## ruff, the tests, and every notebook run again and compared with what it shows
 	@echo 'test: ruff'

@@ -5,6 +5,7 @@ from disagg import Config, Engine, Request, simulate
 
 from disagg.plan.config import Config
 from disagg.plan.difference import diff
+from disagg.plan.errors import PackageError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.simulator import simulate
@@ -17,7 +18,10 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     """Engine needs torch, which plan/ must do without: it is imported when it is first asked for."""
     if name == "Engine":
-        from disagg.run.engine import Engine
+        try:
+            from disagg.run.engine import Engine
+        except ModuleNotFoundError as error:
+            raise PackageError.of(error) from None
 
         return Engine
     raise AttributeError(f"module 'disagg' has no attribute {name!r}")

@@ -1,6 +1,8 @@
 """Bad input gets the field, the value and the range in words; nothing is started, nothing is lost."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -346,3 +348,12 @@ def test_a_closed_engine_says_so():
     engine.close()
     for call in (lambda: engine.submit(Request("a")), lambda: engine.serve([]), lambda: engine.retune(max_batch=3)):
         refused(EngineError, "this engine is closed; build a new one", call)
+
+
+@pytest.mark.parametrize("line", ["from disagg import Engine", "from disagg.show import panel"])
+def test_a_missing_package_is_said_with_what_to_do(line):
+    """In an interpreter in which ipywidgets and torch can't be found."""
+    code = f"import sys; sys.modules.update(torch=None, ipywidgets=None)\n{line}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
+    assert "PackageError: the package " in done.stderr and "`make setup`" in done.stderr
+    assert "torch" in done.stderr or "ipywidgets" in done.stderr

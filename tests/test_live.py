@@ -10,7 +10,7 @@ from engine_tools import LIMIT_S, before, opened, small, threads
 from test_plots import LATEX, hand_made, simulated
 
 import disagg.show
-from disagg import Engine, Request
+from disagg import Engine, Link, Request
 from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.show import live, panel, player, replay, watch
 from disagg.show.live import tail, text_lines
@@ -159,6 +159,14 @@ def test_pause_freezes_the_playhead_and_the_engine_goes_on():
         shown.buttons[3].click()
         settle(shown)
         assert shown.playhead.at_ms > at and shown.buttons[1].description == "Play"
+        shown.close()
+
+
+@pytest.mark.parametrize("preset", ["streamed", "staged"])
+def test_dials_show_a_link_that_was_measured(preset):
+    with opened(small(preset, link=Link.ratio(0.8))) as engine:
+        shown = panel(engine, asked(1))
+        assert shown.source.dials.controls["link"].label.endswith("MB/s")
         shown.close()
 
 

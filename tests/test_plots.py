@@ -215,6 +215,18 @@ def test_figures_are_named_and_made_in_a_folder(tmp_path):
         make("../first_run", tmp_path)
 
 
+def test_the_film_of_a_run_grows_and_stays_small(tmp_path):
+    path = make("demo_gif", tmp_path, model="tiny", new_tokens=3)
+    assert path.name == "demo.gif" and path.stat().st_size < 2_000_000
+    with Image.open(path) as shown:
+        assert shown.n_frames > 30 and shown.info["loop"] == 0
+        first, sizes = shown.convert("RGB").tobytes(), set()
+        for number in range(shown.n_frames):
+            shown.seek(number)
+            sizes.add(shown.size)
+        assert shown.convert("RGB").tobytes() != first and shown.info["duration"] == 3000 and len(sizes) == 1
+
+
 def test_words():
     assert [plural(n, "copy") for n in (0, 1, 2)] == ["0 copies", "1 copy", "2 copies"]
     assert [plural(2, "pass"), plural(2, "step")] == ["2 passes", "2 steps"]

@@ -105,6 +105,7 @@ def test_names_of_links():
     assert list(map(link_name, links)) == [
         "2 MB/s", "0.5 MB/s", "no limit", "slow", "no limit", "10 MB/s", "c/x = 0.5",
     ]  # fmt: skip
+    assert link_name((Link(10e6),)) == "10 MB/s" and link_name((Link(10e6), Link())) == "10 MB/s then no limit"
 
 
 def test_with_a_real_engine_and_after_it_was_closed():

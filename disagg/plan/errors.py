@@ -27,3 +27,15 @@ class FileError(DisaggError, ValueError):
 
 class DifferenceError(DisaggError, ValueError):
     """Two runs can't be compared: they served other requests."""
+
+
+class PackageError(DisaggError, ImportError):
+    """A package that is needed here is not installed in this Python."""
+
+    @classmethod
+    def of(cls, error: ModuleNotFoundError) -> "PackageError":
+        return cls(
+            f"the package {error.name} is not installed in this Python. Choose the kernel of this project "
+            "(Kernel → Change Kernel…), or type `make setup` in its folder and restart the kernel",
+            name=error.name,
+        )

@@ -5,6 +5,8 @@ from disagg.show import watch, panel, replay, stepper, microscope, batches
 
 import importlib
 
+from disagg.plan.errors import PackageError
+
 _WORDS = {
     "watch": "disagg.show.live",  # a run as it goes, everywhere
     "panel": "disagg.show.player",  # the same with controls that stay live
@@ -18,5 +20,8 @@ _WORDS = {
 def __getattr__(name: str):
     """These need torch and ipywidgets, which are imported when one of them is first asked for."""
     if name in _WORDS:
-        return getattr(importlib.import_module(_WORDS[name]), name)
+        try:
+            return getattr(importlib.import_module(_WORDS[name]), name)
+        except ModuleNotFoundError as error:
+            raise PackageError.of(error) from None
     raise AttributeError(f"module 'disagg.show' has no attribute {name!r}")

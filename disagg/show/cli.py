@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | watch | figure | timeline | parity | bench"""
+"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench"""
 
 import os
 from pathlib import Path
@@ -42,13 +42,15 @@ def doctor(json: JsonFile = None):
 @app.command()
 def demo(
     link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    picture: Annotated[Path, typer.Option(help="the ladder's picture is written here")] = Path("figures/demo.png"),
     json: JsonFile = None,
 ):
     """Climbs the ladder of presets on one workload: the same tokens, other times."""
     from disagg.plan.config import PRESETS
+    from disagg.plan.files import whole
     from disagg.run.model import load_model
     from disagg.show import demo as ladder
-    from disagg.show.ladder import Rung
+    from disagg.show.ladder import Rung, ladder_picture
 
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("loading the model", total=len(PRESETS))
@@ -64,6 +66,11 @@ def demo(
         gap = f"{rung.second_token_gap_s * 1000:.0f} ms"
         table.add_row(name, f"{rung.ttft_s:.2f} s", gap, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO")
     console.print(table)
+    drawn = ladder_picture(runs)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with whole(picture) as out:
+        out.write(drawn.png())
+    _say_plainly(drawn.finding, f"written: {picture}")
     _finish(ladder.rows(runs), json)
 
 
@@ -99,6 +106,23 @@ def figure(name: Annotated[str, typer.Argument(help="which picture of figures/")
         say(f"figure {name}: a real run")
         path = figures.make(name)
     console.print(f"written: {path}")
+
+
+@app.command()
+def slides(
+    notebooks: Annotated[list[Path], typer.Argument(help="notebooks with their stored outputs")],
+    folder: Annotated[Path, typer.Option(help="where the decks go")] = Path("build/slides"),
+):
+    """Turns notebooks into reveal.js decks, each one file that needs no network; cells tagged `live` are left out."""
+    from disagg.plan.files import whole
+    from disagg.show.deck import deck
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for notebook in notebooks:
+        path = folder / f"{notebook.stem}.html"
+        with whole(path) as out:
+            out.write(deck(notebook).encode())
+        _say_plainly(f"written: {path}")
 
 
 @app.command()
@@ -164,13 +188,13 @@ def parity(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="cpu, law or see")] = "cpu",
+    suite: Annotated[str, typer.Option(help="cpu, law, see or notebooks")] = "cpu",
     json: JsonFile = None,
 ):
     """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
-    from disagg.show.bench import cpu, law, see
+    from disagg.show.bench import cpu, law, notebooks, see
 
-    suites = {"cpu": cpu.suite, "law": law.suite, "see": see.suite}
+    suites = {"cpu": cpu.suite, "law": law.suite, "see": see.suite, "notebooks": notebooks.suite}
     if suite not in suites:
         raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}", param_hint="--suite")
     _measure(suites[suite], f"bench, suite {suite}", json)

@@ -1,10 +1,16 @@
-"""The pictures in figures/: each is one function, and each can be made again on any machine."""
+"""The pictures in figures/: each is one function, and each can be made again on any machine.
 
+`demo.png` is the ladder that `python -m disagg demo` climbs; the others are here.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request
+from disagg.plan.results import Run
+from disagg.show.film import Film, film
 from disagg.show.picture import Picture
 from disagg.show.plots import timeline_picture
 
@@ -21,6 +27,16 @@ QUESTIONS = (
 
 def first_run(model: str = "smollm2", new_tokens: int = 24) -> Picture:
     """Seven questions, 0.2 s apart, through preset `streamed` over a link about as fast as this machine computes."""
+    return timeline_picture(_seven_questions(model, new_tokens)[0])
+
+
+def demo_gif(model: str = "smollm2", new_tokens: int = 24) -> Film:
+    """The same questions as a film: spans, queues and answers as they come, at half speed."""
+    return film(*_seven_questions(model, new_tokens))
+
+
+def _seven_questions(model: str, new_tokens: int) -> tuple[Run, Callable[[list[int]], str]]:
+    """The run, and what turns its tokens into text."""
     from disagg.run.engine import Engine
 
     requests = [
@@ -28,17 +44,19 @@ def first_run(model: str = "smollm2", new_tokens: int = 24) -> Picture:
     ]
     with Engine(Config.preset("streamed", model=model, link=Link.ratio(0.8))) as engine:
         engine.serve(requests[:1])  # the first pass of a process also pays for start-up
-        return timeline_picture(engine.serve(requests))
+        return engine.serve(requests), engine.model.decode_text
 
 
-FIGURES = {"first_run": first_run}
+#: How each is made, and its file's name.
+FIGURES = {"first_run": (first_run, "first_run.png"), "demo_gif": (demo_gif, "demo.gif")}
 
 
 def make(name: str, folder: str | Path = "figures", **options) -> Path:
-    """Draws figure `name` from a fresh run and writes FOLDER/NAME.png."""
+    """Draws figure `name` from a fresh run and writes its file into the folder."""
     if name not in FIGURES:
         raise ValueError(f"figure {name!r} is unknown; known: {', '.join(FIGURES)}")
-    path = Path(folder) / f"{name}.png"
+    draw, file = FIGURES[name]
+    path = Path(folder) / file
     path.parent.mkdir(exist_ok=True)
-    FIGURES[name](**options).save(path)
+    draw(**options).save(path)
     return path

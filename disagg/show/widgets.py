@@ -27,6 +27,8 @@ def link_name(link) -> str:
             return "no limit"
         case str():
             return link
+        case tuple():  # of an engine: a link a hop, alike where one dial set them
+            return " then ".join(dict.fromkeys(map(link_name, link)))
         case Link(compute_ratio=float() | int() as ratio):
             return f"c/x = {ratio:g}"
         case Link():

@@ -4,6 +4,7 @@ An answer that behaves like a known mistake gets that mistake's hint. What was s
 the notebooks, so that `progress()` can draw it; nothing else is stored, and nothing leaves the machine.
 """
 
+import copy
 import importlib
 import json
 import math
@@ -11,11 +12,12 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 
 from matplotlib.patches import Rectangle
 
-from disagg.show.picture import COLOURS, INK, Picture, font_size, new_figure
+from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure
 
 FILE = ".disagg-progress.json"
 
@@ -77,8 +79,8 @@ def check(name: str, given: object) -> Verdict:
     if name not in known:
         raise ValueError(f"there is no exercise {name!r}; known: {', '.join(known)}")
     verdict = Verdict(name, *known[name].verdict(given))
-    if verdict.right:
-        _remember(name)
+    if verdict.right and not _remember(name):
+        return Verdict(name, True, f"{verdict.words}; {FILE} can't be written here, so progress() will not know of it")
     return verdict
 
 
@@ -90,61 +92,77 @@ def exercises() -> dict[str, Exercise]:
     found: dict[str, Exercise] = {}
     for module in sorted(module.name for module in pkgutil.iter_modules(chapters.__path__)):
         for exercise in importlib.import_module(f"{chapters.__name__}.{module}").EXERCISES:
+            if exercise.name in found:
+                raise ValueError(f"two exercises are called {exercise.name!r}; the second one is in {module}")
             found[exercise.name] = exercise
     return found
 
 
 def progress(projector: bool = False) -> Picture:
-    """A row a chapter, a box an exercise: full where it is solved."""
+    """A row a chapter, a box an exercise: full and ticked where it is solved."""
     solved, size = _solved(), font_size(projector)
     rows: dict[str, list[Exercise]] = {}
     for exercise in exercises().values():
         rows.setdefault(exercise.chapter, []).append(exercise)
-    figure = new_figure(0.45 * max(1, len(rows)) + 0.3)
-    axes = figure.add_axes((0.24, 0.02, 0.75, 0.96))
+    figure = new_figure(0.0375 * size * len(rows) + 0.3, 12.0 if projector else WIDTH_IN)
+    left = 0.17 * size / figure.get_figwidth()
+    axes = figure.add_axes((left, 0.02, 0.99 - left, 0.96))
     axes.set_axis_off()
     for row, (chapter, tasks) in enumerate(rows.items()):
-        axes.text(-0.1, -row, chapter, ha="right", va="center", fontsize=size, color=INK)
+        axes.text(-0.05, -row, chapter, ha="right", va="center", fontsize=size, color=INK)
         for column, task in enumerate(tasks):
-            done = task.name in solved
-            box = Rectangle((column, -row - 0.3), 0.96, 0.6, facecolor=COLOURS["decode"] if done else "none",
-                            edgecolor=INK, linewidth=1)  # fmt: skip
-            axes.add_patch(box)
-            axes.text(column + 0.48, -row, f"{'✓ ' if done else ''}{task.name}", ha="center", va="center",
-                      fontsize=0.8 * size, color="white" if done else INK)  # fmt: skip
-    axes.set_xlim(-0.1, max([len(tasks) for tasks in rows.values()], default=1))
-    axes.set_ylim(0.5 - max(1, len(rows)), 0.5)
+            _box(axes, column, row, task.name, task.name in solved, size)
+    axes.set_xlim(0, max(map(len, rows.values())))
+    axes.set_ylim(0.5 - len(rows), 0.5)
     names = ", ".join(name for name in exercises() if name in solved)
     finding = f"{len(solved)} of {len(exercises())} exercises solved{': ' + names if names else ''}."
     return Picture(figure, finding, finding)
 
 
+def _box(axes, column: int, row: int, name: str, done: bool, size: float):
+    face = COLOURS["decode"] if done else "none"
+    axes.add_patch(Rectangle((column + 0.02, -row - 0.3), 0.96, 0.6, facecolor=face, edgecolor=INK, linewidth=1))
+    axes.text(column + 0.5, -row, f"✓ {name}" if done else name, ha="center", va="center", fontsize=0.8 * size,
+              color=INK)  # fmt: skip
+
+
 def _call(function: Callable, arguments: tuple):
+    """What comes back, or the error; a function that changes its arguments spoils a copy."""
     try:
-        return function(*arguments)
+        return function(*copy.deepcopy(arguments))
     except Exception as error:
         return Raised(f"{type(error).__name__}: {error}")
 
 
 def _same(found, wanted) -> bool:
     """Equal; numbers within a billionth; lists and tuples alike."""
-    if isinstance(wanted, (list, tuple)) and isinstance(found, (list, tuple)):
+    if isinstance(wanted, list | tuple) and isinstance(found, list | tuple):
         return len(found) == len(wanted) and all(map(_same, found, wanted))
-    if isinstance(wanted, bool) or not isinstance(wanted, (int, float)):
-        return found == wanted
-    return isinstance(found, (int, float)) and math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-12)
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return found.keys() == wanted.keys() and all(_same(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, bool) or not isinstance(wanted, Real):
+        try:
+            return bool(found == wanted)
+        except (ValueError, RuntimeError):  # an array has no truth value
+            return False
+    return isinstance(found, Real) and math.isclose(found, wanted, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _solved() -> set[str]:
     """Names in the file that are exercises; a file that can't be read counts as none."""
     try:
-        names = json.loads(Path(FILE).read_text())
-    except (OSError, ValueError):
+        names = json.loads(Path(FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return set()
-    return {name for name in names if name in exercises()} if isinstance(names, list) else set()
+    return set(exercises()) & {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
-def _remember(name: str):
+def _remember(name: str) -> bool:
+    """Writes the file whole or not at all; False where it can't be written."""
     draft = Path(FILE + ".draft")
-    draft.write_text(json.dumps(sorted(_solved() | {name})))
-    draft.replace(FILE)
+    try:
+        draft.write_text(json.dumps(sorted(_solved() | {name})), "utf-8")
+        draft.replace(FILE)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""The bite test: a notebook with one thing changed must no longer agree with what it shows.
+
+A notebook whose outputs say nothing passes every comparison. So one number, one constant, one default of a slider and
+one sentence of a figure are changed, each in a copy of its own, and nbval has to turn red. The place is found by a rule
+and not by hand: the first one of its kind in a cell whose output is compared, where it should matter.
+"""
+
+import ast
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import nbformat
+
+KINDS = ("number", "constant", "slider default", "sentence")
+IGNORED = {"nbval-ignore-output", "nbval-skip"}
+
+#: Calls in which a number is where a slider starts, or how far it goes: which keyword, and which position.
+SLIDERS = {"LinkSlider": ("value", 2), "predict": ("high", 2), "replay": ("speed", 1)}
+#: Calls whose numbers decide what is served, and so what is counted; before any other.
+DECISIVE = ("Request", "serve", "simulate", "replace")
+#: Calls whose numbers set times, which no compared cell may show.
+TIMES = {"Link", "ratio", "LinkSlider", "predict", "replay", "sleep", "round", "retune", "panel", "watch"}
+TIME_KEYWORDS = {"link", "arrival_s", "width", "seed", "indent", "digits", "timeout_s", "updates_per_s", "threads"}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change: `old` becomes `new` at a place of a cell's source, or in a cell's stored sentence."""
+
+    kind: str
+    cell: str  # its id
+    start: int
+    stop: int
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} in cell {self.cell}: {self.old} → {self.new}"
+
+    def applied(self, notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+        """A copy of the notebook with this change."""
+        changed = copy.deepcopy(notebook)
+        cell = next(cell for cell in changed.cells if cell.id == self.cell)
+        if self.kind == "sentence":
+            data = next(picture_data(cell))
+            data["text/plain"] = data["text/plain"][: self.start] + self.new + data["text/plain"][self.stop :]
+        else:
+            cell.source = cell.source[: self.start] + self.new + cell.source[self.stop :]
+        return changed
+
+
+def mutations(notebook: nbformat.NotebookNode) -> list[Mutation]:
+    """At most one of each kind; a kind that the notebook has no place for is left out."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and not ignored(cell)]
+    finders = {"number": numbers, "constant": constants, "slider default": slider_defaults, "sentence": sentences}
+    return [found for kind in KINDS if (found := next(finders[kind](cells), None))]
+
+
+def ignored(cell) -> bool:
+    return bool(IGNORED & set(cell.metadata.get("tags", [])))
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(cells) -> Iterator[Mutation]:
+    """Numbers among the arguments of a call: of those that decide what is served first, then of others."""
+    later = []
+    for cell in cells:
+        for literal, call, keyword in literals(cell.source):
+            name = called(call)
+            if name in TIMES or keyword in TIME_KEYWORDS:
+                continue
+            mutation = change("number", cell, literal)
+            if name in DECISIVE:
+                yield mutation
+            elif cell.outputs:
+                later.append(mutation)
+    yield from later
+
+
+def constants(cells) -> Iterator[Mutation]:
+    """Numbers that are given a name without any call: `LAYERS = 30`, `text = "so " * 7`; then texts with a name."""
+    texts = []
+    for cell in cells:
+        for node in parsed(cell.source).body:
+            if not isinstance(node, ast.Assign) or any(isinstance(part, ast.Call) for part in ast.walk(node.value)):
+                continue
+            for part in ast.walk(node.value):
+                if is_number(part):
+                    yield change("constant", cell, part)
+                elif is_text(part):
+                    texts.append(change("constant", cell, part))
+    yield from texts
+
+
+def slider_defaults(cells) -> Iterator[Mutation]:
+    """Where a slider starts; what a range is when its middle is the start."""
+    for cell in cells:
+        for call in (node for node in ast.walk(parsed(cell.source)) if isinstance(node, ast.Call)):
+            name = called(call)
+            keyword, position = SLIDERS.get(name, ("value", None))
+            if name not in SLIDERS and not name.endswith("Slider"):
+                continue
+            given = {k.arg: k.value for k in call.keywords}
+            if position is not None and position < len(call.args):
+                given.setdefault(keyword, call.args[position])
+            if is_number(given.get(keyword)):
+                yield change("slider default", cell, given[keyword])
+
+
+def sentences(cells) -> Iterator[Mutation]:
+    """The stored sentence of a figure: its first number, or else its first word."""
+    for cell in cells:
+        for data in picture_data(cell):
+            found = re.search(r"\d+", data["text/plain"]) or re.search(r"\w+", data["text/plain"])
+            old = found[0]
+            new = str(int(old) + 1) if old.isdecimal() else old[::-1] + "x"
+            yield Mutation("sentence", cell.id, found.start(), found.end(), old, new)
+            break  # `applied` changes the first one of the cell
+
+
+def picture_data(cell) -> Iterator[dict]:
+    """The data of each output that holds a picture and its sentence."""
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data) and data.get("text/plain"):
+            yield data
+
+
+# ---- reading and changing code ---------------------------------------------------------------------------------------
+
+
+def parsed(source: str) -> ast.Module:
+    """Empty where it is no plain Python, as a magic is."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def literals(source: str) -> Iterator[tuple[ast.Constant, ast.Call, str]]:
+    """Numbers that stand directly, or in plain arithmetic, among a call's arguments, with their innermost call."""
+    for call in sorted((n for n in ast.walk(parsed(source)) if isinstance(n, ast.Call)), key=position):
+        for keyword, value in [("", a) for a in call.args] + [(k.arg or "", k.value) for k in call.keywords]:
+            for part in (value, *plain_parts(value)):
+                if is_number(part):
+                    yield part, call, keyword
+
+
+def plain_parts(value: ast.AST) -> Iterator[ast.AST]:
+    """What arithmetic, lists and tuples hold; neither subscripts nor further calls."""
+    if isinstance(value, ast.BinOp | ast.List | ast.Tuple | ast.UnaryOp):
+        for part in ast.iter_child_nodes(value):
+            yield part
+            yield from plain_parts(part)
+
+
+def position(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset
+
+
+def called(call: ast.Call) -> str:
+    """The last name of what is called: `ratio` of `Link.ratio(…)`."""
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def is_number(node) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool)
+
+
+def is_text(node) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(node.value)
+
+
+def change(kind: str, cell, node: ast.Constant) -> Mutation:
+    """The next whole number, half of a fraction or of a large round one, or the text turned round."""
+    lines = cell.source.splitlines(keepends=True)
+    start, stop = (
+        sum(map(len, lines[: line - 1])) + len(lines[line - 1].encode()[:column].decode())
+        for line, column in ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
+    )
+    value = node.value
+    if isinstance(value, str):
+        new = repr(value[::-1] + "x")
+    elif isinstance(value, int) and kind != "slider default":
+        new = repr(value + 1)
+    else:
+        new = repr(value // 2 if isinstance(value, int) and value > 1 else value / 2 or 0.5)
+    return Mutation(kind, cell.id, start, stop, cell.source[start:stop], new)
