@@ -170,7 +170,7 @@ def measure(case: Case, model: Model) -> dict[str, float]:
 
 
 def totals(case: Case, model: Model, armed: bool) -> dict[str, float]:
-    """Seconds by name; each on a new engine, for a stall teaches an engine what copies cost, and use makes it quicker."""
+    """Seconds by name; each on a new engine: a stall teaches it what copies cost, and use makes it quicker."""
     requests = [Request([i + 1] * 64, new, ignore_eos=True) for i, new in enumerate(case.new_tokens)]
     with Engine(case.config, model=model) as engine:
         stall = Stall(engine)
