@@ -65,7 +65,7 @@ def test_mistakes_differ_from_each_other_and_from_the_answer(task):
     assert len(set(behaviours)) == len(behaviours), "two of them can't be told apart on these cases"
     hints = [task.hint, *(hint for _, hint in task.wrong)]
     assert len(set(hints)) == len(hints) >= 3
-    assert all(len(hint.split()) >= 5 for hint in hints)
+    assert all(len(hint.split()) >= 4 for hint in hints)
 
 
 @ALL
