@@ -236,7 +236,7 @@ def scope(small):
 
 
 def words(panel) -> str:
-    return " ".join(label.value for label in panel.words.children)
+    return str(panel.words)
 
 
 def test_step_and_back_move_by_one_change_and_stop_at_the_ends(scope, small):
@@ -279,8 +279,8 @@ def test_an_error_is_shown_as_text_and_the_panel_goes_on(scope):
 
 
 def test_closing_closes_every_part_and_may_be_repeated(scope):
-    parts = [scope.panel, scope.slider, scope.back, scope.forth, scope.choice, scope.words, scope.image]
-    parts += scope.words.children
+    parts = [scope.panel, scope.slider, scope.back, scope.forth, scope.choice, scope.words.box, scope.image]
+    parts += scope.words.box.children
     scope.close()
     scope.close()
     assert all(part.comm is None for part in parts)

@@ -1,11 +1,14 @@
 """The panel over a stepper: buttons, slider and sentence, and a table in which what changed is marked."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from disagg import Config, Request
-from disagg.show.stepping import _ids, stepper
+from disagg.show.stepping import _ids, _table, _words, stepper
+
+POOL = {"free": 1, "total": 2}
 
 
 @pytest.fixture
@@ -60,7 +63,15 @@ def test_two_decode_workers_have_two_rows():
 
 
 def test_text_that_could_be_html_is_escaped(view):
-    assert "<script" not in view.table.value and _ids([0, 1, 2, 5, 6]) == "0–2, 5, 6"
+    tag = "<img src=x onerror=alert(1)>"
+    moment = view.stepper.at(3)
+    struck = replace(moment, event=tag, why=(tag,), commands=(tag,), state={**moment.state, "pools": {tag: POOL}})
+    shown = _words(struck, 9) + _table(moment, struck)
+    assert "<img" not in shown and shown.count("&lt;img src=x") == 4
+
+
+def test_numbers_in_a_row_are_a_range():
+    assert _ids([0, 1, 2, 5, 6]) == "0–2, 5, 6"
 
 
 def test_it_stands_for_itself_as_text(view):

@@ -8,7 +8,7 @@ from disagg.show.widgets import COLUMNS, LINES, SPEEDS, LinkSlider, link_name, n
 
 
 def words(slider) -> str:
-    return " ".join(label.value for label in slider.words.children)
+    return str(slider.words)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_an_error_is_shown_as_text_and_the_panel_goes_on():
     assert words(slider) == f"20 MB/s: ValueError: {no_math(LATEX)}"
     assert "$" not in words(slider) and "\\frac" not in words(slider), "JupyterLab would typeset it"
     assert "<img src=x onerror=alert(1)> </script>" in words(slider), "shown as it was typed"
-    assert {type(label).__name__ for label in slider.words.children} == {"Label"}, "a Label sets text, never HTML"
+    assert {type(label).__name__ for label in slider.words.box.children} == {"Label"}, "a Label sets text, never HTML"
     slider.button.click()
     assert "Token 1" in words(slider)
     slider.close()
@@ -83,8 +83,8 @@ def test_a_long_error_is_cut_to_a_few_lines():
 
     slider = LinkSlider(run_with_link)
     slider.run()
-    assert len(slider.words.children) == LINES and words(slider).endswith("…")
-    assert all(len(label.value) <= COLUMNS for label in slider.words.children)
+    assert len(slider.words.box.children) == LINES and words(slider).endswith("…")
+    assert all(len(label.value) <= COLUMNS for label in slider.words.box.children)
     slider.close()
 
 
@@ -94,7 +94,7 @@ def test_the_start_must_be_one_of_the_values():
 
 
 def test_closing_closes_every_part_and_may_be_repeated(slider):
-    parts = [slider.panel, slider.slider, slider.button, slider.words, slider.image, *slider.words.children]
+    parts = [slider.panel, slider.slider, slider.button, slider.words.box, slider.image, *slider.words.box.children]
     slider.close()
     slider.close()
     assert all(part.comm is None for part in parts)

@@ -7,7 +7,7 @@ import ipywidgets
 
 from disagg.plan.scheduler import POLICIES
 from disagg.run.engine import Engine
-from disagg.show.widgets import SPEEDS, link_name
+from disagg.show.widgets import SPEEDS, close_widgets, link_name
 
 BINS = ((), (64, 128), (64, 128, 256, 512, 1024))
 
@@ -67,11 +67,3 @@ def with_now(values, now) -> list:
 
 def bins_name(bins: tuple[int, ...]) -> str:
     return ", ".join(map(str, bins)) or "one"
-
-
-def close_widgets(*widgets: ipywidgets.Widget):
-    """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
-    for widget in widgets:
-        for part in (getattr(widget, "style", None), getattr(widget, "layout", None), widget):
-            if part is not None:
-                part.close()

@@ -15,13 +15,13 @@ import ipywidgets
 from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.run.engine import Engine
-from disagg.show.dials import Dials, close_widgets
+from disagg.show.dials import Dials
 from disagg.show.facts import plural, row_names
 from disagg.show.frame import Frame
 from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.playhead import SPEEDS, Playhead
 from disagg.show.tape import Tape, gauges_of
-from disagg.show.widgets import no_math, row
+from disagg.show.widgets import close_widgets, no_math, row
 
 UPDATES_PER_S = 8
 PARTS = 1000  # of the time slider: a range that grew would make front ends send old values back, rounded

@@ -3,13 +3,12 @@
 It computes nothing itself: `draw(number, choice)` gives the picture. One place draws; no Output widget, no HTML.
 """
 
-import textwrap
 from collections.abc import Callable, Sequence
 
 import ipywidgets
 
 from disagg.show.picture import Picture
-from disagg.show.widgets import COLUMNS, LINES, no_math, row
+from disagg.show.widgets import Words, close_widgets, row
 
 
 class Slides:
@@ -33,12 +32,10 @@ class Slides:
         self.forth = ipywidgets.Button(description="Step", tooltip=f"To the next {unit}", layout=_narrow())
         options = [(name, index) for index, name in enumerate(choices or ("all",))]
         self.choice = ipywidgets.Dropdown(options=options, value=0, description="follow")
-        tight = ipywidgets.Layout(height="22px", margin="0 2px")
-        self._lines = [ipywidgets.Label(layout=tight) for _ in range(LINES)]
-        self.words = ipywidgets.VBox()
+        self.words = Words()
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
         controls = row(self.slider, self.back, self.forth, *([self.choice] if choices else []))
-        self.panel = ipywidgets.VBox([ipywidgets.Label(title), controls, self.words, self.image])
+        self.panel = ipywidgets.VBox([ipywidgets.Label(title), controls, self.words.box, self.image])
         self.back.on_click(lambda button: self.step(-1))
         self.forth.on_click(lambda button: self.step(1))
         for control in (self.slider, self.choice):
@@ -55,14 +52,13 @@ class Slides:
         try:
             picture = self._draw(self.slider.value, self.choice.value)
             self.image.value = picture.png()
-            self._say(picture.finding)
+            self.words.say(picture.finding)
         except Exception as error:  # a callback's exception would vanish: nobody catches it
-            self._say(f"{type(error).__name__}: {error}")
+            self.words.say(f"{type(error).__name__}: {error}")
 
     def close(self):
-        controls = (self.slider, self.back, self.forth, self.choice)
-        for widget in (*controls, *self._lines, *self.panel.children, self.panel):
-            widget.close()
+        self.words.close()
+        close_widgets(self.slider, self.back, self.forth, self.choice, *self.panel.children, self.panel)
 
     def __repr__(self) -> str:
         following = f", following {self.choice.label}" if self.choice.label != "all" else ""
@@ -71,12 +67,6 @@ class Slides:
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The panel, and a sentence that stands for it where no kernel runs."""
         return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
-
-    def _say(self, text: str):
-        lines = textwrap.wrap(no_math(text), COLUMNS, max_lines=LINES, placeholder=" …")
-        for label, line in zip(self._lines, lines, strict=False):
-            label.value = line
-        self.words.children = self._lines[: len(lines)]
 
 
 def _narrow() -> ipywidgets.Layout:

@@ -15,7 +15,7 @@ from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.plan.stepper import Moment, Stepper
 from disagg.show.facts import plural
-from disagg.show.widgets import row
+from disagg.show.widgets import close_widgets, row
 
 STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
@@ -52,8 +52,7 @@ class StepperView:
         return self.stepper.fork(**changes)
 
     def close(self):
-        for box in (*self.panel.children[0].children, *self.panel.children, self.panel):
-            box.close()
+        close_widgets(*self.panel.children[0].children, *self.panel.children, self.panel)
 
     def __repr__(self) -> str:
         return f"The controller one event at a time: {plural(len(self.stepper), 'event')}, buttons Back and Step."

@@ -50,6 +50,35 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(widgets, layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
+def close_widgets(*widgets: ipywidgets.Widget):
+    """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
+    for widget in widgets:
+        for part in (getattr(widget, "style", None), getattr(widget, "layout", None), widget):
+            if part is not None:
+                part.close()
+
+
+class Words:
+    """A sentence in a few lines of plain text: a Label shows tags as they are typed, and does not wrap."""
+
+    def __init__(self):
+        tight = [ipywidgets.Layout(height="22px", margin="0 2px") for _ in range(LINES)]
+        self._lines = [ipywidgets.Label(layout=layout) for layout in tight]
+        self.box = ipywidgets.VBox()
+
+    def say(self, text: str):
+        lines = textwrap.wrap(no_math(text), COLUMNS, max_lines=LINES, placeholder=" …")
+        for label, line in zip(self._lines, lines, strict=False):
+            label.value = line
+        self.box.children = self._lines[: len(lines)]
+
+    def close(self):
+        close_widgets(*self._lines, self.box)
+
+    def __str__(self) -> str:
+        return " ".join(label.value for label in self.box.children)
+
+
 class LinkSlider:
     """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run.
 
@@ -79,13 +108,11 @@ class LinkSlider:
         self.button = ipywidgets.Button(
             description="Run", button_style="primary", tooltip="Serve the request again over this link"
         )
-        close = ipywidgets.Layout(height="22px", margin="0 2px")
-        self._lines = [ipywidgets.Label(layout=close) for _ in range(LINES)]
-        self.words = ipywidgets.VBox()
-        self._say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
+        self.words = Words()
+        self.words.say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
         controls = row(self.slider, self.button)
-        self.panel = ipywidgets.VBox([ipywidgets.Label(self.title), controls, self.words, self.image])
+        self.panel = ipywidgets.VBox([ipywidgets.Label(self.title), controls, self.words.box, self.image])
         self.button.on_click(lambda button: self.run())
 
     @property
@@ -97,21 +124,21 @@ class LinkSlider:
         """Runs over the chosen link and shows the picture; an error is shown as text, and the panel stays usable."""
         name = link_name(self.link)
         self.button.disabled = True
-        self._say(f"{name}: running …")
+        self.words.say(f"{name}: running …")
         try:
             self.last = self._run_with_link(self.link)
             picture = self._draw(self.last)
             self.image.value = picture.png()
             self.image.layout.display = None
-            self._say(f"{name}: {picture.finding}")
+            self.words.say(f"{name}: {picture.finding}")
         except Exception as error:  # a callback's exception would vanish: nobody catches it
-            self._say(f"{name}: {type(error).__name__}: {error}")
+            self.words.say(f"{name}: {type(error).__name__}: {error}")
         finally:
             self.button.disabled = False
 
     def close(self):
-        for widget in (self.slider, self.button, *self._lines, *self.panel.children, self.panel):
-            widget.close()
+        self.words.close()
+        close_widgets(self.slider, self.button, *self.panel.children, self.panel)
 
     def __repr__(self) -> str:
         names = ", ".join(map(link_name, self._values))
@@ -120,10 +147,3 @@ class LinkSlider:
     def _repr_mimebundle_(self, include=None, exclude=None):
         """The panel, and a sentence that stands for it where no kernel runs."""
         return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
-
-    def _say(self, text: str):
-        """As text, in a few lines: a Label shows tags as they are typed, and does not wrap."""
-        lines = textwrap.wrap(no_math(text), COLUMNS, max_lines=LINES, placeholder=" …")
-        for label, line in zip(self._lines, lines, strict=False):
-            label.value = line
-        self.words.children = self._lines[: len(lines)]

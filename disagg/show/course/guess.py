@@ -4,9 +4,8 @@ import textwrap
 
 import ipywidgets
 
-from disagg.show.dials import close_widgets
 from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
-from disagg.show.widgets import COLUMNS, no_math
+from disagg.show.widgets import COLUMNS, close_widgets, no_math
 
 
 class Guess:
