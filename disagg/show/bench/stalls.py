@@ -1,6 +1,6 @@
 """Does a stall show under its own name? Each gate of a real engine is held up for 50 ms, once, and receipts compared.
 
-Two requests on the tiny model; one is asked for its receipt, and what it waits for, or does, is struck.
+A few requests on the tiny model; one is asked for its receipt, and what it waits for, or does, is struck.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from disagg.run.engine import Engine
 from disagg.run.model import Model
 from disagg.show.bench.rows import Row
 
-STALL_S, ALLOWED_MS, ROUNDS = 0.05, 5.0, 12
+STALL_S, ALLOWED_MS, ROUNDS = 0.05, 5.0, 24
 
 
 class Stall:
@@ -118,7 +118,7 @@ class Case:
     preset: str
     hold: Callable
     changes: tuple = ()
-    new_tokens: tuple[int, int] = (24, 6)
+    new_tokens: tuple[int, ...] = (24, 6)  # a request each
     asked: int = 1
 
     @property
@@ -128,7 +128,8 @@ class Case:
 
 
 TIGHT = (("decode_blocks", 10), ("host_blocks", 16))  # the second request is spilled while the first one grows
-TOGETHER = (("chunk_tokens", 128),)  # both prompts in one pass: their copies are ready at the same instant
+#: The last two prompts wait for the first one's pass, then share one: their copies are ready at the same instant.
+TOGETHER = (("chunk_tokens", 128),)
 CASES = {
     "submission": Case(
         "split", at_event(lambda e, stall: isinstance(e, ev.Submit) and e.job.id == stall.request), asked=0
@@ -137,9 +138,11 @@ CASES = {
     "batch-slot": Case("split", in_step(16), (("max_batch", 1),)),
     "no-block": Case("split", in_step(16), (("decode_blocks", 9),)),
     "prefill": Case("split", in_pass(1)),
-    "link-busy": Case("split", in_copy("direct 0", 0), TOGETHER),
-    "ring-full": Case("staged", in_copy("up 0", 0), (*TOGETHER, ("ring_slots", 1), ("layers_per_copy", 4))),
-    "transfer": Case("split", in_copy("direct 0", 1), TOGETHER),
+    "link-busy": Case("split", in_copy("direct 0", 1), TOGETHER, (1, 24, 6), asked=2),
+    "ring-full": Case(
+        "staged", in_copy("up 0", 1), (*TOGETHER, ("ring_slots", 1), ("layers_per_copy", 4)), (1, 24, 6), asked=2
+    ),
+    "transfer": Case("split", in_copy("direct 0", 2), TOGETHER, (1, 24, 6), asked=2),
     "device-busy": Case("colocated", in_pass(1), asked=0),
     "decode": Case("split", in_step(10), new_tokens=(2, 20)),
     "spilled": Case("paged", in_step(24), TIGHT, (30, 30)),
