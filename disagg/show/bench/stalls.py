@@ -168,8 +168,12 @@ def names_rows(say: Callable[[str], None], model: Model) -> Iterator[Row]:
 
 def measure(case: Case, model: Model) -> dict[str, float]:
     """By how many ms each line moved, median of pairs."""
-    pairs = [(totals(case, model, armed=False), totals(case, model, armed=True)) for _ in range(ROUNDS)]
-    return {name: 1e3 * statistics.median(b.get(name, 0.0) - a.get(name, 0.0) for a, b in pairs) for name in NAMES}
+    found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for index in range(ROUNDS):
+        for armed in (False, True) if index % 2 else (True, False):
+            found[armed].append(totals(case, model, armed))
+    pairs = list(zip(found[True], found[False], strict=True))
+    return {name: 1e3 * statistics.median(a.get(name, 0.0) - b.get(name, 0.0) for a, b in pairs) for name in NAMES}
 
 
 def totals(case: Case, model: Model, armed: bool) -> dict[str, float]:
