@@ -13,7 +13,7 @@ from test_plots import LATEX, hand_made, simulated
 from disagg import Config, Timeline
 from disagg.plan.timeline import Mark
 from disagg.show.facts import row_names
-from disagg.show.frame import Frame, short_names, staircase, window_for
+from disagg.show.frame import Frame, merged, short_names, staircase, window_for
 from disagg.show.picture import COLOURS
 from disagg.show.playhead import Playhead
 from disagg.show.plots import COLOUR_OF
@@ -120,6 +120,29 @@ def test_the_window_holds_the_playhead_and_stands_still(at_ms, length):
 def test_staircases_stand_on_their_base():
     outline = staircase(np.array([1.0, 3.0]), np.array([0.5, 1.0]), 4.0, -0.4, 0.8)
     assert outline.tolist() == [[1, -0.4], [1, 0], [3, 0], [3, 0.4], [4, 0.4], [4, -0.4]]
+
+
+BOXES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9), st.integers(0, 2)), min_size=1, max_size=40)
+
+
+@given(BOXES, st.integers(0, 9))
+def test_merging_boxes_leaves_what_is_covered_and_wide_ones_as_they_are(boxes, narrow):
+    start, width, row = np.array(boxes, float).T
+    left, right, rows = merged(start, start + width, row, narrow)
+
+    def covered(parts):
+        return {(at, row) for first, last, row in parts for at in range(int(first), int(last))}
+
+    after = list(zip(left, right, rows, strict=True))
+    assert covered(after) == covered((s, s + w, r) for s, w, r in boxes)
+    wide = sorted((s, s + w, r) for s, w, r in boxes if w > narrow)
+    slim = list(after)
+    for box in wide:
+        slim.remove(box)  # each is still there by itself
+    for one in slim:
+        assert not any(
+            one[2] == other[2] and one[0] <= other[1] and other[0] <= one[1] for other in slim if other != one
+        )
 
 
 def test_names_lose_a_number_that_tells_nothing():

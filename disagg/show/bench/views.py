@@ -16,7 +16,7 @@ from disagg.plan.timeline import Span, Timeline
 from disagg.run.engine import Engine
 from disagg.show.bench.rows import Row
 from disagg.show.frame import Frame
-from disagg.show.live import watch
+from disagg.show.live import LINES, watch
 from disagg.show.player import panel
 from disagg.show.tape import Tape, rows_of
 
@@ -42,13 +42,13 @@ def update_cpu_row(say: Say, updates: int = 60) -> Row:
     for _ in range(3):
         frame.png(tape, 0, 100)  # another window
         start = time.process_time()
-        frame.png(tape, at_ms, WINDOW_MS)
+        frame.png(tape, at_ms, WINDOW_MS, ("",) * LINES)
         turn = 1e3 * (time.process_time() - start)
     start = time.process_time()
     for index in range(updates):
-        frame.png(tape, at_ms + 0.1 * index, WINDOW_MS)
+        frame.png(tape, at_ms + 0.1 * index, WINDOW_MS, ("what a request has said so far " * 3,) * LINES)
     took = 1e3 * (time.process_time() - start) / updates
-    note = f"{VISIBLE} visible spans; {turn:.0f} ms where the page turns"
+    note = f"{VISIBLE} visible spans, {LINES} lines of text; {turn:.0f} ms where the page turns"
     return Row("update_cpu_ms", took, "ms", 15, updates, note)
 
 
