@@ -1,6 +1,7 @@
 """Frames of a growing timeline: everything that was recorded is drawn once, where and when it was."""
 
 import io
+import sys
 from collections import deque
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_plots import LATEX, hand_made, simulated
 from disagg import Config, Timeline
 from disagg.plan.timeline import Mark
 from disagg.show.facts import row_names
-from disagg.show.frame import Frame, merged, short_names, staircase, window_for
+from disagg.show.frame import Frame, merged, short_names, short_turns, staircase, window_for
 from disagg.show.picture import COLOURS
 from disagg.show.playhead import Playhead
 from disagg.show.plots import COLOUR_OF
@@ -143,6 +144,14 @@ def test_merging_boxes_leaves_what_is_covered_and_wide_ones_as_they_are(boxes, n
         assert not any(
             one[2] == other[2] and one[0] <= other[1] and other[0] <= one[1] for other in slim if other != one
         )
+
+
+def test_short_turns_end_with_the_picture():
+    before = sys.getswitchinterval()
+    with pytest.raises(RuntimeError), short_turns():
+        assert sys.getswitchinterval() < before
+        raise RuntimeError
+    assert sys.getswitchinterval() == before
 
 
 def test_names_lose_a_number_that_tells_nothing():

@@ -5,6 +5,9 @@ moves everything but the spans, the gauges and the playhead is one copied buffer
 """
 
 import io
+import sys
+import threading
+from contextlib import contextmanager
 from functools import cache
 from math import floor
 
@@ -25,6 +28,19 @@ DPI = 100  # one pixel a point of the page: a quarter of the work of a still pic
 ROW_IN, GAUGE_IN, TOP_IN, BOTTOM_IN, GAP_IN = 0.42, 0.27, 0.34, 0.56, 0.1
 LINE_PX, COLUMNS = 20, 108  # lines of text under the picture
 GREY = "#BBBBBB"
+TURN_S, DRAWING = 0.0002, threading.Lock()  # one picture at a time: the turn is the whole process's
+
+
+@contextmanager
+def short_turns():
+    """While a picture is drawn, other threads wait for the interpreter 0.2 ms at most, not a millisecond each time."""
+    with DRAWING:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, TURN_S))
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(before)
 
 
 class Frame:
@@ -43,11 +59,12 @@ class Frame:
 
     def png(self, tape: Tape, at_ms: float, window_ms: float | None, lines: tuple[str, ...] = ()) -> bytes:
         """The last `window_ms` before the playhead, or all; lines of text stand under the picture as they are."""
-        self.draw(tape, at_ms, window_for(at_ms, window_ms))
-        image = Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba())).convert("RGB")
-        image = self._with_text(image, tape, at_ms, lines).quantize(palette=palette(), dither=Image.Dither.NONE)
-        file = io.BytesIO()
-        image.save(file, format="png", compress_level=1)
+        with short_turns():
+            self.draw(tape, at_ms, window_for(at_ms, window_ms))
+            image = Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba())).convert("RGB")
+            image = self._with_text(image, tape, at_ms, lines).quantize(palette=palette(), dither=Image.Dither.NONE)
+            file = io.BytesIO()
+            image.save(file, format="png", compress_level=1)
         return file.getvalue()
 
     def draw(self, tape: Tape, at_ms: float, window: tuple[float, float]):

@@ -40,7 +40,7 @@ def receipt_rows(say: Say, model: Model, count: int = 200) -> Iterator[Row]:
         yield Row(f"receipt_remainder[{preset}]", max(allowed), "of 1 ms or 1 %", 1, count, note)
 
 
-def recording_row(say: Say, model: Model, pairs: int = 7) -> Row:
+def recording_row(say: Say, model: Model, pairs: int = 12) -> Row:
     """Throughput without against with recording, the same requests, alternating."""
     inputs = prompts(model, [32 + 7 * index for index in range(16)])
     requests = [Request(prompt, 24, ignore_eos=True) for prompt in inputs]
