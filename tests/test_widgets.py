@@ -101,9 +101,9 @@ def test_closing_closes_every_part_and_may_be_repeated(slider):
 
 
 def test_names_of_links():
-    links = [2e6, 500e3, None, "slow", Link(), Link(10e6), Link.ratio(0.5)]
+    links = [2e6, 14.0913e6, 500e3, None, "slow", Link(), Link(10e6), Link.ratio(0.5)]
     assert list(map(link_name, links)) == [
-        "2 MB/s", "0.5 MB/s", "no limit", "slow", "no limit", "10 MB/s", "c/x = 0.5",
+        "2 MB/s", "14.1 MB/s", "0.5 MB/s", "no limit", "slow", "no limit", "10 MB/s", "c/x = 0.5",
     ]  # fmt: skip
     assert link_name((Link(10e6),)) == "10 MB/s" and link_name((Link(10e6), Link())) == "10 MB/s then no limit"
 

@@ -34,7 +34,7 @@ def link_name(link) -> str:
         case Link():
             return link_name(link.bandwidth) if link.dialled else "no limit"
         case _:
-            return f"{link / 1e6:g} MB/s"
+            return f"{link / 1e6:{'.3g' if link < 1e9 else 'g'}} MB/s"
 
 
 def no_math(text: str) -> str:
