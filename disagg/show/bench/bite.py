@@ -66,19 +66,14 @@ def ignored(cell) -> bool:
 
 
 def numbers(cells) -> Iterator[Mutation]:
-    """Numbers among the arguments of a call: of those that decide what is served first, then of others."""
-    later = []
-    for cell in cells:
+    """Numbers among the arguments of a call whose cell shows something; those that decide what is served come first."""
+    found = []
+    for cell in (cell for cell in cells if cell.outputs):
         for literal, call, keyword in literals(cell.source):
             name = called(call)
-            if name in TIMES or keyword in TIME_KEYWORDS:
-                continue
-            mutation = change("number", cell, literal)
-            if name in DECISIVE:
-                yield mutation
-            elif cell.outputs:
-                later.append(mutation)
-    yield from later
+            if name not in TIMES and keyword not in TIME_KEYWORDS:
+                found.append((name not in DECISIVE, change("number", cell, literal)))
+    yield from (mutation for _, mutation in sorted(found, key=lambda pair: pair[0]))
 
 
 def constants(cells) -> Iterator[Mutation]:
@@ -151,7 +146,10 @@ def literals(source: str) -> Iterator[tuple[ast.Constant, ast.Call, str]]:
 
 
 def plain_parts(value: ast.AST) -> Iterator[ast.AST]:
-    """What arithmetic, lists and tuples hold; neither subscripts nor further calls."""
+    """What arithmetic, lists and tuples hold; neither subscripts nor further calls, nor the only element of a list:
+    `[7] * 128` is a prompt in which nothing but the number of tokens counts."""
+    if isinstance(value, ast.List) and len(value.elts) == 1:
+        return
     if isinstance(value, ast.BinOp | ast.List | ast.Tuple | ast.UnaryOp):
         for part in ast.iter_child_nodes(value):
             yield part
