@@ -39,6 +39,14 @@ def _one_flop(n, w, h, layers, width):
     return n * w + h + 4 * layers * width * (n * (n + 1) // 2)
 
 
+def _one_layer(n, w, h, layers, width):
+    return 2 * (n * w + h) + 4 * width * (n * (n + 1) // 2)
+
+
+def _layers_twice(n, w, h, layers, width):
+    return 2 * (n * w * layers + h) + 4 * layers * width * (n * (n + 1) // 2)
+
+
 def _without_kv(c, f, b, row, w, t):
     return math.ceil(w / b / (row / f))
 
@@ -75,6 +83,8 @@ EXERCISES = [
              "looked at"),
             (_looks_ahead, "no token looks ahead: the first one looks at 1 token, the second at 2, the last at all"),
             (_one_flop, "each weight is multiplied and added: that makes 2 FLOPs a token"),
+            (_one_layer, "that is the attention of one layer; every layer looks again"),
+            (_layers_twice, "`weights` are those of all layers together: do not multiply them by `layers` again"),
         ),
         "Add the products of all tokens, the head of one token, and attention over 1 + 2 + … + tokens.",
     ),
@@ -90,6 +100,7 @@ EXERCISES = [
             (lambda c, w, t: w, "those are the weights; each row also reads its own K/V"),
             (lambda c, w, t: w + t * max(c), "every row reads the K/V of its own context, not only the longest one"),
             (lambda c, w, t: w + t * len(c), "a row reads the K/V of its whole context, not of one token"),
+            (lambda c, w, t: w + t * max(c) * len(c), "here each row reads its own context, not the longest one"),
         ),
         "Weights once, and the K/V of every token of every row.",
     ),

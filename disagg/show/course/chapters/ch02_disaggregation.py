@@ -33,6 +33,10 @@ EXERCISES = [
             (lambda t, n, h, d, i: t * n * h * d * i, "every layer keeps two tensors for a token: K and V"),
             (lambda t, n, h, d, i: 2 * t * h * d * i, "that is one layer's share; every layer has its own K/V"),
             (lambda t, n, h, d, i: 2 * t * n * h * d, "those are numbers, not bytes: each takes `itemsize` bytes"),
+            (
+                lambda t, n, h, d, i: math.ceil(t / 16) * 16 * 2 * n * h * d * i,
+                "that is what travels, in whole blocks; here count the tokens as they are",
+            ),
         ),
         "Count K and V, layers, heads, the width of a head, and the bytes of a number.",
     ),
@@ -58,6 +62,10 @@ EXERCISES = [
                 lambda t, b, k, link, s: math.ceil(t / k) * b / link + s,
                 "that sends one token of every block; a block holds `block_size` tokens",
             ),
+            (
+                lambda t, b, k, link, s: (t // k + 1) * k * b / link + s,
+                "where the last block is just full, that sends one block too many: round up instead",
+            ),
         ),
         "First the number of blocks, rounded up; then their bytes over the link, and one step.",
     ),
@@ -79,6 +87,10 @@ EXERCISES = [
             (
                 lambda t, b, p, s, r: t * b / (r * p + t * s),
                 "each of the waits is a whole pass: its fixed part and its tokens, both times `running`",
+            ),
+            (
+                lambda t, b, p, s, r: b / (r * (p + s)),
+                "a pass pays `pass_s` once, and only `token_s` for every token",
             ),
         ),
         "First the seconds of the pass; then the bytes of the prompt over all the waiting.",

@@ -73,6 +73,8 @@ EXERCISES = [
              "no link reaches an H above the ceiling 1 - 1/L; say None there"),
             (lambda h, n, c, nbytes: None if h > 1 - 1 / n else nbytes * h / c,
              "H is c/x times the ceiling 1 - 1/L, and the ceiling is missing"),
+            (lambda h, n, c, nbytes: nbytes * h / c,
+             "H is c/x times the ceiling 1 - 1/L: put the ceiling in, and say None for an H above it"),
             (lambda h, n, c, nbytes: None if h > 1 - 1 / n else (1 - 1 / n) * c / h,
              "those are the seconds x that a layer may take; the link has to carry layer_bytes in them"),
             (lambda h, n, c, nbytes: None if h > 1 - 1 / n else nbytes / (h * (1 - 1 / n) * c),
