@@ -205,7 +205,7 @@ def _legend(figure, views: list[View], size: float):
     spans = [span for view in views for span in view.run.timeline.spans]
     words = LEGEND_MANY if any(span.kind == "copy" and span.count > 1 for span in spans) else LEGEND
     if any(view.has_ticks for view in views):
-        words = {**words, "prefill": "prefill pass (tick: a layer is done)"}
+        words = {**words, "prefill": "prefill pass (tick: K/V of a layer are there)"}
     present = {COLOUR_OF[span.kind] for span in spans}
     kind_legend(figure, {kind: word for kind, word in words.items() if kind in present}, size)
 
