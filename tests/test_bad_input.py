@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
 
-from disagg import Config, Engine, Link, Request
+from disagg import Config, Engine, Link, Request, simulate
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
 from disagg.run.clock import now_ns
 from disagg.run.tiny import CONTEXT, VOCAB
+from disagg.show import panel, watch
 
 INTS = ["prefill_workers", "decode_workers", "layers_per_copy", "ring_slots", "block_size", "chunk_tokens"]
 INTS += ["max_batch", "threads", "seed"]
@@ -193,9 +194,18 @@ def test_numpy_numbers_are_numbers():
             assert all(type(token) is int for token in request.prompt)
 
 
-@pytest.mark.parametrize("model", ["no/such/folder", "", "tiny2"])
+@pytest.mark.parametrize("model", ["no/such/folder", "tiny2"])
 def test_a_model_that_is_not_there(model):
-    refused(ModelError, ".", lambda: Engine(Config(model=model)))
+    refused(ModelError, f"there is no folder '{model}'; a model is 'smollm2'", lambda: Engine(Config(model=model)))
+
+
+def test_a_model_without_a_name():
+    refused(ModelError, "no config.json in this folder; a model is 'smollm2'", lambda: Engine(Config(model="")))
+
+
+@pytest.mark.parametrize("thing", ["dynamic", None, {"model": "tiny"}])
+def test_an_engine_takes_a_config(thing):
+    refused(ConfigError, "Engine takes a Config, as in .*; got ", lambda: Engine(thing))
 
 
 @pytest.mark.parametrize("model", [None, 3, True])
@@ -287,6 +297,17 @@ def test_what_is_no_request(thing):
         refused(RequestError, "a Request", lambda: engine.submit(thing))
         refused(RequestError, "a Request", lambda: engine.serve([Request("a"), thing]))
         assert held(engine) == {}
+
+
+@pytest.mark.parametrize("thing", [Request([1]), None, 5])
+def test_requests_come_in_a_list(thing):
+    words = f"requests come in a list, as in .*; got a {type(thing).__name__}"
+    refused(RequestError, words, lambda: simulate(Config(model="tiny"), thing))
+    with opened(small()) as engine:
+        refused(RequestError, words, lambda: engine.serve(thing))
+        refused(RequestError, words, lambda: panel(engine, thing))
+        if thing is not None:  # watch without requests watches what is open
+            refused(RequestError, words, lambda: watch(engine, thing))
 
 
 # ---- an engine that runs ---------------------------------------------------------------------------------------------

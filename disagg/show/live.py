@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from disagg.plan.recorder import gauges
-from disagg.plan.request import Request
+from disagg.plan.request import Request, listed
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Timeline
 from disagg.run.clock import now_ns
@@ -31,7 +31,7 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
 
     An interrupt ends the requests it serves, as in `engine.serve`, and returns; those of `submit` go on.
     """
-    requests = None if requests is None else list(requests)
+    requests = None if requests is None else listed(requests)
     serving = Open(engine) if requests is None else Serving(engine, requests)
     look, asked = Look(engine), "open requests" if requests is None else plural(len(requests), "request")
     words = f"Live timeline of {asked}; rows from the top: {', '.join(look.tape.rows.values())}."

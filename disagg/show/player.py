@@ -12,7 +12,7 @@ from functools import partial
 
 import ipywidgets
 
-from disagg.plan.request import Request
+from disagg.plan.request import Request, listed
 from disagg.plan.results import Run
 from disagg.run.engine import Engine
 from disagg.show.dials import Dials
@@ -30,7 +30,7 @@ _OPEN: dict[int, "Player"] = {}  # by the engine or the run: showing it again cl
 
 def panel(engine: Engine, requests: Iterable[Request]) -> "Player":
     """Start serves the requests; pause, step, scrub and slow motion move the view, and the engine goes on."""
-    return Player(LiveSource(engine, list(requests)), engine)
+    return Player(LiveSource(engine, listed(requests)), engine)
 
 
 def replay(run: Run, speed: float = 1.0, decode: Callable[[list[int]], str] | None = None) -> "Player":

@@ -68,7 +68,9 @@ EXERCISES = [
         ),
         (
             (one_way, "spilled K/V travel twice: out, and back"),
+            (lambda p, f, c: f / (p - c), "K/V travel twice, out and back; and a slow link may need float('inf')"),
             (one_fixed_cost, "the fixed cost is paid for each of the two copies"),
+            (lambda p, f, c: f / (p - 2 * c), "each of the two copies has its fixed cost; and think of a slow link"),
             (
                 lambda p, f, c: 2 * f / (p - 2 * c),
                 "where copying a token twice costs as much as computing it, spilling never pays: give float('inf')",

@@ -36,6 +36,13 @@ def divided_evenly(steps, places):
     return sum(max(steps[i : i + places]) for i in range(0, len(steps), places)) - -(-sum(steps) // places)
 
 
+def longest_first(steps, places):
+    ends = [0] * places
+    for more in sorted(steps, reverse=True):
+        ends[ends.index(min(ends))] += more
+    return sum(max(steps[i : i + places]) for i in range(0, len(steps), places)) - max(ends)
+
+
 def taken_in_turn(steps, places):
     static = sum(max(steps[i : i + places]) for i in range(0, len(steps), places))
     return static - max(sum(steps[place::places]) for place in range(places))
@@ -84,6 +91,7 @@ EXERCISES = [
                 lambda steps, places: steps_saved(sorted(steps), places),
                 "do not sort: answers come in the order of the list, and nobody knows their length before",
             ),
+            (longest_first, "the longest does not come first: answers come in the order of the list"),
         ),
         "Static: add up the longest of each batch. At once: keep the step at which each place is free again.",
     ),
@@ -108,6 +116,16 @@ EXERCISES = [
             (
                 lambda target, fixed, row, slot, length, most: max(1, (target - fixed) // (row + slot * length)),
                 "a batch has no more than `most` places",
+            ),
+            (
+                lambda target, fixed, row, slot, length, most: (target - fixed) // (row + slot * length),
+                "that is what the target allows; at least one row runs all the same, and never more than `most`",
+            ),
+            (
+                lambda target, fixed, row, slot, length, most: max(
+                    1, min((target - fixed) / (row + slot * length), most)
+                ),
+                "a part of a row cannot run: round down to whole rows",
             ),
             (
                 lambda target, fixed, row, slot, length, most: max(1, min(target // (row + slot * length), most)),
