@@ -96,8 +96,8 @@ def test_bins_rise(bins):
     refused(ConfigError, "bins must", lambda: Config(bins=bins))
 
 
-@pytest.mark.parametrize("name", ["verify_kv", "join_projections"])
-@pytest.mark.parametrize("value", [1, 0, "yes", None])
+@pytest.mark.parametrize("name", ["verify_kv", "join_projections", "compile"])
+@pytest.mark.parametrize("value", [1, 0, "yes", math.nan])
 def test_a_switch_is_a_switch(name, value):
     refused(ConfigError, f"{name} must be True or False; got ", lambda: Config(**{name: value}))
 

@@ -13,6 +13,17 @@ from disagg.plan.request import Request
 CHUNK = "must be a multiple of block_size"
 
 
+ON_GPU = {"prefill_device": "cuda:0", "decode_device": "cuda:0"}
+
+
+def test_what_is_left_open_follows_the_device():
+    cpu, gpu = Config(), Config(**ON_GPU)
+    names = ("block_size", "chunk_tokens", "compile", "graphs", "verify_kv")
+    assert [getattr(cpu, name) for name in names] == [16, 256, False, False, True]
+    assert [getattr(gpu, name) for name in names] == [256, 2048, True, True, False]
+    assert Config(**ON_GPU, graphs=False).graphs is False
+
+
 @pytest.mark.parametrize(
     "fields, words",
     [
@@ -20,7 +31,22 @@ CHUNK = "must be a multiple of block_size"
         ({"route": None}, "route must be one of bulk, direct, staged; got None"),
         ({"policy": "shortst"}, "policy must be one of fcfs, shortest; got 'shortst'; nearest: 'shortest'"),
         ({"dtype": "float8"}, "dtype must be one of float32, float16, bfloat16; got 'float8'; nearest: 'float32'"),
-        ({"attention": "flash"}, "attention must be one of auto, sdpa, plain; got 'flash'"),
+        (
+            {"attention": "flash"},
+            "attention='flash', graphs=True and sm_split are a GPU's; here are CPU cores: leave them out",
+        ),
+        ({"attention": "flsh"}, "attention must be one of auto, flash, sdpa, plain; got 'flsh'; nearest: 'flash'"),
+        ({"compile": 1}, "compile must be True or False; got 1"),
+        ({**ON_GPU, "sm_split": 0}, "sm_split must be a whole number, 1 or more; got 0"),
+        (
+            {**ON_GPU, "sm_split": 32, "prefill_workers": 0},
+            "sm_split=32 shares one GPU between prefill and decode, but here they take turns on one worker; "
+            "leave it out",
+        ),
+        (
+            {"prefill_device": "cuda:0", "decode_device": "cuda:1", "sm_split": 32},
+            "sm_split=32 shares one GPU between prefill and decode, but here they have a GPU each; leave it out",
+        ),
         ({"prefill_workers": -1}, "prefill_workers must be a whole number, 0 or more; got -1"),
         ({"decode_workers": 0}, "decode_workers must be a whole number, 1 or more; got 0"),
         ({"layers_per_copy": 0}, "layers_per_copy must be a whole number, 1 or more; got 0"),

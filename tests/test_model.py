@@ -113,6 +113,11 @@ def test_layers_are_handed_off_in_order_with_what_the_cache_holds(tiny):
     assert seen == list(range(tiny.layers))
 
 
+def test_an_unknown_shape_names_the_known_ones():
+    with pytest.raises(ModelError, match="random-llama3: no such shape; known: random-llama3-8b"):
+        load_model("random-llama3")
+
+
 def test_tiny_is_the_same_every_time_and_its_answers_wander(tiny):
     prompt = tiny.encode("Why is the sky blue?")
     ids, logits = greedy(tiny, prompt, 48)

@@ -15,12 +15,12 @@ POLICIES = ("fcfs", "shortest")
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that can be set. Sizes left at None are taken from what the machine has.
+    """Everything that can be set. Sizes left at None are taken from what the machine has, switches from the device.
 
     With `prefill_workers=0` the decode workers prefill for themselves: the colocated arrangement.
     """
 
-    model: str = "smollm2"  # "smollm2", "tiny", or a folder with a Hugging Face causal LM in safetensors
+    model: str = "smollm2"  # or "tiny", "random-llama3-8b" (a shape), or a folder with a causal LM in safetensors
     dtype: str = "float32"
     attention: str = "auto"
     prefill_device: str = "cpu"
@@ -31,11 +31,11 @@ class Config:
     link: object = None  # Link, preset name, bytes/s, None (no dial), or a pair of them for the two hops of "staged"
     layers_per_copy: int = 1
     ring_slots: int = 8
-    block_size: int = 16  # tokens
+    block_size: int | None = None  # tokens; None: 16 on the CPU, 256 on a GPU, where flash-attn's pages are as large
     prefill_blocks: int | None = None
     host_blocks: int | None = 0  # 0: no paging, a preempted request is recomputed
     decode_blocks: int | None = None
-    chunk_tokens: int = 256  # tokens of one prefill pass
+    chunk_tokens: int | None = None  # tokens of one prefill pass; None: 256 on the CPU, 2,048 on a GPU
     max_batch: int = 32  # rows of one decode step
     bins: tuple[int, ...] = ()  # upper context lengths of the bins, in tokens; a last open bin follows
     policy: str = "fcfs"
@@ -43,10 +43,14 @@ class Config:
     watchdog_s: float = 120.0
     threads: int = 1  # torch threads of the process (set once)
     join_projections: bool = True
+    compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
+    graphs: bool | None = None  # CUDA graphs of decode steps, one a batch bucket; None: on a GPU
+    sm_split: int | None = None  # SMs that decode has for itself where prefill shares its GPU; None: shared by streams
     seed: int = 0
-    verify_kv: bool = True
+    verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
 
     def __post_init__(self):
+        self._fill_in()
         if isinstance(self.bins, list):
             object.__setattr__(self, "bins", tuple(self.bins))
         if not isinstance(self.model, (str, os.PathLike)):
@@ -54,7 +58,7 @@ class Config:
         _check_choice("route", self.route, ROUTES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
-        _check_choice("attention", self.attention, ("auto", "sdpa", "plain"))
+        _check_choice("attention", self.attention, ("auto", "flash", "sdpa", "plain"))
         for name, least in _LEAST.items():
             _check_int(name, getattr(self, name), least)
         for name in ("prefill_blocks", "decode_blocks", "host_blocks"):
@@ -63,7 +67,7 @@ class Config:
         _check_seconds("watchdog_s", self.watchdog_s)
         if self.itl_target_s is not None:
             _check_seconds("itl_target_s", self.itl_target_s)
-        for name in ("join_projections", "verify_kv"):
+        for name in ("join_projections", "compile", "graphs", "verify_kv"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False; got {getattr(self, name)!r}")
         if self.chunk_tokens % self.block_size:
@@ -102,6 +106,13 @@ class Config:
         _check_names(changes)
         return cls(**{**PRESETS[name], **changes})
 
+    def _fill_in(self):
+        """What was left at None and depends on the kind of device alone."""
+        on_gpu = isinstance(self.decode_device, str) and self.decode_device.startswith("cuda")
+        for name, (on_cpu, otherwise) in _BY_DEVICE.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, otherwise if on_gpu else on_cpu)
+
     def _make_plain(self):
         """numpy's whole numbers become ints: a config is compared, hashed and saved."""
         for name, value in list(vars(self).items()):
@@ -130,12 +141,33 @@ class Config:
                 f"prefill_device={self.prefill_device!r} with decode_device={self.decode_device!r} is an impossible "
                 "pair: take two CPU workers or GPUs for both"
             )
+        if "cpu" in kinds and (self.attention == "flash" or self.graphs or self.sm_split):
+            raise ConfigError(
+                "attention='flash', graphs=True and sm_split are a GPU's; here are CPU cores: leave them out"
+            )
+        if self.sm_split is not None:
+            _check_int("sm_split", self.sm_split, 1)
+            if self.colocated or self.prefill_device != self.decode_device:
+                raise ConfigError(
+                    f"sm_split={self.sm_split} shares one GPU between prefill and decode, but here they "
+                    + ("take turns on one worker" if self.colocated else "have a GPU each")
+                    + "; leave it out"
+                )
         if self.colocated and self.prefill_device != self.decode_device:
             raise ConfigError(
                 f"prefill_workers=0 puts prefill on the decode device, but prefill_device={self.prefill_device!r} "
                 f"and decode_device={self.decode_device!r} differ; set both alike"
             )
 
+
+#: Defaults on the CPU and on a GPU.
+_BY_DEVICE = {
+    "block_size": (16, 256),
+    "chunk_tokens": (256, 2048),
+    "compile": (False, True),
+    "graphs": (False, True),
+    "verify_kv": (True, False),
+}
 
 _LEAST = {
     "prefill_workers": 0,

@@ -19,6 +19,7 @@ from .kv_cache import KVCache, KVShape
 from .probe import check_logits, reference_logits
 from .projections import join_projections as join
 from .projections import pack_linears
+from .shapes import RANDOM, SHAPES, make_random
 from .text import ByteText, TokenizerText, first_line
 from .tiny import make_tiny_llama
 
@@ -26,14 +27,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Source:
-    """Where the untouched module comes from: a folder, or the seed of `tiny`."""
+    """Where the untouched module comes from: a folder, the seed of `tiny`, or a shape with random weights."""
 
     def __init__(self, name: str, dtype: torch.dtype, device):
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
-        self.folder = None if name == "tiny" else weights.smollm2_folder() if name == "smollm2" else Path(name)
+        made = name == "tiny" or name.startswith(RANDOM)
+        self.folder = None if made else weights.smollm2_folder() if name == "smollm2" else Path(name)
 
     def prepare(self, progress: weights.Progress) -> None:
-        """Check the files, and convert SmolLM2 where that never happened."""
+        """Check the name or the files, and convert SmolLM2 where that never happened."""
+        if self.name.startswith(RANDOM) and self.name.removeprefix(RANDOM) not in SHAPES:
+            known = ", ".join(RANDOM + shape for shape in SHAPES)
+            raise ModelError(f"{self.name}: no such shape; known: {known}")
         if self.name == "smollm2":
             weights.check_smollm2(weights.convert_smollm2(progress))
         if self.folder is not None:
@@ -45,6 +50,9 @@ class Source:
 
     def module(self) -> torch.nn.Module:
         """A fresh module tree with its own attention and plain weights."""
+        if self.name.startswith(RANDOM):
+            module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
+            return module.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
             module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
         return module.to(self.device, self.dtype).eval().requires_grad_(False)
@@ -123,7 +131,7 @@ def load_model(
     device="cpu",
     progress: weights.Progress = None,
 ) -> Model:
-    """Load "smollm2", "tiny" or a folder in Hugging Face's format; ModelError with the reason if it can't be right."""
+    """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face's format; ModelError if it can't be right."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     source, kind = Source(str(name), DTYPES[dtype], device), paged.choose(attention, device)
