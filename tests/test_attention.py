@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from paged_kernel import PlainKernel
 
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run import attention
-from disagg.run.attention import DecodeBatch, PrefillBatch, Segment, Workspace, paged_attention, plan_of
-from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.attention import DecodePlan, PrefillPlan, Workspace, choice, gathered, paged_attention
+from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
+from disagg.run.kv_cache import KVCache, KVShape, slots_of
 
 BLOCK, LAYER, HEADS, DIM, SCALE = 4, 1, 6, 8, 0.3
 OPTIONS = {
@@ -21,6 +23,10 @@ OPTIONS = {
 }
 # Sums of a few dozen products in fp32 in another order: rounding stays under 1e-6 of values around 1.
 CLOSE = dict(rtol=0, atol=3e-6)
+
+
+def plan_of(batch, cache, workspace):
+    return (PrefillPlan if isinstance(batch, PrefillBatch) else DecodePlan)(batch, cache, workspace)
 
 
 class Case:
@@ -56,9 +62,9 @@ class Case:
             torch.cat([x[request][start:stop] for request, start, stop in picks]).transpose(0, 1)[None]
             for x in (self.q, self.k, self.v)
         )
-        plan, module = plan_of(batch, self.cache), SimpleNamespace(layer_idx=LAYER)
-        workspace = workspace or Workspace()
-        return paged_attention(module, q, k, v, None, scaling=SCALE, plan=plan, workspace=workspace, **options)[0][0]
+        module = SimpleNamespace(layer_idx=LAYER)
+        plan = plan_of(batch, self.cache, workspace or Workspace())
+        return paged_attention(module, q, k, v, None, scaling=SCALE, plan=plan, **options)[0][0]
 
     def prefill(self, picks, on_layer=None, **options):
         tokens = torch.zeros(sum(stop - start for _, start, stop in picks), dtype=torch.long)
@@ -67,7 +73,7 @@ class Case:
 
     def store(self, request, stop):
         """Write the first tokens of a request as an earlier pass would have."""
-        slots = attention.slots_of(self.tables[request], 0, stop, BLOCK)
+        slots = slots_of(self.tables[request], 0, stop, BLOCK)
         self.cache.write(LAYER, slots, self.k[request][:stop], self.v[request][:stop])
 
     def decode(self, bins, pad=None, **options):
@@ -131,8 +137,8 @@ def test_padding_of_a_table_is_never_read(pad):
 def test_strips_change_nothing(monkeypatch):
     case = Case([1, 3, 4, 5, 9, 20, 20])
     _, whole = case.decode([7])
-    monkeypatch.setattr(attention, "STRIP_BYTES", 45 * case.cache.shape.layer_token_bytes)
-    assert attention.strip_rows(case.cache, 20, 7) == 2
+    monkeypatch.setattr(gathered, "STRIP_BYTES", 45 * case.cache.shape.layer_token_bytes)
+    assert gathered.strip_rows(case.cache, 20, 7) == 2
     _, strips = case.decode([7])
     torch.testing.assert_close(strips, whole, **CLOSE)
 
@@ -171,8 +177,8 @@ def test_hand_off_comes_after_the_write_and_before_attention(monkeypatch):
         assert torch.equal(key, torch.cat(case.k)) and torch.equal(value, torch.cat(case.v))
         assert torch.equal(case.cache.tokens(LAYER, case.tables[1], 3)[0], case.k[1])
 
-    inner = attention.attend_segment
-    monkeypatch.setattr(attention, "attend_segment", lambda *args: order.append("attend") or inner(*args))
+    inner = gathered.attend_segment
+    monkeypatch.setattr(gathered, "attend_segment", lambda *args: order.append("attend") or inner(*args))
     case.prefill([(0, 0, 5), (1, 0, 3)], on_layer=on_layer)
     assert order == ["hand-off", "attend", "attend"]
 
@@ -188,10 +194,11 @@ def test_the_gather_buffer_is_kept_between_calls():
 @pytest.mark.parametrize("extra", [dict(attention_mask=torch.zeros(1)), dict(position_bias=torch.zeros(1))], ids=str)
 def test_masks_and_biases_of_the_model_are_refused(extra):
     case = Case([2])
-    plan = plan_of(PrefillBatch(torch.zeros(2, dtype=torch.long), [Segment(0, 2, case.tables[0])]), case.cache)
+    batch = PrefillBatch(torch.zeros(2, dtype=torch.long), [Segment(0, 2, case.tables[0])])
+    plan = plan_of(batch, case.cache, Workspace())
     q, k, v = (x[0].transpose(0, 1)[None] for x in (case.q, case.k, case.v))
     with pytest.raises(ModelError, match="mask or position bias"):
-        paged_attention(SimpleNamespace(layer_idx=0), q, k, v, plan=plan, workspace=Workspace(), **extra)
+        paged_attention(SimpleNamespace(layer_idx=0), q, k, v, plan=plan, **extra)
 
 
 def test_batches_that_do_not_add_up_are_refused():
@@ -207,12 +214,44 @@ def test_a_table_without_room_for_the_new_token_is_refused():
     case = Case([4])
     batch = DecodeBatch(torch.zeros(1, dtype=torch.long), torch.tensor([4]), [(0, 1, torch.tensor([[0]]))])
     with pytest.raises(AssertionError, match="hold no position 4"):
-        plan_of(batch, case.cache)
+        plan_of(batch, case.cache, Workspace())
 
 
-def test_choosing_says_why_flash_attn_does_not_run():
+def test_choosing_says_what_there_is():
     assert attention.choose("auto", "cpu") == "sdpa" and attention.choose("plain", "cpu") == "plain"
-    with pytest.raises(ConfigError, match="flash-attn has kernels for GPUs only"):
-        attention.choose("flash", "cpu")
+    assert attention.pick_kernel("auto", "cpu", KVShape(1, 2, 8, torch.bfloat16), 4, 16) is None
+    assert "flash-attn has kernels for GPUs only" in attention.describe("cpu")
     with pytest.raises(ConfigError, match="must be 'auto'"):
         attention.choose("fast", "cpu")
+
+
+@pytest.mark.parametrize("fault", [None, "mask", "page"])
+def test_a_kernel_is_taken_only_where_it_computes_what_plain_attention_does(fault):
+    class Kernel(PlainKernel):
+        def chunked(self, query, keys, values, table, *rest):
+            return super().chunked(query, keys, values, table.flip(1) if fault == "page" else table, *rest)
+
+        def _one(self, query, key, value, scale):
+            cut = 1 if fault == "mask" and len(query) > 1 else 0
+            return super()._one(query, key[cut:], value[cut:], scale)
+
+    shape = KVShape(1, 2, 16, torch.bfloat16)
+    verdict = choice.trial(Kernel(), torch.device("cpu"), shape, 4, 16)
+    assert verdict is None if fault is None else "differs from plain attention" in verdict
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(), None),
+        (dict(sliding_window=64), "windows"),
+        (dict(sliding_window=64, layer_types=["full_attention"]), None),
+        (dict(layer_types=["full_attention", "sliding_attention"]), "windows"),
+        (dict(attn_logit_softcapping=30.0), "softcap"),
+    ],
+    ids=str,
+)
+def test_models_that_want_more_than_a_kernel_has_gather(fields, words):
+    verdict = choice.unfit(KVShape(1, 2, 8, torch.bfloat16), SimpleNamespace(**fields))
+    assert verdict is None if words is None else words in verdict
+    assert "not in float32" in choice.unfit(KVShape(1, 2, 8, torch.float32), SimpleNamespace())

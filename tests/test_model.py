@@ -9,7 +9,8 @@ import torch
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run import model as model_module
 from disagg.run import probe, weights
-from disagg.run.attention import DecodeBatch, PrefillBatch, Segment
+from disagg.run.attention import paged_attention
+from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Detokenizer, load_model
 from disagg.run.projections import Joined
@@ -154,7 +155,7 @@ def test_architectures_that_do_not_fit_are_refused_with_the_reason(architecture,
 def test_the_probe_notices_a_lost_option(architecture, lost, tmp_path, monkeypatch):
     from transformers import AttentionInterface
 
-    whole = model_module.paged.paged_attention
+    whole = paged_attention
     lossy = lambda *args, **options: whole(*args, **{**options, lost: None})  # noqa: E731
     monkeypatch.setitem(AttentionInterface._global_mapping, model_module.NAME, lossy)
     with pytest.raises(ModelError, match="paged logits differ from its own forward by"):
@@ -169,7 +170,7 @@ def test_the_probe_notices_a_layer_that_is_not_handed_off(tmp_path, monkeypatch)
             plan.batch.on_layer = None
         return whole(module, *args, plan=plan, **options)
 
-    whole = model_module.paged.paged_attention
+    whole = paged_attention
     monkeypatch.setitem(AttentionInterface._global_mapping, model_module.NAME, forgetful)
     with pytest.raises(ModelError, match=r"hands off layers \[0\]; the cache needs each of 3"):
         load_model(str(make_tiny("llama", tmp_path)))

@@ -57,6 +57,10 @@ class KVCache:
         self._flat[layer, 0].index_copy_(0, slots, key)
         self._flat[layer, 1].index_copy_(0, slots, value)
 
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer in place, each [num_blocks, block_size, kv_heads, head_dim]."""
+        return self.data[layer, 0], self.data[layer, 1]
+
     def gather(self, layer: int, slots: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Copy K and V of the slots [n] into out [2, n, kv_heads, head_dim], and return it."""
         torch.index_select(self._flat[layer, 0], 0, slots, out=out[0])

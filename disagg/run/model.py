@@ -9,12 +9,13 @@ import inspect
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from disagg.plan.errors import ConfigError, ModelError
 
-from . import attention as paged
 from . import weights
-from .attention import NAME, DecodeBatch, PrefillBatch, Workspace
+from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose
+from .batch import DecodeBatch, PrefillBatch
 from .kv_cache import KVCache, KVShape
 from .probe import check_logits, reference_logits
 from .projections import join_projections as join
@@ -23,6 +24,7 @@ from .shapes import RANDOM, SHAPES, make_random
 from .text import ByteText, TokenizerText, first_line
 from .tiny import make_tiny_llama
 
+PASS_STEP = 64  # compiled passes are padded to a multiple: products like it, and few sizes are met
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,25 +71,43 @@ class Model:
         self.context_limit, self.eos_ids = context_limit(self.config), eos_ids(module, text)
         self.device = source.device
         self._workspace = Workspace(attention)
+        self._forward = module
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
 
-    def prefill(self, cache: KVCache, batch: PrefillBatch) -> torch.Tensor:
-        """Run one packed pass; logits [len(batch.wants_logits), vocab]."""
-        return self._call(cache, batch, batch.positions(), batch.logit_rows())
+    def compile(self) -> None:
+        """Compile the module: one graph for all sizes of a pass, one for all of a decode step."""
+        self._forward = torch.compile(self.module, fullgraph=True, dynamic=True)
+
+    @property
+    def compiled(self) -> bool:
+        return self._forward is not self.module
+
+    def prefill(self, cache: KVCache, batch: PrefillBatch, kernel=None) -> torch.Tensor:
+        """Run one packed pass; logits [len(batch.wants_logits), vocab]. A kernel reads the cache in place."""
+        plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
+        ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
+        count = len(wanted)
+        if self.compiled:
+            ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
+            wanted = F.pad(wanted, (0, max(0, 2 - count)))  # compiled code would take 0 and 1 for cases of their own
+        ids, places, wanted = (x.to(self.device, non_blocking=True) for x in (ids, places, wanted))
+        if self._keeps_logits:
+            return self.call(plan, ids, places, logits_to_keep=wanted)[:count]
+        return self.call(plan, ids, places)[wanted[:count]]  # it computes the logits of all rows
 
     def decode(self, cache: KVCache, batch: DecodeBatch) -> torch.Tensor:
-        """Run one step; logits [B, vocab]."""
-        return self._call(cache, batch, batch.positions, None)
+        """Run one step over gathered slots; logits [B, vocab]."""
+        ids, places = (x.to(self.device, non_blocking=True) for x in (batch.tokens, batch.positions))
+        return self.call(DecodePlan(batch, cache, self._workspace), ids, places)
 
     @torch.inference_mode()
-    def _call(self, cache, batch, positions, wanted: torch.Tensor | None) -> torch.Tensor:
-        """Logits of the wanted rows (None: all). A model without logits_to_keep computes all of them, then some go."""
-        options = dict(plan=paged.plan_of(batch, cache), workspace=self._workspace, use_cache=False)
-        if wanted is not None and self._keeps_logits:
-            options["logits_to_keep"] = wanted.to(self.device)
-        ids, places = (x[None].to(self.device, non_blocking=True) for x in (batch.tokens, positions))
-        logits = self.module(input_ids=ids, position_ids=places, **options).logits[0]
-        return logits if wanted is None or self._keeps_logits else logits[wanted.to(self.device)]
+    def call(self, plan, ids: torch.Tensor, positions: torch.Tensor, **options) -> torch.Tensor:
+        """The module over a plan: ids and positions [T] on its device, logits [T or those kept, vocab]."""
+        with announced(plan):
+            out = self._forward(
+                input_ids=ids[None], position_ids=positions[None], plan=plan, use_cache=False, **options
+            )
+        return out.logits[0]
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
         """Token ids of a prompt; with chat, SmolLM2 gets it as the user's turn."""
@@ -131,10 +151,10 @@ def load_model(
     device="cpu",
     progress: weights.Progress = None,
 ) -> Model:
-    """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face's format; ModelError if it can't be right."""
+    """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face format; ModelError if it is not right."""
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    source, kind = Source(str(name), DTYPES[dtype], device), paged.choose(attention, device)
+    source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
     source.prepare(progress)
     module, text = source.module(), source.text()
     check_architecture(module)

@@ -8,7 +8,7 @@ import torch
 
 from disagg.plan.errors import ModelError
 
-from .attention import DecodeBatch, PrefillBatch, Segment
+from .batch import DecodeBatch, PrefillBatch, Segment
 from .kv_cache import KVCache
 from .text import first_line
 

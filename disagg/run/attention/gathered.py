@@ -1,46 +1,28 @@
-"""Attention over the paged KV cache, under the name that Hugging Face models know it by.
+"""Attention over gathered slots: PyTorch's `scaled_dot_product_attention`, or plain matrix products where a model asks
+for softcap or sinks. Runs everywhere, in every dtype.
 
-Transformers calls `paged_attention` in every layer, once it is the model's `attn_implementation`. It
-1. writes the new K/V into the cache,
-2. tells the batch's `on_layer` that this layer may be handed off, and only then
-3. attends: PyTorch's `scaled_dot_product_attention`, or plain matrix products where a model asks for softcap or sinks.
 Slots that hold no token of a row are never read: a padded slot repeats the first slot of the same row, under the mask.
-No function for masks is registered beside it, which is how transformers learns to build none.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
 
-from disagg.plan.errors import ConfigError, ModelError
+from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
+from disagg.run.kv_cache import KVCache, slots_of
 
-from .batch import DecodeBatch, LayerHook, PrefillBatch, Segment
-from .kv_cache import KVCache, slots_of
-
-__all__ = ["NAME", "DecodeBatch", "LayerHook", "PrefillBatch", "Segment", "Workspace", "choose", "describe"]
-
-NAME = "disagg_paged"
-KINDS = ("sdpa", "plain")
 STRIP_BYTES = 4 << 20  # 16 rows of 1,024 tokens took 174 ms in strips of 3 MB and 241 ms at once; 256 tokens: 38 and 39
 
 
-def choose(requested: str, device) -> str:
-    """The kind of attention that runs for Config.attention on a device: "sdpa" or "plain"."""
-    if requested == "flash":
-        raise ConfigError(f"attention='flash' on {device}: not built in; {describe(device)}. Use 'auto' or 'sdpa'.")
-    if requested not in ("auto", *KINDS):
-        raise ConfigError(f"attention is {requested!r}; it must be 'auto' or one of {', '.join(map(repr, KINDS))}")
-    return "sdpa" if requested == "auto" else requested
+class Options(NamedTuple):
+    """What a layer asks of its attention: scale, window in tokens, and what SDPA does not know."""
 
-
-def describe(device="cpu") -> str:
-    """One sentence for `doctor`: which attention runs on the device, and why not another."""
-    runs = f"PyTorch SDPA over gathered slots runs on {torch.device(device).type}"
-    if torch.device(device).type == "cpu":
-        return f"{runs}, because flash-attn has kernels for GPUs only"
-    return f"{runs}, because it reads the same cache as the CPU path and needs no package that must be compiled"
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
 
 
 class Workspace:
@@ -73,8 +55,10 @@ class View:
 class PrefillPlan:
     """What every layer of a prefill pass shares: slots of the new tokens, and a view per segment and window."""
 
-    def __init__(self, batch: PrefillBatch, cache: KVCache):
-        self.batch, self.cache, self.rows = batch, cache, batch.rows()
+    phase = "prefill"
+
+    def __init__(self, batch: PrefillBatch, cache: KVCache, workspace: Workspace):
+        self.batch, self.cache, self.workspace, self.rows = batch, cache, workspace, batch.rows()
         slots = [slots_of(seg.blocks, seg.start, seg.stop, cache.block_size) for seg in batch.segments]
         self.slots = torch.cat(slots).to(cache.device, non_blocking=True)
         self._views: dict[tuple[int, int | None, bool], View] = {}
@@ -96,23 +80,30 @@ class PrefillPlan:
         allowed = key <= query if window is None else (key <= query) & (key > query - window)
         return View(slots, allowed, self.cache)  # [chunk, stop - first]
 
-    def attend(self, layer, query, key, value, workspace, window, options) -> torch.Tensor:
+    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
         """query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query."""
+        self.cache.write(layer, self.slots, key, value)
+        if self.batch.on_layer is not None:
+            self.batch.on_layer(layer, key, value)
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        flag = not needs_plain(workspace, options)
+        plain = needs_plain(self.workspace, options)
         for index, rows in enumerate(self.rows):
             here = slice(rows.start, rows.stop)
-            view = self.view(index, window, flag)
-            k, v = (key[here], value[here]) if view.slots is None else workspace.gather(self.cache, layer, view.slots)
-            out[here] = attend_segment(query[here], k, v, view.mask, workspace, options)
+            view = self.view(index, options.window, not plain)
+            k, v = (key[here], value[here])
+            if view.slots is not None:
+                k, v = self.workspace.gather(self.cache, layer, view.slots)
+            out[here] = attend_segment(query[here], k, v, view.mask, plain, options)
         return out
 
 
 class DecodePlan:
     """What every layer of a decode step shares: slots of the new tokens, and the strips per group and window."""
 
-    def __init__(self, batch: DecodeBatch, cache: KVCache):
-        self.batch, self.cache = batch, cache
+    phase = "decode"
+
+    def __init__(self, batch: DecodeBatch, cache: KVCache, workspace: Workspace):
+        self.batch, self.cache, self.workspace = batch, cache, workspace
         self.slots = torch.cat([self._new_slots(*group) for group in batch.groups]).to(cache.device, non_blocking=True)
         self._strips: dict[tuple[int, int | None], list[tuple[range, View]]] = {}
 
@@ -141,15 +132,17 @@ class DecodePlan:
             view = View(slots[here].flatten(), allowed[here, None, None, :], self.cache)
             yield range(start + here.start, start + here.stop), view
 
-    def attend(self, layer, query, key, value, workspace, window, options) -> torch.Tensor:
-        """query [B, kv_heads, group, head_dim] -> the same shape; key and value are in the cache already."""
+    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+        """query [B, kv_heads, group, head_dim], key and value [B, kv_heads, head_dim] -> like query."""
+        self.cache.write(layer, self.slots, key, value)
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        plain = needs_plain(self.workspace, options)
         for index in range(len(self.batch.groups)):
-            for rows, view in self.strips(index, window):
+            for rows, view in self.strips(index, options.window):
                 here = slice(rows.start, rows.stop)
-                pair = workspace.gather(self.cache, layer, view.slots)
+                pair = self.workspace.gather(self.cache, layer, view.slots)
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
-                out[here] = attend(query[here], k, v, view.mask, workspace, options)
+                out[here] = attend(query[here], k, v, view.mask, plain, options)
         return out
 
 
@@ -160,58 +153,12 @@ def strip_rows(cache: KVCache, longest: int, rows: int) -> int:
     return max(1, min(rows, STRIP_BYTES // (longest * cache.shape.layer_token_bytes)))
 
 
-def plan_of(batch: PrefillBatch | DecodeBatch, cache: KVCache) -> PrefillPlan | DecodePlan:
-    """The plan that every layer of one model call shares."""
-    return PrefillPlan(batch, cache) if isinstance(batch, PrefillBatch) else DecodePlan(batch, cache)
-
-
-def paged_attention(
-    module,
-    query: torch.Tensor,  # [1, heads, T, head_dim]
-    key: torch.Tensor,  # [1, kv_heads, T, head_dim]
-    value: torch.Tensor,
-    attention_mask=None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    plan: PrefillPlan | DecodePlan,
-    workspace: Workspace,
-    **unused,
-) -> tuple[torch.Tensor, None]:
-    """Attention of one layer as transformers calls it: [1, T, heads, head_dim] and no weights."""
-    check_call(module, key, value, attention_mask, plan.cache, unused)
-    layer, kv_heads = module.layer_idx, plan.cache.shape.kv_heads
-    key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [T, kv_heads, head_dim]
-    plan.cache.write(layer, plan.slots, key, value)
-    hook = getattr(plan.batch, "on_layer", None)
-    if hook is not None:
-        hook(layer, key, value)
-    query = query[0].transpose(0, 1).unflatten(1, (kv_heads, -1))  # [T, kv_heads, group, head_dim]
-    out = plan.attend(layer, query, key, value, workspace, sliding_window, (scaling, softcap, s_aux))
-    return out.flatten(1, 2).unsqueeze(0), None
-
-
-def check_call(module, key, value, attention_mask, cache: KVCache, unused: dict) -> None:
-    """Refuse in words what this attention would compute wrongly."""
-    if attention_mask is not None or unused.get("position_bias") is not None:
-        raise ModelError(f"{type(module).__name__} brings its own mask or position bias; paged attention has neither")
-    want = (cache.shape.kv_heads, cache.shape.head_dim)
-    if (key.shape[1], key.shape[3]) != want or (value.shape[1], value.shape[3]) != want:
-        raise ModelError(
-            f"layer {module.layer_idx} makes keys of {key.shape[1]} x {key.shape[3]} and values of {value.shape[1]} x "
-            f"{value.shape[3]} a token, where the cache holds {want[0]} x {want[1]} in every layer"
-        )
-
-
-def needs_plain(workspace: Workspace, options) -> bool:
+def needs_plain(workspace: Workspace, options: Options) -> bool:
     """SDPA knows neither softcap nor sinks."""
-    _, softcap, sinks = options
-    return workspace.kind == "plain" or softcap is not None or sinks is not None
+    return workspace.kind == "plain" or options.softcap is not None or options.sinks is not None
 
 
-def attend_segment(query, key, value, mask, workspace: Workspace, options) -> torch.Tensor:
+def attend_segment(query, key, value, mask, plain: bool, options: Options) -> torch.Tensor:
     """query [T, kv_heads, group, head_dim], key and value [S, kv_heads, head_dim], mask [T, S] or None for causal.
 
     The heads of a group form the batch and share K/V through a stride of zero, so nothing is repeated in memory.
@@ -219,23 +166,21 @@ def attend_segment(query, key, value, mask, workspace: Workspace, options) -> to
     group = query.shape[2]
     key, value = (x.transpose(0, 1).expand(group, -1, -1, -1) for x in (key, value))
     query = query.permute(2, 1, 0, 3)  # [group, kv_heads, T, head_dim]
-    if needs_plain(workspace, options):
-        scaling, softcap, sinks = options
-        sinks = None if sinks is None else sinks.view(-1, group).t()[:, :, None, None]
-        out = attend_plain(query, key, value, mask, scaling, softcap, sinks)
+    if plain:
+        sinks = None if options.sinks is None else options.sinks.view(-1, group).t()[:, :, None, None]
+        out = attend_plain(query, key, value, mask, options.scaling, options.softcap, sinks)
     else:
-        causal = mask is None and query.shape[2] > 1
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=options[0])
+        causal, scale = mask is None and query.shape[2] > 1, options.scaling
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
     return out.permute(2, 1, 0, 3)
 
 
-def attend(query, key, value, mask, workspace: Workspace, options) -> torch.Tensor:
+def attend(query, key, value, mask, plain: bool, options: Options) -> torch.Tensor:
     """query [b, kv_heads, group, head_dim] of one token a row, key and value [b, kv_heads, S, head_dim]."""
-    scaling, softcap, sinks = options
-    if needs_plain(workspace, options):
-        sinks = None if sinks is None else sinks.view(query.shape[1], -1, 1)
-        return attend_plain(query, key, value, mask, scaling, softcap, sinks)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    if plain:
+        sinks = None if options.sinks is None else options.sinks.view(query.shape[1], -1, 1)
+        return attend_plain(query, key, value, mask, options.scaling, options.softcap, sinks)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scaling)
 
 
 def attend_plain(query, key, value, mask, scaling, softcap, sinks) -> torch.Tensor:
@@ -248,6 +193,3 @@ def attend_plain(query, key, value, mask, scaling, softcap, sinks) -> torch.Tens
         return scores.softmax(dim=-1).to(query.dtype) @ value
     scores = torch.cat([scores, sinks.float().expand(*scores.shape[:-1], 1)], dim=-1)
     return scores.softmax(dim=-1)[..., :-1].to(query.dtype) @ value
-
-
-AttentionInterface.register(NAME, paged_attention)

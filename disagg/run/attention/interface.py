@@ -1,0 +1,100 @@
+"""Attention over the paged KV cache, under the name that Hugging Face models know it by.
+
+Transformers calls `paged_attention` in every layer, once it is the model's `attn_implementation`; the plan of the call
+writes the layer's K/V into the cache, hands the layer off, and only then attends.
+No function for masks is registered beside it, which is how transformers learns to build none.
+
+Compiled code sees one opaque operation a layer and phase. It takes tensors and constants of the layer alone; what
+belongs to the call stands in the one registry, under the number in `ticket`, a CPU tensor: so no call compiles again.
+"""
+
+import itertools
+from contextlib import contextmanager
+
+import torch
+from transformers import AttentionInterface
+
+from disagg.plan.errors import ModelError
+from disagg.run.attention.gathered import Options
+
+NAME = "disagg_paged"
+_TICKETS = itertools.count()
+_PLANS: dict[int, object] = {}  # plans of the model calls that compiled code is in
+
+
+@contextmanager
+def announced(plan):
+    """Compiled code finds the plan while this is open; replays of a graph need nothing, it is for the capture."""
+    number = next(_TICKETS)
+    plan.ticket, _PLANS[number] = torch.tensor(number), plan
+    try:
+        yield plan
+    finally:
+        del _PLANS[number]
+
+
+def paged_attention(
+    module,
+    query: torch.Tensor,  # [1, heads, T, head_dim]
+    key: torch.Tensor,  # [1, kv_heads, T, head_dim]
+    value: torch.Tensor,
+    attention_mask=None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    plan,
+    **unused,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer as transformers calls it: [1, T, heads, head_dim] and no weights."""
+    check_call(module, key, value, attention_mask, plan.cache, unused)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads or kv_heads, head_dim]
+    options = (scaling, sliding_window, softcap, s_aux)
+    if torch.compiler.is_compiling():
+        op = torch.ops.disagg.prefill_attention if plan.phase == "prefill" else torch.ops.disagg.decode_attention
+        out = op(query, key, value, plan.cache.data, plan.ticket, module.layer_idx, *options)
+    else:
+        out = run(plan, module.layer_idx, query, key, value, Options(*options))
+    return out.unsqueeze(0), None
+
+
+def run(plan, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    """One layer: query [T, heads, head_dim], the heads of a group side by side -> the same shape."""
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    return plan.run(layer, grouped, key, value, options).flatten(1, 2)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: torch.Tensor,
+    ticket: torch.Tensor,
+    layer: int,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    return run(_PLANS[int(ticket)], layer, query, key, value, Options(scaling, window, softcap, sinks))
+
+
+for _phase in ("prefill", "decode"):
+    _op = torch.library.custom_op(f"disagg::{_phase}_attention", _attend, mutates_args=("cache",))
+    _op.register_fake(lambda query, *rest: query.new_empty(query.shape))
+
+
+def check_call(module, key, value, attention_mask, cache, unused: dict) -> None:
+    """Refuse in words what this attention would compute wrongly."""
+    if attention_mask is not None or unused.get("position_bias") is not None:
+        raise ModelError(f"{type(module).__name__} brings its own mask or position bias; paged attention has neither")
+    want = (cache.shape.kv_heads, cache.shape.head_dim)
+    if (key.shape[1], key.shape[3]) != want or (value.shape[1], value.shape[3]) != want:
+        raise ModelError(
+            f"layer {module.layer_idx} makes keys of {key.shape[1]} x {key.shape[3]} and values of {value.shape[1]} x "
+            f"{value.shape[3]} a token, where the cache holds {want[0]} x {want[1]} in every layer"
+        )
+
+
+AttentionInterface.register(NAME, paged_attention)

@@ -1,0 +1,142 @@
+"""Attention by kernels that read the paged cache in place, through block tables: flash-attn, or PyTorch's own.
+
+A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
+"""
+
+import torch
+
+from disagg.run.attention.gathered import Options
+from disagg.run.batch import PrefillBatch
+from disagg.run.kv_cache import KVCache, slots_of
+
+
+class FlashKernel:
+    """flash-attn 2 (Dao, 2023). Its decode kernel stores the new token itself."""
+
+    name = "flash-attn"
+
+    def __init__(self):
+        import flash_attn  # CUDA only, and an extra
+
+        self._varlen, self._decode = flash_attn.flash_attn_varlen_func, flash_attn.flash_attn_with_kvcache
+
+    def packed(self, query, key, value, cu, longest: int, scale):
+        """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other."""
+        return self._varlen(query, key, value, cu, cu, longest, longest, softmax_scale=scale, causal=True)
+
+    def chunked(self, query, keys, values, table, cu, cu_keys, longest: int, longest_keys: int, scale):
+        """Causal attention of chunks to their prompts so far, which lie in the cache."""
+        return self._varlen(
+            query, keys, values, cu, cu_keys, longest, longest_keys, softmax_scale=scale, causal=True, block_table=table
+        )
+
+    def decode(self, query, key, value, keys, values, table, lengths, scale):
+        """One new token a row: query [B, heads, head_dim]; stores key and value [B, kv_heads, head_dim] on the way."""
+        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+        return self._decode(
+            query, keys, values, k=key, v=value, cache_seqlens=lengths, block_table=table, softmax_scale=scale,
+            causal=True,
+        ).squeeze(1)  # fmt: skip
+
+
+class VarlenKernel:
+    """PyTorch's `varlen_attn`, which takes a block table from version 2.13 on."""
+
+    name = "varlen_attn of PyTorch"
+
+    def __init__(self):
+        import inspect
+
+        from torch.nn.attention.varlen import varlen_attn
+
+        if "block_table" not in inspect.signature(varlen_attn).parameters:
+            raise ImportError(f"varlen_attn of torch {torch.__version__} takes no block table; 2.13 does")
+        self._attend = varlen_attn
+
+    def packed(self, query, key, value, cu, longest: int, scale):
+        return self._attend(
+            query, key, value, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True
+        )
+
+    def chunked(self, query, keys, values, table, cu, cu_keys, longest: int, longest_keys: int, scale):
+        return self._attend(
+            query, keys, values, cu, None, longest, longest_keys, scale=scale, window_size=(-1, 0), enable_gqa=True,
+            seqused_k=cu_keys.diff(), block_table=table,
+        )  # fmt: skip
+
+    def decode(self, query, key, value, keys, values, table, lengths, scale):
+        size = keys.shape[1]
+        block = table.gather(1, (lengths // size).long()[:, None])[:, 0].long()
+        keys[block, lengths % size], values[block, lengths % size] = key, value
+        cu = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        return self._attend(
+            query, keys, values, cu, None, 1, table.shape[1] * size, scale=scale, enable_gqa=True,
+            seqused_k=lengths + 1, block_table=table,
+        )  # fmt: skip
+
+
+class PagedPrefill:
+    """The plan of a packed prefill pass: [T] tokens of several requests, whole prompts or chunks."""
+
+    phase = "prefill"
+
+    def __init__(self, batch: PrefillBatch, cache: KVCache, kernel):
+        self.batch, self.cache, self.kernel = batch, cache, kernel
+        segments, size, device = batch.segments, cache.block_size, cache.device
+        self.count = len(batch.tokens)
+        self.whole = all(segment.start == 0 for segment in segments)
+        self.longest, self.longest_keys = max(s.num_tokens for s in segments), max(s.stop for s in segments)
+        slots = torch.cat([slots_of(s.blocks, s.start, s.stop, size) for s in segments])
+        cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
+        cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
+        width = max(len(segment.blocks) for segment in segments)
+        table = torch.zeros(len(segments), width, dtype=torch.long)
+        for row, segment in zip(table, segments, strict=True):
+            row[: len(segment.blocks)] = torch.as_tensor(segment.blocks)
+        sent = to_device([slots, cu, cu_keys, table.flatten()], device)
+        self.slots, self.cu, self.cu_keys = sent[0], sent[1].int(), sent[2].int()
+        self.table = sent[3].int().view(len(segments), width)
+
+    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+        """As the gathered plan's; rows beyond the pass's tokens are padding, and come back as zeros."""
+        out = torch.zeros_like(query) if len(query) > self.count else None
+        query, key, value = (x[: self.count] for x in (query, key, value))
+        self.cache.write(layer, self.slots, key, value)
+        if self.batch.on_layer is not None:
+            self.batch.on_layer(layer, key, value)
+        flat = query.flatten(1, 2)
+        if self.whole:
+            found = self.kernel.packed(flat, key, value, self.cu, self.longest, options.scaling)
+        else:
+            found = self.kernel.chunked(
+                flat, *self.cache.layer(layer), self.table, self.cu, self.cu_keys, self.longest, self.longest_keys,
+                options.scaling,
+            )  # fmt: skip
+        found = found.view_as(query)
+        if out is None:
+            return found
+        out[: self.count] = found
+        return out
+
+
+class PagedDecode:
+    """The plan of a decode step: one token a row, `lengths` [B] tokens before it, `table` [B, blocks]; both int32."""
+
+    phase = "decode"
+
+    def __init__(self, cache: KVCache, kernel, table: torch.Tensor, lengths: torch.Tensor):
+        self.cache, self.kernel, self.table, self.lengths = cache, kernel, table, lengths
+
+    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+        found = self.kernel.decode(
+            query.flatten(1, 2), key, value, *self.cache.layer(layer), self.table, self.lengths, options.scaling
+        )
+        return found.view_as(query)
+
+
+def to_device(parts: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Host tensors of one dtype in one copy, which the stream orders before what follows."""
+    joined = torch.cat(parts)
+    if device.type == "cuda":
+        joined = joined.pin_memory().to(device, non_blocking=True)
+    return list(joined.split([part.numel() for part in parts]))
