@@ -18,9 +18,9 @@ from disagg.plan.wording import Reason
 class Book:
     """State and bookkeeping; what happens next is decided in prefilling, movement and decoding."""
 
-    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int):
+    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int, pads: bool = True):
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
-        self.steps_in_flight = steps_in_flight
+        self.steps_in_flight, self._pads = steps_in_flight, pads
         key = POLICIES[config.policy]
         self.moves: list | None = None  # where moves of blocks are written, if anybody records
         self.reasons: list[Reason] | None = None  # where rules that fire are written, if anybody asks why
@@ -50,7 +50,8 @@ class Book:
         config = self.config
         pool = self._pool(f"decode {index}", config.decode_blocks)
         composer = Composer(config.itl_target_s) if config.itl_target_s else None
-        return DecodeSeat(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer)
+        return DecodeSeat(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer,
+                          pads=self._pads)  # fmt: skip
 
     def _pool(self, name: str, blocks: int) -> BlockPool:
         return BlockPool(name, blocks, self._moved)

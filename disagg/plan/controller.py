@@ -24,10 +24,15 @@ LIVE = ("link", "prefill_blocks", "host_blocks", "decode_blocks", "chunk_tokens"
 
 
 class Controller:
-    """One for the real workers and for the virtual clock. `config` must have its block counts filled in."""
+    """One for the real workers and for the virtual clock. `config` must have its block counts filled in.
 
-    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1):
-        self.book = Book(config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight)
+    `steps_in_flight` is 2 where a decode step is launched before the last one's tokens are known. `pads` says that
+    attention of a bin reads every row as far as the longest; kernels that read the paged cache in place don't.
+    """
+
+    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True):
+        shape = dict(layers=layers, token_bytes=token_bytes)
+        self.book = Book(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
         self.movement = Movement(self.book)
         self.prefilling = Prefilling(self.book, self.movement)
         self.decoding = Decoding(self.book, self.movement)
@@ -211,15 +216,19 @@ class Controller:
             self.prefilling.fill(seat)
         self.movement.assign()
         for seat in self.book.decodes:
-            self.decoding.step(seat)
+            while self.decoding.step(seat):
+                """Until as many are in flight as may be."""
 
     def _take_turns(self, seat):
         """One device: a prefill pass and a decode step alternate where both have something to do."""
         decode = seat.decode
         self.movement.assign()
-        if seat.passing or decode.steps:
+        if seat.passing or (decode.steps and seat.waiting):
             return
-        if seat.prefilled_last:
+        if not seat.waiting:
+            while self.decoding.step(decode):
+                seat.prefilled_last = False
+        elif seat.prefilled_last:
             seat.prefilled_last = not self.decoding.step(decode) and self.prefilling.fill(seat)
         else:
             seat.prefilled_last = self.prefilling.fill(seat)

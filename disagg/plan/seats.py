@@ -32,6 +32,11 @@ class PrefillSeat:
     passing: Pass | None = None
     prefilled_last: bool = False  # colocated: whose turn it is
 
+    @property
+    def waiting(self) -> bool:
+        """Is there anything to prefill?"""
+        return bool(self.partial) or self.queue.peek() is not None
+
 
 @dataclass(eq=False)
 class Step:
@@ -67,6 +72,7 @@ class DecodeSeat:
     block_size: int
     bins: tuple[int, ...]
     composer: Composer | None = None
+    pads: bool = True  # attention of a bin reads every row as far as the longest
     rows: dict[int, Row] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
     next_step: int = 0
@@ -179,7 +185,8 @@ class DecodeSeat:
         )
         used, padded = 0, 0
         for group in groups:
-            used, padded = used + group.used, padded + group.longest * len(group.ids)
+            used += group.used
+            padded += group.longest * len(group.ids) if self.pads else group.used
             group.advance()
         outputs = tuple(chain.from_iterable(group.outputs for group in groups))
         self.steps.append(Step(step_id, self.next_step, tuple(chain.from_iterable(ids)), outputs, used, padded))

@@ -33,6 +33,9 @@ class DecodeStage:
         self.model, self.cache, self._keep, self._record = model, cache, keep, record
         self.rows: dict[int, Row] = {}
 
+    def prepare(self, progress: Callable[[str], None]):
+        """Nothing is compiled here."""
+
     def step(self, command: Decode) -> Stepped:
         """One step: follow the changes, run, pick a token a row, report."""
         started = now_ns()

@@ -9,9 +9,10 @@ Notebook: notebooks/00_start_here.ipynb.
 import atexit
 import itertools
 import queue
+import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -24,8 +25,10 @@ from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job, Request, listed
 from disagg.plan.results import Result, Run
+from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.decode import DecodeStage
+from disagg.run.decode_graph import GraphDecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
 from disagg.run.machine import in_words as machine_in_words
@@ -42,17 +45,27 @@ _OPEN: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 class Engine:
     """Real workers under the controller. Close it, or use it in a `with`; a closed one says so."""
 
-    def __init__(self, config: Config, model: Model | None = None):
+    def __init__(self, config: Config, model: Model | None = None, progress: Callable[[str], None] | None = None):
         check_devices(config)
+        self._progress = progress or (one_line if config.decode_device != "cpu" else lambda text: None)
         torch.set_num_threads(config.threads)
         share_the_interpreter()
         self.model = model or load(config, config.decode_device)
         self._compute_s: float | None = None  # c, measured when a link asks for it
         self.config = self._dialled(with_block_counts(config, self.model.shape))
         self._sizes = {name: getattr(self.config, name) for name in DEFAULT_TOKENS}  # allocated; None stands for them
+        self._places = self.config.max_batch
+        self.kernel = pick_kernel(
+            self.config.attention, self.config.decode_device, self.model.shape, self.model.config.num_attention_heads,
+            self.config.block_size, self.model.config,
+        )  # fmt: skip
         self.caches = self._make_caches()
         shape = self.model.shape
-        self.controller = Controller(self.config, layers=shape.layers, token_bytes=shape.token_bytes)
+        ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
+        self.controller = Controller(
+            self.config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead,
+            pads=self.kernel is None,
+        )  # fmt: skip
         self._handles: dict[int, Handle] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -128,6 +141,11 @@ class Engine:
                     f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
                     "Build a new engine for more"
                 )
+        if self.kernel is not None and config.max_batch > self._places:
+            raise ConfigError(
+                f"max_batch can't grow beyond the {self._places} places captured at the start; got {config.max_batch}. "
+                "Build a new engine for more"
+            )
         self.config = config
         self._inbox.put(ev.Retune(config))
 
@@ -300,9 +318,15 @@ class Engine:
             sizes[Worker("prefill", index)] = (config.prefill_blocks, config.prefill_device)
         if config.host_blocks:
             sizes[Worker("host", 0)] = (config.host_blocks, "cpu")
-        pinned = config.decode_device != "cpu"
-        return {
-            name: KVCache(shape, blocks, config.block_size, device, pinned=pinned and name.role == "host")
+        pinned, spare = config.decode_device != "cpu", self.kernel is not None
+        return {  # one block more than the pool knows of: rows that pad a graph write there
+            name: KVCache(
+                shape,
+                blocks + (spare and name.role == "decode"),
+                config.block_size,
+                device,
+                pinned=pinned and name.role == "host",
+            )  # fmt: skip
             for name, (blocks, device) in sizes.items()
         }
 
@@ -313,9 +337,17 @@ class Engine:
                 continue
             model = self._model_on(cache.device)
             prefills = name.role == "prefill" or self.config.colocated
-            prefill = PrefillStage(model, cache, self.transfers, self._keep, self._record) if prefills else None
-            decode = DecodeStage(model, cache, self._keep, self._record) if name.role == "decode" else None
-            self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put)
+            tell = (self._keep, self._record)
+            prefill = PrefillStage(model, cache, self.kernel, self.transfers, *tell) if prefills else None
+            decode = None
+            if name.role == "decode":
+                decode = DecodeStage(model, cache, *tell)
+                if self.kernel is not None:
+                    most, graphs = self.config.max_batch, self.config.graphs
+                    decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell)
+            self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put, self._progress)
+            self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
+        self._progress("")
 
     def _stop_workers(self):
         """Workers after the command in hand, lanes after the copy in hand."""
@@ -325,9 +357,11 @@ class Engine:
 
     def _model_on(self, device: torch.device) -> Model:
         """A worker's own module tree: over shared weights on the model's device, with its own on another one."""
-        if device == torch.device(self.model.device):
-            return self.model.replica()
-        return load(self.config, device)
+        same = device == torch.device(self.model.device)
+        model = self.model.replica() if same else load(self.config, device)
+        if self.config.compile and self.kernel is not None:
+            model.compile()
+        return model
 
     def _keep(self, request: int, logits: torch.Tensor):
         handle = self._handles.get(request)
@@ -352,6 +386,12 @@ class Engine:
             raise EngineError("this engine is closed; build a new one")
         if self._broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self._broken}")
+
+
+def one_line(text: str):
+    """Progress on one line of the terminal; an empty text clears it."""
+    sys.stderr.write(f"\r\033[K{text}")
+    sys.stderr.flush()
 
 
 def load(config: Config, device) -> Model:

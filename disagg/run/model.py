@@ -103,10 +103,12 @@ class Model:
     @torch.inference_mode()
     def call(self, plan, ids: torch.Tensor, positions: torch.Tensor, **options) -> torch.Tensor:
         """The module over a plan: ids and positions [T] on its device, logits [T or those kept, vocab]."""
+        ids, positions = ids[None], positions[None]
+        if self.compiled:  # else a size that equals another of the first call would be taken for the same
+            for tensor in (ids, positions, *options.values()):
+                torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)
         with announced(plan):
-            out = self._forward(
-                input_ids=ids[None], position_ids=positions[None], plan=plan, use_cache=False, **options
-            )
+            out = self._forward(input_ids=ids, position_ids=positions, plan=plan, use_cache=False, **options)
         return out.logits[0]
 
     def encode(self, text: str, chat: bool = True) -> list[int]:

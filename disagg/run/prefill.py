@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Prefill
 from disagg.plan.events import Prefilled
 from disagg.plan.timeline import Span
@@ -11,7 +12,7 @@ from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.clock import now_ns
 from disagg.run.device import settle
 from disagg.run.kv_cache import KVCache
-from disagg.run.model import Model
+from disagg.run.model import PASS_STEP, Model
 from disagg.run.sampling import Draw, pick_tokens
 from disagg.run.transfer import Transfers
 
@@ -19,15 +20,30 @@ from disagg.run.transfer import Transfers
 class PrefillStage:
     """Carries out `Prefill` commands with one model and the cache of its device."""
 
-    def __init__(self, model: Model, cache: KVCache, transfers: Transfers | None, keep: Callable, record: Callable):
-        self.model, self.cache, self.transfers = model, cache, transfers
+    def __init__(
+        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, keep: Callable, record: Callable
+    ):
+        self.model, self.cache, self.kernel, self.transfers = model, cache, kernel, transfers
         self._keep, self._record = keep, record
+
+    def prepare(self, progress: Callable[[str], None]):
+        """Compiles, where the model is to be compiled, by running passes of two sizes through the empty cache."""
+        if self.model.compiled:
+            size = self.cache.block_size
+            for tokens, start in ((2 * PASS_STEP, 0), (3 * PASS_STEP, 0), (PASS_STEP, size)):
+                progress(f"compiling prefill: a pass of {tokens} tokens")
+                blocks = list(range(min(blocks_for(start + tokens, size), self.cache.num_blocks)))
+                segment = Segment(start, min(start + tokens, len(blocks) * size), blocks)
+                if segment.num_tokens > 0:
+                    ids = torch.zeros(segment.num_tokens, dtype=torch.long)
+                    self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
+            settle(self.cache.device)
 
     def step(self, command: Prefill) -> Prefilled:
         """One pass: pack, run, pick the first tokens, report."""
         started, marks = now_ns(), []
         batch = self._pack(command, marks)
-        logits = self.model.prefill(self.cache, batch)
+        logits = self.model.prefill(self.cache, batch, self.kernel)
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
         tokens = pick_tokens(logits, draws, self._keep)

@@ -28,18 +28,21 @@ def pick_tokens(logits: torch.Tensor, draws: list[Draw], keep: Callable[[int, to
         if sampling.force_ids is not None:
             tokens[row] = sampling.force_ids[draw.token_index]
         elif sampling.temperature > 0.0:
-            tokens[row] = draw_token(logits[row], sampling, draw.position)
+            tokens[row] = int(draw_token(logits[row], sampling, draw.position))
     return tuple(tokens)
 
 
-def draw_token(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
-    """One token by inverse CDF in fp64 over the smallest set of tokens whose mass reaches top_p."""
+def draw_token(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:
+    """One token id [] by inverse CDF in fp64 over the smallest set of tokens whose mass reaches top_p.
+
+    Nothing here waits for a device: the number that is drawn depends on seed and position alone.
+    """
     scores, order = logits.double().sort(descending=True, stable=True)
     mass = torch.softmax(scores / sampling.temperature, dim=-1).cumsum(dim=-1)
-    kept = min(int((mass < sampling.top_p * float(mass[-1])).sum()) + 1, len(mass))
-    target = uniform(sampling.seed, position) * mass[kept - 1]
-    chosen = int(torch.searchsorted(mass[:kept], target, right=True))
-    return int(order[min(chosen, kept - 1)])
+    last = (mass < sampling.top_p * mass[-1]).sum().clamp(max=len(mass) - 1)
+    target = uniform(sampling.seed, position) * mass.gather(0, last[None])
+    chosen = torch.minimum(torch.searchsorted(mass, target, right=True), last)
+    return order.gather(0, chosen)[0]
 
 
 def uniform(seed: int, position: int) -> float:

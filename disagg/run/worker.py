@@ -1,12 +1,19 @@
-"""A worker: one thread, one device, one queue of commands. It decides nothing and shares no table."""
+"""A worker: one thread, one device, one queue of commands. It decides nothing and shares no table.
+
+Where steps are only launched, a second thread waits for their ends, so that the next launch does not.
+"""
 
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
 
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode import DecodeStage
+from disagg.run.decode_graph import Launched
 from disagg.run.device import own_stream
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import yield_to_lanes
@@ -15,9 +22,13 @@ from disagg.run.punctual import yield_to_lanes
 class WorkerThread:
     """Runs prefill passes, decode steps, or both where prefill and decode share the device."""
 
-    def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable):
-        self.name, self.prefill, self.decode, self._post = name, prefill, decode, post
+    def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable,
+                 progress: Callable[[str], None] = lambda text: None):  # fmt: skip
+        self.name, self.prefill, self.decode, self._post, self._progress = name, prefill, decode, post, progress
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
+        self._launched: queue.SimpleQueue = queue.SimpleQueue()
+        self.ready: Future = Future()  # its result comes once the stages are compiled and captured
+        self._finisher = threading.Thread(target=self._finish, name=f"disagg {name} ends", daemon=True)
         self._thread = threading.Thread(target=self._run, name=f"disagg {name}", daemon=True)
         self._thread.start()
 
@@ -34,17 +45,68 @@ class WorkerThread:
         yield_to_lanes()
         try:
             with own_stream(device):
+                if not self._prepare():
+                    return
                 while (command := self._commands.get()) is not None:
-                    self._post(self._carry_out(command))
+                    answer = self._carry_out(command, lambda command=command: self._stage(command).step(command))
+                    if isinstance(answer, Launched):
+                        self._end_elsewhere(command, answer)
+                    else:
+                        self._post(answer)
         except BaseException as error:
-            self._post(WorkerDied(self.name, f"{type(error).__name__}: {error}"))
+            self._post(WorkerDied(self.name, in_words(error)))
+        finally:
+            self._launched.put(None)
+            if self._finisher.ident is not None:
+                self._finisher.join()
 
-    def _carry_out(self, command: Prefill | Decode):
-        """The event that answers the command; what the model raises fails its batch and nothing else."""
+    def _prepare(self) -> bool:
+        """Compiles and captures what the stages want; whoever built the worker hears how it went."""
         try:
-            return self.prefill.step(command) if isinstance(command, Prefill) else self.decode.step(command)
+            for stage in (self.prefill, self.decode):
+                if stage is not None:
+                    stage.prepare(self._progress)
+        except BaseException as error:
+            self.ready.set_exception(error)
+            return False
+        self.ready.set_result(None)
+        return True
+
+    def _stage(self, command: Prefill | Decode):
+        return self.prefill if isinstance(command, Prefill) else self.decode
+
+    def _end_elsewhere(self, command, launched: Launched):
+        if self._finisher.ident is None:
+            self._finisher.start()
+        self._launched.put((command, launched))
+
+    def _finish(self):
+        """The finisher's thread: the ends of launched steps, in order."""
+        try:
+            while (pair := self._launched.get()) is not None:
+                command, launched = pair
+                self._post(self._carry_out(command, launched.finish))
+        except BaseException as error:
+            self._post(WorkerDied(self.name, in_words(error)))
+
+    def _carry_out(self, command: Prefill | Decode, act: Callable):
+        """What `act` gives, or the event of its failure: what the model raises fails its batch and nothing else."""
+        try:
+            return act()
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
+            if is_fatal(error):
+                raise
+            cause = in_words(error)
         if isinstance(command, Prefill):
             return PassFailed(command.worker, command.pass_id, cause)
         return StepFailed(command.worker, command.step, cause)
+
+
+def in_words(error: BaseException) -> str:
+    """The type and the first line: CUDA adds a page."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def is_fatal(error: Exception) -> bool:
+    """After most CUDA errors nothing runs on the device any more; running out of memory is none of them."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)

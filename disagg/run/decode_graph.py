@@ -1,0 +1,193 @@
+"""Decode on a GPU: the batch lives on the device, and a step is one replay of a CUDA graph.
+
+A step is launched without waiting for the one before: its rows take in the tokens that the last step left on the
+device. With `graphs=False` the same step runs kernel by kernel, for comparison.
+Notebook: notebooks/07_on_a_gpu.ipynb.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from disagg.plan.commands import Decode, Join
+from disagg.plan.errors import EngineError
+from disagg.plan.events import Stepped
+from disagg.plan.timeline import Span
+from disagg.run.attention import PagedDecode
+from disagg.run.device import settle
+from disagg.run.kv_cache import KVCache, free_bytes
+from disagg.run.model import Model
+from disagg.run.rows import DeviceRows
+from disagg.run.sampling import draw_token
+from disagg.run.stopwatch import Stopwatch
+
+RESERVE_BYTES = 256 << 20  # left free by captures: prefill and copies allocate later
+
+
+@dataclass
+class Row:
+    """A row of the batch as the host knows it: its place on the device, and what it has been given so far."""
+
+    join: Join
+    place: int
+    context: int
+    token_index: int
+    blocks: int
+
+
+def buckets(max_batch: int) -> list[int]:
+    """Batch sizes that get a graph: a step runs in the smallest that holds it."""
+    return sorted({min(size, max_batch) for size in (1, 2, 4, *range(8, max_batch + 8, 8))})
+
+
+class GraphDecodeStage:
+    """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
+
+    def __init__(
+        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, keep: Callable, record: Callable
+    ):
+        self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
+        self._keep, self._record = keep, record
+        width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
+        self.state = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
+        self.rows: dict[int, Row] = {}
+        self._free = list(range(places - 1, -1, -1))
+        self._captured: dict[int, tuple] = {}  # bucket → graph, logits, picked
+        self._outputs = [self._pinned(places) for _ in range(3)]  # at most two steps are in flight
+        self._sizes = buckets(places)
+
+    # ---- before the first step ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prepare(self, progress: Callable[[str], None]):
+        """Runs each size once, which compiles it, and captures it, the largest first: they share its memory."""
+        pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        for done, size in enumerate(reversed(self._sizes)):
+            progress(f"{'capture' if self.graphs else 'warm-up'} of a decode step, {done + 1} of {len(self._sizes)}")
+            if not self.graphs and size not in (self._sizes[0], self._sizes[-1]):
+                continue
+            self._run(size)
+            if self.graphs:
+                self._captured[size] = self._capture(size, pool)
+        settle(self.cache.device)
+
+    def _capture(self, size: int, pool) -> tuple:
+        free = free_bytes(self.cache.device)
+        if free < RESERVE_BYTES:
+            raise EngineError(
+                f"{free:,} bytes are free on {self.cache.device} where the graph of a step of {size} rows is captured, "
+                f"and {RESERVE_BYTES:,} must stay; lower max_batch, decode_blocks or prefill_blocks"
+            )
+        settle(self.cache.device)
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            outputs = self._run(size)
+        finally:
+            graph.capture_end()
+        return graph, *outputs
+
+    def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step itself, on the first `size` rows of the order: logits [size, vocab] and the greedy tokens [size]."""
+        state = self.state
+        order = state.order[:size].long()
+        tokens, lengths = state.tokens[order].long(), state.lengths[order]
+        plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
+        logits = self.model.call(plan, tokens, lengths.long())
+        picked = logits.argmax(dim=-1).int()
+        state.tokens.index_copy_(0, order, picked)
+        state.lengths.index_add_(0, order, torch.ones_like(picked))
+        state.lengths[-1:].zero_()  # the padding place stays empty
+        return logits, picked
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, command: Decode) -> "Launched":
+        """Launches the step; what it gives is known when `finish` returns."""
+        self._follow(command)
+        order = [request for group in command.groups for request in group]
+        rows = [self.rows[request] for request in order]
+        size = next(size for size in self._sizes if size >= len(rows))
+        for row in rows:
+            if row.join.sampling.force_ids is not None and row.token_index > row.join.token_index:
+                self.state.set_token(row.place, row.join.sampling.force_ids[row.token_index - 1])
+        self.state.set_order([row.place for row in rows], size)
+        watch = Stopwatch(self.cache.device)
+        self.state.upload()
+        if self.graphs:
+            graph, logits, picked = self._captured[size]
+            graph.replay()
+        else:
+            logits, picked = self._run(size)
+        kept = self._sample(rows, logits, picked)
+        self._outputs.append(self._outputs.pop(0))
+        out = self._outputs[-1][: len(rows)]
+        out.copy_(picked[: len(rows)], non_blocking=True)
+        watch.stop()
+        launched = Launched(self, command, [(row.join, row.context, row.token_index, row.blocks) for row in rows], out,
+                            kept, watch)  # fmt: skip
+        for row in rows:
+            row.context, row.token_index = row.context + 1, row.token_index + 1
+        return launched
+
+    def _follow(self, command: Decode):
+        """Brings the mirror and the device's rows to what the command says."""
+        for request in command.left:
+            self._free.append(self.rows.pop(request).place)
+        for join in command.joins:
+            row = Row(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
+            self.rows[join.request] = row
+            self.state.set_row(row.place, join.token, join.context, list(join.blocks))
+        for request, block in command.grown:
+            row = self.rows[request]
+            self.state.set_block(row.place, row.blocks, block)
+            row.blocks += 1
+
+    def _sample(self, rows: list[Row], logits: torch.Tensor, picked: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Rows that are drawn get their token on the device; returns the logits that requests asked to keep."""
+        kept = []
+        for index, row in enumerate(rows):
+            sampling = row.join.sampling
+            if sampling.keep_logits:
+                kept.append((row.join.request, logits[index].clone()))
+            if sampling.temperature > 0.0 and sampling.force_ids is None:
+                picked[index] = draw_token(logits[index], sampling, row.context + 1)
+                self.state.tokens[row.place] = picked[index]
+        return kept
+
+    def _pinned(self, count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=torch.int32, pin_memory=self.cache.device.type == "cuda")
+
+
+@dataclass
+class Launched:
+    """A step on its way."""
+
+    stage: GraphDecodeStage
+    command: Decode
+    rows: list[tuple[Join, int, int, int]]  # join, context before the step, index of its token, blocks
+    out: torch.Tensor
+    kept: list[tuple[int, torch.Tensor]]
+    watch: Stopwatch
+
+    def finish(self) -> Stepped:
+        """Waits for the step's tokens and reports them."""
+        command, rows = self.command, self.rows
+        started, ended = self.watch.wait()
+        tokens = self.out.tolist()
+        for index, (join, _, token_index, _) in enumerate(rows):
+            if join.sampling.force_ids is not None:
+                tokens[index] = join.sampling.force_ids[token_index]
+        for request, logits in self.kept:
+            self.stage._keep(request, logits)
+        requests, sizes = tuple(join.request for join, *_ in rows), tuple(map(len, command.groups))
+        self.stage._record(
+            Span(
+                "decode", str(command.worker), started, ended, requests, command.step, len(rows),
+                ready_ns=command.at_ns, blocks=sum(blocks for *_, blocks in rows), groups=sizes,
+            )
+        )  # fmt: skip
+        used = sum(context + 1 for _, context, _, _ in rows)
+        return Stepped(command.worker, command.step, tuple(tokens), started, ended, used, used)
