@@ -4,7 +4,6 @@ The engine's own tests run again over it, with a paged kernel of plain PyTorch i
 """
 
 import pytest
-import torch
 from engine_tools import check_greedy, lengths, small
 from paged_kernel import PlainKernel
 from test_engine import (  # noqa: F401
@@ -29,6 +28,7 @@ from test_engine import (  # noqa: F401
 from disagg import Engine
 from disagg.plan.errors import ConfigError
 from disagg.run import decode_graph, engine
+from disagg.run.model import Model
 from disagg.run.rows import DeviceRows
 
 
@@ -73,12 +73,13 @@ def test_a_batch_runs_in_the_smallest_size_that_holds_it():
 def test_compiled_code_is_made_once_for_all_sizes(monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    count, compile_it = CompileCounterWithBackend("aot_eager"), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda module, **options: compile_it(module, backend=count, **options))
+    count, inner = CompileCounterWithBackend("aot_eager"), Model.compile
+    monkeypatch.setattr(Model, "compile", lambda model: inner(model, backend=count))
     with Engine(small("streamed", compile=True, join_projections=False)) as it:
         before = count.frame_count
         requests = lengths((1, 5), (40, 6), (100, 4), (64, 9), (129, 2))
         run = it.serve(requests)
+    assert 2 <= before <= 6, "a layer compiled for itself"
     assert count.frame_count == before, "a pass or a step of another size compiled again"
     for request, result in zip(requests, run.results, strict=True):
         check_greedy(request.prompt, result, request.max_new_tokens)

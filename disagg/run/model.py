@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from disagg.plan.errors import ConfigError, ModelError
 
 from . import weights
-from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose
+from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
 from .kv_cache import KVCache, KVShape
 from .probe import check_logits, reference_logits
@@ -71,29 +71,25 @@ class Model:
         self.context_limit, self.eos_ids = context_limit(self.config), eos_ids(module, text)
         self.device = source.device
         self._workspace = Workspace(attention)
-        self._forward = module
+        self.compiled = False
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
 
-    def compile(self) -> None:
-        """Compile the module: one graph for all sizes of a pass, one for all of a decode step."""
-        self._forward = torch.compile(self.module, fullgraph=True, dynamic=True)
-
-    @property
-    def compiled(self) -> bool:
-        return self._forward is not self.module
+    def compile(self, **options) -> None:
+        """Compile one layer for all: they differ in their weights alone, and all sizes share the code."""
+        for layer in layers_of(self.module, self.layers):
+            layer.compile(fullgraph=True, dynamic=True, **options)
+        self.compiled = True
 
     def prefill(self, cache: KVCache, batch: PrefillBatch, kernel=None) -> torch.Tensor:
         """Run one packed pass; logits [len(batch.wants_logits), vocab]. A kernel reads the cache in place."""
         plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
         ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
-        count = len(wanted)
         if self.compiled:
             ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
-            wanted = F.pad(wanted, (0, max(0, 2 - count)))  # compiled code would take 0 and 1 for cases of their own
         ids, places, wanted = (x.to(self.device, non_blocking=True) for x in (ids, places, wanted))
         if self._keeps_logits:
-            return self.call(plan, ids, places, logits_to_keep=wanted)[:count]
-        return self.call(plan, ids, places)[wanted[:count]]  # it computes the logits of all rows
+            return self.call(plan, ids, places, logits_to_keep=wanted)
+        return self.call(plan, ids, places)[wanted]  # it computes the logits of all rows
 
     def decode(self, cache: KVCache, batch: DecodeBatch) -> torch.Tensor:
         """Run one step over gathered slots; logits [B, vocab]."""
@@ -103,12 +99,8 @@ class Model:
     @torch.inference_mode()
     def call(self, plan, ids: torch.Tensor, positions: torch.Tensor, **options) -> torch.Tensor:
         """The module over a plan: ids and positions [T] on its device, logits [T or those kept, vocab]."""
-        ids, positions = ids[None], positions[None]
-        if self.compiled:  # else a size that equals another of the first call would be taken for the same
-            for tensor in (ids, positions, *options.values()):
-                torch._dynamo.mark_dynamic(tensor, tensor.dim() - 1)
         with announced(plan):
-            out = self._forward(input_ids=ids, position_ids=positions, plan=plan, use_cache=False, **options)
+            out = self.module(input_ids=ids[None], position_ids=positions[None], plan=plan, use_cache=False, **options)
         return out.logits[0]
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
@@ -162,6 +154,7 @@ def load_model(
     check_architecture(module)
     expected = reference_logits(module)
     module.config._attn_implementation = NAME
+    number_layers(module)
     if join_projections:
         join(module)
         if source.device.type == "cpu":
@@ -169,6 +162,11 @@ def load_model(
     model = Model(module, source, text, kind)
     check_logits(model, expected)
     return model
+
+
+def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+    """The list of the model's layers."""
+    return next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -14,7 +14,8 @@ from .text import first_line
 
 LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
 # Rounding in fp32 gave up to 2e-6 of the logits' standard deviation in tiny models and 3e-5 in SmolLM2; the wrong
-# architectures were off by 1e-2 and more. In 16 bits rounding itself reaches a few percent.
+# architectures were off by 1e-2 and more. In 16 bits rounding has long tails (32 random layers in bfloat16: 5 % of the
+# standard deviation in the mean, 25 % at worst), so there the root of the mean square counts.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
@@ -72,6 +73,7 @@ def check_logits(model, expected: torch.Tensor) -> None:
         raise ModelError(f"{name} hands off layers {handed}; the cache needs each of {model.layers} once, in order")
     expected, found = expected.float(), found.float()
     limit = TOLERANCE[model.shape.dtype] * float(expected.std() + 1e-6)
-    worst = float((found - expected).abs().max())
+    off = (found - expected).abs()
+    worst = float(off.max()) if model.shape.dtype == torch.float32 else float(off.square().mean().sqrt())
     if not worst <= limit:
         raise ModelError(f"{name}: paged logits differ from its own forward by {worst:.2g}; the limit is {limit:.2g}")

@@ -4,8 +4,10 @@ Transformers calls `paged_attention` in every layer, once it is the model's `att
 writes the layer's K/V into the cache, hands the layer off, and only then attends.
 No function for masks is registered beside it, which is how transformers learns to build none.
 
-Compiled code sees one opaque operation a layer and phase. It takes tensors and constants of the layer alone; what
-belongs to the call stands in the one registry, under the number in `ticket`, a CPU tensor: so no call compiles again.
+Compiled code sees one opaque operation a phase. It takes tensors, and constants that all layers share; what belongs to
+the call stands in the one registry, under the number in `ticket`, a CPU tensor: so no call and no layer compiles again.
+The cache is no argument: declared as mutated, a compiler may run the operation on a clone of it and copy that back at
+the end, after the layers were handed off. (vLLM keeps its cache out of the graph as well.)
 """
 
 import itertools
@@ -33,6 +35,13 @@ def announced(plan):
         del _PLANS[number]
 
 
+def number_layers(module: torch.nn.Module) -> None:
+    """Gives each attention its number as a CPU tensor: a number in the code would compile each layer for itself."""
+    for child in module.modules():
+        if isinstance(getattr(child, "layer_idx", None), int):
+            child.layer_number = torch.tensor(child.layer_idx)
+
+
 def paged_attention(
     module,
     query: torch.Tensor,  # [1, heads, T, head_dim]
@@ -53,7 +62,7 @@ def paged_attention(
     options = (scaling, sliding_window, softcap, s_aux)
     if torch.compiler.is_compiling():
         op = torch.ops.disagg.prefill_attention if plan.phase == "prefill" else torch.ops.disagg.decode_attention
-        out = op(query, key, value, plan.cache.data, plan.ticket, module.layer_idx, *options)
+        out = op(query, key, value, plan.ticket, module.layer_number, *options)
     else:
         out = run(plan, module.layer_idx, query, key, value, Options(*options))
     return out.unsqueeze(0), None
@@ -69,19 +78,18 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    cache: torch.Tensor,
     ticket: torch.Tensor,
-    layer: int,
+    layer: torch.Tensor,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    return run(_PLANS[int(ticket)], layer, query, key, value, Options(scaling, window, softcap, sinks))
+    return run(_PLANS[int(ticket)], int(layer), query, key, value, Options(scaling, window, softcap, sinks))
 
 
 for _phase in ("prefill", "decode"):
-    _op = torch.library.custom_op(f"disagg::{_phase}_attention", _attend, mutates_args=("cache",))
+    _op = torch.library.custom_op(f"disagg::{_phase}_attention", _attend, mutates_args=())
     _op.register_fake(lambda query, *rest: query.new_empty(query.shape))
 
 
