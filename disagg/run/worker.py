@@ -103,8 +103,8 @@ class WorkerThread:
 
 
 def in_words(error: BaseException) -> str:
-    """The type and the first line: CUDA adds a page."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    """The type and what it says."""
+    return f"{type(error).__name__}: {error}"
 
 
 def is_fatal(error: Exception) -> bool:
