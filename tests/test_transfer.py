@@ -15,12 +15,14 @@ from engine_tools import (
     prompt_of,
     small,
 )
+from fake_cuda import fake_cuda
 
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
 from disagg.run.decode import DecodeStage
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.stream_copy import StreamCopier
 from disagg.run.tiny import LAYERS
 from disagg.run.transfer import Transfers
 
@@ -196,6 +198,122 @@ def test_an_abort_waits_for_the_copy_in_the_air_and_starts_no_other(monkeypatch)
         assert len(bench.spans) == 1 and bench.notices.empty()
 
 
+# ---- lanes of a GPU, by fakes that do everything at once -------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    fake_cuda(monkeypatch, SIZES[HOST])
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("together", TOGETHER)
+@pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3)])
+def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, verify):
+    blocks, onto = random_map(together, 6, PREFILL, DECODE)
+    with Bench(route, ring_slots=ring, layers_per_copy=together, prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
+        bench.landed(1)
+        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+        assert bench.transfers.clock_in_words().endswith(" us")
+    bench.check(PREFILL, blocks, DECODE, onto)
+    assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
+    assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("route", ["bulk", "staged"])
+def test_the_lanes_of_a_gpu_move_a_whole_prompt(gpu, route, verify):
+    blocks, onto = random_map(2, 5, PREFILL, DECODE)
+    with Bench(route, prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, route, PREFILL, blocks, DECODE, onto)
+        bench.landed(1)
+    bench.check(PREFILL, blocks, DECODE, onto)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_the_lanes_of_a_gpu_page_region_by_region(gpu, verify):
+    blocks, onto, back = [4, 5, 0, 7], [2, 3, 4, 6], [12, 0, 5, 3]
+    with Bench(prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, "spill", DECODE, blocks, HOST, onto)
+        bench.landed(1)
+        bench.caches[DECODE].poison(blocks)
+        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.landed(2)
+        assert bench.transfers._spilled == {}, "the checksums are used once"
+    assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
+    assert torch.equal(bench.caches[HOST].data[:, :, onto], bench.originals[DECODE][:, :, blocks])
+
+
+@pytest.mark.parametrize(
+    "route, lane", [("direct", "direct"), ("bulk", "direct"), ("staged", "down"), ("staged", "up")]
+)
+def test_checksums_on_a_gpu_find_a_flipped_bit(gpu, monkeypatch, route, lane):
+    move, seen = StreamCopier._move, []
+
+    def flipping(self, path):
+        move(self, path)
+        if (path.target is None) == (lane == "down") and 3 in path.layers:
+            seen.append(path)
+            if lane == "down":
+                token = path.slot[3 - path.layers.start, 1, 0, 2]
+            else:
+                token = path.target.data[3, 1, path.target_blocks[0], 2]
+            token.view(-1)[:1].view(torch.uint8)[0] ^= 1
+
+    monkeypatch.setattr(StreamCopier, "_move", flipping)
+    with Bench(route, prefill_blocks=11, verify_kv=True) as bench:
+        bench.post(1, route, PREFILL, [1, 2], DECODE, [3, 4], ready=route == "bulk")
+        if route != "bulk":
+            for layer in range(SHAPE.layers):
+                bench.hand_off(1, layer, [1, 2], 2 * BLOCK)
+        while not isinstance(notice := bench.notices.get(timeout=LIMIT_S), TransferFailed):
+            pass
+    assert seen and f"digest differs after hop '{lane} 0'" in notice.error and "layer 3" in notice.error
+
+
+def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
+    def refusing(self, path):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(StreamCopier, "_move", refusing)
+    with Bench("direct", prefill_blocks=11) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1])
+        notice = bench.notices.get(timeout=LIMIT_S)
+        assert notice == TransferFailed(1, "copy on lane 'direct 0' failed: OutOfMemoryError: no room")
+        bench.transfers.abort(Abort(1))
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+
+
+def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
+    with Bench("staged", link=DIAL, ring_slots=3, prefill_blocks=11) as bench:
+        bench.post(1, "staged", PREFILL, [1, 2, 3], DECODE, [1, 2, 3], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
+        bench.landed(1)
+    slack = 2000  # ns: float32 milliseconds
+    for lane in ("down", "up"):
+        spans = [span for span in bench.spans if span.place.startswith(lane)]
+        assert [span.index for span in spans] == list(range(SHAPE.layers))
+        for one, two in zip(spans, spans[1:], strict=False):
+            assert two.start_ns >= one.busy_end_ns - slack, "two copies on one wire at once"
+        for span in spans:
+            assert span.occupied_ns >= occupancy_ns(span.nbytes) - slack
+            assert span.deadline_ns == span.busy_end_ns + round(DIAL.latency_s * 1e9)
+
+
+def test_closing_lets_go_of_a_dial_and_gives_up_what_is_on_the_wire(gpu):
+    with Bench("direct", link=Link(bandwidth=1.0), prefill_blocks=11) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1])
+        while not bench.transfers.traffic.journeys[1].flying:
+            pass
+    notice = bench.notices.get(timeout=LIMIT_S)
+    assert isinstance(notice, Landed) or "was given up: the engine closes" in notice.error
+
+
 # ---- the dial --------------------------------------------------------------------------------------------------------
 
 DIAL = Link(bandwidth=2e6, latency_s=3e-4, fixed_s=1e-4)
@@ -282,7 +400,7 @@ def test_priorities_order_what_waits_for_a_wire(monkeypatch):
 def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
     """Prefill holds its last layer until the first one has landed on the decode device."""
     landed = Gate()
-    land = Transfers._land
+    land = Transfers.land
 
     def landing(self, flight):
         land(self, flight)
@@ -293,7 +411,7 @@ def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
         if layer == LAYERS - 1:
             landed.hold()
 
-    monkeypatch.setattr(Transfers, "_land", landing)
+    monkeypatch.setattr(Transfers, "land", landing)
     before(monkeypatch, Transfers, "hand_off", computing)
     requests = lengths((50, 5))
     with opened(small(route=route)) as engine:
@@ -429,7 +547,7 @@ def test_damaged_paging_is_computed_again(monkeypatch, damage, lane):
 
 
 def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
-    land, flipped = Transfers._land, []
+    land, flipped = Transfers.land, []
 
     def landing(self, flight):
         if flight.lane.startswith("spill") and not flipped:
@@ -438,7 +556,7 @@ def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
             block.view(-1)[:1].view(torch.uint8)[0] ^= 1
         land(self, flight)
 
-    monkeypatch.setattr(Transfers, "_land", landing)
+    monkeypatch.setattr(Transfers, "land", landing)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
         run = engine.serve(requests)

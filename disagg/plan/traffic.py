@@ -91,6 +91,7 @@ class Journey:
     assign: Assign | None = None
     parked: list[Piece] = field(default_factory=list)  # pieces that wait for the target's blocks
     digests: dict = field(default_factory=dict)  # (layer, block) → what left the source there, for whoever checks
+    written: dict = field(default_factory=dict)  # (layer, block) → the event behind its K/V, where a GPU still writes
     aborted: bool = False
     failed: bool = False  # a copy failed; the controller will abort
 
