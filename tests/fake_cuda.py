@@ -44,14 +44,13 @@ class FakeStream:
 
 class FakeDial:
     def __init__(self, device):
-        self.busy_until_ns = 0
-        self.stopped = False
+        self.deadlines, self.stopped = [0], False
 
     def post(self, occupancy_ns):
-        self.busy_until_ns = max(now_ns(), self.busy_until_ns) + occupancy_ns
+        self.deadlines.append(max(now_ns(), self.deadlines[-1]) + occupancy_ns)
 
     def hold(self):
-        while now_ns() < self.busy_until_ns and not self.stopped:
+        while now_ns() < self.deadlines[-1] and not self.stopped:
             pass
 
     def stop(self):

@@ -55,7 +55,8 @@ class DeviceClock:
     """The anchor of one device; any thread may ask for it."""
 
     def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device, priority=-1)  # idle but for anchors, so that they end at once
+        # idle but for anchors, so that they end at once; nobody else takes a stream from the pool of this priority
+        self._stream = torch.cuda.Stream(device, priority=-2)
         self._renewing = threading.Lock()
         self._anchor = bracket(self._ended)
 

@@ -1,7 +1,7 @@
 """Copies between a GPU and another memory, in order on the streams of one lane, with the buffers they need.
 
 One copy on the streams, nothing of it on the host:
-    wait for the event behind the layer's K/V → start event, the wire is taken → bytes → the dial → end event
+    wait for the event behind the layer's K/V → the wire is taken, start event → bytes → the dial → end event
     → checksums of what arrived → seen event
 A hand-off's bytes: gather a layer's blocks into one staging buffer → one copy → scatter. Spills and fetches copy whole
 regions between the GPU and pinned memory, one for each run of blocks. Between two GPUs there is a stream on each.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from disagg.plan.traffic import Flight
+from disagg.run.clock import now_ns
 from disagg.run.device_clock import Anchor, clock_of
 from disagg.run.dial import DeviceDial
 from disagg.run.digest import checksum_blocks
@@ -26,7 +27,7 @@ Sums = tuple[int, int]
 class Aloft(NamedTuple):
     """A flight whose copy is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
 
-    flight: Flight
+    flight: Flight | None  # None: only timed
     start: torch.cuda.Event
     end: torch.cuda.Event
     seen: torch.cuda.Event
@@ -38,8 +39,9 @@ class Aloft(NamedTuple):
         """Waits for the copy, without the interpreter, and writes its times into the flight; the checksums."""
         self.seen.synchronize()
         flight = self.flight
-        flight.start_ns = self.first.ns(self.start)
-        flight.busy_until_ns = max(flight.start_ns, self.last.ns(self.end))
+        now = now_ns()  # whatever the clocks' error says, it has ended
+        flight.start_ns = min(now, self.first.ns(self.start))
+        flight.busy_until_ns = min(now, max(flight.start_ns, self.last.ns(self.end)))
         flight.landing_ns = flight.busy_until_ns + latency_ns
         left, found = ([], []) if self.sums is None else self.sums.tolist()
         return [tuple(pair) for pair in left], [tuple(pair) for pair in found]
@@ -101,7 +103,7 @@ class StreamCopier:
 
     def launch(
         self,
-        flight: Flight,
+        flight: Flight | None,
         route: Route,
         written: torch.cuda.Event | None,
         occupancy_ns: int | None,
@@ -123,10 +125,10 @@ class StreamCopier:
                 sums[0].copy_(checksum_blocks(self._collect(route, arrived=False), check_tokens), non_blocking=True)
             elif left is not None:
                 sums[0].copy_(torch.stack(left), non_blocking=True)
-        start.record(first)
         if occupancy_ns is not None:
             self.prepare_dial()
             self._dial.post(occupancy_ns)
+        start.record(first)  # behind `post`, which may have waited for a place on a busy GPU
         self._move(route)
         if occupancy_ns is not None:
             self._dial.hold()

@@ -16,6 +16,7 @@ import torch
 
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
 from disagg.plan.events import WorkerDied
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
@@ -25,9 +26,13 @@ from disagg.run.dial import check_triton
 from disagg.run.digest import checksum, digest, digest_blocks
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.punctual import ask_for_short_slices
+from disagg.run.route_cost import RouteCost, measure
 from disagg.run.scratch import Scratch
-from disagg.run.stream_copy import StreamCopier
+from disagg.run.stream_copy import Route, StreamCopier
 from disagg.run.stream_lane import StreamLane
+from disagg.run.text import first_line
+
+LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 
 
 class Transfers:
@@ -42,7 +47,7 @@ class Transfers:
     ):
         shape = next(iter(caches.values())).shape
         self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
-        self.caches, self.shape, self.verify = caches, shape, config.verify_kv
+        self.config, self.caches, self.shape, self.verify = config, caches, shape, config.verify_kv
         self._post, self._record = post, record
         self._streams = self._make_streams(config)
         self._ring = [Scratch(shape.dtype, pinned=bool(self._streams)) for _ in range(self.traffic.ring.total)]
@@ -57,6 +62,8 @@ class Transfers:
         ]
 
     def start(self):
+        if self._streams and self.config.layers_per_copy is None and (cost := self._measure()) is not None:
+            self.traffic.measured(self.config, cost.least_bytes)
         for thread in self._threads:
             thread.start()
 
@@ -260,10 +267,39 @@ class Transfers:
 
     def _fill_ring(self, config: Config):
         """Pinned memory is slow to get: slots take what a chunk's copy needs before the first one flies."""
-        layers = min(config.layers_per_copy, self.shape.layers)
+        layers = min(self.traffic.layers_per_copy, self.shape.layers)
         tokens = min(config.chunk_tokens, config.prefill_blocks * config.block_size)
-        for slot in self._ring:
-            slot.view((layers, 2, tokens, self.shape.kv_heads, self.shape.head_dim))
+        nbytes = layers * tokens * self.shape.layer_token_bytes
+        try:
+            for slot in self._ring:
+                slot.view((layers, 2, tokens, self.shape.kv_heads, self.shape.head_dim))
+        except (MemoryError, RuntimeError) as error:
+            raise EngineError(
+                f"no room for the ring in pinned host memory: {len(self._ring) * nbytes:,} bytes asked "
+                f"({len(self._ring)} slots of {nbytes:,}). Lower ring_slots, layers_per_copy or chunk_tokens of the "
+                f"Config. {first_line(error)}"
+            ) from None
+
+    def _measure(self) -> RouteCost | None:
+        """A small copy and a large one on the first hand-off lane, before anybody uses a block; None without one."""
+        lane = next(iter(self._streams.values()))
+        kind = lane.name.split()[0]
+        source, target = self.caches.get(Worker("prefill", 0)), self.caches[Worker("decode", 0)]
+        if kind not in ("direct", "down"):
+            return None
+        block_bytes = self.traffic.layer_block_bytes
+        count = min(source.num_blocks, target.num_blocks, 8)
+        layers = max(1, min(self.shape.layers, LARGE_BYTES // (count * block_bytes)))
+
+        def route(layers: int, count: int) -> Route:
+            shape, blocks = (layers, 2, count, *source.data.shape[3:]), tuple(range(count))
+            if kind == "down":
+                return Route(range(layers), source, blocks, None, (), self._ring[0].view(shape))
+            return Route(range(layers), source, blocks, target, blocks, None)
+
+        cost = measure(lane.copier, route(1, 1), route(layers, count), block_bytes)
+        link = self.traffic.lanes[lane.name].wire.link
+        return RouteCost(max(cost.fixed_s, link.fixed_s), min(cost.bandwidth, link.bandwidth))
 
     def clock_in_words(self) -> str:
         """How well events of GPUs stand on the host's clock; nothing to say where copies are timed by the host."""
