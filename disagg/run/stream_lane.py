@@ -28,6 +28,7 @@ class StreamLane:
                 self.copier.prepare_dial()
             while not self.transfers.closing.is_set():
                 self._step()
+            self.copier.stop()  # also of a dial that was made since the engine said so
             self.copier.drain()  # only now does nothing read or write for these transfers
         for flight in [*self._flying, *(copy.flight for copy in self._aloft)]:
             self.transfers.give_up(flight)
