@@ -24,7 +24,7 @@ def check_triton():
 
 
 class DeviceDial:
-    """Made and used by a lane's thread, under its stream; `stop` comes from another thread."""
+    """Made and used under a lane's stream; `stop` may come from another thread."""
 
     def __init__(self, device: torch.device):
         check_triton()

@@ -88,7 +88,10 @@ class StreamCopier:
             yield self
 
     def prepare_dial(self):
-        self._dial = self._dial or DeviceDial(self.devices[0])
+        """Makes the dial where there is none yet."""
+        if self._dial is None:
+            with self.current():
+                self._dial = DeviceDial(self.devices[0])
 
     def stop(self):
         """No copy waits for its dial any more."""

@@ -24,8 +24,6 @@ class StreamLane:
 
     def serve(self):
         with self.copier.current():
-            if self._link.dialled:
-                self.copier.prepare_dial()
             while not self.transfers.closing.is_set():
                 self._step()
             self.copier.stop()  # also of a dial that was made since the engine said so

@@ -62,6 +62,10 @@ class Transfers:
         ]
 
     def start(self):
+        """What a GPU needs once is done here, before workers capture graphs: a capture wants the device for itself."""
+        for name, lane in self._streams.items():
+            if self.traffic.lanes[name].wire.link.dialled:
+                lane.copier.prepare_dial()
         if self._streams and self.config.layers_per_copy is None and (cost := self._measure()) is not None:
             self.traffic.measured(self.config, cost.least_bytes)
         for thread in self._threads:
