@@ -31,6 +31,6 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     """An event behind all that this thread gave the device so far; None on a CPU, where it is done."""
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event

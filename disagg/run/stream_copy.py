@@ -33,6 +33,7 @@ class Aloft(NamedTuple):
     seen: torch.cuda.Event
     first: Anchor  # of the device of `start`
     last: Anchor
+    written: torch.cuda.Event | None  # what it waited for
     sums: torch.Tensor | None  # [2, layers, 2] pinned: what left, what arrived; to be read once `seen` has ended
 
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
@@ -41,6 +42,8 @@ class Aloft(NamedTuple):
         flight = self.flight
         now = now_ns()  # whatever the clocks' error says, it has ended
         flight.start_ns = min(now, self.first.ns(self.start))
+        if self.written is not None:  # the hook ran on the host before the device came there
+            flight.ready_ns = max(flight.ready_ns, min(flight.start_ns, self.first.ns(self.written)))
         flight.busy_until_ns = min(now, max(flight.start_ns, self.last.ns(self.end)))
         flight.landing_ns = flight.busy_until_ns + latency_ns
         left, found = ([], []) if self.sums is None else self.sums.tolist()
@@ -143,7 +146,7 @@ class StreamCopier:
             sums[1].copy_(checksum_blocks(self._collect(route, arrived=True), check_tokens), non_blocking=True)
             seen = torch.cuda.Event()
             seen.record(last)
-        return Aloft(flight, start, end, seen, *anchors, sums)
+        return Aloft(flight, start, end, seen, *anchors, written, sums)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
