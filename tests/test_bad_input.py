@@ -46,7 +46,9 @@ def test_zero_of_something_needed(name):
     refused(ConfigError, f"{name} must be a whole number, 1 or more; got 0", lambda: Config(**{name: 0}))
 
 
-@pytest.mark.parametrize("name", [name for name in INTS if name not in ("block_size", "chunk_tokens")])
+@pytest.mark.parametrize(
+    "name", [name for name in INTS if name not in ("block_size", "chunk_tokens", "layers_per_copy")]
+)
 def test_none_is_no_number_where_no_default_is_known(name):
     refused(ConfigError, f"{name} must be a whole number", lambda: Config(**{name: None}))
 

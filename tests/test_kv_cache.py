@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from disagg.plan.errors import EngineError
+from disagg.run.clock import now_ns
+from disagg.run.device_clock import Anchor, Moments, bracket
+from disagg.run.digest import checksum, checksum_blocks
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
+from disagg.run.stream_copy import runs, wide
 
 SHAPE = KVShape(layers=3, kv_heads=2, head_dim=4, dtype=torch.float32)
 
@@ -109,3 +113,91 @@ def test_an_allocator_that_refuses_becomes_an_engine_error(monkeypatch):
 def test_a_cache_of_nothing_is_refused():
     with pytest.raises(EngineError, match="at least one"):
         KVCache(SHAPE, 0, 4)
+
+
+# ---- checksums, clocks and runs of the GPU's lanes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, head_dim", [(torch.float32, 4), (torch.bfloat16, 4), (torch.bfloat16, 3)])
+def test_checksums_are_equal_wherever_the_blocks_lie_and_differ_where_tokens_do(dtype, head_dim):
+    shape = KVShape(layers=3, kv_heads=2, head_dim=head_dim, dtype=dtype)
+    cache, tokens, table = KVCache(shape, 9, 4), 10, [7, 2, 5]
+    key, value = torch.randn(2, tokens, 2, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    cache.data.fill_(float("nan"))  # what lies behind the last token does not count
+    cache.write(1, slots_of(table, 0, tokens, 4), key, value)
+    left = checksum(key, value)
+    assert left.dtype == torch.int64 and left.shape == (2,)
+    found = checksum_blocks(cache.read_blocks(range(3), torch.tensor(table)), tokens)
+    assert torch.equal(found[1], left) and not torch.equal(found[0], left)
+    elsewhere = KVCache(shape, 5, 4)
+    elsewhere.write_blocks(range(3), torch.tensor([1, 4, 0]), cache.read_blocks(range(3), torch.tensor(table)))
+    moved = checksum_blocks(elsewhere.read_blocks(range(3), torch.tensor([1, 4, 0])), tokens)
+    assert torch.equal(moved, found)
+    assert not torch.equal(checksum(value, key), left), "keys for values"
+    assert not torch.equal(checksum(key.flip(0), value), left), "another order of tokens"
+    key[9, 1].view(-1)[-1:].view(torch.uint8)[0] ^= 1
+    assert not torch.equal(checksum(key, value), left), "one bit"
+
+
+def test_a_strided_key_has_the_checksum_of_a_contiguous_one():
+    key, value = torch.randn(2, 2, 5, 4).transpose(1, 2)
+    assert torch.equal(checksum(key, value), checksum(key.contiguous(), value.contiguous()))
+
+
+def test_checksums_wrap_around_alike():
+    large = torch.full((1, 2, 1, 1 << 12, 2, 4), -1, dtype=torch.int32).view(torch.float32)
+    words = 2 * (1 << 12) * 2 * 4
+    assert checksum_blocks(large, 1 << 12).tolist() == [[-words, -words * (words + 1) // 2]]
+
+
+def test_runs_are_the_stretches_that_follow_each_other_at_both_ends():
+    assert list(runs((4, 5, 6, 9, 10, 2), (1, 2, 3, 4, 6, 7))) == [(4, 1, 3), (9, 4, 1), (10, 6, 1), (2, 7, 1)]
+    assert list(runs((3,), (8,))) == [(3, 8, 1)]
+    assert list(runs((3, 2), (8, 7))) == [(3, 8, 1), (2, 7, 1)], "backwards is no run"
+
+
+def test_wide_words_are_the_same_bytes():
+    data = torch.randn(2, 2, 3, 4, 2, 4)
+    assert wide(data).shape == (2, 2, 3, 4, 2, 2) and wide(data).data_ptr() == data.data_ptr()
+    assert wide(torch.randn(2, 3)).dtype == torch.float32
+
+
+class Tick:
+    """An event of a device whose clock runs at `rate` of the host's."""
+
+    def __init__(self, host_ns: int, rate: float = 1.0):
+        self.device_ns = host_ns / rate
+
+    def elapsed_time(self, later: "Tick") -> float:
+        return float(torch.tensor((later.device_ns - self.device_ns) / 1e6, dtype=torch.float32))
+
+
+def test_the_narrowest_bracket_is_the_anchor():
+    times = iter([0, 900, 1000, 1010, 2000, 2300])
+    anchor = bracket(lambda: Tick(0), lambda: next(times), tries=3)
+    assert (anchor.at_ns, anchor.error_ns, anchor.rate) == (1005, 5, 1.0)
+
+
+def test_events_are_mapped_within_a_microsecond_up_to_ten_seconds():
+    anchor = Anchor(Tick(5_000), 5_000, 5)
+    for after in (-40_000, 0, 1_000, 123_456_789, 9_999_999_999):
+        assert abs(anchor.ns(Tick(5_000 + after)) - (5_000 + after)) <= 1_000
+
+
+def test_a_renewed_anchor_knows_the_rate_and_by_how_much_the_old_one_was_off():
+    rate = 1 + 2e-5  # 20 us a second
+    first = Anchor(Tick(0, rate), 0, 4_000)
+    second = first.renewed(Anchor(Tick(2_000_000_000, rate), 2_000_000_000, 3_000))
+    assert abs(second.error_ns - 40_000) < 1_000 and abs(second.rate - rate) < 1e-6
+    third = second.renewed(Anchor(Tick(4_000_000_000, rate), 4_000_000_000, 3_000))
+    assert third.error_ns == 3_000
+    late = third.renewed(Anchor(Tick(4_000_000_000_000, rate), 4_000_000_000_000, 2_000))
+    assert (late.error_ns, late.rate) == (2_000, third.rate), "after an hour float32 says nothing of a rate"
+
+
+def test_moments_on_a_cpu_are_host_times():
+    moments = Moments(torch.device("cpu"))
+    before = now_ns()
+    moments.mark()
+    moments.mark()
+    assert before <= moments.read()[0] <= moments.read()[1] <= now_ns()

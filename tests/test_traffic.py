@@ -171,3 +171,19 @@ def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
     assert lanes.lanes["up 0"].wire.link.bandwidth == 2e8
     lanes.send(send(route="direct", ready=False), 0)
     assert [lanes.hand_off(1, layer, 0) is None for layer in range(LAYERS)] == [True, True, False]
+
+
+def test_automatic_grouping_puts_layers_together_until_a_copy_is_worth_its_fixed_cost():
+    automatic = Config(route="direct", layers_per_copy=None, block_size=4, host_blocks=8)
+    lanes = traffic("direct", layers_per_copy=None)
+    assert lanes.layers_per_copy == 1
+    one = lanes.layer_block_bytes
+    for least, blocks, made in ((0, 2, [0, 1, 2]), (3 * one, 2, [1, 2]), (99 * one, 2, [2]), (2 * one, 2, [0, 1, 2])):
+        lanes.measured(automatic, least)
+        transfer = least + blocks
+        lanes.send(send(transfer, blocks=(5, 6)[:blocks], route="direct", ready=False), 0)
+        assert [n for n in range(LAYERS) if lanes.hand_off(transfer, n, 0) is not None] == made
+    lanes.retune(Config(route="direct", layers_per_copy=1, block_size=4, host_blocks=8))
+    assert lanes.least_bytes == 0, "a number that was asked for is kept"
+    lanes.retune(automatic)
+    assert lanes.least_bytes == 2 * one

@@ -1,6 +1,7 @@
 """Copies: the right bytes in the right blocks and nowhere else, deadlines by the rule, digests at each stop."""
 
 import queue
+import sys
 
 import pytest
 import torch
@@ -15,12 +16,18 @@ from engine_tools import (
     prompt_of,
     small,
 )
+from fake_cuda import fake_cuda
 
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
 from disagg.run.decode import DecodeStage
-from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.dial import check_triton
+from disagg.run.kv_cache import KVCache, KVShape, slots_of
+from disagg.run.route_cost import cost_of
+from disagg.run.scratch import Scratch
+from disagg.run.stream_copy import StreamCopier
 from disagg.run.tiny import LAYERS
 from disagg.run.transfer import Transfers
 
@@ -34,12 +41,15 @@ TOGETHER = [1, 2, 3, 5]  # one, two that do not divide, three, all
 class Bench:
     """Transfers between three caches full of random numbers, without controller or workers."""
 
-    def __init__(self, route: str = "direct", **changes):
+    def __init__(self, route: str = "direct", devices=("cpu", "cpu"), **changes):
         config = Config(route=route, block_size=BLOCK, chunk_tokens=64, host_blocks=SIZES[HOST], **changes)
         generator = torch.Generator().manual_seed(3)
-        self.caches = {name: KVCache(SHAPE, blocks, BLOCK) for name, blocks in SIZES.items()}
+        places = {PREFILL: devices[0], DECODE: devices[1], HOST: "cpu"}
+        self.caches = {n: KVCache(SHAPE, size, BLOCK, places[n], pinned=True) for n, size in SIZES.items()}
         for cache in self.caches.values():
             cache.data.copy_(torch.randn(cache.data.shape, generator=generator))
+        if devices[0] != "cpu":
+            torch.cuda.synchronize()
         self.originals = {name: cache.data.clone() for name, cache in self.caches.items()}
         self.notices: queue.SimpleQueue = queue.SimpleQueue()
         self.spans: list = []
@@ -196,6 +206,239 @@ def test_an_abort_waits_for_the_copy_in_the_air_and_starts_no_other(monkeypatch)
         assert len(bench.spans) == 1 and bench.notices.empty()
 
 
+# ---- lanes of a GPU, by fakes that do everything at once -------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    fake_cuda(monkeypatch, SIZES[HOST])
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("together", TOGETHER)
+@pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3)])
+def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, verify):
+    blocks, onto = random_map(together, 6, PREFILL, DECODE)
+    with Bench(route, ring_slots=ring, layers_per_copy=together, prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
+        bench.landed(1)
+        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+        assert bench.transfers.clock_in_words().endswith(" us")
+    bench.check(PREFILL, blocks, DECODE, onto)
+    assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
+    assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("route", ["bulk", "staged"])
+def test_the_lanes_of_a_gpu_move_a_whole_prompt(gpu, route, verify):
+    blocks, onto = random_map(2, 5, PREFILL, DECODE)
+    with Bench(route, prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, route, PREFILL, blocks, DECODE, onto)
+        bench.landed(1)
+    bench.check(PREFILL, blocks, DECODE, onto)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_the_lanes_of_a_gpu_page_region_by_region(gpu, verify):
+    blocks, onto, back = [4, 5, 0, 7], [2, 3, 4, 6], [12, 0, 5, 3]
+    with Bench(prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, "spill", DECODE, blocks, HOST, onto)
+        bench.landed(1)
+        bench.caches[DECODE].poison(blocks)
+        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.landed(2)
+        assert bench.transfers._spilled == {}, "the checksums are used once"
+    assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
+    assert torch.equal(bench.caches[HOST].data[:, :, onto], bench.originals[DECODE][:, :, blocks])
+
+
+@pytest.mark.parametrize(
+    "route, lane", [("direct", "direct"), ("bulk", "direct"), ("staged", "down"), ("staged", "up")]
+)
+def test_checksums_on_a_gpu_find_a_flipped_bit(gpu, monkeypatch, route, lane):
+    move, seen = StreamCopier._move, []
+
+    def flipping(self, path):
+        move(self, path)
+        if (path.target is None) == (lane == "down") and 3 in path.layers:
+            seen.append(path)
+            if lane == "down":
+                token = path.slot[3 - path.layers.start, 1, 0, 2]
+            else:
+                token = path.target.data[3, 1, path.target_blocks[0], 2]
+            token.view(-1)[:1].view(torch.uint8)[0] ^= 1
+
+    monkeypatch.setattr(StreamCopier, "_move", flipping)
+    with Bench(route, prefill_blocks=11, verify_kv=True) as bench:
+        bench.post(1, route, PREFILL, [1, 2], DECODE, [3, 4], ready=route == "bulk")
+        if route != "bulk":
+            for layer in range(SHAPE.layers):
+                bench.hand_off(1, layer, [1, 2], 2 * BLOCK)
+        while not isinstance(notice := bench.notices.get(timeout=LIMIT_S), TransferFailed):
+            pass
+    assert seen and f"digest differs after hop '{lane} 0'" in notice.error and "layer 3" in notice.error
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_an_automatic_grouping_measures_the_route_and_moves_the_same_blocks(gpu, route):
+    """The bench's blocks are full of numbers, where an engine's are empty: the target's first ones are overwritten."""
+    with Bench(route, layers_per_copy=None, prefill_blocks=11) as bench:
+        assert bench.transfers.traffic.least_bytes == bench.transfers.traffic.measured_bytes >= 0
+        bench.post(1, route, PREFILL, [1, 2], DECODE, [10, 9], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1, 2], 2 * BLOCK)
+        bench.landed(1)
+    assert torch.equal(bench.caches[DECODE].data[:, :, [10, 9]], bench.originals[PREFILL][:, :, [1, 2]])
+    assert torch.equal(bench.caches[PREFILL].data, bench.originals[PREFILL])
+
+
+def test_the_cost_of_a_route_is_the_line_through_two_copies():
+    cost = cost_of((1000, 3e-6), (101_000, 103e-6))
+    assert abs(cost.fixed_s - 2e-6) < 1e-12 and abs(cost.bandwidth - 1e9) < 1
+    assert cost.least_bytes == 8000, "2 us of 10 are the fixed cost"
+
+
+def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
+    def refusing(self, path):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(StreamCopier, "_move", refusing)
+    with Bench("direct", prefill_blocks=11) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1])
+        notice = bench.notices.get(timeout=LIMIT_S)
+        assert notice == TransferFailed(1, "copy on lane 'direct 0' failed: OutOfMemoryError: no room")
+        bench.transfers.abort(Abort(1))
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+
+
+def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
+    with Bench("staged", link=DIAL, ring_slots=3, prefill_blocks=11) as bench:
+        bench.post(1, "staged", PREFILL, [1, 2, 3], DECODE, [1, 2, 3], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
+        bench.landed(1)
+    for name, lane in bench.transfers._streams.items():
+        spans, deadlines = [span for span in bench.spans if span.place == name], lane.copier._dial.deadlines[1:]
+        if not name.startswith(("down", "up")):
+            continue
+        assert [span.index for span in spans] == list(range(SHAPE.layers))
+        step = occupancy_ns(spans[0].nbytes)
+        assert all(later - sooner >= step for sooner, later in zip(deadlines, deadlines[1:], strict=False))
+        for span, deadline in zip(spans, deadlines, strict=True):
+            assert span.busy_end_ns >= deadline - 2000, "freed before the dial allows; float32 milliseconds"
+            assert span.deadline_ns == span.busy_end_ns + round(DIAL.latency_s * 1e9)
+
+
+def test_a_dial_without_triton_says_what_to_install(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "disagg.run.spin", raising=False)
+    with pytest.raises(ConfigError, match="pip install triton"):
+        check_triton()
+
+
+def test_a_ring_that_does_not_fit_into_pinned_memory_says_what_to_lower(gpu, monkeypatch):
+    def refusing(self, shape):
+        raise RuntimeError("CUDA error: out of memory\nlong story")
+
+    monkeypatch.setattr(Scratch, "view", refusing)
+    with pytest.raises(EngineError, match="8 slots of 2,816.*Lower ring_slots.*out of memory$"):
+        Bench("staged", prefill_blocks=11)
+
+
+def test_closing_lets_go_of_a_dial_and_gives_up_what_is_on_the_wire(gpu):
+    with Bench("direct", link=Link(bandwidth=1.0), prefill_blocks=11) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1])
+        while not bench.transfers.traffic.journeys[1].flying:
+            pass
+    notice = bench.notices.get(timeout=LIMIT_S)
+    assert isinstance(notice, Landed) or "was given up: the engine closes" in notice.error
+
+
+# ---- lanes of GPUs -------------------------------------------------------------------------------------------------
+
+ONE = pytest.param(
+    ("cuda:0", "cuda:0"),
+    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use"),
+    id="one_gpu",
+)
+TWO = pytest.param(
+    ("cuda:0", "cuda:1"),
+    marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices that torch can use"),
+    id="two_gpus",
+)
+
+
+@pytest.mark.parametrize("devices", [ONE, TWO])
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("together", [1, 2, 5, None])
+@pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3), ("bulk", 8)])
+def test_gpus_move_the_right_blocks_behind_the_writes_of_prefill(devices, route, ring, together, verify):
+    """Each layer is written after a delay on prefill's stream, so that a copy that does not wait takes old bytes."""
+    blocks, onto = random_map(6, 6, PREFILL, DECODE)
+    fields = dict(ring_slots=ring, layers_per_copy=together, prefill_blocks=11, verify_kv=verify)
+    with Bench(route, devices, **fields) as bench:
+        cache, tokens = bench.caches[PREFILL], 6 * BLOCK
+        fresh = torch.randn(SHAPE.layers, 2, tokens, SHAPE.kv_heads, SHAPE.head_dim, device=devices[0])
+        slots = slots_of(blocks, 0, tokens, BLOCK).to(devices[0])
+        torch.cuda.synchronize()
+        bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
+        with torch.cuda.stream(torch.cuda.Stream(devices[0])):
+            for layer in range(SHAPE.layers):
+                torch.cuda._sleep(3_000_000)
+                cache.write(layer, slots, *fresh[layer])
+                bench.transfers.hand_off(1, layer, 0, *fresh[layer])
+        bench.landed(1)
+        torch.cuda.synchronize()
+        for layer in range(SHAPE.layers):
+            found = bench.caches[DECODE].tokens(layer, onto, tokens)
+            assert torch.equal(torch.stack(found).to(devices[0]), fresh[layer]), f"layer {layer}"
+        others = [block for block in range(SIZES[DECODE]) if block not in onto]
+        assert torch.equal(bench.caches[DECODE].data[:, :, others], bench.originals[DECODE][:, :, others])
+        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+
+
+@pytest.mark.parametrize("devices", [ONE])
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_gpu_pages_region_by_region(devices, verify):
+    blocks, onto, back = [4, 5, 0, 7], [2, 3, 4, 6], [12, 0, 5, 3]
+    with Bench("staged", devices, prefill_blocks=11, verify_kv=verify) as bench:
+        bench.post(1, "spill", DECODE, blocks, HOST, onto)
+        bench.landed(1)
+        bench.caches[DECODE].poison(blocks)
+        torch.cuda.synchronize()
+        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.landed(2)
+    assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
+
+
+@pytest.mark.parametrize("devices", [ONE, TWO])
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_the_dial_of_gpus_keeps_a_copy_as_long_as_the_rule_says(devices, route):
+    pytest.importorskip("triton", reason="needs triton, whose kernel is the dial")
+    with Bench(route, devices, link=DIAL, prefill_blocks=11) as bench:
+        bench.post(1, route, PREFILL, [1, 2, 3], DECODE, [1, 2, 3], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
+        bench.landed(1)
+    for span in bench.spans:
+        assert span.occupied_ns >= occupancy_ns(span.nbytes) - 20_000, "freed before the dial allows"
+        assert span.deadline_ns == span.busy_end_ns + round(DIAL.latency_s * 1e9)
+
+
+@pytest.mark.parametrize("devices", [ONE])
+def test_closing_stops_a_dial_that_would_take_hours(devices):
+    pytest.importorskip("triton", reason="needs triton, whose kernel is the dial")
+    with Bench("direct", devices, link=Link(bandwidth=1.0), prefill_blocks=11) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1])
+        while not bench.transfers.traffic.journeys[1].flying:
+            pass
+
+
 # ---- the dial --------------------------------------------------------------------------------------------------------
 
 DIAL = Link(bandwidth=2e6, latency_s=3e-4, fixed_s=1e-4)
@@ -282,7 +525,7 @@ def test_priorities_order_what_waits_for_a_wire(monkeypatch):
 def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
     """Prefill holds its last layer until the first one has landed on the decode device."""
     landed = Gate()
-    land = Transfers._land
+    land = Transfers.land
 
     def landing(self, flight):
         land(self, flight)
@@ -293,7 +536,7 @@ def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
         if layer == LAYERS - 1:
             landed.hold()
 
-    monkeypatch.setattr(Transfers, "_land", landing)
+    monkeypatch.setattr(Transfers, "land", landing)
     before(monkeypatch, Transfers, "hand_off", computing)
     requests = lengths((50, 5))
     with opened(small(route=route)) as engine:
@@ -429,7 +672,7 @@ def test_damaged_paging_is_computed_again(monkeypatch, damage, lane):
 
 
 def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
-    land, flipped = Transfers._land, []
+    land, flipped = Transfers.land, []
 
     def landing(self, flight):
         if flight.lane.startswith("spill") and not flipped:
@@ -438,7 +681,7 @@ def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
             block.view(-1)[:1].view(torch.uint8)[0] ^= 1
         land(self, flight)
 
-    monkeypatch.setattr(Transfers, "_land", landing)
+    monkeypatch.setattr(Transfers, "land", landing)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
         run = engine.serve(requests)

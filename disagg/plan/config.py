@@ -29,7 +29,7 @@ class Config:
     decode_workers: int = 1
     route: str = "direct"  # how K/V travel: "bulk" after prefill, "direct" by layers, "staged" by layers through a ring
     link: object = None  # Link, preset name, bytes/s, None (no dial), or a pair of them for the two hops of "staged"
-    layers_per_copy: int = 1
+    layers_per_copy: int | None = 1  # None: on a GPU as measured fixed cost and bandwidth ask for, 1 on the CPU
     ring_slots: int = 8
     block_size: int | None = None  # tokens; None: 16 on the CPU, 256 on a GPU, where flash-attn's pages are as large
     prefill_blocks: int | None = None
@@ -60,6 +60,8 @@ class Config:
         _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
         _check_choice("attention", self.attention, ("auto", "flash", "sdpa", "plain"))
         for name, least in _LEAST.items():
+            if name == "layers_per_copy" and self.layers_per_copy is None:
+                continue
             _check_int(name, getattr(self, name), least)
         for name in ("prefill_blocks", "decode_blocks", "host_blocks"):
             if getattr(self, name) is not None:

@@ -91,6 +91,7 @@ class Journey:
     assign: Assign | None = None
     parked: list[Piece] = field(default_factory=list)  # pieces that wait for the target's blocks
     digests: dict = field(default_factory=dict)  # (layer, block) → what left the source there, for whoever checks
+    written: dict = field(default_factory=dict)  # (layer, block) → the event behind its K/V, where a GPU still writes
     aborted: bool = False
     failed: bool = False  # a copy failed; the controller will abort
 
@@ -111,7 +112,8 @@ class Traffic:
     def __init__(self, config: Config, *, layers: int, token_bytes: int):
         self.layers = layers
         self.layer_block_bytes = config.block_size * token_bytes // layers
-        self.layers_per_copy = config.layers_per_copy
+        self.measured_bytes = 0  # what a copy should carry, where whoever copies has measured it
+        self._group(config)
         first, second = config.links
         names = [f"{'down' if config.route == 'staged' else 'direct'} {i}" for i in range(config.prefill_workers)]
         if config.host_blocks:
@@ -128,7 +130,7 @@ class Traffic:
     def retune(self, config: Config):
         """New wires and granularity, from the next copy on."""
         first, second = config.links
-        self.layers_per_copy = config.layers_per_copy
+        self._group(config)
         for lane in self.lanes.values():
             lane.wire.link = second if lane.name.startswith("up") else first
 
@@ -147,7 +149,9 @@ class Traffic:
         journey = self.journeys.get(transfer)
         if journey is None or journey.aborted or journey.failed:
             return None
-        if layer + 1 - journey.next_layer >= self.layers_per_copy or layer + 1 == self.layers:
+        layers = layer + 1 - journey.next_layer
+        nbytes = layers * len(journey.send.blocks) * self.layer_block_bytes
+        if (layers >= self.layers_per_copy and nbytes >= self.least_bytes) or layer + 1 == self.layers:
             return self._make(journey, layer + 1, now_ns)
         return None
 
@@ -233,7 +237,17 @@ class Traffic:
         """Pieces that queue on a lane."""
         return len(self.lanes[name].ready)
 
+    def measured(self, config: Config, nbytes: int):
+        """Copies of fewer bytes cost more than they hide; heeded where `layers_per_copy` is None."""
+        self.measured_bytes = nbytes
+        self._group(config)
+
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _group(self, config: Config):
+        automatic = config.layers_per_copy is None
+        self.layers_per_copy = 1 if automatic else config.layers_per_copy
+        self.least_bytes = self.measured_bytes if automatic else 0
 
     def _make(self, journey: Journey, layer_end: int, now_ns: int) -> Piece:
         send, layer = journey.send, journey.next_layer

@@ -1,12 +1,17 @@
 """What differs between a CPU and a GPU here: a GPU's work is only done once its stream says so.
 
-This is the plain version for GPUs, right before fast: every worker and lane has its own stream, and waits for it
-wherever another thread may read what it wrote.
+Every worker has its own stream. Lanes wait for events on it (run/stream_lane); a host waits only where it needs what
+came out.
 """
 
 import contextlib
+import os
 
 import torch
+
+#: Hardware queues of a GPU, read when CUDA starts. With the usual 8, streams share one, and a lane's copy or spin would
+#: hold up a worker's kernels behind it.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def own_stream(device: torch.device):
@@ -20,3 +25,12 @@ def settle(device: torch.device):
     """Waits until all that this thread gave the device has ended; nothing to wait for on a CPU."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """An event behind all that this thread gave the device so far; None on a CPU, where it is done."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event

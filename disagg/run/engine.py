@@ -78,7 +78,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
         self.workers: dict[Worker, WorkerThread] = {}
         self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
-        self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine_in_words())
+        machine = machine_in_words() + self.transfers.clock_in_words()
+        self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine)
         try:
             self.transfers.start()
             self._start_workers()
@@ -135,6 +136,7 @@ class Engine:
         changes |= {name: self._sizes[name] for name in self._sizes if changes.get(name, 0) is None}
         config = self._dialled(self.config.replace(**changes))
         self.controller.check_live(config)
+        self.transfers.check(config)
         for name, most in self._sizes.items():
             if getattr(config, name) > most:
                 raise ConfigError(

@@ -82,16 +82,12 @@ class KVCache:
         self._layers(layers).index_copy_(2, blocks, data)
 
     def fetch_blocks(self, layers: range, blocks, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Whole blocks, by ids, from this memory: into `out` where that is host memory of the right shape."""
-        index = torch.tensor(blocks, device=self.device)
-        if self.device.type == "cpu":
-            return self.read_blocks(layers, index, out)
-        data = self.read_blocks(layers, index)
-        return data if out is None or not out.is_pinned() else out.copy_(data)
+        """Whole blocks, by ids, from host memory; into `out` where it has the right shape."""
+        return self.read_blocks(layers, torch.tensor(blocks), out)
 
     def store_blocks(self, layers: range, blocks, data: torch.Tensor) -> None:
-        """Stores whole blocks, by ids, that may come from another memory."""
-        self.write_blocks(layers, torch.tensor(blocks, device=self.device), data.to(self.device))
+        """Stores whole blocks, by ids, in host memory. Those of a GPU come and go on a stream: run/stream_copy."""
+        self.write_blocks(layers, torch.tensor(blocks), data)
 
     def poison(self, blocks) -> None:
         """Fill blocks with NaN, so that a test notices whoever reads them after they were freed."""

@@ -11,6 +11,7 @@ from disagg.plan.timeline import Span
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.clock import now_ns
 from disagg.run.device import settle
+from disagg.run.device_clock import Moments
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import PASS_STEP, Model
 from disagg.run.sampling import Draw, pick_tokens
@@ -41,25 +42,25 @@ class PrefillStage:
 
     def step(self, command: Prefill) -> Prefilled:
         """One pass: pack, run, pick the first tokens, report."""
-        started, marks = now_ns(), []
+        started, marks = now_ns(), Moments(self.cache.device)
         batch = self._pack(command, marks)
         logits = self.model.prefill(self.cache, batch, self.kernel)
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
         tokens = pick_tokens(logits, draws, self._keep)
-        settle(self.cache.device)  # a pass without a final chunk has asked for no token yet
+        settle(self.cache.device)  # a pass without a final chunk has asked for no token yet; bulk copies rely on it
         ended = now_ns()
         requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
         self._record(
             Span(
                 "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
-                firsts=firsts, hand_offs_ns=tuple(marks), ready_ns=command.at_ns,
+                firsts=firsts, hand_offs_ns=marks.read(), ready_ns=command.at_ns,
                 blocks=sum(len(chunk.blocks) for chunk in command.chunks),
             )
         )  # fmt: skip
         return Prefilled(command.worker, command.pass_id, tokens, started, ended)
 
-    def _pack(self, command: Prefill, marks: list[int]) -> PrefillBatch:
+    def _pack(self, command: Prefill, marks: Moments) -> PrefillBatch:
         """Chunks one after the other; each layer marks its hand-off, and travels where its chunk has a transfer."""
         tokens = torch.tensor([token for chunk in command.chunks for token in chunk.tokens])
         segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
@@ -68,7 +69,7 @@ class PrefillStage:
         moving = [(c, r) for c, r in zip(command.chunks, batch.rows(), strict=True) if c.transfer is not None]
 
         def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor):
-            marks.append(now_ns())
+            marks.mark()
             for chunk, rows in moving:
                 here = slice(rows.start, rows.stop)
                 first_block = chunk.start // self.cache.block_size

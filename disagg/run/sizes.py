@@ -9,7 +9,8 @@ from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.run.batch import PrefillBatch, Segment
-from disagg.run.clock import now_ns
+from disagg.run.device import settle
+from disagg.run.device_clock import Moments
 from disagg.run.kv_cache import KVCache, KVShape, free_bytes
 from disagg.run.model import Model
 
@@ -37,9 +38,11 @@ def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> floa
     )
     times = []
     for _ in range(passes):
-        marks: list[int] = []
-        batch.on_layer = lambda layer, key, value, marks=marks: marks.append(now_ns())
+        moments = Moments(cache.device)
+        batch.on_layer = lambda layer, key, value, moments=moments: moments.mark()
         model.prefill(cache, batch)
+        settle(cache.device)
+        marks = moments.read()
         times.append((marks[-1] - marks[0]) / 1e9 / max(1, len(marks) - 1))
     return statistics.median(times[1:])
 

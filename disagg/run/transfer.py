@@ -3,10 +3,11 @@
 Which piece goes next is decided in plan/traffic. Order of one copy: the piece is ready (its layer is written and its
 source blocks are pinned) → copy → the digest of what arrived → the dial's deadline → the notice. Nothing is announced
 before its bytes were checked, and a ring slot is given back only after hop two has read it.
+A lane with a GPU at one end keeps the same order on a stream (run/stream_lane): its thread only enqueues, and lands
+what has ended. A landed copy has ended for the host, so any stream that is given work from then on sees its bytes.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,14 +16,23 @@ import torch
 
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
 from disagg.plan.events import WorkerDied
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.device import own_stream, settle
-from disagg.run.digest import digest, digest_blocks
+from disagg.run.device import mark
+from disagg.run.dial import check_triton
+from disagg.run.digest import checksum, digest, digest_blocks
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.punctual import ask_for_short_slices
+from disagg.run.route_cost import RouteCost, measure
+from disagg.run.scratch import Scratch
+from disagg.run.stream_copy import Route, StreamCopier
+from disagg.run.stream_lane import StreamLane
+from disagg.run.text import first_line
+
+LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 
 
 class Transfers:
@@ -37,19 +47,27 @@ class Transfers:
     ):
         shape = next(iter(caches.values())).shape
         self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
-        self.caches, self.shape, self.verify = caches, shape, config.verify_kv
+        self.config, self.caches, self.shape, self.verify = config, caches, shape, config.verify_kv
         self._post, self._record = post, record
-        pinned = any(cache.device.type == "cuda" for cache in caches.values())
-        self._ring = [Scratch(shape.dtype, pinned) for _ in range(self.traffic.ring.total)]
-        self._spilled: dict[int, list[int]] = {}  # request → digests of its layers in host memory
+        self._streams = self._make_streams(config)
+        self._ring = [Scratch(shape.dtype, pinned=bool(self._streams)) for _ in range(self.traffic.ring.total)]
+        if self._streams:
+            self._fill_ring(config)
+        self._spilled: dict[int, list] = {}  # request → digests of its layers in host memory
         self._changed = threading.Condition()
-        self._closing = threading.Event()
+        self.closing = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(name,), name=f"disagg {name}", daemon=True)
             for name in self.traffic.lanes
         ]
 
     def start(self):
+        """What a GPU needs once is done here, before workers capture graphs: a capture wants the device for itself."""
+        for name, lane in self._streams.items():
+            if self.traffic.lanes[name].wire.link.dialled:
+                lane.copier.prepare_dial()
+        if self._streams and self.config.layers_per_copy is None and (cost := self._measure()) is not None:
+            self.traffic.measured(self.config, cost.least_bytes)
         for thread in self._threads:
             thread.start()
 
@@ -71,6 +89,11 @@ class Transfers:
             self._changed.notify_all()
         self._tell(notices)
 
+    def check(self, config: Config):
+        """ConfigError where a setting needs what is not installed."""
+        if self._streams and any(link.dialled for link in config.links):
+            check_triton()
+
     def retune(self, config: Config):
         with self._changed:
             self.traffic.retune(config)
@@ -78,8 +101,10 @@ class Transfers:
     def close(self):
         """Stops the lanes; copies in the air are given up, and their transfers closed."""
         with self._changed:
-            self._closing.set()
+            self.closing.set()
             self._changed.notify_all()
+        for lane in self._streams.values():
+            lane.copier.stop()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -87,24 +112,30 @@ class Transfers:
     # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------
 
     def hand_off(self, transfer: int, layer: int, first_block: int, key: torch.Tensor, value: torch.Tensor):
-        """This layer's K/V [tokens, kv_heads, head_dim] of a chunk are in the cache; they may travel from now on."""
-        settle(key.device)  # a lane's thread reads the cache next
-        left = (digest(key, value), len(key)) if self.verify else None
+        """This layer's K/V [tokens, kv_heads, head_dim] of a chunk are in the cache; they may travel from now on.
+
+        On a GPU they will be when this thread's stream comes there; the host waits for nothing.
+        """
+        summed = checksum if self._streams else digest
+        left = (summed(key, value), len(key)) if self.verify else None
+        written = mark(key.device)
         with self._changed:
             journey = self.traffic.journeys.get(transfer)
             if journey is None:
                 return  # the request ended meanwhile
             journey.digests[layer, first_block] = left
+            journey.written[layer, first_block] = written
             if self.traffic.hand_off(transfer, layer, now_ns()) is not None:
                 self._changed.notify_all()
 
     # ---- a lane's thread ---------------------------------------------------------------------------------------------
 
     def _run(self, name: str):
-        devices = [cache.device for cache in self.caches.values() if cache.device.type == "cuda"]
         ask_for_short_slices()
         try:
-            with own_stream(devices[0] if devices else torch.device("cpu")):
+            if name in self._streams:
+                self._streams[name].serve()
+            else:
                 self._serve_lane(name)
         except BaseException as error:
             self._post(WorkerDied(Worker(f"lane {name}", 0), f"{type(error).__name__}: {error}"))
@@ -115,37 +146,42 @@ class Transfers:
         occupying: Flight | None = None
         flying: deque[Flight] = deque()
         scratch = Scratch(self.shape.dtype)
-        while not self._closing.is_set():
+        while not self.closing.is_set():
             now = now_ns()
             if flying and flying[0].landing_ns <= now:
-                self._land(flying.popleft())
+                self.land(flying.popleft())
                 continue
             if occupying is not None and occupying.busy_until_ns <= now:
                 occupying = None
             if occupying is None:
-                flight = self._next(name, flying[0].landing_ns if flying else None)
+                flight = self.next(name, flying[0].landing_ns if flying else None)
                 if flight is None:
                     continue
                 if self._copy(flight, scratch):
                     occupying = flight
                     flying.append(flight)
             else:
-                wait_until(min(flying[0].landing_ns, occupying.busy_until_ns), self._closing)
+                wait_until(min(flying[0].landing_ns, occupying.busy_until_ns), self.closing)
         for flight in flying:
-            self._failed(flight, f"copy on lane {name!r} was given up: the engine closes")
+            self.give_up(flight)
 
-    def _next(self, name: str, landing_ns: int | None) -> Flight | None:
-        """The lane's next copy; None when it is time for a landing, or to stop."""
+    def take(self, name: str) -> Flight | None:
+        """The lane's next copy, where one is ready."""
         with self._changed:
-            while (flight := self.traffic.start(name)) is None and not self._closing.is_set():
-                if landing_ns is not None and landing_ns - now_ns() < 2 * COARSE_NS:
+            return self.traffic.start(name)
+
+    def next(self, name: str, landing_ns: int | None, coarse_ns: int = COARSE_NS) -> Flight | None:
+        """The lane's next copy; None when it is time for a landing, or to stop. Its last part is waited out exactly."""
+        with self._changed:
+            while (flight := self.traffic.start(name)) is None and not self.closing.is_set():
+                if landing_ns is not None and landing_ns - now_ns() < 2 * coarse_ns:
                     break
-                self._changed.wait(None if landing_ns is None else (landing_ns - now_ns() - COARSE_NS) / 1e9)
+                self._changed.wait(None if landing_ns is None else (landing_ns - now_ns() - coarse_ns) / 1e9)
         if flight is None and landing_ns is not None:
-            wait_until(landing_ns, self._closing)
+            wait_until(landing_ns, self.closing)
         return flight
 
-    def _copy(self, flight: Flight, scratch: "Scratch") -> bool:
+    def _copy(self, flight: Flight, scratch: Scratch) -> bool:
         """Moves the bytes and checks what arrived, within the time that the dial gives; False where it failed."""
         began = now_ns()
         try:
@@ -153,35 +189,32 @@ class Transfers:
             moved = now_ns()
             wrong = self._wrong_layer(flight, data) if self.verify else None
         except Exception as error:
-            self._failed(flight, f"copy on lane {flight.lane!r} failed: {type(error).__name__}: {error}")
+            self.raised(flight, error)
             return False
         if wrong is not None:
-            piece = flight.piece
-            where = f"layer {wrong}, blocks {piece.block} to {piece.block_end - 1}"
-            self._failed(flight, f"digest differs after hop {flight.lane!r}: request {piece.request}, {where}")
+            self.differs(flight, wrong)
             return False
         if not self.traffic.lanes[flight.lane].wire.link.dialled:
             flight.start_ns, flight.busy_until_ns, flight.landing_ns = began, moved, now_ns()
         return True
 
-    def _move(self, flight: Flight, scratch: "Scratch") -> torch.Tensor:
+    def _move(self, flight: Flight, scratch: Scratch) -> torch.Tensor:
         """From the source's blocks or the ring's slot to the slot or the target's blocks; returns what it read."""
         piece = flight.piece
         layers = range(piece.layer, piece.layer_end)
         if flight.hop_two:
-            data = self._ring_view(flight)
+            data = self.ring_view(flight)
         else:
             source = self.caches[piece.source]
             shape = block_shape(self.shape, piece, source.block_size)
-            out = self._ring_view(flight) if flight.hop_one else scratch.view(shape)
+            out = self.ring_view(flight) if flight.hop_one else scratch.view(shape)
             data = source.fetch_blocks(layers, piece.blocks, out)
         if not flight.hop_one:
             target = self.caches[flight.target]
             target.store_blocks(layers, flight.target_blocks, data)
-            settle(target.device)
         return data
 
-    def _ring_view(self, flight: Flight) -> torch.Tensor:
+    def ring_view(self, flight: Flight) -> torch.Tensor:
         """The slot's buffer in the shape of the piece; a larger piece than ever before enlarges it."""
         shape = block_shape(self.shape, flight.piece, next(iter(self.caches.values())).block_size)
         return self._ring[flight.slot].view(shape)
@@ -206,17 +239,93 @@ class Transfers:
         """K/V that no prefill hook reported: all bytes of the blocks as they leave, or as they were spilled."""
         piece, tokens = flight.piece, data.shape[2] * data.shape[3]
         fetching = piece.source.role == "host"
-        digests = self._spilled.pop(piece.request) if fetching else digest_blocks(data, tokens)
+        digests = self.take_spilled(piece.request) if fetching else digest_blocks(data, tokens)
         for layer, left in zip(range(piece.layer, piece.layer_end), digests, strict=True):
             journey.digests[layer, piece.block] = (left, tokens)
         if flight.lane.startswith("spill"):
-            with self._changed:
-                if not journey.aborted:  # else its request may have been forgotten already
-                    self._spilled[piece.request] = digests
+            self.keep_spilled(journey, digests)
 
-    def _land(self, flight: Flight):
+    def keep_spilled(self, journey: Journey, digests: list):
+        """What a request's layers were when they left for host memory."""
         with self._changed:
-            landed = now_ns()
+            if not journey.aborted:  # else its request may have been forgotten already
+                self._spilled[journey.send.request] = digests
+
+    def take_spilled(self, request: int) -> list:
+        return self._spilled.pop(request)
+
+    def _make_streams(self, config: Config) -> dict[str, StreamLane]:
+        """A lane's streams on the GPUs that it joins; none where all memories are the host's."""
+        gpus = {name: cache.data.device for name, cache in self.caches.items() if on_gpu(cache)}
+        if not gpus:
+            return {}
+        if any(link.dialled for link in config.links):
+            check_triton()
+        lanes = {}
+        for name in self.traffic.lanes:
+            kind, index = name.split()
+            here = gpus[Worker("prefill" if kind in ("direct", "down") else "decode", int(index))]
+            there = gpus[Worker("decode", 0)] if kind == "direct" else here
+            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype))
+        return lanes
+
+    def _fill_ring(self, config: Config):
+        """Pinned memory is slow to get: slots take what a chunk's copy needs before the first one flies."""
+        layers = min(self.traffic.layers_per_copy, self.shape.layers)
+        tokens = min(config.chunk_tokens, config.prefill_blocks * config.block_size)
+        nbytes = layers * tokens * self.shape.layer_token_bytes
+        try:
+            for slot in self._ring:
+                slot.view((layers, 2, tokens, self.shape.kv_heads, self.shape.head_dim))
+        except (MemoryError, RuntimeError) as error:
+            raise EngineError(
+                f"no room for the ring in pinned host memory: {len(self._ring) * nbytes:,} bytes asked "
+                f"({len(self._ring)} slots of {nbytes:,}). Lower ring_slots, layers_per_copy or chunk_tokens of the "
+                f"Config. {first_line(error)}"
+            ) from None
+
+    def _measure(self) -> RouteCost | None:
+        """A small copy and a large one on the first hand-off lane, before anybody uses a block; None without one."""
+        lane = next(iter(self._streams.values()))
+        kind = lane.name.split()[0]
+        source, target = self.caches.get(Worker("prefill", 0)), self.caches[Worker("decode", 0)]
+        if kind not in ("direct", "down"):
+            return None
+        block_bytes = self.traffic.layer_block_bytes
+        count = min(source.num_blocks, target.num_blocks, 8)
+        layers = max(1, min(self.shape.layers, LARGE_BYTES // (count * block_bytes)))
+
+        def route(layers: int, count: int) -> Route:
+            shape, blocks = (layers, 2, count, *source.data.shape[3:]), tuple(range(count))
+            if kind == "down":
+                return Route(range(layers), source, blocks, None, (), self._ring[0].view(shape))
+            return Route(range(layers), source, blocks, target, blocks, None)
+
+        cost = measure(lane.copier, route(1, 1), route(layers, count), block_bytes)
+        link = self.traffic.lanes[lane.name].wire.link
+        return RouteCost(max(cost.fixed_s, link.fixed_s), min(cost.bandwidth, link.bandwidth))
+
+    def clock_in_words(self) -> str:
+        """How well events of GPUs stand on the host's clock; nothing to say where copies are timed by the host."""
+        errors = [clock.error_ns for lane in self._streams.values() for clock in lane.copier.clocks]
+        return f", copies timed to {max(errors) / 1e3:.1f} us" if errors else ""
+
+    # ---- how a copy ends ---------------------------------------------------------------------------------------------
+
+    def give_up(self, flight: Flight):
+        self._failed(flight, f"copy on lane {flight.lane!r} was given up: the engine closes")
+
+    def raised(self, flight: Flight, error: Exception):
+        self._failed(flight, f"copy on lane {flight.lane!r} failed: {type(error).__name__}: {error}")
+
+    def differs(self, flight: Flight, layer: int):
+        piece = flight.piece
+        where = f"layer {layer}, blocks {piece.block} to {piece.block_end - 1}"
+        self._failed(flight, f"digest differs after hop {flight.lane!r}: request {piece.request}, {where}")
+
+    def land(self, flight: Flight):
+        with self._changed:
+            landed = flight.landing_ns if flight.lane in self._streams else now_ns()
             notices = self.traffic.finish(flight)
             self._changed.notify_all()
         self._record(flight.span(landed))
@@ -237,16 +346,8 @@ class Transfers:
         self._spilled.pop(request, None)
 
 
-class Scratch:
-    """A staging buffer in host memory, kept between copies: fresh large ones cost page faults."""
-
-    def __init__(self, dtype: torch.dtype, pinned: bool = False):
-        self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype)
-
-    def view(self, shape: tuple[int, ...]) -> torch.Tensor:
-        if self._flat.numel() < math.prod(shape):
-            self._flat = torch.empty(math.prod(shape), dtype=self._flat.dtype, pin_memory=self.pinned)
-        return self._flat[: math.prod(shape)].view(shape)
+def on_gpu(cache: KVCache) -> bool:
+    return cache.device.type == "cuda"
 
 
 def block_shape(shape: KVShape, piece: Piece, block_size: int) -> tuple[int, ...]:

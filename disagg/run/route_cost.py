@@ -1,0 +1,43 @@
+"""What a copy on a GPU's route costs: a fixed part, the host's launches included, and a bandwidth. Measured once.
+
+Where Config.layers_per_copy is None, layers are put together until the fixed part is a small share of their copy: one
+layer of a long prompt, some of a shorter one, and a short prompt whole.
+"""
+
+from typing import NamedTuple
+
+from disagg.run.clock import now_ns
+from disagg.run.stream_copy import Route, StreamCopier
+
+SHARE = 0.2  # of a copy's time that may be its fixed part
+TRIES = 5
+
+
+class RouteCost(NamedTuple):
+    fixed_s: float
+    bandwidth: float  # bytes a second
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest copy whose fixed part is no more than SHARE of it."""
+        return round(self.fixed_s * self.bandwidth * (1 - SHARE) / SHARE)
+
+
+def cost_of(small: tuple[int, float], large: tuple[int, float]) -> RouteCost:
+    """The line through two copies (bytes, seconds)."""
+    rate = max(large[1] - small[1], 1e-9) / max(1, large[0] - small[0])  # noise may turn a tiny pair around
+    return RouteCost(max(0.0, small[1] - small[0] * rate), 1 / rate)
+
+
+def measure(copier: StreamCopier, small: Route, large: Route, block_bytes: int) -> RouteCost:
+    """Copies both routes a few times, from blocks that nobody uses yet; the shortest times count."""
+    found = []
+    with copier.current():
+        for route in (small, large):
+            seconds = []
+            for _ in range(TRIES):
+                began = now_ns()
+                copier.launch(None, route, None, None).seen.synchronize()
+                seconds.append((now_ns() - began) / 1e9)
+            found.append((len(route.layers) * len(route.blocks) * block_bytes, min(seconds[1:])))
+    return cost_of(*found)

@@ -1,0 +1,119 @@
+"""The thread of a lane with a GPU at one end: it enqueues copies ahead of the wire, and lands what has ended.
+
+Nothing of a transfer is reported closed before the host has seen the end of its last copy on the streams.
+"""
+
+from collections import deque
+
+import torch
+
+from disagg.plan.traffic import Flight
+from disagg.run.clock import SPIN_NS, now_ns, wait_until
+from disagg.run.stream_copy import Aloft, Route, StreamCopier
+
+AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
+
+
+class StreamLane:
+    """Serves one lane of `transfers`, which decide what goes next and hear how each copy ended."""
+
+    def __init__(self, name: str, transfers, copier: StreamCopier):
+        self.name, self.transfers, self.copier = name, transfers, copier
+        self._aloft: deque[Aloft] = deque()  # on the streams
+        self._flying: deque[Flight] = deque()  # off the wire, within its latency
+
+    def serve(self):
+        with self.copier.current():
+            while not self.transfers.closing.is_set():
+                self._step()
+            self.copier.stop()  # also of a dial that was made since the engine said so
+            self.copier.drain()  # only now does nothing read or write for these transfers
+        for flight in [*self._flying, *(copy.flight for copy in self._aloft)]:
+            self.transfers.give_up(flight)
+
+    def _step(self):
+        """The first of: a landing that is due, a copy that can be enqueued, the next end or landing, a new copy."""
+        transfers, aloft, flying = self.transfers, self._aloft, self._flying
+        landing_ns = flying[0].landing_ns if flying else None
+        if landing_ns is not None and landing_ns <= now_ns():
+            transfers.land(flying.popleft())
+        elif len(aloft) < AHEAD and (flight := transfers.take(self.name)) is not None:
+            self._launch(flight)
+        elif aloft and (landing_ns is None or aloft[0].flight.busy_until_ns <= landing_ns):
+            self._finish(aloft.popleft())
+        elif aloft:
+            wait_until(landing_ns, transfers.closing)
+        elif (flight := transfers.next(self.name, landing_ns, SPIN_NS)) is not None:
+            self._launch(flight)
+
+    @property
+    def _link(self):
+        return self.transfers.traffic.lanes[self.name].wire.link
+
+    def _launch(self, flight: Flight):
+        """Puts a copy on the streams; it waits there for the event behind its K/V."""
+        piece, link = flight.piece, self._link
+        journey = self.transfers.traffic.journeys[piece.transfer]
+        written = None if flight.hop_two else journey.written.get((piece.layer_end - 1, piece.block))
+        try:
+            check = self._check(flight) if self.transfers.verify else {}
+            occupancy_ns = link.occupancy_ns(piece.nbytes) if link.dialled else None
+            self._aloft.append(self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check))
+        except Exception as error:
+            self.copier.drain()  # part of the copy may be on the streams
+            self.transfers.raised(flight, error)
+
+    def _finish(self, copy: Aloft):
+        """Waits for a copy's end, without the interpreter, and checks it."""
+        flight = copy.flight
+        try:
+            left, found = copy.finish(round(self._link.latency_s * 1e9))
+            wrong = self._wrong_layer(flight, left, found) if self.transfers.verify else None
+        except Exception as error:
+            self.transfers.raised(flight, error)
+            return
+        if wrong is not None:
+            self.transfers.differs(flight, wrong)
+        else:
+            self._flying.append(flight)
+
+    def _route(self, flight: Flight) -> Route:
+        piece, caches = flight.piece, self.transfers.caches
+        return Route(
+            range(piece.layer, piece.layer_end),
+            None if flight.hop_two else caches[piece.source], piece.blocks,
+            None if flight.hop_one else caches[flight.target], flight.target_blocks,
+            self.transfers.ring_view(flight) if flight.slot is not None else None,
+        )  # fmt: skip
+
+    # ---- checksums ---------------------------------------------------------------------------------------------------
+
+    def _known(self, flight: Flight) -> tuple[object, int]:
+        """What left in the piece's first layer (on the device, as numbers, or None), and how many tokens it covers."""
+        piece, transfers = flight.piece, self.transfers
+        everything = len(piece.blocks) * next(iter(transfers.caches.values())).block_size
+        return transfers.traffic.journeys[piece.transfer].digests.get((piece.layer, piece.block), (None, everything))
+
+    def _check(self, flight: Flight) -> dict:
+        """Which checksums the copy takes along."""
+        piece, (left, tokens) = flight.piece, self._known(flight)
+        digests = self.transfers.traffic.journeys[piece.transfer].digests
+        layers = range(piece.layer, piece.layer_end)
+        known = [digests[layer, piece.block][0] for layer in layers] if isinstance(left, torch.Tensor) else None
+        return dict(check_tokens=tokens, left=known, departs=left is None and piece.source.role != "host")
+
+    def _wrong_layer(self, flight: Flight, left: list[tuple], found: list[tuple]) -> int | None:
+        """The first layer whose checksums are not those that left; these are plain numbers from here on."""
+        piece, transfers = flight.piece, self.transfers
+        journey = transfers.traffic.journeys[piece.transfer]
+        layers = range(piece.layer, piece.layer_end)
+        first, tokens = self._known(flight)
+        if isinstance(first, tuple):
+            left = [journey.digests[layer, piece.block][0] for layer in layers]
+        elif first is None and piece.source.role == "host":
+            left = transfers.take_spilled(piece.request)
+        for layer, sums in zip(layers, left, strict=True):
+            journey.digests[layer, piece.block] = (sums, tokens)
+        if flight.lane.startswith("spill"):
+            transfers.keep_spilled(journey, left)
+        return next((layer for layer, a, b in zip(layers, left, found, strict=True) if a != b), None)

@@ -1,0 +1,82 @@
+"""CUDA's streams and events on the CPU: everything is done at once, and events carry the host's time.
+
+It shows that the lanes of a GPU move the right bytes in the right order of calls; races need a GPU.
+"""
+
+import contextlib
+import struct
+
+import torch
+
+from disagg.run import device_clock, stream_copy, transfer
+from disagg.run.clock import now_ns
+
+
+class FakeEvent:
+    def __init__(self, enable_timing=False):
+        self.at_ns = None
+
+    def record(self, stream=None):
+        self.at_ns = now_ns()
+
+    def synchronize(self):
+        assert self.at_ns is not None, "nobody recorded it"
+
+    def elapsed_time(self, later) -> float:
+        """Milliseconds in float32, as CUDA gives them."""
+        return struct.unpack("f", struct.pack("f", (later.at_ns - self.at_ns) / 1e6))[0]
+
+
+class FakeStream:
+    def __init__(self, device=None, priority=0):
+        self.waited = []
+
+    def wait_event(self, event):
+        assert event.at_ns is not None, "waits for what nobody recorded"
+        self.waited.append(event)
+
+    def wait_stream(self, other):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+class FakeDial:
+    def __init__(self, device):
+        self.deadlines, self.stopped = [0], False
+
+    def post(self, occupancy_ns):
+        self.deadlines.append(max(now_ns(), self.deadlines[-1]) + occupancy_ns)
+
+    def hold(self):
+        while now_ns() < self.deadlines[-1] and not self.stopped:
+            pass
+
+    def stop(self):
+        self.stopped = True
+
+
+def fake_cuda(monkeypatch, host_blocks: int):
+    """From here on, caches of other than `host_blocks` blocks pass for those of a GPU."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for name in ("tensor", "zeros", "empty"):
+        make = getattr(torch, name)
+        unpinned = lambda *args, make=make, pin_memory=False, **fields: make(*args, **fields)  # noqa: E731
+        monkeypatch.setattr(torch, name, unpinned)
+    clocks = {}
+    clock_of = lambda device: clocks.setdefault(device, device_clock.DeviceClock(device))  # noqa: E731
+    monkeypatch.setattr(stream_copy, "clock_of", clock_of)
+    monkeypatch.setattr(stream_copy, "DeviceDial", FakeDial)
+    monkeypatch.setattr(transfer, "check_triton", lambda: None)
+    monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
+    monkeypatch.setattr(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
+
+    def mark(device):
+        event = FakeEvent()
+        event.record()
+        return event
+
+    monkeypatch.setattr(transfer, "mark", mark)
