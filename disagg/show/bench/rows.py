@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from disagg.run.machine import machine
@@ -73,8 +74,8 @@ def show(rows: Iterable[Row | LeftOut], console: Console, title: str):
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         if isinstance(row, LeftOut):
-            table.add_row(row.name, "", "", "", "left out", "", row.reason)
+            table.add_row(escape(row.name), "", "", "", "left out", "", escape(row.reason))
             continue
         mark = {None: "", True: "met", False: "[bold]missed[/bold]"}[row.met]
-        table.add_row(row.name, f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), row.note)
+        table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), escape(row.note))
     console.print(table)

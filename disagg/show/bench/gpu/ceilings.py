@@ -48,24 +48,35 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 10,
 
 
 def measure(device: torch.device, side: int, copied_bytes: int, pinned_bytes: int) -> Limits:
-    """Random data in the product: zeros run faster than any model's weights."""
-    on_gpu = device.type == "cuda"
-    source = torch.empty(copied_bytes // 2, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy_s = seconds(lambda: target.copy_(source), device)
-    del source, target
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    """All four; what they took is given back."""
+    limits = Limits(
+        copied_bytes / copy_s(device, copied_bytes // 2), 2 * side**3 / product_s(device, side),
+        *(pinned_bytes / took for took in pinned_s(device, pinned_bytes)),
+    )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return limits
+
+
+def copy_s(device: torch.device, nbytes: int) -> float:
+    source, target = (torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
+    return seconds(lambda: target.copy_(source), device)
+
+
+def product_s(device: torch.device, side: int) -> float:
+    """Random data: zeros run faster than any model's weights."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    product_s = seconds(lambda: torch.mm(left, right, out=out), device)
-    here = torch.empty(pinned_bytes, dtype=torch.uint8, device=device)
-    host = torch.empty(pinned_bytes, dtype=torch.uint8, pin_memory=on_gpu)
-    down_s = seconds(lambda: host.copy_(here, non_blocking=True), device)
-    up_s = seconds(lambda: here.copy_(host, non_blocking=True), device)
-    del left, right, out, here, host
-    if on_gpu:
-        torch.cuda.empty_cache()
-    return Limits(copied_bytes / copy_s, 2 * side**3 / product_s, pinned_bytes / down_s, pinned_bytes / up_s)
+    return seconds(lambda: torch.mm(left, right, out=out), device)
+
+
+def pinned_s(device: torch.device, nbytes: int) -> tuple[float, float]:
+    """Down to pinned host memory, and up."""
+    here = torch.empty(nbytes, dtype=torch.uint8, device=device)
+    host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    down, up = (lambda: host.copy_(here, non_blocking=True)), (lambda: here.copy_(host, non_blocking=True))
+    return seconds(down, device), seconds(up, device)
 
 
 def rows(stand) -> Iterator[Row]:

@@ -8,7 +8,6 @@ import torch
 
 from disagg.plan.request import Request
 from disagg.plan.results import Run
-from disagg.run.engine import Engine
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.rows import Row
 
@@ -21,7 +20,7 @@ def rows(stand: Stand) -> Iterator[Row]:
     count, prompt, new = stand.scale.paged
     total = [prompt + new] * count
     host = count * -(-(prompt + new + 1) // stand.scale.block)
-    engine = stand.engine("paged", total, prefill=max(count * prompt // 4, 2 * prompt), max_batch=count,
+    engine = stand.engine("paged", total, prefill=max(count * prompt // 4, 2 * (prompt + new)), max_batch=count,
                           host_blocks=host, **stand.split)  # fmt: skip
     room = engine.config.decode_blocks
     requests = stand.requests([prompt] * count, new)

@@ -31,7 +31,7 @@ with Engine(Config.preset("dynamic", **json.loads(sys.argv[1]))) as engine:
 
 
 def rows(stand: Stand) -> Iterator[Row]:
-    """Import, random weights, compile, capture, and a first answer; the second process finds what the first compiled."""
+    """Import, random weights, compile, capture, and a first answer; the second process finds the cache full."""
     stand.close()
     scale, device = stand.scale, stand.device
     options = dict(

@@ -75,12 +75,14 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             for side in (rate(engine), theirs):
                 side(short(work(stand, name, seed=1)))
             pairs = alternate(stand, name, rate(engine), theirs, scale.rounds)
-            yield ratio_row(f"colocated_over_nanovllm[{shape},{name}]", pairs, 1.05, f"work {name}, record=False")
+            what = f"work {name}, ours greedy without a timeline, theirs sampled as in its bench"
+            yield ratio_row(f"colocated_over_nanovllm[{shape},{name}]", pairs, 1.05, what)
         engine = stand.engine("dynamic", lengths(stand, "A"), max_batch=64, **stand.split)
         rate(engine)(short(work(stand, "A", seed=2)))
         pairs = alternate(stand, "A", rate(engine), theirs, scale.rounds)
         gaps = engine.serve(work(stand, "A", seed=3), record=False).metrics().itl_s
-        what = f"work A, {gap_words(gaps)}; nano-vllm's {gap_words(Percentiles.of(peer.serve(work(stand, 'A', 4)).gaps_s))}"
+        theirs = Percentiles.of(peer.serve(work(stand, "A", seed=4)).gaps_s)
+        what = f"work A, {gap_words(gaps)}; nano-vllm's {gap_words(theirs)}"
         yield ratio_row("dynamic_over_nanovllm", pairs, 0.6, f"{what}; {stand.split['sm_split']} SMs for decode")
     finally:
         peer.close()
@@ -116,8 +118,8 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     stand.say(f"a request every {1e3 * every_s:.0f} ms")
     mine = engine.serve(spaced, record=False).metrics().ttft_s.p50
     queued = percentile(peers.queue_waits(spaced, answers), 0.5)
-    note = (f"{len(spaced)} requests, one every {1e3 * every_s:.1f} ms: {queued:.1f} against {mine:.3f} s; `generate`'s "
-            "queue is summed up from its answers' own times")  # fmt: skip
+    note = f"{len(spaced)} requests, one every {1e3 * every_s:.1f} ms: {queued:.1f} against {mine:.3f} s; "
+    note += "the queue before `generate` is summed up from how long its answers take alone"
     yield Row("generate_ttft_p50_over_ours", queued / mine, "×", 100, len(spaced), note, at_most=False)
 
 

@@ -9,7 +9,7 @@ from disagg.plan.timeline import Span
 from disagg.run.engine import Engine
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.gpu.steps import full_steps
-from disagg.show.bench.rows import Row
+from disagg.show.bench.rows import LeftOut, Row
 
 ROUTES = {"bulk": "split", "direct": "streamed", "staged": "staged"}  # route → preset
 
@@ -80,7 +80,7 @@ def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[floa
 # ---- beside hand-offs ------------------------------------------------------------------------------------------------
 
 
-def gap_rows(stand: Stand) -> Iterator[Row]:
+def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     """Each route: the residents' gaps beside prefills that are handed off, over the same prefills that are not."""
     scale = stand.scale
     residents = stand.requests(stand.resident_prompts, scale.beside)
@@ -99,7 +99,8 @@ def gap_rows(stand: Stand) -> Iterator[Row]:
                     found[new] += gaps_between(run, scale.residents, *window)
         without, with_ = (percentile(found[new], 0.99) for new in (1, 2))
         if not without or not with_:
-            continue  # on a machine where the residents ended first
+            yield LeftOut(f"decode_gap_p99[{route}]", "no two steps of all residents lay beside the prefills")
+            continue
         note = (f"{1e3 * with_:.2f} against {1e3 * without:.2f} ms, p50 {1e3 * percentile(found[2], 0.5):.2f} and "
                 f"{1e3 * percentile(found[1], 0.5):.2f}; steps that a newcomer shares left out")  # fmt: skip
         yield Row(f"decode_gap_p99[{route}]", with_ / without, "of no transfer", 1.05, len(found[2]), note)

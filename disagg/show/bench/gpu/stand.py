@@ -56,7 +56,7 @@ class Scale:
 
 
 SMALL = Scale(
-    context=40, batches=(1, 2), steps=4, prompts=(32, 64), streamed=64, long=96, long_count=3, residents=2, beside=24,
+    context=48, batches=(1, 2), steps=4, prompts=(32, 64), streamed=64, long=96, long_count=3, residents=2, beside=60,
     hand_offs=2, repeats=2, dials=(0.0, 4.0), dials_us=(2000,), dial_copies=2, block=16, chunk=96,
     work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1, paged=(8, 24, 40), side=128,
     copied_bytes=1 << 20, pinned_bytes=1 << 20,

@@ -52,7 +52,7 @@ def chosen(only: str | None) -> dict[str, Group]:
 
 
 def suite(say: Say, shape: str, only: str | None = None, sm_split: int = 32) -> Iterator[Row | LeftOut]:
-    """Rows as they are measured; a group's failure is a left-out row with the reason, and its traceback on the screen."""
+    """Rows as they are measured; a group that fails is a left-out row with the reason, and a traceback."""
     groups, stand = chosen(only), Stand(shape, say, sm_split)
     try:
         if "ceilings" not in groups and set(groups) != {"ready"}:
