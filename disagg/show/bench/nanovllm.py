@@ -55,21 +55,31 @@ def _module(name: str):
     return importlib.import_module(name)
 
 
+def room_for_each(model: Model, tokens: int) -> tuple[int, int]:
+    """Bytes of K/V that either engine gets for that many tokens where both share the GPU, and what is free now."""
+    free, _ = torch.cuda.mem_get_info(torch.device(model.device))
+    room = (free - weight_bytes(model) - 2 * WORKSPACE) // 2
+    return min(tokens * model.shape.token_bytes, room), free
+
+
+def weight_bytes(model: Model) -> int:
+    return sum(parameter.nbytes for parameter in model.module.parameters())
+
+
 class NanoVllm:
     """Its engine in this process, with room for `kv_bytes` of K/V. Close it: it holds that memory."""
 
     def __init__(self, model: Model, kv_bytes: int):
         runner, llm = _module("nanovllm.engine.model_runner"), _module("nanovllm.llm")
         runner.load_model = draw_weights
-        self._device, dtype = torch.device(model.device), torch.get_default_dtype()
-        free, total = torch.cuda.mem_get_info(self._device)
-        weights = sum(p.nbytes for p in model.module.parameters())
-        used = total - free + weights + WORKSPACE
+        dtype = torch.get_default_dtype()
+        free, total = torch.cuda.mem_get_info(torch.device(model.device))
+        used = total - free + weight_bytes(model) + WORKSPACE
         with tempfile.TemporaryDirectory() as folder:
             write_folder(Path(folder), model)
             try:
                 self._engine = llm.LLM(folder, max_model_len=LONGEST,
-                                       gpu_memory_utilization=min(0.95, (used + kv_bytes) / total))  # fmt: skip
+                                       gpu_memory_utilization=min(0.97, (used + kv_bytes) / total))  # fmt: skip
             finally:  # it sets torch's defaults for the whole process
                 torch.set_default_device(None)
                 torch.set_default_dtype(dtype)

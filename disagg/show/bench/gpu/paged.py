@@ -19,7 +19,7 @@ def rows(stand: Stand) -> Iterator[Row]:
     count, prompt, new = stand.scale.paged
     each = -(-(prompt + new + 1) // stand.scale.block)
     engine = stand.engine("paged", [prompt + new] * count, prefill=max(count * prompt // 4, 2 * (prompt + new)),
-                          max_batch=count, host_blocks=max(each, count * each // 4), **stand.split)  # fmt: skip
+                          max_batch=count, host_blocks=max(each, count * each // 2), **stand.split)  # fmt: skip
     kept = sorted({1, count // 2, count - 2, count - 1})  # the last ones are preempted first
     requests = stand.requests([prompt] * count, new)
     for index in kept:

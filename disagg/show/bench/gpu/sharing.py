@@ -83,7 +83,7 @@ def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[floa
 def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     """Each route: the residents' gaps beside prefills that are handed off, over the same prefills that are not."""
     scale = stand.scale
-    residents = stand.requests(stand.resident_prompts, scale.beside)
+    residents = stand.requests(stand.resident_prompts, 3 * scale.beside // 5)
     for route, preset in ROUTES.items():
         engine = stand.engine(preset, pool(stand, scale.streamed, scale.hand_offs), max_batch=scale.residents + 16,
                               **stand.split)  # fmt: skip

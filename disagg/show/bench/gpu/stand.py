@@ -49,15 +49,15 @@ class Scale:
     work_b: tuple = (256, 100, 1024)  # requests, least and most tokens, in and out
     rounds: int = 2
     one_by_one: int = 3  # requests of each length that `generate` answers alone
-    paged: tuple = (56, 128, 3000)  # requests, prompt, new tokens
+    paged: tuple = (64, 128, 3000)  # requests, prompt, new tokens
     side: int = 8192  # of the square matrices
     copied_bytes: int = 4 << 30
     pinned_bytes: int = 256 << 20
 
 
 SMALL = Scale(
-    context=48, batches=(1, 2), steps=4, prompts=(32, 64), streamed=64, long=96, long_count=3, residents=2, beside=60,
-    hand_offs=6, repeats=2, dials=(0.0, 4.0), dials_us=(2000,), dial_copies=2, block=16, chunk=96,
+    context=64, batches=(1, 2), steps=4, prompts=(32, 64), streamed=64, long=96, long_count=3, residents=2, beside=100,
+    hand_offs=12, repeats=2, dials=(0.0, 4.0), dials_us=(2000,), dial_copies=2, block=16, chunk=96,
     work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1, paged=(8, 10, 60), side=128,
     copied_bytes=1 << 20, pinned_bytes=1 << 20,
 )  # fmt: skip
