@@ -38,10 +38,17 @@ def test_a_group_runs_alone_and_brings_the_ceilings(group):
 
 
 @on_cpu
+def test_gaps_beside_hand_offs_are_rows_or_say_that_none_was_seen():
+    rows = [row for row in suite.suite(lambda text: None, "tiny", "gaps") if row.name.startswith("decode_gap_p99")]
+    assert [row.name for row in rows] == [f"decode_gap_p99[{route}]" for route in ("bulk", "direct", "staged")]
+    assert all(row.value > 0 if isinstance(row, Row) else "residents" in row.reason for row in rows)
+
+
+@on_cpu
 def test_steps_count_the_bytes_they_read():
     rows = rows_of("step_over_floor")
     assert rows["step_over_floor[1]"].bar == 1.35 and rows["gap_over_graph[2]"].bar == 1.05
-    assert rows["step_over_floor[1]"].value > 1 and "mean context 6" in rows["step_over_floor[1]"].note
+    assert rows["step_over_floor[1]"].value > 1 and "mean context 12" in rows["step_over_floor[1]"].note
 
 
 @on_cpu

@@ -1,15 +1,11 @@
 """The dial of the wire under load: does a copy land when it should while both workers are busy?"""
 
 import statistics
-import time
 from collections.abc import Iterator
 
 from disagg.plan.link import Link
 from disagg.plan.metrics import percentile
-from disagg.plan.request import Request
-from disagg.run.engine import Engine
-from disagg.run.handle import Handle
-from disagg.show.bench.gpu.sharing import pool
+from disagg.show.bench.gpu.sharing import company, pool
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.rows import Row
 
@@ -25,15 +21,13 @@ def rows(stand: Stand) -> Iterator[Row]:
     for index, us in enumerate(scale.dials_us):
         stand.say(f"a dial of {us} µs a layer, both workers busy")
         engine.retune(link=None)
-        residents = on_board(engine, stand.requests(stand.resident_prompts, scale.beside))
-        engine.retune(link=Link(fixed_s=us / 1e6))
         busy = stand.requests([scale.streamed] * PER_COPY * scale.dial_copies, 1, seed=2 * index)
         moved = stand.requests([scale.block] * scale.dial_copies, 2, seed=2 * index + 1)
         mixed = [r for i, one in enumerate(moved) for r in (*busy[PER_COPY * i : PER_COPY * (i + 1)], one)]
-        run = engine.serve(mixed)
-        busy_still = sum(not handle.done for handle in residents)
-        for handle in residents:
-            handle.cancel()
+        with company(engine, stand.requests(stand.resident_prompts, scale.beside)) as residents:
+            engine.retune(link=Link(fixed_s=us / 1e6))
+            run = engine.serve(mixed)
+            busy_still = sum(not handle.done for handle in residents)
         copies = [s for s in run.timeline.spans if s.kind == "copy"]
         off = [100 * abs((s.end_ns - s.start_ns) / (1e3 * us) - 1) for s in copies]
         median_us = statistics.median(s.end_ns - s.start_ns for s in copies) / 1e3
@@ -42,11 +36,3 @@ def rows(stand: Stand) -> Iterator[Row]:
         bar = 5.0 if us >= 200 else 100 * LATE_US / us
         yield Row(f"dial_error_pct[{us}]", percentile(off, 0.95), "%", bar, len(copies), note)
     engine.retune(link=None)
-
-
-def on_board(engine: Engine, requests: list[Request]) -> list[Handle]:
-    """Submits requests and waits until each of them decodes."""
-    handles = [engine.submit(request) for request in requests]
-    while any(len(handle.so_far.token_ids) < 2 and not handle.done for handle in handles):
-        time.sleep(0.002)
-    return handles

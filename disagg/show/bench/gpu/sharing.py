@@ -1,12 +1,17 @@
 """One GPU for both workers: what prefill and hand-offs do to decode's gaps, by SMs and by streams."""
 
+import contextlib
+import time
 from collections.abc import Iterator
 
+from disagg.plan.errors import EngineError
 from disagg.plan.link import Link
 from disagg.plan.metrics import percentile
+from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.plan.timeline import Span
 from disagg.run.engine import Engine
+from disagg.run.handle import Handle
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.gpu.steps import full_steps
 from disagg.show.bench.rows import LeftOut, Row
@@ -22,10 +27,24 @@ def gaps_between(run: Run, rows: int, start_ns: int, end_ns: int) -> list[float]
             if b.index == a.index + 1 and a.start_ns >= start_ns and b.end_ns <= end_ns]  # fmt: skip
 
 
-def passes_of(run: Run, tokens: int) -> list[Span]:
-    """Prefill passes that held that many tokens, by start."""
-    found = [span for span in run.timeline.spans if span.kind == "prefill" and span.count == tokens]
-    return sorted(found, key=lambda span: span.start_ns)
+def passes_of(run: Run) -> list[Span]:
+    """Prefill passes by start."""
+    return sorted((span for span in run.timeline.spans if span.kind == "prefill"), key=lambda span: span.start_ns)
+
+
+@contextlib.contextmanager
+def company(engine: Engine, residents: list[Request]) -> Iterator[list[Handle]]:
+    """Requests that decode already when the block begins, so that no pass mixes them with others; then cancelled."""
+    handles = [engine.submit(request) for request in residents]
+    while any(len(handle.so_far.token_ids) < 2 and not handle.done for handle in handles):
+        time.sleep(0.002)
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.cancel()
+        for handle in handles:
+            handle.result()
 
 
 def pool(stand: Stand, tokens: int, count: int) -> list[int]:
@@ -47,7 +66,7 @@ def split_rows(stand: Stand) -> Iterator[Row]:
     for _ in range(2):
         run = engine.serve(residents)
         gap = percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99)
-        rate = rate_of(passes_of(engine.serve(prefills), scale.long))
+        rate = rate_of(passes_of(engine.serve(prefills)))
     streams = beside(engine, residents, prefills, stand)
     split = beside(stand.engine("streamed", limit, **options, **stand.split), residents, prefills, stand)
     how = f"{stand.split['sm_split']} SMs for decode" if stand.split else "no SM split on this device"
@@ -70,11 +89,14 @@ def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[floa
     scale = stand.scale
     for index in range(2):
         stand.say(f"decode beside prefills, {index + 1} of 2")
-        run = engine.serve(residents + prefills)
-    last = full_steps(run, scale.residents)[-1].end_ns
-    passes = [span for span in passes_of(run, scale.long) if span.end_ns <= last] or passes_of(run, scale.long)
-    window = passes[0].start_ns, passes[-1].end_ns
-    return gaps_between(run, scale.residents, *window) or [window[1] / 1e9 - window[0] / 1e9], rate_of(passes)
+        with company(engine, residents):
+            run = engine.serve(prefills)
+    steps = full_steps(run, scale.residents)
+    passes = [span for span in passes_of(run) if steps and span.end_ns <= steps[-1].end_ns]
+    gaps = gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns) if passes else []
+    if not gaps:
+        raise EngineError("the residents did not decode beside a whole prefill: ask them for more tokens")
+    return gaps, rate_of(passes)
 
 
 # ---- beside hand-offs ------------------------------------------------------------------------------------------------
@@ -91,12 +113,11 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         for index in range(1 + scale.rounds):
             stand.say(f"decode beside hand-offs, {route}, round {index} of {scale.rounds}")
             for new in (1, 2) if index % 2 else (2, 1):
-                run = engine.serve(residents + stand.requests([scale.streamed] * scale.hand_offs, new, seed=index))
-                moved = {result.request for result in run.results[scale.residents :]}
-                passes = [s for s in run.timeline.spans if s.kind == "prefill" and moved & set(s.requests)]
-                window = min(s.start_ns for s in passes), max(s.end_ns for s in passes)
+                with company(engine, residents):
+                    run = engine.serve(stand.requests([scale.streamed] * scale.hand_offs, new, seed=index))
+                passes = passes_of(run)
                 if index:
-                    found[new] += gaps_between(run, scale.residents, *window)
+                    found[new] += gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns)
         without, with_ = (percentile(found[new], 0.99) for new in (1, 2))
         if not without or not with_:
             yield LeftOut(f"decode_gap_p99[{route}]", "no two steps of all residents lay beside the prefills")

@@ -56,8 +56,8 @@ class Scale:
 
 
 SMALL = Scale(
-    context=64, batches=(1, 2), steps=4, prompts=(32, 64), streamed=64, long=96, long_count=3, residents=2, beside=100,
-    hand_offs=12, repeats=2, dials=(0.0, 4.0), dials_us=(2000,), dial_copies=2, block=16, chunk=96,
+    context=128, batches=(1, 2), steps=4, prompts=(32, 256), streamed=256, long=256, long_count=6, residents=2,
+    beside=200, hand_offs=6, repeats=2, dials=(0.0, 4.0), dials_us=(2000,), dial_copies=2, block=16, chunk=256,
     work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1, paged=(8, 10, 60), side=128,
     copied_bytes=1 << 20, pinned_bytes=1 << 20,
 )  # fmt: skip
@@ -109,9 +109,10 @@ class Stand:
         The pools take at most that share of what is free. The engine in hand is given again where it fits; another
         one is closed first.
         """
-        block, model = self.scale.block, self.model
+        scale, block, model = self.scale, self.scale.block, self.model
+        prefill = prefill or 2 * max(scale.long, scale.context + scale.beside)
         blocks = sum(blocks_for(length + 1, block) for length in decode)
-        changes = {"prefill_blocks": blocks_for(prefill or 2 * self.scale.long, block), **changes}
+        changes = {"prefill_blocks": blocks_for(prefill, block), **changes}
         wanted = self.config(preset, decode_blocks=blocks, **changes)
         if self._built and self._built[0] == wanted:
             engine = self._built[1]
