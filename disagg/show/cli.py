@@ -188,15 +188,27 @@ def parity(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="cpu, law, see or notebooks")] = "cpu",
+    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks or gpu")] = "cpu",
     json: JsonFile = None,
+    shape: Annotated[
+        str | None, typer.Option(help="gpu: llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="gpu: rows or groups of them, comma between")] = None,
+    sm_split: Annotated[int | None, typer.Option(help="gpu: SMs for decode where prefill shares its GPU")] = None,
 ):
     """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
     from disagg.show.bench import cpu, law, notebooks, see
+    from disagg.show.bench.gpu import suite as gpu
 
     suites = {"cpu": cpu.suite, "law": law.suite, "see": see.suite, "notebooks": notebooks.suite}
+    if suite == "gpu":
+        shape = shape or "llama3-8b"
+        _measure(lambda say: gpu.suite(say, shape, only, sm_split or 32), f"bench, suite gpu, shape {shape}", json)
+        return
     if suite not in suites:
-        raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}", param_hint="--suite")
+        raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}, gpu", param_hint="--suite")
+    if (shape, only, sm_split) != (None, None, None):
+        raise typer.BadParameter("--shape, --only and --sm-split belong to --suite gpu")
     _measure(suites[suite], f"bench, suite {suite}", json)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from disagg.run.machine import machine
@@ -41,25 +42,40 @@ class Row:
         return {**fields, "bar": self.bar_text or None}
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that could not be measured here, and why: never a figure in its place."""
+
+    name: str
+    reason: str
+
+
 def versions() -> dict[str, str]:
     names = ("torch", "transformers", "safetensors", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def write(path: Path, rows: Iterable[Row]):
+def write(path: Path, rows: Iterable[Row | LeftOut]):
     """Writes the file whole or not at all."""
-    content = {"machine": machine(), "versions": versions(), "rows": [row.as_json() for row in rows]}
+    rows = list(rows)
+    measured = [row.as_json() for row in rows if isinstance(row, Row)]
+    content = {"machine": machine(), "versions": versions(), "rows": measured}
+    if left_out := {row.name: row.reason for row in rows if isinstance(row, LeftOut)}:
+        content["left_out"] = left_out
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     draft.replace(path)
 
 
-def show(rows: Iterable[Row], console: Console, title: str):
+def show(rows: Iterable[Row | LeftOut], console: Console, title: str):
     table = Table(title=title, title_justify="left")
     for column, justify in (("row", "left"), ("value", "right"), ("unit", "left"), ("bar", "right"), ("", "left"),
                             ("n", "right"), ("note", "left")):  # fmt: skip
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
+        if isinstance(row, LeftOut):
+            table.add_row(escape(row.name), "", "", "", "left out", "", escape(row.reason))
+            continue
         mark = {None: "", True: "met", False: "[bold]missed[/bold]"}[row.met]
-        table.add_row(row.name, f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), row.note)
+        table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), escape(row.note))
     console.print(table)

@@ -1,0 +1,71 @@
+"""The rows of the GPU suite by group, cheap and telling ones first; a group that fails leaves the others standing."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from disagg.plan.errors import ConfigError
+from disagg.show.bench.gpu import ceilings, dial, paged, ready, rivals, sharing, steps, streaming
+from disagg.show.bench.gpu.stand import Say, Stand
+from disagg.show.bench.rows import LeftOut, Row
+
+
+class Group(NamedTuple):
+    """Rows that are measured together, by name without what stands in brackets."""
+
+    names: tuple[str, ...]
+    rows: Callable[[Stand], Iterator[Row | LeftOut]]
+
+
+GROUPS = {
+    "ceilings": Group(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceilings.rows),
+    "steps": Group(("step_over_floor", "gap_over_graph"), steps.rows),
+    "prefill": Group(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
+    "law": Group(("law_error_points",), streaming.law_rows),
+    "split": Group(("split_gap_p99_over_alone", "split_prefill_kept"), sharing.split_rows),
+    "gaps": Group(("decode_gap_p99",), sharing.gap_rows),
+    "order": Group(("second_token_gap_p99",), sharing.second_token_rows),
+    "dial": Group(("dial_error_pct",), dial.rows),
+    "paged": Group(
+        ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paged.rows
+    ),
+    "generate": Group(
+        ("dynamic_over_generate_batch", "dynamic_over_generate", "generate_ttft_p50_over_ours"), rivals.generate_rows
+    ),
+    "nanovllm": Group(("colocated_over_nanovllm", "dynamic_over_nanovllm"), rivals.nanovllm_rows),
+    "ready": Group(("ready_s",), ready.rows),
+}
+
+
+def chosen(only: str | None) -> dict[str, Group]:
+    """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
+    if not only:
+        return GROUPS
+    found, asked = {}, [name.strip().partition("[")[0] for name in only.split(",")]
+    for name in asked:
+        hits = {group: GROUPS[group] for group in GROUPS if name == group or name in GROUPS[group].names}
+        if not hits:
+            rows = ", ".join(row for group in GROUPS.values() for row in group.names)
+            raise ConfigError(f"--only {name}: no such row; groups: {', '.join(GROUPS)}; rows: {rows}")
+        found |= hits
+    return {name: group for name, group in GROUPS.items() if name in found}
+
+
+def suite(say: Say, shape: str, only: str | None = None, sm_split: int = 32) -> Iterator[Row | LeftOut]:
+    """Rows as they are measured; a group that fails is a left-out row with the reason, and a traceback."""
+    groups, stand = chosen(only), Stand(shape, say, sm_split)
+    try:
+        if "ceilings" not in groups and set(groups) != {"ready"}:
+            yield from ceilings.rows(stand)  # they stand in the file of every run
+        for name, group in groups.items():
+            given = set()
+            try:
+                for row in group.rows(stand):
+                    given.add(row.name)
+                    yield row
+            except Exception as error:
+                traceback.print_exc()
+                stand.close()
+                yield LeftOut(name, f"{type(error).__name__}: {error} (after {len(given)} rows of this group)")
+    finally:
+        stand.close()

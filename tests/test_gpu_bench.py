@@ -1,0 +1,169 @@
+"""The GPU suite of the bench, in small sizes on a CPU: every group runs, alone too, and figures come from runs."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from disagg.plan.errors import ConfigError, EngineError
+from disagg.plan.law import Law
+from disagg.plan.request import Request
+from disagg.show.bench import nanovllm, peers
+from disagg.show.bench.gpu import streaming, suite
+from disagg.show.bench.gpu.stand import Stand
+from disagg.show.bench.rows import LeftOut, Row, write
+from disagg.show.bench.workloads import work_a, work_b
+from disagg.show.cli import app
+
+on_cpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU the rows take minutes; `bench` itself runs them"
+)
+
+
+def rows_of(only: str) -> dict[str, Row]:
+    found = list(suite.suite(lambda text: None, "tiny", only))
+    assert not [row for row in found if isinstance(row, LeftOut)], found
+    return {row.name: row for row in found}
+
+
+@on_cpu
+@pytest.mark.parametrize("group", ["steps", "prefill", "law", "split", "order", "dial", "paged", "generate"])
+def test_a_group_runs_alone_and_brings_the_ceilings(group):
+    rows = rows_of(group)
+    assert {"ceiling_copy", "ceiling_matmul", "ceiling_pinned[down]", "ceiling_pinned[up]"} < rows.keys()
+    for name in suite.GROUPS[group].names:
+        assert any(row.partition("[")[0] == name for row in rows), f"{name} is promised and missing"
+
+
+@on_cpu
+def test_gaps_beside_hand_offs_are_rows_or_say_that_none_was_seen():
+    rows = [row for row in suite.suite(lambda text: None, "tiny", "gaps") if row.name.startswith("decode_gap_p99")]
+    assert [row.name for row in rows] == [f"decode_gap_p99[{route}]" for route in ("bulk", "direct", "staged")]
+    assert all(row.value > 0 if isinstance(row, Row) else "residents" in row.reason for row in rows)
+
+
+@on_cpu
+def test_steps_count_the_bytes_they_read():
+    rows = rows_of("step_over_floor")
+    assert rows["step_over_floor[1]"].bar == 1.35 and rows["gap_over_graph[2]"].bar == 1.05
+    assert rows["step_over_floor[1]"].value > 1 and "mean context 12" in rows["step_over_floor[1]"].note
+
+
+@on_cpu
+def test_the_command_writes_what_it_could_not_measure(tmp_path):
+    file = tmp_path / "rows.json"
+    arguments = ["bench", "--suite", "gpu", "--shape", "tiny", "--only", "dynamic_over_nanovllm", "--json", str(file)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(file.read_text())
+    assert "Qwen3 alone" in found["left_out"]["dynamic_over_nanovllm"]
+    assert not [row for row in found["rows"] if "nanovllm" in row["name"]]
+
+
+def test_a_group_that_fails_leaves_the_others_standing(monkeypatch, capsys):
+    def fails(stand):
+        yield Row("first", 1.0)
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(suite.GROUPS, "steps", suite.Group(("step_over_floor",), fails))
+    monkeypatch.setitem(suite.GROUPS, "law", suite.Group(("law_error_points",), lambda stand: iter([Row("last", 2.0)])))
+    rows = list(suite.suite(lambda text: None, "tiny", "steps,law"))
+    assert [row.name for row in rows[-3:]] == ["first", "steps", "last"]
+    assert "no such thing" in rows[-2].reason and "after 1 rows" in rows[-2].reason
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_only_knows_rows_and_groups():
+    assert list(suite.chosen("law_error_points[4],paged_over_full")) == ["law", "paged"]
+    assert list(suite.chosen("ready")) == ["ready"] and suite.chosen(None) is suite.GROUPS
+    with pytest.raises(ConfigError, match="no such row"):
+        suite.chosen("step_over_flor")
+
+
+@on_cpu
+def test_a_large_shape_asks_for_a_gpu():
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        Stand("llama3-8b", lambda text: None)
+
+
+def test_works_have_the_same_lengths_and_other_ids_every_round():
+    for make in (work_a, work_b):
+        first, second = make(1000, seed=1), make(1000, seed=2)
+        assert [len(r.prompt) for r in first] == [len(r.prompt) for r in second]
+        assert [r.max_new_tokens for r in first] == [r.max_new_tokens for r in second]
+        assert all(a.prompt != b.prompt for a, b in zip(first, second, strict=True))
+    assert len(first) == 256 and {len(r.prompt) for r in work_a(1000, 0)} == {128, 512, 1024}
+    assert all(100 <= len(r.prompt) <= 1024 and 100 <= r.max_new_tokens <= 1024 for r in first)
+
+
+def test_a_queue_before_generate_is_summed_up():
+    answers = {1: peers.Answer(0.5, 2.0), 2: peers.Answer(1.0, 3.0)}
+    requests = [Request([1], 4, 0.0), Request([1, 1], 4, 1.0), Request([1], 4, 9.0)]
+    assert peers.queue_waits(requests, answers) == [0.5, 2.0, 0.5]
+
+
+def test_the_dial_for_a_hidden_fraction_is_where_the_law_has_it():
+    law = Law(32, 0.0015, (0.0, 0.0), 0.002, ring_slots=8)
+    ratio = streaming.dial_for(0.6, law)
+    found = Law(32, 0.0015, (ratio * 0.0015,) * 2, 0.002, ring_slots=8).hidden
+    assert found == pytest.approx(0.6, abs=1e-3)
+    assert streaming.dial_for(0.1, law) is None  # two hops overlap, so no dial hides as little
+
+
+def test_rows_left_out_are_named_in_the_file(tmp_path):
+    write(tmp_path / "a.json", [Row("measured", 1.0), LeftOut("absent", "no such engine here")])
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["left_out"] == {"absent": "no such engine here"} and [r["name"] for r in found["rows"]] == ["measured"]
+
+
+# ---- nano-vllm's harness, without nano-vllm --------------------------------------------------------------------------
+
+
+class FakeEngine:
+    """Two steps: a prefill of all tokens, then one decode step that ends everybody with `made` tokens each."""
+
+    def __init__(self, made: int):
+        self.made, self.asked, self.steps = made, [], 0
+
+    def add_request(self, prompt, params):
+        self.asked.append((prompt, params))
+
+    def is_finished(self):
+        return self.steps == 3
+
+    def step(self):
+        self.steps += 1
+        ended = [(i, [0] * self.made) for i in range(len(self.asked))] if self.steps == 3 else []
+        return ended, 7 if self.steps == 1 else -len(self.asked)
+
+
+def harness(monkeypatch, made: int):
+    params = SimpleNamespace(SamplingParams=lambda **fields: fields)
+    monkeypatch.setattr(nanovllm, "_module", lambda name: params)
+    peer = nanovllm.NanoVllm.__new__(nanovllm.NanoVllm)
+    peer._engine = FakeEngine(made)
+    return peer
+
+
+def test_the_peer_counts_its_tokens_and_gaps(monkeypatch):
+    served = harness(monkeypatch, made=3).serve([Request([1, 2], 3), Request([3], 3)])
+    assert served.tokens_per_s > 0 and len(served.gaps_s) == 2
+    with pytest.raises(EngineError, match="gave 4 new tokens where 6"):
+        harness(monkeypatch, made=2).serve([Request([1, 2], 3), Request([3], 3)])
+
+
+def test_the_peer_reads_the_folder_that_is_written_for_it(tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.for_model("qwen3", hidden_size=64, num_hidden_layers=2, vocab_size=99)
+    nanovllm.write_folder(tmp_path, SimpleNamespace(config=config, shape=SimpleNamespace(dtype=torch.bfloat16)))
+    assert AutoConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(tmp_path, use_fast=True).eos_token_id == 1
+
+
+@on_cpu
+def test_the_peer_says_why_it_is_missing():
+    qwen = SimpleNamespace(config=SimpleNamespace(model_type="qwen3"), name="random-qwen3-8b")
+    assert "needs a GPU" in nanovllm.reason_missing(qwen)
