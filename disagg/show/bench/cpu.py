@@ -19,6 +19,7 @@ from disagg.plan.simulator import Speeds, World
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
 from disagg.run.sizes import compute_of_a_layer
+from disagg.show.bench import peers, speed
 from disagg.show.bench.parity import Parity, forced, reference_continuations
 from disagg.show.bench.rows import Row
 from disagg.show.bench.workloads import long_tail, prompts, work_c
@@ -87,28 +88,13 @@ def median_ns(run, kind: str) -> float:
     return statistics.median(s.end_ns - s.start_ns for s in run.timeline.spans if s.kind == kind)
 
 
-@torch.inference_mode()
-def generate_one_by_one(module, requests: list[Request]) -> float:
-    """New tokens a second of Hugging Face `generate`, two torch threads."""
-    torch.set_num_threads(2)
-    start, made = time.perf_counter(), 0
-    for request in requests:
-        ids = torch.tensor([request.prompt])
-        out = module.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_new_tokens,
-            min_new_tokens=request.max_new_tokens, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
-        made += out.shape[1] - ids.shape[1]
-    return made / (time.perf_counter() - start)
-
-
 def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
     """Preset `dynamic`, a core each, against `generate` on both cores, alternating."""
     requests, module = work_c(model), model.reference()
     ours, theirs = [], []
     for index in range(repeats):
         say(f"work C, round {index + 1} of {repeats}")
-        theirs.append(generate_one_by_one(module, requests))
+        theirs.append(peers.one_by_one(module, requests)[0])
         with Engine(Config.preset("dynamic", model=model.name), model=model) as engine:
             ours.append(engine.serve(requests).metrics().tokens_per_s)
     ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
@@ -258,3 +244,4 @@ def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     yield over_generate_row(say, model)
     yield from target_row(say, model)
     yield from paged_rows(say, model)
+    yield from speed.suite(say, model)

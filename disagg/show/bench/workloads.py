@@ -22,10 +22,11 @@ def prompts(model: Model, lengths: list[int], skip: int = 0) -> list[list[int]]:
     return cut
 
 
-def work_c(model: Model) -> list[Request]:
-    """16 prompts of 32 to 256 tokens, 32 new tokens each, greedy, end of sequence ignored."""
+def work_c(model: Model, times: int = 1) -> list[Request]:
+    """16 prompts of 32 to 256 tokens, 32 new tokens each, greedy, end of sequence ignored; more with other texts."""
     lengths = [32 + round(224 * index / 15) for index in range(16)]
     random.Random(0).shuffle(lengths)
+    lengths *= times
     return [Request(prompt, 32, ignore_eos=True) for prompt in prompts(model, lengths)]
 
 

@@ -1,0 +1,89 @@
+"""What people would install instead, on the same prompts: Hugging Face's own ways of generating.
+
+Greedy, the end of sequence ignored, weights in their plain form. Each sets torch's threads for the process.
+"""
+
+import statistics
+import time
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation import ContinuousBatchingConfig
+
+from disagg.plan.errors import EngineError
+from disagg.plan.request import Request
+
+
+class FirstToken:
+    """A streamer that remembers when the first new token came; the prompt is put first."""
+
+    def __init__(self):
+        self.puts, self.at_s = 0, 0.0
+
+    def put(self, tokens):
+        self.puts += 1
+        if self.puts == 2:
+            self.at_s = time.perf_counter()
+
+    def end(self):
+        """Nothing is kept open."""
+
+
+@torch.inference_mode()
+def generate(module, request: Request) -> float:
+    """One answer by `generate`; when its first token came, in seconds of `perf_counter`. EngineError if it is short."""
+    ids, first = torch.tensor([request.prompt]), FirstToken()
+    new = request.max_new_tokens
+    out = module.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+        pad_token_id=0, streamer=first,
+    )  # fmt: skip
+    _whole(out.shape[1] - ids.shape[1], new)
+    return first.at_s
+
+
+def one_by_one(module, requests: list[Request], threads: int = 2) -> tuple[float, float]:
+    """New tokens a second, and the median TTFT in seconds, of a queue before `generate`, each at its arrival time."""
+    torch.set_num_threads(threads)
+    start, waits = time.perf_counter(), []
+    for request in sorted(requests, key=lambda request: request.arrival_s):
+        time.sleep(max(0.0, start + request.arrival_s - time.perf_counter()))
+        waits.append(generate(module, request) - start - request.arrival_s)
+    made = sum(request.max_new_tokens for request in requests)
+    return made / (time.perf_counter() - start), statistics.median(waits)
+
+
+def batched(module, requests: list[Request], threads: int = 2) -> float:
+    """New tokens a second of `generate_batch`: continuous batching over a paged cache. All arrive at once.
+
+    Not inside `inference_mode`, where it fails every request and says so nowhere.
+    """
+    torch.set_num_threads(threads)
+    (new,) = {request.max_new_tokens for request in requests}
+    settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    blocks = sum(-(-(len(request.prompt) + new) // 256) for request in requests) + 1
+    pages = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=512)
+    start = time.perf_counter()
+    answers = module.generate_batch([list(request.prompt) for request in requests], settings, pages)
+    took = time.perf_counter() - start
+    _whole(sum(len(answer.generated_tokens) for answer in answers.values()), new * len(requests))
+    return new * len(requests) / took
+
+
+@torch.inference_mode()
+def step_s(module, prompts: list[list[int]], steps: int = 24, threads: int = 1) -> float:
+    """Median seconds of a decode step with the model's own cache; the prompts are equally long."""
+    torch.set_num_threads(threads)
+    out = module(input_ids=torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+    times = []
+    for _ in range(steps):
+        token = out.logits[:, -1:].argmax(-1)
+        start = time.perf_counter()
+        out = module(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _whole(made: int, wanted: int):
+    if made != wanted:
+        raise EngineError(f"the peer gave {made} new tokens where {wanted} were asked; its figure would be wrong")
