@@ -143,14 +143,13 @@ class DecodePlan:
 
     def attend(self, layer, query, key, value, workspace, window, options) -> torch.Tensor:
         """query [B, kv_heads, group, head_dim] -> the same shape; key and value are in the cache already."""
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        outs = []
         for index in range(len(self.batch.groups)):
             for rows, view in self.strips(index, window):
-                here = slice(rows.start, rows.stop)
                 pair = workspace.gather(self.cache, layer, view.slots)
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
-                out[here] = attend(query[here], k, v, view.mask, workspace, options)
-        return out
+                outs.append(attend(query[rows.start : rows.stop], k, v, view.mask, workspace, options))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def strip_rows(cache: KVCache, longest: int, rows: int) -> int:
