@@ -1,7 +1,8 @@
 """The model: Hugging Face's own module, fed with packed prefill passes and decode steps over a paged KV cache.
 
 Loading goes: check the files → load → ask the untouched module for a few logits → switch its attention to ours, join
-and pack its projections, shorten its norms → ask again through the paged path (probe.py) → hand out, or refuse with the reason.
+and pack its projections, shorten its norms → ask again through the paged path (probe.py) → hand out, or refuse with
+the reason.
 """
 
 import copy
