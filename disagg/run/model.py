@@ -1,7 +1,8 @@
 """The model: Hugging Face's own module, fed with packed prefill passes and decode steps over a paged KV cache.
 
 Loading goes: check the files → load → ask the untouched module for a few logits → switch its attention to ours, join
-and pack its projections → ask again through the paged path (probe.py) → hand out, or refuse with the reason.
+and pack its projections, shorten its norms → ask again through the paged path (probe.py) → hand out, or refuse with
+the reason.
 """
 
 import copy
@@ -17,6 +18,7 @@ from . import weights
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
 from .kv_cache import KVCache, KVShape
+from .norms import shorten_norms
 from .probe import check_logits, reference_logits
 from .projections import join_projections as join
 from .projections import pack_linears
@@ -159,6 +161,7 @@ def load_model(
         join(module)
         if source.device.type == "cpu":
             pack_linears(module)
+            shorten_norms(module)
     model = Model(module, source, text, kind)
     check_logits(model, expected)
     return model

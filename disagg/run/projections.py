@@ -28,15 +28,15 @@ class Joined(nn.Module):
         super().__init__()
         self.sizes = [linear.out_features for linear in linears]
         self.linear = join_linears(linears)
-        self._input = self._parts = None
+        self._kept = [None, ()]  # input and parts, in a list, because setting an attribute of an nn.Module is slow
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Output of sibling `index` for x; computes all of them when x is new."""
-        if x is not self._input:
-            self._input, self._parts = x, self.linear(x).split(self.sizes, dim=-1)
-        part = self._parts[index]
+        if x is not self._kept[0]:
+            self._kept[:] = x, self.linear(x).split(self.sizes, dim=-1)
+        part = self._kept[1][index]
         if index == len(self.sizes) - 1:
-            self._input = self._parts = None
+            self._kept[:] = None, ()
         return part
 
 
@@ -74,10 +74,14 @@ class PackedLinear(nn.Module):
         self.packed = PackedWeight(linear.weight.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        missing = padded_rows(x.shape[-2]) - x.shape[-2]
-        rows = F.pad(x, (0, 0, 0, missing)) if missing else x
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.packed.tensor, self.bias, "none", [], "")
-        return out[..., : x.shape[-2], :] if missing else out
+        count = x.shape[-2]
+        missing = padded_rows(count) - count
+        if count == 1:
+            rows = x.expand(*x.shape[:-2], 1 + missing, -1)  # cheaper than zeros, and a decode step of one row shows it
+        else:
+            rows = F.pad(x, (0, 0, 0, missing)) if missing else x
+        out = torch.ops.mkldnn._linear_pointwise.default(rows, self.packed.tensor, self.bias, "none", [], "")
+        return out.narrow(-2, 0, count) if missing else out
 
 
 def padded_rows(rows: int) -> int:

@@ -135,15 +135,13 @@ class DecodePlan:
     def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
         """query [B, kv_heads, group, head_dim], key and value [B, kv_heads, head_dim] -> like query."""
         self.cache.write(layer, self.slots, key, value)
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        plain = needs_plain(self.workspace, options)
+        plain, outs = needs_plain(self.workspace, options), []
         for index in range(len(self.batch.groups)):
             for rows, view in self.strips(index, options.window):
-                here = slice(rows.start, rows.stop)
                 pair = self.workspace.gather(self.cache, layer, view.slots)
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
-                out[here] = attend(query[here], k, v, view.mask, plain, options)
-        return out
+                outs.append(attend(query[rows.start : rows.stop], k, v, view.mask, plain, options))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def strip_rows(cache: KVCache, longest: int, rows: int) -> int:
