@@ -423,7 +423,7 @@ def test_nobody_is_preempted_under_a_step_in_flight():
     for request in (3, 2, 1, 0):
         hand.land_all(transfers[request])
     hand.stepped(20)
-    hand.stepped(21, 21)
+    hand.stepped(21)
     hand.stepped(22, 22, 22, 22)
     assert [hand.stage(request) for request in range(4)] == ["landed", "landed", "running", "spilling"]
     hand.land_all()
