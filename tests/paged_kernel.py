@@ -18,6 +18,9 @@ class PlainKernel:
             out.append(self._one(query[start:stop], k, v, scale))
         return torch.cat(out)
 
+    def decoder(self, cache, rows):
+        return self.decode
+
     def decode(self, query, key, value, keys, values, table, lengths, scale):
         out = []
         for row, length in enumerate(lengths.tolist()):

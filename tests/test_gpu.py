@@ -6,6 +6,10 @@ from engine_tools import check_greedy, lengths, prompt_of, small
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
+from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace
+from disagg.run.attention.paged import PagedKernel
+from disagg.run.batch import DecodeBatch
+from disagg.run.kv_cache import KVCache, KVShape
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
 
@@ -40,3 +44,31 @@ def test_what_a_gpu_spills_comes_back_the_same():
     assert run.counts["spills"] >= 1 and run.anomalies == 0
     for request, result in zip(requests, run.results, strict=True):
         check_greedy(request.prompt, result, 48, ignore_eos=True)
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (14, 2, 64), (8, 8, 80), (20, 1, 128)])
+@pytest.mark.parametrize(
+    "contexts", [[0], [1, 15, 16, 17], [300, 31, 0, 256, 255, 511], [37 * n % 400 for n in range(150)]]
+)
+def test_split_decode_attends_as_gathered_slots_do(heads, kv_heads, head_dim, contexts):
+    device, rows, width, size = torch.device("cuda:0"), len(contexts), 8, 64
+    shape = KVShape(2, kv_heads, head_dim, torch.bfloat16)
+    ours, plain = (KVCache(shape, rows * width + 1, size, device) for _ in range(2))
+    torch.manual_seed(5)
+    ours.data.normal_()
+    tables = torch.randperm(rows * width).view(rows, width)
+    for row, context in enumerate(contexts):  # what lies beyond a row must not be looked at
+        ours.poison(tables[row, context // size + 1 :])
+    plain.data.copy_(ours.data)
+    lengths = torch.tensor(contexts)
+    exact = DecodePlan(
+        DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)]), plain, Workspace("plain")
+    )
+    step = PagedDecode(ours, PagedKernel(), tables.int().to(device), lengths.int().to(device))
+    for layer in (0, 1, 0):  # scratch is used again
+        query = torch.randn(rows, kv_heads, heads // kv_heads, head_dim, dtype=torch.bfloat16, device=device)
+        key, value = torch.randn(2, rows, kv_heads, head_dim, dtype=torch.bfloat16, device=device)
+        found = step.run(layer, query, key, value, Options())
+        expected = exact.run(layer, query, key, value, Options())
+        assert torch.allclose(found.float(), expected.float(), atol=0.02, rtol=0.02)
+        assert torch.equal(ours.data.nan_to_num(7.0), plain.data.nan_to_num(7.0))

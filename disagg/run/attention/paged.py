@@ -1,4 +1,5 @@
-"""Attention by kernels that read the paged cache in place, through block tables: flash-attn, or PyTorch's own.
+"""Attention by kernels that read the paged cache in place, through block tables: prefills by flash-attn or PyTorch's
+own, decode steps by split_decode.
 
 A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
 """
@@ -6,19 +7,28 @@ A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads
 import torch
 
 from disagg.run.attention.gathered import Options
+from disagg.run.attention.split_decode import SplitDecode
 from disagg.run.batch import PrefillBatch
 from disagg.run.kv_cache import KVCache, slots_of
 
 
-class FlashKernel:
-    """flash-attn 2 (Dao, 2023). Its decode kernel stores the new token itself."""
+class PagedKernel:
+    """What every kernel shares: decode steps run one of our own, whatever computes prefills."""
+
+    def decoder(self, cache: KVCache, rows: int) -> SplitDecode:
+        """Attention of a step of `rows` rows, called layer after layer; it stores the new tokens' K/V as well."""
+        return SplitDecode(cache, rows)
+
+
+class FlashKernel(PagedKernel):
+    """flash-attn 2 (Dao, 2023)."""
 
     name = "flash-attn"
 
     def __init__(self):
         import flash_attn  # CUDA only, and an extra
 
-        self._varlen, self._decode = flash_attn.flash_attn_varlen_func, flash_attn.flash_attn_with_kvcache
+        self._varlen = flash_attn.flash_attn_varlen_func
 
     def packed(self, query, key, value, cu, longest: int, scale):
         """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other."""
@@ -30,16 +40,8 @@ class FlashKernel:
             query, keys, values, cu, cu_keys, longest, longest_keys, softmax_scale=scale, causal=True, block_table=table
         )
 
-    def decode(self, query, key, value, keys, values, table, lengths, scale):
-        """One new token a row: query [B, heads, head_dim]; stores key and value [B, kv_heads, head_dim] on the way."""
-        query, key, value = (x.unsqueeze(1) for x in (query, key, value))
-        return self._decode(
-            query, keys, values, k=key, v=value, cache_seqlens=lengths, block_table=table, softmax_scale=scale,
-            causal=True,
-        ).squeeze(1)  # fmt: skip
 
-
-class VarlenKernel:
+class VarlenKernel(PagedKernel):
     """PyTorch's `varlen_attn`, which takes a block table from version 2.13 on."""
 
     name = "varlen_attn of PyTorch"
@@ -62,16 +64,6 @@ class VarlenKernel:
         return self._attend(
             query, keys, values, cu, None, longest, longest_keys, scale=scale, window_size=(-1, 0), enable_gqa=True,
             seqused_k=cu_keys.diff(), block_table=table,
-        )  # fmt: skip
-
-    def decode(self, query, key, value, keys, values, table, lengths, scale):
-        size = keys.shape[1]
-        block = table.gather(1, (lengths // size).long()[:, None])[:, 0].long()
-        keys[block, lengths % size], values[block, lengths % size] = key, value
-        cu = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-        return self._attend(
-            query, keys, values, cu, None, 1, table.shape[1] * size, scale=scale, enable_gqa=True,
-            seqused_k=lengths + 1, block_table=table,
         )  # fmt: skip
 
 
@@ -125,10 +117,11 @@ class PagedDecode:
     phase = "decode"
 
     def __init__(self, cache: KVCache, kernel, table: torch.Tensor, lengths: torch.Tensor):
-        self.cache, self.kernel, self.table, self.lengths = cache, kernel, table, lengths
+        self.cache, self.table, self.lengths = cache, table, lengths
+        self._attend = kernel.decoder(cache, len(lengths))
 
     def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
-        found = self.kernel.decode(
+        found = self._attend(
             query.flatten(1, 2), key, value, *self.cache.layer(layer), self.table, self.lengths, options.scaling
         )
         return found.view_as(query)
