@@ -33,20 +33,28 @@ def test_what_is_left_open_follows_the_device():
         ({"dtype": "float8"}, "dtype must be one of float32, float16, bfloat16; got 'float8'; nearest: 'float32'"),
         (
             {"attention": "flash"},
-            "attention='flash', graphs=True and sm_split are a GPU's; here are CPU cores: leave them out",
+            "attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out",
         ),
         ({"attention": "flsh"}, "attention must be one of auto, flash, sdpa, plain; got 'flsh'; nearest: 'flash'"),
         ({"compile": 1}, "compile must be True or False; got 1"),
         ({**ON_GPU, "sm_split": 0}, "sm_split must be a whole number, 1 or more; got 0"),
         (
             {**ON_GPU, "sm_split": 32, "prefill_workers": 0},
-            "sm_split=32 shares one GPU between prefill and decode, but here they take turns on one worker; "
-            "leave it out",
+            "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here they take "
+            "turns on one worker; leave it out",
         ),
         (
             {"prefill_device": "cuda:0", "decode_device": "cuda:1", "sm_split": 32},
-            "sm_split=32 shares one GPU between prefill and decode, but here they have a GPU each; leave it out",
+            "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here they are on "
+            "cuda:0 and cuda:1; leave it out",
         ),
+        (
+            {"sm_split": 32},
+            "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here they are on "
+            "CPU cores, which have none; leave it out",
+        ),
+        ({**ON_GPU, "sm_split": -8}, "sm_split must be a whole number, 1 or more; got -8"),
+        ({**ON_GPU, "sm_split": 32.0}, "sm_split must be a whole number, 1 or more; got 32.0"),
         ({"prefill_workers": -1}, "prefill_workers must be a whole number, 0 or more; got -1"),
         ({"decode_workers": 0}, "decode_workers must be a whole number, 1 or more; got 0"),
         ({"layers_per_copy": 0}, "layers_per_copy must be a whole number, 1 or more; got 0"),

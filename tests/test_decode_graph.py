@@ -48,6 +48,15 @@ def test_a_step_is_launched_before_the_last_one_is_known():
     assert run.metrics().padding_waste == 0  # the kernel reads no slot that holds nothing
 
 
+def test_nothing_that_belongs_to_a_stream_outlives_the_worker():
+    with Engine(small("colocated")) as it:
+        decode = next(iter(it.workers.values())).decode
+        it.serve(lengths((5, 3)))
+        assert decode.state is not None and len(decode._outputs) == 3
+        decode._captured[1] = ("a graph", "logits", "tokens")
+    assert decode.state is None and not decode._outputs and not decode._captured
+
+
 def test_more_rows_than_places_are_refused_while_it_runs():
     with Engine(small("colocated", max_batch=4)) as it:
         it.retune(max_batch=2)

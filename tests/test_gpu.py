@@ -1,5 +1,7 @@
 """One GPU plays both devices: every preset answers there as the untouched model does on the CPU."""
 
+import gc
+
 import pytest
 import torch
 from engine_tools import check_greedy, lengths, prompt_of, small
@@ -10,6 +12,7 @@ from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace
 from disagg.run.attention.paged import PagedKernel
 from disagg.run.batch import DecodeBatch
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.sm_split import describe, sm_count, split_gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
 
@@ -72,3 +75,77 @@ def test_split_decode_attends_as_gathered_slots_do(heads, kv_heads, head_dim, co
         expected = exact.run(layer, query, key, value, Options())
         assert torch.allclose(found.float(), expected.float(), atol=0.02, rtol=0.02)
         assert torch.equal(ours.data.nan_to_num(7.0), plain.data.nan_to_num(7.0))
+
+
+# ---- split by SMs ----------------------------------------------------------------------------------------------------
+
+SPLIT = describe()
+split_here = pytest.mark.skipif(not SPLIT.startswith("possible"), reason=f"needs a GPU that can be split: {SPLIT}")
+
+
+@split_here
+@pytest.mark.parametrize("preset", ["split", "streamed", "staged", "paged", "dynamic"])
+def test_a_split_changes_no_token(preset):
+    requests, answers = lengths((1, 9), (16, 12), (33, 1), (100, 8)), []
+    for split in (None, 32):
+        with Engine(small(preset, sm_split=split, verify_kv=True, **ON_ONE_GPU)) as engine:
+            run = engine.serve(requests)
+        assert run.anomalies == 0 and ("32 SMs for decode" in run.machine) == (split is not None)
+        answers.append([result.token_ids for result in run.results])
+    assert answers[0] == answers[1]
+    for request, result in zip(requests, run.results, strict=True):
+        check_greedy(request.prompt, result, request.max_new_tokens)
+
+
+@split_here
+def test_no_sm_is_in_both_parts():
+    from sm_ids import sm_ids
+
+    device = torch.device("cuda", 0)
+    parts, ids = split_gpu(device, 32), {}
+    for role, part in parts.items():
+        with torch.cuda.stream(part.stream()):
+            assert sm_count(device) == part.sms
+            ids[role] = sm_ids(device)
+    everywhere = sm_ids(device)
+    for part in parts.values():
+        part.close()
+    assert {role: len(found) for role, found in ids.items()} == {role: part.sms for role, part in parts.items()}
+    assert not ids["decode"] & ids["prefill"] and ids["decode"] | ids["prefill"] <= everywhere
+
+
+@split_here
+def test_a_captured_graph_stays_on_its_part():
+    from sm_ids import STAY_NS, note, sm_ids
+
+    device = torch.device("cuda", 0)
+    parts = split_gpu(device, 16)
+    with torch.cuda.stream(parts["decode"].stream()):
+        own = sm_ids(device)  # compiled, too
+        ids = torch.full((4096,), -1, dtype=torch.int32, device=device)
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        note[(4096,)](ids, STAY_NS, num_warps=1)
+        graph.capture_end()
+        graph.replay()
+        found = set(ids.tolist())
+    del graph
+    for part in parts.values():
+        part.close()
+    assert len(own) == 16 and found == own
+
+
+@split_here
+def test_engines_on_a_split_gpu_come_and_go():
+    free = []
+    for _ in range(6):
+        with Engine(small("staged", sm_split=32, **ON_ONE_GPU)) as engine:
+            parts = engine.parts
+            assert {role: part.sms for role, part in parts.items()}["decode"] == 32
+            engine.serve(lengths((16, 4), (40, 4)))
+        assert all(part._context is None and not part._streams for part in parts.values())
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[0] - free[-1] < 1 << 30, f"free bytes after each engine: {free}"

@@ -16,7 +16,7 @@ from engine_tools import (
     prompt_of,
     small,
 )
-from fake_cuda import fake_cuda
+from fake_cuda import FakeStream, fake_cuda
 
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
@@ -41,14 +41,14 @@ TOGETHER = [1, 2, 3, 5]  # one, two that do not divide, three, all
 class Bench:
     """Transfers between three caches full of random numbers, without controller or workers."""
 
-    def __init__(self, route: str = "direct", devices=("cpu", "cpu"), **changes):
+    def __init__(self, route: str = "direct", devices=("cpu", "cpu"), parts=None, **changes):
         config = Config(route=route, block_size=BLOCK, chunk_tokens=64, host_blocks=SIZES[HOST], **changes)
         generator = torch.Generator().manual_seed(3)
         places = {PREFILL: devices[0], DECODE: devices[1], HOST: "cpu"}
         self.caches = {n: KVCache(SHAPE, size, BLOCK, places[n], pinned=True) for n, size in SIZES.items()}
         self.notices: queue.SimpleQueue = queue.SimpleQueue()
         self.spans: list = []
-        self.transfers = Transfers(config, self.caches, self.notices.put, self.spans.append)
+        self.transfers = Transfers(config, self.caches, self.notices.put, self.spans.append, parts)
         self.transfers.start()  # which may time a copy or two through the caches, while they are empty
         for cache in self.caches.values():
             cache.data.copy_(torch.randn(cache.data.shape, generator=generator))
@@ -229,6 +229,35 @@ def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, ver
     bench.check(PREFILL, blocks, DECODE, onto)
     assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
     assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
+
+
+@pytest.mark.parametrize(
+    "route, sides",
+    [
+        ("direct", {"direct 0": "prefill", "spill 0": "decode", "up 0": "decode"}),
+        ("staged", {"down 0": "prefill", "spill 0": "decode", "up 0": "decode"}),
+    ],
+)
+def test_on_a_split_gpu_a_lane_runs_on_the_sms_of_one_worker(gpu, route, sides):
+    class FakePart:
+        def __init__(self):
+            self.made = []
+
+        def stream(self, priority):
+            self.made.append(FakeStream(priority=priority))
+            return self.made[-1]
+
+    parts = {"prefill": FakePart(), "decode": FakePart()}
+    blocks, onto = random_map(3, 5, PREFILL, DECODE)
+    with Bench(route, prefill_blocks=11, parts=parts) as bench:
+        lanes = bench.transfers._streams
+        assert {n: r for n in lanes for r, part in parts.items() if lanes[n].copier.streams[0] in part.made} == sides
+        bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, blocks, 5 * BLOCK)
+        bench.landed(1)
+    bench.check(PREFILL, blocks, DECODE, onto)
+    assert bench.transfers._ring == [], "pinned memory outlives the streams that copied it"
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -130,6 +130,21 @@ class Config:
         if list(self.bins) != sorted(set(self.bins)):
             raise ConfigError(f"bins must rise: got {self.bins}; for example (64, 128, 256, 512)")
 
+    def _check_split(self, on_cpu: bool):
+        """That two workers share one GPU. What that GPU can be cut into is known to its driver: run/sm_split."""
+        why = None
+        if on_cpu:
+            why = "they are on CPU cores, which have none"
+        elif self.colocated:
+            why = "they take turns on one worker"
+        elif self.prefill_device != self.decode_device:
+            why = f"they are on {self.prefill_device} and {self.decode_device}"
+        if why is not None:
+            raise ConfigError(
+                f"sm_split={self.sm_split} gives decode that many SMs of the one GPU that it shares with prefill, but "
+                f"here {why}; leave it out"
+            )
+
     def _check_devices(self):
         kinds = set()
         for name in ("prefill_device", "decode_device"):
@@ -143,18 +158,11 @@ class Config:
                 f"prefill_device={self.prefill_device!r} with decode_device={self.decode_device!r} is an impossible "
                 "pair: take two CPU workers or GPUs for both"
             )
-        if "cpu" in kinds and (self.attention == "flash" or self.graphs or self.sm_split):
-            raise ConfigError(
-                "attention='flash', graphs=True and sm_split are a GPU's; here are CPU cores: leave them out"
-            )
+        if "cpu" in kinds and (self.attention == "flash" or self.graphs):
+            raise ConfigError("attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out")
         if self.sm_split is not None:
             _check_int("sm_split", self.sm_split, 1)
-            if self.colocated or self.prefill_device != self.decode_device:
-                raise ConfigError(
-                    f"sm_split={self.sm_split} shares one GPU between prefill and decode, but here they "
-                    + ("take turns on one worker" if self.colocated else "have a GPU each")
-                    + "; leave it out"
-                )
+            self._check_split("cpu" in kinds)
         if self.colocated and self.prefill_device != self.decode_device:
             raise ConfigError(
                 f"prefill_workers=0 puts prefill on the decode device, but prefill_device={self.prefill_device!r} "

@@ -36,6 +36,9 @@ class DecodeStage:
     def prepare(self, progress: Callable[[str], None]):
         """Nothing is compiled here."""
 
+    def close(self):
+        """Nothing here belongs to a stream."""
+
     def step(self, command: Decode) -> Stepped:
         """One step: follow the changes, run, pick a token a row, report."""
         started = now_ns()

@@ -57,6 +57,12 @@ class GraphDecodeStage:
         self._outputs = [self._pinned(places) for _ in range(3)]  # at most two steps are in flight
         self._sizes = buckets(places)
 
+    def close(self):
+        """Drops what belongs to the stream while that is there: graphs, and pinned memory that it reads or writes."""
+        self._captured.clear()
+        self._outputs.clear()
+        self.state = None
+
     # ---- before the first step ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()

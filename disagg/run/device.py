@@ -1,7 +1,7 @@
 """What differs between a CPU and a GPU here: a GPU's work is only done once its stream says so.
 
-Every worker has its own stream. Lanes wait for events on it (run/stream_lane); a host waits only where it needs what
-came out.
+Every worker has its own stream, on its part of the SMs where its GPU is split. Lanes wait for events on it
+(run/stream_lane); a host waits only where it needs what came out.
 """
 
 import contextlib
@@ -9,16 +9,23 @@ import os
 
 import torch
 
+from disagg.run.sm_split import Part
+
 #: Hardware queues of a GPU, read when CUDA starts. With the usual 8, streams share one, and a lane's copy or spin would
 #: hold up a worker's kernels behind it.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
-def own_stream(device: torch.device):
+def own_stream(device: torch.device, part: Part | None = None):
     """A context in which this thread's kernels have a stream of their own; nothing on a CPU."""
     if device.type != "cuda":
         return contextlib.nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))
+    return torch.cuda.stream(new_stream(device, part))
+
+
+def new_stream(device: torch.device, part: Part | None, priority: int = 0) -> torch.cuda.Stream:
+    """On the part's SMs, or on all where the GPU is not split; negative priorities go first."""
+    return torch.cuda.Stream(device, priority=priority) if part is None else part.stream(priority)
 
 
 def settle(device: torch.device):

@@ -7,6 +7,7 @@ Notebook: notebooks/00_start_here.ipynb.
 """
 
 import atexit
+import contextlib
 import itertools
 import queue
 import sys
@@ -36,6 +37,8 @@ from disagg.run.model import Model, load_model
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
 from disagg.run.sizes import DEFAULT_TOKENS, compute_of_a_layer, dial_ratio, with_block_counts
+from disagg.run.sm_split import check_split, split_gpu
+from disagg.run.sm_split import in_words as sms_in_words
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
 
@@ -77,16 +80,18 @@ class Engine:
         self._broken: str | None = None
         self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
         self.workers: dict[Worker, WorkerThread] = {}
-        self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record)
-        machine = machine_in_words() + self.transfers.clock_in_words()
-        self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine)
-        try:
+        with contextlib.ExitStack() as undo:  # no memory for a replica, no thread: what was started stops
+            split = self.config.sm_split
+            self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
+            undo.callback(self._let_go)
+            self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record, self.parts)
+            undo.callback(self._stop_workers)
+            machine = machine_in_words() + sms_in_words(self.parts) + self.transfers.clock_in_words()
+            self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine)
             self.transfers.start()
             self._start_workers()
             self._thread.start()
-        except BaseException:  # no memory for a replica, no thread: what was started stops
-            self._stop_workers()
-            raise
+            undo.pop_all()
         _OPEN.add(self)
 
     def __enter__(self) -> "Engine":
@@ -167,8 +172,7 @@ class Engine:
         self._inbox.put(None)
         self._thread.join()
         _OPEN.discard(self)
-        self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
-        self.workers.clear()
+        self._let_go()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -347,7 +351,8 @@ class Engine:
                 if self.kernel is not None:
                     most, graphs = self.config.max_batch, self.config.graphs
                     decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell)
-            self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put, self._progress)
+            part = self.parts.get(name.role)
+            self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put, self._progress, part)
             self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
         self._progress("")
 
@@ -356,6 +361,13 @@ class Engine:
         for worker in self.workers.values():
             worker.close()
         self.transfers.close()
+
+    def _let_go(self):
+        """Memory, then the parts of a split GPU: pinned memory that their streams copied is freed before they go."""
+        self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
+        self.workers.clear()
+        for part in self.parts.values():
+            part.close()
 
     def _model_on(self, device: torch.device) -> Model:
         """A worker's own module tree: over shared weights on the model's device, with its own on another one."""
@@ -405,7 +417,7 @@ def load(config: Config, device) -> Model:
 
 
 def check_devices(config: Config):
-    """ConfigError where a device is not there, or where a name stands in place of a Config."""
+    """ConfigError where a device is not there or can't be split, or where a name stands in place of a Config."""
     if not isinstance(config, Config):
         raise ConfigError(f'Engine takes a Config, as in Engine(Config.preset("dynamic")); got {config!r}')
     for name in ("prefill_device", "decode_device"):
@@ -414,6 +426,8 @@ def check_devices(config: Config):
         index = int(device.partition(":")[2] or 0)
         if index >= count:
             raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
+    if config.sm_split is not None:
+        check_split(torch.device(config.decode_device), config.sm_split)
 
 
 @atexit.register

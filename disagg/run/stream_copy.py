@@ -15,11 +15,13 @@ import torch
 
 from disagg.plan.traffic import Flight
 from disagg.run.clock import now_ns
+from disagg.run.device import new_stream
 from disagg.run.device_clock import Anchor, clock_of
 from disagg.run.dial import DeviceDial
 from disagg.run.digest import checksum_blocks
 from disagg.run.kv_cache import KVCache
 from disagg.run.scratch import Scratch
+from disagg.run.sm_split import Part
 
 Sums = tuple[int, int]
 
@@ -72,13 +74,16 @@ class Route(NamedTuple):
 
 
 class StreamCopier:
-    """`devices`: the GPU that copies leave, and the one that they reach, where it is another."""
+    """`devices`: the GPU that copies leave, and the one that they reach, where it is another.
 
-    def __init__(self, devices: list[torch.device], dtype: torch.dtype):
+    `part`: where that one GPU is split, the SMs on which gathers and scatters run.
+    """
+
+    def __init__(self, devices: list[torch.device], dtype: torch.dtype, part: Part | None = None):
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]
         # high priority: a gather of microseconds goes before the blocks of a product of milliseconds
-        self.streams = [torch.cuda.Stream(device, priority=-1) for device in self.devices]
+        self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
         self._dial: DeviceDial | None = None
 

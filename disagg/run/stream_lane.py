@@ -30,6 +30,7 @@ class StreamLane:
             self.copier.drain()  # only now does nothing read or write for these transfers
         for flight in [*self._flying, *(copy.flight for copy in self._aloft)]:
             self.transfers.give_up(flight)
+        self._aloft.clear()
 
     def _step(self):
         """The first of: a landing that is due, a copy that can be enqueued, the next end or landing, a new copy."""

@@ -28,6 +28,7 @@ from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.punctual import ask_for_short_slices
 from disagg.run.route_cost import RouteCost, measure
 from disagg.run.scratch import Scratch
+from disagg.run.sm_split import Part
 from disagg.run.stream_copy import Route, StreamCopier
 from disagg.run.stream_lane import StreamLane
 from disagg.run.text import first_line
@@ -44,12 +45,13 @@ class Transfers:
         caches: dict[Worker, KVCache],
         post: Callable[[object], None],
         record: Callable[[Span], None],
+        parts: dict[str, Part] | None = None,
     ):
         shape = next(iter(caches.values())).shape
         self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
         self.config, self.caches, self.shape, self.verify = config, caches, shape, config.verify_kv
         self._post, self._record = post, record
-        self._streams = self._make_streams(config)
+        self._streams = self._make_streams(config, parts or {})
         self._ring = [Scratch(shape.dtype, pinned=bool(self._streams)) for _ in range(self.traffic.ring.total)]
         if self._streams:
             self._fill_ring(config)
@@ -108,6 +110,7 @@ class Transfers:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        self._ring.clear()  # pinned, and to be freed while the streams that copied it are there
 
     # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------
 
@@ -254,8 +257,12 @@ class Transfers:
     def take_spilled(self, request: int) -> list:
         return self._spilled.pop(request)
 
-    def _make_streams(self, config: Config) -> dict[str, StreamLane]:
-        """A lane's streams on the GPUs that it joins; none where all memories are the host's."""
+    def _make_streams(self, config: Config, parts: dict[str, Part]) -> dict[str, StreamLane]:
+        """A lane's streams on the GPUs that it joins; none where all memories are the host's.
+
+        On a split GPU its kernels run on the SMs of the worker whose blocks it gathers or scatters. A direct hand-off
+        does both, on prefill's: those of decode are to be decode's alone.
+        """
         gpus = {name: cache.data.device for name, cache in self.caches.items() if on_gpu(cache)}
         if not gpus:
             return {}
@@ -264,9 +271,10 @@ class Transfers:
         lanes = {}
         for name in self.traffic.lanes:
             kind, index = name.split()
-            here = gpus[Worker("prefill" if kind in ("direct", "down") else "decode", int(index))]
+            role = "prefill" if kind in ("direct", "down") else "decode"
+            here = gpus[Worker(role, int(index))]
             there = gpus[Worker("decode", 0)] if kind == "direct" else here
-            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype))
+            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype, parts.get(role)))
         return lanes
 
     def _fill_ring(self, config: Config):

@@ -17,14 +17,16 @@ from disagg.run.decode_graph import Launched
 from disagg.run.device import own_stream
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import yield_to_lanes
+from disagg.run.sm_split import Part
 
 
 class WorkerThread:
     """Runs prefill passes, decode steps, or both where prefill and decode share the device."""
 
     def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable,
-                 progress: Callable[[str], None] = lambda text: None):  # fmt: skip
+                 progress: Callable[[str], None] = lambda text: None, part: Part | None = None):  # fmt: skip
         self.name, self.prefill, self.decode, self._post, self._progress = name, prefill, decode, post, progress
+        self._part = part  # of the GPU's SMs; None: all
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._launched: queue.SimpleQueue = queue.SimpleQueue()
         self.ready: Future = Future()  # its result comes once the stages are compiled and captured
@@ -44,7 +46,7 @@ class WorkerThread:
         device = (self.prefill or self.decode).cache.device
         yield_to_lanes()
         try:
-            with own_stream(device):
+            with own_stream(device, self._part):
                 if not self._prepare():
                     return
                 while (command := self._commands.get()) is not None:
@@ -59,6 +61,8 @@ class WorkerThread:
             self._launched.put(None)
             if self._finisher.ident is not None:
                 self._finisher.join()
+            if self.decode is not None:
+                self.decode.close()
 
     def _prepare(self) -> bool:
         """Compiles and captures what the stages want; whoever built the worker hears how it went."""

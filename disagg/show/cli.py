@@ -202,8 +202,8 @@ def bench(
 
     suites = {"cpu": cpu.suite, "law": law.suite, "see": see.suite, "notebooks": notebooks.suite}
     if suite == "gpu":
-        shape = shape or "llama3-8b"
-        _measure(lambda say: gpu.suite(say, shape, only, sm_split or 32), f"bench, suite gpu, shape {shape}", json)
+        shape, sms = shape or "llama3-8b", 32 if sm_split is None else sm_split
+        _measure(lambda say: gpu.suite(say, shape, only, sms), f"bench, suite gpu, shape {shape}", json)
         return
     if suite not in suites:
         raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}, gpu", param_hint="--suite")

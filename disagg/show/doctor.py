@@ -5,6 +5,7 @@ import sys
 import torch
 
 from disagg.plan.link import CPU_DIAL_LIMIT
+from disagg.run import sm_split
 from disagg.run.attention import describe
 from disagg.run.kv_cache import free_bytes
 from disagg.run.weights import smollm2_ready
@@ -25,6 +26,7 @@ def findings() -> list[tuple[str, str]]:
         ("memory", "unknown" if free is None else f"{free / 2**30:.1f} GB free"),
         ("GPUs", gpus),
         ("attention", describe("cuda" if found["gpus"] else "cpu")),
+        ("SM split", sm_split.describe()),
         ("link dial", f"holds up to {CPU_DIAL_LIMIT / 1e9:g} GB/s between two CPU workers"),
         ("model smollm2", model),
     ]

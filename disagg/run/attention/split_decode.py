@@ -10,6 +10,7 @@ import math
 import torch
 
 from disagg.run.kv_cache import KVCache
+from disagg.run.sm_split import sm_count
 
 PROGRAMS_PER_SM = 4  # enough in flight to keep the memory busy
 MOST_SPLITS = 16
@@ -30,8 +31,7 @@ class SplitDecode:
 
         self._kernel = split_kernel.attend
         self._pairs, self._block = rows * cache.shape.kv_heads, cache.block_size
-        sms = torch.cuda.get_device_properties(cache.device).multi_processor_count
-        self._splits = splits_of(self._pairs, sms)
+        self._splits = splits_of(self._pairs, sm_count(cache.device))
         tile, self._launch = (64, dict(num_warps=4, num_stages=2)) if self._splits == 1 else (32, SHORT)
         self._tile = min(tile, cache.block_size & -cache.block_size)  # a tile lies in one block
         if self._tile < 16:

@@ -12,6 +12,7 @@ from disagg.plan.results import Run
 from disagg.plan.timeline import Span
 from disagg.run.engine import Engine
 from disagg.run.handle import Handle
+from disagg.run.sm_split import in_words as sms_in_words
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.gpu.steps import full_steps
 from disagg.show.bench.rows import LeftOut, Row
@@ -68,8 +69,9 @@ def split_rows(stand: Stand) -> Iterator[Row]:
         gap = percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99)
         rate = rate_of(passes_of(engine.serve(prefills)))
     streams = beside(engine, residents, prefills, stand)
-    split = beside(stand.engine("streamed", limit, **options, **stand.split), residents, prefills, stand)
-    how = f"{stand.split['sm_split']} SMs for decode" if stand.split else "no SM split on this device"
+    engine = stand.engine("streamed", limit, **options, **stand.split)
+    split = beside(engine, residents, prefills, stand)
+    how = sms_in_words(engine.parts).removeprefix(", ") or "no SM split on this device"
     for name, (gaps, kept), bars in (("", split, (2.0, 0.65)), ("[streams]", streams, (None, None))):
         p99 = percentile(gaps, 0.99)
         words = how if not name else "shared by streams alone"

@@ -1,0 +1,273 @@
+"""One GPU cut in two by its SMs, with a driver that keeps books instead of contexts: sizes, order, refusals."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from engine_tools import check_greedy, lengths, small, threads, tiny
+
+from disagg import Config, Engine
+from disagg.plan.errors import ConfigError, EngineError
+from disagg.run import engine as engine_file
+from disagg.run import sm_split
+from disagg.run.decode import DecodeStage
+from disagg.run.device import new_stream
+from disagg.run.sm_split import choices, describe, share_out, sm_count, split_gpu
+
+GPU = torch.device("cuda", 0)
+
+
+class Code(int):
+    """A result code with a name, as cuda.bindings' enum."""
+
+    name = property(lambda self: {0: "CUDA_SUCCESS", 2: "CUDA_ERROR_OUT_OF_MEMORY"}.get(self, "CUDA_ERROR_UNKNOWN"))
+
+
+def sms_of(ids, **fields):
+    return SimpleNamespace(ids=frozenset(ids), sm=SimpleNamespace(smCount=len(ids), **fields))
+
+
+class FakeDriver:
+    """The calls of cuda.bindings.driver that a split needs. Handles are numbers; `open` holds what is not destroyed."""
+
+    CUdevResourceType = SimpleNamespace(CU_DEV_RESOURCE_TYPE_SM=1)
+    CUgreenCtxCreate_flags = SimpleNamespace(CU_GREEN_CTX_DEFAULT_STREAM=1)
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+
+    def __init__(self, sms=132, version=13000, fail=None, **fields):
+        self.sms, self.version, self.fail, self.fields = sms, version, fail, fields
+        self.open: dict[int, object] = {}  # context → SM ids, stream → context
+        self.log: list[str] = []
+        self._number = 0
+
+    def _call(self, name: str, *found):
+        self.log.append(name)
+        return (Code(2),) if self.log.count(name) == (self.fail or {}).get(name) else (Code(0), *found)
+
+    def _made(self, name: str, what):
+        answer = self._call(name, self._number + 1)
+        if not answer[0]:
+            self._number += 1
+            self.open[self._number] = what
+        return answer
+
+    def cuInit(self, flags):
+        return self._call("init")
+
+    def cuDriverGetVersion(self):
+        return self._call("version", self.version)
+
+    def cuDeviceGet(self, index):
+        return self._call("device", index)
+
+    def cuDeviceGetDevResource(self, device, kind):
+        return self._call("resource", sms_of(range(self.sms), **self.fields))
+
+    def cuDevSmResourceSplitByCount(self, groups, whole, flags, count):
+        assert (groups, flags) == (1, 0)
+        ids = sorted(whole.ids)
+        return self._call("split", [sms_of(ids[:count])], 1, sms_of(ids[count:]))
+
+    def cuDevResourceGenerateDesc(self, resources, count):
+        assert len(resources) == count == 1
+        return self._call("describe", resources[0])
+
+    def cuGreenCtxCreate(self, described, device, flags):
+        assert flags == 1, "the driver refuses a context without its default stream"
+        return self._made("context", described.ids)
+
+    def cuGreenCtxStreamCreate(self, context, flags, priority):
+        assert flags == 1 and context in self.open
+        return self._made("stream", context)
+
+    def cuStreamSynchronize(self, stream):
+        assert stream in self.open
+        return self._call("wait")
+
+    def cuStreamDestroy(self, stream):
+        del self.open[stream]
+        return self._call("stream ends")
+
+    def cuGreenCtxDestroy(self, context):
+        assert context not in self.open.values(), "a stream of it is still there"
+        del self.open[context]
+        return self._call("context ends")
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts a driver in cuda.bindings' place, and streams that know their number in torch's."""
+
+    def put(driver) -> FakeDriver:
+        bindings = SimpleNamespace(driver=driver)
+        monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=bindings))
+        monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+        return driver
+
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: SimpleNamespace(cuda_stream=number))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return put
+
+
+# ---- where to cut ----------------------------------------------------------------------------------------------------
+
+
+def test_decode_gets_what_was_asked_and_prefill_the_rest():
+    assert share_out(132, 32) == (100, 32)
+    assert list(choices(132))[:2] == [8, 16] and choices(132)[-1] == 120  # 128 would leave 4
+    assert share_out(132, 120) == (12, 120) and share_out(16, 8) == (8, 8)
+    assert list(choices(46, least=4, step=2))[::19] == [4, 42] and list(choices(40, least=10, step=8)) == [16, 24]
+
+
+@pytest.mark.parametrize(
+    "sms, decode, words",
+    [
+        (132, 4, "sm_split=4: of this GPU's 132 SMs decode can have 8 to 120 in steps of 8, so that prefill keeps 8 or "
+         "more; take 8, or "),
+        (132, 30, "sm_split=30: of this GPU's 132 SMs decode can have 8 to 120 in steps of 8, so that prefill keeps 8 "
+         "or more; take 32, or "),
+        (132, 128, "sm_split=128: of this GPU's 132 SMs decode can have 8 to 120 in steps of 8, so that prefill keeps "
+         "8 or more; take 120, or "),
+        (14, 8, "sm_split=8: this GPU's 14 SMs make no two parts of 8 or more; "),
+    ],
+)  # fmt: skip
+def test_a_cut_that_cannot_be_is_refused_with_the_numbers(sms, decode, words):
+    with pytest.raises(ConfigError) as caught:
+        share_out(sms, decode)
+    assert str(caught.value) == words + sm_split.REMEDY
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_two_parts_share_no_sm_and_end_after_their_streams(install):
+    driver = install(FakeDriver())
+    parts = split_gpu(GPU, 32)
+    sets = list(driver.open.values())
+    assert [len(ids) for ids in sets] == [32, 100] and not sets[0] & sets[1]
+    assert (parts["decode"].sms, parts["prefill"].sms) == (32, 100) and driver.log.count("split") == 1
+    assert sm_split.in_words(parts) == ", 32 SMs for decode and 100 for prefill" and sm_split.in_words({}) == ""
+    for part in parts.values():
+        part.stream(), part.stream(priority=-1)
+    assert len(driver.open) == 6
+    for part in [*parts.values(), *parts.values()]:  # a second close does nothing
+        part.close()
+    assert not driver.open and not sm_split._SMS
+    assert driver.log.count("context ends") == 2 and driver.log.count("stream ends") == 4
+    ends = [entry for entry in driver.log if entry in ("wait", "stream ends", "context ends")]
+    assert ends[:5] == ["wait", "stream ends", "wait", "stream ends", "context ends"]
+
+
+def test_a_thread_can_ask_for_the_sms_of_its_part(install, monkeypatch):
+    install(FakeDriver())
+    parts = split_gpu(GPU, 48)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: SimpleNamespace(cuda_stream=77))
+    for part, sms in ((parts["decode"], 48), (parts["prefill"], 84), (None, 132)):
+        stream = new_stream(GPU, part)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: stream)
+        assert sm_count(GPU) == sms
+    for part in parts.values():
+        part.close()
+
+
+def test_the_driver_says_how_fine_a_cut_can_be(install):
+    install(FakeDriver(sms=46, minSmPartitionSize=4, smCoscheduledAlignment=2))
+    assert sm_split.check_split(GPU, 6) == (40, 6)
+    assert describe() == (
+        "possible: sm_split=4 to 42 in steps of 2 for decode, the rest of cuda:0's 46 SMs for prefill"
+    )
+
+
+@pytest.mark.parametrize("call, which", [("split", 1), ("context", 1), ("context", 2), ("describe", 2)])
+def test_what_the_driver_refuses_leaves_nothing_behind(install, call, which):
+    driver = install(FakeDriver(fail={call: which}))
+    with pytest.raises(EngineError, match="CUDA_ERROR_OUT_OF_MEMORY; leave sm_split at None"):
+        split_gpu(GPU, 32)
+    assert not driver.open
+
+
+# ---- where it can't be done ------------------------------------------------------------------------------------------
+
+
+def test_an_old_driver_is_refused(install):
+    install(FakeDriver(version=12020))
+    with pytest.raises(ConfigError) as caught:
+        split_gpu(GPU, 32)
+    assert str(caught.value) == (
+        "sm_split needs green contexts, which drivers have from CUDA 12.5 on; this driver is of CUDA 12.2. Update it, "
+        "or leave sm_split at None: the two workers then share the SMs through streams alone"
+    )
+    assert describe() == f"not here: {caught.value}"
+
+
+def test_without_the_bindings_or_a_function_of_the_driver(install, monkeypatch):
+    driver = install(FakeDriver())
+
+    def cuGreenCtxCreate(*arguments):
+        raise RuntimeError('Function "cuGreenCtxCreate" not found')
+
+    driver.cuGreenCtxCreate = cuGreenCtxCreate
+    with pytest.raises(EngineError, match='cuGreenCtxCreate can\'t be called .Function "cuGreenCtxCreate" not found'):
+        split_gpu(GPU, 32)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(ConfigError, match="`pip install cuda-bindings`, or leave sm_split at None"):
+        split_gpu(GPU, 32)
+
+
+def test_doctor_says_why_not_on_a_cpu(monkeypatch):
+    from disagg.show import doctor
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dict(doctor.findings())["SM split"] == "not here: sm_split cuts a GPU in two, and torch finds none"
+
+
+def test_an_engine_refuses_an_impossible_cut_before_it_loads_a_model(install, monkeypatch):
+    install(FakeDriver())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = Config.preset("streamed", model="tiny", prefill_device="cuda:0", decode_device="cuda:0", sm_split=200)
+    with pytest.raises(ConfigError, match="sm_split=200: of this GPU's 132 SMs decode can have 8 to 120"):
+        Engine(config)
+
+
+# ---- in the engine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_split_cpu(install, monkeypatch):
+    """An engine on CPU workers that takes `sm_split`; their parts come from the fake driver, and time is not real."""
+    driver = install(FakeDriver())
+    monkeypatch.setattr(Config, "_check_split", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine_file, "check_split", lambda *_: None)
+    monkeypatch.setattr(engine_file, "split_gpu", lambda device, decode: split_gpu(GPU, decode))
+    return driver
+
+
+def test_parts_end_after_the_threads_and_the_memory(on_a_split_cpu):
+    requests, before = lengths((5, 4), (40, 6)), threads()
+    engine = Engine(small("streamed", sm_split=32), tiny())
+    found = {}
+    for role, part in engine.parts.items():
+        inner = part.close
+        part.close = lambda role=role, inner=inner: found.update({role: (threads(), dict(engine.caches))}) or inner()
+    run = engine.serve(requests)
+    assert "32 SMs for decode and 100 for prefill" in run.machine
+    for request, result in zip(requests, run.results, strict=True):
+        check_greedy(request.prompt, result, request.max_new_tokens)
+    assert len(on_a_split_cpu.open) == 2
+    engine.close()
+    engine.close()
+    assert found == {"decode": (before, {}), "prefill": (before, {})} and not on_a_split_cpu.open
+
+
+def test_a_start_that_fails_leaves_no_part(on_a_split_cpu, monkeypatch):
+    def fail(*_):
+        raise EngineError("no room for a graph")
+
+    monkeypatch.setattr(DecodeStage, "prepare", fail)
+    before = threads()
+    with pytest.raises(EngineError, match="no room for a graph"):
+        Engine(small("streamed", sm_split=32), tiny())
+    assert not on_a_split_cpu.open and threads() == before
