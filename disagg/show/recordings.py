@@ -74,6 +74,15 @@ def staged(folder: Path | None = None) -> dict[float, Run] | Missing:
     return dict(sorted(found.items())) if found else Missing("staged", [staged_file("*")])
 
 
+def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
+    """Where a part was measured, or which command would do it."""
+    if not part:
+        return repr(part)
+    found = part if isinstance(part, StepTimes) else next(iter(part.values()))
+    model = found.model if isinstance(found, StepTimes) else found.config.model
+    return f"Recorded: {model} on {found.machine}."
+
+
 # ---- times of steps --------------------------------------------------------------------------------------------------
 
 
