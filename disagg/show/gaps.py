@@ -3,6 +3,8 @@
 Notebooks: notebooks/01_baseline.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
+from collections.abc import Iterable
+
 from disagg.plan.results import Run
 from disagg.show.facts import milliseconds
 from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
@@ -42,7 +44,7 @@ def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, pro
     return Picture(figure, f"Gaps between tokens over time, a panel a run. {finding}", finding)
 
 
-def gaps_beside(run: Run, readers: list[int]) -> tuple[list[float], list[float]]:
+def gaps_beside(run: Run, readers: Iterable[int]) -> tuple[list[float], list[float]]:
     """Gaps in seconds of these results, the second token's left out: while others were in prefill, and while nobody
     was. A gap that any part of another's pass falls into counts among the first."""
     own = {run.results[index].request for index in readers}

@@ -4,6 +4,7 @@ Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -29,11 +30,11 @@ class Words(str):
 
 def live(part: str, shape: str = SHAPE) -> Picture | Words:
     """Measures a part ("steps", "timelines" or "staged") on this machine's GPU and draws it; says so where there is
-    none. A minute or two."""
+    none. About a minute."""
     if part not in _LIVE:
         raise ValueError(f"{part!r} is unknown; known: {', '.join(_LIVE)}")
-    if not torch.cuda.is_available():
-        return Words("No GPU that torch can use is at hand: the recording above is all there is to see.")
+    if not at_hand():
+        return Words("No GPU that torch can use is at hand here; what is above comes from a recording.")
     stand = _stand(shape)
     try:
         return _LIVE[part](stand)
@@ -43,10 +44,17 @@ def live(part: str, shape: str = SHAPE) -> Picture | Words:
         stand.close()
 
 
+def at_hand() -> bool:
+    """Is there a GPU that torch can use?"""
+    return torch.cuda.is_available()
+
+
 def _stand(shape: str):
     from disagg.show.bench.gpu.record import make_stand
 
-    return make_stand(shape, lambda text: None)
+    stand = make_stand(shape, lambda text: None)
+    stand.scale = replace(stand.scale, batches=stand.scale.batches[:2], repeats=min(3, stand.scale.repeats))
+    return stand
 
 
 def _steps(stand) -> Picture:
@@ -90,7 +98,7 @@ class StagedDial:
 
     def __call__(self, link: Link | None) -> Run:
         dial = 1 / link.compute_ratio if link else 0.0
-        return self._served(dial) if torch.cuda.is_available() else self._recorded(dial)
+        return self._served(dial) if at_hand() else self._recorded(dial)
 
     def _recorded(self, dial: float) -> Run:
         runs = recordings.staged()

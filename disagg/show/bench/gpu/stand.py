@@ -58,7 +58,7 @@ class Scale:
 
 SMALL = Scale(
     context=128, batches=(1, 2), steps=4, prompts=(32, 256), streamed=256, long=256, long_count=6, residents=2,
-    beside=200, hand_offs=6, mixed=(2, 64, 24, 2, 0.02), repeats=2, dials=(0.0, 4.0), dials_us=(2000,),
+    beside=200, hand_offs=6, mixed=(8, 32, 40, 4, 0.02), repeats=2, dials=(0.0, 4.0), dials_us=(2000,),
     dial_copies=2, block=16, chunk=256, work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1,
     paged=(8, 10, 60), side=128, copied_bytes=1 << 20, pinned_bytes=1 << 20,
 )  # fmt: skip
