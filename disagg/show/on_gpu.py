@@ -67,7 +67,7 @@ def _timelines(stand) -> Picture | Words:
     from disagg.show.bench.gpu.record import side_by_side
 
     found = dict(side_by_side(stand))
-    runs = {name: run for name, run in found.items() if not isinstance(run, LeftOut)}
+    runs = {recordings.ARRANGEMENTS[name]: run for name, run in found.items() if not isinstance(run, LeftOut)}
     return compare_picture(runs) if runs else Words("; ".join(left.reason for left in found.values()))
 
 

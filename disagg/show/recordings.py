@@ -21,7 +21,8 @@ FOLDER = Path(disagg.__file__).parents[1] / "figures" / "data"
 COMMAND = "python -m disagg record-gpu"
 
 RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the one before
-ARRANGEMENTS = ("colocated", "streams", "sm_split")  # of one GPU
+#: How one GPU is shared: in the file's name, and in words.
+ARRANGEMENTS = {"colocated": "Colocated", "streams": "Streams", "sm_split": "SM split"}
 
 STEPS_FILE = "gpu_steps.json.gz"
 VERSION = 1
@@ -58,8 +59,8 @@ def steps(folder: Path | None = None) -> "StepTimes | Missing":
 
 
 def timelines(folder: Path | None = None) -> dict[str, Run] | Missing:
-    """The same requests in each arrangement of one GPU."""
-    paths = {name: (folder or FOLDER) / timeline_file(name) for name in ARRANGEMENTS}
+    """The same requests in each arrangement of one GPU, by its words."""
+    paths = {words: (folder or FOLDER) / timeline_file(name) for name, words in ARRANGEMENTS.items()}
     absent = [path.name for path in paths.values() if not path.exists()]
     return Missing("timelines", absent) if absent else {name: Run.load(path) for name, path in paths.items()}
 
