@@ -221,7 +221,7 @@ def record_gpu(
     only: Annotated[str | None, typer.Option(help="steps, timelines, staged; comma between")] = None,
     sm_split: Annotated[int, typer.Option(help="SMs for decode where prefill shares its GPU", min=1)] = 32,
 ):
-    """Records one GPU for notebook 07: step times, ways to share it, and the staged route; takes about five minutes."""
+    """Records one GPU for notebook 07: step times, ways to share it, and the staged route; takes a few minutes."""
     import torch
 
     from disagg.run.shapes import SHAPES

@@ -117,7 +117,7 @@ def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
     lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
     for name, (preset, split) in ARRANGEMENTS.items():
         try:
-            engine = stand.engine(preset, lengths, prefill=3 * stand.scale.long, max_batch=len(requests),
+            engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests),
                                   **(stand.split if split else {}))  # fmt: skip
             for index in range(2):  # the first run of an engine also pays for start-up
                 stand.say(f"readers beside long prompts, {name}, {index + 1} of 2")

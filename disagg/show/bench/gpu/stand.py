@@ -101,6 +101,7 @@ class Stand:
             self.joined = joined
             self.__dict__.pop("model", None)
             self.close()
+            torch.compiler.reset()  # the other kind shares no compiled code, and there is a limit to how much is kept
 
     @property
     def sizes(self) -> Sizes:
