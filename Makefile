@@ -95,6 +95,7 @@ lint: $(stamp) ## ruff, style and formatting
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
 
+# Some of them only: make notebooks notebooks=notebooks/07_on_a_gpu.ipynb
 notebooks: setup ## run all notebooks again and store what they show
 	@$(py) -m jupyter nbconvert --to notebook --execute --inplace --log-level=WARN $(encrypted) \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(notebooks)

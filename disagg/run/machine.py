@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -28,3 +29,20 @@ def in_words() -> str:
     found = machine()
     gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
     return f"{found['cores']} cores of {found['cpu']}, {found['memory_gb']} GB{gpus}"
+
+
+def gpu_in_words() -> str:
+    """The first GPU with what its figures depend on: name, driver, torch with its CUDA. Without one, torch alone."""
+    if not torch.cuda.is_available():
+        return f"no GPU, torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name(0)}, driver {_driver()}, torch {torch.__version__}"
+
+
+def _driver() -> str:
+    """NVIDIA's driver by number, where its own tool says it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return said[0] if said else "unknown"

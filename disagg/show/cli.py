@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench"""
+"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | record-gpu"""
 
 import os
 from pathlib import Path
@@ -210,6 +210,42 @@ def bench(
     if (shape, only, sm_split) != (None, None, None):
         raise typer.BadParameter("--shape, --only and --sm-split belong to --suite gpu")
     _measure(suites[suite], f"bench, suite {suite}", json)
+
+
+@app.command(name="record-gpu")
+def record_gpu(
+    shape: Annotated[
+        str, typer.Option(help="llama3-8b, llama3-1b, qwen3-8b, qwen3-0.6b: random weights")
+    ] = "llama3-8b",
+    out: Annotated[Path, typer.Option(help="the folder of the recordings")] = Path("figures/data"),
+    only: Annotated[str | None, typer.Option(help="steps, timelines, staged; comma between")] = None,
+    sm_split: Annotated[int, typer.Option(help="SMs for decode where prefill shares its GPU", min=1)] = 32,
+):
+    """Records one GPU for notebook 07: step times, ways to share it, and the staged route; takes a few minutes."""
+    import torch
+
+    from disagg.run.shapes import SHAPES
+    from disagg.show.bench.gpu import record
+    from disagg.show.bench.rows import LeftOut
+
+    if shape not in SHAPES:  # a folder's name would stand in the files
+        raise typer.BadParameter(f"{shape!r} is unknown; known: {', '.join(SHAPES)}", param_hint="--shape")
+    if not torch.cuda.is_available():
+        raise typer.BadParameter(
+            f"a recording needs an NVIDIA GPU that torch can use, and torch {torch.__version__} finds none here; "
+            "bench --suite gpu --shape tiny measures in the same way, in small sizes, on any machine"
+        )
+    left_out = []
+    with _saying() as say:
+        for done in record.record(record.make_stand(shape, say, sm_split), out, only):
+            if isinstance(done, LeftOut):
+                left_out.append(done)
+            else:
+                _say_plainly(f"written: {done} ({done.stat().st_size / 1e3:.0f} kB)")
+    for part in left_out:
+        _say_plainly(f"left out: {part.name}: {part.reason}")
+    if left_out:
+        raise typer.Exit(1)
 
 
 def _measure(suite, title: str, json: Path | None):

@@ -1,11 +1,12 @@
-"""The law as a curve: H over c/x for one hop, and what was measured beside it.
+"""The law as a curve: H over c/x for one hop, and what was measured beside it; and H over a dial for two hops.
 
-Notebook: notebooks/03_layer_streaming.ipynb.
+Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
 from collections.abc import Iterable, Mapping
 
 from disagg.plan.law import simplest_hidden
+from disagg.plan.results import Run
 from disagg.show.facts import plural
 from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 
@@ -69,3 +70,36 @@ def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
         off = f", at most {away:.1f} percentage points off" if times and pairs else ""
         parts.append(f"{name}: {plural(len(pairs), 'point')}{off}")
     return "; ".join([f"{law} and stays there", *parts]) + "."
+
+
+# ---- two hops --------------------------------------------------------------------------------------------------------
+
+
+def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:
+    """H of request 0 by dial (a layer's hop in its compute), and the law with each run's own c, x and tail."""
+    size = font_size(projector)
+    figure = new_figure(0.27 * size, 12.0 if projector else WIDTH_IN)
+    width, height = figure.get_size_inches()
+    left, foot, top = 0.065 * size / width, 0.05 * size / height, 0.035 * size / height
+    axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
+    measured = {dial: 100 * run.overlap(0).hidden for dial, run in runs.items()}
+    law = {dial: 100 * run.law(0).hidden for dial, run in runs.items()}
+    axes.plot(list(law), list(law.values()), color=COLOURS["link"], linewidth=3, marker="_", markersize=size,
+              markeredgewidth=3, label="law, with the run's own c, x and tail")  # fmt: skip
+    axes.plot(list(measured), list(measured.values()), "o", markersize=0.75 * size, color="none", markeredgecolor=INK,
+              markeredgewidth=1.8, label="measured", zorder=3)  # fmt: skip
+    plain_axes(axes, size)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_ylim(min([0, *measured.values(), *law.values()]), 108)
+    axes.set_xlabel("dial: a layer's hop over its compute, x/c (slower wire to the right)", fontsize=size, color=INK)
+    axes.set_ylabel("H in %", fontsize=size, color=INK)
+    figure.legend(loc="upper right", ncols=2, frameon=False, fontsize=size, bbox_to_anchor=(0.985, 1.0),
+                  borderaxespad=0.2, columnspacing=1.4)  # fmt: skip
+    first, last = min(measured), max(measured)
+    off = max(abs(measured[dial] - law[dial]) for dial in runs)
+    finding = (
+        f"H is {measured[first]:.1f} % at dial {first:g} and {measured[last]:.1f} % at dial {last:g}; "
+        f"{plural(len(runs), 'dial')}, at most {off:.1f} percentage points off the law."
+    )
+    told = ", ".join(f"{measured[dial]:.1f} (law {law[dial]:.1f}) at {dial:g}" for dial in runs)
+    return Picture(figure, f"H in percent over the dial, two hops. {finding} {told}.", finding)

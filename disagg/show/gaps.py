@@ -1,7 +1,9 @@
 """Gaps between tokens over time: a point a token, as high as the reader waited for it.
 
-Notebook: notebooks/01_baseline.ipynb.
+Notebooks: notebooks/01_baseline.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
+
+from collections.abc import Iterable
 
 from disagg.plan.results import Run
 from disagg.show.facts import milliseconds
@@ -40,3 +42,21 @@ def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, pro
     longest = {name: max((gap for _, r in results for gap in r.itl_s), default=0.0) for name, results in chosen.items()}
     finding = "Longest gap: " + ", ".join(f"{name} {milliseconds(gap)}" for name, gap in longest.items()) + "."
     return Picture(figure, f"Gaps between tokens over time, a panel a run. {finding}", finding)
+
+
+def gaps_beside(run: Run, readers: Iterable[int]) -> tuple[list[float], list[float]]:
+    """Gaps in seconds of these results, the second token's left out: while others were in prefill, and while nobody
+    was. A gap that any part of another's pass falls into counts among the first."""
+    own = {run.results[index].request for index in readers}
+    passes = [s for s in run.timeline.spans if s.kind == "prefill"]
+    others = [(s.start_ns, s.end_ns) for s in passes if not own & set(s.requests)]
+    busy = [(s.start_ns, s.end_ns) for s in passes]
+    beside, alone = [], []
+    for index in readers:
+        times = run.results[index].token_times_ns[1:]
+        for start, end in zip(times, times[1:], strict=False):
+            if any(a < end and start < b for a, b in others):
+                beside.append((end - start) / 1e9)
+            elif not any(a < end and start < b for a, b in busy):
+                alone.append((end - start) / 1e9)
+    return beside, alone

@@ -3,8 +3,9 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
-from disagg.plan.errors import EngineError
+from disagg.plan.errors import DisaggError, EngineError
 from disagg.plan.link import Link
 from disagg.plan.metrics import percentile
 from disagg.plan.request import Request
@@ -99,6 +100,34 @@ def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[floa
     if not gaps:
         raise EngineError("the residents did not decode beside a whole prefill: ask them for more tokens")
     return gaps, rate_of(passes)
+
+
+#: How a GPU is shared: the preset, and whether decode has SMs of its own.
+ARRANGEMENTS = {"colocated": ("colocated", False), "streams": ("streamed", False), "sm_split": ("streamed", True)}
+
+
+def mixed(stand: Stand) -> list[Request]:
+    """Readers who decode, and long prompts that arrive together a little later."""
+    readers, prompt, new, count, after_s = stand.scale.mixed
+    late = [replace(request, arrival_s=after_s) for request in stand.requests([stand.scale.long] * count, 4, seed=1)]
+    return stand.requests([prompt] * readers, new) + late
+
+
+def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
+    """The same work in each arrangement; an arrangement that this device can't have is left out with its reason."""
+    requests = mixed(stand)
+    lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
+    for name, (preset, split) in ARRANGEMENTS.items():
+        try:
+            engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests),
+                                  **(stand.split if split else {}))  # fmt: skip
+            for index in range(2):  # the first run of an engine also pays for start-up
+                stand.say(f"readers beside long prompts, {name}, {index + 1} of 2")
+                run = engine.serve(requests)
+            yield name, run
+        except DisaggError as error:
+            stand.close()
+            yield name, LeftOut(name, f"{type(error).__name__}: {error}")
 
 
 # ---- beside hand-offs ------------------------------------------------------------------------------------------------

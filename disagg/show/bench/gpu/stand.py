@@ -39,6 +39,7 @@ class Scale:
     residents: int = 16  # rows that decode beside something
     beside: int = 400  # new tokens of each of them
     hand_offs: int = 24  # that happen beside them
+    mixed: tuple = (8, 512, 160, 4, 0.15)  # readers, their prompts, new tokens; long prompts, and the s after which
     repeats: int = 7
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.25, 1.6, 2.5, 4.0)  # transfer of a layer ÷ its compute
     dials_us: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -57,9 +58,9 @@ class Scale:
 
 SMALL = Scale(
     context=128, batches=(1, 2), steps=4, prompts=(32, 256), streamed=256, long=256, long_count=6, residents=2,
-    beside=200, hand_offs=6, repeats=2, dials=(0.0, 4.0), dials_us=(2000,), dial_copies=2, block=16, chunk=256,
-    work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1, paged=(8, 10, 60), side=128,
-    copied_bytes=1 << 20, pinned_bytes=1 << 20,
+    beside=200, hand_offs=6, mixed=(8, 32, 40, 4, 0.02), repeats=2, dials=(0.0, 4.0), dials_us=(2000,),
+    dial_copies=2, block=16, chunk=256, work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1,
+    paged=(8, 10, 60), side=128, copied_bytes=1 << 20, pinned_bytes=1 << 20,
 )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ class Stand:
         self.scale = Scale() if self.on_gpu else SMALL
         self.name = RANDOM + shape if shape in SHAPES else shape
         self.split = {"sm_split": sm_split} if self.on_gpu else {}
+        self.joined = True  # the model's projections
         self._built: tuple[Config, Engine] | None = None  # what was asked for, and the engine
         self._as_built: dict = {}
         if not self.on_gpu and shape in SHAPES:
@@ -90,7 +92,16 @@ class Stand:
     def model(self) -> Model:
         _ = self.limits
         self.say(f"model {self.name}")
-        return load_model(self.name, dtype="bfloat16" if self.on_gpu else "float32", device=self.device)
+        dtype = "bfloat16" if self.on_gpu else "float32"
+        return load_model(self.name, dtype=dtype, device=self.device, join_projections=self.joined)
+
+    def join(self, joined: bool):
+        """Projections joined at load, or left as they are; a model in hand of the other kind is loaded anew."""
+        if joined != self.joined:
+            self.joined = joined
+            self.__dict__.pop("model", None)
+            self.close()
+            torch.compiler.reset()  # the other kind shares no compiled code, and there is a limit to how much is kept
 
     @property
     def sizes(self) -> Sizes:
@@ -100,7 +111,8 @@ class Stand:
         """A preset on this device, both roles on the same one."""
         scale, device = self.scale, self.device
         fields = dict(model=self.name, dtype="bfloat16" if self.on_gpu else "float32", prefill_device=device,
-                      decode_device=device, block_size=scale.block, chunk_tokens=scale.chunk)  # fmt: skip
+                      decode_device=device, block_size=scale.block, chunk_tokens=scale.chunk,
+                      join_projections=self.joined)  # fmt: skip
         return Config.preset(preset, **{**fields, **changes})
 
     def engine(self, preset: str, decode: Iterable[int], prefill: int | None = None, share: float = 0.8, **changes):

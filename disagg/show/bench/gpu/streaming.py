@@ -75,17 +75,32 @@ def prefill_rows(stand: Stand) -> Iterator[Row]:
     yield Row("streaming_slows_prefill_pct", value, "%", 3, scale.repeats, note)
 
 
+def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:
+    """c and the tail in seconds, of passes whose layers stay where they are; medians of five."""
+    tokens = stand.scale.streamed
+    for index in range(3):
+        pair_of_runs(stand, engine, tokens, index)
+    found = [compute_of(one_pass(pair_of_runs(stand, engine, tokens, index)[0])) for index in range(5)]
+    return statistics.median(c for c, _ in found), statistics.median(tail for _, tail in found)
+
+
+def over_dials(
+    stand: Stand, engine: Engine, dials: dict[str, float], compute_s: float
+) -> Iterator[tuple[str, float, list[Run]]]:
+    """Each dial by its name, a layer's hop in its compute, and runs of one prompt each; then the dial is off again."""
+    tokens = stand.scale.streamed
+    for name, ratio in dials.items():
+        stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
+        wire = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
+        engine.retune(link=wire)
+        yield name, ratio, [pair_of_runs(stand, engine, tokens, index)[1] for index in range(stand.scale.repeats)]
+    engine.retune(link=None)
+
+
 def law_rows(stand: Stand) -> Iterator[Row]:
     """H measured against the two-hop law with the pass's own c, x and tail; and against what could be foretold."""
-    scale, engine, tokens = stand.scale, staged_engine(stand), stand.scale.streamed
-    for index in range(3):
-        off, _ = pair_of_runs(stand, engine, tokens, index)
-    compute_s, tail_s = (
-        statistics.median(part)
-        for part in zip(
-            *(compute_of(one_pass(pair_of_runs(stand, engine, tokens, i)[0])) for i in range(5)), strict=True
-        )
-    )
+    scale, engine = stand.scale, staged_engine(stand)
+    compute_s, tail_s = compute_alone(stand, engine)
     dials = {f"{ratio:g}": ratio for ratio in scale.dials}
     for hidden in PAIR:
         ratio = dial_for(
@@ -93,14 +108,10 @@ def law_rows(stand: Stand) -> Iterator[Row]:
         )
         if ratio is not None:
             dials[f"{hidden:.0%}"] = ratio
-    for name, ratio in dials.items():
-        stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
+    for name, ratio, runs in over_dials(stand, engine, dials, compute_s):
         hop_s = ratio * compute_s
-        wire = stand.model.shape.layer_token_bytes * tokens / hop_s if ratio else None
-        engine.retune(link=wire)
         same, foretold, measured, law_says = [], [], [], []
-        for index in range(scale.repeats):
-            _, on = pair_of_runs(stand, engine, tokens, index)
+        for on in runs:
             law, hidden = on.law(0), on.overlap(0).hidden
             blind = dataclasses.replace(law, compute_s=compute_s, tail_s=tail_s,
                                         hops_s=(hop_s, hop_s) if ratio else law.hops_s)  # fmt: skip
@@ -114,7 +125,6 @@ def law_rows(stand: Stand) -> Iterator[Row]:
             f"without a hand-off {statistics.median(foretold):.1f}"
         )
         yield Row(f"law_error_points[{name}]", statistics.median(same), "points", 3, scale.repeats, note)
-    engine.retune(link=None)
 
 
 def dial_for(hidden: float, law: Law) -> float | None:

@@ -1,0 +1,169 @@
+"""Recordings of one GPU, for those who have none: which files there are, and what stands in them.
+
+`python -m disagg record-gpu` writes them to figures/data. Timelines are runs as `Run.save` writes them; the times of
+decode steps are one JSON object. All of them are read as data and checked, and nothing in them is ever run.
+Notebook: notebooks/07_on_a_gpu.ipynb.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import disagg
+from disagg.plan.checks import is_number
+from disagg.plan.errors import FileError
+from disagg.plan.files import json_lines, located, whole
+from disagg.plan.results import Run
+from disagg.plan.schema import NAME, WHOLE, Field, check
+
+FOLDER = Path(disagg.__file__).parents[1] / "figures" / "data"
+COMMAND = "python -m disagg record-gpu"
+
+RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the one before
+#: How one GPU is shared: in the file's name, and in words.
+ARRANGEMENTS = {"colocated": "Colocated", "streams": "Streams", "sm_split": "SM split"}
+
+STEPS_FILE = "gpu_steps.json.gz"
+VERSION = 1
+
+
+def timeline_file(arrangement: str) -> str:
+    return f"gpu_{arrangement}.jsonl.gz"
+
+
+def staged_file(dial: float | str) -> str:
+    """`dial` is a layer's hop in its compute; 0: pinned memory as it is."""
+    return f"gpu_staged_{dial if isinstance(dial, str) else f'{dial:g}'}.jsonl.gz"
+
+
+class Missing:
+    """Stands for a part of which files are not there: false, and a sentence that says which command makes them."""
+
+    def __init__(self, part: str, names: list[str]):
+        self.part, self.names = part, names
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        names = f"{', '.join(self.names)} {'are' if len(self.names) > 1 else 'is'}"
+        command = f"`{COMMAND} --only {self.part}`"
+        return f"{names} not in figures/data. On a machine with an NVIDIA GPU, {command} measures and writes this part."
+
+
+def steps(folder: Path | None = None) -> "StepTimes | Missing":
+    """How long decode steps took on each rung."""
+    path = (folder or FOLDER) / STEPS_FILE
+    return StepTimes.load(path) if path.exists() else Missing("steps", [path.name])
+
+
+def timelines(folder: Path | None = None) -> dict[str, Run] | Missing:
+    """The same requests in each arrangement of one GPU, by its words."""
+    paths = {words: (folder or FOLDER) / timeline_file(name) for name, words in ARRANGEMENTS.items()}
+    absent = [path.name for path in paths.values() if not path.exists()]
+    return Missing("timelines", absent) if absent else {name: Run.load(path) for name, path in paths.items()}
+
+
+def staged(folder: Path | None = None) -> dict[float, Run] | Missing:
+    """One prompt over the staged route, by dial: of several runs the one with the median H."""
+    found = {}
+    for path in (folder or FOLDER).glob(staged_file("*")):
+        dial = path.name.removeprefix("gpu_staged_").removesuffix(".jsonl.gz")
+        if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", dial):
+            found[float(dial)] = Run.load(path)
+    return dict(sorted(found.items())) if found else Missing("staged", [staged_file("*")])
+
+
+def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
+    """Where a part was measured, or which command would do it."""
+    if not part:
+        return repr(part)
+    found = part if isinstance(part, StepTimes) else next(iter(part.values()))
+    model = found.model if isinstance(found, StepTimes) else found.config.model
+    return f"Recorded: {model} on {found.machine}."
+
+
+# ---- times of steps --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Decode steps of so many rows on one rung, medians."""
+
+    rung: str
+    rows: int
+    seconds: float  # of a step, on the device
+    gap_s: float  # between two tokens, what the host adds included
+    nbytes: int  # read at least: each weight once, and K/V
+    context: float  # mean tokens that a row looks back on
+    count: int  # steps measured
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """All rungs of one model, and the ceilings of the same run: bytes/s and FLOP/s."""
+
+    machine: str
+    model: str
+    copy: float  # device memory, bytes read and written
+    matmul: float
+    down: float  # device to pinned host memory
+    up: float
+    times: tuple[StepTime, ...]
+
+    @property
+    def batches(self) -> list[int]:
+        return sorted({time.rows for time in self.times})
+
+    def of(self, rung: str, rows: int) -> StepTime:
+        return next(time for time in self.times if (time.rung, time.rows) == (rung, rows))
+
+    def floor_s(self, rows: int) -> float:
+        """What the bytes of such a step take at the copy ceiling; of the last rung's contexts."""
+        return [time for time in self.times if time.rows == rows][-1].nbytes / self.copy
+
+    def over_floor(self, rung: str, rows: int) -> float:
+        """A step on this rung, in floors of its own bytes."""
+        time = self.of(rung, rows)
+        return time.seconds / (time.nbytes / self.copy)
+
+    def save(self, path: str | Path):
+        """Writes the file whole or not at all; packed where its name ends in .gz. FileError."""
+        row = {"recording": "steps", "version": VERSION, **asdict(self)}
+        with whole(path, check=StepTimes.load) as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StepTimes":
+        """What `save` wrote. FileError."""
+        rows = list(json_lines(Path(path)))
+        try:
+            if len(rows) != 1:
+                raise FileError(f"one line holds the times of steps; there are {len(rows)}")
+            return cls._of(rows[0][1])
+        except FileError as error:
+            raise located(Path(path), 1, error) from None
+
+    @classmethod
+    def _of(cls, row: dict) -> "StepTimes":
+        check(row, _STEPS)
+        if (row.pop("recording"), row.pop("version")) != ("steps", VERSION):
+            raise FileError(f"it is no recording of steps in version {VERSION}")
+        for time in row["times"]:
+            check(time, _STEP)
+        pairs = [(time["rung"], time["rows"]) for time in row["times"]]
+        wanted = {(rung, rows) for rung in RUNGS for rows in {rows for _, rows in pairs}}
+        if len(pairs) != len(wanted) or set(pairs) != wanted:
+            raise FileError(f"times must hold each of {', '.join(RUNGS)} once for each number of rows; got {pairs}")
+        return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
+
+
+_POSITIVE = Field(lambda value: is_number(value, 0, 1e30) and value > 0, "a number above 0")
+_STEP = {"rung": NAME, "rows": WHOLE, "seconds": _POSITIVE, "gap_s": _POSITIVE, "nbytes": _POSITIVE,
+         "context": _POSITIVE, "count": WHOLE}  # fmt: skip
+_OBJECTS = Field(
+    lambda value: type(value) is list and value and all(type(item) is dict for item in value), "a list of objects"
+)
+_STEPS = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME, "copy": _POSITIVE,
+          "matmul": _POSITIVE, "down": _POSITIVE, "up": _POSITIVE, "times": _OBJECTS}  # fmt: skip

@@ -1,0 +1,467 @@
+"""Recordings of one GPU: written by the command, read by notebook 07. Here a CPU stands in, in small sizes."""
+
+import ast
+import dataclasses
+import gzip
+import io
+import json
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from disagg.plan.errors import ConfigError, EngineError, FileError
+from disagg.plan.link import Link
+from disagg.plan.results import Run
+from disagg.run import machine
+from disagg.show import on_gpu, recordings
+from disagg.show.bench.gpu import record, sharing, stand
+from disagg.show.bench.rows import LeftOut
+from disagg.show.cli import app
+from disagg.show.curves import dials_picture
+from disagg.show.floors import steps_picture
+from disagg.show.gaps import gaps_beside
+from disagg.show.recordings import RUNGS, StepTime, StepTimes
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "07_on_a_gpu.ipynb"
+
+on_cpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="stands in for a GPU where there is none; on a GPU `record-gpu` itself runs"
+)
+
+
+def small_stand():
+    return record.make_stand("tiny", lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """All parts, measured once with the tiny model on the CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("stands in for a GPU where there is none")
+    place = tmp_path_factory.mktemp("recorded") / "new" / "folder"
+    done = list(record.record(small_stand(), place))
+    assert not [one for one in done if isinstance(one, LeftOut)], done
+    assert sorted(path.name for path in place.iterdir()) == sorted(path.name for path in done)
+    return place
+
+
+# ---- what is written and read ----------------------------------------------------------------------------------------
+
+
+def test_every_part_is_written_and_read_back(folder):
+    steps, timelines, staged = (read(folder) for read in (recordings.steps, recordings.timelines, recordings.staged))
+    assert [(time.rung, time.rows) for time in steps.times] == [(rung, rows) for rung in RUNGS for rows in (1, 2)]
+    assert steps.copy > 0 and all(time.seconds > 0 and time.count >= 4 for time in steps.times)
+    assert list(timelines) == ["Colocated", "Streams", "SM split"]
+    assert {run.config.colocated for run in timelines.values()} == {True, False}
+    assert list(staged) == [0.0, 4.0] and all(run.law(0) for run in staged.values())
+    asked = [[(r.prompt_tokens, len(r.token_ids), r.finish_reason) for r in run.results] for run in timelines.values()]
+    assert asked[0] == asked[1] == asked[2] == [(32, 40, "length")] * 8 + [(256, 4, "length")] * 4
+    assert staged[4.0].overlap(0).hidden < staged[0.0].overlap(0).hidden
+
+
+def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
+    for part in (recordings.steps(folder), recordings.timelines(folder), recordings.staged(folder)):
+        assert recordings.whence(part).startswith(f"Recorded: tiny on no GPU, torch {torch.__version__}")
+    for path in folder.iterdir():
+        text = gzip.decompress(path.read_bytes()).decode()
+        assert not re.search(r'"[^"]*/(home|root|tmp|work)/', text), path.name
+
+
+def test_files_are_small(folder):
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
+
+
+def test_stored_recordings_can_be_read_and_come_from_a_gpu():
+    found = sorted(recordings.FOLDER.glob("gpu_*")) if recordings.FOLDER.exists() else []
+    if not found:
+        pytest.skip("figures/data holds no recording yet; `python -m disagg record-gpu` on a GPU makes them")
+    assert sum(path.stat().st_size for path in found) <= 2_000_000
+    for path in found:
+        holds = StepTimes.load(path) if path.name == recordings.STEPS_FILE else Run.load(path)
+        assert re.match(r"NVIDIA .+, driver \S+, torch \d", holds.machine), f"{path.name}: {holds.machine}"
+
+
+@on_cpu
+def test_a_part_may_be_asked_for_alone(tmp_path):
+    done = list(record.record(small_stand(), tmp_path, "staged"))
+    assert [path.name for path in done] == ["gpu_staged_0.jsonl.gz", "gpu_staged_4.jsonl.gz"]
+    assert not recordings.steps(tmp_path) and not recordings.timelines(tmp_path) and recordings.staged(tmp_path)
+
+
+@on_cpu
+def test_written_again_a_file_is_replaced(tmp_path):
+    (tmp_path / recordings.STEPS_FILE).write_bytes(b"old")
+    assert [path.name for path in record.record(small_stand(), tmp_path, "steps")] == [recordings.STEPS_FILE]
+    assert recordings.steps(tmp_path).model == "tiny"
+
+
+@on_cpu
+def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
+    def fails(stand):
+        raise EngineError("out of memory")
+
+    monkeypatch.setattr(record, "step_times", fails)
+    monkeypatch.setattr(sharing, "ARRANGEMENTS", {"colocated": ("colocated", False), "sm_split": ("steamed", True)})
+    done = list(record.record(small_stand(), tmp_path, "timelines, steps"))
+    assert done[0] == LeftOut("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
+    assert done[1].name == "gpu_colocated.jsonl.gz"
+    assert done[2].name == "sm_split" and "preset 'steamed' is unknown" in done[2].reason
+    assert repr(recordings.timelines(tmp_path)).startswith("gpu_streams.jsonl.gz, gpu_sm_split.jsonl.gz are not in")
+
+
+@on_cpu
+def test_rungs_switch_what_they_say(monkeypatch):
+    """The model is loaded with projections as they are, and once more joined."""
+    loads, configs = [], []
+    load, engine_of = stand.load_model, record.decode_steps.engine_of
+
+    def loading(*args, **options):
+        loads.append(options["join_projections"])
+        return load(*args, **options)
+
+    def building(stand, **changes):
+        configs.append({**changes, "joined": engine_of(stand, **changes).config.join_projections})
+        return engine_of(stand, **changes)
+
+    monkeypatch.setattr(stand, "load_model", loading)
+    monkeypatch.setattr(record.decode_steps, "engine_of", building)
+    made = small_stand()
+    made.scale = dataclasses.replace(made.scale, batches=(1,))
+    record.step_times(made)
+    made.close()
+    assert loads == [False, True]
+    assert [config["joined"] for config in configs] == [False, False, False, True]
+    assert [config["compile"] for config in configs] == [False, True, True, True]
+    assert [switches["graphs"] for switches in record.RUNGS.values()] == [False, False, True, True]
+    assert tuple(record.RUNGS) == RUNGS and set(sharing.ARRANGEMENTS) == set(recordings.ARRANGEMENTS)
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="can't be made"):
+        list(record.record(None, tmp_path / "file" / "data"))
+
+
+def test_parts_have_names():
+    assert record.chosen(None) == ["steps", "timelines", "staged"] and record.chosen("staged,steps")[0] == "steps"
+    with pytest.raises(ConfigError, match="--only step: no such part; known: steps, timelines, staged"):
+        record.chosen("step")
+
+
+def test_a_run_of_a_gpu_is_read_where_there_is_none(folder, tmp_path):
+    run = recordings.timelines(folder)["SM split"]
+    devices = dict(prefill_device="cuda:0", decode_device="cuda:0", sm_split=32, graphs=True, dtype="bfloat16")
+    run.config = run.config.replace(model="random-llama3-8b", **devices, link=30e9)
+    run.save(tmp_path / "run.jsonl.gz")
+    again = Run.load(tmp_path / "run.jsonl.gz")
+    assert again.config == run.config and again.timeline.spans == run.timeline.spans
+
+
+# ---- times of steps --------------------------------------------------------------------------------------------------
+
+
+def made_up() -> StepTimes:
+    """Round numbers: floors of 1 and 2 ms, and steps of 8, 4, 2 and 1.5 floors."""
+    times = [
+        StepTime(rung, rows, over * floor_ms / 1e3, over * floor_ms / 1e3 + 1e-4, floor_ms * 10**9, 1000.0, 40)
+        for rung, over in zip(RUNGS, (8, 4, 2, 1.5), strict=True)
+        for rows, floor_ms in ((1, 1), (64, 2))
+    ]
+    return StepTimes("a machine", "tiny", 1e12, 1e14, 5e10, 5e10, tuple(times))
+
+
+def test_times_come_back_as_they_were(tmp_path):
+    steps = made_up()
+    for name in ("a.json", "a.json.gz"):
+        steps.save(tmp_path / name)
+        assert StepTimes.load(tmp_path / name) == steps
+    assert steps.floor_s(64) == pytest.approx(0.002) and steps.over_floor("graph", 64) == pytest.approx(2)
+    assert steps.batches == [1, 64]
+
+
+def broken(change) -> bytes:
+    row = json.loads(json.dumps({"recording": "steps", "version": 1, **dataclasses.asdict(made_up())}))
+    change(row)
+    return json.dumps(row).encode() + b"\n"
+
+
+WRONG = {
+    "a field is unknown": (lambda row: row.update(host="x"), "field 'host' is unknown"),
+    "a field is missing": (lambda row: row.pop("copy"), "field 'copy' is missing"),
+    "another recording": (lambda row: row.update(recording="rows"), "no recording of steps in version 1"),
+    "another version": (lambda row: row.update(version=2), "no recording of steps in version 1"),
+    "no speed": (lambda row: row.update(copy=0), "copy must be a number above 0; got 0"),
+    "a time is text": (lambda row: row["times"][0].update(seconds="1"), "seconds must be a number above 0"),
+    "a time is no object": (lambda row: row.update(times=[1]), "times must be a list of objects"),
+    "a rung is missing": (lambda row: row["times"].pop(), "times must hold each of eager, compiled, graph, joined"),
+    "a rung stands twice": (lambda row: row["times"].append(row["times"][0]), "times must hold each of eager"),
+    "none at all": (lambda row: row.update(times=[]), "times must be a list of objects"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_times_are_refused(tmp_path, what):
+    change, words = WRONG[what]
+    (tmp_path / "a.json").write_bytes(broken(change))
+    with pytest.raises(FileError, match=re.escape(words)):
+        StepTimes.load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n{}\n", b"[1]\n", b'{"recording": ', b"\x1f\x8b\x00"])
+def test_what_is_no_recording_is_refused(tmp_path, content):
+    (tmp_path / "a.json.gz").write_bytes(content)
+    (tmp_path / "a.json").write_bytes(content)
+    for name in ("a.json.gz", "a.json"):
+        with pytest.raises(FileError, match="a.json"):
+            StepTimes.load(tmp_path / name)
+
+
+# ---- what is missing -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_says_which_command_makes_it(tmp_path):
+    for part in ("steps", "timelines", "staged"):
+        missing = getattr(recordings, part)(tmp_path / "nowhere")
+        assert not missing and f"`python -m disagg record-gpu --only {part}`" in repr(missing)
+        assert recordings.whence(missing) == repr(missing)
+
+
+def test_other_files_are_left_alone(tmp_path):
+    for dial in ("nan", "-1", "1e999", ""):
+        (tmp_path / recordings.staged_file(dial)).write_bytes(b"")
+    assert not recordings.staged(tmp_path)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def asked(*arguments: str):
+    result = CliRunner().invoke(app, ["record-gpu", *arguments], env={"COLUMNS": "200"})
+    return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
+
+
+def test_help_names_the_parts():
+    code, text = asked("--help")
+    assert code == 0 and "steps, timelines, staged" in text and "figures/data" in text
+
+
+@on_cpu
+def test_without_a_gpu_the_command_says_what_it_needs(tmp_path):
+    code, text = asked("--out", str(tmp_path / "data"))
+    assert code == 2 and "needs an NVIDIA GPU that torch can use" in text and torch.__version__ in text
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_unknown_shape_lists_the_known_ones():
+    code, text = asked("--shape", "tiny")
+    assert code == 2 and "'tiny' is unknown; known: llama3-8b" in text
+
+
+@on_cpu
+def test_the_command_tells_what_it_wrote_and_what_is_left_out(monkeypatch, tmp_path):
+    def some(stand, folder, only):
+        path = folder / "gpu_steps.json.gz"
+        path.write_bytes(b"x" * 2000)
+        yield path
+        if only is None:
+            yield LeftOut("staged", "no pinned memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(record, "make_stand", lambda *arguments: None)
+    monkeypatch.setattr(record, "record", some)
+    code, text = asked("--out", str(tmp_path), "--only", "steps")
+    assert code == 0 and "gpu_steps.json.gz (2 kB)" in text
+    code, text = asked("--out", str(tmp_path))
+    assert code == 1 and "left out: staged: no pinned memory" in text
+
+
+def test_the_command_needs_no_notebook_packages():
+    """A machine with a GPU may have torch and little else."""
+    program = """
+import sys
+for name in ("ipywidgets", "jupyter", "IPython", "nbformat", "nbconvert", "ipykernel", "gguf", "anywidget", "psutil"):
+    sys.modules[name] = None
+import disagg.show.cli, disagg.show.recordings
+from disagg.show.bench.gpu import record
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_gpu_is_named_with_driver_and_torch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    done = subprocess.CompletedProcess([], 0, stdout="580.1.2\n580.1.2\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+    assert machine.gpu_in_words() == f"NVIDIA H200, driver 580.1.2, torch {torch.__version__}"
+
+    def absent(*arguments, **options):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    assert "driver unknown" in machine.gpu_in_words()
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("projector", [False, True])
+def test_steps_are_bars_beside_their_floor(projector):
+    picture = steps_picture(made_up(), projector=projector)
+    assert picture.finding == (
+        "1 row: the floor is 1 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50. "
+        "64 rows: the floor is 2 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50."
+    )
+    panels = picture.figure.axes
+    assert [[bar.get_width() for bar in axes.patches] for axes in panels] == [[1, 8, 4, 2, 1.5], [2, 16, 8, 4, 3]]
+    picture.figure.canvas.draw()
+    for axes in panels:
+        for text in axes.texts:
+            assert text.get_window_extent().x1 <= axes.get_window_extent().x1 + 1, f"{text.get_text()} is cut off"
+
+
+def test_dials_stand_beside_their_law(folder):
+    runs = recordings.staged(folder)
+    picture = dials_picture(runs)
+    law, measured = picture.figure.axes[0].lines
+    assert list(measured.get_ydata()) == [100 * run.overlap(0).hidden for run in runs.values()]
+    assert list(law.get_ydata()) == [100 * run.law(0).hidden for run in runs.values()]
+    words = r"H is .* % at dial 0 and .* % at dial 4; 2 dials, at most .* percentage points off the law\."
+    assert re.fullmatch(words, str(picture))
+
+
+def test_gaps_are_parted_by_others_prefill(folder):
+    """By hand: two readers with a token every 10 ns; another request's pass from 25 to 38, the readers' own at 0."""
+    run = recordings.timelines(folder)["Streams"]
+    readers = [dataclasses.replace(run.results[i], request=i, token_times_ns=list(range(0, 70, 10))) for i in (0, 1)]
+    span = next(span for span in run.timeline.spans if span.kind == "prefill")
+    run.timeline.spans = [
+        span._replace(requests=(0, 1), start_ns=0, end_ns=5),
+        span._replace(requests=(2,), start_ns=25, end_ns=38),
+    ]
+    run.results[:] = [*readers, dataclasses.replace(run.results[8], request=2)]
+    beside, alone = gaps_beside(run, [0, 1])
+    assert beside == [10e-9] * 4 and alone == [10e-9] * 6  # per reader: 20–30, 30–40; 10–20, 40–50, 50–60
+
+
+# ---- live, and the slider --------------------------------------------------------------------------------------------
+
+
+@on_cpu
+def test_live_says_that_there_is_no_gpu():
+    assert repr(on_gpu.live("steps")) == (
+        "No GPU that torch can use is at hand here; what is above comes from a recording."
+    )
+    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, staged"):
+        on_gpu.live("step")
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("part", "words"), [("steps", "2 rows: the floor"), ("timelines", "SM split: 12 requests"), ("staged", "at dial 4")]
+)
+def test_live_measures_and_draws(monkeypatch, part, words):
+    monkeypatch.setattr(on_gpu, "at_hand", lambda: True)
+    assert words in str(on_gpu.live(part, shape="tiny"))
+
+
+@on_cpu
+def test_live_says_what_went_wrong(monkeypatch):
+    monkeypatch.setattr(on_gpu, "at_hand", lambda: True)
+    monkeypatch.setattr(record, "step_times", lambda stand: (_ for _ in ()).throw(EngineError("out of memory")))
+    assert repr(on_gpu.live("steps", shape="tiny")) == "EngineError: out of memory"
+
+
+def test_the_slider_plays_the_recording_of_its_dial(folder, monkeypatch):
+    monkeypatch.setattr(recordings, "FOLDER", folder)
+    monkeypatch.setattr(on_gpu, "at_hand", lambda: False)
+    dial_run = on_gpu.StagedDial()
+    spans = {dial: run.timeline.spans for dial, run in recordings.staged().items()}
+    assert dial_run(on_gpu.link_of(4)).timeline.spans == spans[4.0]
+    assert dial_run(on_gpu.link_of(0)).timeline.spans == spans[0.0]
+    with pytest.raises(FileError, match="no run was recorded at x/c = 1; recorded: 0, 4"):
+        dial_run(Link.ratio(1))
+    dial_run.close()
+
+
+def test_the_slider_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    monkeypatch.setattr(on_gpu, "at_hand", lambda: False)
+    with pytest.raises(FileError, match="record-gpu --only staged"):
+        on_gpu.StagedDial()(None)
+
+
+@on_cpu
+def test_with_a_gpu_the_slider_serves(monkeypatch):
+    monkeypatch.setattr(on_gpu, "at_hand", lambda: True)
+    dial_run = on_gpu.StagedDial("tiny")
+    try:
+        slow, plain = dial_run(on_gpu.link_of(4)), dial_run(None)
+        assert slow.config.links[0].dialled and not plain.config.links[0].dialled
+        assert len(slow.timeline.hand_off(slow.results[0].request)) == 2 * dial_run._stand.model.layers
+    finally:
+        dial_run.close()
+        dial_run.close()
+    assert dial_run._stand is None
+
+
+# ---- the notebook ----------------------------------------------------------------------------------------------------
+
+
+def run_cells() -> dict[str, str]:
+    """What each code cell says: what it prints, and the sentence of its last expression."""
+    cells = [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    world, said = {"__name__": "__main__"}, {}
+    for cell in cells:
+        body = ast.parse(cell.source).body
+        last = ast.Expression(body.pop().value) if isinstance(body[-1], ast.Expr) else None
+        with redirect_stdout(io.StringIO()) as out:
+            exec(compile(ast.Module(body, []), cell.id, "exec"), world)
+            value = eval(compile(last, cell.id, "eval"), world) if last else None
+        said[cell.id] = out.getvalue() + ("" if value is None else repr(value))
+    return said
+
+
+DRAWN = {
+    "rungs": "1 row: the floor is", "rungs-check": "How many floors does an eager step of one row take? You guessed",
+    "share": "Colocated: 12 requests in", "gaps": "Longest gap: Colocated", "shared": "the gaps alone? You guessed",
+    "dials": "H is ", "dials-check": "dial 4",
+}  # fmt: skip
+
+
+@on_cpu
+def test_the_notebook_runs_from_recordings(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(recordings, "FOLDER", folder)
+    monkeypatch.chdir(tmp_path)
+    said = run_cells()
+    assert said["whence"].count("Recorded: tiny") == 3
+    for cell, words in DRAWN.items():
+        assert words in said[cell], cell
+    assert not [cell for cell, text in said.items() if "record-gpu" in text]
+
+
+@on_cpu
+def test_the_notebook_runs_without_any(monkeypatch, tmp_path):
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = run_cells()
+    assert said["whence"].count("record-gpu --only") == 3
+    for cell in set(DRAWN) - {"dials-check"}:
+        assert said[cell].endswith("measures and writes this part."), cell
+    assert "✗ decode_sms: not yet." in said["exercise-split"]
+
+
+def test_the_notebook_is_named_where_the_others_are():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("| `07_on_a_gpu` |") == 2, "the course, and the lecturer's page"
+    assert "`python -m disagg record-gpu`" in readme
+    assert (ROOT / "notebooks" / "solutions" / NOTEBOOK.name).exists()
