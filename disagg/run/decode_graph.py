@@ -16,11 +16,11 @@ from disagg.plan.events import Stepped
 from disagg.plan.timeline import Span
 from disagg.run.attention import PagedDecode
 from disagg.run.device import settle
+from disagg.run.device_clock import Moments
 from disagg.run.kv_cache import KVCache, free_bytes
 from disagg.run.model import Model
 from disagg.run.rows import DeviceRows
 from disagg.run.sampling import draw_token
-from disagg.run.stopwatch import Stopwatch
 
 RESERVE_BYTES = 256 << 20  # left free by captures: prefill and copies allocate later
 
@@ -120,7 +120,8 @@ class GraphDecodeStage:
             if row.join.sampling.force_ids is not None and row.token_index > row.join.token_index:
                 self.state.set_token(row.place, row.join.sampling.force_ids[row.token_index - 1])
         self.state.set_order([row.place for row in rows], size)
-        watch = Stopwatch(self.cache.device)
+        moments = Moments(self.cache.device)
+        moments.mark()
         self.state.upload()
         if self.graphs:
             graph, logits, picked = self._captured[size]
@@ -131,9 +132,9 @@ class GraphDecodeStage:
         self._outputs.append(self._outputs.pop(0))
         out = self._outputs[-1][: len(rows)]
         out.copy_(picked[: len(rows)], non_blocking=True)
-        watch.stop()
+        moments.mark()
         launched = Launched(self, command, [(row.join, row.context, row.token_index, row.blocks) for row in rows], out,
-                            kept, watch)  # fmt: skip
+                            kept, moments)  # fmt: skip
         for row in rows:
             row.context, row.token_index = row.context + 1, row.token_index + 1
         return launched
@@ -176,12 +177,13 @@ class Launched:
     rows: list[tuple[Join, int, int, int]]  # join, context before the step, index of its token, blocks
     out: torch.Tensor
     kept: list[tuple[int, torch.Tensor]]
-    watch: Stopwatch
+    moments: Moments  # its start and end
 
     def finish(self) -> Stepped:
         """Waits for the step's tokens and reports them."""
         command, rows = self.command, self.rows
-        started, ended = self.watch.wait()
+        self.moments.wait()
+        started, ended = self.moments.read()
         tokens = self.out.tolist()
         for index, (join, _, token_index, _) in enumerate(rows):
             if join.sampling.force_ids is not None:

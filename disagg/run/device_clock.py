@@ -103,6 +103,14 @@ class Moments:
             event.record(torch.cuda.current_stream(self.device))
             self._marks.append(event)
 
+    def wait(self):
+        """Until the last one has been."""
+        if self._anchor is not None:
+            self._marks[-1].synchronize()
+
     def read(self) -> tuple[int, ...]:
-        """Host times in ns; on a GPU, the thread has settled its stream before."""
-        return tuple(self._marks if self._anchor is None else map(self._anchor.ns, self._marks))
+        """Host times in ns of moments that have been; on a GPU give or take the anchor's error, and never after now."""
+        if self._anchor is None:
+            return tuple(self._marks)
+        now = now_ns()
+        return tuple(min(self._anchor.ns(event), now) for event in self._marks)

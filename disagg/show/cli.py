@@ -1,6 +1,7 @@
 """python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | record-gpu"""
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from disagg.plan.errors import DisaggError, FileError
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
 console = Console()
+SUITES = ("cpu", "law", "see", "notebooks")  # of `bench`, by module; "gpu" takes options of its own
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
 
 
@@ -197,19 +199,18 @@ def bench(
     sm_split: Annotated[int | None, typer.Option(help="gpu: SMs for decode where prefill shares its GPU")] = None,
 ):
     """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
-    from disagg.show.bench import cpu, law, notebooks, see
-    from disagg.show.bench.gpu import suite as gpu
-
-    suites = {"cpu": cpu.suite, "law": law.suite, "see": see.suite, "notebooks": notebooks.suite}
     if suite == "gpu":
+        from disagg.show.bench.gpu import suite as gpu
+
         shape, sms = shape or "llama3-8b", 32 if sm_split is None else sm_split
         _measure(lambda say: gpu.suite(say, shape, only, sms), f"bench, suite gpu, shape {shape}", json)
         return
-    if suite not in suites:
-        raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(suites)}, gpu", param_hint="--suite")
+    if suite not in SUITES:
+        raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(SUITES)}, gpu", param_hint="--suite")
     if (shape, only, sm_split) != (None, None, None):
         raise typer.BadParameter("--shape, --only and --sm-split belong to --suite gpu")
-    _measure(suites[suite], f"bench, suite {suite}", json)
+    # each by itself: they need packages that a machine for another one may lack
+    _measure(import_module(f"disagg.show.bench.{suite}").suite, f"bench, suite {suite}", json)
 
 
 @app.command(name="record-gpu")
