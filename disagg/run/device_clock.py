@@ -15,6 +15,7 @@ from disagg.run.clock import now_ns
 
 RENEW_NS = 2_000_000_000
 LONGEST_NS = 5 * RENEW_NS  # beyond this float32 says too little about the rate
+WIDE_NS = 100_000  # of error; clocks drift by less in the time between two anchors
 TRIES = 12  # of a bracket; the narrowest counts
 
 
@@ -31,7 +32,10 @@ class Anchor(NamedTuple):
         return self.at_ns + round(self.event.elapsed_time(event) * 1e6 * self.rate)
 
     def renewed(self, fresh: "Anchor") -> "Anchor":
-        """The fresh anchor with the rate between the two, and what this one would have been off by as its error."""
+        """The fresh anchor with the rate between the two, and what this one would have been off by as its error; this one
+        again where the fresh one stood behind somebody's work and says less."""
+        if fresh.error_ns > WIDE_NS:
+            return self
         gap = fresh.at_ns - self.at_ns
         if not RENEW_NS // 2 <= gap <= LONGEST_NS:
             return fresh._replace(rate=self.rate)
@@ -65,13 +69,17 @@ class DeviceClock:
         return self._anchor.error_ns
 
     def anchor(self) -> Anchor:
-        """The anchor in force, renewed by whoever finds it old. Keep it with events that are recorded now."""
+        """The anchor in force. Keep it with events that are recorded now. An old one is renewed on a thread of its own:
+        on a busy GPU even an idle stream's event may take as long as somebody's prefill."""
         if now_ns() - self._anchor.at_ns > RENEW_NS and self._renewing.acquire(blocking=False):
-            try:
-                self._anchor = self._anchor.renewed(bracket(self._ended))
-            finally:
-                self._renewing.release()
+            threading.Thread(target=self._renew, name="disagg clock", daemon=True).start()
         return self._anchor
+
+    def _renew(self):
+        try:
+            self._anchor = self._anchor.renewed(bracket(self._ended))
+        finally:
+            self._renewing.release()
 
     def _ended(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)

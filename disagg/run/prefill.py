@@ -45,10 +45,10 @@ class PrefillStage:
         started, marks = now_ns(), Moments(self.cache.device)
         batch = self._pack(command, marks)
         logits = self.model.prefill(self.cache, batch, self.kernel)
+        settle(self.cache.device)  # a copy to the host that has to wait for the pass holds up all threads' launches
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
         tokens = pick_tokens(logits, draws, self._keep)
-        settle(self.cache.device)  # a pass without a final chunk has asked for no token yet; bulk copies rely on it
         ended = now_ns()
         requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
         self._record(
