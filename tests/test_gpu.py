@@ -77,6 +77,22 @@ def test_split_decode_attends_as_gathered_slots_do(heads, kv_heads, head_dim, co
         assert torch.equal(ours.data.nan_to_num(7.0), plain.data.nan_to_num(7.0))
 
 
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (14, 2, 64), (8, 8, 80), (4, 1, 256)])
+@pytest.mark.parametrize("lengths_", [[1], [63, 64, 65, 1, 300], [128, 127, 129], [4099, 5]])
+def test_packed_prompts_attend_as_gathered_slots_do(heads, kv_heads, head_dim, lengths_):
+    torch.manual_seed(6)
+    tokens, edges = sum(lengths_), [0, *torch.tensor(lengths_).cumsum(0).tolist()]
+    query = torch.randn(tokens, heads, head_dim, dtype=torch.bfloat16, device="cuda:0")
+    key, joined = torch.randn(2, tokens, 2 * kv_heads, head_dim, dtype=torch.bfloat16, device="cuda:0")
+    key, value = key[:, :kv_heads].contiguous(), joined[:, kv_heads:]  # as views of a joined projection are
+    starts = torch.tensor(edges, dtype=torch.int32, device="cuda:0")
+    found = PagedKernel().packed(query, key, value, starts, max(lengths_), None)
+    for start, stop in zip(edges, edges[1:], strict=False):
+        q, k, v = (x[start:stop].transpose(0, 1)[None].float() for x in (query, key, value))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        assert torch.allclose(found[start:stop].float(), expected[0].transpose(0, 1), atol=0.02, rtol=0.02)
+
+
 # ---- split by SMs ----------------------------------------------------------------------------------------------------
 
 SPLIT = describe()

@@ -193,7 +193,9 @@ def test_a_renewed_anchor_knows_the_rate_and_by_how_much_the_old_one_was_off():
     assert third.error_ns == 3_000
     late = third.renewed(Anchor(Tick(4_000_000_000_000, rate), 4_000_000_000_000, 2_000))
     assert (late.error_ns, late.rate) == (2_000, third.rate), "after an hour float32 says nothing of a rate"
-    assert late.renewed(Anchor(Tick(4_002_000_000_000, rate), 4_002_000_000_000, 90_000_000)) is late, "it stood in line"
+    assert late.renewed(Anchor(Tick(4_002_000_000_000, rate), 4_002_000_000_000, 90_000_000)) is late, (
+        "it stood in line"
+    )
 
 
 def test_moments_on_a_cpu_are_host_times():

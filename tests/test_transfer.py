@@ -42,6 +42,7 @@ class Bench:
     """Transfers between three caches full of random numbers, without controller or workers."""
 
     def __init__(self, route: str = "direct", devices=("cpu", "cpu"), parts=None, **changes):
+        changes = {"layers_per_copy": 1, **changes}
         config = Config(route=route, block_size=BLOCK, chunk_tokens=64, host_blocks=SIZES[HOST], **changes)
         generator = torch.Generator().manual_seed(3)
         places = {PREFILL: devices[0], DECODE: devices[1], HOST: "cpu"}

@@ -29,7 +29,7 @@ class Config:
     decode_workers: int = 1
     route: str = "direct"  # how K/V travel: "bulk" after prefill, "direct" by layers, "staged" by layers through a ring
     link: object = None  # Link, preset name, bytes/s, None (no dial), or a pair of them for the two hops of "staged"
-    layers_per_copy: int | None = 1  # None: on a GPU as measured fixed cost and bandwidth ask for, 1 on the CPU
+    layers_per_copy: int | None = None  # None: as a GPU's measured fixed cost and bandwidth ask for, 1 on the CPU
     ring_slots: int = 8
     block_size: int | None = None  # tokens; None: 16 on the CPU, 256 on a GPU, where flash-attn's pages are as large
     prefill_blocks: int | None = None

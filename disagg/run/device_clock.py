@@ -32,8 +32,10 @@ class Anchor(NamedTuple):
         return self.at_ns + round(self.event.elapsed_time(event) * 1e6 * self.rate)
 
     def renewed(self, fresh: "Anchor") -> "Anchor":
-        """The fresh anchor with the rate between the two, and what this one would have been off by as its error; this one
-        again where the fresh one stood behind somebody's work and says less."""
+        """The fresh anchor with the rate between the two, and what this one would have been off by as its error.
+
+        This one again where the fresh one stood behind somebody's work and says less.
+        """
         if fresh.error_ns > WIDE_NS:
             return self
         gap = fresh.at_ns - self.at_ns

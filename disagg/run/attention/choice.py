@@ -105,4 +105,7 @@ def describe(device="cpu") -> str:
     kernel, why = find_kernel(device, KVShape(1, 8, 128, torch.bfloat16), 32, 256)
     if kernel is None:
         return f"PyTorch SDPA over gathered slots runs on {device} ({why})"
-    return f"{kernel.name} runs on {device} in 16 bits, from the paged cache; PyTorch SDPA over gathered slots in fp32"
+    return (
+        f"{kernel.name} (chunks) and kernels of our own (whole prompts, decode) run on {device} in 16 bits, on the "
+        "paged cache; PyTorch SDPA over gathered slots in fp32"
+    )

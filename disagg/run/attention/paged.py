@@ -1,11 +1,12 @@
-"""Attention by kernels that read the paged cache in place, through block tables: prefills by flash-attn or PyTorch's
-own, decode steps by split_decode.
+"""Attention by kernels that read the paged cache in place, through block tables: chunks by flash-attn or
+PyTorch's own, whole prompts and decode steps by ours (causal, split_decode).
 
 A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
 """
 
 import torch
 
+from disagg.run.attention.causal import attend_packed
 from disagg.run.attention.gathered import Options
 from disagg.run.attention.split_decode import SplitDecode
 from disagg.run.batch import PrefillBatch
@@ -13,7 +14,11 @@ from disagg.run.kv_cache import KVCache, slots_of
 
 
 class PagedKernel:
-    """What every kernel shares: decode steps run one of our own, whatever computes prefills."""
+    """What all share: whole prompts and decode steps run kernels of our own, whoever computes chunks."""
+
+    def packed(self, query, key, value, cu, longest: int, scale):
+        """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other."""
+        return attend_packed(query, key, value, cu, longest, scale)
 
     def decoder(self, cache: KVCache, rows: int) -> SplitDecode:
         """Attention of a step of `rows` rows, called layer after layer; it stores the new tokens' K/V as well."""
@@ -29,10 +34,6 @@ class FlashKernel(PagedKernel):
         import flash_attn  # CUDA only, and an extra
 
         self._varlen = flash_attn.flash_attn_varlen_func
-
-    def packed(self, query, key, value, cu, longest: int, scale):
-        """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other."""
-        return self._varlen(query, key, value, cu, cu, longest, longest, softmax_scale=scale, causal=True)
 
     def chunked(self, query, keys, values, table, cu, cu_keys, longest: int, longest_keys: int, scale):
         """Causal attention of chunks to their prompts so far, which lie in the cache."""
@@ -54,11 +55,6 @@ class VarlenKernel(PagedKernel):
         if "block_table" not in inspect.signature(varlen_attn).parameters:
             raise ImportError(f"varlen_attn of torch {torch.__version__} takes no block table; 2.13 does")
         self._attend = varlen_attn
-
-    def packed(self, query, key, value, cu, longest: int, scale):
-        return self._attend(
-            query, key, value, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True
-        )
 
     def chunked(self, query, keys, values, table, cu, cu_keys, longest: int, longest_keys: int, scale):
         return self._attend(

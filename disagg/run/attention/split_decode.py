@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from disagg.run.attention.causal import power_of_two
 from disagg.run.kv_cache import KVCache
 from disagg.run.sm_split import sm_count
 
@@ -46,7 +47,7 @@ class SplitDecode:
         rows, heads, dim = query.shape
         kv_heads = key.shape[1]
         group = heads // kv_heads
-        group_pad, dim_pad = max(16, power_of_two(group)), power_of_two(dim)
+        group_pad, dim_pad = max(16, power_of_two(group)), max(16, power_of_two(dim))
         query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
         out = torch.empty(rows, heads, dim, dtype=query.dtype, device=query.device)
         if self._shares is None:
@@ -60,8 +61,3 @@ class SplitDecode:
             TILE=self._tile, SPLITS=self._splits, **self._launch,
         )  # fmt: skip
         return out
-
-
-def power_of_two(count: int) -> int:
-    """The smallest power of two that is not less."""
-    return 1 << (count - 1).bit_length()
