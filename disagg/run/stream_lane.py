@@ -1,14 +1,17 @@
-"""The thread of a lane with a GPU at one end: it enqueues copies ahead of the wire, and lands what has ended.
+"""A lane with a GPU at one end: one thread enqueues copies ahead of the wire, another lands what has ended.
 
+Two, because whoever waits for the end of a copy can't enqueue the next one, and the wire would stand still meanwhile.
 Nothing of a transfer is reported closed before the host has seen the end of its last copy on the streams.
 """
 
+import queue
+import threading
 from collections import deque
 
 import torch
 
 from disagg.plan.traffic import Flight
-from disagg.run.clock import SPIN_NS, now_ns, wait_until
+from disagg.run.clock import now_ns, wait_until
 from disagg.run.stream_copy import Aloft, Route, StreamCopier
 
 AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
@@ -19,33 +22,52 @@ class StreamLane:
 
     def __init__(self, name: str, transfers, copier: StreamCopier):
         self.name, self.transfers, self.copier = name, transfers, copier
-        self._aloft: deque[Aloft] = deque()  # on the streams
-        self._flying: deque[Flight] = deque()  # off the wire, within its latency
+        self._room = threading.Semaphore(AHEAD)
+        self._launched: queue.SimpleQueue[Aloft | None] = queue.SimpleQueue()
 
     def serve(self):
-        with self.copier.current():
-            while not self.transfers.closing.is_set():
-                self._step()
-            self.copier.stop()  # also of a dial that was made since the engine said so
-            self.copier.drain()  # only now does nothing read or write for these transfers
-        for flight in [*self._flying, *(copy.flight for copy in self._aloft)]:
-            self.transfers.give_up(flight)
-        self._aloft.clear()
+        """The lane's thread, until the engine closes."""
+        lands = threading.Thread(target=self._land_all, name=f"disagg {self.name} ends", daemon=True)
+        lands.start()
+        try:
+            with self.copier.current():
+                while not self.transfers.closing.is_set():
+                    self._room.acquire()
+                    if (flight := self.transfers.next(self.name, None)) is not None:
+                        self._launch(flight)
+                self.copier.stop()  # also of a dial that was made since the engine said so
+                self.copier.drain()  # only now does nothing read or write for these transfers
+        finally:
+            self._launched.put(None)
+            lands.join()
 
-    def _step(self):
-        """The first of: a landing that is due, a copy that can be enqueued, the next end or landing, a new copy."""
-        transfers, aloft, flying = self.transfers, self._aloft, self._flying
-        landing_ns = flying[0].landing_ns if flying else None
-        if landing_ns is not None and landing_ns <= now_ns():
-            transfers.land(flying.popleft())
-        elif len(aloft) < AHEAD and (flight := transfers.take(self.name)) is not None:
-            self._launch(flight)
-        elif aloft and (landing_ns is None or aloft[0].flight.busy_until_ns <= landing_ns):
-            self._finish(aloft.popleft())
-        elif aloft:
-            wait_until(landing_ns, transfers.closing)
-        elif (flight := transfers.next(self.name, landing_ns, SPIN_NS)) is not None:
-            self._launch(flight)
+    def _land_all(self):
+        """The thread of the ends: whatever comes first, the end of the oldest copy or a landing."""
+        aloft: deque[Aloft] = deque()  # on the streams
+        flying: deque[Flight] = deque()  # off the wire, within its latency
+        with self.transfers.watched(self.name):
+            while self._hear(aloft, idle=not aloft and not flying):
+                landing_ns = flying[0].landing_ns if flying else None
+                if landing_ns is not None and landing_ns <= now_ns():
+                    self.transfers.land(flying.popleft())
+                elif aloft and (landing_ns is None or aloft[0].flight.busy_until_ns <= landing_ns):
+                    flying.extend(self._finish(aloft.popleft()))
+                elif flying:
+                    wait_until(landing_ns, self.transfers.closing)
+        for flight in [*flying, *(copy.flight for copy in aloft)]:
+            self.transfers.give_up(flight)
+
+    def _hear(self, aloft: deque[Aloft], idle: bool) -> bool:
+        """Takes in what was launched, and waits for something if there is nothing else to do; False at the end."""
+        while True:
+            try:
+                copy = self._launched.get(block=idle)
+            except queue.Empty:
+                return True
+            if copy is None:
+                return False
+            aloft.append(copy)
+            idle = False
 
     @property
     def _link(self):
@@ -59,24 +81,27 @@ class StreamLane:
         try:
             check = self._check(flight) if self.transfers.verify else {}
             occupancy_ns = link.occupancy_ns(piece.nbytes) if link.dialled else None
-            self._aloft.append(self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check))
+            self._launched.put(self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check))
         except Exception as error:
+            self._room.release()
             self.copier.drain()  # part of the copy may be on the streams
             self.transfers.raised(flight, error)
 
-    def _finish(self, copy: Aloft):
-        """Waits for a copy's end, without the interpreter, and checks it."""
+    def _finish(self, copy: Aloft) -> list[Flight]:
+        """Waits for a copy's end, without the interpreter, and checks it: the flight if it is to land."""
         flight = copy.flight
         try:
             left, found = copy.finish(round(self._link.latency_s * 1e9))
             wrong = self._wrong_layer(flight, left, found) if self.transfers.verify else None
         except Exception as error:
             self.transfers.raised(flight, error)
-            return
+            return []
+        finally:
+            self._room.release()
         if wrong is not None:
             self.transfers.differs(flight, wrong)
-        else:
-            self._flying.append(flight)
+            return []
+        return [flight]
 
     def _route(self, flight: Flight) -> Route:
         piece, caches = flight.piece, self.transfers.caches

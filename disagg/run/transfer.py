@@ -8,6 +8,7 @@ what has ended. A landed copy has ended for the host, so any stream that is give
 Notebook: notebooks/00_start_here.ipynb.
 """
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -134,12 +135,18 @@ class Transfers:
     # ---- a lane's thread ---------------------------------------------------------------------------------------------
 
     def _run(self, name: str):
-        ask_for_short_slices()
-        try:
+        with self.watched(name):
             if name in self._streams:
                 self._streams[name].serve()
             else:
                 self._serve_lane(name)
+
+    @contextlib.contextmanager
+    def watched(self, name: str):
+        """Around all that a thread of a lane does: the controller hears of its death."""
+        ask_for_short_slices()
+        try:
+            yield
         except BaseException as error:
             self._post(WorkerDied(Worker(f"lane {name}", 0), f"{type(error).__name__}: {error}"))
             raise
@@ -168,18 +175,13 @@ class Transfers:
         for flight in flying:
             self.give_up(flight)
 
-    def take(self, name: str) -> Flight | None:
-        """The lane's next copy, where one is ready."""
-        with self._changed:
-            return self.traffic.start(name)
-
-    def next(self, name: str, landing_ns: int | None, coarse_ns: int = COARSE_NS) -> Flight | None:
+    def next(self, name: str, landing_ns: int | None) -> Flight | None:
         """The lane's next copy; None when it is time for a landing, or to stop. Its last part is waited out exactly."""
         with self._changed:
             while (flight := self.traffic.start(name)) is None and not self.closing.is_set():
-                if landing_ns is not None and landing_ns - now_ns() < 2 * coarse_ns:
+                if landing_ns is not None and landing_ns - now_ns() < 2 * COARSE_NS:
                     break
-                self._changed.wait(None if landing_ns is None else (landing_ns - now_ns() - coarse_ns) / 1e9)
+                self._changed.wait(None if landing_ns is None else (landing_ns - now_ns() - COARSE_NS) / 1e9)
         if flight is None and landing_ns is not None:
             wait_until(landing_ns, self.closing)
         return flight

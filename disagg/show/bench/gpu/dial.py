@@ -17,6 +17,7 @@ def rows(stand: Stand) -> Iterator[Row]:
     """One block a copy, on a wire of fixed cost; the residents came on board before the dial was turned."""
     scale = stand.scale
     engine = stand.engine("streamed", pool(stand, scale.block, scale.dial_copies), max_batch=scale.residents + 16,
+                          layers_per_copy=1,
                           **stand.split)  # fmt: skip
     for index, us in enumerate(scale.dials_us):
         stand.say(f"a dial of {us} µs a layer, both workers busy")
