@@ -456,8 +456,7 @@ def test_the_dial_of_gpus_keeps_a_copy_as_long_as_the_rule_says(devices, route):
             bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
         bench.landed(1)
     for span in bench.spans:
-        # the host may lose its turn between the dial's post and the event that starts the span
-        assert span.occupied_ns >= occupancy_ns(span.nbytes) - 1_000_000, "freed before the dial allows"
+        assert span.occupied_ns >= occupancy_ns(span.nbytes) - 60_000, "freed before the dial allows"
         assert span.deadline_ns == span.busy_end_ns + round(DIAL.latency_s * 1e9)
 
 

@@ -15,6 +15,7 @@ from disagg.run.clock import now_ns, wait_until
 from disagg.run.stream_copy import Aloft, Route, StreamCopier
 
 AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
+CHECK_S = 1.0  # between looks at whether the engine closes, where the other thread has died and makes no room
 
 
 class StreamLane:
@@ -32,8 +33,8 @@ class StreamLane:
         try:
             with self.copier.current():
                 while not self.transfers.closing.is_set():
-                    self._room.acquire()
-                    if (flight := self.transfers.next(self.name, None)) is not None:
+                    room = self._room.acquire(timeout=CHECK_S)
+                    if room and (flight := self.transfers.next(self.name, None)) is not None:
                         self._launch(flight)
                 self.copier.stop()  # also of a dial that was made since the engine said so
                 self.copier.drain()  # only now does nothing read or write for these transfers
