@@ -4,7 +4,8 @@ Which piece goes next is decided in plan/traffic. Order of one copy: the piece i
 source blocks are pinned) → copy → the digest of what arrived → the dial's deadline → the notice. Nothing is announced
 before its bytes were checked, and a ring slot is given back only after hop two has read it.
 A lane with a GPU at one end keeps the same order on a stream (run/stream_lane): one thread only enqueues, another
-lands what has ended. A landed copy has ended for the host, so any stream that is given work from then on sees its bytes.
+lands what has ended. A landed copy has ended for the host, so any stream that is given work from then on sees its
+bytes.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
