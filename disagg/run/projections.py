@@ -1,12 +1,17 @@
 """Fewer and better matrix products: q/k/v joined into one, gate/up into one, weights packed for oneDNN on the CPU.
 
 Hugging Face's modules stay as they are: a joined product hides behind the names q_proj, k_proj and v_proj.
-The packed weight is the only copy (the embedding aside, which a tied output head shared), and replicas share it.
+The packed weight is the only copy (the embedding aside, which a tied output head shared), and replicas share it; but
+where a product of one row is clearly faster over plain columns, and memory allows, those are kept as well.
 """
+
+import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from disagg.run.kv_cache import free_bytes
 
 PATTERNS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 PACK_ROWS = 16  # oneDNN packs for a number of rows: 16 was best or equal for 1, 4, 16, 128 and 256 rows
@@ -16,6 +21,10 @@ PACK_ROWS = 16  # oneDNN packs for a number of rows: 16 was best or equal for 1,
 #: row took 47 ms padded to four, 64 ms alone).
 ROW_STEPS = ((32, 4), (256, 16))
 LAST_STEP = 64
+
+LEAST_BYTES = 16 << 20  # of a weight whose products are timed: more than a core's caches hold
+COLUMNS_GAIN = 0.8  # of the packed product's time that columns may take to be worth a second copy
+COLUMNS_SHARE = 0.125  # of the free memory that this copy may take
 
 
 class Joined(nn.Module):
@@ -52,9 +61,10 @@ class Part(nn.Module):
 
 
 class PackedWeight:
-    """A weight in oneDNN's own layout; copies of a model share it."""
+    """A weight in oneDNN's own layout, and as columns [in, out] for one row if asked; copies of a model share it."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, columns: bool = False):
+        self.columns = weight.t().contiguous() if columns else None
         reorder = torch.ops.mkldnn._reorder_linear_weight
         try:
             self.tensor = reorder(weight, PACK_ROWS)
@@ -68,13 +78,16 @@ class PackedWeight:
 class PackedLinear(nn.Module):
     """nn.Linear over a packed weight."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, columns: bool = False):
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        self.packed = PackedWeight(linear.weight.detach())
+        self.packed = PackedWeight(linear.weight.detach(), columns)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         count = x.shape[-2]
+        if count == 1 and self.packed.columns is not None:
+            out = x @ self.packed.columns
+            return out if self.bias is None else out.add_(self.bias)
         missing = padded_rows(count) - count
         if count == 1:
             rows = x.expand(*x.shape[:-2], 1 + missing, -1)  # cheaper than zeros, and a decode step of one row shows it
@@ -125,13 +138,40 @@ def pack_linears(module: nn.Module) -> int:
     """Replace every plain nn.Linear by a packed one; returns how many (0 where this torch can't pack)."""
     if not can_pack():
         return 0
-    count = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype == torch.float32:
-                setattr(parent, name, PackedLinear(child))
-                count += 1
-    return count
+    places = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.weight.dtype == torch.float32
+    ]
+    columns = columns_pay([linear for _, _, linear in places])
+    for parent, name, linear in places:
+        setattr(parent, name, PackedLinear(linear, columns))
+    return len(places)
+
+
+def columns_pay(linears: list[nn.Linear]) -> bool:
+    """Whether one row's products are to run over plain columns, a second copy of the weights: on some processors they
+    take half as long, on others longer. The largest weight is asked, if it is large enough to say anything."""
+    free = free_bytes(torch.device("cpu"))
+    nbytes = sum(linear.weight.nbytes for linear in linears)
+    largest = max(linears, key=lambda linear: linear.weight.nbytes, default=None)
+    if largest is None or largest.weight.nbytes < LEAST_BYTES or free is None or nbytes > free * COLUMNS_SHARE:
+        return False
+    both, row = PackedLinear(largest, columns=True), torch.ones(1, 1, largest.in_features)
+    packed = PackedLinear(largest)
+    with torch.inference_mode():
+        return best_s(both, row) < COLUMNS_GAIN * best_s(packed, row)
+
+
+def best_s(product: nn.Module, row: torch.Tensor, tries: int = 5) -> float:
+    """Seconds of the fastest of a few calls."""
+    times = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        product(row)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def can_pack() -> bool:
