@@ -6,10 +6,13 @@ import torch
 class PlainKernel:
     name = "plain PyTorch"
 
-    def packed(self, query, key, value, cu, longest, scale):
+    def store(self, cache, layer, slots, key, value):
+        cache.write(layer, slots, key, value)
+
+    def packed(self, query, key, value, cu, longest, scale, out):
         edges = cu.tolist()
-        parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-        return torch.cat([self._one(query[p], key[p], value[p], scale) for p in parts])
+        for part in (slice(a, b) for a, b in zip(edges, edges[1:], strict=False)):
+            out[part] = self._one(query[part], key[part], value[part], scale)
 
     def chunked(self, query, keys, values, table, cu, cu_keys, longest, longest_keys, scale):
         edges, lengths, out = cu.tolist(), cu_keys.diff().tolist(), []

@@ -8,7 +8,7 @@ import torch
 
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run import model as model_module
-from disagg.run import probe, weights
+from disagg.run import probe, projections, weights
 from disagg.run.attention import paged_attention
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
@@ -401,3 +401,35 @@ def test_smollm2_gives_the_tokens_of_the_untouched_model():
     assert_same(model, prompt, ids, logits)
     stream = Detokenizer(model)
     assert "".join([stream.push(token) for token in ids] + [stream.flush()]) == model.decode_text(ids)
+
+
+def test_a_model_in_16_bits_keeps_its_rotary_frequencies():
+    """Rounded to bfloat16 they turn a position of 1,000 by several radians too many."""
+    exact, rounded = (load_model("tiny", dtype=dtype).module for dtype in ("float32", "bfloat16"))
+    frequencies = [dict(module.named_buffers())["model.rotary_emb.inv_freq"] for module in (exact, rounded)]
+    assert frequencies[1].dtype == torch.float32 and torch.equal(*frequencies)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_one_row_runs_over_columns_where_that_is_faster(monkeypatch, faster):
+    linears = torch.nn.ModuleList([torch.nn.Linear(64, 96), torch.nn.Linear(64, 32, bias=False)]).requires_grad_(False)
+    rows = torch.randn(1, 5, 64)
+    expected = [linear(rows) for linear in linears]
+    monkeypatch.setattr(projections, "LEAST_BYTES", 0)
+    monkeypatch.setattr(projections, "best_s", lambda product, row: (product.packed.columns is None) == faster)
+    projections.pack_linears(linears)
+    for packed, full in zip(linears, expected, strict=True):
+        assert (packed.packed.columns is not None) == faster
+        for count in (1, 5):
+            assert torch.allclose(packed(rows[:, :count]), full[:, :count], atol=1e-5)
+
+
+def test_columns_are_kept_only_where_they_can_be_timed_and_held(monkeypatch):
+    monkeypatch.setattr(projections, "best_s", lambda product, row: product.packed.columns is None)
+    assert not projections.columns_pay([])
+    assert not projections.columns_pay([torch.nn.Linear(64, 96)])  # a cache holds it: its time says nothing
+    monkeypatch.setattr(projections, "LEAST_BYTES", 0)
+    assert projections.columns_pay([torch.nn.Linear(64, 96)])
+    monkeypatch.setattr(projections, "free_bytes", lambda device: 1000)
+    assert not projections.columns_pay([torch.nn.Linear(64, 96)])

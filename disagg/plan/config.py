@@ -44,7 +44,7 @@ class Config:
     threads: int = 1  # torch threads of the process (set once)
     join_projections: bool = True
     compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
-    graphs: bool | None = None  # CUDA graphs of decode steps, one a batch bucket; None: on a GPU
+    graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
     sm_split: int | None = None  # SMs that decode has for itself where prefill shares its GPU; None: shared by streams
     seed: int = 0
     verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else

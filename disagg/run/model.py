@@ -59,7 +59,9 @@ class Source:
             return module.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
             module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
-        return module.to(self.device, self.dtype).eval().requires_grad_(False)
+        for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
+            parameter.data = parameter.data.to(self.dtype)
+        return module.to(self.device).eval().requires_grad_(False)
 
 
 class Model:
@@ -76,10 +78,14 @@ class Model:
         self.compiled = False
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
 
-    def compile(self, **options) -> None:
-        """Compile one layer for all: they differ in their weights alone, and all sizes share the code."""
+    def compile(self, **how) -> None:
+        """Compile one layer for all: they differ in their weights alone, and all sizes share the code.
+
+        Kernels are tuned on the first size that they meet, so that ought to be a large one.
+        """
+        how = how or {"options": {"coordinate_descent_tuning": True}}
         for layer in layers_of(self.module, self.layers):
-            layer.compile(fullgraph=True, dynamic=True, **options)
+            layer.compile(fullgraph=True, dynamic=True, **how)
         self.compiled = True
 
     def prefill(self, cache: KVCache, batch: PrefillBatch, kernel=None) -> torch.Tensor:
@@ -88,10 +94,13 @@ class Model:
         ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
         if self.compiled:
             ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
-        ids, places, wanted = (x.to(self.device, non_blocking=True) for x in (ids, places, wanted))
+        return self.logits(plan, *(x.to(self.device, non_blocking=True) for x in (ids, places, wanted)))
+
+    def logits(self, plan, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """The module over a prefill plan: logits of the rows `wanted`; all three [T], [T] and [n] on its device."""
         if self._keeps_logits:
-            return self.call(plan, ids, places, logits_to_keep=wanted)
-        return self.call(plan, ids, places)[wanted]  # it computes the logits of all rows
+            return self.call(plan, ids, positions, logits_to_keep=wanted)
+        return self.call(plan, ids, positions)[wanted]  # it computes the logits of all rows
 
     def decode(self, cache: KVCache, batch: DecodeBatch) -> torch.Tensor:
         """Run one step over gathered slots; logits [B, vocab]."""

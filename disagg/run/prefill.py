@@ -14,24 +14,28 @@ from disagg.run.device import settle
 from disagg.run.device_clock import Moments
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import PASS_STEP, Model
+from disagg.run.prefill_graph import PrefillGraphs
 from disagg.run.sampling import Draw, pick_tokens
-from disagg.run.transfer import Transfers
+from disagg.run.transfer import Departing, Transfers
 
 
 class PrefillStage:
     """Carries out `Prefill` commands with one model and the cache of its device."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, keep: Callable, record: Callable
-    ):
+        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, keep: Callable, record: Callable,
+        most: int, graphs: bool,
+    ):  # fmt: skip
         self.model, self.cache, self.kernel, self.transfers = model, cache, kernel, transfers
-        self._keep, self._record = keep, record
+        self._keep, self._record, self._most = keep, record, most  # tokens of a pass, at the start
+        self._graphs = PrefillGraphs(model, cache, kernel, most) if graphs else None
 
     def prepare(self, progress: Callable[[str], None]):
-        """Compiles, where the model is to be compiled, by running passes of two sizes through the empty cache."""
+        """Compiles, where the model is to be compiled, by running passes through the empty cache, the largest one
+        first; then captures, where graphs are wanted."""
         if self.model.compiled:
             size = self.cache.block_size
-            for tokens, start in ((2 * PASS_STEP, 0), (3 * PASS_STEP, 0), (PASS_STEP, size)):
+            for tokens, start in ((self._most, 0), (3 * PASS_STEP, 0), (PASS_STEP, size)):
                 progress(f"compiling prefill: a pass of {tokens} tokens")
                 blocks = list(range(min(blocks_for(start + tokens, size), self.cache.num_blocks)))
                 segment = Segment(start, min(start + tokens, len(blocks) * size), blocks)
@@ -39,12 +43,22 @@ class PrefillStage:
                     ids = torch.zeros(segment.num_tokens, dtype=torch.long)
                     self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
             settle(self.cache.device)
+        if self._graphs is not None:
+            self._graphs.prepare(progress)
+
+    def close(self):
+        """Drops what belongs to the stream while that is there."""
+        if self._graphs is not None:
+            self._graphs.close()
 
     def step(self, command: Prefill) -> Prefilled:
         """One pass: pack, run, pick the first tokens, report."""
         started, marks = now_ns(), Moments(self.cache.device)
         batch = self._pack(command, marks)
-        logits = self.model.prefill(self.cache, batch, self.kernel)
+        if self._graphs is not None and self._graphs.fits(batch):
+            logits = self._graphs.run(batch)
+        else:
+            logits = self.model.prefill(self.cache, batch, self.kernel)
         settle(self.cache.device)  # a copy to the host that has to wait for the pass holds up all threads' launches
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
@@ -66,14 +80,16 @@ class PrefillStage:
         segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
         finals = [index for index, chunk in enumerate(command.chunks) if chunk.final]
         batch = PrefillBatch(tokens, segments, finals)
-        moving = [(c, r) for c, r in zip(command.chunks, batch.rows(), strict=True) if c.transfer is not None]
+        departing = [
+            Departing(chunk.transfer, chunk.start // self.cache.block_size, slice(rows.start, rows.stop))
+            for chunk, rows in zip(command.chunks, batch.rows(), strict=True)
+            if chunk.transfer is not None
+        ]
 
         def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor):
             marks.mark()
-            for chunk, rows in moving:
-                here = slice(rows.start, rows.stop)
-                first_block = chunk.start // self.cache.block_size
-                self.transfers.hand_off(chunk.transfer, layer, first_block, key[here], value[here])
+            if departing:
+                self.transfers.hand_off(layer, departing, key, value)
 
         batch.on_layer = hand_off
         return batch

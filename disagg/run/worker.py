@@ -61,8 +61,9 @@ class WorkerThread:
             self._launched.put(None)
             if self._finisher.ident is not None:
                 self._finisher.join()
-            if self.decode is not None:
-                self.decode.close()
+            for stage in (self.prefill, self.decode):
+                if stage is not None:
+                    stage.close()
 
     def _prepare(self) -> bool:
         """Compiles and captures what the stages want; whoever built the worker hears how it went."""

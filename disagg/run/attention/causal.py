@@ -12,14 +12,14 @@ MOST_STAGES = 3  # tiles of keys and values on their way
 
 
 def attend_packed(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, scale: float | None
-) -> torch.Tensor:
-    """query [T, heads, head_dim], key and value [T, kv_heads, head_dim], starts [prompts + 1] int32 -> like query."""
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int,
+    scale: float | None, out: torch.Tensor,
+) -> None:  # fmt: skip
+    """query and out [T, heads, head_dim], key and value [T, kv_heads, head_dim], starts [prompts + 1] int32."""
     from disagg.run.attention import causal_kernel  # needs triton
 
-    tokens, heads, dim = query.shape
+    _, heads, dim = query.shape
     query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
-    out = torch.empty(tokens, heads, dim, dtype=query.dtype, device=query.device)
     dim_pad = max(16, power_of_two(dim))
     rows, warps = (128, 8) if longest > LONG else (64, 4)
     causal_kernel.attend[(-(-longest // rows), heads, len(starts) - 1)](
@@ -28,7 +28,6 @@ def attend_packed(
         GROUP=heads // key.shape[1], HEADS=heads, DIM=dim, DIM_PAD=dim_pad, ROWS=rows, TILE=TILE,
         num_warps=warps, num_stages=stages(query.device, rows, dim_pad * query.dtype.itemsize),
     )  # fmt: skip
-    return out
 
 
 def stages(device: torch.device, rows: int, row_bytes: int) -> int:

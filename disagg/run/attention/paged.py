@@ -6,7 +6,7 @@ A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads
 
 import torch
 
-from disagg.run.attention.causal import attend_packed
+from disagg.run.attention.causal import attend_packed, power_of_two
 from disagg.run.attention.gathered import Options
 from disagg.run.attention.split_decode import SplitDecode
 from disagg.run.batch import PrefillBatch
@@ -16,9 +16,20 @@ from disagg.run.kv_cache import KVCache, slots_of
 class PagedKernel:
     """What all share: whole prompts and decode steps run kernels of our own, whoever computes chunks."""
 
-    def packed(self, query, key, value, cu, longest: int, scale):
-        """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other."""
-        return attend_packed(query, key, value, cu, longest, scale)
+    def packed(self, query, key, value, cu, longest: int, scale, out):
+        """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other, into `out`."""
+        attend_packed(query, key, value, cu, longest, scale, out)
+
+    def store(self, cache: KVCache, layer: int, slots, key, value):
+        """Stores key and value [T, kv_heads, head_dim] of one layer at slots [T]."""
+        from disagg.run.attention import store_kernel  # needs triton
+
+        key, value = (x if x[0].is_contiguous() else x.contiguous() for x in (key, value))
+        width = key[0].numel()
+        store_kernel.store[(len(key),)](
+            key, value, slots, *cache.layer(layer), key.stride(0), value.stride(0), WIDTH=width,
+            WIDTH_PAD=power_of_two(width),
+        )  # fmt: skip
 
     def decoder(self, cache: KVCache, rows: int) -> SplitDecode:
         """Attention of a step of `rows` rows, called layer after layer; it stores the new tokens' K/V as well."""
@@ -87,24 +98,27 @@ class PagedPrefill:
 
     def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
         """As the gathered plan's; rows beyond the pass's tokens are padding, and come back as zeros."""
-        out = torch.zeros_like(query) if len(query) > self.count else None
-        query, key, value = (x[: self.count] for x in (query, key, value))
-        self.cache.write(layer, self.slots, key, value)
+        make = torch.zeros if len(query) > self.count else torch.empty
+        out = make(query.shape, dtype=query.dtype, device=query.device)
+        self.attend(layer, query, key, value, options, out)
+        return out
+
+    def attend(self, layer: int, query, key, value, options: Options, out: torch.Tensor) -> None:
+        """Stores the layer's K/V, hands it off and attends, into the first rows of `out`; it leaves padding alone."""
+        query, key, value, out = (x[: self.count] for x in (query, key, value, out))
+        self.kernel.store(self.cache, layer, self.slots, key, value)
         if self.batch.on_layer is not None:
             self.batch.on_layer(layer, key, value)
-        flat = query.flatten(1, 2)
+        query, out = query.flatten(1, 2), out.flatten(1, 2)
         if self.whole:
-            found = self.kernel.packed(flat, key, value, self.cu, self.longest, options.scaling)
-        else:
-            found = self.kernel.chunked(
-                flat, *self.cache.layer(layer), self.table, self.cu, self.cu_keys, self.longest, self.longest_keys,
+            self.kernel.packed(query, key, value, self.cu, self.longest, options.scaling, out)
+            return
+        out.copy_(
+            self.kernel.chunked(
+                query, *self.cache.layer(layer), self.table, self.cu, self.cu_keys, self.longest, self.longest_keys,
                 options.scaling,
-            )  # fmt: skip
-        found = found.view_as(query)
-        if out is None:
-            return found
-        out[: self.count] = found
-        return out
+            )
+        )  # fmt: skip
 
 
 class PagedDecode:
