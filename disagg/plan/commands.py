@@ -63,6 +63,7 @@ class Decode(NamedTuple):
     grown: tuple[tuple[int, int], ...]  # (request, block added at the end of its table)
     groups: tuple[tuple[int, ...], ...]
     at_ns: int = 0  # when it was given
+    alone: bool = False  # no prefill pass was under way: a GPU split by SMs is the step's as a whole
 
 
 class Send(NamedTuple):

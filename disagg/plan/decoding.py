@@ -23,7 +23,8 @@ class Decoding:
         self._join(seat)
         if not seat.rows:
             return False
-        command: Decode = seat.issue(self.book.new_id(), self.book.now_ns)
+        alone = not any(prefill.passing for prefill in self.book.prefills)
+        command: Decode = seat.issue(self.book.new_id(), self.book.now_ns, alone)
         self.book.deadline(seat.steps[-1].id, "step", seat)
         self.book.out.append(command)
         return True

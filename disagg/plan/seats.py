@@ -171,7 +171,7 @@ class DecodeSeat:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
-    def issue(self, step_id: int, now_ns: int) -> Decode:
+    def issue(self, step_id: int, now_ns: int, alone: bool) -> Decode:
         """The next step's command; the seat then stands one step further."""
         for index in sorted(self.changed):
             self.groups[index].refresh(self.next_step)
@@ -181,7 +181,7 @@ class DecodeSeat:
         groups = [self.groups[index] for index in sorted(self.groups)]
         ids = tuple(group.ids for group in groups)
         command = Decode(
-            self.worker, self.next_step, tuple(self.left), tuple(self.joins), tuple(self.grown), ids, now_ns
+            self.worker, self.next_step, tuple(self.left), tuple(self.joins), tuple(self.grown), ids, now_ns, alone
         )
         used, padded = 0, 0
         for group in groups:

@@ -1,10 +1,12 @@
 """Decode on a GPU: the batch lives on the device, and a step is one replay of a CUDA graph.
 
 A step is launched without waiting for the one before: its rows take in the tokens that the last step left on the
-device. With `graphs=False` the same step runs kernel by kernel, for comparison.
+device. With `graphs=False` the same step runs kernel by kernel, for comparison. On a GPU split by SMs each size has two
+graphs: on decode's own SMs, and on all of them for steps beside which nothing prefills.
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,15 +47,17 @@ class GraphDecodeStage:
     """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, keep: Callable, record: Callable
-    ):
+        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, keep: Callable, record: Callable,
+        split: bool = False,
+    ):  # fmt: skip
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
-        self._keep, self._record = keep, record
+        self._keep, self._record, self._split = keep, record, split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self.rows: dict[int, Row] = {}
         self._free = list(range(places - 1, -1, -1))
-        self._captured: dict[int, tuple] = {}  # bucket → graph, logits, picked
+        self._captured: dict[tuple, tuple] = {}  # stream and bucket → graph, logits, picked
+        self._last = None  # the stream of the latest step
         self._outputs = [self._pinned(places) for _ in range(3)]  # at most two steps are in flight
         self._sizes = buckets(places)
 
@@ -68,15 +72,21 @@ class GraphDecodeStage:
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]):
         """Runs each size once, which compiles it, and captures it, the largest first: they share its memory."""
-        pool = torch.cuda.graph_pool_handle() if self.graphs else None
-        for done, size in enumerate(reversed(self._sizes)):
-            progress(f"{'capture' if self.graphs else 'warm-up'} of a decode step, {done + 1} of {len(self._sizes)}")
-            if not self.graphs and size not in (self._sizes[0], self._sizes[-1]):
-                continue
-            self._run(size)
-            if self.graphs:
-                self._captured[size] = self._capture(size, pool)
-        settle(self.cache.device)
+        device = self.cache.device
+        self._last = self._own = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._whole = torch.cuda.Stream(device) if self._split else self._own
+        what, pool, sizes = "warm-up", None, {self._sizes[-1], self._sizes[0]}
+        if self.graphs:
+            what, pool, sizes = "capture", torch.cuda.graph_pool_handle(), self._sizes
+        runs = [(stream, size) for stream in dict.fromkeys((self._own, self._whole)) for size in sorted(sizes)[::-1]]
+        for done, (stream, size) in enumerate(runs, start=1):
+            progress(f"{what} of a decode step, {done} of {len(runs)}")
+            with self._on(stream):
+                self._run(size)
+                if self.graphs:
+                    self._captured[stream, size] = self._capture(size, pool)
+        with self._on(self._own):
+            settle(device)
 
     def _capture(self, size: int, pool) -> tuple:
         free = free_bytes(self.cache.device)
@@ -112,6 +122,17 @@ class GraphDecodeStage:
     @torch.inference_mode()
     def step(self, command: Decode) -> "Launched":
         """Launches the step; what it gives is known when `finish` returns."""
+        with self._on(self._whole if command.alone else self._own):
+            return self._launch(command)
+
+    def _on(self, stream):
+        """A context in which work goes to this stream, behind all of the steps before."""
+        if stream is not None and stream != self._last:
+            stream.wait_stream(self._last)
+        self._last = stream
+        return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+    def _launch(self, command: Decode) -> "Launched":
         self._follow(command)
         order = [request for group in command.groups for request in group]
         rows = [self.rows[request] for request in order]
@@ -124,7 +145,7 @@ class GraphDecodeStage:
         moments.mark()
         self.state.upload()
         if self.graphs:
-            graph, logits, picked = self._captured[size]
+            graph, logits, picked = self._captured[self._last, size]
             graph.replay()
         else:
             logits, picked = self._run(size)

@@ -344,13 +344,15 @@ class Engine:
             model = self._model_on(cache.device)
             prefills = name.role == "prefill" or self.config.colocated
             tell = (self._keep, self._record)
-            prefill = PrefillStage(model, cache, self.kernel, self.transfers, *tell) if prefills else None
-            decode = None
+            graphs, prefill, decode = self.config.graphs and self.kernel is not None, None, None
+            if prefills:
+                most = self.config.chunk_tokens
+                prefill = PrefillStage(model, cache, self.kernel, self.transfers, *tell, most, graphs)
             if name.role == "decode":
                 decode = DecodeStage(model, cache, *tell)
                 if self.kernel is not None:
-                    most, graphs = self.config.max_batch, self.config.graphs
-                    decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell)
+                    most, split = self.config.max_batch, bool(self.parts)
+                    decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell, split)
             part = self.parts.get(name.role)
             self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put, self._progress, part)
             self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
