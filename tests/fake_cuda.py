@@ -49,6 +49,9 @@ class FakeDial:
     def post(self, occupancy_ns):
         self.deadlines.append(max(now_ns(), self.deadlines[-1]) + occupancy_ns)
 
+    def go(self):
+        """Everything was done at once."""
+
     def hold(self):
         while now_ns() < self.deadlines[-1] and not self.stopped:
             pass
@@ -71,6 +74,7 @@ def fake_cuda(monkeypatch, host_blocks: int):
     monkeypatch.setattr(stream_copy, "clock_of", clock_of)
     monkeypatch.setattr(stream_copy, "DeviceDial", FakeDial)
     monkeypatch.setattr(transfer, "check_triton", lambda: None)
+    monkeypatch.setattr(transfer, "triton_is_here", lambda: True)
     monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
     monkeypatch.setattr(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
 

@@ -29,7 +29,7 @@ from disagg.run.route_cost import cost_of
 from disagg.run.scratch import Scratch
 from disagg.run.stream_copy import StreamCopier
 from disagg.run.tiny import LAYERS
-from disagg.run.transfer import Transfers
+from disagg.run.transfer import Departing, Transfers
 
 SHAPE = KVShape(layers=5, kv_heads=2, head_dim=4, dtype=torch.float32)
 PREFILL, DECODE, HOST = Worker("prefill", 0), Worker("decode", 0), Worker("host", 0)
@@ -72,7 +72,7 @@ class Bench:
     def hand_off(self, number, layer, blocks, tokens, first=0):
         """As prefill does from inside a layer whose K/V are in the cache."""
         key, value = self.caches[PREFILL].tokens(layer, blocks, tokens)
-        self.transfers.hand_off(number, layer, first, key, value)
+        self.transfers.hand_off(layer, [Departing(number, first, slice(None))], key, value)
 
     def landed(self, number, layers=SHAPE.layers) -> list:
         """Notices up to the landing of the last layer."""
@@ -235,11 +235,11 @@ def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, ver
 @pytest.mark.parametrize(
     "route, sides",
     [
-        ("direct", {"direct 0": "prefill", "spill 0": "decode", "up 0": "decode"}),
-        ("staged", {"down 0": "prefill", "spill 0": "decode", "up 0": "decode"}),
+        ("direct", {"direct 0": "decode", "spill 0": "decode", "up 0": "decode"}),
+        ("staged", {"down 0": "decode", "spill 0": "decode", "up 0": "decode"}),
     ],
 )
-def test_on_a_split_gpu_a_lane_runs_on_the_sms_of_one_worker(gpu, route, sides):
+def test_on_a_split_gpu_lanes_run_on_the_sms_of_decode(gpu, route, sides):
     class FakePart:
         def __init__(self):
             self.made = []
@@ -420,7 +420,7 @@ def test_gpus_move_the_right_blocks_behind_the_writes_of_prefill(devices, route,
             for layer in range(SHAPE.layers):
                 torch.cuda._sleep(3_000_000)
                 cache.write(layer, slots, *fresh[layer])
-                bench.transfers.hand_off(1, layer, 0, *fresh[layer])
+                bench.transfers.hand_off(layer, [Departing(1, 0, slice(None))], *fresh[layer])
         bench.landed(1)
         torch.cuda.synchronize()
         for layer in range(SHAPE.layers):

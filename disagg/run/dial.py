@@ -3,24 +3,28 @@
 A count of cycles would lie here: clocks fall while matrices multiply. `globaltimer` counts nanoseconds.
 """
 
+import importlib.util
 import threading
 
 import torch
 
 from disagg.plan.errors import ConfigError
 
+ENQUEUED_NS = 2_000_000  # a copy waits this long for the host to enqueue all of it
 _building = threading.Lock()  # two lanes must not compile the kernels at once
 
 
 def check_triton():
     """ConfigError where the kernels of a dial can't be had."""
-    try:
-        import disagg.run.spin  # noqa: F401
-    except ImportError as error:
+    if not triton_is_here():
         raise ConfigError(
-            f"a link on a GPU is dialled by a small Triton kernel, and triton is not here ({error}): "
-            "`pip install triton`, or leave `link` at None"
-        ) from None
+            "a link on a GPU is dialled by a small Triton kernel, and triton is not here: `pip install triton`, or "
+            "leave `link` at None"
+        )
+
+
+def triton_is_here() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class DeviceDial:
@@ -34,13 +38,23 @@ class DeviceDial:
         self._aside = torch.cuda.Stream(device)
         with _building:
             self._state = torch.zeros(2, dtype=torch.int64, device=device)
+            self._enqueued, self._number = torch.zeros(1, dtype=torch.int64, pin_memory=True), 0
             self.post(0)
             self.hold()
+            self.go()
             torch.cuda.current_stream(device).synchronize()  # once, at the start: compiled, and zeros are there
 
     def post(self, occupancy_ns: int):
-        """A copy takes the wire: called right before it is enqueued."""
-        self._post(self._state, occupancy_ns, num_warps=1)
+        """A copy takes the wire, when the stream comes here and the host has called `go`: called before it is enqueued.
+
+        A copy that began while the host still enqueued it would last as long as the host takes, not as the dial says.
+        """
+        self._number += 1
+        self._post(self._state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)
+
+    def go(self):
+        """All of the copy is on the stream."""
+        self._enqueued[0] = self._number
 
     def hold(self):
         """What follows on this stream waits until the wire would be free."""

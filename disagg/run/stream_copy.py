@@ -136,13 +136,9 @@ class StreamCopier:
                 sums[0].copy_(checksum_blocks(self._collect(route, arrived=False), check_tokens), non_blocking=True)
             elif left is not None:
                 sums[0].copy_(torch.stack(left), non_blocking=True)
-        if occupancy_ns is not None:
-            self.prepare_dial()
-            self._dial.post(occupancy_ns)
-        start.record(first)  # behind `post`, which may have waited for a place on a busy GPU
-        self._move(route)
-        if occupancy_ns is not None:
-            self._dial.hold()
+        with self._dialled(occupancy_ns):
+            start.record(first)  # behind the dial's post, which may have waited for a place on a busy GPU
+            self._move(route)
         if last is not first:
             last.wait_stream(first)  # the end is of both: the scatter on one, the dial on the other
         end.record(last)
@@ -154,6 +150,20 @@ class StreamCopier:
         return Aloft(flight, start, end, seen, *anchors, written, sums)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _dialled(self, occupancy_ns: int | None):
+        """Around the enqueueing of a copy: it takes the wire for that long, where there is a dial."""
+        if occupancy_ns is None:
+            yield
+            return
+        self.prepare_dial()
+        self._dial.post(occupancy_ns)
+        try:
+            yield
+            self._dial.hold()
+        finally:
+            self._dial.go()  # also of half a copy: the stream must come to its end
 
     def _move(self, route: Route):
         if route.paging:

@@ -13,6 +13,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.device import mark
-from disagg.run.dial import check_triton
+from disagg.run.dial import check_triton, triton_is_here
 from disagg.run.digest import checksum, digest, digest_blocks
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.punctual import ask_for_short_slices
@@ -36,6 +37,14 @@ from disagg.run.stream_lane import StreamLane
 from disagg.run.text import first_line
 
 LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
+
+
+class Departing(NamedTuple):
+    """A chunk of a pass whose K/V travel: its rows of the pass, and which block of its request they begin."""
+
+    transfer: int
+    first_block: int
+    rows: slice
 
 
 class Transfers:
@@ -67,8 +76,8 @@ class Transfers:
 
     def start(self):
         """What a GPU needs once is done here, before workers capture graphs: a capture wants the device for itself."""
-        for name, lane in self._streams.items():
-            if self.traffic.lanes[name].wire.link.dialled:
+        if triton_is_here():  # a link may be dialled later, and the first copy must not wait for a compiler
+            for lane in self._streams.values():
                 lane.copier.prepare_dial()
         if self._streams and self.config.layers_per_copy is None and (cost := self._measure()) is not None:
             self.traffic.measured(self.config, cost.least_bytes)
@@ -116,21 +125,24 @@ class Transfers:
 
     # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------
 
-    def hand_off(self, transfer: int, layer: int, first_block: int, key: torch.Tensor, value: torch.Tensor):
-        """This layer's K/V [tokens, kv_heads, head_dim] of a chunk are in the cache; they may travel from now on.
+    def hand_off(self, layer: int, departing: list[Departing], key: torch.Tensor, value: torch.Tensor):
+        """This layer's K/V [tokens, kv_heads, head_dim] of a pass are in the cache; its chunks may travel from now on.
 
         On a GPU they will be when this thread's stream comes there; the host waits for nothing.
         """
         summed = checksum if self._streams else digest
-        left = (summed(key, value), len(key)) if self.verify else None
+        left = [(summed(key[d.rows], value[d.rows]), len(key[d.rows])) if self.verify else None for d in departing]
         written = mark(key.device)
         with self._changed:
-            journey = self.traffic.journeys.get(transfer)
-            if journey is None:
-                return  # the request ended meanwhile
-            journey.digests[layer, first_block] = left
-            journey.written[layer, first_block] = written
-            if self.traffic.hand_off(transfer, layer, now_ns()) is not None:
+            ready = False
+            for chunk, sums in zip(departing, left, strict=True):
+                journey = self.traffic.journeys.get(chunk.transfer)
+                if journey is None:
+                    continue  # the request ended meanwhile
+                journey.digests[layer, chunk.first_block] = sums
+                journey.written[layer, chunk.first_block] = written
+                ready |= self.traffic.hand_off(chunk.transfer, layer, now_ns()) is not None
+            if ready:
                 self._changed.notify_all()
 
     # ---- a lane's thread ---------------------------------------------------------------------------------------------
@@ -263,8 +275,9 @@ class Transfers:
     def _make_streams(self, config: Config, parts: dict[str, Part]) -> dict[str, StreamLane]:
         """A lane's streams on the GPUs that it joins; none where all memories are the host's.
 
-        On a split GPU its kernels run on the SMs of the worker whose blocks it gathers or scatters. A direct hand-off
-        does both, on prefill's: those of decode are to be decode's alone.
+        On a split GPU its kernels run on decode's SMs, where each finds a place within microseconds: on prefill's a
+        gather waits for the product in hand, and a product of a long prompt holds every SM to its end. Whole prompts,
+        which nobody hides, are gathered on prefill's: decode would feel that much.
         """
         gpus = {name: cache.data.device for name, cache in self.caches.items() if on_gpu(cache)}
         if not gpus:
@@ -275,9 +288,10 @@ class Transfers:
         for name in self.traffic.lanes:
             kind, index = name.split()
             role = "prefill" if kind in ("direct", "down") else "decode"
+            sms = "prefill" if kind == "direct" and config.route == "bulk" else "decode"
             here = gpus[Worker(role, int(index))]
             there = gpus[Worker("decode", 0)] if kind == "direct" else here
-            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype, parts.get(role)))
+            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype, parts.get(sms)))
         return lanes
 
     def _fill_ring(self, config: Config):
