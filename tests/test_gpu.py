@@ -8,10 +8,12 @@ from engine_tools import check_greedy, lengths, prompt_of, small
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
-from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace
+from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace, pick_kernel
 from disagg.run.attention.paged import PagedKernel
-from disagg.run.batch import DecodeBatch
+from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.model import load_model
+from disagg.run.prefill_graph import PrefillGraphs
 from disagg.run.sm_split import describe, sm_count, split_gpu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
@@ -86,11 +88,55 @@ def test_packed_prompts_attend_as_gathered_slots_do(heads, kv_heads, head_dim, l
     key, joined = torch.randn(2, tokens, 2 * kv_heads, head_dim, dtype=torch.bfloat16, device="cuda:0")
     key, value = key[:, :kv_heads].contiguous(), joined[:, kv_heads:]  # as views of a joined projection are
     starts = torch.tensor(edges, dtype=torch.int32, device="cuda:0")
-    found = PagedKernel().packed(query, key, value, starts, max(lengths_), None)
+    found = torch.full_like(query, float("nan"))
+    PagedKernel().packed(query, key, value, starts, max(lengths_), None, found)
     for start, stop in zip(edges, edges[1:], strict=False):
         q, k, v = (x[start:stop].transpose(0, 1)[None].float() for x in (query, key, value))
         expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         assert torch.allclose(found[start:stop].float(), expected[0].transpose(0, 1), atol=0.02, rtol=0.02)
+
+
+# ---- prefill in pieces -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_in_16_bits():
+    model = load_model("random-llama3-1b", dtype="bfloat16", device="cuda:0")
+    if pick_kernel("auto", "cuda:0", model.shape, 32, 256, model.config) is None:
+        pytest.skip("needs flash-attn, or a varlen_attn that takes block tables")
+    return model
+
+
+def test_pieces_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
+    model, device = model_in_16_bits, torch.device("cuda:0")
+    kernel = pick_kernel("auto", device, model.shape, 32, 256, model.config)
+    whole, pieces = (KVCache(model.shape, 12, 256, device) for _ in range(2))
+    graphs = PrefillGraphs(model, pieces, kernel, 1024)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        graphs.prepare(lambda text: None)
+        torch.manual_seed(7)
+        passes = [
+            [Segment(0, 300, [0, 1]), Segment(0, 17, [2]), Segment(0, 64, [3])],
+            [Segment(0, 256, [4, 5, 6])],
+            [Segment(256, 700, [4, 5, 6]), Segment(0, 580, [7, 8, 9])],  # a chunk: its prompt lies in the cache
+            [Segment(0, 1, [10])],
+        ]
+        for segments in passes:
+            ids = torch.randint(0, model.vocab_size, (sum(segment.num_tokens for segment in segments),))
+            seen, found = [], []
+            for run, cache in ((model.prefill, whole), (graphs.run, pieces)):
+                layers: list[int] = []
+                batch = PrefillBatch(
+                    ids, segments, range(len(segments)), lambda layer, k, v, to=layers: to.append(layer)
+                )
+                assert graphs.fits(batch)
+                found.append((run(cache, batch, kernel) if run == model.prefill else run(batch)).float().clone())
+                seen.append(layers)
+            assert seen[0] == seen[1] == list(range(model.layers)), "a layer was not handed off, or not in its turn"
+            assert torch.allclose(*found, atol=0.05), f"logits differ by {(found[0] - found[1]).abs().max()}"
+            torch.cuda.synchronize()
+            assert torch.allclose(whole.data.float(), pieces.data.float(), atol=0.1)
+    graphs.close()
 
 
 # ---- split by SMs ----------------------------------------------------------------------------------------------------

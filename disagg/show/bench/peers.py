@@ -81,10 +81,11 @@ def one_by_one(module, requests: list[Request], threads: int = 2) -> tuple[float
     return made / (time.perf_counter() - start), statistics.median(waits)
 
 
-def batched(module, requests: list[Request], threads: int = 2) -> float:
+def batched(module, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
     """New tokens a second of `generate_batch`: continuous batching over a paged cache. All arrive at once.
 
-    On a GPU its manager stays, sized for the first call, so that later ones capture nothing: `release` ends it.
+    As people call it, each call makes its manager and captures anew. `kept`: the manager stays, sized for the first
+    call, so that later ones capture nothing: `release` ends it.
     Not inside `inference_mode`, where it fails every request and says so nowhere.
     """
     on_gpu = module.device.type == "cuda"
@@ -99,7 +100,7 @@ def batched(module, requests: list[Request], threads: int = 2) -> float:
     pages = ContinuousBatchingConfig(num_blocks=blocks, **sizes)
     start = time.perf_counter()
     answers = module.generate_batch(
-        [list(request.prompt) for request in requests], settings, pages, persistent_manager=on_gpu
+        [list(request.prompt) for request in requests], settings, pages, persistent_manager=kept
     )
     took = time.perf_counter() - start
     _whole(sum(len(answer.generated_tokens) for answer in answers.values()), new * len(requests))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,18 +52,20 @@ def rows(stand: Stand) -> Iterator[Row]:
 
 def time_to_ready(options: dict, caches: dict[str, str]) -> tuple[float, list[float]]:
     """Seconds of the whole, and of its parts. EngineError with the process's last words where it fails."""
-    start = time.perf_counter()
     command = [sys.executable, "-c", READY, json.dumps(options)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, **caches})  # fmt: skip
-    try:
-        out, errors = process.communicate(timeout=LONGEST_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise EngineError(f"no answer within {LONGEST_S} s") from None
-    took = time.perf_counter() - start
-    line = next((line for line in out.splitlines() if line.startswith("READY")), None)
-    if line is None:
-        raise EngineError(f"the process ended without an answer: {' '.join(errors.split()[-60:])}")
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                                   env={**os.environ, **caches})  # fmt: skip
+        limit = threading.Timer(LONGEST_S, process.kill)
+        limit.start()
+        try:
+            line = next((line for line in process.stdout if line.startswith("READY")), None)
+            took = time.perf_counter() - start  # closing the engine comes after it
+            process.communicate()
+        finally:
+            limit.cancel()
+        if line is None:
+            errors.seek(0)
+            raise EngineError(f"no answer within {took:.0f} s: {' '.join(errors.read().split()[-60:])}")
     return took, [float(part) for part in line.split()[1:]]

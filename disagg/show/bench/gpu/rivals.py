@@ -50,6 +50,13 @@ def rate(engine: Engine) -> Side:
     return lambda requests: engine.serve(requests, record=False).metrics().tokens_per_s
 
 
+def dynamic(stand: Stand) -> Engine:
+    """For work A, split by SMs: passes of twice the usual size, and room for all prompts."""
+    prompts = sum(len(request.prompt) for request in work(stand, "A", 0))
+    return stand.engine("dynamic", lengths(stand, "A"), prefill=2 * prompts, max_batch=64,
+                        chunk_tokens=2 * stand.scale.chunk, **stand.split)  # fmt: skip
+
+
 def short(requests: list[Request], new: int = 16) -> list[Request]:
     """The same prompts, warm-up lengths of answers."""
     return [replace(request, max_new_tokens=min(new, request.max_new_tokens)) for request in requests]
@@ -67,7 +74,8 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         return
     wanted = lengths(stand, "B")
     room, free = nanovllm.room_for_each(stand.model, 5 * sum(wanted) // 4)
-    engine = stand.engine("colocated", wanted, share=room / free, max_batch=len(wanted))
+    chunk = 8 * scale.chunk  # tokens of a pass, as many as nano-vllm's own
+    engine = stand.engine("colocated", wanted, share=room / free, max_batch=len(wanted), chunk_tokens=chunk)
     stand.say("nano-vllm: weights, warm-up, graphs")
     peer = nanovllm.NanoVllm(stand.model, room)
     try:
@@ -78,7 +86,7 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             pairs = alternate(stand, name, rate(engine), theirs, scale.rounds)
             what = f"work {name}, ours greedy without a timeline, theirs sampled as in its bench"
             yield ratio_row(f"colocated_over_nanovllm[{shape},{name}]", pairs, 1.05, what)
-        engine = stand.engine("dynamic", lengths(stand, "A"), max_batch=64, **stand.split)
+        engine = dynamic(stand)
         rate(engine)(short(work(stand, "A", seed=2)))
         pairs = alternate(stand, "A", rate(engine), theirs, scale.rounds)
         gaps = engine.serve(work(stand, "A", seed=3), record=False).metrics().itl_s
@@ -101,15 +109,18 @@ def gap_words(gaps: Percentiles) -> str:
 def generate_rows(stand: Stand) -> Iterator[Row]:
     """Preset `dynamic`, split by SMs, against `generate_batch` and against a queue before `generate`."""
     scale = stand.scale
-    engine = stand.engine("dynamic", lengths(stand, "A"), max_batch=64, **stand.split)
+    engine = dynamic(stand)
     stand.say("the untouched module")
     module = stand.model.reference()
     ours = rate(engine)
     ours(short(work(stand, "A", seed=1)))
-    peers.batched(module, work(stand, "A", seed=1))
-    pairs = alternate(stand, "A", ours, lambda requests: peers.batched(module, requests), scale.rounds)
+    for name, bar, kept in (("", 5, False), ("[kept manager]", None, True)):
+        theirs = lambda requests, kept=kept: peers.batched(module, requests, kept=kept)  # noqa: E731
+        theirs(work(stand, "A", seed=1))
+        pairs = alternate(stand, "A", ours, theirs, scale.rounds)
+        what = "its manager kept from call to call" if kept else "a call as people write it, the second and third"
+        yield ratio_row(f"dynamic_over_generate_batch{name}", pairs, bar, f"work A, paged SDPA, {what}")
     peers.release(module)
-    yield ratio_row("dynamic_over_generate_batch", pairs, 5, "work A, paged SDPA, warm")
     tokens_per_s = statistics.median(pair[0] for pair in pairs)
     requests = work(stand, "A", seed=5)
     answers = answers_by_length(stand, module, requests)

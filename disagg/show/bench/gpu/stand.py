@@ -18,7 +18,7 @@ from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
 from disagg.run.shapes import RANDOM, SHAPES
-from disagg.show.bench.gpu.ceilings import Limits, measure
+from disagg.show.bench.gpu.ceilings import Limits, measure, sustained_s
 from disagg.show.bench.workloads import random_ids
 from disagg.show.roofline import Sizes
 
@@ -89,6 +89,11 @@ class Stand:
         return measure(torch.device(self.device), self.scale.side, self.scale.copied_bytes, self.scale.pinned_bytes)
 
     @cached_property
+    def sustained(self) -> float:
+        """FLOP/s of products that follow each other, measured once."""
+        return 2 * self.scale.side**3 / sustained_s(torch.device(self.device), self.scale.side)
+
+    @cached_property
     def model(self) -> Model:
         _ = self.limits
         self.say(f"model {self.name}")
@@ -126,6 +131,8 @@ class Stand:
         blocks = sum(blocks_for(length + 1, block) for length in decode)
         changes = {"prefill_blocks": blocks_for(prefill, block), **changes}
         wanted = self.config(preset, decode_blocks=blocks, **changes)
+        blocks += wanted.max_batch // 4 + 1  # which the controller keeps free for rows to grow into
+        wanted = wanted.replace(decode_blocks=blocks)
         if self._built and self._built[0] == wanted:
             engine = self._built[1]
             engine.retune(**self._as_built)  # a row before may have dialled its link

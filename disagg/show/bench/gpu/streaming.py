@@ -64,7 +64,8 @@ def prefill_rows(stand: Stand) -> Iterator[Row]:
             overlap = on.overlap(0)
             late.append(overlap.exposed_s / (overlap.transfer_s / stand.model.layers))
         ms, n = 1e3 * statistics.median(took), scale.repeats
-        note = f"{ms:.1f} ms, staged hand-off on; {stand.limits.words}"
+        lasting = flops / (ms / 1e3) / stand.sustained
+        note = f"{ms:.1f} ms, staged hand-off on; {lasting:.2f} of what products sustain; {stand.limits.words}"
         yield Row(f"prefill_share[{tokens}]", statistics.median(shares), "of matmul", BARS.get(tokens), n, note,
                   at_most=False)  # fmt: skip
         note = f"E ÷ both hops of one layer; a layer's hops take {1e3 * overlap.transfer_s / stand.model.layers:.3f} ms"
