@@ -1,5 +1,6 @@
 """The GPU suite of the bench, in small sizes on a CPU: every group runs, alone too, and figures come from runs."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -7,12 +8,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from disagg.plan.blocks import BlockPool
+from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.law import Law
 from disagg.plan.request import Request
+from disagg.plan.results import Result
+from disagg.run.engine import Engine
+from disagg.run.handle import Handle
 from disagg.show.bench import nanovllm, peers
-from disagg.show.bench.gpu import streaming, suite
+from disagg.show.bench.gpu import right, streaming, suite
 from disagg.show.bench.gpu.stand import Stand
+from disagg.show.bench.parity import drop_one_block
 from disagg.show.bench.rows import LeftOut, Row, write
 from disagg.show.bench.workloads import work_a, work_b
 from disagg.show.cli import app
@@ -22,6 +29,7 @@ on_cpu = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def rows_of(only: str) -> dict[str, Row]:
     found = list(suite.suite(lambda text: None, "tiny", only))
     assert not [row for row in found if isinstance(row, LeftOut)], found
@@ -29,7 +37,7 @@ def rows_of(only: str) -> dict[str, Row]:
 
 
 @on_cpu
-@pytest.mark.parametrize("group", ["steps", "prefill", "law", "split", "order", "dial", "paged", "generate"])
+@pytest.mark.parametrize("group", ["steps", "prefill", "law", "split", "order", "dial", "right", "paged", "generate"])
 def test_a_group_runs_alone_and_brings_the_ceilings(group):
     rows = rows_of(group)
     assert {"ceiling_copy", "ceiling_matmul", "ceiling_pinned[down]", "ceiling_pinned[up]"} < rows.keys()
@@ -86,6 +94,93 @@ def test_only_knows_rows_and_groups():
 def test_a_large_shape_asks_for_a_gpu():
     with pytest.raises(ConfigError, match="needs a GPU"):
         Stand("llama3-8b", lambda text: None)
+
+
+# ---- right before fast -----------------------------------------------------------------------------------------------
+
+
+@on_cpu
+def test_every_preset_is_right():
+    rows = rows_of("right")
+    for preset in PRESETS:
+        parity, wrong = rows[f"gpu_parity_max_logit_diff[{preset}]"], rows[f"gpu_parity_wrong_tokens[{preset}]"]
+        assert parity.met and wrong.met and parity.n == wrong.n == 8 * 24
+        assert parity.value > 0, "two ways to compute agree in every bit: was one of them compared with itself?"
+    assert "agree at source, ring and destination" in rows["gpu_parity_max_logit_diff[staged]"].note
+    assert "nothing is handed off" in rows["gpu_parity_max_logit_diff[two_colocated]"].note
+    assert all(rows[f"bf16_error_over_hf[{preset}]"].met for preset in right.ROUNDED)
+
+
+@on_cpu
+def test_cancelled_requests_leave_nothing():
+    rows = rows_of("right")
+    lost, leaked, wrong = (rows[f"cancel_{name}"] for name in ("lost", "leaked_blocks", "wrong"))
+    assert (lost.value, leaked.value, wrong.value) == (0, 0, 0) and lost.n == 100 and wrong.n >= 24
+    assert "0 anomalies" in lost.note and "running" in lost.note, "no request was cancelled while it decoded"
+
+
+def damaged(verify_kv: bool):
+    """Builds engines that lose a block of every hand-off on its way."""
+
+    def build(config, model):
+        engine = Engine(config.replace(verify_kv=verify_kv), model=model)
+        drop_one_block(engine)
+        return engine
+
+    return build
+
+
+@on_cpu
+def test_a_lost_block_shows_in_each_of_the_rows(monkeypatch):
+    monkeypatch.setattr(right, "Engine", damaged(verify_kv=False))
+    monkeypatch.setattr(right, "PRESETS", ("colocated", "split", "streamed", "staged"))
+    monkeypatch.setattr(right, "ROUNDED", ("colocated", "streamed", "paged"))
+    rows = rows_of.__wrapped__("right")
+    for name in ("gpu_parity_max_logit_diff", "gpu_parity_wrong_tokens", "bf16_error_over_hf"):
+        found = [row for row in rows.values() if row.name.startswith(name)]
+        assert len(found) >= 3 and all(row.met == ("[colocated]" in row.name) for row in found)
+    assert rows["cancel_lost"].met and rows["cancel_leaked_blocks"].met and not rows["cancel_wrong"].met
+
+
+@on_cpu
+def test_checksums_find_a_lost_block_before_logits_do(monkeypatch, capsys):
+    monkeypatch.setattr(right, "Engine", damaged(verify_kv=True))
+    last = list(suite.suite(lambda text: None, "tiny", "right"))[-1]
+    assert last.name == "right" and "digest differs" in last.reason
+    assert "Traceback" in capsys.readouterr().err
+
+
+@on_cpu
+def test_blocks_that_stay_and_cancels_that_go_astray_are_counted(monkeypatch):
+    cancel, release = Handle.cancel, BlockPool.release
+    monkeypatch.setattr(BlockPool, "release", lambda pool, blocks, owner: release(pool, blocks[owner == 7 :], owner))
+    monkeypatch.setattr(Handle, "cancel", lambda handle: (cancel(handle), handle._cancel(handle.so_far.request - 1)))
+    stand = Stand("tiny", lambda text: None)
+    lost, leaked, _ = right.cancel_rows(stand, right.both_references(stand))
+    assert lost.value > 0 and leaked.value > 0 and not lost.met and not leaked.met
+
+
+def test_ends_and_tokens_that_nobody_asked_for():
+    fed = Request([1, 2], 3, force_ids=[5, 6, 7])
+    kept, doomed = right.Asked(fed, None, None), right.Asked(fed, None, 1)
+    end = lambda reason, tokens: Result(0, 2, 0, tokens, finish_reason=reason)  # noqa: E731
+    assert right.lost([kept, doomed, doomed], [end("length", []), end("length", []), end("cancelled", [])]) == 0
+    assert right.lost([kept] * 3 + [doomed], [end(e, []) for e in ("cancelled", "failed", "", "")]) == 4
+    assert right.told_right(kept, end("length", [5, 6, 7])) and right.told_right(doomed, end("cancelled", [5]))
+    assert not right.told_right(kept, end("length", [5, 6])) and not right.told_right(doomed, end("cancelled", [6]))
+
+
+def test_products_in_tf32_are_refused():
+    right.check_products()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(EngineError, match="TF32"):
+            right.check_products()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# ---- works, queues, files --------------------------------------------------------------------------------------------
 
 
 def test_works_have_the_same_lengths_and_other_ids_every_round():

@@ -47,7 +47,8 @@ class Parity:
 
     def add(self, found: torch.Tensor, answer: Answer):
         """Compares logits [new tokens, vocab] with the reference's."""
-        self.largest = max(self.largest, float((found - answer.logits).abs().max()))
+        off = (found - answer.logits).abs().nan_to_num(nan=torch.inf)  # NaN is no number that `max` would keep
+        self.largest = max(self.largest, float(off.max()))
         best = answer.logits.topk(2).values
         clear = (best[:, 0] - best[:, 1]) > NEAR_TIE
         differs = found.argmax(-1) != answer.logits.argmax(-1)
@@ -72,14 +73,20 @@ def reference_answers(model: Model, inputs: list[list[int]], new_tokens: int) ->
     return answers
 
 
-@torch.inference_mode()
 def reference_continuations(model: Model, texts: list[list[int]], new_tokens: int) -> list[Answer]:
-    """The untouched model's logits along given texts: the last `new_tokens` of each are forced, one forward a text."""
-    module, answers = model.reference(), []
+    """The untouched model's logits along given texts, whose last `new_tokens` are forced."""
+    return continuations(model.reference(), texts, new_tokens)
+
+
+@torch.inference_mode()
+def continuations(module: torch.nn.Module, texts: list[list[int]], new_tokens: int) -> list[Answer]:
+    """A Hugging Face module's logits before each of the last `new_tokens` of every text, one forward a text."""
+    answers = []
     for ids in texts:
         first = len(ids) - new_tokens
-        logits = module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1].float()
-        answers.append(Answer(ids[:first], ids[first:], logits))
+        logits = module(input_ids=torch.tensor([ids], device=module.device), use_cache=False).logits
+        kept = logits[0, first - 1 : -1].to(torch.float32, copy=True)  # a view would keep those of the whole text
+        answers.append(Answer(ids[:first], ids[first:], kept))
     return answers
 
 
@@ -91,6 +98,8 @@ def forced(answers: list[Answer]) -> list[Request]:
 def compare(engine: Engine, answers: list[Answer]) -> Parity:
     """Serves the forced answers and compares; anything but complete answers is an error."""
     parity, run = Parity(), engine.serve(forced(answers))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # workers copy the rows they keep on streams of their own
     for result, answer in zip(run.results, answers, strict=True):
         if result.finish_reason != "length":
             raise RuntimeError(f"request {result.request} ended as {result.finish_reason}: {result.error}")

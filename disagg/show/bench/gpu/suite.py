@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from disagg.plan.errors import ConfigError
-from disagg.show.bench.gpu import ceilings, dial, paged, ready, rivals, sharing, steps, streaming
+from disagg.show.bench.gpu import ceilings, dial, paged, ready, right, rivals, sharing, steps, streaming
 from disagg.show.bench.gpu.stand import Say, Stand
 from disagg.show.bench.rows import LeftOut, Row
 
@@ -26,6 +26,17 @@ GROUPS = {
     "gaps": Group(("decode_gap_p99",), sharing.gap_rows),
     "order": Group(("second_token_gap_p99",), sharing.second_token_rows),
     "dial": Group(("dial_error_pct",), dial.rows),
+    "right": Group(
+        (
+            "gpu_parity_max_logit_diff",
+            "gpu_parity_wrong_tokens",
+            "bf16_error_over_hf",
+            "cancel_lost",
+            "cancel_leaked_blocks",
+            "cancel_wrong",
+        ),
+        right.rows,
+    ),
     "paged": Group(
         ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paged.rows
     ),
