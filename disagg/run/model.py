@@ -83,7 +83,6 @@ class Model:
 
         Kernels are tuned on the first size that they meet, so that ought to be a large one.
         """
-        how = how or {"options": {"coordinate_descent_tuning": True}}
         for layer in layers_of(self.module, self.layers):
             layer.compile(fullgraph=True, dynamic=True, **how)
         self.compiled = True
