@@ -23,6 +23,7 @@ from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import ConfigError, EngineError, RequestError
+from disagg.plan.faults import FaultPlan
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job, Request, listed
 from disagg.plan.results import Result, Run
@@ -31,6 +32,7 @@ from disagg.run.clock import now_ns
 from disagg.run.decode import DecodeStage
 from disagg.run.decode_graph import GraphDecodeStage
 from disagg.run.handle import Handle
+from disagg.run.injection import Injection
 from disagg.run.kv_cache import KVCache
 from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model import Model, load_model
@@ -48,8 +50,15 @@ _OPEN: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 class Engine:
     """Real workers under the controller. Close it, or use it in a `with`; a closed one says so."""
 
-    def __init__(self, config: Config, model: Model | None = None, progress: Callable[[str], None] | None = None):
+    def __init__(
+        self, config: Config, model: Model | None = None, progress: Callable[[str], None] | None = None,
+        faults: FaultPlan | None = None,
+    ):  # fmt: skip
+        """`faults`: what is to go wrong on the way, for lessons and tests; CPU workers obey it."""
         check_devices(config)
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self.injection = Injection(faults, self._inbox.put) if faults is not None else None
+        self._post = self.injection.post if self.injection else self._inbox.put
         self._progress = progress or (one_line if config.decode_device != "cpu" else lambda text: None)
         torch.set_num_threads(config.threads)
         share_the_interpreter()
@@ -70,7 +79,6 @@ class Engine:
             pads=self.kernel is None,
         )  # fmt: skip
         self._handles: dict[int, Handle] = {}
-        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._serving = threading.Lock()
         self._submitting = threading.Lock()
@@ -84,7 +92,7 @@ class Engine:
             split = self.config.sm_split
             self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
             undo.callback(self._let_go)
-            self.transfers = Transfers(self.config, self.caches, self._inbox.put, self._record, self.parts)
+            self.transfers = Transfers(self.config, self.caches, self._post, self._record, self.parts, self.injection)
             undo.callback(self._stop_workers)
             machine = machine_in_words() + sms_in_words(self.parts) + self.transfers.clock_in_words()
             self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine)
@@ -264,6 +272,8 @@ class Engine:
                     self._break(self.controller.broken)  # known before any request's end is told
                 for command in commands:
                     self._obey(command)
+                if self.injection is not None:
+                    self.injection.after_event(self)
         except BaseException as error:
             self._fail_open(f"the controller failed: {type(error).__name__}: {error}")
             raise
@@ -325,6 +335,8 @@ class Engine:
         if config.host_blocks:
             sizes[Worker("host", 0)] = (config.host_blocks, "cpu")
         pinned, spare = config.decode_device != "cpu", self.kernel is not None
+        for name in sizes if self.injection is not None else ():
+            self.injection.allocate(f"the KV cache of {name}")
         return {  # one block more than the pool knows of: rows that pad a graph write there
             name: KVCache(
                 shape,
@@ -342,6 +354,8 @@ class Engine:
             if name.role == "host":
                 continue
             model = self._model_on(cache.device)
+            if self.injection is not None:
+                model = self.injection.guard(model)
             prefills = name.role == "prefill" or self.config.colocated
             tell = (self._keep, self._record)
             graphs, prefill, decode = self.config.graphs and self.kernel is not None, None, None
@@ -354,7 +368,7 @@ class Engine:
                     most, split = self.config.max_batch, bool(self.parts)
                     decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell, split)
             part = self.parts.get(name.role)
-            self.workers[name] = WorkerThread(name, prefill, decode, self._inbox.put, self._progress, part)
+            self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
             self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
         self._progress("")
 

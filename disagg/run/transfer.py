@@ -27,6 +27,7 @@ from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.device import mark
 from disagg.run.dial import check_triton, triton_is_here
 from disagg.run.digest import checksum, digest, digest_blocks
+from disagg.run.injection import Injection
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.punctual import ask_for_short_slices
 from disagg.run.route_cost import RouteCost, measure
@@ -57,11 +58,12 @@ class Transfers:
         post: Callable[[object], None],
         record: Callable[[Span], None],
         parts: dict[str, Part] | None = None,
+        injection: Injection | None = None,
     ):
         shape = next(iter(caches.values())).shape
         self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
         self.config, self.caches, self.shape, self.verify = config, caches, shape, config.verify_kv
-        self._post, self._record = post, record
+        self._post, self._record, self._injection = post, record, injection
         self._streams = self._make_streams(config, parts or {})
         self._ring = [Scratch(shape.dtype, pinned=bool(self._streams)) for _ in range(self.traffic.ring.total)]
         if self._streams:
@@ -203,7 +205,10 @@ class Transfers:
         """Moves the bytes and checks what arrived, within the time that the dial gives; False where it failed."""
         began = now_ns()
         try:
+            flips = self._injection is not None and self._injection.copy(flight)
             data = self._move(flight, scratch)
+            if flips:
+                self._flip(flight, data)
             moved = now_ns()
             wrong = self._wrong_layer(flight, data) if self.verify else None
         except Exception as error:
@@ -231,6 +236,14 @@ class Transfers:
             target = self.caches[flight.target]
             target.store_blocks(layers, flight.target_blocks, data)
         return data
+
+    def _flip(self, flight: Flight, data: torch.Tensor):
+        """One bit of what arrived: in the ring's slot, or in the target's first block."""
+        there = data
+        if not flight.hop_one:
+            there = self.caches[flight.target].data[flight.piece.layer :, :, flight.target_blocks[0] :]
+        first = there[0, 0, 0, 0, 0].view(torch.uint8)
+        first[0] = first[0] ^ 1
 
     def ring_view(self, flight: Flight) -> torch.Tensor:
         """The slot's buffer in the shape of the piece; a larger piece than ever before enlarges it."""

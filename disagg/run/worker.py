@@ -15,6 +15,7 @@ from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode import DecodeStage
 from disagg.run.decode_graph import Launched
 from disagg.run.device import own_stream
+from disagg.run.injection import Injection
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import yield_to_lanes
 from disagg.run.sm_split import Part
@@ -24,9 +25,11 @@ class WorkerThread:
     """Runs prefill passes, decode steps, or both where prefill and decode share the device."""
 
     def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable,
-                 progress: Callable[[str], None] = lambda text: None, part: Part | None = None):  # fmt: skip
+                 progress: Callable[[str], None] = lambda text: None, part: Part | None = None,
+                 injection: Injection | None = None):  # fmt: skip
         self.name, self.prefill, self.decode, self._post, self._progress = name, prefill, decode, post, progress
         self._part = part  # of the GPU's SMs; None: all
+        self._injection = injection
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._launched: queue.SimpleQueue = queue.SimpleQueue()
         self.ready: Future = Future()  # its result comes once the stages are compiled and captured
@@ -50,7 +53,7 @@ class WorkerThread:
                 if not self._prepare():
                     return
                 while (command := self._commands.get()) is not None:
-                    answer = self._carry_out(command, lambda command=command: self._stage(command).step(command))
+                    answer = self._carry_out(command, lambda command=command: self._begin(command))
                     if isinstance(answer, Launched):
                         self._end_elsewhere(command, answer)
                     else:
@@ -77,8 +80,10 @@ class WorkerThread:
         self.ready.set_result(None)
         return True
 
-    def _stage(self, command: Prefill | Decode):
-        return self.prefill if isinstance(command, Prefill) else self.decode
+    def _begin(self, command: Prefill | Decode):
+        if self._injection is not None:
+            self._injection.work(command)
+        return (self.prefill if isinstance(command, Prefill) else self.decode).step(command)
 
     def _end_elsewhere(self, command, launched: Launched):
         if self._finisher.ident is None:
