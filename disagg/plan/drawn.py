@@ -1,6 +1,6 @@
 """A world from one number: the seed draws requests, pools, ring, wires, order, and which faults are possible.
 
-    simulate_seed(7)    # a world that has ended well, or a SeedFailed with its log and how to run it again
+simulate_seed(7)    # a world that has ended well, or a SeedFailed with its log and how to run it again
 """
 
 import random

@@ -120,6 +120,12 @@ class Trial(World):
         return self
 
     @property
+    def happened(self) -> Counter:
+        """What happened how often: faults, rare branches, ends."""
+        ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
+        return self.seen + self.book.counts + self.faults.struck + ends
+
+    @property
     def watched(self) -> list[int]:
         """Requests that the controller has heard of."""
         return [event.job.id for _, event in self.log if isinstance(event, ev.Submit)]
@@ -269,7 +275,9 @@ class Trial(World):
         for (index, layer), held in carried.items():
             wanted = piece.request, piece.block + index
             assert held is not None and held[:2] == wanted, f"{flight.lane} carries {held} as {wanted}, layer {layer}"
-            key = ("ring", flight.slot, index) if flight.hop_one else (str_of(flight.target), flight.target_blocks[index])
+            key = (
+                ("ring", flight.slot, index) if flight.hop_one else (str_of(flight.target), flight.target_blocks[index])
+            )
             if fault != "fail":
                 self.memory.write(key, layer, FLIPPED if fault == "flip" else held)
         if fault is None:
