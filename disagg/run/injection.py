@@ -15,6 +15,7 @@ from disagg.plan.traffic import Flight
 
 NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
+LATE_S = 0.02  # a late notice is told after so long, behind whatever was told meanwhile
 NOBODY = 10**9  # the id of a transfer that never was
 
 
@@ -36,7 +37,6 @@ class Injection:
         self._working = threading.local()  # the command that a worker's thread carries out
         self._moved = threading.Condition()
         self._posted = 0
-        self._late: list = []  # told once more behind the next notice
         self._transfers: dict[int, int] = {}  # transfer → request, of copies that flew
 
     def strike(self, kind: str) -> str | None:
@@ -54,17 +54,12 @@ class Injection:
         elif isinstance(event, NOTICES):
             match self.strike("notice"):
                 case "twice":
-                    told.append(event)
+                    told, self.strays = [event, event], self.strays + 1
                 case "late":
-                    self._late.append(event)
-                    told, event = [event], None
+                    threading.Timer(LATE_S, self._put, [event]).start()
+                    told = []
                 case "unknown":
-                    told.append(ev.SourceRead(NOBODY))
-            self.strays += len(told) - 1
-        if event is not None and self._late:
-            self.strays += len(self._late)
-            told += self._late
-            self._late = []
+                    told, self.strays = [event, ev.SourceRead(NOBODY)], self.strays + 1
         for notice in told:
             self._put(notice)
         with self._moved:
