@@ -22,7 +22,7 @@ def test_every_fault_ends_well(known, preset):
     assert not bad
     struck = {(cell.kind, cell.fault) for cell in found if cell.struck}
     possible = {(kind, fault) for kind, faults in FAULTS.items() for fault in faults}
-    never = {("paged event", "cancel")} | (
+    never = {("paged", "cancel")} | (
         {(k, f) for k, f in possible if k == "paging"} if preset == "staged" else set()
     )
     assert struck == possible - never

@@ -57,7 +57,7 @@ class Injection:
                     told, self.strays = [event, event], self.strays + 1
                 case "late":
                     threading.Timer(LATE_S, self._put, [event]).start()
-                    told = []
+                    told, self.strays = [], self.strays + 1  # by then it may be of a transfer that has ended
                 case "unknown":
                     told, self.strays = [event, ev.SourceRead(NOBODY)], self.strays + 1
         for notice in told:
