@@ -15,16 +15,13 @@ def known():
     return model, matrix.reference(model)
 
 
-@pytest.mark.parametrize("preset", ["staged", "paged"])
-def test_every_fault_ends_well(known, preset):
-    found = list(matrix.cells(lambda text: None, [preset], most=1))
+def test_every_fault_ends_well(known):
+    found = list(matrix.cells(lambda text: None, ["paged"], most=1))
     bad = [cell for cell in found if cell.lost or cell.wrong or cell.blocks or cell.threads]
     assert not bad
     struck = {(cell.kind, cell.fault) for cell in found if cell.struck}
     possible = {(kind, fault) for kind, faults in FAULTS.items() for fault in faults}
-    never = {("paged", "cancel")} | (
-        {(k, f) for k, f in possible if k == "paging"} if preset == "staged" else set()
-    )
+    never = {("paged", "cancel")}  # the simulator's
     assert struck == possible - never
 
 
@@ -51,6 +48,6 @@ def test_without_checksums_a_flipped_byte_fails_nobody(known):
 
 
 def test_a_short_soak():
-    rows = {row.name: row for row in engine_soak.rows(lambda text: None, 96)}
+    rows = {row.name: row for row in engine_soak.rows(lambda text: None, 48)}
     assert rows["soak_lost"].value == 0 and rows["soak_doubled"].value == 0
     assert "cancelled" in rows["soak_lost"].note and "struck" in rows["soak_lost"].note
