@@ -52,7 +52,9 @@ class Link:
             raise ConfigError(f"link bandwidth must be bytes a second, 1 or more; got {short(self.bandwidth)}")
         ratio = self.compute_ratio
         if ratio is not None and (not is_number(ratio, 0, 1e9) or ratio == 0):
-            raise ConfigError(f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {short(ratio)}")
+            raise ConfigError(
+                f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {short(ratio)}"
+            )
 
     @classmethod
     def ratio(cls, compute_over_transfer: float, **fields) -> "Link":

@@ -155,7 +155,9 @@ class StepTimes:
         pairs = [(time["rung"], time["rows"]) for time in row["times"]]
         wanted = {(rung, rows) for rung in RUNGS for rows in {rows for _, rows in pairs}}
         if len(pairs) != len(wanted) or set(pairs) != wanted:
-            raise FileError(f"times must hold each of {', '.join(RUNGS)} once for each number of rows; got {short(pairs)}")
+            raise FileError(
+                f"times must hold each of {', '.join(RUNGS)} once for each number of rows; got {short(pairs)}"
+            )
         return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
 
 
