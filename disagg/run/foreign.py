@@ -55,7 +55,10 @@ def check_promise(folder: Path, config) -> None:
     """Refuse a config that declares far more weights than the files hold: room would be made for all of them."""
     from transformers import AutoModelForCausalLM
 
-    held = sum(_count(entry["shape"]) for path in folder.glob("*.safetensors") for entry in _entries(path).values())
+    entries = [entry for path in folder.glob("*.safetensors") for entry in _entries(path).values()]
+    layers, held = getattr(config, "num_hidden_layers", 0), sum(_count(entry["shape"]) for entry in entries)
+    if layers > len(entries):
+        raise ModelError(f"config.json declares {layers:,} layers, but the safetensors hold {len(entries):,} tensors")
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     declared = sum(parameter.numel() for parameter in module.parameters())

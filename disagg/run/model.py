@@ -240,7 +240,8 @@ def kv_shape(config, dtype: torch.dtype) -> KVShape:
 
 def context_limit(config) -> int:
     """Longest context in tokens. Rotary scalings that depend on the longest row of a batch are used below it only."""
-    limit = getattr(config, "max_position_embeddings", None) or 2048
+    limit = getattr(config, "max_position_embeddings", None)
+    limit = 2048 if limit is None else limit
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         limit = rope.get("original_max_position_embeddings") or getattr(

@@ -16,7 +16,6 @@ from pathlib import Path
 from random import Random
 
 from disagg.show.bench.fuzz_readers import READERS, Reader
-from disagg.show.bench.mutate import mutated
 from disagg.show.bench.rows import Row
 
 FOLDER = Path("build/fuzz")
@@ -69,7 +68,7 @@ def fuzz(
             draw = Random(f"{reader.name} {seed} {found.inputs}")
             name = draw.choice(list(contents))
             path = place / name
-            path.write_bytes(mutated(contents[name], draw))
+            path.write_bytes(reader.mutate(contents[name], draw))
             start = time.perf_counter()
             wrong = attempt(reader, path)
             seconds = time.perf_counter() - start

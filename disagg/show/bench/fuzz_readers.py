@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.plan.simulator import simulate
 from disagg.plan.timeline import Timeline
+from disagg.show.bench.mutate import mutated, other_numbers
 
 
 class Reader(NamedTuple):
@@ -27,6 +29,7 @@ class Reader(NamedTuple):
     seeds: Callable[[Path], list[Path]]  # writes valid files into a folder
     read: Callable[[Path], object]
     names_file: bool = True  # must a message name the file?
+    mutate: Callable[[bytes, random.Random], bytes] = mutated
 
 
 # ---- recordings ------------------------------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ READERS = {
     reader.name: reader
     for reader in (
         Reader("recording", (FileError,), _recordings, _load),
-        Reader("use", (FileError, EngineError), _runs, _use, names_file=False),
+        Reader("use", (FileError, EngineError), _runs, _use, False, other_numbers),
         Reader("steps", (FileError,), _steps, _read_steps),
         Reader("folder", (ModelError,), _model_files, _read_folder),
         Reader("model", (ModelError,), _model_files, _read_model, names_file=False),

@@ -32,6 +32,22 @@ def mutated(content: bytes, draw: Random) -> bytes:
     return content
 
 
+def other_numbers(content: bytes, draw: Random) -> bytes:
+    """JSON lines that say something else and are still well formed: a few numbers take the place of others."""
+    packed = content.startswith(b"\x1f\x8b")
+    lines = (gzip.decompress(content) if packed else content).splitlines(keepends=True)
+    for _ in range(draw.choice((1, 1, 2, 5, 20))):
+        index = draw.randrange(1, max(2, len(lines) - 1))
+        row = json.loads(lines[index])
+        names = [name for name, value in row.items() if type(value) is int]
+        if names:
+            name = draw.choice(names)
+            row[name] = draw.choice((0, 1, row[name] + 1, max(0, row[name] - 1), 2**62, row[draw.choice(names)]))
+            lines[index] = json.dumps(row).encode() + b"\n"
+    whole = b"".join(lines)
+    return gzip.compress(whole, 1, mtime=0) if packed else whole
+
+
 def in_bytes(content: bytes, draw: Random) -> bytes:
     """A bit, a byte or a run of bytes changed, lost or doubled; or the end cut off."""
     if not content:
