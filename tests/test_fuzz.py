@@ -12,16 +12,18 @@ from disagg.show import cli
 from disagg.show.bench import fuzz, mutate
 from disagg.show.bench.fuzz_readers import READERS, Reader
 
-COUNTS = {"recording": 300, "use": 12, "steps": 300, "folder": 200, "model": 3, "receipt": 40, "settings": 400,
+COUNTS = {"recording": 300, "use": 12, "steps": 300, "folder": 100, "receipt": 20, "settings": 400,
           "progress": 200}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", [name for name in READERS if name != "model"]
+)  # a second an input: test_hostile has some
 def test_a_few_hundred_inputs(name, tmp_path):
     said = []
     found = fuzz.fuzz(READERS[name], lambda done: done < COUNTS[name], 1, tmp_path, said.append)
     assert said == [] and found.wrong == 0 and found.inputs == COUNTS[name]
-    assert found.refused or name in ("progress", "model", "use"), "files made wrong are refused"
+    assert found.refused or name in ("progress", "use"), "files made wrong are refused"
 
 
 def planted(read, errors=(FileError,), names_file=True) -> Reader:
@@ -101,7 +103,7 @@ def test_the_command_writes_rows_and_reads_one_file_again(tmp_path, monkeypatch)
     assert done.exit_code == 0, done.output
     rows = json.loads(Path("rows.json").read_text())["rows"]
     assert [(row["name"], row["bar"]) for row in rows] == [("fuzz[steps]", "≤ 0"), ("fuzz_peak[steps]", "≤ 1")]
-    assert rows[0]["value"] == 0 and rows[0]["n"] > 0 and 0 < rows[1]["value"] and "peak" in rows[0]["note"]
+    assert rows[0]["value"] == 0 and rows[0]["n"] > 0 and rows[1]["value"] > 0 and "peak" in rows[0]["note"]
     Path("bad.json").write_text("{}\n")
     done = CliRunner().invoke(cli.app, ["fuzz", "--reader", "steps", "--input", "bad.json"])
     assert isinstance(done.exception, FileError) and "bad.json, line 1" in str(done.exception)
