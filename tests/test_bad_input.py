@@ -87,8 +87,7 @@ def test_unknown_fields_and_presets_name_the_nearest():
             lambda: Config.preset("stremed"))  # fmt: skip
     for name in (None, 3, ["staged"], ""):
         refused(ConfigError, "preset .* is unknown", lambda name=name: Config.preset(name))
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        Config(max_bach=3)
+    refused(ConfigError, "field 'max_bach' is unknown; nearest: 'max_batch'", lambda: Config(max_bach=3))
 
 
 @pytest.mark.parametrize(

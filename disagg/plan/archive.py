@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from disagg.plan.batching import Padding
+from disagg.plan.checks import short
 from disagg.plan.config import Config
 from disagg.plan.errors import FileError
 from disagg.plan.files import inside, json_lines, located, whole
@@ -19,7 +20,7 @@ from disagg.plan.link import Link
 from disagg.plan.paging import Arm, Choice
 from disagg.plan.request import Stage
 from disagg.plan.results import Result, Run
-from disagg.plan.schema import COUNTS, HEADER, SHAPES, check, short
+from disagg.plan.schema import COUNTS, HEADER, SHAPES, check
 from disagg.plan.timeline import BlockMove, Mark, Span, Timeline
 
 FORMAT, VERSION = "disagg", 1
@@ -132,6 +133,8 @@ class Reader:
         if span.end_ns < span.start_ns:
             raise FileError(f"a span ends before it starts: start_ns {span.start_ns}, end_ns {span.end_ns}")
         self._known(span.place, self.timeline.devices, "place", "devices")
+        if not span.requests:
+            raise FileError("a span has no requests; it is of one at least")
         marks = span.hand_offs_ns
         if marks and not span.start_ns <= marks[0] <= marks[-1] <= span.end_ns:
             raise FileError("a layer is handed off outside of its pass")
@@ -140,6 +143,8 @@ class Reader:
         self.timeline.spans.append(span)
 
     def _mark(self, row: dict):
+        if isinstance(row["value"], str) != row["name"].startswith("gate "):
+            raise FileError(f"{short(row['name'])} is {short(row['value'])}: a gate has a name, all else a number")
         self.timeline.marks.append(Mark(**row))
 
     def _move(self, row: dict):

@@ -5,10 +5,11 @@ import difflib
 import os
 from dataclasses import dataclass
 
-from disagg.plan.checks import is_number, is_whole
+from disagg.plan.checks import is_number, is_text, is_whole, short
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import LONGEST_S, Link, parse_link
 
+MOST = 2**62  # of anything that is counted
 ROUTES = ("bulk", "direct", "staged")
 POLICIES = ("fcfs", "shortest")
 
@@ -49,12 +50,17 @@ class Config:
     seed: int = 0
     verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
 
+    def __new__(cls, *values, **fields):
+        """An unknown name fails with the nearest one, before anything else."""
+        _check_names(fields)
+        return super().__new__(cls)
+
     def __post_init__(self):
         self._fill_in()
         if isinstance(self.bins, list):
             object.__setattr__(self, "bins", tuple(self.bins))
-        if not isinstance(self.model, (str, os.PathLike)):
-            raise ConfigError(f"model must be a name or a folder; got {self.model!r}")
+        if not isinstance(self.model, (str, os.PathLike)) or not is_text(os.fspath(self.model)):
+            raise ConfigError(f"model must be a name or a folder; got {short(self.model)}")
         _check_choice("route", self.route, ROUTES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
@@ -71,7 +77,7 @@ class Config:
             _check_seconds("itl_target_s", self.itl_target_s)
         for name in ("join_projections", "compile", "graphs", "verify_kv"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False; got {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be True or False; got {short(getattr(self, name))}")
         if self.chunk_tokens % self.block_size:
             raise ConfigError(
                 f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size}), "
@@ -103,8 +109,8 @@ class Config:
     @classmethod
     def preset(cls, name: str, **changes) -> "Config":
         """A rung of the ladder, with any field overridden."""
-        if name not in list(PRESETS):
-            raise ConfigError(f"preset {name!r} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ConfigError(f"preset {short(name)} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
         _check_names(changes)
         return cls(**{**PRESETS[name], **changes})
 
@@ -124,11 +130,11 @@ class Config:
 
     def _check_bins(self):
         if not isinstance(self.bins, tuple):
-            raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {self.bins!r}")
+            raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {short(self.bins)}")
         for bound in self.bins:
             _check_int("bins", bound, 1)
         if list(self.bins) != sorted(set(self.bins)):
-            raise ConfigError(f"bins must rise: got {self.bins}; for example (64, 128, 256, 512)")
+            raise ConfigError(f"bins must rise: got {short(self.bins)}; for example (64, 128, 256, 512)")
 
     def _check_split(self, on_cpu: bool):
         """That two workers share one GPU. What that GPU can be cut into is known to its driver: run/sm_split."""
@@ -151,7 +157,7 @@ class Config:
             device = getattr(self, name)
             kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
             if kind not in ("cpu", "cuda") or (colon and not index.isdecimal()) or (kind == "cpu" and colon):
-                raise ConfigError(f'{name} must be "cpu", "cuda" or "cuda:N"; got {device!r}')
+                raise ConfigError(f'{name} must be "cpu", "cuda" or "cuda:N"; got {short(device)}')
             kinds.add(kind)
         if len(kinds) > 1:
             raise ConfigError(
@@ -212,24 +218,26 @@ def _check_names(changes: dict):
     known = [field.name for field in dataclasses.fields(Config)]
     for name in changes:
         if name not in known:
-            raise ConfigError(f"field {name!r} is unknown{_nearest(name, known)}")
+            raise ConfigError(f"field {short(name)} is unknown{_nearest(name, known)}")
 
 
 def _nearest(name, known) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) and len(name) < 100 else []
     return f"; nearest: {close[0]!r}" if close else ""
 
 
 def _check_choice(name: str, value, choices: tuple):
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}{_nearest(value, choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {short(value)}{_nearest(value, choices)}")
 
 
 def _check_int(name: str, value, least: int):
+    if is_whole(value) and value >= MOST:
+        raise ConfigError(f"{name} must be below {MOST}; got {short(value)}")
     if not is_whole(value) or value < least:
-        raise ConfigError(f"{name} must be a whole number, {least} or more; got {value!r}")
+        raise ConfigError(f"{name} must be a whole number, {least} or more; got {short(value)}")
 
 
 def _check_seconds(name: str, value):
     if not is_number(value, 0, LONGEST_S) or value == 0:
-        raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {value!r}")
+        raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from disagg.plan.checks import is_text
 from disagg.plan.errors import FileError
 
 MOST_BYTES = 64 * 2**20  # of a file, unpacked
@@ -46,13 +47,16 @@ def whole(
 ) -> Iterator[BinaryIO]:
     """A file to write to, packed where its name ends in .gz. It gets its name when all is written and `check`ed."""
     path = Path(path)
+    if not is_text(str(path)) or "\0" in str(path):
+        raise FileError(f"{str(path)!r} is no usable path")
     if not path.name or path.is_dir():
         raise FileError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise FileError(f"{path} exists already; take another name, or overwrite=True")
     draft = path.with_name(f"{path.stem}.{os.getpid()}.draft{path.suffix}")
     try:
-        with open(draft, "wb") as plain:
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb") as plain:  # never through a link that lay there
             if path.suffix == ".gz":  # no name and no time inside: the same content gives the same bytes
                 with gzip.GzipFile("", "wb", 6, plain, mtime=0) as packed:
                     yield packed
@@ -98,6 +102,10 @@ def _lines(path: Path) -> Iterator[bytes]:
                 number, total = number + 1, total + len(line)
                 _check_size(path, number, total, len(line))
                 yield line
+    except ValueError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{str(path)!r} is no usable path: {error}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FileError(f"{path}, after line {number}: it is cut off, or not packed by gzip ({error})") from None
     except OSError as error:

@@ -8,7 +8,7 @@ Notebook: notebooks/03_layer_streaming.ipynb.
 import math
 from dataclasses import dataclass
 
-from disagg.plan.checks import is_number
+from disagg.plan.checks import is_number, short
 from disagg.plan.errors import ConfigError
 
 #: Bandwidths in bytes a second, one direction. PCIe and NVLink: vendors' data sheets, less protocol overhead for PCIe;
@@ -28,6 +28,9 @@ PRESETS = {
 #: No wait is longer (30 years): beyond that the system's timers overflow.
 LONGEST_S = 1e9
 
+#: Anything faster is no limit, which infinity stands for.
+MOST_BANDWIDTH = 1e30
+
 #: What a dial made of host deadlines holds on two busy cores; above it, scheduling delays of milliseconds dominate.
 CPU_DIAL_LIMIT = 0.5e9
 
@@ -44,12 +47,14 @@ class Link:
     def __post_init__(self):
         for name in ("latency_s", "fixed_s"):
             if not is_number(value := getattr(self, name), 0, LONGEST_S):
-                raise ConfigError(f"link {name} must be seconds, from 0 to {LONGEST_S:g}; got {value!r}")
-        if not is_number(self.bandwidth, 1, math.inf):
-            raise ConfigError(f"link bandwidth must be bytes a second, 1 or more; got {self.bandwidth!r}")
+                raise ConfigError(f"link {name} must be seconds, from 0 to {LONGEST_S:g}; got {short(value)}")
+        if not is_number(self.bandwidth, 1, math.inf) or MOST_BANDWIDTH < self.bandwidth < math.inf:
+            raise ConfigError(f"link bandwidth must be bytes a second, 1 or more; got {short(self.bandwidth)}")
         ratio = self.compute_ratio
         if ratio is not None and (not is_number(ratio, 0, 1e9) or ratio == 0):
-            raise ConfigError(f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {ratio!r}")
+            raise ConfigError(
+                f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {short(ratio)}"
+            )
 
     @classmethod
     def ratio(cls, compute_over_transfer: float, **fields) -> "Link":
@@ -75,14 +80,14 @@ def parse_link(value, device: str = "cpu") -> Link:
             link = value
         case str():
             if value not in PRESETS:
-                raise ConfigError(f"link {value!r} is unknown; known: {', '.join(PRESETS)}")
+                raise ConfigError(f"link {short(value)} is unknown; known: {', '.join(PRESETS)}")
             link = Link(PRESETS[value])
         case bool():
-            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {value!r}")
+            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {short(value)}")
         case int() | float():
-            link = Link(float(value))
+            link = Link(float(value) if abs(value) <= MOST_BANDWIDTH else value)
         case _:
-            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {value!r}")
+            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {short(value)}")
     if device == "cpu" and CPU_DIAL_LIMIT < link.bandwidth < math.inf:
         raise ConfigError(
             f"link of {link.bandwidth / 1e9:g} GB/s is faster than the emulation holds on a CPU "

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from disagg.plan.checks import is_number, is_whole
+from disagg.plan.checks import is_number, is_whole, short
 from disagg.plan.errors import RequestError
 
 
@@ -53,6 +53,9 @@ class Finish(Enum):
     FAILED = "failed"
 
 
+MOST = 2**62  # of tokens, or as a seed
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a worker picks a token: greedy at temperature 0, else seeded by (seed, position) alone."""
@@ -80,17 +83,20 @@ class Request:
 
     def __post_init__(self):
         if not is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens must be a whole number, 1 or more; got {self.max_new_tokens!r}")
+            raise RequestError(f"max_new_tokens must be a whole number, 1 or more; got {short(self.max_new_tokens)}")
+        if not is_whole(self.seed):
+            raise RequestError(f"seed must be a whole number; got {short(self.seed)}")
+        for name in ("max_new_tokens", "seed"):
+            if abs(getattr(self, name)) >= MOST:
+                raise RequestError(f"{name} must be below {MOST}; got {short(getattr(self, name))}")
         for name, low, high in (("arrival_s", 0, 1e9), ("temperature", 0, 100), ("top_p", 0, 1)):
             if not is_number(value := getattr(self, name), low, high):
-                raise RequestError(f"{name} must be a number from {low} to {high:g}; got {value!r}")
+                raise RequestError(f"{name} must be a number from {low} to {high:g}; got {short(value)}")
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
-        if not is_whole(self.seed):
-            raise RequestError(f"seed must be a whole number; got {self.seed!r}")
         for name in ("ignore_eos", "keep_logits"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be True or False; got {getattr(self, name)!r}")
+                raise RequestError(f"{name} must be True or False; got {short(getattr(self, name))}")
         for name in ("prompt", "force_ids"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         if not isinstance(self.prompt, str) and not _are_ids(self.prompt):

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from disagg.plan.blocks import STATES
+from disagg.plan.checks import is_text, short
 from disagg.plan.errors import FileError
 from disagg.plan.paging import Arm, Choice
 from disagg.plan.request import LEGAL_MOVES, Finish, Stage
@@ -20,7 +21,8 @@ from disagg.plan.timeline import BlockMove, Mark, Span
 KINDS = ("prefill", "decode", "copy", "spill", "fetch")
 ROLES = ("prefill", "decode", "direct", "down", "up", "spill")
 MOST = 2**62  # ns, bytes, tokens
-MOST_BLOCKS = 10_000_000  # of one memory: whoever draws them makes room for each
+MOST_BLOCKS = 10_000_000  # of all memories: whoever draws them makes room for each
+MOST_PLACES = 256  # rows of a picture
 LONGEST_NAME = 1000
 
 
@@ -33,11 +35,6 @@ class Field(NamedTuple):
 
 def _whole(value) -> bool:
     return type(value) is int and 0 <= value <= MOST
-
-
-def _text(value) -> bool:
-    """Halves of surrogate pairs are no text: nothing could print them."""
-    return type(value) is str and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
 
 def _name(value) -> bool:
@@ -68,16 +65,23 @@ def _place(value) -> bool:
     return value == "host" or (role in ROLES and number.isdecimal() and number.isascii() and len(number) <= 4)
 
 
+def _row(value) -> bool:
+    """A worker or a lane: what has a row in a picture."""
+    return value != "host" and _place(value)
+
+
 def _counts(value) -> bool:
     return type(value) is dict and all(map(_name, value)) and all(map(_whole, value.values()))
 
 
 def _sizes(value) -> bool:
-    return _counts(value) and max(value.values(), default=0) <= MOST_BLOCKS
+    return _counts(value) and sum(value.values()) <= MOST_BLOCKS
 
 
 def _devices(value) -> bool:
-    return type(value) is dict and all(map(_place, value)) and all(map(_name, value.values()))
+    if type(value) is not dict or len(value) > MOST_PLACES:
+        return False
+    return all(map(_place, value)) and all(map(_name, value.values()))
 
 
 def _one_of(words) -> Field:
@@ -93,8 +97,8 @@ WHOLE = Field(_whole, "a whole number, 0 or more")
 WHOLES = Field(_wholes, "a list of whole numbers, 0 or more")
 TIMES = Field(_rising, "a list of times in ns, in order")
 NAME = Field(_name, "a short text on one line")
-TEXT = Field(_text, "text")
-PLACE = Field(_place, "a worker, a lane or a memory")
+TEXT = Field(is_text, "text")
+ROW = Field(_row, "a worker or a lane")
 COUNTS = Field(_counts, "whole numbers by name")
 YES_NO = Field(lambda value: type(value) is bool, "true or false")
 
@@ -138,11 +142,6 @@ def _defaults(make: type) -> dict:
     return {field.name: field.default for field in fields_of(make) if field.default is not MISSING}
 
 
-def short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def plain(value):
     """As JSON holds it: tuples as lists, an enum's word as text."""
     if isinstance(value, (tuple, list)):
@@ -154,7 +153,7 @@ SHAPES = {
     "span": Shape(
         Span, "kind",
         {
-            "kind": _one_of(KINDS), "place": PLACE, "start_ns": WHOLE, "end_ns": WHOLE, "requests": WHOLES,
+            "kind": _one_of(KINDS), "place": ROW, "start_ns": WHOLE, "end_ns": WHOLE, "requests": WHOLES,
             "index": WHOLE, "count": WHOLE, "nbytes": WHOLE, "firsts": WHOLES, "hand_offs_ns": TIMES,
             "deadline_ns": WHOLE, "transfer": WHOLE, "occupied_ns": WHOLE, "ready_ns": WHOLE, "blocks": WHOLE,
             "groups": WHOLES,
@@ -192,8 +191,8 @@ SHAPES = {
 #: The first line; a timeline alone ends with `sizes`.
 HEADER = {
     "holds": _one_of(("run", "timeline")), "version": WHOLE, "start_ns": WHOLE,
-    "devices": Field(_devices, "devices by worker, lane or memory"),
-    "sizes": Field(_sizes, f"blocks or slots by memory, {MOST_BLOCKS} or fewer"),
+    "devices": Field(_devices, f"devices by worker, lane or memory, {MOST_PLACES} or fewer"),
+    "sizes": Field(_sizes, f"blocks or slots by memory, {MOST_BLOCKS} or fewer in all"),
     "config": Field(lambda value: type(value) is dict, "fields of a Config"), "machine": NAME, "counts": COUNTS,
     "padding": Field(lambda value: _wholes(value) and len(value) == 2, "slots used, and all that were read"),
     "peak_blocks": COUNTS, "interrupted": YES_NO,

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import ConfigError, ModelError
 
 from . import weights
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
+from .foreign import check_folder, check_promise
 from .kv_cache import KVCache, KVShape
 from .norms import shorten_norms
 from .probe import check_logits, reference_logits
@@ -46,7 +48,7 @@ class Source:
         if self.name == "smollm2":
             weights.check_smollm2(weights.convert_smollm2(progress))
         if self.folder is not None:
-            weights.check_folder(self.folder)
+            check_folder(self.folder)
 
     def text(self):
         """Tokenizer; only SmolLM2's chat template is pinned and may be rendered."""
@@ -186,12 +188,16 @@ def load_folder(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if folder != weights.smollm2_folder():  # that one is pinned
+            check_promise(folder, config)
         options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
         options |= dict(
             local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
         )  # refused below, by name
         with weights.quiet_transformers():
             module, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except ModelError:
+        raise
     except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
         raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
     check_tensor_names(folder, info)
@@ -228,18 +234,21 @@ def kv_shape(config, dtype: torch.dtype) -> KVShape:
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return KVShape(config.num_hidden_layers, int(kv_heads), int(head_dim), dtype)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(f"{config.model_type}: the config declares no single KV shape ({first_line(error)})") from None
 
 
 def context_limit(config) -> int:
     """Longest context in tokens. Rotary scalings that depend on the longest row of a batch are used below it only."""
-    limit = getattr(config, "max_position_embeddings", None) or 2048
+    limit = getattr(config, "max_position_embeddings", None)
+    limit = 2048 if limit is None else limit
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         limit = rope.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", limit
         )
+    if not is_whole(limit) or limit < 1:
+        raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
     return int(limit)
 
 
@@ -249,4 +258,6 @@ def eos_ids(module: torch.nn.Module, text) -> tuple[int, ...]:
     for config in (module.config, getattr(module, "generation_config", None)):
         ids = getattr(config, "eos_token_id", None)
         found.update(ids if isinstance(ids, list | tuple) else () if ids is None else (ids,))
+    if not all(map(is_whole, found)):
+        raise ModelError(f"eos_token_id holds {short(found)}; token ids are whole numbers")
     return tuple(sorted(found))

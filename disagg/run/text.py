@@ -33,6 +33,7 @@ class TokenizerText:
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer.decode(self._tokenizer("a")["input_ids"])  # what is broken shows in use
         except Exception as error:  # tokenizers raise bare Exceptions
             raise ModelError(f"{folder.name}: the tokenizer can't be read: {first_line(error)}") from None
         self._chat = chat

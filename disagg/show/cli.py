@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | record-gpu"""
+"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | fuzz | record-gpu"""
 
 import os
 from importlib import import_module
@@ -211,6 +211,26 @@ def bench(
         raise typer.BadParameter("--shape, --only and --sm-split belong to --suite gpu")
     # each by itself: they need packages that a machine for another one may lack
     _measure(import_module(f"disagg.show.bench.{suite}").suite, f"bench, suite {suite}", json)
+
+
+@app.command()
+def fuzz(
+    reader: Annotated[str, typer.Option(help="which reader of files, or all")] = "all",
+    minutes: Annotated[float, typer.Option(help="for each reader", min=0)] = 10.0,
+    seed: Annotated[int, typer.Option(help="the same seed makes the same files")] = 0,
+    input: Annotated[Path | None, typer.Option(help="read this one file again, and show what comes back")] = None,
+    json: JsonFile = None,
+):
+    """Reads files made wrong at random: whatever is not refused in words is kept in build/fuzz, and counted."""
+    from disagg.show.bench import fuzz as bench
+
+    if reader not in (*bench.READERS, "all") or (input is not None and reader == "all"):
+        raise typer.BadParameter(f"{reader!r} is unknown; known: {', '.join(bench.READERS)}", param_hint="--reader")
+    if input is not None:
+        found = bench.READERS[reader].read(input)
+        _say_plainly(f"{input} was taken: {type(found).__name__}")
+        return
+    _measure(lambda say: bench.suite(say, reader, minutes, seed), "fuzz", json)
 
 
 @app.command(name="record-gpu")

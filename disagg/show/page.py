@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 
 from disagg.plan.errors import EngineError
+from disagg.plan.files import whole
 from disagg.plan.receipts import NAMES, WORKS, Receipt
 from disagg.plan.results import Result, Run
 from disagg.show.columns import SpanColumns, look, move_columns
@@ -32,9 +33,10 @@ OTHER = "#888888"
 
 
 def to_html(run: Run, path) -> Path:
-    """Writes the page."""
+    """Writes the page, whole or not at all. FileError where it can't."""
     path = Path(path)
-    path.write_text(page(run), "utf-8")
+    with whole(path) as file:
+        file.write(page(run).encode("utf-8", "replace"))
     return path
 
 

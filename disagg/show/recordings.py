@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import disagg
-from disagg.plan.checks import is_number
+from disagg.plan.checks import is_number, short
 from disagg.plan.errors import FileError
 from disagg.plan.files import json_lines, located, whole
 from disagg.plan.results import Run
@@ -155,7 +155,9 @@ class StepTimes:
         pairs = [(time["rung"], time["rows"]) for time in row["times"]]
         wanted = {(rung, rows) for rung in RUNGS for rows in {rows for _, rows in pairs}}
         if len(pairs) != len(wanted) or set(pairs) != wanted:
-            raise FileError(f"times must hold each of {', '.join(RUNGS)} once for each number of rows; got {pairs}")
+            raise FileError(
+                f"times must hold each of {', '.join(RUNGS)} once for each number of rows; got {short(pairs)}"
+            )
         return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
 
 

@@ -108,4 +108,4 @@ def gauges_of(timeline: Timeline) -> list[str]:
 
 def in_order(names: Iterable[str]) -> list[str]:
     words = ("queue", "wanting", "landed", "batch", "ring", "free")
-    return sorted(names, key=lambda name: ([word in name for word in words].index(True), name))
+    return sorted(names, key=lambda name: ([*(word in name for word in words), True].index(True), name))

@@ -17,9 +17,12 @@ from pathlib import Path
 
 from matplotlib.patches import Rectangle
 
+from disagg.plan.errors import FileError
+from disagg.plan.files import whole
 from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure
 
 FILE = ".disagg-progress.json"
+MOST_BYTES = 100_000  # of that file; cut off there, it can't be read
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,10 @@ def _same(found, wanted) -> bool:
 def _solved() -> set[str]:
     """Names in the file that are exercises; a file that can't be read counts as none."""
     try:
-        names = json.loads(Path(FILE).read_text("utf-8"))
+        if not Path(FILE).is_file():  # a pipe would be waited for
+            return set()
+        with open(FILE, "rb") as file:
+            names = json.loads(file.read(MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return set()
     return set(exercises()) & {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
@@ -159,10 +165,9 @@ def _solved() -> set[str]:
 
 def _remember(name: str) -> bool:
     """Writes the file whole or not at all; False where it can't be written."""
-    draft = Path(FILE + ".draft")
     try:
-        draft.write_text(json.dumps(sorted(_solved() | {name})), "utf-8")
-        draft.replace(FILE)
-    except OSError:
+        with whole(FILE) as file:
+            file.write(json.dumps(sorted(_solved() | {name})).encode())
+    except FileError:
         return False
     return True

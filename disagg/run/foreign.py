@@ -1,0 +1,203 @@
+"""A model folder from anywhere: what is checked before anything is loaded from it, and before memory is taken.
+
+Refused are folders that would run code, unpickle, read outside of themselves, or promise more than their files hold.
+"""
+
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from disagg.plan.checks import short
+from disagg.plan.errors import ModelError
+
+MAX_HEADER_BYTES = 16 * 2**20  # a table of 100,000 tensors; parsed, it takes up to 25 times as much
+MAX_JSON_BYTES = 8 * 2**20
+MAX_BUFFER_BYTES = 2**30
+MAX_COUNT = 10_000  # layers, heads, experts: each of them is a Python object
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
+BITS = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "BF16": 16, "F16": 16, "I16": 16, "U8": 8, "I8": 8, "BOOL": 8}
+CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
+INDEX = "model.safetensors.index.json"
+
+_COUNTED = re.compile(r"(layer|head|expert)s?$")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder that would execute code, unpickle, or whose tensors do not fit their files."""
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder '{folder}'; a model is 'smollm2', 'tiny' or a folder that holds one")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder.name}: no config.json in this folder; a model is 'smollm2', 'tiny' or a folder")
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() and not (path.is_dir() and path.suffix not in (".safetensors", ".json")):
+            raise ModelError(f"{path.name} is not a file that can be read; remove it from the folder")
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            _check_config(name, read_json(folder / name))
+    if (folder / "adapter_config.json").exists():
+        raise ModelError("adapter_config.json: adapters point to another model's folder; merge them into one first")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
+        held = f"only {', '.join(pickles)}, which are pickles and can execute code" if pickles else "none"
+        raise ModelError(f"{folder.name}: weights must be safetensors; found {held}. Save it with safe_serialization.")
+    _check_index(folder, [path.name for path in files])
+    for path in files:
+        check_tensors(path)
+
+
+def check_promise(folder: Path, config) -> None:
+    """Refuse a config that declares far more weights than the files hold: room would be made for all of them."""
+    from transformers import AutoModelForCausalLM
+
+    entries = [entry for path in folder.glob("*.safetensors") for entry in _entries(path).values()]
+    layers, held = getattr(config, "num_hidden_layers", 0), sum(_count(entry["shape"]) for entry in entries)
+    if layers > len(entries):
+        raise ModelError(f"config.json declares {layers:,} layers, but the safetensors hold {len(entries):,} tensors")
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    declared = sum(parameter.numel() for parameter in module.parameters())
+    if declared > 2 * held:  # twice: those that are tied stand in a file once
+        raise ModelError(f"config.json declares {declared:,} weights, but the safetensors hold {held:,}")
+    nbytes = sum(buffer.nbytes for buffer in module.buffers())  # masks and tables of positions; no file holds them
+    if nbytes > MAX_BUFFER_BYTES:
+        raise ModelError(f"config.json asks for {nbytes:,} bytes of tables; at most {MAX_BUFFER_BYTES:,} are made")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object of a model folder."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{path.name} holds more than {MAX_JSON_BYTES:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ModelError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path.name} is not readable JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name} holds a {type(content).__name__}, not an object")
+    return content
+
+
+# ---- configs ---------------------------------------------------------------------------------------------------------
+
+
+def _check_config(name: str, content: dict) -> None:
+    for key, value in _fields(content):
+        if key == "auto_map":
+            raise ModelError(f"{name} has auto_map: this model brings its own Python code, which is never run")
+        if key.endswith("_implementation") and "/" in str(value):
+            raise ModelError(f"{name} has {key} {short(value)}: code from elsewhere is never fetched or run")
+        if key == "transformers_weights" and value is not None:
+            raise ModelError(f"{name} has transformers_weights {short(value)}: weights are the folder's safetensors")
+        if key.endswith("_file") and isinstance(value, str) and key != "special_tokens_map_file" and _leads_out(value):
+            raise ModelError(f"{name} has {key} {short(value)}, which leads out of the folder")
+        if _COUNTED.search(key) and type(value) is int and value > MAX_COUNT:
+            raise ModelError(f"{name} has {key} {short(value)}; more than {MAX_COUNT:,} are not built")
+
+
+def _fields(content) -> Iterator[tuple[str, object]]:
+    """(name, value) of the object, and of those in it."""
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(content, dict):
+            yield name, value
+        if isinstance(value, dict | list):
+            yield from _fields(value)
+
+
+def _leads_out(name: str) -> bool:
+    return os.path.basename(name) != name or name == ".."
+
+
+def _check_index(folder: Path, names: list[str]) -> None:
+    """What the index sends to another file must be sent to one that is checked."""
+    if not (folder / INDEX).is_file():
+        return
+    found = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(found, dict):
+        raise ModelError(f"{INDEX} has no weight_map")
+    for tensor, name in found.items():
+        if name not in names:
+            raise ModelError(f"{INDEX}: tensor {short(tensor)} is sent to {short(name)}, no safetensors of this folder")
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def read_header_bytes(path: Path) -> bytes:
+    """The JSON header of a safetensors file, its stated length checked before anything is read."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+            raise ModelError(
+                f"{path.name}: header of {length:,} bytes in a file of {size:,}; at most {MAX_HEADER_BYTES:,} are read"
+            )
+        return file.read(length)
+
+
+def check_tensors(path: Path) -> None:
+    """Every tensor's bytes must lie inside the file, be its own, and as many as its shape and dtype say."""
+    length = len(read_header_bytes(path))
+    entries = _entries(path)
+    for name, entry in entries.items():
+        _check_tensor(path.name, name, entry, path.stat().st_size - 8 - length)
+    spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
+    for (_, stop, before), (start, _, name) in zip(spans, spans[1:], strict=False):
+        if start < stop:
+            raise ModelError(f"{path.name}: tensor {short(name)} begins inside of tensor {short(before)}")
+
+
+def _entries(path: Path) -> dict[str, dict]:
+    """The header's tensors by name."""
+    try:
+        header = json.loads(read_header_bytes(path), object_pairs_hook=_no_name_twice)
+        return {name: entry for name, entry in header.items() if name != "__metadata__"}
+    except ModelError as error:
+        raise ModelError(f"{path.name}: {str(error).removeprefix(f'{path.name}: ')}") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path.name}: the header is not a table of tensors ({short(error)})") from None
+
+
+def _no_name_twice(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names, seen = [name for name, _ in pairs], set()
+        twice = next(name for name in names if name in seen or seen.add(name))
+        raise ModelError(f"the header holds {short(twice)} twice")
+    return found
+
+
+def _check_tensor(file: str, name: str, entry, room: int) -> None:
+    """One entry of a header; offsets count from the header's end."""
+    where = f"{file}: tensor {name if len(name) < 200 and name.isprintable() else short(name)}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ModelError(f"{where} has {short(entry)}, not dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ModelError(f"{where} has dtype {short(dtype)}; quantised formats are not read")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ModelError(f"{where} has shape {short(shape)}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        raise ModelError(f"{where} has data_offsets {short(offsets)}")
+    start, stop = offsets
+    if not 0 <= start <= stop <= room or stop - start != _count(shape) * BITS[dtype] // 8:
+        raise ModelError(f"{where} {short(shape)} {dtype} lies at {short(start)}..{short(stop)} of {room:,} bytes")
+
+
+def _count(shape: list[int]) -> int:
+    """Elements; what no file can hold is not multiplied out."""
+    if 0 in shape:
+        return 0
+    count = 1
+    for size in shape:
+        count *= size
+        if count > 2**62:
+            break
+    return count

@@ -1,0 +1,418 @@
+"""Hostile and broken files against every reader: only the reader's own error, in words, and nothing else happens."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile import make
+
+from disagg import Config, Link, Request, Timeline, simulate
+from disagg.plan.errors import ConfigError, FileError, ModelError, RequestError
+from disagg.plan.results import Run
+from disagg.run import weights
+from disagg.run.foreign import check_folder
+from disagg.show import cli, recordings
+from disagg.show.course import exercise
+from disagg.show.page import page
+from disagg.show.plots import timeline_picture
+from disagg.show.recordings import StepTimes
+from disagg.show.tape import Tape, gauges_of, in_order
+
+ROOT = Path(make.__file__).parents[2]
+RECORDINGS, STEPS = make.recordings(), make.steps()
+FOLDERS, WEIGHTS = make.folder_files(), make.safetensors()
+
+
+def refused(error, match: str, call, name: str = "") -> str:
+    """The error, in one short line that can be printed and names the file."""
+    with pytest.raises(error, match=match) as caught:
+        call()
+    text = str(caught.value)
+    assert type(caught.value) is error and name in text and "\n" not in text and len(text) < 1000
+    assert text.encode("utf-8")
+    return text
+
+
+def alone(code: str, *arguments, **environment) -> subprocess.CompletedProcess:
+    """Runs code in a fresh interpreter."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=110)
+
+
+def test_the_corpus_is_the_same_each_time(tmp_path):
+    for folder in ("a", "b"):
+        make.main(tmp_path / folder)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) > 150
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+# ---- recordings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_hostile_recording_is_refused_in_words(name, tmp_path):
+    content, match = RECORDINGS[name]
+    (tmp_path / name).write_bytes(content)
+    for load in (Run.load, Timeline.load):
+        refused(FileError, match, lambda load=load: load(tmp_path / name), name)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_the_recording_they_are_made_of_is_right(tmp_path):
+    """The control: what is refused is refused for what was changed."""
+    (tmp_path / "run.jsonl").write_bytes(make.recording())
+    assert Run.load(tmp_path / "run.jsonl").results[0].token_ids == [5]
+    (tmp_path / "steps.json").write_bytes(make.line(make.STEPS))
+    assert StepTimes.load(tmp_path / "steps.json").batches == [1]
+    content = make.tensors({"a": make.TENSOR})
+    check_folder(model_folder(tmp_path, ("model.safetensors", content)))
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_the_command_says_it_in_one_sentence(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "console", cli.Console(width=1000))
+    monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(tmp_path / name)])
+    (tmp_path / name).write_bytes(RECORDINGS[name][0])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out = capsys.readouterr().out
+    assert caught.value.code == 1 and out.startswith("FileError: ") and name in out and out.count("\n") == 1
+
+
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+from disagg.plan.errors import FileError
+from disagg.plan.results import Run
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        Run.load(path)
+        print(path.name, "taken")
+    except FileError as error:
+        print(path.name, "FileError", error)
+assert "torch" not in sys.modules
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MiB")
+"""
+
+
+def test_a_gibibyte_is_enough_for_bombs_and_for_the_largest_that_is_taken(tmp_path):
+    """Each bomb would unpack to a gigabyte or more."""
+    bombs = [name for name in RECORDINGS if name.startswith(("bomb", "deep"))]
+    for name in bombs:
+        (tmp_path / name).write_bytes(RECORDINGS[name][0])
+    (tmp_path / "largest.jsonl").write_bytes(make.largest())
+    assert 55 * 2**20 < (tmp_path / "largest.jsonl").stat().st_size < 64 * 2**20
+    done = alone(BOUNDED, tmp_path)
+    assert done.returncode == 0, done.stderr[-500:]
+    lines = done.stdout.splitlines()
+    assert "largest.jsonl taken" in lines and len([line for line in lines if " FileError " in line]) == len(bombs)
+
+
+def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(make.with_markup())
+    run = Run.load(path)
+    html = page(run)
+    assert "<img" not in html and html.count("<script") == html.count("</script>") == 4
+    assert timeline_picture(run).png().startswith(b"\x89PNG"), "no formula is set, and none is refused"
+    run.timeline.to_perfetto(tmp_path / "trace.json")
+    json.loads((tmp_path / "trace.json").read_text("utf-8"))
+    monkeypatch.setattr(cli, "console", cli.Console(width=1000))
+    monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(path), "--receipts"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert f"Recorded on {make.MARKUP[0]}." in capsys.readouterr().out
+    tape = Tape(run.timeline, {"prefill 0": make.MARKUP[0]})
+    assert gauges_of(run.timeline) == [] and tape.gates(1.0) == [f"{make.MARKUP[0]}: {make.MARKUP[2]}"]
+
+
+def test_counts_of_an_unknown_name_come_last():
+    assert in_order(["zebra", "free host", "prefill 0 queue"]) == ["prefill 0 queue", "free host", "zebra"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_names_that_no_file_can_have(name, tmp_path):
+    run = simulate(Config(model="tiny"), [Request([1, 2], 2)])
+    for call in (Run.load, Timeline.load, StepTimes.load, run.save, run.timeline.to_perfetto, run.to_html):
+        refused(FileError, "is no usable path", lambda call=call: call(tmp_path / name))
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_written_through_a_link_that_lies_where_the_draft_goes(tmp_path):
+    run = simulate(Config(model="tiny"), [Request([1, 2], 2)])
+    (tmp_path / "mine").write_text("precious")
+    place = tmp_path / "place"
+    place.mkdir()
+    for name in ("run.jsonl", "page.html", "trace.json"):
+        stem, _, ending = name.partition(".")
+        (place / f"{stem}.{os.getpid()}.draft.{ending}").symlink_to(tmp_path / "mine")
+    run.save(place / "run.jsonl")
+    run.to_html(place / "page.html")
+    run.timeline.to_perfetto(place / "trace.json")
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert sorted(os.listdir(place)) == ["page.html", "run.jsonl", "trace.json"]
+
+
+def test_a_page_that_cannot_be_written_leaves_what_was_there(tmp_path):
+    run = simulate(Config(model="tiny"), [Request([1, 2], 2)])
+    refused(FileError, "can't be written: No such file", lambda: run.to_html(tmp_path / "no" / "page.html"))
+    (tmp_path / "page.html").write_text("old")
+    run.machine = object()
+    with pytest.raises(AttributeError):
+        run.to_html(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == "old" and os.listdir(tmp_path) == ["page.html"]
+
+
+# ---- times of steps --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_hostile_times_of_steps_are_refused_in_words(name, tmp_path):
+    content, match = STEPS[name]
+    (tmp_path / name).write_bytes(content)
+    refused(FileError, match, lambda: StepTimes.load(tmp_path / name), name)
+
+
+def test_files_of_other_names_in_the_folder_of_recordings_are_not_read(tmp_path):
+    for name in ("gpu_staged_..%2f.jsonl.gz", "gpu_staged_1e5.jsonl.gz", "gpu_staged_.jsonl.gz"):
+        (tmp_path / name).write_bytes(make.PICKLE)
+    assert not recordings.staged(tmp_path)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def model_folder(tmp_path: Path, *files: tuple[str, bytes]) -> Path:
+    """A folder with a config, one tensor, and these files."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    good = {"config.json": b"{}", "model.safetensors": make.tensors({"a": make.TENSOR})}
+    for name, content in (good | dict(files)).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_hostile_weights_are_refused_and_the_tensor_named(name, tmp_path):
+    content, match = WEIGHTS[name]
+    folder = model_folder(tmp_path, ("model.safetensors", content))
+    refused(ModelError, match, lambda: check_folder(folder), "model.safetensors")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_hostile_folder_is_refused_and_its_file_named(name, tmp_path):
+    file, content, match = FOLDERS[name]
+    folder = model_folder(tmp_path, (file, content))
+    refused(ModelError, match, lambda: check_folder(folder), file)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    """A pipe would be waited for; a folder or a dead link raises what nobody expects."""
+    folder = model_folder(tmp_path)
+    for make_it in (os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)):
+        for name in ("x.safetensors", "tokenizer.json"):
+            make_it(folder / name)
+            refused(ModelError, f"{name} is not a file that can be read", lambda: check_folder(folder))
+            (folder / name).rmdir() if (folder / name).is_dir() else (folder / name).unlink()
+    check_folder(folder)
+
+
+def test_a_header_takes_bounded_memory(tmp_path):
+    """Empty lists take most for their bytes; the limit is sixteen times this header."""
+    import tracemalloc
+
+    folder = model_folder(tmp_path, ("model.safetensors", make.tensors(b'{"a":[' + b"[]," * 350_000 + b"1]}")))
+    tracemalloc.start()
+    refused(ModelError, "tensor a has", lambda: check_folder(folder))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 16 * peak < 2**30
+
+
+LOAD = """
+import json, resource, shutil, sys
+from pathlib import Path
+from disagg.plan.errors import ModelError
+from disagg.run.model import load_model
+from disagg.run.weights import quiet_transformers
+from disagg.show.bench.architectures import make_tiny
+from hostile import make
+place, seen = Path(sys.argv[1]), []
+make_tiny("llama", place / "good")
+load_model(str(place / "good"))
+def hook(event, args):
+    written = event == "open" and args[1] is not None and set(str(args[1])) & set("wax+")
+    written = written and "/dev/" not in str(args[0])
+    if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "pickle.")) or written:
+        seen.append(f"{event} {args[:2]}"[:200])
+sys.addaudithook(hook)
+def attempt(name, file, content):
+    folder = place / name
+    shutil.copytree(place / "good", folder)
+    (folder / "evil.py").write_text("raise SystemExit('executed')")
+    (folder / file).write_bytes(content)
+    seen.clear()
+    try:
+        load_model(str(folder))
+        print(name, "loaded")
+    except ModelError as error:
+        print(name, "ModelError", str(error).replace("\\n", "⏎"))
+    if seen:
+        print(name, "BUT", seen)
+    shutil.rmtree(folder)
+for name, (file, content) in make.tokenizers().items():
+    attempt(name, file, content)
+config = json.loads((place / "good" / "config.json").read_text())
+for field, value in json.loads(sys.argv[2]):
+    attempt(f"{field}={value}"[:40], "config.json", json.dumps(config | {field: value}).encode())
+assert "evil" not in sys.modules
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+PROMISES = [
+    ("hidden_size", 10**6), ("intermediate_size", 10**9), ("vocab_size", 10**12), ("num_hidden_layers", 9999),
+    ("head_dim", 10**9), ("num_attention_heads", 0), ("num_key_value_heads", 0), ("num_key_value_heads", 3),
+    ("head_dim", -16), ("vocab_size", "300"), ("max_position_embeddings", -5), ("max_position_embeddings", 0),
+    ("model_type", "../evil"), ("model_type", ["llama"]), ("hidden_act", "__import__('os')"), ("dtype", "evil"),
+    ("rope_parameters", [1]), ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    ("rms_norm_eps", "x"),
+]  # fmt: skip
+
+
+def test_folders_that_only_loading_shows_to_be_broken(tmp_path):
+    """One process for all: nothing is executed, fetched, unpickled or written, and memory stays small."""
+    done = alone(LOAD, tmp_path, json.dumps(PROMISES), PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    *lines, peak = done.stdout.splitlines()
+    assert len(lines) == len(make.tokenizers()) + len(PROMISES), done.stdout
+    odd = [line for line in lines if " ModelError " not in line or "⏎" in line]
+    assert odd == ["class_of_nobody loaded"], "a tokenizer's class of no known name is not looked up"
+    assert sum("declares" in line for line in lines) >= 5, "refused before room was made for them"
+    assert int(peak.split()[1]) < 1024
+
+
+@pytest.mark.parametrize("name", make.receipts())
+def test_a_broken_receipt_is_refused(name, tmp_path):
+    folder = model_folder(tmp_path, ("receipt.json", make.receipts()[name]))
+    refused(ModelError, "convert", lambda: weights.check_smollm2(folder))
+
+
+@pytest.mark.parametrize("name", make.ggufs())
+def test_a_gguf_that_is_not_the_pinned_one_is_never_parsed(name, tmp_path, monkeypatch):
+    gguf, parsed = tmp_path / weights.GGUF_NAME, []
+    gguf.write_bytes(make.ggufs()[name])
+    monkeypatch.setenv("DISAGG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "find_gguf", lambda: gguf)
+    monkeypatch.setattr(weights, "write_safetensors", lambda *arguments: parsed.append(arguments))
+    refused(ModelError, "not the pinned", weights.convert_smollm2, weights.GGUF_NAME)
+    assert parsed == [] and os.listdir(tmp_path) == [gguf.name]
+
+
+# ---- what learners have solved ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", make.progress())
+def test_a_broken_progress_file_counts_as_none_and_is_written_again(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(exercise.FILE).write_bytes(make.progress()[name])
+    assert exercise._solved() == set()
+    assert exercise._remember(next(iter(exercise.exercises())))
+    assert len(exercise._solved()) == 1 and os.listdir(tmp_path) == [exercise.FILE]
+
+
+def test_progress_never_waits_for_a_pipe_nor_writes_through_a_link(tmp_path, monkeypatch):
+    first = next(iter(exercise.exercises()))
+    (tmp_path / "mine").write_text("precious")
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    os.mkfifo(exercise.FILE)
+    assert exercise._solved() == set() and exercise._remember(first) and exercise._solved() == {first}
+    Path(exercise.FILE).unlink()
+    for link in (exercise.FILE, exercise.FILE + ".draft", f"{exercise.FILE}.{os.getpid()}.draft"):
+        Path(link).symlink_to(tmp_path / "mine")
+    assert exercise._remember(first) and (tmp_path / "mine").read_text() == "precious"
+
+
+# ---- what people type ------------------------------------------------------------------------------------------------
+
+ODD = [10**400, -(10**400), 10**5000, -(10**5000), float("nan"), float("-inf"), np.array([1, 2]), np.array(["a"]),
+       "x" * 10**6, "\ud800", b"x", {}, [[]], object(), lambda: 0, Link, 1j]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+def test_odd_values_are_refused_in_a_line(value):
+    """Or taken, where they are right; no other exception, whatever is given."""
+    fields = [field for field in Config.__dataclass_fields__ if field != "link"]
+    calls = [lambda field=field: Config(**{field: value}) for field in fields]
+    calls += [lambda: Config(link=value), lambda: Config(link=(None, value)), lambda: Config.preset(value)]
+    calls += [lambda field=field: Link(**{field: value}) for field in Link.__dataclass_fields__]
+    calls += [lambda: Link.ratio(value), lambda: Config().replace(**{"x" * 10**6: value})]
+    for call in calls:
+        try:
+            repr(call())
+        except ConfigError as error:
+            assert len(str(error)) < 500 and "\n" not in str(error) and str(error).encode("utf-8")
+    for field in Request.__dataclass_fields__:
+        try:
+            repr(Request(**{"prompt": "a", field: value}))
+        except RequestError as error:
+            assert len(str(error)) < 500 and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("value", [10**31, 10**400, -(10**400), 1e31])
+def test_a_bandwidth_beyond_all_wires_is_refused(value):
+    for call in (lambda: Link(value), lambda: Config(link=value), lambda: Config(link=(None, value))):
+        refused(ConfigError, "bandwidth must be bytes a second", call)
+
+
+def test_counts_beyond_all_counting_are_refused():
+    refused(ConfigError, "max_batch must be below", lambda: Config(max_batch=2**62))
+    refused(ConfigError, "bins must be below", lambda: Config(bins=(2**62,)))
+    refused(RequestError, "max_new_tokens must be below", lambda: Request("a", 2**62))
+    refused(RequestError, "seed must be below", lambda: Request("a", seed=-(2**62)))
+
+
+def test_an_unknown_field_names_the_nearest_and_nothing_is_built():
+    refused(ConfigError, "field 'max_bach' is unknown; nearest: 'max_batch'", lambda: Config(max_bach=3))
+    refused(ConfigError, "field 'polcy' is unknown; nearest: 'policy'", lambda: Config("tiny", polcy="fcfs"))
+
+
+# ---- what may show text from outside ---------------------------------------------------------------------------------
+
+
+def test_no_script_of_ours_makes_markup_of_text():
+    scripts = sorted((ROOT / "disagg").rglob("*.js"))
+    assert len(scripts) >= 2
+    words = (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "fetch(",
+        "import(",
+    )
+    for path in scripts:
+        assert not [word for word in words if word in path.read_text("utf-8")], path.name
+
+
+def test_html_widgets_stand_in_files_that_escape():
+    """A Label shows text as it is; whoever needs markup imports `escape`."""
+    found = []
+    for path in sorted((ROOT / "disagg" / "show").rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        names = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+        names += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+        if {"HTML", "HTMLMath", "Markdown", "display_html", "Javascript"} & set(names):
+            assert "from html import escape" in path.read_text("utf-8"), path.name
+            found.append(path.name)
+    assert "stepping.py" in found, "the control"
