@@ -1,6 +1,7 @@
 """The controller's book: every request, transfer, queue, pool and deadline, and the few moves that all share."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from disagg.plan.batching import Composer, Padding
 from disagg.plan.blocks import BlockPool, Table, blocks_for
@@ -23,6 +24,7 @@ class Book:
         self.steps_in_flight, self._pads = steps_in_flight, pads
         key = POLICIES[config.policy]
         self.moves: list | None = None  # where moves of blocks are written, if anybody records
+        self.on_move: Callable[[BlockMove], None] | None = None  # who hears of them besides: the detectors
         self.reasons: list[Reason] | None = None  # where rules that fire are written, if anybody asks why
         self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_seat(index, key) for index in range(config.decode_workers)]
@@ -153,8 +155,13 @@ class Book:
         return Table.reserve(seat.pool, need, record.id)
 
     def _moved(self, pool: str, blocks: tuple[int, ...], owner: int | None, state: str):
+        if self.moves is None and self.on_move is None:
+            return
+        move = BlockMove(self.now_ns, pool, state, owner, blocks)
         if self.moves is not None:
-            self.moves.append(BlockMove(self.now_ns, pool, state, owner, blocks))
+            self.moves.append(move)
+        if self.on_move is not None:
+            self.on_move(move)
 
     def because(self, rule: str, **numbers):
         """Notes a rule that fired, where anybody asks why."""

@@ -43,11 +43,11 @@ class Controller:
         book = self.book
         book.now_ns, book.out = now_ns, []
         if not self.broken:
-            getattr(self, _HANDLERS[type(event)])(event)
-            self._expire()
-        if not self.broken:
-            self._advance()
-            self._check_progress()
+            told_nothing = getattr(self, _HANDLERS[type(event)])(event)
+            expired = self._expire()
+            if not self.broken and (expired or not told_nothing):
+                self._advance()
+                self._check_progress()
         return book.out
 
     def refusal(self, job: Job) -> str | None:
@@ -71,6 +71,7 @@ class Controller:
                 raise ConfigError(f"{name} can't change while the engine runs; those that can: {', '.join(LIVE)}")
 
     # ---- events ------------------------------------------------------------------------------------------------------
+    # A handler returns True where the event told nothing: it came late, twice or for nobody. Then nothing follows.
 
     def _submit(self, event: ev.Submit):
         self.book.enter(event.job)
@@ -79,8 +80,9 @@ class Controller:
 
     def _cancel(self, event: ev.Cancel):
         record = self.book.records.get(event.request)
-        if record is not None:
-            self.book.end(record, Finish.CANCELLED)
+        if record is None:
+            return True
+        self.book.end(record, Finish.CANCELLED)
 
     def _tick(self, event: ev.Tick):
         """Only deadlines."""
@@ -106,8 +108,7 @@ class Controller:
     def _prefilled(self, event: ev.Prefilled):
         seat = self.book.prefills[event.worker.index]
         if seat.passing is None or seat.passing.id != event.pass_id:
-            self.book.counts["anomalies"] += 1
-            return
+            return self._anomaly()
         self.book.costs.observe_prefill(seat.passing.tokens, event.ended_ns - event.started_ns)
         first = self.prefilling.finish(seat, event.tokens)
         if first:
@@ -125,16 +126,14 @@ class Controller:
     def _pass_failed(self, event: ev.PassFailed):
         seat = self.book.prefills[event.worker.index]
         if seat.passing is None or seat.passing.id != event.pass_id:
-            self.book.counts["anomalies"] += 1
-            return
+            return self._anomaly()
         for record in self.prefilling.finish_failed(seat):
             self.book.end(record, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
 
     def _stepped(self, event: ev.Stepped):
         book, seat = self.book, self.book.decodes[event.worker.index]
         if not seat.steps or seat.steps[0].number != event.step:
-            book.counts["anomalies"] += 1
-            return
+            return self._anomaly()
         step = self.decoding.finish(seat)
         book.padding.add(step.used_slots, step.padded_slots)
         book.counts["padding_mismatches"] += (step.used_slots, step.padded_slots) != (
@@ -153,8 +152,7 @@ class Controller:
     def _step_failed(self, event: ev.StepFailed):
         seat = self.book.decodes[event.worker.index]
         if not seat.steps or seat.steps[0].number != event.step:
-            self.book.counts["anomalies"] += 1
-            return
+            return self._anomaly()
         step = self.decoding.finish(seat)
         for request in step.requests:
             record = self.book.records.get(request)
@@ -164,40 +162,44 @@ class Controller:
     def _landed(self, event: ev.Landed):
         transfer = self._transfer(event.transfer)
         if transfer is None:
-            return
+            return True
         fresh = [transfer.landed.add(part) for part in event.parts]
         self.book.counts["anomalies"] += fresh.count(False)
         if transfer.route in ("spill", "fetch") and all(fresh):
             self.book.costs.observe_copy(event.nbytes, event.took_ns)
         if transfer.complete and not transfer.aborted:
             self.movement.complete(transfer)
+        return not any(fresh)
 
     def _source_read(self, event: ev.SourceRead):
         transfer = self._transfer(event.transfer)
         if transfer is None:
-            return
+            return True
         if transfer.source_read:
-            self.book.counts["anomalies"] += 1
-        else:
-            self.movement.source_read(transfer)
+            return self._anomaly()
+        self.movement.source_read(transfer)
 
     def _transfer_failed(self, event: ev.TransferFailed):
         transfer = self._transfer(event.transfer)
-        if transfer is not None and not transfer.aborted:
-            error = f"{transfer.route} transfer of request {transfer.record.id} failed: {event.error}"
-            self.movement.fail(transfer, error)
+        if transfer is None or transfer.aborted:
+            return True
+        error = f"{transfer.route} transfer of request {transfer.record.id} failed: {event.error}"
+        self.movement.fail(transfer, error)
 
     def _transfer_closed(self, event: ev.TransferClosed):
         transfer = self._transfer(event.transfer)
         if transfer is None:
-            return
-        if transfer.aborted:
-            self.movement.closed(transfer)
-        else:
-            self.book.counts["anomalies"] += 1
+            return True
+        if not transfer.aborted:
+            return self._anomaly()
+        self.movement.closed(transfer)
 
     def _worker_died(self, event: ev.WorkerDied):
         self._break(f"{event.worker} died: {event.error}")
+
+    def _anomaly(self) -> bool:
+        self.book.counts["anomalies"] += 1
+        return True
 
     def _transfer(self, number: int):
         """The open transfer of a notice; a notice for any other changes nothing and is counted."""
@@ -235,10 +237,14 @@ class Controller:
             if not seat.prefilled_last:
                 self.decoding.step(decode)
 
-    def _expire(self):
-        """Deadlines: a silent worker breaks the engine, a late transfer fails, one that never ends breaks it too."""
-        limit = f"{self.book.config.watchdog_s:g} s"
+    def _expire(self) -> bool:
+        """Deadlines: a silent worker breaks the engine, a late transfer fails, one that never ends breaks it too.
+
+        True where one had passed.
+        """
+        limit, passed = f"{self.book.config.watchdog_s:g} s", False
         while not self.broken and (overdue := self.book.overdue()) is not None:
+            passed = True
             match overdue:
                 case ("transfer", transfer):
                     what = f"its {transfer.route} transfer of {transfer.blocks} blocks has not landed within {limit}"
@@ -247,6 +253,7 @@ class Controller:
                     self._break(f"a {transfer.route} copy of request {transfer.record.id} has not ended within {limit}")
                 case (kind, seat):
                     self._break(f"{seat.worker} has not answered a {kind} within {limit}")
+        return passed
 
     def _check_progress(self):
         """With nothing under way no event will ever come: whoever waits then would wait for ever, and is told so."""

@@ -1,0 +1,56 @@
+"""Who waits for what, who holds it, and for how long; and whether they wait for one another.
+
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+HOLDERS_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A request, the gate that holds it and since when; what it holds itself, and who holds what it waits for."""
+
+    request: int
+    stage: str
+    gate: str
+    since_ns: int
+    holds: Mapping[str, int] = field(default_factory=dict)  # pool → blocks
+    holders: Mapping[int, int] = field(default_factory=dict)  # request → blocks of what the gate is about
+    free: int | None = None  # blocks of it that are free; None where the gate is no pool
+
+    def in_words(self, now_ns: int) -> str:
+        """The gate, its holders and the age, in one sentence without a stop."""
+        age = f"for {(now_ns - self.since_ns) / 1e6:.1f} ms"
+        text = f"request {self.request} ({self.stage}) waits {age} for {self.gate or 'its turn'}"
+        if self.holds:
+            text += ", holds " + ", ".join(f"{count} of {pool}" for pool, count in self.holds.items())
+        if self.holders:
+            named = [f"request {r} ({count})" for r, count in list(self.holders.items())[:HOLDERS_NAMED]]
+            more = len(self.holders) - len(named)
+            text += "; held by " + ", ".join(named) + (f" and {more} more" if more else "")
+        return text if self.free is None else f"{text}; {self.free} free"
+
+
+def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
+    """Requests each of which waits for blocks that the next one holds, the last for the first's; [] if none do."""
+    stuck = dict(waits)
+    while gone := [r for r, wait in stuck.items() if not any(h != r and h in stuck for h in wait.holders)]:
+        for request in gone:
+            del stuck[request]
+    if not stuck:
+        return []
+    path = [next(iter(stuck))]
+    while True:
+        here = path[-1]
+        following = next(h for h in stuck[here].holders if h != here and h in stuck)
+        if following in path:
+            return path[path.index(following) :]
+        path.append(following)
+
+
+def cycle_in_words(cycle: list[int]) -> str:
+    """The cycle as arrows; nothing where there is none."""
+    return "cycle: " + " → ".join(f"request {r}" for r in [*cycle, cycle[0]]) if cycle else ""
