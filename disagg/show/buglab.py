@@ -33,7 +33,7 @@ from disagg.show.lab_scenes import WIRE, Real, Simulated, Streams
 
 log = logging.getLogger("disagg.buglab")
 
-# ---- the ten replacements: each takes the place of one method ---------------------------------------------------------
+# ---- the ten replacements: each takes the place of one method --------------------------------------------------------
 
 shipped_launch, shipped_move = StreamCopier.launch, StreamCopier._move
 
@@ -264,7 +264,7 @@ def bugs() -> dict[str, Bug]:
             "each of the blocks due has landed", "decode starts",
             "After a short network trouble one answer is nonsense. Nothing failed.",
             ("vllm-project/vllm #51786", "vllm-project/vllm #43226"),
-            "Notices were counted up to an expected number, so a second one for the same part counted for a missing one.",
+            "Notices were counted up to an expected number, so a repeated one stood for a missing one.",
         ),
         Bug(
             "last block", Movement, "offer", whole_blocks_only, "Landing",

@@ -21,7 +21,6 @@ from disagg.plan.detectors import Watch
 from disagg.plan.request import Job, Request
 from disagg.plan.results import Result, Run
 from disagg.plan.simulator import Speeds, World
-from disagg.plan.timeline import BlockMove
 from disagg.run.engine import Engine
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.lazy_stream import lazy_gpus
@@ -140,13 +139,11 @@ class Listener:
 
     def __init__(self, controller: Controller, layers: int, keeps: bool):
         self.watch, self.breach, self._keeps = Watch(controller.book.config, layers=layers), None, keeps
-        self._handle, self._now_ns = controller.handle, 0
+        self._handle = controller.handle
         controller.handle = self.handle
-        for pool in controller.book.pools():
-            pool._journal = functools.partial(self._moved, pool._journal)
+        controller.book.on_move = functools.partial(self._tell, self.watch.moved)
 
     def handle(self, event, now_ns: int) -> list:
-        self._now_ns = now_ns
         self._tell(self.watch.hear, now_ns, event)
         commands = self._handle(event, now_ns)
         for command in commands:
@@ -155,10 +152,6 @@ class Listener:
             self._tell(raise_digest, event.error)
         self._tell(self.watch.settle)
         return commands
-
-    def _moved(self, journal, pool: str, blocks: tuple[int, ...], owner: int | None, state: str):
-        journal(pool, blocks, owner, state)
-        self._tell(self.watch.moved, BlockMove(self._now_ns, pool, state, owner, blocks))
 
     def _tell(self, told, *what):
         if self.breach is None:
