@@ -124,6 +124,27 @@ def frees_again(self, event):
             book.out.append(Ended(event.request, Finish.CANCELLED, None, book.now_ns, ()))
 
 
+#: What may have to come before what.
+MOMENTS = {
+    "all landed": "every block of every layer has landed",
+    "blocks freed": "the blocks are free for the next request",
+    "blocks given up": "blocks of one memory are given up",
+    "blocks waited for": "blocks of another memory are waited for",
+    "bytes received": "the bytes have been received on their stream",
+    "bytes written": "the bytes are in the blocks",
+    "copies ended": "the last copy that reads or writes the blocks has ended",
+    "copy done": "the copy counts as done",
+    "copy enqueued": "the copy is put on the stream",
+    "decode starts": "decode reads the blocks",
+    "event recorded": "the event that others wait for is recorded",
+    "failure told": "the failure is told to whoever waits",
+    "hand-off whole": "the hand-off counts as whole",
+    "last block sent": "the last, partly filled block is sent",
+    "step ended": "the step that still writes the blocks has ended",
+    "stream goes on": "the stream that decode waits for goes on",
+    "waiting ends": "the other side stops waiting",
+}
+
 # ---- what is known of each -------------------------------------------------------------------------------------------
 
 
@@ -137,7 +158,7 @@ class Bug:
     replacement: Callable
     detector: str
     scene: Simulated | Real | Streams
-    before: str  # the missing edge: this must come first,
+    before: str  # the missing edge, by names of MOMENTS: this must come first,
     after: str  # and this only then
     symptom: str  # what a user sees
     threads: tuple[str, ...]  # project and number
@@ -146,7 +167,7 @@ class Bug:
     @property
     def edge(self) -> str:
         """The missing ordering edge, in words."""
-        return f"{self.before} → {self.after}"
+        return f"{MOMENTS[self.before]} → {MOMENTS[self.after]}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,12 @@ class Outcome:
     def caught_by(self) -> str | None:
         """The detector that raised."""
         return None if self.breach is None else self.breach.detector
+
+    @property
+    def silent(self) -> bool:
+        """Nothing failed and nothing stopped: whoever only looks for errors sees none."""
+        failed = [result for result in self.run.results if result.finish_reason == "failed"] if self.run else []
+        return not (self.error or failed or any("failed" in fact for fact in self.facts))
 
 
 @contextlib.contextmanager
@@ -185,7 +212,7 @@ def run_bug(name: str) -> Outcome:
     with bug(name) as one:
         watched = one.scene.play(watched=True)
         seen = one.scene.play(watched=False) if isinstance(one.scene, Simulated) else watched
-    return Outcome(name, seen.run, seen.facts, watched.breach, seen.error)
+    return Outcome(name, seen.run, seen.facts, watched.breach, seen.error or watched.error)
 
 
 def same(count: int, prompt: int, new: int, every_ms: float = 0.0) -> tuple[Request, ...]:
@@ -206,7 +233,7 @@ def bugs() -> dict[str, Bug]:
     found = [
         Bug(
             "event first", StreamCopier, "launch", event_first, "Digest", Streams(),
-            "the copy is enqueued", "the event is recorded",
+            "copy enqueued", "event recorded",
             "The answer begins well and then makes no sense. Nothing failed, and a second try is often fine.",
             ("LLMServe/DistServe, worker.py, swap_blocks",),
             "The event that readers wait for was recorded on the stream before the swap it was to cover.",
@@ -214,14 +241,14 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "temporary", KVCache, "write_blocks", into_a_temporary, "Digest",
             Real(small(model="tiny", link=None, decode_blocks=64, prefill_blocks=64), same(2, 40, 4)),
-            "the bytes are in the blocks", "the copy counts as done",
+            "bytes written", "copy done",
             "Every request fails right after prefill. Without checksums, every answer would be nonsense.",
             ("huggingface/transformers, offloading_manager.py at 06252198",),
             "dst[ids].copy_(src) writes into the tensor that indexing has just made, and dst stays as it was.",
         ),
         Bug(
             "unordered", StreamCopier, "_move", on_another_stream, "Digest", Streams("staged"),
-            "the bytes are received", "the stream that decode waits for goes on",
+            "bytes received", "stream goes on",
             "Now and then an answer is garbled, more often under load. Nothing is logged.",
             ("vllm-project/vllm PR 20263", "vllm-project/vllm #45704"),
             "A buffer was made on one stream and received into on another, with no event between the two.",
@@ -229,7 +256,7 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "partial", Controller, "_transfer_failed", failed_is_landed, "Landing",
             Simulated(small("staged"), same(1, 64, 6), fails=6),
-            "every block of every layer has landed", "decode starts",
+            "all landed", "decode starts",
             "The connection broke for a moment. The answer came in full and without an error, and it is nonsense.",
             ("vllm-project/vllm PR 40364", "vllm-project/vllm PR 52232"),
             "A load that was aborted or had failed half-way was treated like one that had finished.",
@@ -237,7 +264,7 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "freed early", Table, "release", ending_is_freeing, "InUse",
             Simulated(small(prefill_blocks=5, decode_blocks=5), (*same(1, 64, 6), late), cancels=((0, 20.0),)),
-            "the last copy has ended", "the blocks are freed",
+            "copies ended", "blocks freed",
             "One user presses Stop, and another one's answer turns into nonsense.",
             ("vllm-project/vllm PR 56104", "NVIDIA/TensorRT-LLM #12542", "sgl-project/sglang PR 27731"),
             "Blocks of an aborted request went to the next one while a transfer still read or wrote them.",
@@ -245,7 +272,7 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "two-sided", Movement, "recompute", keeps_what_it_has, "Watchdog",
             Simulated(small(prefill_blocks=8, decode_blocks=10), same(6, 60, 40, 20)),
-            "one memory's blocks are given up", "another memory's blocks are waited for",
+            "blocks given up", "blocks waited for",
             "Under load everything stands still. No request fails by itself, and no device does anything.",
             ("sgl-project/sglang #9726", "NVIDIA/TensorRT-LLM PR 12313"),
             "Each side held blocks that the other one needed before it could give any back.",
@@ -253,7 +280,7 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "lost notice", Traffic, "fail", only_logged, "Watchdog",
             Simulated(small(), same(2, 64, 6, 10), fails=3),
-            "the failure is told", "the other side stops waiting",
+            "failure told", "waiting ends",
             "One request hangs for two minutes and then times out. The others are fine.",
             ("vllm-project/vllm PR 50754", "vllm-project/vllm #46283"),
             "A transfer that could not be started was logged, and the receiver went on waiting for its notices.",
@@ -261,7 +288,7 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "counted", LayerBlocks, "add", counted, "Ledger",
             Simulated(small("staged"), same(1, 64, 6), twice=2),
-            "each of the blocks due has landed", "decode starts",
+            "all landed", "decode starts",
             "After a short network trouble one answer is nonsense. Nothing failed.",
             ("vllm-project/vllm #51786", "vllm-project/vllm #43226"),
             "Notices were counted up to an expected number, so a repeated one stood for a missing one.",
@@ -269,7 +296,7 @@ def bugs() -> dict[str, Bug]:
         Bug(
             "last block", Movement, "offer", whole_blocks_only, "Landing",
             Simulated(small(), same(1, 100, 6)),
-            "the last, partly filled block is sent", "the hand-off counts as whole",
+            "last block sent", "hand-off whole",
             "Answers ignore the end of the question, except where its length is a multiple of 16.",
             ("LMCache/LMCache #2540", "vllm-project/vllm PR 46972"),
             "Only whole blocks or chunks were saved and sent; what was left over at the end was not.",
@@ -280,7 +307,7 @@ def bugs() -> dict[str, Bug]:
                 small(), (*same(1, 32, 20), Request([1] * 32, 20, 0.005)), cancels=((0, 65.0),),
                 eos_ids=frozenset({fake_token(0, 4)}), steps_in_flight=2,
             ),
-            "the request has ended once", "no cancel changes anything",
+            "step ended", "blocks freed",
             "Someone closes the page just as the answer ends, and the whole server goes down.",
             ("vllm-project/vllm PR 25067",),
             "An abort that came after the end freed blocks that the first end had kept for a transfer.",

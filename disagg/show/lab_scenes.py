@@ -7,6 +7,7 @@ Notebook: notebooks/08_bug_lab.ipynb.
 import functools
 import random
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -191,9 +192,11 @@ def fact_of(run: Run, result: Result) -> str:
     steps = [span.start_ns for span in spans if span.kind == "decode"]
     if steps:
         words.append(f"first step at {min(steps) / 1e6:.1f} ms")
-    freed = last_freed_ns(run, number)
-    if freed is not None:
-        words.append(f"last blocks free at {freed / 1e6:.1f} ms")
+    held = held_before(run, number, result.ended_ns) if result.finish_reason == "failed" else {}
+    if held:
+        words.append("held until then " + ", ".join(f"{count} blocks of {pool}" for pool, count in held.items()))
+    elif (freed := last_freed_ns(run, number)) is not None:
+        words.append(f"its blocks free at {freed / 1e6:.1f} ms")
     return "; ".join(words)
 
 
@@ -209,6 +212,15 @@ def last_freed_ns(run: Run, request: int) -> int | None:
             elif had == request:
                 freed = move.at_ns
     return None if request in owner.values() else freed
+
+
+def held_before(run: Run, request: int, at_ns: int) -> Counter[str]:
+    """Its blocks a memory, just before an instant."""
+    owner: dict[tuple[str, int], int | None] = {}
+    for move in run.timeline.moves:
+        if move.at_ns < at_ns:
+            owner |= {(move.pool, block): move.owner for block in move.blocks}
+    return Counter(pool for (pool, _), had in owner.items() if had == request)
 
 
 # ---- on the real engine ----------------------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ EXERCISES = [
             "the bug is found; you named the moments as they happened, and the edge says how they should have",
         ),
         (
-            says("ends twice", "ended once", "cancel ignored"),
-            "request 0 ended once, by its cancel; look at what was still on its way then",
+            says("ends twice", "step ended", "blocks freed"),
+            "near: but no decode step had begun when request 0 was cancelled; what else touched its blocks?",
         ),
         (
             says("partial", "all landed", "decode starts"),
