@@ -27,6 +27,7 @@ from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.lazy_stream import lazy_gpus
 from disagg.run.model import load_model
 from disagg.run.transfer import Departing, Transfers
+from disagg.show.facts import plural
 
 #: Four layers and round costs: 2 ms for a pass and 0.1 ms for each of its tokens, 1 ms for its end, 10 ms for a step
 #: and 1 ms a row.
@@ -181,7 +182,7 @@ def facts_of(run: Run, error: str | None) -> list[str]:
 def fact_of(run: Run, result: Result) -> str:
     number, spans = result.request, [span for span in run.timeline.spans if result.request in span.requests]
     end = f"{result.finish_reason} at {result.ended_ns / 1e6:.1f} ms" if result.finish_reason else "still open"
-    words = [f"request {number}: {len(result.token_ids)} tokens, {end}"]
+    words = [f"request {number}: {plural(len(result.token_ids), 'token')}, {end}"]
     copies = [span for span in spans if span.kind == "copy" and not span.place.startswith("down")]
     if copies:
         pieces = sum(span.count * span.blocks for span in copies)
@@ -242,7 +243,7 @@ class Real:
         with Engine(self.config, tiny()) as engine:
             listener = Listener(engine.controller, engine.model.shape.layers, keeps=True) if watched else None
             run = engine.serve(list(self.requests))
-        facts = [f"request {r.request}: {len(r.token_ids)} tokens, {r.finish_reason}" for r in run.results]
+        facts = [f"request {r.request}: {plural(len(r.token_ids), 'token')}, {r.finish_reason}" for r in run.results]
         facts = [line + (f" ({r.error})" if r.error else "") for line, r in zip(facts, run.results, strict=True)]
         return Played(run, listener and listener.breach, None, tuple(facts))
 

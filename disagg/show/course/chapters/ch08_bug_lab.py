@@ -60,7 +60,7 @@ def turned(bug: str, before: str, after: str, words: str):
 EXERCISES = [
     case(
         "a", case_a,
-        "Compare, for request 0, when its last blocks were free and until when it was copied.",
+        "Compare, for request 0, when its blocks were free and until when it was copied.",
         turned(
             "freed early", "copies ended", "blocks freed",
             "the bug is found; you named the moments as they happened, and the edge says how they should have",
@@ -143,7 +143,7 @@ EXERCISES = [
         "100 tokens are in 7 blocks of 16. How many pieces of four layers is that, and how many were copied?",
         turned(
             "last block", "last block sent", "hand-off whole",
-            "the bug is found; the hand-off was called whole before the last block was sent, so turn the edge round",
+            "the bug is found; the hand-off was called whole before the rest was sent, so turn the edge round",
         ),
         (
             says("partial", "all landed", "decode starts"),
