@@ -267,7 +267,7 @@ def bugs() -> dict[str, Bug]:
             "copies ended", "blocks freed",
             "One user presses Stop, and another one's answer turns into nonsense.",
             ("vllm-project/vllm PR 56104", "NVIDIA/TensorRT-LLM #12542", "sgl-project/sglang PR 27731"),
-            "Blocks of an aborted request went to the next one while a transfer still read or wrote them.",
+            "Blocks went to the next request while a transfer still read or wrote them.",
         ),
         Bug(
             "two-sided", Movement, "recompute", keeps_what_it_has, "Watchdog",
@@ -275,7 +275,7 @@ def bugs() -> dict[str, Bug]:
             "blocks given up", "blocks waited for",
             "Under load everything stands still. No request fails by itself, and no device does anything.",
             ("sgl-project/sglang #9726", "NVIDIA/TensorRT-LLM PR 12313"),
-            "Each side held blocks that the other one needed before it could give any back.",
+            "What would have given blocks back waited for blocks that were held: a circle that no time resolves.",
         ),
         Bug(
             "lost notice", Traffic, "fail", only_logged, "Watchdog",
@@ -310,7 +310,7 @@ def bugs() -> dict[str, Bug]:
             "step ended", "blocks freed",
             "Someone closes the page just as the answer ends, and the whole server goes down.",
             ("vllm-project/vllm PR 25067",),
-            "An abort that came after the end freed blocks that the first end had kept for a transfer.",
+            "An abort that came after a request had finished freed blocks that were still kept for a transfer.",
         ),
     ]  # fmt: skip
     return {one.name: one for one in found}
