@@ -253,18 +253,17 @@ def test_a_cancel_in_each_stage(stage):
     In bulk nothing lands before prefill is over, so that every request is seen handing off.
     """
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
-        handle_event, cancelled = engine.controller.handle, []
+        next_event, cancelled = engine._next_event, []
 
-        def cancelling(event, now):
-            commands = handle_event(event, now)
+        def cancelling():
             if not cancelled:
                 for record in engine.controller.book.records.values():
                     if record.stage is stage:
                         cancelled.append(record.id)
-                        return commands + handle_event(ev.Cancel(record.id), now)
-            return commands
+                        return ev.Cancel(record.id)
+            return next_event()
 
-        engine.controller.handle = cancelling
+        engine._next_event = cancelling
         run = engine.serve(LONG)
         engine.watch.until_idle()
     reasons = {result.request: result.finish_reason for result in run.results}

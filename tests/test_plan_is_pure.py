@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import disagg.plan
 
 PLAN = Path(disagg.plan.__file__).parent
 FILES = sorted(PLAN.glob("*.py"))
+SEEDED = ("faults", "trial", "drawn")  # these draw from `random.Random(seed)`, and from nothing else
 CLOCKS = ("time", "datetime", "threading", "asyncio", "random", "socket", "subprocess", "pickle")
 
 
@@ -33,6 +35,10 @@ def test_imports_by_reading(path):
             continue  # inside `Run.to_html` alone; the next test sees that importing the floor doesn't follow it
         top = name.split(".")[0]
         assert name.startswith("disagg.plan") or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+        if (path.stem in SEEDED, name) == (True, "random"):
+            uses = re.findall(r"\brandom\.(\w+)(\(\)?)", path.read_text())
+            assert set(uses) == {("Random", "(")}, f"{path.name} draws without a seed: {uses}"
+            continue
         assert top not in CLOCKS, f"{path.name} imports {name}: no clock, no thread, no chance of its own"
 
 

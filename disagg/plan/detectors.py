@@ -37,6 +37,7 @@ class Watch:
         self.requests = RequestWatch(self._breach)
         self.waiting = WaitWatch(config, self.blocks, self.transfers, self._breach)
         self.broken = False
+        self.strays = 0  # notices that were told before, or of nobody
         self._tail: deque = deque(maxlen=TAIL)
         self._now = 0
         self._blame = ""  # the detector whose rule is broken if this event changes anything
@@ -57,6 +58,8 @@ class Watch:
         self._excused = self.waiting.overdue(now_ns)
         if (hears := _HEARS.get(type(event))) is not None:
             self._blame = hears(self, event) or ""
+            aborted = isinstance(event, ev.TransferFailed) and event.transfer in self.transfers.open
+            self.strays += self._blame == "Ledger" and not aborted  # a copy may fail while its request is cancelled
         if self._excused:
             self._blame, self.requests.may_fail = "", None
 

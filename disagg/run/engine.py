@@ -22,6 +22,7 @@ from disagg.plan import events as ev
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
+from disagg.plan.detectors import Breach, Watch
 from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job, Request, listed
@@ -69,6 +70,9 @@ class Engine:
             self.config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead,
             pads=self.kernel is None,
         )  # fmt: skip
+        self.detectors = Watch(self.config, layers=shape.layers)
+        self.controller.book.on_move = self.detectors.moved
+        self.breach: Breach | None = None  # what a detector saw; the engine is broken then
         self._handles: dict[int, Handle] = {}
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -258,15 +262,31 @@ class Engine:
             while (event := self._next_event()) is not None:
                 now = now_ns()
                 self.recorder.hear(now, event)
-                commands = self.controller.handle(event, now)
+                commands = self._decide(event, now)
                 self.recorder.note(now)
                 if self.controller.broken:
                     self._break(self.controller.broken)  # known before any request's end is told
                 for command in commands:
                     self._obey(command)
+            self.detectors.drained(now_ns())
+        except Breach as breach:  # before any of these commands was carried out
+            self.breach = breach
+            self._fail_open(breach.summary)
         except BaseException as error:
             self._fail_open(f"the controller failed: {type(error).__name__}: {error}")
             raise
+
+    def _decide(self, event, now: int) -> list:
+        """What the controller makes of an event, heard by the detectors on both sides."""
+        watch = self.detectors
+        watch.hear(now, event)
+        commands = self.controller.handle(event, now)
+        for command in commands:
+            watch.obey(now, command)
+        watch.settle()
+        if isinstance(event, ev.Tick):
+            watch.watchdog(now)
+        return commands
 
     def _next_event(self):
         """The inbox's next event; a Tick where a deadline comes first."""
