@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | fuzz | record-gpu"""
+"""The command line: `python -m disagg --help` lists the commands."""
 
 import os
 from importlib import import_module
@@ -186,6 +186,19 @@ def parity(
     from disagg.show.bench import parity as bench
 
     _measure(lambda say: bench.suite(say, prompts, new_tokens), "parity", json)
+
+
+@app.command()
+def buglab(
+    json: JsonFile = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="of the shipped code; left out: as many as fit into a minute", min=1)
+    ] = None,
+):
+    """Puts ten real bugs back, one at a time: each must be caught by its own detector, and the shipped code by none."""
+    from disagg.show.bench import buglab as bench
+
+    _measure(lambda say: bench.suite(say, seeds), "buglab", json)
 
 
 @app.command()

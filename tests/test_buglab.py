@@ -1,0 +1,227 @@
+"""The bug lab: each bug is caught by its own detector, the shipped code by none, and nothing stays replaced."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from disagg.show.bench import buglab as bench
+from disagg.show.buglab import MOMENTS, bug, bugs, run_bug
+from disagg.show.course.chapters import ch08_bug_lab as chapter
+from disagg.show.lab_scenes import SPEEDS, LabWorld, Listener, Played, Real, Simulated, Streams
+from disagg.show.mysteries import CASES, case_of, mystery, story
+
+NAMES = list(bugs())
+EACH = pytest.mark.parametrize("name", NAMES)
+SIMULATED = [name for name, one in bugs().items() if isinstance(one.scene, Simulated)]
+STREAMS = [name for name, one in bugs().items() if isinstance(one.scene, Streams)]
+
+
+# ---- the ten ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_ten_and_each_detector_they_need_is_named():
+    assert len(NAMES) == 10
+    wanted = {"Digest": 3, "Landing": 2, "Watchdog": 2, "InUse": 1, "Ledger": 1, "OneEnd": 1}
+    found = [one.detector for one in bugs().values()]
+    assert {name: found.count(name) for name in found} == wanted
+
+
+@EACH
+def test_its_own_detector_catches_it(name):
+    found = run_bug(name)
+    assert found.caught_by == bugs()[name].detector, found.breach or found.error
+    assert found.facts, "a learner sees something"
+
+
+@EACH
+def test_the_shipped_code_is_silent_on_the_same_scene(name):
+    played = bugs()[name].scene.play()
+    assert played.breach is None and played.error is None, played
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_shipped_code_is_silent_when_a_seed_moves_the_scene(seed):
+    for name in SIMULATED:
+        played = bugs()[name].scene.play(seed=seed)
+        assert played.breach is None and played.error is None, (name, played.breach, played.error)
+
+
+def test_five_of_ten_look_like_success():
+    silent = [name for name in NAMES if run_bug(name).silent]
+    assert silent == ["event first", "partial", "freed early", "counted", "last block"]
+
+
+def test_the_deadlock_is_printed_as_a_cycle():
+    summary = run_bug("two-sided").breach.summary
+    assert "cycle: request 1 → request 2 → request 1" in summary
+
+
+@EACH
+def test_a_simulated_bug_looks_the_same_every_time(name):
+    one = bugs()[name]
+    if isinstance(one.scene, Real):
+        pytest.skip("the engine's times are this machine's")
+    assert run_bug(name).facts == run_bug(name).facts
+
+
+@EACH
+def test_what_is_known_of_it_is_said(name):
+    one = bugs()[name]
+    assert one.threads and one.story.endswith(".") and one.symptom.endswith(".")
+    assert one.edge == f"{MOMENTS[one.before]} → {MOMENTS[one.after]}"
+    for thread in one.threads:
+        assert thread.split()[0].rstrip(",").count("/") == 1, "owner/name, and a number or a file"
+    assert one.detector not in one.symptom
+
+
+# ---- replaced, and put back -----------------------------------------------------------------------------------------
+
+
+@EACH
+def test_a_replacement_is_short(name):
+    assert len(inspect.getsource(bugs()[name].replacement).splitlines()) <= 15
+
+
+@EACH
+def test_the_method_is_the_shipped_one_again(name):
+    one = bugs()[name]
+    shipped = one.owner.__dict__[one.method]
+    with bug(name) as opened:
+        assert opened is one and one.owner.__dict__[one.method] is one.replacement
+    assert one.owner.__dict__[one.method] is shipped
+
+
+@EACH
+def test_it_is_put_back_after_an_exception(name):
+    one = bugs()[name]
+    shipped = one.owner.__dict__[one.method]
+    with pytest.raises(KeyboardInterrupt), bug(name):
+        raise KeyboardInterrupt
+    assert one.owner.__dict__[one.method] is shipped
+
+
+def test_one_inside_another_is_put_back_in_turn():
+    one = bugs()["freed early"]
+    shipped = one.owner.__dict__[one.method]
+    with bug("freed early"), bug("counted"), bug("freed early"):
+        pass
+    assert one.owner.__dict__[one.method] is shipped
+
+
+def test_an_unknown_bug_lists_the_known_ones():
+    with (
+        pytest.raises(ValueError, match="there is no bug 'freed late'; known: event first, temporary"),
+        bug("freed late"),
+    ):
+        pass
+
+
+def test_no_method_is_replaced_by_importing_the_lab():
+    for one in bugs().values():
+        assert one.owner.__dict__[one.method].__module__ == one.owner.__module__
+
+
+# ---- scenes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_without_detectors_breaks_nothing():
+    with bug("freed early") as one:
+        played = one.scene.play(watched=False)
+    assert played.breach is None and played.error is None
+    assert [result.finish_reason for result in played.run.results] == ["cancelled", "length"]
+
+
+def test_a_controller_goes_on_where_the_breach_is_kept():
+    with bug("freed early") as one:
+        world = LabWorld(one.scene, watched=False, seed=None)
+        listener = Listener(world.controller, SPEEDS.layers, keeps=True)
+        world.run()
+    assert listener.breach.detector == "InUse"
+    assert [result.finish_reason for result in world.results.values()] == ["cancelled", "length"]
+
+
+@pytest.mark.parametrize("seed", [None, *range(12)])
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_shipped_streams_are_right_in_every_order_that_the_edges_allow(route, seed):
+    played = Streams(route).play(seed=seed)
+    assert played.breach is None, played
+    assert len(played.facts) == 3 and all("the bytes that left" in fact for fact in played.facts)
+    assert not any("other bytes" in fact for fact in played.facts)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_leave_no_thread_and_no_stand_in(name):
+    before = threading.active_count(), torch.cuda.Event, torch.cuda.stream, torch.zeros
+    run_bug(name)
+    assert (threading.active_count(), torch.cuda.Event, torch.cuda.stream, torch.zeros) == before
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_row_a_bug_and_one_for_the_shipped_code(tmp_path):
+    path = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "disagg", "buglab", "--seeds", "2", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    assert list(rows) == [*(f"caught[{name}]" for name in NAMES), "clean_breaches"]
+    assert all(rows[f"caught[{name}]"]["value"] == 1 and rows[f"caught[{name}]"]["bar"] == "≥ 1" for name in NAMES)
+    clean = rows["clean_breaches"]
+    assert (clean["value"], clean["bar"], clean["n"]) == (0, "≤ 0", 2)
+
+
+def test_another_detector_does_not_count(monkeypatch):
+    outcome = run_bug("counted")
+    outcome.breach.detector = "Landing"
+    monkeypatch.setattr(bench, "run_bug", lambda name: outcome)
+    assert {row.value for row in bench.caught_rows(lambda text: None) if row.name == "caught[counted]"} == {0.0}
+
+
+def test_a_breach_of_the_shipped_code_is_counted(monkeypatch):
+    broken = lambda self, seed: Played(None, None, "AssertionError: why" if seed == 1 else None)  # noqa: E731
+    for kind in (Simulated, Streams, Real):
+        monkeypatch.setattr(kind, "play", broken)
+    row = bench.clean_row(lambda text: None, 3)
+    assert (row.value, row.n, row.met) == (len(SIMULATED), 3, False)
+    assert "seed 1, partial: AssertionError: why" in row.note
+
+
+# ---- the chapter -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", chapter.EXERCISES, ids=lambda task: task.name)
+def test_a_case_of_the_chapter_is_a_bug_of_the_lab_and_hides_its_answer(task):
+    answer = task.answer("bug")
+    assert answer == case_of(task.name[-1])
+    words = task.verdict(lambda asked: "nobody")[1]
+    assert "another answer is expected" in words and not any(name in words for name in NAMES)
+    for mistake, hint in task.wrong:
+        assert answer not in hint and mistake("bug") in NAMES
+        assert {mistake("before"), mistake("after")} <= set(MOMENTS)
+
+
+def test_the_story_is_told_to_whoever_found_it():
+    task = chapter.EXERCISES[0]
+    told = story("a", task.answer)
+    assert "Table.release" in told and "TensorRT-LLM #12542" in told
+    assert story("a", lambda asked: "nobody") == "Solve case A first: its story names the bug."
+
+
+@pytest.mark.parametrize("letter", CASES)
+def test_a_mystery_names_neither_bug_nor_detector(letter):
+    shown, one = str(mystery(letter)), bugs()[case_of(letter)]
+    assert shown.startswith(f"Case {letter}. {one.symptom}") and len(shown.splitlines()) >= 3
+    for name in (one.detector, one.name, one.replacement.__name__):
+        assert not re.search(rf"\b{name}\b", shown), name
+
+
+def test_an_unknown_case_lists_the_known_ones():
+    with pytest.raises(ValueError, match="there is no case 'Z'; there are A, B, C, D, E, F"):
+        mystery("Z")
