@@ -1,4 +1,4 @@
-"""Too little memory is a sentence: what was asked, what is free, which setting to lower. Provoked without filling any."""
+"""Too little memory is a sentence: what was asked, what is free, which setting to lower. None is filled here."""
 
 import pytest
 import torch
