@@ -5,7 +5,7 @@ import torch
 from paged_kernel import PlainKernel
 
 from disagg.plan.errors import EngineError
-from disagg.run import prefill_graph
+from disagg.run import memory, prefill_graph
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import PASS_STEP, load_model
@@ -87,8 +87,8 @@ def test_what_has_no_graph_runs_without(graphs):
 
 
 def test_memory_that_a_capture_must_leave_is_named(graphs, monkeypatch):
-    monkeypatch.setattr(prefill_graph, "free_bytes", lambda device: 1000)
-    with pytest.raises(EngineError, match="1,000 bytes are free .* a pass of 192 tokens .* lower chunk_tokens"):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    with pytest.raises(EngineError, match="a pass of 192 tokens on cpu: 1,000 bytes are free.* Lower chunk_tokens"):
         graphs.prepare(lambda text: None)
     graphs.close()
     assert not graphs._pieces and not graphs._staged

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 
 from disagg.plan.commands import Decode, Join
-from disagg.plan.errors import EngineError
 from disagg.plan.events import Stepped
 from disagg.plan.timeline import Span
 from disagg.run.attention import PagedDecode
 from disagg.run.device import settle
 from disagg.run.device_clock import Moments
-from disagg.run.kv_cache import KVCache, free_bytes
+from disagg.run.kv_cache import KVCache
+from disagg.run.memory import RESERVE_BYTES, room_for
 from disagg.run.model import Model
 from disagg.run.rows import DeviceRows
 from disagg.run.sampling import draw_token
 
-RESERVE_BYTES = 256 << 20  # left free by captures: prefill and copies allocate later
+ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
 
 @dataclass
@@ -81,7 +81,7 @@ class GraphDecodeStage:
         runs = [(stream, size) for stream in dict.fromkeys((self._own, self._whole)) for size in sorted(sizes)[::-1]]
         for done, (stream, size) in enumerate(runs, start=1):
             progress(f"{what} of a decode step, {done} of {len(runs)}")
-            with self._on(stream):
+            with self._on(stream), room_for(f"a decode step of {size} rows", device, ADVICE, RESERVE_BYTES):
                 self._run(size)
                 if self.graphs:
                     self._captured[stream, size] = self._capture(size, pool)
@@ -89,12 +89,6 @@ class GraphDecodeStage:
             settle(device)
 
     def _capture(self, size: int, pool) -> tuple:
-        free = free_bytes(self.cache.device)
-        if free < RESERVE_BYTES:
-            raise EngineError(
-                f"{free:,} bytes are free on {self.cache.device} where the graph of a step of {size} rows is captured, "
-                f"and {RESERVE_BYTES:,} must stay; lower max_batch, decode_blocks or prefill_blocks"
-            )
         settle(self.cache.device)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")

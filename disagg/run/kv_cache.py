@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from disagg.plan.errors import EngineError
+from disagg.run.memory import free_bytes
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,3 @@ class KVCache:
             f"{self.block_size} tokens, {self.shape.token_bytes:,} bytes a token), {known}. Lower prefill_blocks, "
             f"host_blocks or decode_blocks of the Config, or block_size.{' ' + cause if cause else ''}"
         )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that an allocation on the device may take now; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None

@@ -20,6 +20,7 @@ from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, a
 from .batch import DecodeBatch, PrefillBatch
 from .foreign import check_folder, check_promise
 from .kv_cache import KVCache, KVShape
+from .memory import room_for
 from .norms import shorten_norms
 from .probe import check_logits, reference_logits
 from .projections import join_projections as join
@@ -29,6 +30,7 @@ from .text import ByteText, TokenizerText, first_line
 from .tiny import make_tiny_llama
 
 PASS_STEP = 64  # compiled passes are padded to a multiple: products like it, and few sizes are met
+WEIGHTS_ADVICE = 'Take a smaller model, dtype="bfloat16", or another device; close engines that still hold memory.'
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -162,7 +164,9 @@ def load_model(
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
     source.prepare(progress)
-    module, text = source.module(), source.text()
+    with room_for(f"the weights of {source.name}", source.device, WEIGHTS_ADVICE):
+        module = source.module()
+    text = source.text()
     check_architecture(module)
     expected = reference_logits(module)
     module.config._attn_implementation = NAME

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.plan.errors import EngineError
 from disagg.run.attention import Options, PagedPrefill
 from disagg.run.batch import PrefillBatch
 from disagg.run.device import settle
-from disagg.run.kv_cache import KVCache, free_bytes
+from disagg.run.kv_cache import KVCache
+from disagg.run.memory import RESERVE_BYTES, room_for
 from disagg.run.model import PASS_STEP, Model
 
-RESERVE_BYTES = 256 << 20  # left free by captures
+ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass in which more requests end runs without
 
 
@@ -109,13 +109,8 @@ class PrefillGraphs:
         pool = torch.cuda.graph_pool_handle()
         for done, size in enumerate(reversed(self._sizes)):
             progress(f"capture of a prefill pass, {done + 1} of {len(self._sizes)}")
-            free = free_bytes(self.cache.device)
-            if free < RESERVE_BYTES:
-                raise EngineError(
-                    f"{free:,} bytes are free on {self.cache.device} where a pass of {size} tokens is captured, and "
-                    f"{RESERVE_BYTES:,} must stay; lower chunk_tokens, decode_blocks or prefill_blocks"
-                )
-            self._pieces[size] = self._capture(size, pool)
+            with room_for(f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES):
+                self._pieces[size] = self._capture(size, pool)
         settle(self.cache.device)
 
     def fits(self, batch: PrefillBatch) -> bool:

@@ -11,7 +11,8 @@ from disagg.plan.link import Link
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.device import settle
 from disagg.run.device_clock import Moments
-from disagg.run.kv_cache import KVCache, KVShape, free_bytes
+from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.memory import free_bytes
 from disagg.run.model import Model
 
 #: Tokens that a memory holds by default, where an eighth of the free memory has room for them.

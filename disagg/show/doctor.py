@@ -7,7 +7,7 @@ import torch
 from disagg.plan.link import CPU_DIAL_LIMIT
 from disagg.run import sm_split
 from disagg.run.attention import describe
-from disagg.run.kv_cache import free_bytes
+from disagg.run.memory import free_bytes
 from disagg.run.weights import smollm2_ready
 from disagg.show.bench.rows import Row, machine, versions
 

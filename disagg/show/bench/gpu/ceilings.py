@@ -71,7 +71,7 @@ def product_s(device: torch.device, side: int) -> float:
     return seconds(lambda: torch.mm(left, right, out=out), device)
 
 
-def sustained_s(device: torch.device, side: int, lasting_s: float = 0.4) -> float:
+def sustained_s(device: torch.device, side: int, lasting_s: float) -> float:
     """As `product_s`, of products back to back for so long that the clock has fallen to what the power allows."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -92,7 +92,7 @@ def rows(stand) -> Iterator[Row]:
     limits, scale = stand.limits, stand.scale
     yield Row("ceiling_copy", limits.copy / 1e9, "GB/s", n=10, note="device memory, bytes read and written, median")
     yield Row("ceiling_matmul", limits.matmul / 1e12, "TFLOP/s", n=10, note=f"{scale.side}³, random data, median")
-    note = "as above, back to back for 0.4 s: the clock falls to what the power allows"
+    note = f"as above, back to back for {scale.lasting_s:g} s: the clock falls to what the power allows"
     yield Row("ceiling_matmul[sustained]", stand.sustained / 1e12, "TFLOP/s", note=note)
     yield Row("ceiling_pinned[down]", limits.down / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")
     yield Row("ceiling_pinned[up]", limits.up / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")

@@ -55,6 +55,7 @@ class Scale:
     cancels: tuple = (2000, 64)  # requests of which some are cancelled, and how many are open at a time
     paged: tuple = (64, 128, 3000)  # requests, prompt, new tokens
     side: int = 8192  # of the square matrices
+    lasting_s: float = 0.4  # of products that sustain a load
     copied_bytes: int = 4 << 30
     pinned_bytes: int = 256 << 20
 
@@ -63,8 +64,8 @@ SMALL = Scale(
     context=128, batches=(1, 2), steps=4, prompts=(32, 256), streamed=256, long=256, long_count=6, residents=2,
     beside=200, hand_offs=6, mixed=(8, 32, 40, 4, 0.02), repeats=2, dials=(0.0, 4.0), dials_us=(2000,),
     dial_copies=2, block=16, chunk=256, work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1,
-    exact=(8, 100, 24), rounded=(6, 100, 16), cancels=(100, 16), paged=(8, 10, 60), side=128, copied_bytes=1 << 20,
-    pinned_bytes=1 << 20,
+    exact=(8, 100, 24), rounded=(6, 100, 16), cancels=(100, 16), paged=(8, 10, 60), side=128, lasting_s=0.01,
+    copied_bytes=1 << 20, pinned_bytes=1 << 20,
 )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ class Stand:
     @cached_property
     def sustained(self) -> float:
         """FLOP/s of products that follow each other, measured once."""
-        return 2 * self.scale.side**3 / sustained_s(torch.device(self.device), self.scale.side)
+        return 2 * self.scale.side**3 / sustained_s(torch.device(self.device), self.scale.side, self.scale.lasting_s)
 
     @cached_property
     def model(self) -> Model:
