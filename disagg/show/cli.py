@@ -1,4 +1,4 @@
-"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | record-gpu"""
+"""python -m disagg setup | doctor | demo | watch | figure | slides | timeline | parity | bench | soak | record-gpu"""
 
 import os
 from importlib import import_module
@@ -211,6 +211,29 @@ def bench(
         raise typer.BadParameter("--shape, --only and --sm-split belong to --suite gpu")
     # each by itself: they need packages that a machine for another one may lack
     _measure(import_module(f"disagg.show.bench.{suite}").suite, f"bench, suite {suite}", json)
+
+
+@app.command()
+def soak(
+    json: JsonFile = None,
+    seeds: Annotated[int, typer.Option(help="simulated worlds", min=1)] = 10_000,
+    seed: Annotated[int | None, typer.Option(help="only this world, with what it did", min=0)] = None,
+):
+    """Thousands of simulated worlds with faults under every detector, and a small world in every order."""
+    if seed is None:
+        from disagg.show.bench import soak as bench
+
+        _measure(lambda say: bench.suite(say, seeds), "soak", json)
+        return
+    from disagg.plan.drawn import SeedFailed, simulate_seed
+
+    try:
+        world = simulate_seed(seed)
+    except SeedFailed as failure:
+        _say_plainly(str(failure))
+        raise typer.Exit(1) from None
+    happened = ", ".join(f"{name} {count}" for name, count in sorted(world.happened.items()) if count)
+    _say_plainly(f"seed {seed}: {len(world.jobs)} requests, {len(world.log)} events, all ended well: {happened}")
 
 
 @app.command(name="record-gpu")
