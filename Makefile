@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides test test-browser demo bench lint notebooks flash constraints clean
+.PHONY: help setup lab show slides test test-browser demo bench soak lint notebooks flash constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -90,6 +90,9 @@ demo: setup ## a tour in the terminal, without notebooks
 
 bench: setup ## measure this machine
 	@$(py) -m disagg bench --suite cpu
+
+soak: setup ## ten thousand simulated worlds with faults, under every detector
+	@$(py) -m disagg soak
 
 lint: $(stamp) ## ruff, style and formatting
 	@$(py) -m ruff check .

@@ -59,6 +59,10 @@ class Memory:
     def write(self, key: tuple, layer: int, content: tuple):
         self._held.setdefault(key, {})[layer] = content
 
+    def contents(self) -> list[tuple]:
+        """All of it: (place and block, content by layer)."""
+        return list(self._held.items())
+
     def _expect(self, place: str, block: int, layer: int, wanted: tuple):
         found = self._held.get((place, block), {}).get(layer)
         if found != wanted:

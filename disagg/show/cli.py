@@ -246,6 +246,30 @@ def fuzz(
     _measure(lambda say: bench.suite(say, reader, minutes, seed), "fuzz", json)
 
 
+@app.command()
+def soak(
+    json: JsonFile = None,
+    seeds: Annotated[int, typer.Option(help="simulated worlds", min=1)] = 10_000,
+    requests: Annotated[int, typer.Option(help="requests of the real engine", min=1)] = 10_000,
+    seed: Annotated[int | None, typer.Option(help="only this world, with what it did", min=0)] = None,
+):
+    """Simulated worlds with faults under every detector, a small world in every order, and the real engine likewise."""
+    if seed is None:
+        from disagg.show.bench import soak as bench
+
+        _measure(lambda say: bench.suite(say, seeds, requests), "soak", json)
+        return
+    from disagg.plan.drawn import SeedFailed, simulate_seed
+
+    try:
+        world = simulate_seed(seed)
+    except SeedFailed as failure:
+        _say_plainly(str(failure))
+        raise typer.Exit(1) from None
+    happened = ", ".join(f"{name} {count}" for name, count in sorted(world.happened.items()) if count)
+    _say_plainly(f"seed {seed}: {len(world.jobs)} requests, {len(world.log)} events, all ended well: {happened}")
+
+
 @app.command(name="record-gpu")
 def record_gpu(
     shape: Annotated[

@@ -22,6 +22,7 @@ from disagg.plan.detectors import Watch
 from disagg.plan.request import Job, Request
 from disagg.plan.results import Result, Run
 from disagg.plan.simulator import Speeds, World
+from disagg.plan.timeline import BlockMove
 from disagg.run.engine import Engine
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.lazy_stream import lazy_gpus
@@ -143,7 +144,7 @@ class Listener:
         self.watch, self.breach, self._keeps = Watch(controller.book.config, layers=layers), None, keeps
         self._handle = controller.handle
         controller.handle = self.handle
-        controller.book.on_move = functools.partial(self._tell, self.watch.moved)
+        self._others, controller.book.on_move = controller.book.on_move, self._moved
 
     def handle(self, event, now_ns: int) -> list:
         self._tell(self.watch.hear, now_ns, event)
@@ -154,6 +155,12 @@ class Listener:
             self._tell(raise_digest, event.error)
         self._tell(self.watch.settle)
         return commands
+
+    def _moved(self, move: BlockMove):
+        """A real engine has detectors of its own, which go on hearing."""
+        if self._others is not None:
+            self._others(move)
+        self._tell(self.watch.moved, move)
 
     def _tell(self, told, *what):
         if self.breach is None:
