@@ -27,7 +27,10 @@ def state_of(world) -> tuple:
         tuple(_journey(traffic.journeys[number]) for number in sorted(traffic.journeys)),
         tuple(_lane(lane, names) for lane in traffic.lanes.values()),
         tuple(sorted(world.busy_lanes)),
-        tuple((actor, tuple(_pending(entry, rank, names) for entry in queue)) for actor, queue in sorted(world.queues.items())),
+        tuple(
+            (actor, tuple(_pending(entry, rank, names) for entry in world.queues[actor]))
+            for actor in sorted(world.queues)
+        ),
         _contents(world.memory.contents(), names),
         tuple(number in rank for number in book._due),
     )  # fmt: skip

@@ -101,16 +101,6 @@ class SmallWorld(Trial):
             action(*args)
         self.faults.stop()
 
-    def wait(self) -> bool:
-        """Time goes on to the first deadline; False where there is none."""
-        due = self.book.next_deadline_ns
-        if due is None:
-            return False
-        self.now_ns = due
-        assert self.lost, "nothing was lost, and yet only deadlines are left"
-        self.take(ev.Tick())
-        return True
-
     def check_end(self):
         self.check_drained()
         self.check_answers()
@@ -138,14 +128,12 @@ def _goes_along(entry: tuple) -> bool:
 
 
 def _faults(entry: tuple) -> list[tuple[str, str]]:
-    """What may strike an action."""
+    """What may strike an action: it fails."""
     _, _, action, args = entry
     if action.__name__ == "land":
-        found = [("copy", "fail")]
-        return found if args[0].hop_one else [*found, ("landing", "lose"), ("notice", "twice")]
-    if isinstance(args[0], ev.Prefilled):
-        return [("prefill", "fail"), ("notice", "twice")]
-    return [("decode", "fail"), ("notice", "twice")] if isinstance(args[0], ev.Stepped) else []
+        return [("copy", "fail")]
+    kind = {ev.Prefilled: "prefill", ev.Stepped: "decode"}.get(type(args[0]))
+    return [(kind, "fail")] if kind else []
 
 
 def small(new_tokens: int = 2) -> SmallWorld:
@@ -170,7 +158,8 @@ def explore(world: SmallWorld | None = None) -> Explored:
         here, path = ways.pop()
         choices = list(here.choices())
         if not any(here.queues.values()):
-            ends += _end(copy.deepcopy(here), path, seen, ways)
+            ends += 1
+            _checked(path, here.check_end)
         for choice in choices:
             following = here if choice is choices[-1] else copy.deepcopy(here)
             steps += 1
@@ -179,17 +168,6 @@ def explore(world: SmallWorld | None = None) -> Explored:
                 seen[state] = None
                 ways.append((following, path + (choice,)))
     return Explored(len(seen), steps, ends)
-
-
-def _end(world: SmallWorld, path: tuple, seen: dict, ways: list) -> int:
-    """Nothing is left to happen but a deadline, or nothing at all."""
-    if not _checked(path, world.wait):
-        _checked(path, world.check_end)
-        return 1
-    if (state := state_of(world)) not in seen:
-        seen[state] = None
-        ways.append((world, path))
-    return 0
 
 
 def _checked(path: tuple, action, *args):

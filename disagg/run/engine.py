@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 
 import torch
 
@@ -28,6 +29,7 @@ from disagg.plan.faults import FaultPlan
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job, Request, listed
 from disagg.plan.results import Result, Run
+from disagg.plan.why import why
 from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.decode import DecodeStage
@@ -146,6 +148,19 @@ class Engine:
     def open_handles(self) -> list[Handle]:
         """Of the requests that have not ended."""
         return list(self._handles.values())
+
+    def why(self, request: int) -> str:
+        """What an open request waits for, who holds that, and for how long; in words, as of the last event."""
+        return self._ask(lambda: why(self.controller.book, request, now_ns()))
+
+    def _ask(self, question: Callable[[], str]) -> str:
+        """The engine's thread answers between two events: the book has no other reader."""
+        answer: Future = Future()
+        self._inbox.put((question, answer))
+        while self._thread.is_alive():
+            with contextlib.suppress(TimeoutError):
+                return answer.result(0.1)
+        return question()  # nothing changes any more
 
     def retune(self, **changes):
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
@@ -300,11 +315,19 @@ class Engine:
 
     def _next_event(self):
         """The inbox's next event; a Tick where a deadline comes first."""
-        deadline = self.controller.book.next_deadline_ns
-        try:
-            return self._inbox.get(timeout=None if deadline is None else max(0, deadline - now_ns()) / 1e9)
-        except queue.Empty:
-            return ev.Tick()
+        while True:
+            deadline = self.controller.book.next_deadline_ns
+            try:
+                event = self._inbox.get(timeout=None if deadline is None else max(0, deadline - now_ns()) / 1e9)
+            except queue.Empty:
+                return ev.Tick()
+            if type(event) is not tuple:
+                return event
+            question, answer = event  # not an event: nothing changes, and nothing is logged
+            try:
+                answer.set_result(question())
+            except Exception as error:  # the asker's, not the engine's
+                answer.set_exception(error)
 
     def _obey(self, command):
         match command:

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from rich.markup import escape
+
 from disagg.plan.drawn import SOMETIMES, SeedFailed, simulate_seed
 from disagg.plan.small_world import explore
 from disagg.show.bench import engine_soak, matrix
@@ -28,7 +30,7 @@ def simulated_rows(say: Say, seeds: int) -> Iterator[Row]:
         except SeedFailed as failure:
             failed.append(seed)
             if len(failed) <= SHOWN:
-                say(str(failure))
+                say(escape(str(failure)))
             continue
         seen += world.happened
         requests += len(world.jobs)

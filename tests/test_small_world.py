@@ -1,0 +1,64 @@
+"""Two requests, three layers, a ring of two, one fault or cancel anywhere: every order, and none of them ends badly."""
+
+import copy
+
+import pytest
+
+from disagg.plan.breach import Breach
+from disagg.plan.handoff import LayerBlocks, Transfer
+from disagg.plan.small_state import state_of
+from disagg.plan.small_world import Choice, explore, small
+from disagg.plan.traffic import Traffic
+
+
+@pytest.mark.timeout(600)  # a quarter of a minute; this is for machines that do other things meanwhile
+def test_every_order_of_the_small_world_ends_well(capsys):
+    found = explore()
+    with capsys.disabled():
+        print(f"\nsmall world: {found}")
+    assert found.states > 5000 and found.ends > 5 and found.steps > found.states
+
+
+def test_a_quiet_small_world_has_one_end():
+    """Whatever the order, everybody ends alike."""
+    world = small()
+    world.struck = True
+    found = explore(world)
+    assert found.ends == 1 and found.states > 500
+
+
+MUTANTS = {
+    "a transfer pins nothing": (Transfer, "touch", lambda self, table: self.touched.append(table), "InUse"),
+    "landed is counted, not collected": (LayerBlocks, "covers", lambda self, blocks: any(self.bits), "Landing"),
+    "an abort closes at once": (Traffic, "_close_if_done", lambda self, number: [], "Drain|Watchdog"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_it_finds_what_is_wrong_and_the_way_there(monkeypatch, mutant):
+    owner, name, wrong, detector = MUTANTS[mutant]
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(AssertionError, match=f"(?s)({detector}): .*after: ") as caught:
+        explore()
+    assert isinstance(caught.value.__cause__, Breach)
+
+
+def test_a_copy_of_a_world_is_the_same_state_and_goes_its_own_way():
+    world = small()
+    twin = copy.deepcopy(world)
+    assert state_of(twin) == state_of(world)
+    for _ in range(9):
+        twin.do(next(twin.choices()))
+    assert state_of(twin) != state_of(world) == state_of(small())
+
+
+def test_names_of_blocks_and_ids_of_passes_do_not_tell_states_apart():
+    first, second = small(), small()
+    second.book.new_id()
+    for pool in second.book.pools():
+        pool._free.reverse()
+    for world in (first, second):
+        for _ in range(5):  # the first pass to its end, and a layer of the second
+            world.do(Choice("prefill"))
+    assert state_of(first) == state_of(second) != state_of(small())
+    assert first.memory.contents() != second.memory.contents(), "they use other blocks"
