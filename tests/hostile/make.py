@@ -129,6 +129,10 @@ def steps() -> Files:
     return plain | {
         "two_lines.json": (line(STEPS) * 2, "line 1: one line holds the times"),
         "zero.json": (line(STEPS, copy=0), "line 1: copy must be a number above 0"),
+        "next_to_zero.json": (
+            line(STEPS, times=[STEP | {"nbytes": 5e-324}]),
+            "line 1: nbytes must be a number above 0",
+        ),
         "true.json": (line(STEPS, copy=True), "line 1: copy must be"),
         "huge.json": (line(STEPS, copy=10**400), "line 1: copy must be"),
         "no_times.json": (line(STEPS, times=[]), "line 1: times must be"),
