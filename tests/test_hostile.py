@@ -17,6 +17,7 @@ from disagg.plan.results import Run
 from disagg.run import weights
 from disagg.run.foreign import check_folder
 from disagg.show import cli, recordings
+from disagg.show.batches import batches_picture
 from disagg.show.course import exercise
 from disagg.show.page import page
 from disagg.show.plots import timeline_picture
@@ -131,7 +132,23 @@ def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
         cli.main()
     assert f"Recorded on {make.MARKUP[0]}." in capsys.readouterr().out
     tape = Tape(run.timeline, {"prefill 0": make.MARKUP[0]})
-    assert gauges_of(run.timeline) == [] and tape.gates(1.0) == [f"{make.MARKUP[0]}: {make.MARKUP[2]}"]
+    assert gauges_of(run.timeline) == [] and tape.gates(1.0) == [f"wanting: {make.MARKUP[2]}"]
+
+
+PREFIX = [[1, "queued"], [2, "prefilling"]]
+LIVES = {"none": [], "cut off": PREFIX, "at a step": [*PREFIX, [9, "landed"], [11, "running"]],
+         "other end": [*PREFIX, [9, "landed"], [11, "running"], [12, "queued"]]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIVES)
+def test_batches_of_a_life_that_was_not_recorded_to_its_end(name, tmp_path):
+    spans = make.line(make.SPAN) + make.line(
+        make.SPAN, span="decode", place="decode 0", start_ns=11, end_ns=20, ready_ns=11, count=1, groups=[1]
+    )
+    result = make.RESULT | {"stages": LIVES[name], "token_ids": [5, 6], "token_times_ns": [9, 20]}
+    end = {"end": make.END["end"] | {"span": 2}}
+    (tmp_path / "run.jsonl").write_bytes(make.recording(span=spans, result=result, end=end))
+    assert batches_picture(Run.load(tmp_path / "run.jsonl")).png().startswith(b"\x89PNG")
 
 
 def test_counts_of_an_unknown_name_come_last():

@@ -122,9 +122,11 @@ def _why_in(stages: tuple, turn: int) -> str:
 
 def _why_out(result, turn: int) -> str:
     """By the stage after RUNNING; a row that sat out and was preempted at the same instant was preempted."""
+    if turn + 1 >= len(result.stages):  # its life was not recorded to the end
+        return result.finish_reason
     at_ns, stage = result.stages[turn + 1]
     if stage is Stage.LANDED and turn + 2 < len(result.stages):
         then_ns, then = result.stages[turn + 2]
         stage = then if then_ns == at_ns and then is not Stage.RUNNING else stage
     names = {Stage.SPILLING: "spilled", Stage.QUEUED: "to be computed again", Stage.LANDED: "waits for a block"}
-    return result.finish_reason if stage is Stage.ENDED else names[stage]
+    return result.finish_reason if stage is Stage.ENDED else names.get(stage, stage.value)

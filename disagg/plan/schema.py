@@ -4,6 +4,7 @@ The first field of a line names its kind, and stands for one field of the record
 Fields that are at their record's default are left out.
 """
 
+import re
 from collections.abc import Callable, Container
 from dataclasses import MISSING
 from dataclasses import fields as fields_of
@@ -45,6 +46,11 @@ def _wholes(value) -> bool:
     return type(value) is list and all(map(_whole, value))
 
 
+def _counter(value) -> bool:
+    """A queue, a memory's free blocks, a batch, the ring; or what gates a queue."""
+    return type(value) is str and bool(_COUNTER.fullmatch(value))
+
+
 def _rising(value) -> bool:
     return _wholes(value) and value == sorted(value)
 
@@ -75,7 +81,9 @@ def _counts(value) -> bool:
 
 
 def _sizes(value) -> bool:
-    return _counts(value) and sum(value.values()) <= MOST_BLOCKS
+    return (
+        _counts(value) and all(name == "ring" or _place(name) for name in value) and sum(value.values()) <= MOST_BLOCKS
+    )
 
 
 def _devices(value) -> bool:
@@ -92,11 +100,17 @@ def _or_null(field: Field) -> Field:
     return Field(lambda value: value is None or field.holds(value), f"{field.wanted}, or null")
 
 
+_COUNTER = re.compile(
+    r"(gate )?((prefill|decode) \d{1,4} queue|decode \d{1,4} landed|wanting)"
+    r"|free (host|(prefill|decode) \d{1,4})|batch \d{1,4}|ring",
+    re.ASCII,
+)
 _STAGES = [stage.value for stage in Stage]
 WHOLE = Field(_whole, "a whole number, 0 or more")
 WHOLES = Field(_wholes, "a list of whole numbers, 0 or more")
 TIMES = Field(_rising, "a list of times in ns, in order")
 NAME = Field(_name, "a short text on one line")
+COUNTER = Field(_counter, "the name of a queue, a batch, a gate, the ring or free blocks")
 TEXT = Field(is_text, "text")
 ROW = Field(_row, "a worker or a lane")
 COUNTS = Field(_counts, "whole numbers by name")
@@ -161,7 +175,8 @@ SHAPES = {
     ),
     "mark": Shape(
         Mark, "name",
-        {"name": NAME, "at_ns": WHOLE, "value": Field(lambda v: _whole(v) or _name(v), f"{WHOLE.wanted}, or a name")},
+        {"name": COUNTER, "at_ns": WHOLE,
+         "value": Field(lambda v: _whole(v) or _name(v), f"{WHOLE.wanted}, or a name")},
     ),
     "move": Shape(
         BlockMove, "pool",

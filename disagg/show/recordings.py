@@ -161,7 +161,7 @@ class StepTimes:
         return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
 
 
-_POSITIVE = Field(lambda value: is_number(value, 0, 1e30) and value > 0, "a number above 0")
+_POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
 _STEP = {"rung": NAME, "rows": WHOLE, "seconds": _POSITIVE, "gap_s": _POSITIVE, "nbytes": _POSITIVE,
          "context": _POSITIVE, "count": WHOLE}  # fmt: skip
 _OBJECTS = Field(

@@ -25,7 +25,7 @@ SPAN = {"span": "prefill", "place": "prefill 0", "start_ns": 1, "end_ns": 9, "re
 MARK = {"mark": "prefill 0 queue", "at_ns": 1, "value": 1}
 RESULT = {"result": 0, "prompt_tokens": 3, "arrival_ns": 1, "token_ids": [5], "token_times_ns": [9], "text": "x",
           "finish_reason": "length", "ended_ns": 9, "recorded": True}  # fmt: skip
-MANY = (json.dumps(MARK | {"mark": "x" * 900}).encode() + b"\n") * 2**11
+MANY = (json.dumps(RESULT | {"text": "x" * 30_000}).encode() + b"\n") * 64
 END = {"end": {"span": 1, "mark": 1, "move": 0, "choice": 0, "result": 1}}
 
 
@@ -69,7 +69,7 @@ def recordings() -> Files:
         "utf32.jsonl": (good.decode().encode("utf-32"), "line 1: "),
         "bom.jsonl": (b"\xef\xbb\xbf" + good, "line 1: it is not JSON"),
         "null_bytes.jsonl": (recording(mark=b"\0" * 99 + b"\n"), "line 3: it is not JSON"),
-        "null_in_a_name.jsonl": (recording(mark=MARK | {"mark": "a\0b"}), "line 3: name must be a short text"),
+        "null_in_a_name.jsonl": (recording(mark=MARK | {"mark": "a\0b"}), "line 3: name must be the name of"),
         "half_a_pair.jsonl": (recording(result=RESULT | {"text": "\ud800"}), "line 4: text must be text"),
         "half_a_pair_in_config.jsonl": (recording(HEADER | {"config": {"model": "\ud800"}}), "line 1: config: model"),
         "long_line.jsonl": (recording(mark=b" " * 2**20 + b"\n"), "line 3 is longer than"),
@@ -84,9 +84,11 @@ def recordings() -> Files:
         "memory_as_a_place.jsonl": (recording(span=SPAN | {"place": "host"}), "line 2: place must be"),
         "nobody.jsonl": (recording(span=SPAN | {"requests": [], "firsts": []}), "line 2: a span has no requests"),
         "named_count.jsonl": (recording(mark=MARK | {"value": "many"}), "line 3: .* is 'many'"),
+        "unknown_counter.jsonl": (recording(mark=MARK | {"mark": MARKUP[2]}), "line 3: name must be the name of"),
+        "unknown_memory.jsonl": (recording(HEADER | {"sizes": {MARKUP[2]: 9}}), "line 1: sizes must be"),
         "counted_gate.jsonl": (recording(mark=MARK | {"mark": "gate wanting"}), "line 3: 'gate wanting' is 1"),
         "tall.jsonl": (recording(HEADER | {"devices": {f"up {i}": "x" for i in range(999)}}), "line 1: devices must"),
-        "many_memories.jsonl": (recording(HEADER | {"sizes": {f"m {i}": 10**7 for i in range(9)}}), "sizes must"),
+        "many_memories.jsonl": (recording(HEADER | {"sizes": {f"decode {i}": 10**7 for i in range(9)}}), "sizes must"),
         "unknown_config.jsonl": (recording(HEADER | {"config": {MARKUP[0]: 1}}), "line 1: config: field '<img"),
         "huge_link.jsonl": (recording(HEADER | {"config": {"link": 10**400}}), "config: link bandwidth"),
         "huge_config.jsonl": (recording(HEADER | {"config": {"max_batch": 10**400}}), "config: max_batch must"),
@@ -100,8 +102,8 @@ def with_markup() -> bytes:
     names = MARKUP[0]
     return recording(
         HEADER | {"machine": names, "devices": {"prefill 0": names, "decode 0": MARKUP[1]},
-                  "sizes": {MARKUP[1]: 4}, "counts": {names: 1}, "config": {"model": text}},
-        mark={"mark": "gate " + names, "at_ns": 1, "value": MARKUP[2]},
+                  "sizes": {"decode 0": 4}, "counts": {names: 1}, "config": {"model": text}},
+        mark={"mark": "gate wanting", "at_ns": 1, "value": MARKUP[2]},
         result=RESULT | {"text": text, "prompt": text, "error": text, "finish_reason": "failed"},
     )  # fmt: skip
 
@@ -127,6 +129,10 @@ def steps() -> Files:
     return plain | {
         "two_lines.json": (line(STEPS) * 2, "line 1: one line holds the times"),
         "zero.json": (line(STEPS, copy=0), "line 1: copy must be a number above 0"),
+        "next_to_zero.json": (
+            line(STEPS, times=[STEP | {"nbytes": 5e-324}]),
+            "line 1: nbytes must be a number above 0",
+        ),
         "true.json": (line(STEPS, copy=True), "line 1: copy must be"),
         "huge.json": (line(STEPS, copy=10**400), "line 1: copy must be"),
         "no_times.json": (line(STEPS, times=[]), "line 1: times must be"),

@@ -58,7 +58,10 @@ def _load(path: Path):
 
 def _use(path: Path):
     """What the command `timeline`, the page and the player do with a recording."""
+    from disagg.plan.batches import batch_steps
     from disagg.show import facts
+    from disagg.show.counters import counters
+    from disagg.show.memories import View
     from disagg.show.page import page
     from disagg.show.tape import Tape, gauges_of
 
@@ -68,6 +71,9 @@ def _use(path: Path):
     page(run).encode()
     run.timeline.to_perfetto(path.with_suffix(".trace"))
     facts.sentence(run, times=False), facts.sentence(run), facts.places(run.timeline), run.metrics()
+    with contextlib.suppress(EngineError):  # steps of requests that are not of the run
+        batch_steps(run)
+    counters(run), View(run)
     for index in range(len(run.results)):
         run.law(index), run.overlap(index), facts.sentence(run, index)
     tape = Tape(run.timeline, facts.row_names(run.timeline))
