@@ -14,8 +14,10 @@ from disagg.show.cli import app
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The small world has its own tests."""
+    """The small world and the real engine have their own tests."""
     monkeypatch.setattr(soak, "explore", lambda: Explored(10, 20, 1))
+    monkeypatch.setattr(soak.matrix, "rows", lambda say: iter(()))
+    monkeypatch.setattr(soak.engine_soak, "rows", lambda say, requests: iter(()))
 
 
 def rows(seeds=3) -> dict:
