@@ -52,7 +52,7 @@ def test_why_of_a_running_engine(monkeypatch):
         assert text.startswith("request 0 (handing off) waits for ") and " for direct transfer, holds " in text
         assert text.endswith("pairs have landed") and events <= len(engine.watch.events)
         handle.result(LIMIT_S)
-        assert engine.why(0) == "request 0 is not open: it has ended, or never came"
+        assert engine.why(handle) == engine.why(0) == "request 0 is not open: it has ended, or never came"
     assert engine.why(0) == "request 0 is not open: it has ended, or never came"
 
 

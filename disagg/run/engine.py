@@ -149,9 +149,10 @@ class Engine:
         """Of the requests that have not ended."""
         return list(self._handles.values())
 
-    def why(self, request: int) -> str:
+    def why(self, request: int | Handle) -> str:
         """What an open request waits for, who holds that, and for how long; in words, as of the last event."""
-        return self._ask(lambda: why(self.controller.book, request, now_ns()))
+        number = request.so_far.request if isinstance(request, Handle) else request
+        return self._ask(lambda: why(self.controller.book, number, now_ns()))
 
     def _ask(self, question: Callable[[], str]) -> str:
         """The engine's thread answers between two events: the book has no other reader."""
