@@ -199,7 +199,7 @@ WRONG = {
     "a field is missing": (lambda row: row.pop("copy"), "field 'copy' is missing"),
     "another recording": (lambda row: row.update(recording="rows"), "no recording of steps in version 1"),
     "another version": (lambda row: row.update(version=2), "no recording of steps in version 1"),
-    "no speed": (lambda row: row.update(copy=0), "copy must be a number above 0; got 0"),
+    "no speed": (lambda row: row.update(copy=0), "copy must be a number above 0, from 1e-30 to 1e30; got 0"),
     "a time is text": (lambda row: row["times"][0].update(seconds="1"), "seconds must be a number above 0"),
     "a time is no object": (lambda row: row.update(times=[1]), "times must be a list of objects"),
     "a rung is missing": (lambda row: row["times"].pop(), "times must hold each of eager, compiled, graph, joined"),
