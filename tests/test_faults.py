@@ -623,6 +623,23 @@ def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
         engine.serve(requests)
 
 
+def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests(monkeypatch):
+    submit, handles = Engine._submit, []
+
+    def breaking(self, *what):
+        if handles:
+            self._break("gone")
+            self._check_open()
+        handles.append(submit(self, *what))
+        handles[0].result(LIMIT_S)
+        return handles[0]
+
+    monkeypatch.setattr(Engine, "_submit", breaking)
+    with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="rebuilt: gone") as caught:
+        engine.serve(lengths((5, 3), (5, 3)))
+    assert [result.finish_reason for result in caught.value.run.results] == ["length", "cancelled"]
+
+
 def test_an_error_inside_the_with_closes_the_engine():
     with pytest.raises(KeyError), opened(small()) as engine:
         handle = engine.submit(Request(prompt_of(20), 1000, ignore_eos=True))

@@ -265,6 +265,7 @@ from hostile import make
 place, seen = Path(sys.argv[1]), []
 make_tiny("llama", place / "good")
 load_model(str(place / "good"))
+first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # torch and transformers, which differ from build to build
 def hook(event, args):
     written = event == "open" and args[1] is not None and set(str(args[1])) & set("wax+")
     written = written and "/dev/" not in str(args[0])
@@ -291,7 +292,7 @@ config = json.loads((place / "good" / "config.json").read_text())
 for field, value in json.loads(sys.argv[2]):
     attempt(f"{field}={value}"[:40], "config.json", json.dumps(config | {field: value}).encode())
 assert "evil" not in sys.modules
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print("grown", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - first) // 1024)
 """
 PROMISES = [
     ("hidden_size", 10**6), ("intermediate_size", 10**9), ("vocab_size", 10**12), ("num_hidden_layers", 9999),
@@ -307,12 +308,12 @@ def test_folders_that_only_loading_shows_to_be_broken(tmp_path):
     """One process for all: nothing is executed, fetched, unpickled or written, and memory stays small."""
     done = alone(LOAD, tmp_path, json.dumps(PROMISES), PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    *lines, peak = done.stdout.splitlines()
+    *lines, grown = done.stdout.splitlines()
     assert len(lines) == len(make.tokenizers()) + len(PROMISES), done.stdout
     odd = [line for line in lines if " ModelError " not in line or "⏎" in line]
     assert odd == ["class_of_nobody loaded"], "a tokenizer's class of no known name is not looked up"
     assert sum("declares" in line for line in lines) >= 5, "refused before room was made for them"
-    assert int(peak.split()[1]) < 1024
+    assert int(grown.split()[1]) < 512, "MiB beyond what loading a good one took"
 
 
 @pytest.mark.parametrize("name", make.receipts())

@@ -256,7 +256,11 @@ class Engine:
                 if self._over.wait(max(0, arrival - now_ns()) / 1e9) or self._closed or self._broken:
                     interrupted = True
                     break
-                handles[index] = self._submit(requests[index], prepared[index], arrival)
+                try:
+                    handles[index] = self._submit(requests[index], prepared[index], arrival)
+                except EngineError:  # it broke, or was closed, since the line above; what has ended is still a run
+                    interrupted = True
+                    break
             for handle in handles.values():
                 if self._over.is_set():  # also one that was submitted while the others were cancelled
                     handle.cancel()
