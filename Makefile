@@ -91,7 +91,7 @@ demo: setup ## a tour in the terminal, without notebooks
 bench: setup ## measure this machine
 	@$(py) -m disagg bench --suite cpu
 
-soak: setup ## simulated worlds with faults under every detector, then the real engine; about an hour
+soak: setup ## simulated worlds with faults under every detector, then the real engine
 	@$(py) -m disagg soak
 
 lint: $(stamp) ## ruff, style and formatting
