@@ -96,7 +96,7 @@ def test_what_is_left_open_follows_the_device():
         (
             {"prefill_workers": 0, "prefill_device": "cuda:0", "decode_device": "cuda:1"},
             "prefill_workers=0 puts prefill on the decode device, but prefill_device='cuda:0' "
-            "and decode_device='cuda:1' differ; set both alike",
+            "and decode_device='cuda:1' differ; set both alike, or take two decode_workers, one for each",
         ),
         ({"link": (1e6, 1e6, 1e6)}, "link takes one wire or a pair for the two hops; got 3 of them"),
         ({"link": math.nan}, "link bandwidth must be bytes a second, 1 or more; got nan"),
@@ -186,3 +186,14 @@ def test_a_request_refuses_in_words(fields, words):
 def test_sampling_of_a_request():
     sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling
     assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)
+
+
+@pytest.mark.parametrize("workers, devices", [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:1", "cuda:0"])])
+def test_colocated_workers_are_dealt_to_two_devices(workers, devices):
+    config = Config.preset("two_colocated", decode_workers=workers, prefill_device="cuda:0", decode_device="cuda:1")
+    assert [config.device_of("decode", index) for index in range(workers)] == devices
+
+
+def test_each_worker_has_its_device():
+    config = Config.preset("staged", prefill_device="cuda:0", decode_device="cuda:1")
+    assert [config.device_of(role, 0) for role in ("prefill", "decode", "host")] == ["cuda:0", "cuda:1", "cpu"]

@@ -654,7 +654,7 @@ def test_an_error_inside_the_with_closes_the_engine():
 def test_a_worker_that_cannot_be_built_leaves_nothing(monkeypatch, nth):
     calls = itertools.count(1)
 
-    def refuse(self):
+    def refuse(self, device):
         if next(calls) == nth:
             raise MemoryError("no room for a replica")
 

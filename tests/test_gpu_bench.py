@@ -32,7 +32,7 @@ on_cpu = pytest.mark.skipif(
 
 @functools.cache
 def rows_of(only: str) -> dict[str, Row]:
-    found = list(suite.suite(lambda text: None, "tiny", only))
+    found = list(suite.one(lambda text: None, "tiny", only))
     assert not [row for row in found if isinstance(row, LeftOut)], found
     return {row.name: row for row in found}
 
@@ -42,13 +42,13 @@ def rows_of(only: str) -> dict[str, Row]:
 def test_a_group_runs_alone_and_brings_the_ceilings(group):
     rows = rows_of(group)
     assert {"ceiling_copy", "ceiling_matmul", "ceiling_pinned[down]", "ceiling_pinned[up]"} < rows.keys()
-    for name in suite.GROUPS[group].names:
+    for name in suite.ONE_GPU[group].names:
         assert any(row.partition("[")[0] == name for row in rows), f"{name} is promised and missing"
 
 
 @on_cpu
 def test_gaps_beside_hand_offs_are_rows_or_say_that_none_was_seen():
-    rows = [row for row in suite.suite(lambda text: None, "tiny", "gaps") if row.name.startswith("decode_gap_p99")]
+    rows = [row for row in suite.one(lambda text: None, "tiny", "gaps") if row.name.startswith("decode_gap_p99")]
     assert [row.name for row in rows] == [f"decode_gap_p99[{route}]" for route in ("bulk", "direct", "staged")]
     assert all(row.value > 0 if isinstance(row, Row) else "residents" in row.reason for row in rows)
 
@@ -76,19 +76,23 @@ def test_a_group_that_fails_leaves_the_others_standing(monkeypatch, capsys):
         yield Row("first", 1.0)
         raise ValueError("no such thing")
 
-    monkeypatch.setitem(suite.GROUPS, "steps", suite.Group(("step_over_floor",), fails))
-    monkeypatch.setitem(suite.GROUPS, "law", suite.Group(("law_error_points",), lambda stand: iter([Row("last", 2.0)])))
-    rows = list(suite.suite(lambda text: None, "tiny", "steps,law"))
+    monkeypatch.setitem(suite.ONE_GPU, "steps", suite.Group(("step_over_floor",), fails))
+    monkeypatch.setitem(
+        suite.ONE_GPU, "law", suite.Group(("law_error_points",), lambda stand: iter([Row("last", 2.0)]))
+    )
+    rows = list(suite.one(lambda text: None, "tiny", "steps,law"))
     assert [row.name for row in rows[-3:]] == ["first", "steps", "last"]
     assert "no such thing" in rows[-2].reason and "after 1 rows" in rows[-2].reason
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_only_knows_rows_and_groups():
-    assert list(suite.chosen("law_error_points[4],paged_over_full")) == ["law", "paged"]
-    assert list(suite.chosen("ready")) == ["ready"] and suite.chosen(None) is suite.GROUPS
+    assert list(suite.chosen(suite.ONE_GPU, "law_error_points[4],paged_over_full")) == ["law", "paged"]
+    assert (
+        list(suite.chosen(suite.ONE_GPU, "ready")) == ["ready"] and suite.chosen(suite.ONE_GPU, None) is suite.ONE_GPU
+    )
     with pytest.raises(ConfigError, match="no such row"):
-        suite.chosen("step_over_flor")
+        suite.chosen(suite.ONE_GPU, "step_over_flor")
 
 
 @on_cpu
@@ -146,7 +150,7 @@ def test_a_lost_block_shows_in_each_of_the_rows(monkeypatch):
 @on_cpu
 def test_checksums_find_a_lost_block_before_logits_do(monkeypatch, capsys):
     monkeypatch.setattr(right, "Engine", damaged(verify_kv=True))
-    last = list(suite.suite(lambda text: None, "tiny", "right"))[-1]
+    last = list(suite.one(lambda text: None, "tiny", "right"))[-1]
     assert last.name == "right" and "digest differs" in last.reason
     assert "Traceback" in capsys.readouterr().err
 

@@ -147,13 +147,16 @@ def test_rungs_switch_what_they_say(monkeypatch):
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="can't be made"):
-        list(record.record(None, tmp_path / "file" / "data"))
+        list(record.record(small_stand(), tmp_path / "file" / "data"))
 
 
 def test_parts_have_names():
-    assert record.chosen(None) == ["steps", "timelines", "staged"] and record.chosen("staged,steps")[0] == "steps"
+    one, two = record.ONE_GPU, record.TWO_GPUS
+    assert list(record.chosen(one, None)) == ["steps", "timelines", "staged"]
+    assert list(record.chosen(one, "staged,steps")) == ["steps", "staged"]
+    assert list(record.chosen(two, None)) == list(recordings.PAIR)
     with pytest.raises(ConfigError, match="--only step: no such part; known: steps, timelines, staged"):
-        record.chosen("step")
+        record.chosen(one, "step")
 
 
 def test_a_run_of_a_gpu_is_read_where_there_is_none(folder, tmp_path):
@@ -464,3 +467,27 @@ def test_the_notebook_is_named_where_the_others_are():
     assert readme.count("| `07_on_a_gpu` |") == 2, "the course, and the lecturer's page"
     assert "`python -m disagg record-gpu`" in readme
     assert (ROOT / "notebooks" / "solutions" / NOTEBOOK.name).exists()
+
+
+# ---- two GPUs --------------------------------------------------------------------------------------------------------
+
+
+@on_cpu
+def test_two_workers_are_recorded_for_three_notebooks(tmp_path):
+    done = list(record.record(record.make_stand("tiny", lambda text: None, pair=True), tmp_path))
+    assert [path.name for path in done] == [
+        f"pair_{name}.jsonl.gz" for part in recordings.PAIR.values() for name in part
+    ]
+    found = {part: recordings.pair(part, tmp_path) for part in recordings.PAIR}
+    assert list(found["crowd"]) == ["Split", "Two colocated"]
+    answers = [[len(result.token_ids) for result in run.results] for run in found["crowd"].values()]
+    assert answers[0] == answers[1] == [40] * 8 + [4] * 4
+    assert found["routes"]["Direct"].law(0) and found["routes"]["Staged"].law(0)
+    assert found["paged"]["Paged"].counts["spills"] >= 1
+    assert sum(path.stat().st_size for path in done) < 100_000
+
+
+def test_what_two_gpus_would_record_is_said(tmp_path):
+    words = repr(recordings.pair("crowd", tmp_path))
+    assert words.startswith("pair_split.jsonl.gz, pair_two_colocated.jsonl.gz are not in figures/data.")
+    assert "with two NVIDIA GPUs, `python -m disagg record-gpu --two --only crowd` measures" in words

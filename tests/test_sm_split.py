@@ -10,7 +10,7 @@ from engine_tools import check_greedy, lengths, small, threads, tiny
 from disagg import Config, Engine
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.run import engine as engine_file
-from disagg.run import sm_split
+from disagg.run import placing, sm_split
 from disagg.run.decode import DecodeStage
 from disagg.run.device import new_stream
 from disagg.run.sm_split import choices, describe, share_out, sm_count, split_gpu
@@ -240,7 +240,7 @@ def on_a_split_cpu(install, monkeypatch):
     driver = install(FakeDriver())
     monkeypatch.setattr(Config, "_check_split", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(engine_file, "check_split", lambda *_: None)
+    monkeypatch.setattr(placing, "check_split", lambda *_: None)
     monkeypatch.setattr(engine_file, "split_gpu", lambda device, decode: split_gpu(GPU, decode))
     return driver
 

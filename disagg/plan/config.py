@@ -18,7 +18,8 @@ POLICIES = ("fcfs", "shortest")
 class Config:
     """Everything that can be set. Sizes left at None are taken from what the machine has, switches from the device.
 
-    With `prefill_workers=0` the decode workers prefill for themselves: the colocated arrangement.
+    With `prefill_workers=0` the decode workers prefill for themselves: the colocated arrangement. Where its two devices
+    differ, workers are dealt to them in turn.
     """
 
     model: str = "smollm2"  # or "tiny", "random-llama3-8b" (a shape), or a folder with a causal LM in safetensors
@@ -46,6 +47,7 @@ class Config:
     join_projections: bool = True
     compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
     graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
+    peer_access: bool = True  # K/V may go from one GPU to another without the host; False: through pinned host memory
     sm_split: int | None = None  # SMs that decode has for itself where prefill shares its GPU; None: shared by streams
     seed: int = 0
     verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
@@ -75,7 +77,7 @@ class Config:
         _check_seconds("watchdog_s", self.watchdog_s)
         if self.itl_target_s is not None:
             _check_seconds("itl_target_s", self.itl_target_s)
-        for name in ("join_projections", "compile", "graphs", "verify_kv"):
+        for name in ("join_projections", "compile", "graphs", "peer_access", "verify_kv"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False; got {short(getattr(self, name))}")
         if self.chunk_tokens % self.block_size:
@@ -92,6 +94,12 @@ class Config:
     def colocated(self) -> bool:
         """True where each worker prefills and decodes on its own device, and nothing is handed off."""
         return self.prefill_workers == 0
+
+    def device_of(self, role: str, index: int) -> str:
+        """Where a worker runs; memory of the role "host" is beside the CPU."""
+        if role == "decode" and self.colocated:
+            return (self.prefill_device, self.decode_device)[index % 2]
+        return {"prefill": self.prefill_device, "decode": self.decode_device}.get(role, "cpu")
 
     @property
     def links(self) -> tuple[Link, Link]:
@@ -169,10 +177,11 @@ class Config:
         if self.sm_split is not None:
             _check_int("sm_split", self.sm_split, 1)
             self._check_split("cpu" in kinds)
-        if self.colocated and self.prefill_device != self.decode_device:
+        if self.colocated and self.prefill_device != self.decode_device and self.decode_workers == 1:
             raise ConfigError(
                 f"prefill_workers=0 puts prefill on the decode device, but prefill_device={self.prefill_device!r} "
-                f"and decode_device={self.decode_device!r} differ; set both alike"
+                f"and decode_device={self.decode_device!r} differ; set both alike, or take two decode_workers, "
+                "one for each"
             )
 
 

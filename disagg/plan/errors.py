@@ -25,6 +25,10 @@ class FileError(DisaggError, ValueError):
     """A file can't be read as a recording, or can't be written: where it is wrong, and why."""
 
 
+class TraceError(FileError):
+    """A file can't be read as a trace of arrivals: file, line, and what is wrong there."""
+
+
 class DifferenceError(DisaggError, ValueError):
     """Two runs can't be compared: they served other requests."""
 

@@ -73,10 +73,10 @@ def whole(
             draft.unlink()
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+def json_lines(path: Path, longest: int = LINE_BYTES) -> Iterator[tuple[int, dict]]:
     """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one."""
     number = 0
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines(path, longest), 1):
         try:
             found = _object(line)
         except FileError as error:
@@ -91,16 +91,19 @@ def located(path: Path, number: int, error: FileError) -> FileError:
     return FileError(f"{path}, line {number}: {error}")
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines(path: Path, longest: int = LINE_BYTES) -> Iterator[bytes]:
+    """Each line with its end, unpacked where the name ends in .gz; FileError where one is too long, or all too much."""
     number = total = 0
     try:
         if path.exists() and not path.is_file():
             raise FileError(f"{path} is not a file")
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            lines = io.BufferedReader(file, 2**16)
-            while line := lines.readline(LINE_BYTES + 1):
+            reader = io.BufferedReader(file, 2**16)
+            while line := reader.readline(longest + 1):
                 number, total = number + 1, total + len(line)
-                _check_size(path, number, total, len(line))
+                if len(line) > longest:
+                    raise FileError(f"{path}, line {number} is longer than {longest} bytes")
+                _check_size(path, number, total)
                 yield line
     except ValueError as error:
         if isinstance(error, FileError):
@@ -112,9 +115,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise FileError(f"{path} can't be read: {error.strerror or error}") from None
 
 
-def _check_size(path: Path, number: int, total: int, length: int):
-    if length > LINE_BYTES:
-        raise FileError(f"{path}, line {number} is longer than {LINE_BYTES} bytes")
+def _check_size(path: Path, number: int, total: int):
     if number > MOST_LINES or total > MOST_BYTES:
         raise FileError(f"{path}, line {number}: more than {MOST_LINES} lines or {MOST_BYTES} bytes are not taken in")
 

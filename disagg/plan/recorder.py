@@ -104,8 +104,8 @@ def gauges(book: Book) -> list[tuple[str, Callable[[], int | str]]]:
 
 def devices(config: Config) -> dict[str, str]:
     """Worker, lane or memory → the device, link or memory it stands on."""
-    found = {f"prefill {i}": config.prefill_device for i in range(config.prefill_workers)}
-    found |= {f"decode {i}": config.decode_device for i in range(config.decode_workers)}
+    counts = {"prefill": config.prefill_workers, "decode": config.decode_workers}
+    found = {f"{role} {i}": config.device_of(role, i) for role, count in counts.items() for i in range(count)}
     first, second = ("link to host", "link to decode") if config.route == "staged" else ("link", "link to decode")
     found |= {f"{name} {i}": first for name in ("direct", "down") for i in range(config.prefill_workers)}
     found |= {f"up {i}": second for i in range(config.decode_workers)}

@@ -36,14 +36,14 @@ from disagg.run.decode import DecodeStage
 from disagg.run.decode_graph import GraphDecodeStage
 from disagg.run.handle import Handle
 from disagg.run.injection import Injection
-from disagg.run.kv_cache import KVCache
 from disagg.run.machine import in_words as machine_in_words
-from disagg.run.model import Model, load_model
+from disagg.run.model import Model
+from disagg.run.placing import check_devices, load, make_caches
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
 from disagg.run.sizes import DEFAULT_TOKENS, compute_of_a_layer, dial_ratio, with_block_counts
-from disagg.run.sm_split import check_split, split_gpu
 from disagg.run.sm_split import in_words as sms_in_words
+from disagg.run.sm_split import split_gpu
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
 
@@ -74,8 +74,8 @@ class Engine:
             self.config.attention, self.config.decode_device, self.model.shape, self.model.config.num_attention_heads,
             self.config.block_size, self.model.config,
         )  # fmt: skip
-        self.caches = self._make_caches()
         shape = self.model.shape
+        self.caches = make_caches(self.config, shape, self.kernel is not None, self.injection)
         ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
         self.controller = Controller(
             self.config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead,
@@ -373,29 +373,6 @@ class Engine:
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    def _make_caches(self) -> dict[Worker, KVCache]:
-        config, shape = self.config, self.model.shape
-        sizes = {
-            Worker("decode", i): (config.decode_blocks, config.decode_device) for i in range(config.decode_workers)
-        }
-        for index in range(config.prefill_workers):
-            sizes[Worker("prefill", index)] = (config.prefill_blocks, config.prefill_device)
-        if config.host_blocks:
-            sizes[Worker("host", 0)] = (config.host_blocks, "cpu")
-        pinned, spare = config.decode_device != "cpu", self.kernel is not None
-        for name in sizes if self.injection is not None else ():
-            self.injection.allocate(f"the KV cache of {name}")
-        return {  # one block more than the pool knows of: rows that pad a graph write there
-            name: KVCache(
-                shape,
-                blocks + (spare and name.role == "decode"),
-                config.block_size,
-                device,
-                pinned=pinned and name.role == "host",
-            )  # fmt: skip
-            for name, (blocks, device) in sizes.items()
-        }
-
     def _start_workers(self):
         """A thread a worker, each with its own module tree over the shared weights."""
         for name, cache in self.caches.items():
@@ -434,9 +411,8 @@ class Engine:
             part.close()
 
     def _model_on(self, device: torch.device) -> Model:
-        """A worker's own module tree: over shared weights on the model's device, with its own on another one."""
-        same = device == torch.device(self.model.device)
-        model = self.model.replica() if same else load(self.config, device)
+        """A worker's own module tree: over the model's weights, or over a copy of them on another device."""
+        model = self.model.replica(device)
         if self.config.compile and self.kernel is not None:
             model.compile()
         return model
@@ -470,28 +446,6 @@ def one_line(text: str):
     """Progress on one line of the terminal; an empty text clears it."""
     sys.stderr.write(f"\r\033[K{text}")
     sys.stderr.flush()
-
-
-def load(config: Config, device) -> Model:
-    """The config's model on a device."""
-    return load_model(
-        config.model, dtype=config.dtype, attention=config.attention, device=device,
-        join_projections=config.join_projections,
-    )  # fmt: skip
-
-
-def check_devices(config: Config):
-    """ConfigError where a device is not there or can't be split, or where a name stands in place of a Config."""
-    if not isinstance(config, Config):
-        raise ConfigError(f'Engine takes a Config, as in Engine(Config.preset("dynamic")); got {config!r}')
-    for name in ("prefill_device", "decode_device"):
-        device = getattr(config, name)
-        count = torch.cuda.device_count() if device.startswith("cuda") else 1
-        index = int(device.partition(":")[2] or 0)
-        if index >= count:
-            raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
-    if config.sm_split is not None:
-        check_split(torch.device(config.decode_device), config.sm_split)
 
 
 @atexit.register

@@ -125,10 +125,16 @@ class Model:
         """Text of token ids."""
         return self.text.decode(ids)
 
-    def replica(self) -> "Model":
-        """The same weights in another module tree with its own buffers, for a second worker thread."""
-        shared = {id(parameter): parameter for parameter in self.module.parameters()}
-        return Model(copy.deepcopy(self.module, shared), self.source, self.text, self.attention)
+    def replica(self, device=None) -> "Model":
+        """Another module tree with its own buffers, for a second worker thread: over the same weights, or over a copy
+        of them on another device. EngineError where that has no room for them."""
+        source = self.source if device is None else Source(self.name, self.source.dtype, device)
+        weights = {id(parameter): parameter for parameter in self.module.parameters()}
+        if source.device != self.device:
+            with room_for(f"the weights of {self.name}", source.device, WEIGHTS_ADVICE):
+                weights = {key: torch.nn.Parameter(w.to(source.device), False) for key, w in weights.items()}
+        module = copy.deepcopy(self.module, weights).to(source.device)
+        return Model(module, source, self.text, self.attention)
 
     def reference(self) -> torch.nn.Module:
         """The untouched Hugging Face module with its own attention and weights, to measure parity against."""

@@ -4,7 +4,8 @@ One copy on the streams, nothing of it on the host:
     wait for the event behind the layer's K/V → the wire is taken, start event → bytes → the dial → end event
     → checksums of what arrived → seen event
 A hand-off's bytes: gather a layer's blocks into one staging buffer → one copy → scatter. Spills and fetches copy whole
-regions between the GPU and pinned memory, one for each run of blocks. Between two GPUs there is a stream on each.
+regions between the GPU and pinned memory, one for each run of blocks. Between two GPUs there is a stream on each; where
+the one can't reach the other's memory, or must not, the copy goes through pinned host memory.
 """
 
 import contextlib
@@ -76,15 +77,19 @@ class Route(NamedTuple):
 class StreamCopier:
     """`devices`: the GPU that copies leave, and the one that they reach, where it is another.
 
-    `part`: where that one GPU is split, the SMs on which gathers and scatters run.
+    `part`: where that one GPU is split, the SMs on which gathers and scatters run. `peer`: from one GPU to the other
+    without the host.
     """
 
-    def __init__(self, devices: list[torch.device], dtype: torch.dtype, part: Part | None = None):
+    def __init__(
+        self, devices: list[torch.device], dtype: torch.dtype, part: Part | None = None, peer: bool = True
+    ):  # fmt: skip
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]
         # high priority: a gather of microseconds goes before the blocks of a product of milliseconds
         self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
+        self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
         self._dial: DeviceDial | None = None
 
     @contextlib.contextmanager
@@ -177,9 +182,19 @@ class StreamCopier:
             return
         device = route.target.data.device
         if staged.device != device:
-            staged = self._buffer(device, route.shape).copy_(staged, non_blocking=True)
+            staged = self._across(staged, self._buffer(device, route.shape))
         blocks = wide(route.target.data[route.layers.start : route.layers.stop])
         blocks.index_copy_(2, on_device(route.target_blocks, device), wide(staged))
+
+    def _across(self, staged: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """The bytes on the other GPU: torch's peer copy, which both streams wait for, or two through the host."""
+        if self._between is None:
+            return there.copy_(staged, non_blocking=True)
+        first, last = self.streams
+        first.wait_stream(last)  # the copy before this one has left the host's buffer
+        host = self._between.view(staged.shape).copy_(staged, non_blocking=True)
+        last.wait_stream(first)
+        return there.copy_(host, non_blocking=True)
 
     def _gather(self, cache: KVCache, layers: range, blocks, shape) -> torch.Tensor:
         """Whole blocks of a GPU's cache in its staging buffer."""

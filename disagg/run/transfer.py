@@ -29,6 +29,7 @@ from disagg.run.dial import check_triton, triton_is_here
 from disagg.run.digest import checksum, digest, digest_blocks
 from disagg.run.injection import Injection
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.peer import reaches
 from disagg.run.punctual import ask_for_short_slices
 from disagg.run.route_cost import RouteCost, measure
 from disagg.run.scratch import Scratch
@@ -304,7 +305,8 @@ class Transfers:
             sms = "prefill" if kind == "direct" and config.route == "bulk" else "decode"
             here = gpus[Worker(role, int(index))]
             there = gpus[Worker("decode", 0)] if kind == "direct" else here
-            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype, parts.get(sms)))
+            peer = config.peer_access and reaches(here, there)
+            lanes[name] = StreamLane(name, self, StreamCopier([here, there], self.shape.dtype, parts.get(sms), peer))
         return lanes
 
     def _fill_ring(self, config: Config):

@@ -1,6 +1,7 @@
 """The command line: `python -m disagg --help` lists the commands."""
 
 import os
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -173,7 +174,7 @@ def _table(columns: tuple[str, ...], rows) -> Table:
 def _say_plainly(*lines: str):
     """Text from a file, in which nothing is markup."""
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)  # a path is copied whole
 
 
 @app.command()
@@ -203,25 +204,33 @@ def buglab(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks or gpu")] = "cpu",
+    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks, gpu or two-gpu")] = "cpu",
     json: JsonFile = None,
     shape: Annotated[
         str | None, typer.Option(help="gpu: llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")
     ] = None,
     only: Annotated[str | None, typer.Option(help="gpu: rows or groups of them, comma between")] = None,
     sm_split: Annotated[int | None, typer.Option(help="gpu: SMs for decode where prefill shares its GPU")] = None,
+    trace: Annotated[
+        list[Path] | None, typer.Option(help="two-gpu: arrivals, Azure's .csv or Mooncake's .jsonl; may be repeated")
+    ] = None,
 ):
     """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
-    if suite == "gpu":
+    on_gpus = suite in ("gpu", "two-gpu")
+    if suite not in SUITES and not on_gpus:
+        known = ", ".join((*SUITES, "gpu", "two-gpu"))
+        raise typer.BadParameter(f"{suite!r} is unknown; known: {known}", param_hint="--suite")
+    if not on_gpus and (shape, only) != (None, None):
+        raise typer.BadParameter("--shape and --only belong to --suite gpu and two-gpu")
+    if (suite != "gpu" and sm_split is not None) or (suite != "two-gpu" and trace):
+        raise typer.BadParameter("--sm-split belongs to --suite gpu, and --trace to --suite two-gpu")
+    if on_gpus:
         from disagg.show.bench.gpu import suite as gpu
 
         shape, sms = shape or "llama3-8b", 32 if sm_split is None else sm_split
-        _measure(lambda say: gpu.suite(say, shape, only, sms), f"bench, suite gpu, shape {shape}", json)
+        rows = partial(gpu.one, sm_split=sms) if suite == "gpu" else partial(gpu.two, traces=trace or ())
+        _measure(lambda say: rows(say, shape, only), f"bench, suite {suite}, shape {shape}", json)
         return
-    if suite not in SUITES:
-        raise typer.BadParameter(f"{suite!r} is unknown; known: {', '.join(SUITES)}, gpu", param_hint="--suite")
-    if (shape, only, sm_split) != (None, None, None):
-        raise typer.BadParameter("--shape, --only and --sm-split belong to --suite gpu")
     # each by itself: they need packages that a machine for another one may lack
     _measure(import_module(f"disagg.show.bench.{suite}").suite, f"bench, suite {suite}", json)
 
@@ -276,10 +285,13 @@ def record_gpu(
         str, typer.Option(help="llama3-8b, llama3-1b, qwen3-8b, qwen3-0.6b: random weights")
     ] = "llama3-8b",
     out: Annotated[Path, typer.Option(help="the folder of the recordings")] = Path("figures/data"),
-    only: Annotated[str | None, typer.Option(help="steps, timelines, staged; comma between")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="steps, timelines, staged; of two GPUs crowd, routes, paged; comma between")
+    ] = None,
     sm_split: Annotated[int, typer.Option(help="SMs for decode where prefill shares its GPU", min=1)] = 32,
+    two: Annotated[bool, typer.Option("--two", help="two GPUs, prefill on the one and decode on the other")] = False,
 ):
-    """Records one GPU for notebook 07: step times, ways to share it, and the staged route; takes a few minutes."""
+    """Records one GPU for notebook 07 (steps, ways to share it, the staged route), or two for 02 to 04; minutes."""
     import torch
 
     from disagg.run.shapes import SHAPES
@@ -295,7 +307,7 @@ def record_gpu(
         )
     left_out = []
     with _saying() as say:
-        for done in record.record(record.make_stand(shape, say, sm_split), out, only):
+        for done in record.record(record.make_stand(shape, say, sm_split, two), out, only):
             if isinstance(done, LeftOut):
                 left_out.append(done)
             else:

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from disagg.plan.link import CPU_DIAL_LIMIT
-from disagg.run import sm_split
+from disagg.run import peer, sm_split
 from disagg.run.attention import describe
 from disagg.run.memory import free_bytes
 from disagg.run.weights import smollm2_ready
@@ -27,6 +27,7 @@ def findings() -> list[tuple[str, str]]:
         ("GPUs", gpus),
         ("attention", describe("cuda" if found["gpus"] else "cpu")),
         ("SM split", sm_split.describe()),
+        ("peer access", peer.describe()),
         ("link dial", f"holds up to {CPU_DIAL_LIMIT / 1e9:g} GB/s between two CPU workers"),
         ("model smollm2", model),
     ]

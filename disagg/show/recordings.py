@@ -1,8 +1,8 @@
-"""Recordings of one GPU, for those who have none: which files there are, and what stands in them.
+"""Recordings of one GPU and of two, for those who have none: which files there are, and what stands in them.
 
 `python -m disagg record-gpu` writes them to figures/data. Timelines are runs as `Run.save` writes them; the times of
 decode steps are one JSON object. All of them are read as data and checked, and nothing in them is ever run.
-Notebook: notebooks/07_on_a_gpu.ipynb.
+Notebook: notebooks/07_on_a_gpu.ipynb; those of two GPUs are in 02_disaggregation to 04_cpu_paging.
 """
 
 import json
@@ -24,6 +24,13 @@ RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the o
 #: How one GPU is shared: in the file's name, and in words.
 ARRANGEMENTS = {"colocated": "Colocated", "streams": "Streams", "sm_split": "SM split"}
 
+#: Recordings of two GPUs by part: the file's name, and in words.
+PAIR = {
+    "crowd": {"split": "Split", "two_colocated": "Two colocated"},
+    "routes": {"bulk": "Whole", "direct": "Direct", "staged": "Staged"},
+    "paged": {"paged": "Paged"},
+}
+
 STEPS_FILE = "gpu_steps.json.gz"
 VERSION = 1
 
@@ -37,19 +44,24 @@ def staged_file(dial: float | str) -> str:
     return f"gpu_staged_{dial if isinstance(dial, str) else f'{dial:g}'}.jsonl.gz"
 
 
+def pair_file(name: str) -> str:
+    return f"pair_{name}.jsonl.gz"
+
+
 class Missing:
     """Stands for a part of which files are not there: false, and a sentence that says which command makes them."""
 
-    def __init__(self, part: str, names: list[str]):
-        self.part, self.names = part, names
+    def __init__(self, part: str, names: list[str], pair: bool = False):
+        self.part, self.names, self.pair = part, names, pair
 
     def __bool__(self) -> bool:
         return False
 
     def __repr__(self) -> str:
         names = f"{', '.join(self.names)} {'are' if len(self.names) > 1 else 'is'}"
-        command = f"`{COMMAND} --only {self.part}`"
-        return f"{names} not in figures/data. On a machine with an NVIDIA GPU, {command} measures and writes this part."
+        command = f"`{COMMAND}{' --two' if self.pair else ''} --only {self.part}`"
+        machine = "two NVIDIA GPUs" if self.pair else "an NVIDIA GPU"
+        return f"{names} not in figures/data. On a machine with {machine}, {command} measures and writes this part."
 
 
 def steps(folder: Path | None = None) -> "StepTimes | Missing":
@@ -60,9 +72,19 @@ def steps(folder: Path | None = None) -> "StepTimes | Missing":
 
 def timelines(folder: Path | None = None) -> dict[str, Run] | Missing:
     """The same requests in each arrangement of one GPU, by its words."""
-    paths = {words: (folder or FOLDER) / timeline_file(name) for name, words in ARRANGEMENTS.items()}
-    absent = [path.name for path in paths.values() if not path.exists()]
-    return Missing("timelines", absent) if absent else {name: Run.load(path) for name, path in paths.items()}
+    names = {words: timeline_file(name) for name, words in ARRANGEMENTS.items()}
+    return _runs(folder or FOLDER, names, "timelines", pair=False)
+
+
+def pair(part: str, folder: Path | None = None) -> dict[str, Run] | Missing:
+    """The runs of a part of PAIR on two GPUs, by their words."""
+    names = {words: pair_file(name) for name, words in PAIR[part].items()}
+    return _runs(folder or FOLDER, names, part, pair=True)
+
+
+def _runs(folder: Path, names: dict[str, str], part: str, pair: bool) -> dict[str, Run] | Missing:
+    absent = [name for name in names.values() if not (folder / name).exists()]
+    return Missing(part, absent, pair) if absent else {words: Run.load(folder / name) for words, name in names.items()}
 
 
 def staged(folder: Path | None = None) -> dict[float, Run] | Missing:

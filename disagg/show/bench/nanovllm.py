@@ -23,6 +23,7 @@ from disagg.plan.request import Request
 from disagg.run.model import Model
 
 FOLDER = Path(__file__).resolve().parents[3] / ".peers" / "nanovllm"
+DEVICE = torch.device("cuda", 0)  # its own choice
 LONGEST = 4096  # tokens of a request, as in its own bench
 WORKSPACE = 6 << 30  # bytes of its warm-up pass, beside weights and K/V
 
@@ -57,7 +58,7 @@ def _module(name: str):
 
 def room_for_each(model: Model, tokens: int) -> tuple[int, int]:
     """Bytes of K/V that either engine gets for that many tokens where both share the GPU, and what is free now."""
-    free, _ = torch.cuda.mem_get_info(torch.device(model.device))
+    free, _ = torch.cuda.mem_get_info(DEVICE)
     room = (free - weight_bytes(model) - 2 * WORKSPACE) // 2
     return min(tokens * model.shape.token_bytes, room), free
 
@@ -73,7 +74,7 @@ class NanoVllm:
         runner, llm = _module("nanovllm.engine.model_runner"), _module("nanovllm.llm")
         runner.load_model = draw_weights
         dtype = torch.get_default_dtype()
-        free, total = torch.cuda.mem_get_info(torch.device(model.device))
+        free, total = torch.cuda.mem_get_info(DEVICE)
         used = total - free + weight_bytes(model) + WORKSPACE
         with tempfile.TemporaryDirectory() as folder:
             write_folder(Path(folder), model)

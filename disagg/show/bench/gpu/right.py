@@ -7,7 +7,7 @@ measure: against the same weights in fp32, ours may be little larger.
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -68,8 +68,8 @@ def opened(stand: Stand, preset: str, model: Model, answers: list[Answer], **cha
 # ---- fp32 ------------------------------------------------------------------------------------------------------------
 
 
-def exact_rows(stand: Stand) -> Iterator[Row]:
-    """Every preset, teacher-forced, both roles on the one device, with checksums of K/V wherever they stop."""
+def exact_rows(stand: Stand, presets: Iterable[str] = (), said: str = "", **changes) -> Iterator[Row]:
+    """Presets, or all, teacher-forced, with checksums of K/V wherever they stop. `said` names the changes."""
     check_products()
     stand.close()
     model = load_model(RANDOM + EXACT, device=stand.device) if stand.on_gpu else stand.model
@@ -77,17 +77,17 @@ def exact_rows(stand: Stand) -> Iterator[Row]:
     stand.say(f"fp32: the reference of {model.name}, {count} texts one at a time")
     texts = random_texts(model.vocab_size, EXACT_BLOCK, count, longest, new)
     answers = reference_continuations(model, texts, new)
-    for preset in PRESETS:
-        stand.say(f"fp32: preset {preset}")
-        with opened(stand, preset, model, answers, block_size=EXACT_BLOCK, verify_kv=True) as engine:
+    for preset in presets or PRESETS:
+        stand.say(f"fp32: preset {preset}{said}")
+        with opened(stand, preset, model, answers, block_size=EXACT_BLOCK, verify_kv=True, **changes) as engine:
             parity, config, counts = compare(engine, answers), engine.config, engine.controller.book.counts
         stops = "source, ring and destination" if config.route == "staged" else "source and destination"
         note = f"{model.name}, fp32 without TF32, {count} texts × {new} forced tokens; "
         note += "nothing is handed off" if config.colocated else f"checksums of K/V agree at {stops}"
         note += f"; {counts['spills']} spills, {counts['recomputes']} recomputes" if config.host_blocks else ""
-        yield Row(f"gpu_parity_max_logit_diff[{preset}]", parity.largest, "logits", 5e-4, parity.positions, note)
+        yield Row(f"gpu_parity_max_logit_diff[{preset}{said}]", parity.largest, "logits", 5e-4, parity.positions, note)
         note = f"where the two best are more than 1e-3 apart; {parity.flipped_ties} nearer ties flipped"
-        yield Row(f"gpu_parity_wrong_tokens[{preset}]", parity.wrong, "tokens", 0, parity.positions, note)
+        yield Row(f"gpu_parity_wrong_tokens[{preset}{said}]", parity.wrong, "tokens", 0, parity.positions, note)
 
 
 def check_products():

@@ -1,4 +1,4 @@
-"""The test stand: one shape on one device, how large the work is, and the one engine that is built at a time.
+"""The test stand: one shape on one device or a pair, how large the work is, and the one engine that is built at a time.
 
 On a CPU the same rows run in small sizes; they prove that nothing fails on the way, and say nothing about a GPU.
 """
@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 
 from disagg.plan.blocks import blocks_for
-from disagg.plan.config import Config
+from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import LIVE
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Request
@@ -34,6 +34,10 @@ class Scale:
     steps: int = 48  # decode steps that all rows share, at least
     prompts: tuple[int, ...] = (512, 2048, 8192)  # prefill alone
     streamed: int = 2048  # the prompt whose layers travel
+    lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)  # of prompts whose layers travel between two GPUs
+    peer_bytes: tuple[int, ...] = (1 << 20, 4 << 20, 16 << 20, 64 << 20, 1 << 30)  # copies between two GPUs
+    trace_requests: int = 100  # of each trace
+    trace_longest: int = 12_000  # tokens of a request, prompt and answer
     long: int = 8192  # prompts that keep prefill busy
     long_count: int = 10
     residents: int = 16  # rows that decode beside something
@@ -64,21 +68,25 @@ SMALL = Scale(
     context=128, batches=(1, 2), steps=4, prompts=(32, 256), streamed=256, long=256, long_count=6, residents=2,
     beside=200, hand_offs=6, mixed=(8, 32, 40, 4, 0.02), repeats=2, dials=(0.0, 4.0), dials_us=(2000,),
     dial_copies=2, block=16, chunk=256, work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1,
+    lengths=(32, 256), peer_bytes=(1 << 16,), trace_requests=6, trace_longest=200,
     exact=(8, 100, 24), rounded=(6, 100, 16), cancels=(100, 16), paged=(8, 10, 60), side=128, lasting_s=0.01,
     copied_bytes=1 << 20, pinned_bytes=1 << 20,
 )  # fmt: skip
 
 
 class Stand:
-    """What the groups of rows share. `sm_split` is how many SMs decode keeps where prefill shares its GPU."""
+    """What the groups of rows share. `sm_split` is how many SMs decode keeps where prefill shares its GPU; a `pair` has
+    a GPU for each. `device` is decode's, where the model is and ceilings are measured."""
 
-    def __init__(self, shape: str, say: Say, sm_split: int = 32):
+    def __init__(self, shape: str, say: Say, sm_split: int = 32, pair: bool = False):
         self.shape, self.say = shape, say
-        self.on_gpu = torch.cuda.is_available()
-        self.device = "cuda:0" if self.on_gpu else "cpu"
+        self.on_gpu, self.pair = torch.cuda.is_available(), pair
+        if pair and torch.cuda.device_count() == 1:
+            raise ConfigError("--suite two-gpu needs two GPUs, and torch finds one here; --suite gpu measures one")
+        self.prefill_device, self.device = ("cuda:0", "cuda:1" if pair else "cuda:0") if self.on_gpu else ("cpu", "cpu")
         self.scale = Scale() if self.on_gpu else SMALL
         self.name = RANDOM + shape if shape in SHAPES else shape
-        self.split = {"sm_split": sm_split} if self.on_gpu else {}
+        self.split = {"sm_split": sm_split} if self.on_gpu and not pair else {}
         self.joined = True  # the model's projections
         self._built: tuple[Config, Engine] | None = None  # what was asked for, and the engine
         self._as_built: dict = {}
@@ -118,11 +126,11 @@ class Stand:
         return Sizes.of(self.model)
 
     def config(self, preset: str, **changes) -> Config:
-        """A preset on this device, both roles on the same one."""
-        scale, device = self.scale, self.device
-        fields = dict(model=self.name, dtype="bfloat16" if self.on_gpu else "float32", prefill_device=device,
-                      decode_device=device, block_size=scale.block, chunk_tokens=scale.chunk,
-                      join_projections=self.joined)  # fmt: skip
+        """A preset on these devices; one worker that does both is on `device`."""
+        scale, alone = self.scale, PRESETS.get(preset, {}).get("prefill_workers") == 0 and preset != "two_colocated"
+        fields = dict(model=self.name, dtype="bfloat16" if self.on_gpu else "float32", decode_device=self.device,
+                      prefill_device=self.device if alone else self.prefill_device, block_size=scale.block,
+                      chunk_tokens=scale.chunk, join_projections=self.joined)  # fmt: skip
         return Config.preset(preset, **{**fields, **changes})
 
     def engine(self, preset: str, decode: Iterable[int], prefill: int | None = None, share: float = 0.8, **changes):
@@ -144,8 +152,10 @@ class Stand:
             return engine
         self.close()
         if self.on_gpu:
-            room = int(share * torch.cuda.mem_get_info()[0]) // (block * model.shape.token_bytes)
-            room -= wanted.prefill_blocks * wanted.prefill_workers
+            free, _ = torch.cuda.mem_get_info(torch.device(self.device))
+            room = int(share * free) // (block * model.shape.token_bytes)
+            if not self.pair:
+                room -= wanted.prefill_blocks * wanted.prefill_workers
             config = wanted.replace(decode_blocks=max(1, min(blocks, room)))
         else:
             config = wanted

@@ -1,11 +1,25 @@
-"""The rows of the GPU suite by group, cheap and telling ones first; a group that fails leaves the others standing."""
+"""The rows of the GPU suites by group, cheap and telling ones first; a group that fails leaves the others standing."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from disagg.plan.errors import ConfigError
-from disagg.show.bench.gpu import ceilings, dial, paged, ready, right, rivals, sharing, steps, streaming
+from disagg.show.bench.gpu import (
+    ceilings,
+    dial,
+    paged,
+    pair,
+    pair_rivals,
+    ready,
+    right,
+    rivals,
+    sharing,
+    steps,
+    streaming,
+)
 from disagg.show.bench.gpu.stand import Say, Stand
 from disagg.show.bench.rows import LeftOut, Row
 
@@ -17,7 +31,8 @@ class Group(NamedTuple):
     rows: Callable[[Stand], Iterator[Row | LeftOut]]
 
 
-GROUPS = {
+PARITY = ("gpu_parity_max_logit_diff", "gpu_parity_wrong_tokens")
+ONE_GPU = {
     "ceilings": Group(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceilings.rows),
     "steps": Group(("step_over_floor", "gap_over_graph"), steps.rows),
     "prefill": Group(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
@@ -28,8 +43,7 @@ GROUPS = {
     "dial": Group(("dial_error_pct",), dial.rows),
     "right": Group(
         (
-            "gpu_parity_max_logit_diff",
-            "gpu_parity_wrong_tokens",
+            *PARITY,
             "bf16_error_over_hf",
             "cancel_lost",
             "cancel_leaked_blocks",
@@ -48,23 +62,47 @@ GROUPS = {
 }
 
 
-def chosen(only: str | None) -> dict[str, Group]:
+def two_gpus(traces: list[Path]) -> dict[str, Group]:
+    """Groups of the pair; `traces` are files of arrivals."""
+    return {
+        "ceilings": ONE_GPU["ceilings"],
+        "link": Group(("ceiling_peer",), pair.link_rows),
+        "law": Group(("pair_law_error_points", "pair_exposed_layers"), pair.law_rows),
+        "peer": Group(("automatic_over_best", "peer_bandwidth_share"), pair.peer_rows),
+        "gaps": Group(("pair_gap_p99_over_alone",), pair.gap_rows),
+        "right": Group(PARITY, pair.right_rows),
+        "nanovllm": Group(("pair_over_nanovllm",), pair_rivals.nanovllm_rows),
+        "generate": Group(("pair_over_generate_batch",), pair_rivals.generate_rows),
+        "traces": Group(("pair_goodput_over_two_colocated",), partial(pair_rivals.trace_rows, traces=traces)),
+    }
+
+
+def chosen(groups: dict[str, Group], only: str | None) -> dict[str, Group]:
     """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
     if not only:
-        return GROUPS
+        return groups
     found, asked = {}, [name.strip().partition("[")[0] for name in only.split(",")]
     for name in asked:
-        hits = {group: GROUPS[group] for group in GROUPS if name == group or name in GROUPS[group].names}
+        hits = {group: groups[group] for group in groups if name == group or name in groups[group].names}
         if not hits:
-            rows = ", ".join(row for group in GROUPS.values() for row in group.names)
-            raise ConfigError(f"--only {name}: no such row; groups: {', '.join(GROUPS)}; rows: {rows}")
+            rows = ", ".join(row for group in groups.values() for row in group.names)
+            raise ConfigError(f"--only {name}: no such row; groups: {', '.join(groups)}; rows: {rows}")
         found |= hits
-    return {name: group for name, group in GROUPS.items() if name in found}
+    return {name: group for name, group in groups.items() if name in found}
 
 
-def suite(say: Say, shape: str, only: str | None = None, sm_split: int = 32) -> Iterator[Row | LeftOut]:
+def one(say: Say, shape: str, only: str | None = None, sm_split: int = 32) -> Iterator[Row | LeftOut]:
+    """The rows of one GPU that plays both devices."""
+    return measured(chosen(ONE_GPU, only), Stand(shape, say, sm_split))
+
+
+def two(say: Say, shape: str, only: str | None = None, traces: Iterable[Path] = ()) -> Iterator[Row | LeftOut]:
+    """The rows of two GPUs."""
+    return measured(chosen(two_gpus(list(traces)), only), Stand(shape, say, pair=True))
+
+
+def measured(groups: dict[str, Group], stand: Stand) -> Iterator[Row | LeftOut]:
     """Rows as they are measured; a group that fails is a left-out row with the reason, and a traceback."""
-    groups, stand = chosen(only), Stand(shape, say, sm_split)
     try:
         if "ceilings" not in groups and set(groups) != {"ready"}:
             yield from ceilings.rows(stand)  # they stand in the file of every run

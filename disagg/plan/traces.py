@@ -1,0 +1,148 @@
+"""Arrivals as others recorded them: when a request came, how long its prompt was, and how much it was answered.
+
+Two formats are read, whole or not at all, within the bounds of `files.py`:
+Azure's LLM inference traces (CSV: TIMESTAMP, ContextTokens, GeneratedTokens; Patel and others, Splitwise, 2024), and
+Mooncake's (JSON lines: timestamp in ms, input_length, output_length, hash_ids of blocks of 512 tokens; Qin and others,
+2024). Neither holds any text.
+"""
+
+import csv
+import os
+import re
+from calendar import timegm
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from disagg.plan.checks import is_number, is_whole, short
+from disagg.plan.errors import FileError, TraceError
+from disagg.plan.files import json_lines, lines
+
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")  # Azure's
+LINE_BYTES = 2**16
+MOST_TOKENS = 10_000_000  # of one request
+_STAMP = re.compile(
+    r"(\d{4})-([01]\d)-([0-3]\d)[ T]([0-2]\d):([0-5]\d):([0-6]\d)(?:\.(\d{1,12}))?(?:Z|([+-])([01]\d):([0-5]\d))?",
+    re.ASCII,
+)
+MOST_MS = 10**12  # of a timestamp: 31 years
+
+
+class Arrival(NamedTuple):
+    """One request of a trace. `blocks`: hashes of its prompt's blocks of 512 tokens, where the trace has them."""
+
+    at_s: float  # since the first one
+    prompt_tokens: int
+    new_tokens: int
+    blocks: tuple[int, ...] = ()
+
+
+def read_trace(path: str | os.PathLike) -> list[Arrival]:
+    """The arrivals of a file: .csv is Azure's format, .jsonl Mooncake's, and either may be packed (.gz).
+
+    TraceError with file and line where it is neither, cut off, unsorted, or holds a number that can't be.
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".gz")
+    try:
+        if name.endswith(".csv"):
+            found = _azure(path)
+        elif name.endswith(".jsonl"):
+            found = _mooncake(path)
+        else:
+            raise TraceError(f"{path} is no trace: take Azure's .csv or Mooncake's .jsonl, as they are or packed (.gz)")
+        return _from_zero(path, found)
+    except TraceError:
+        raise
+    except FileError as error:
+        raise TraceError(str(error)) from None
+
+
+def scaled(arrivals: list[Arrival], lengths: float = 1.0, rate: float = 1.0) -> list[Arrival]:
+    """The same trace with lengths and arrival rate multiplied; no request gets shorter than one token."""
+
+    def scale(tokens: int) -> int:
+        return max(1, round(tokens * lengths))
+
+    return [Arrival(a.at_s / rate, scale(a.prompt_tokens), scale(a.new_tokens), a.blocks) for a in arrivals]
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------------
+
+Rows = Iterator[tuple[int, Arrival]]  # the line of each, and its time in seconds since whenever
+
+
+def _azure(path: Path) -> Rows:
+    places: list[int] = []
+    for number, line in enumerate(lines(path, LINE_BYTES), 1):
+        cells = _cells(path, number, line)
+        if number == 1:
+            if missing := [name for name in COLUMNS if name not in cells]:
+                raise _wrong(path, 1, f"the column {missing[0]} is missing; found {short(', '.join(cells))}")
+            places = [cells.index(name) for name in COLUMNS]
+            continue
+        if not cells:
+            continue  # an empty line at the end
+        if len(cells) <= max(places):
+            raise _wrong(path, number, f"{len(cells)} cells are fewer than the header's")
+        stamp, prompt, new = (cells[place] for place in places)
+        counts = (_count(path, number, *cell) for cell in zip(COLUMNS[1:], (prompt, new), strict=True))
+        yield number, Arrival(_seconds(path, number, stamp), *counts)
+
+
+def _seconds(path: Path, number: int, stamp: str) -> float:
+    """Of a date and time, in UTC where no other zone is said; a day that no month has counts on into the next one."""
+    found = _STAMP.fullmatch(stamp)
+    if not found:
+        raise _wrong(path, number, f"TIMESTAMP {short(stamp)} is no date and time as in 2023-11-16 18:17:03.9799600")
+    *parts, fraction, sign, hours, minutes = found.groups()
+    zone_s = 60 * (60 * int(hours) + int(minutes)) * (1 if sign == "+" else -1) if sign else 0
+    return timegm(tuple(map(int, parts))) - zone_s + float(f"0.{fraction or 0}")
+
+
+def _cells(path: Path, number: int, line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")], strict=True), [])
+    except UnicodeDecodeError as error:
+        raise _wrong(path, number, f"it is not UTF-8 text (byte {error.start + 1})") from None
+    except csv.Error as error:
+        raise _wrong(path, number, f"it is not CSV ({error})") from None
+
+
+def _mooncake(path: Path) -> Rows:
+    for number, row in json_lines(path, LINE_BYTES):
+        stamp, blocks = row.get("timestamp"), row.get("hash_ids", [])
+        if not is_number(stamp, 0, MOST_MS):
+            raise _wrong(path, number, f"timestamp must be milliseconds, 0 or more; got {short(stamp)}")
+        if not isinstance(blocks, list) or not all(is_whole(block) for block in blocks):
+            raise _wrong(path, number, f"hash_ids must be a list of whole numbers; got {short(blocks)}")
+        counts = (_count(path, number, name, row.get(name)) for name in ("input_length", "output_length"))
+        yield number, Arrival(stamp / 1e3, *counts, tuple(blocks))
+
+
+def _count(path: Path, number: int, name: str, value) -> int:
+    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20
+    found = int(value) if digits else value
+    if not is_whole(found) or not 0 <= found <= MOST_TOKENS:
+        raise _wrong(path, number, f"{name} must be tokens, 0 to {MOST_TOKENS:,}; got {short(value)}")
+    return found
+
+
+def _from_zero(path: Path, rows: Rows) -> list[Arrival]:
+    """Times count from the first arrival, and never go back."""
+    found: list[Arrival] = []
+    first = before = 0.0
+    for number, arrival in rows:
+        if not found:
+            first = before = arrival.at_s
+        if arrival.at_s < before:
+            raise _wrong(path, number, f"it came {before - arrival.at_s:g} s before the line above; sort the trace")
+        before = arrival.at_s
+        found.append(arrival._replace(at_s=arrival.at_s - first))
+    if not found:
+        raise TraceError(f"{path} holds no arrival")
+    return found
+
+
+def _wrong(path: Path, number: int, what: str) -> TraceError:
+    return TraceError(f"{path}, line {number}: {what}")

@@ -1,0 +1,50 @@
+"""What stands on which device: the devices that a config names, a model on each of them, and the memories of K/V."""
+
+import torch
+
+from disagg.plan.commands import Worker
+from disagg.plan.config import Config
+from disagg.plan.errors import ConfigError
+from disagg.run.injection import Injection
+from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.model import Model, load_model
+from disagg.run.sm_split import check_split
+
+
+def check_devices(config: Config):
+    """ConfigError where a device is not there or can't be split, or where a name stands in place of a Config."""
+    if not isinstance(config, Config):
+        raise ConfigError(f'Engine takes a Config, as in Engine(Config.preset("dynamic")); got {config!r}')
+    for name in ("prefill_device", "decode_device"):
+        device = getattr(config, name)
+        count = torch.cuda.device_count() if device.startswith("cuda") else 1
+        index = int(device.partition(":")[2] or 0)
+        if index >= count:
+            raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
+    if config.sm_split is not None:
+        check_split(torch.device(config.decode_device), config.sm_split)
+
+
+def load(config: Config, device) -> Model:
+    """The config's model on a device."""
+    return load_model(
+        config.model, dtype=config.dtype, attention=config.attention, device=device,
+        join_projections=config.join_projections,
+    )  # fmt: skip
+
+
+def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injection | None) -> dict[Worker, KVCache]:
+    """The memory of each worker, and host memory where requests are paged. `spare`: decode gets one block more than
+    its pool knows of, where the rows that pad a graph write."""
+    sizes = {Worker("decode", i): config.decode_blocks + spare for i in range(config.decode_workers)}
+    sizes |= {Worker("prefill", i): config.prefill_blocks for i in range(config.prefill_workers)}
+    if config.host_blocks:
+        sizes[Worker("host", 0)] = config.host_blocks
+    if injection is not None:
+        for name in sizes:
+            injection.allocate(f"the KV cache of {name}")
+    pinned = config.decode_device != "cpu"
+    return {
+        name: KVCache(shape, blocks, config.block_size, config.device_of(*name), pinned and name.role == "host")
+        for name, blocks in sizes.items()
+    }

@@ -1,0 +1,136 @@
+"""Traces of arrivals: two formats, read whole or refused with file and line; scaled by factors that are said."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg.plan.errors import TraceError
+from disagg.plan.traces import Arrival, read_trace, scaled
+
+HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+AZURE = HEADER + "2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.0319600,3180,8\n"
+MOONCAKE = [
+    {"timestamp": 0, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]},
+    {"timestamp": 1500, "input_length": 20, "output_length": 0, "hash_ids": []},
+]
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "traces"
+
+
+def file_of(folder: Path, text: str, name: str = "trace.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def jsonl(rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_azure_rows(tmp_path):
+    first, second = read_trace(file_of(tmp_path, AZURE))
+    assert first == Arrival(0.0, 4808, 10)
+    assert second[1:] == (3180, 8, ()) and second.at_s == pytest.approx(0.052, abs=1e-6)
+
+
+def test_columns_may_stand_in_any_order_beside_others(tmp_path):
+    text = (
+        "who,GeneratedTokens,TIMESTAMP,ContextTokens\nx,10,2024-05-10T00:00:00+00:00,5\ny,1,2024-05-10 02:00:01+02:00,6"
+    )
+    assert read_trace(file_of(tmp_path, text)) == [Arrival(0.0, 5, 10), Arrival(1.0, 6, 1)]
+
+
+def test_mooncake_rows_with_their_blocks(tmp_path):
+    found = read_trace(file_of(tmp_path, jsonl(MOONCAKE), "trace.jsonl"))
+    assert found == [Arrival(0.0, 6955, 52, (46, 47)), Arrival(1.5, 20, 0)]
+
+
+def test_a_packed_trace_is_the_same(tmp_path):
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(gzip.compress(AZURE.encode()))
+    assert read_trace(path) == read_trace(file_of(tmp_path, AZURE))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no arrival"),
+        (HEADER, "holds no arrival"),
+        (
+            "TIMESTAMP,ContextTokens\n",
+            "line 1: the column GeneratedTokens is missing; found 'TIMESTAMP, ContextTokens'",
+        ),
+        (HEADER + "2023-11-16 18:17:03,1\n", "line 2: 2 cells are fewer than the header's"),
+        (HEADER + "yesterday,1,1\n", "line 2: TIMESTAMP 'yesterday' is no date and time"),
+        (HEADER + "2023-11-16 18:17:03,-1,1\n", "line 2: ContextTokens must be tokens, 0 to 10,000,000; got '-1'"),
+        (HEADER + "2023-11-16 18:17:03,1,1e3\n", "line 2: GeneratedTokens must be tokens, 0 to 10,000,000; got '1e3'"),
+        (HEADER + "2023-11-16 18:17:03,1," + "9" * 5000 + "\n", "line 2: GeneratedTokens must be tokens"),
+        (AZURE + "2023-11-16 18:17:00,1,1\n", "line 4: it came 4.03196 s before the line above; sort the trace"),
+        (HEADER + '2023-11-16 18:17:03,"1,1\n', "line 2: it is not CSV"),
+        (HEADER + "2023-11-16 18:17:03,1,1" + " " * 70_000, "line 2 is longer than 65536 bytes"),
+    ],
+)
+def test_a_wrong_azure_file_is_refused_with_its_line(tmp_path, text, words):
+    with pytest.raises(TraceError) as caught:
+        read_trace(file_of(tmp_path, text))
+    assert words in str(caught.value) and "trace.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"timestamp": -1, "input_length": 1, "output_length": 1}], "line 1: timestamp must be milliseconds"),
+        ([{"timestamp": True, "input_length": 1, "output_length": 1}], "line 1: timestamp must be milliseconds"),
+        ([MOONCAKE[0], {"timestamp": 5, "output_length": 1}], "line 2: input_length must be tokens"),
+        ([{**MOONCAKE[0], "input_length": 2.5}], "line 1: input_length must be tokens, 0 to 10,000,000; got 2.5"),
+        ([{**MOONCAKE[0], "hash_ids": ["a"]}], "line 1: hash_ids must be a list of whole numbers; got ['a']"),
+        (MOONCAKE[::-1], "line 2: it came 1.5 s before the line above"),
+    ],
+)
+def test_a_wrong_mooncake_file_is_refused_with_its_line(tmp_path, rows, words):
+    with pytest.raises(TraceError) as caught:
+        read_trace(file_of(tmp_path, jsonl(rows), "trace.jsonl"))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[" * 50 + "]" * 50 + "\n", "brackets stand more than 8 deep"), ('{"timestamp": NaN}\n', "not a finite number"),
+     ('{"timestamp": 1, "timestamp": 2}\n', "'timestamp' stands twice"), ("{", "cut off")],
+)  # fmt: skip
+def test_bounds_of_json_hold_for_traces_too(tmp_path, text, words):
+    with pytest.raises(TraceError, match=words):
+        read_trace(file_of(tmp_path, text, "trace.jsonl"))
+
+
+def test_what_is_no_trace_or_not_there_is_said(tmp_path):
+    with pytest.raises(TraceError, match=r"is no trace: take Azure's \.csv or Mooncake's \.jsonl"):
+        read_trace(file_of(tmp_path, AZURE, "trace.zip"))
+    with pytest.raises(TraceError, match="can't be read: No such file"):
+        read_trace(tmp_path / "none.csv")
+    (tmp_path / "bytes.csv").write_bytes(HEADER.encode() + b"\xff\xfe,1,1\n")
+    with pytest.raises(TraceError, match="line 2: it is not UTF-8 text"):
+        read_trace(tmp_path / "bytes.csv")
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 99_999), st.integers(0, 9999)), min_size=1), st.data())
+def test_scaling_keeps_the_order_and_loses_nobody(rows, data):
+    arrivals = [Arrival(ms / 1e3, prompt, new) for ms, prompt, new in sorted(rows)]
+    lengths, rate = data.draw(st.floats(0.01, 10)), data.draw(st.floats(0.01, 10))
+    found = scaled(arrivals, lengths, rate)
+    assert len(found) == len(arrivals) and all(a.at_s <= b.at_s for a, b in zip(found, found[1:], strict=False))
+    for one, other in zip(arrivals, found, strict=True):
+        assert other.at_s == one.at_s / rate and other.prompt_tokens == max(1, round(one.prompt_tokens * lengths))
+
+
+@pytest.mark.parametrize(("name", "count", "first"), [("code", 8819, (4808, 10)), ("conv", 19_366, (374, 44))])
+def test_azures_own_files_are_read_whole(name, count, first):
+    path = SHARED / f"AzureLLMInferenceTrace_{name}.csv"
+    if not path.exists():
+        pytest.skip("the trace is not beside this checkout; https://github.com/Azure/AzurePublicDataset has it")
+    found = read_trace(path)
+    assert len(found) == count and found[0] == Arrival(0.0, *first)
+    assert 3400 < found[-1].at_s < 3600, "an hour"
