@@ -34,6 +34,13 @@ def settle(device: torch.device):
         torch.cuda.current_stream(device).synchronize()
 
 
+def finish(device: torch.device):
+    """Waits until the device has done all that anybody gave it. After an error of CUDA there is nothing to wait for."""
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.synchronize(device)
+
+
 def mark(device: torch.device) -> torch.cuda.Event | None:
     """An event behind all that this thread gave the device so far; None on a CPU, where it is done."""
     if device.type != "cuda":

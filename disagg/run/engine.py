@@ -34,6 +34,7 @@ from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.decode import DecodeStage
 from disagg.run.decode_graph import GraphDecodeStage
+from disagg.run.device import finish
 from disagg.run.handle import Handle
 from disagg.run.injection import Injection
 from disagg.run.machine import in_words as machine_in_words
@@ -404,7 +405,10 @@ class Engine:
         self.transfers.close()
 
     def _let_go(self):
-        """Memory, then the parts of a split GPU: pinned memory that their streams copied is freed before they go."""
+        """Memory, once no device can touch it any more; then the parts of a split GPU: pinned memory that their streams
+        copied is freed before they go."""
+        for device in {cache.device for cache in self.caches.values()}:
+            finish(device)
         self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
         self.workers.clear()
         for part in self.parts.values():
@@ -420,7 +424,7 @@ class Engine:
     def _keep(self, request: int, logits: torch.Tensor):
         handle = self._handles.get(request)
         if handle is not None:
-            handle.keep_logits(logits)
+            handle.keep_logits(logits.to(self.model.device))  # of one request, on one device
 
     def _record(self, span):
         self.recorder.span(span)

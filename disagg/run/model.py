@@ -18,6 +18,7 @@ from disagg.plan.errors import ConfigError, ModelError
 from . import weights
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
+from .device import finish
 from .foreign import check_folder, check_promise
 from .kv_cache import KVCache, KVShape
 from .memory import room_for
@@ -133,6 +134,7 @@ class Model:
         if source.device != self.device:
             with room_for(f"the weights of {self.name}", source.device, WEIGHTS_ADVICE):
                 weights = {key: torch.nn.Parameter(w.to(source.device), False) for key, w in weights.items()}
+                finish(source.device)  # the worker's stream waits for nobody
         module = copy.deepcopy(self.module, weights).to(source.device)
         return Model(module, source, self.text, self.attention)
 

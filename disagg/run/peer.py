@@ -1,4 +1,4 @@
-"""Whether one GPU reaches another's memory without the host. The driver is asked once for each pair."""
+"""Whether one GPU reaches another's memory without the host. The driver is asked, and opens it, once for each pair."""
 
 import functools
 
@@ -7,8 +7,13 @@ import torch
 
 @functools.cache
 def reaches(source: torch.device, target: torch.device) -> bool:
-    """True where bytes go from one GPU to the other over NVLink or PCIe alone, or stay on the one GPU."""
-    return source == target or torch.cuda.can_device_access_peer(source, target)
+    """True where kernels of the one GPU write to the other's memory, over NVLink or PCIe alone, or to their own."""
+    if source == target:
+        return True
+    if not torch.cuda.can_device_access_peer(source, target):
+        return False
+    torch.empty(1, device=target).copy_(torch.empty(1, device=source))  # torch opens it with the first copy
+    return True
 
 
 def describe() -> str:

@@ -1,4 +1,4 @@
-"""What a copy on a GPU's route costs: a fixed part, the host's launches included, and a bandwidth. Measured once.
+"""What a copy on a GPU's route costs the wire: a fixed part and a bandwidth. Measured once.
 
 Where Config.layers_per_copy is None, layers are put together until the fixed part is a small share of their copy: one
 layer of a long prompt, some of a shorter one, and a short prompt whole.
@@ -6,7 +6,6 @@ layer of a long prompt, some of a shorter one, and a short prompt whole.
 
 from typing import NamedTuple
 
-from disagg.run.clock import now_ns
 from disagg.run.stream_copy import Route, StreamCopier
 
 SHARE = 0.2  # of a copy's time that may be its fixed part
@@ -36,8 +35,8 @@ def measure(copier: StreamCopier, small: Route, large: Route, block_bytes: int) 
         for route in (small, large):
             seconds = []
             for _ in range(TRIES):
-                began = now_ns()
-                copier.launch(None, route, None, None).seen.synchronize()
-                seconds.append((now_ns() - began) / 1e9)
+                copy = copier.launch(None, route, None, None)
+                copy.seen.synchronize()
+                seconds.append((copy.last.ns(copy.end) - copy.first.ns(copy.start)) / 1e9)
             found.append((len(route.layers) * len(route.blocks) * block_bytes, min(seconds[1:])))
     return cost_of(*found)

@@ -3,9 +3,10 @@
 One copy on the streams, nothing of it on the host:
     wait for the event behind the layer's K/V → the wire is taken, start event → bytes → the dial → end event
     → checksums of what arrived → seen event
-A hand-off's bytes: gather a layer's blocks into one staging buffer → one copy → scatter. Spills and fetches copy whole
-regions between the GPU and pinned memory, one for each run of blocks. Between two GPUs there is a stream on each; where
-the one can't reach the other's memory, or must not, the copy goes through pinned host memory.
+A hand-off's bytes between GPUs that reach each other, or on one: a kernel that reads blocks here and writes blocks
+there. By way of the host: gather a layer's blocks into one staging buffer → one copy down → one up → scatter; so it is
+too where one GPU can't reach the other's memory, or must not. Spills and fetches copy whole regions between the GPU and
+pinned memory, one for each run of blocks. Between two GPUs there is a stream on each.
 """
 
 import contextlib
@@ -90,6 +91,7 @@ class StreamCopier:
         self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
         self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
+        self._ends_on = 0 if self._between is None else -1  # which stream's event is the end of a copy
         self._dial: DeviceDial | None = None
 
     @contextlib.contextmanager
@@ -131,7 +133,8 @@ class StreamCopier:
         source's own bytes where it `departs` unreported."""
         first, last = self.streams[0], self.streams[-1]
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        anchors = self.clocks[0].anchor(), self.clocks[-1].anchor()
+        done = self.streams[self._ends_on]
+        anchors = self.clocks[0].anchor(), self.clocks[self._ends_on].anchor()
         if written is not None:
             first.wait_event(written)  # K/V are in the source's blocks, and their checksums exist
         sums = None
@@ -144,11 +147,13 @@ class StreamCopier:
         with self._dialled(occupancy_ns):
             start.record(first)  # behind the dial's post, which may have waited for a place on a busy GPU
             self._move(route)
-        if last is not first:
-            last.wait_stream(first)  # the end is of both: the scatter on one, the dial on the other
-        end.record(last)
+        if done is not first:
+            done.wait_stream(first)  # the end is of both: the scatter on one, the dial on the other
+        end.record(done)
         seen = end
         if check_tokens is not None:
+            if last is not done:
+                last.wait_stream(done)
             sums[1].copy_(checksum_blocks(self._collect(route, arrived=True), check_tokens), non_blocking=True)
             seen = torch.cuda.Event()
             seen.record(last)
@@ -174,6 +179,9 @@ class StreamCopier:
         if route.paging:
             copy_regions(route.source.data, route.target.data, route)
             return
+        if route.slot is None and self._between is None and not on_host(route.source):
+            copy_blocks(route)
+            return
         staged = route.slot
         if route.source is not None:
             staged = self._gather(route.source, route.layers, route.blocks, route.shape)
@@ -187,9 +195,7 @@ class StreamCopier:
         blocks.index_copy_(2, on_device(route.target_blocks, device), wide(staged))
 
     def _across(self, staged: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        """The bytes on the other GPU: torch's peer copy, which both streams wait for, or two through the host."""
-        if self._between is None:
-            return there.copy_(staged, non_blocking=True)
+        """The bytes on the other GPU, by way of the host."""
         first, last = self.streams
         first.wait_stream(last)  # the copy before this one has left the host's buffer
         host = self._between.view(staged.shape).copy_(staged, non_blocking=True)
@@ -243,6 +249,19 @@ def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, 
             continue
         yield blocks[start], onto[start], index - start
         start = index
+
+
+def copy_blocks(route: Route):
+    """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the first."""
+    from disagg.run import block_kernel  # needs triton
+
+    layers = route.layers
+    source, target = (wide(cache.data[layers.start : layers.stop]) for cache in (route.source, route.target))
+    words, ids = source[0, 0, 0].numel(), (on_device(b, source.device) for b in (route.blocks, route.target_blocks))
+    tile = block_kernel.TILE
+    block_kernel.copy[-(-words // tile), len(route.blocks), 2 * len(layers)](
+        source, target, *ids, *source.stride()[:2], *target.stride()[:2], WORDS=words, TILE=tile
+    )
 
 
 def copy_regions(source: torch.Tensor, target: torch.Tensor, route: Route):

@@ -29,6 +29,9 @@ class Limits(NamedTuple):
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 10, warm: int = 3) -> float:
     """Median seconds of a piece of device work, by events on a GPU."""
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        with torch.cuda.device(device):  # events stand on the current device
+            return seconds(work, device, repeats, warm)
     for _ in range(warm):
         work()
     times = []
