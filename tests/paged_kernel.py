@@ -1,5 +1,7 @@
 """A paged kernel made of plain PyTorch, which stands in for flash-attn where there is no GPU."""
 
+from functools import partial
+
 import torch
 
 
@@ -21,10 +23,10 @@ class PlainKernel:
             out.append(self._one(query[start:stop], k, v, scale))
         return torch.cat(out)
 
-    def decoder(self, cache, rows):
-        return self.decode
+    def decoder(self, cache, table, lengths):
+        return partial(self.decode, table, lengths)
 
-    def decode(self, query, key, value, keys, values, table, lengths, scale):
+    def decode(self, table, lengths, query, key, value, keys, values, scale):
         out = []
         for row, length in enumerate(lengths.tolist()):
             block, place = int(table[row, length // keys.shape[1]]), length % keys.shape[1]

@@ -8,7 +8,7 @@ from engine_tools import check_greedy, lengths, prompt_of, small
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
-from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace, pick_kernel
+from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace, pick_kernel, split_decode
 from disagg.run.attention.paged import PagedKernel
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, KVShape
@@ -53,10 +53,15 @@ def test_what_a_gpu_spills_comes_back_the_same():
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (14, 2, 64), (8, 8, 80), (20, 1, 128)])
 @pytest.mark.parametrize(
-    "contexts", [[0], [1, 15, 16, 17], [300, 31, 0, 256, 255, 511], [37 * n % 400 for n in range(150)]]
-)
-def test_split_decode_attends_as_gathered_slots_do(heads, kv_heads, head_dim, contexts):
-    device, rows, width, size = torch.device("cuda:0"), len(contexts), 8, 64
+    "contexts",
+    [[0], [1, 15, 16, 17], [300, 31, 0, 256, 255, 511], [37 * n % 400 for n in range(150)],
+     [8192], [600] * 8 + [8192], [900, 0, 0, 0], [63 * n % 4001 for n in range(64)]],
+    ids=["first", "few", "edges", "many", "long", "long_one", "padding", "mixed"],
+)  # fmt: skip
+@pytest.mark.parametrize("sms", [32, 132])
+def test_split_decode_attends_as_gathered_slots_do(monkeypatch, sms, heads, kv_heads, head_dim, contexts):
+    monkeypatch.setattr(split_decode, "sm_count", lambda device: sms)  # decides how the tokens are cut
+    device, rows, width, size = torch.device("cuda:0"), len(contexts), max(contexts) // 64 + 1, 64
     shape = KVShape(2, kv_heads, head_dim, torch.bfloat16)
     ours, plain = (KVCache(shape, rows * width + 1, size, device) for _ in range(2))
     torch.manual_seed(5)
@@ -75,7 +80,8 @@ def test_split_decode_attends_as_gathered_slots_do(heads, kv_heads, head_dim, co
         key, value = torch.randn(2, rows, kv_heads, head_dim, dtype=torch.bfloat16, device=device)
         found = step.run(layer, query, key, value, Options())
         expected = exact.run(layer, query, key, value, Options())
-        assert torch.allclose(found.float(), expected.float(), atol=0.02, rtol=0.02)
+        off = (found.float() - expected.float()).flatten(1).norm(dim=1) / expected.float().flatten(1).norm(dim=1)
+        assert float(off.max()) < 0.02, f"relative to a row's own size, which shrinks with its length: {off.tolist()}"
         assert torch.equal(ours.data.nan_to_num(7.0), plain.data.nan_to_num(7.0))
 
 

@@ -31,9 +31,9 @@ class PagedKernel:
             WIDTH_PAD=power_of_two(width),
         )  # fmt: skip
 
-    def decoder(self, cache: KVCache, rows: int) -> SplitDecode:
-        """Attention of a step of `rows` rows, called layer after layer; it stores the new tokens' K/V as well."""
-        return SplitDecode(cache, rows)
+    def decoder(self, cache: KVCache, table: torch.Tensor, lengths: torch.Tensor) -> SplitDecode:
+        """Attention of one step, called layer after layer; it stores the new tokens' K/V as well."""
+        return SplitDecode(cache, table, lengths)
 
 
 class FlashKernel(PagedKernel):
@@ -127,14 +127,11 @@ class PagedDecode:
     phase = "decode"
 
     def __init__(self, cache: KVCache, kernel, table: torch.Tensor, lengths: torch.Tensor):
-        self.cache, self.table, self.lengths = cache, table, lengths
-        self._attend = kernel.decoder(cache, len(lengths))
+        self.cache = cache
+        self._attend = kernel.decoder(cache, table, lengths)
 
     def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
-        found = self._attend(
-            query.flatten(1, 2), key, value, *self.cache.layer(layer), self.table, self.lengths, options.scaling
-        )
-        return found.view_as(query)
+        return self._attend(query.flatten(1, 2), key, value, *self.cache.layer(layer), options.scaling).view_as(query)
 
 
 def to_device(parts: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
