@@ -10,6 +10,7 @@ import torch
 
 from disagg.run import device_clock, stream_copy, transfer
 from disagg.run.clock import now_ns
+from disagg.run.lazy_stream import copy_blocks
 
 
 class FakeEvent:
@@ -75,6 +76,7 @@ def fake_cuda(monkeypatch, host_blocks: int):
     monkeypatch.setattr(stream_copy, "DeviceDial", FakeDial)
     monkeypatch.setattr(transfer, "check_triton", lambda: None)
     monkeypatch.setattr(transfer, "triton_is_here", lambda: True)
+    monkeypatch.setattr(stream_copy, "copy_blocks", copy_blocks)
     monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
     monkeypatch.setattr(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
 

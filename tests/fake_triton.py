@@ -1,4 +1,4 @@
-"""Enough of triton to run the kernels of decode on the CPU: one program after the other, with PyTorch's operators.
+"""Enough of triton to run kernels of ours on the CPU: one program after the other, with PyTorch's operators.
 
 It shows what programs compute and where they load and store; layouts, speed and races need a GPU.
 """
@@ -12,17 +12,15 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-KERNELS = ("shares_kernel", "split_kernel")
 
-
-def install(monkeypatch, package) -> None:
-    """The package's kernels, made anew with this triton, until the test is over."""
+def install(monkeypatch, package, *kernels: str) -> None:
+    """These kernels of the package, made anew with this triton, until the test is over."""
     language, triton = make_language(), ModuleType("triton")
     triton.jit, triton.language = lambda function: Kernel(function, language), language
     with monkeypatch.context() as meanwhile:
         meanwhile.setitem(sys.modules, "triton", triton)
         meanwhile.setitem(sys.modules, "triton.language", language)
-        for name in KERNELS:
+        for name in kernels:
             spec = importlib.util.find_spec(f"{package.__name__}.{name}")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -45,7 +43,7 @@ class Kernel:
             places = list(itertools.product(*map(range, grid)))
             random.Random(len(places)).shuffle(places)
             for place in places:
-                self.language.program_id = place.__getitem__
+                self.language.program_id = torch.tensor(place).__getitem__
                 self.function(*args, **constants)
 
         return launch

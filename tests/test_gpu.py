@@ -15,6 +15,7 @@ from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model import load_model
 from disagg.run.prefill_graph import PrefillGraphs
 from disagg.run.sm_split import describe, sm_count, split_gpu
+from disagg.run.stream_copy import Route, copy_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
 
@@ -217,3 +218,14 @@ def test_engines_on_a_split_gpu_come_and_go():
         torch.cuda.empty_cache()
         free.append(torch.cuda.mem_get_info()[0])
     assert free[0] - free[-1] < 1 << 30, f"free bytes after each engine: {free}"
+
+
+def test_blocks_are_copied_to_blocks_and_nothing_else_is_touched():
+    shape = KVShape(3, 2, 64, torch.bfloat16)
+    source, target = (KVCache(shape, 12, 32, "cuda:0") for _ in range(2))
+    source.data.copy_(torch.randn(source.data.shape))
+    expected = target.data.clone()
+    blocks, onto, layers = (7, 0, 3, 11), (2, 9, 0, 4), range(1, 3)
+    expected[1:3, :, list(onto)] = source.data[1:3, :, list(blocks)]
+    copy_blocks(Route(layers, source, blocks, target, onto, None))
+    assert torch.equal(target.data, expected)

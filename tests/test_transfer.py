@@ -3,6 +3,7 @@
 import queue
 import sys
 
+import fake_triton
 import pytest
 import torch
 from engine_tools import (
@@ -18,16 +19,18 @@ from engine_tools import (
 )
 from fake_cuda import FakeStream, fake_cuda
 
+import disagg.run
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
+from disagg.run import stream_copy
 from disagg.run.decode import DecodeStage
 from disagg.run.dial import check_triton
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.route_cost import cost_of
 from disagg.run.scratch import Scratch
-from disagg.run.stream_copy import StreamCopier
+from disagg.run.stream_copy import Route, StreamCopier, copy_blocks
 from disagg.run.tiny import LAYERS
 from disagg.run.transfer import Departing, Transfers
 
@@ -748,3 +751,21 @@ def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch)
         bench.transfers.abort(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
         assert bench.notices.empty() and bench.spans == []
+
+
+# ---- the kernel between caches of GPUs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head_dim, block_size", [(64, 16), (80, 128), (3, 5)], ids=["words", "tiles", "no_words"])
+def test_the_kernel_copies_blocks_to_blocks_and_touches_nothing_else(monkeypatch, head_dim, block_size):
+    """On the CPU, under a triton of few lines; blocks of less than a tile, of more than one, and of no whole words."""
+    fake_triton.install(monkeypatch, disagg.run, "block_kernel")
+    monkeypatch.setattr(stream_copy, "on_device", lambda ids, device: torch.tensor(ids))
+    shape = KVShape(4, 2, head_dim, torch.bfloat16)
+    source, target = KVCache(shape, 6, block_size), KVCache(shape, 9, block_size)
+    source.data.copy_(torch.randn(source.data.shape))
+    blocks, onto, layers = (5, 0, 3), (2, 8, 0), range(1, 3)
+    expected = target.data.clone()
+    expected[1:3, :, list(onto)] = source.data[1:3, :, list(blocks)]
+    copy_blocks(Route(layers, source, blocks, target, onto, None))
+    assert torch.equal(target.data, expected)

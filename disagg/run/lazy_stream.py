@@ -140,6 +140,12 @@ class LazyWorld:
         return event
 
 
+def copy_blocks(route: stream_copy.Route):
+    """The bytes that the kernel of this name moves, in torch's own operations."""
+    layers, blocks, onto = route.layers, torch.tensor(route.blocks), torch.tensor(route.target_blocks)
+    route.target.write_blocks(layers, onto, route.source.read_blocks(layers, blocks))
+
+
 @contextlib.contextmanager
 def lazy_gpus(host_blocks: int, seed: int | None = None):
     """While it is open, caches of other than `host_blocks` blocks pass for a GPU's, with lazy streams; the world."""
@@ -154,6 +160,7 @@ def lazy_gpus(host_blocks: int, seed: int | None = None):
             put(torch, name, lambda *args, make=make, pin_memory=False, **fields: make(*args, **fields))
         clock_of = lambda device: clocks.setdefault(device, device_clock.DeviceClock(device))  # noqa: E731
         put(stream_copy, "clock_of", clock_of)
+        put(stream_copy, "copy_blocks", copy_blocks)
         put(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
         put(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
         put(transfer, "triton_is_here", lambda: False)
