@@ -190,7 +190,9 @@ class StreamCopier:
             return
         device = route.target.data.device
         if staged.device != device:
-            staged = self._across(staged, self._buffer(device, route.shape))
+            there = self._buffer(device, route.shape)
+            by_host = self._between is not None  # else it comes from the ring, which is host memory
+            staged = self._across(staged, there) if by_host else there.copy_(staged, non_blocking=True)
         blocks = wide(route.target.data[route.layers.start : route.layers.stop])
         blocks.index_copy_(2, on_device(route.target_blocks, device), wide(staged))
 
