@@ -28,6 +28,11 @@ def new_stream(device: torch.device, part: Part | None, priority: int = 0) -> to
     return torch.cuda.Stream(device, priority=priority) if part is None else part.stream(priority)
 
 
+def on(device: torch.device):
+    """A context in which the device is this thread's current one: kernels of our own run there, whatever they read."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def settle(device: torch.device):
     """Waits until all that this thread gave the device has ended; nothing to wait for on a CPU."""
     if device.type == "cuda":

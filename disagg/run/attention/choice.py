@@ -9,6 +9,7 @@ from disagg.plan.errors import ConfigError
 from disagg.run.attention.gathered import Options, PrefillPlan, Workspace
 from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedPrefill, VarlenKernel
 from disagg.run.batch import PrefillBatch, Segment
+from disagg.run.device import on
 from disagg.run.kv_cache import KVCache, KVShape
 
 KINDS = ("sdpa", "plain")
@@ -41,7 +42,8 @@ def find_kernel(device, shape: KVShape, heads: int, block_size: int, model_confi
         if reason is None:
             try:
                 kernel = kind()
-                reason = trial(kernel, torch.device(device), shape, heads, block_size)
+                with on(torch.device(device)):
+                    reason = trial(kernel, torch.device(device), shape, heads, block_size)
             except ImportError as error:
                 reason = str(error).split("\n")[0]
             if reason is None:
