@@ -332,7 +332,7 @@ def test_an_automatic_grouping_measures_the_route_and_moves_the_same_blocks(gpu,
 def test_the_cost_of_a_route_is_the_line_through_two_copies():
     cost = cost_of((1000, 3e-6), (101_000, 103e-6))
     assert abs(cost.fixed_s - 2e-6) < 1e-12 and abs(cost.bandwidth - 1e9) < 1
-    assert cost.least_bytes == 8000, "2 us of 10 are the fixed cost"
+    assert cost.least_bytes == 4000, "2 us of 6 are the fixed cost"
 
 
 def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):

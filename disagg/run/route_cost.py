@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from disagg.run.stream_copy import Route, StreamCopier
 
-SHARE = 0.2  # of a copy's time that may be its fixed part
+SHARE = 1 / 3  # of a copy's time that may be its fixed part
 TRIES = 5
 
 
