@@ -4,7 +4,7 @@ Prefill chunks write it, copies move it, each decode step reads all of it, and f
 early, a copy begun late and a part never sent show as wrong content. A flipped byte is content of nobody.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Chunk
@@ -34,7 +34,7 @@ class Memory:
             first = chunk.start // size
             for position, block in enumerate(chunk.blocks):
                 if position < first:
-                    self._expect(place, block, layer, (chunk.request, position, size))
+                    self._expect(place, block, (layer,), (chunk.request, position, size))
                 else:
                     filled = min(size, chunk.stop - position * size)
                     self._held.setdefault((place, block), {})[layer] = (chunk.request, position, filled)
@@ -44,8 +44,7 @@ class Memory:
         size = self.block_size
         for position in range(blocks_for(context, size)):
             wanted = request, position, min(size, context - position * size)
-            for layer in range(self.layers):
-                self._expect(place, blocks[position], layer, wanted)
+            self._expect(place, blocks[position], range(self.layers), wanted)
 
     def write_row(self, place: str, request: int, context: int, blocks: Sequence[int]):
         """A step adds one token to a row."""
@@ -63,7 +62,8 @@ class Memory:
         """All of it: (place and block, content by layer)."""
         return list(self._held.items())
 
-    def _expect(self, place: str, block: int, layer: int, wanted: tuple):
-        found = self._held.get((place, block), {}).get(layer)
-        if found != wanted:
-            raise WrongContent(f"{place} block {block} layer {layer} holds {found}, read as {wanted}")
+    def _expect(self, place: str, block: int, layers: Iterable[int], wanted: tuple):
+        held = self._held.get((place, block), {})
+        for layer in layers:
+            if held.get(layer) != wanted:
+                raise WrongContent(f"{place} block {block} layer {layer} holds {held.get(layer)}, read as {wanted}")

@@ -199,8 +199,8 @@ class World:
 
     def drive_lanes(self):
         """Starts a copy on every idle lane that has one ready."""
-        for name in self.traffic.lanes:
-            if name not in self.busy_lanes and (flight := self.traffic.start(name)) is not None:
+        for name, lane in self.traffic.lanes.items():
+            if lane.ready and name not in self.busy_lanes and (flight := self.traffic.start(name)) is not None:
                 self.busy_lanes.add(name)
                 if not self.traffic.lanes[name].wire.link.dialled:
                     took = round(flight.piece.nbytes * self.speeds.copy_byte)
