@@ -9,6 +9,7 @@ from disagg.plan.drawn import build
 from disagg.plan.small_world import Explored
 from disagg.plan.trial import Trial
 from disagg.show.bench import soak
+from disagg.show.bench.detectors_cost import rows as cost_rows
 from disagg.show.cli import app
 
 
@@ -18,6 +19,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(soak, "explore", lambda: Explored(10, 20, 1))
     monkeypatch.setattr(soak.matrix, "rows", lambda say: iter(()))
     monkeypatch.setattr(soak.engine_soak, "rows", lambda say, requests: iter(()))
+    monkeypatch.setattr(soak.detectors_cost, "rows", lambda say: iter(()))
 
 
 def rows(seeds=3) -> dict:
@@ -62,3 +64,9 @@ def test_one_seed_by_itself(monkeypatch):
     monkeypatch.setattr(Trial, "finish", lambda self: 1 / 0)
     done = CliRunner().invoke(app, ["soak", "--seed", "5"])
     assert done.exit_code == 1 and "rerun: python -m disagg soak --seed 5" in done.output
+
+
+def test_the_cost_of_detectors_is_their_share_of_a_run():
+    (row,) = cost_rows(lambda text: None, "tiny")
+    assert row.name == "detectors_cost_pct" and row.bar == 3 and 0 < row.value < 100
+    assert row.n == 16 and "512 tokens" in row.note

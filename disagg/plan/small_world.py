@@ -1,5 +1,7 @@
 """Every order of events in a small world: two requests, three layers, a ring of two, one fault or cancel anywhere.
 
+A copy, a pass or a step fails; where asked for, a landing's notice is lost, or a notice is told twice or late.
+
 No clock orders anything here: of all that is under way, whatever is next in its own queue may happen next. A worker's
 answers keep their order, and so do the copies of a lane. States that were seen are not entered again; each is reached
 with all detectors on and with memory that remembers, and each end is checked.
@@ -33,12 +35,17 @@ class Choice(NamedTuple):
     cancel: int | None = None
 
 
+DEADLINE = Choice("deadline")
+ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
+
+
 class SmallWorld(Trial):
     """A trial whose actions wait in one queue an actor, until `do` picks one."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, notices: bool = False):
         self.queues: dict[str, list] = {}
         self.struck = False  # the one fault or cancel has been
+        self.notices = notices  # may be lost, told twice, or told late
         super().__init__(config, record=False)
 
     def __deepcopy__(self, memo: dict) -> "SmallWorld":
@@ -78,19 +85,24 @@ class SmallWorld(Trial):
                 continue
             yield Choice(actor)
             if not self.struck:
-                for fault in _faults(queue[0]):
+                for fault in _faults(queue[0], self.notices):
                     yield Choice(actor, fault)
         if not self.struck:
             for request in self.book.records:
                 yield Choice("", cancel=request)
+        if self.book.next_deadline_ns is not None and not any(self.queues.values()):
+            yield DEADLINE  # nothing else will happen any more
 
     def do(self, choice: Choice):
+        if choice == DEADLINE:
+            self.now_ns = max(self.now_ns, self.book.next_deadline_ns)
+            self.take(ev.Tick())
+            return
         if choice.cancel is not None:
             self.struck = True
             self.cancel(choice.cancel)
             return
         if choice.fault is not None:
-            self.struck = True
             kind, fault = choice.fault
             self.faults = FaultPlan({(kind, 1): fault})
         queue = self.queues[choice.actor]
@@ -99,6 +111,7 @@ class SmallWorld(Trial):
         while queue and _goes_along(queue[0]):
             _, _, action, args = queue.pop(0)
             action(*args)
+        self.struck |= bool(self.faults.struck)  # not every landing is told
         self.faults.stop()
 
     def check_end(self):
@@ -127,22 +140,22 @@ def _goes_along(entry: tuple) -> bool:
     return entry[2].__name__ in ("_hand_off", "_lane_free")
 
 
-def _faults(entry: tuple) -> list[tuple[str, str]]:
-    """What may strike an action: it fails."""
+def _faults(entry: tuple, notices: bool) -> list[tuple[str, str]]:
+    """What may strike an action: it fails; or, where they are in question, what it tells goes astray."""
     _, _, action, args = entry
     if action.__name__ == "land":
-        return [("copy", "fail")]
+        return [("copy", "fail"), *(ASTRAY if notices else ())]
     kind = {ev.Prefilled: "prefill", ev.Stepped: "decode"}.get(type(args[0]))
-    return [(kind, "fail")] if kind else []
+    return [(kind, "fail"), *(ASTRAY[1:2] if notices else ())] if kind else []
 
 
-def small(new_tokens: int = 2) -> SmallWorld:
+def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
     """Two requests of two blocks each, handed off through a ring of two; a decode device for one and a half."""
     config = Config.preset(
         "staged", block_size=2, prefill_blocks=4, decode_blocks=4, chunk_tokens=4, ring_slots=2, layers_per_copy=1,
         link=None, watchdog_s=1.0, itl_target_s=None, host_blocks=0,
     )  # fmt: skip
-    world = SmallWorld(config)
+    world = SmallWorld(config, notices)
     for index in range(2):
         world.submit(Job(index, (1, 2, 3), new_tokens, 0))
         world.do(Choice("arrivals"))
@@ -157,7 +170,7 @@ def explore(world: SmallWorld | None = None) -> Explored:
     while ways:
         here, path = ways.pop()
         choices = list(here.choices())
-        if not any(here.queues.values()):
+        if not choices:
             ends += 1
             _checked(path, here.check_end)
         for choice in choices:

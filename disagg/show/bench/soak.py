@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from disagg.plan.drawn import SOMETIMES, SeedFailed, simulate_seed
 from disagg.plan.small_world import explore
-from disagg.show.bench import engine_soak, matrix
+from disagg.show.bench import detectors_cost, engine_soak, matrix
 from disagg.show.bench.rows import Row
 
 Say = Callable[[str], None]
@@ -57,3 +57,4 @@ def suite(say: Say, seeds: int = 10_000, requests: int = 10_000) -> Iterator[Row
     yield from simulated_rows(say, seeds)
     yield from matrix.rows(say)
     yield from engine_soak.rows(say, requests)
+    yield from detectors_cost.rows(say)
