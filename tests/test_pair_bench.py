@@ -28,13 +28,19 @@ def rows_of(only: str, traces=()) -> dict[str, Row]:
     return {row.name: row for row in found}
 
 
-@pytest.mark.parametrize("group", ["link", "law", "peer", "gaps", "generate"])
+@pytest.mark.parametrize("group", ["link", "law", "peer", "generate"])
 def test_a_group_runs_alone_and_brings_the_ceilings(group):
     rows = rows_of(group)
     assert {"ceiling_copy", "ceiling_matmul", "ceiling_pinned[down]", "ceiling_pinned[up]"} < rows.keys()
     for name in suite.two_gpus([])[group].names:
         found = [row for row in rows.values() if row.name.partition("[")[0] == name]
         assert found and all(row.value >= 0 for row in found), f"{name} is promised and missing"
+
+
+def test_gaps_beside_prefills_are_rows_or_say_that_none_was_seen():
+    rows = [row for row in suite.two(lambda text: None, "tiny", "gaps") if row.name.startswith("pair_gap")]
+    assert [row.name for row in rows] == ["pair_gap_p99_over_alone", "pair_gap_p99_over_alone[handed off]"]
+    assert all(row.value > 0 if isinstance(row, Row) else "residents" in row.reason for row in rows)
 
 
 def test_every_preset_is_right_with_and_without_peer_access():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from disagg.plan.errors import EngineError
 from disagg.plan.metrics import percentile
 from disagg.plan.results import Run
 from disagg.run.engine import Engine
@@ -119,7 +120,7 @@ def handed_off_s(run: Run) -> float:
 # ---- gaps ------------------------------------------------------------------------------------------------------------
 
 
-def gap_rows(stand: Stand) -> Iterator[Row]:
+def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     """Decode beside back-to-back long prefills on the other device, without and with their hand-offs."""
     scale = stand.scale
     engine = stand.engine("streamed", pool(stand, scale.long, scale.long_count), chunk_tokens=scale.long,
@@ -131,7 +132,11 @@ def gap_rows(stand: Stand) -> Iterator[Row]:
         alone = percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99)
         rate = rate_of_prefills(engine.serve(stand.requests([scale.long] * scale.long_count, 1, seed=1)))
     for name, new, bar in (("", 1, 1.1), ("[handed off]", 2, None)):
-        gaps, kept = beside(engine, residents, stand.requests([scale.long] * scale.long_count, new, seed=1), stand)
+        try:
+            gaps, kept = beside(engine, residents, stand.requests([scale.long] * scale.long_count, new, seed=1), stand)
+        except EngineError as error:
+            yield LeftOut(f"pair_gap_p99_over_alone{name}", str(error))
+            continue
         p99 = percentile(gaps, 0.99)
         note = (
             f"p99 {1e3 * p99:.2f} ms, p50 {1e3 * percentile(gaps, 0.5):.2f}; alone p99 {1e3 * alone:.2f} ms; "
