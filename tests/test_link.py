@@ -60,7 +60,7 @@ def test_a_link_refuses_in_words(fields, words):
 @pytest.mark.parametrize(
     "value, words",
     [
-        ("pcie", "link 'pcie' is unknown; known: nvlink, pcie5x16, "),
+        ("pcie", "link 'pcie' is unknown; known: nvlink5, nvlink4, "),
         (True, "link must be a Link, a preset's name or bytes a second; got True"),
         ([1], "link must be a Link, a preset's name or bytes a second; got [1]"),
         (-5, "link bandwidth must be bytes a second, 1 or more; got -5.0"),

@@ -11,18 +11,27 @@ from dataclasses import dataclass
 from disagg.plan.checks import is_number, short
 from disagg.plan.errors import ConfigError
 
-#: Bandwidths in bytes a second, one direction. PCIe and NVLink: vendors' data sheets, less protocol overhead for PCIe;
-#: Ethernet: line rate / 8.
+#: Bandwidths in bytes a second, one direction. NVLink: NVIDIA's data sheets of A100, H100, B200 (all links of a GPU);
+#: PCIe 5: measured to pinned memory (an H200, 2026); 4 and 3: half of it each; Ethernet: line rate / 8; TCP on one of
+#: 25 Gbit/s: an assumption of 0.8 of it; memory: a copy between two CPU cores, measured (Zen 3, 2026), ± 20 %.
 PRESETS = {
+    "nvlink5": 900e9,
+    "nvlink4": 450e9,
+    "nvlink3": 300e9,
     "nvlink": 450e9,
     "pcie5x16": 55e9,
     "pcie4x16": 26e9,
+    "pcie3x16": 13e9,
+    "400gbe": 50e9,
+    "200gbe": 25e9,
     "100gbe": 12.5e9,
     "25gbe": 3.125e9,
+    "25gbe-tcp": 2.5e9,
     "10gbe": 1.25e9,
     "1gbe": 0.125e9,
     "wifi": 0.03e9,
     "slow": 0.01e9,
+    "memory": 5e9,
 }
 
 #: No wait is longer (30 years): beyond that the system's timers overflow.

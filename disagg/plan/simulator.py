@@ -7,12 +7,14 @@ cost model, which this is not: its default speeds are round numbers.
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
-from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.errors import ConfigError, EngineError, RequestError
+from disagg.plan.hardware import Hardware, Predicted
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Job, Request, listed
 from disagg.plan.results import Result, Run
@@ -33,6 +35,23 @@ class Speeds:
     step_token: int = 20_000
     tail: int = 3_000_000  # prefill's output head
     copy_byte: float = 0.2  # an undialled wire
+    pads: ClassVar[bool] = True  # a row of a group is read as far as its longest
+    steps_in_flight: ClassVar[int] = 1
+
+    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int]:
+        """A layer of a pass over chunks [start, stop), and what follows the last layer, where `ending` prompts end in
+        it; `beside` another worker that computes."""
+        tokens = sum(stop - start for start, stop in chunks)
+        return (self.prefill_pass + tokens * self.prefill_token) // self.layers, self.tail
+
+    def step_ns(self, groups: Sequence[Sequence[int]], beside: bool) -> int:
+        """A step of rows with these contexts, in tokens with the new one, group by group."""
+        rows, padded = sum(map(len, groups)), sum(len(group) * max(group) for group in groups)
+        return self.step + rows * self.step_row + padded * self.step_token
+
+    def copy_ns(self, lane: str, nbytes: int) -> int:
+        """A copy on an undialled wire."""
+        return round(nbytes * self.copy_byte)
 
 
 def fake_token(request: int, index: int) -> int:
@@ -43,10 +62,11 @@ def fake_token(request: int, index: int) -> int:
 class World:
     """One controller, its traffic, and workers that take time. `step` advances by one event."""
 
-    def __init__(self, config: Config, speeds: Speeds = Speeds(), steps_in_flight: int = 1):
+    def __init__(self, config: Config, speeds: Speeds = Speeds(), steps_in_flight: int | None = None):
         self.config, self.speeds = config, speeds
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
-        self.controller = Controller(config, **shape, steps_in_flight=steps_in_flight)
+        ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
+        self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
         self.traffic = Traffic(config, **shape)
         self.now_ns = 0
         self.results: dict[int, Result] = {}
@@ -138,8 +158,8 @@ class World:
     def _prefill(self, command: cmd.Prefill):
         speeds, start = self.speeds, self._start(command.worker)
         tokens = sum(chunk.stop - chunk.start for chunk in command.chunks)
-        layer = (speeds.prefill_pass + tokens * speeds.prefill_token) // speeds.layers
-        end = start + layer * speeds.layers + speeds.tail
+        layer, tail = self._pass_ns(command)
+        end = start + layer * speeds.layers + tail
         moving = [chunk.transfer for chunk in command.chunks if chunk.transfer is not None]
         if moving:
             for index in range(speeds.layers):
@@ -159,6 +179,14 @@ class World:
         given = tuple(self.token(chunk.request, chunk.token_index) for chunk in finals)
         self.at(end, self.deliver, ev.Prefilled(command.worker, command.pass_id, given, start, end))
 
+    def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int]:
+        chunks, ending = command.chunks, sum(chunk.final for chunk in command.chunks)
+        return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], ending, self._beside(command.worker))
+
+    def _beside(self, worker: cmd.Worker) -> bool:
+        """Does another worker compute now?"""
+        return any(free_ns > self.now_ns for other, free_ns in self._free_ns.items() if other != worker)
+
     def _hand_off(self, transfers: list[int], layer: int):
         for transfer in transfers:
             self.traffic.hand_off(transfer, layer, self.now_ns)
@@ -170,11 +198,12 @@ class World:
             del batch[request]
         for join in command.joins:
             batch[join.request] = [join.context, join.token_index]
-        speeds, start = self.speeds, self._start(command.worker)
+        start = self._start(command.worker)
         groups = [[batch[request][0] + 1 for request in group] for group in command.groups]
-        used, padded = sum(map(sum, groups)), sum(len(g) * max(g) for g in groups)
+        used = sum(map(sum, groups))
+        padded = sum(len(g) * max(g) for g in groups) if self.speeds.pads else used
         order = [request for group in command.groups for request in group]
-        end = start + speeds.step + len(order) * speeds.step_row + padded * speeds.step_token
+        end = start + self.speeds.step_ns(groups, self._beside(command.worker))
         tokens = tuple(self.token(request, batch[request][1]) for request in order)
         for request in order:
             batch[request][0] += 1
@@ -203,7 +232,7 @@ class World:
             if lane.ready and name not in self.busy_lanes and (flight := self.traffic.start(name)) is not None:
                 self.busy_lanes.add(name)
                 if not self.traffic.lanes[name].wire.link.dialled:
-                    took = round(flight.piece.nbytes * self.speeds.copy_byte)
+                    took = self.speeds.copy_ns(name, flight.piece.nbytes)
                     flight.busy_until_ns = flight.landing_ns = max(flight.start_ns, self.now_ns) + took
                 self.at(flight.busy_until_ns, self._lane_free, name)
                 self.at(flight.landing_ns, self.land, flight)
@@ -233,8 +262,21 @@ def world_of(config: Config, requests: Sequence[Request], speeds: Speeds, kind: 
     return world
 
 
-def simulate(config: Config, requests: Iterable[Request], speeds: Speeds = Speeds()) -> Run:
-    """Serves requests given as token ids in a plain virtual world; the same Run as `Engine.serve`."""
-    world = world_of(config, listed(requests), speeds)
+def simulate(config: Config, requests: Iterable[Request], speeds: Speeds | None = None, hardware=None) -> Run:
+    """Serves requests given as token ids under a virtual clock; the same Run as `Engine.serve`.
+
+    `hardware` names what it runs on ("2xL4", "H100+L4", a plan.hardware.Hardware): times are then predicted from the
+    model's sizes. Without it the speeds count, which are round numbers. ConfigError for unknown hardware, and where the
+    model does not fit.
+    """
+    if hardware is not None:
+        if speeds is not None:
+            raise ConfigError("simulate takes speeds or hardware, not both: hardware predicts the speeds")
+        hardware = Hardware.parse(hardware)
+        speeds = Predicted.of(config, hardware)
+        config = speeds.sized(config)
+    world = world_of(config, listed(requests), speeds or Speeds())
+    if hardware is not None:
+        world.recorder.machine = f"virtual clock, {hardware.words}"
     world.run()
     return world.recorder.run(config, list(world.results.values()))

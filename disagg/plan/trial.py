@@ -228,8 +228,7 @@ class Trial(World):
         super()._prefill(command)
         self.passing[command.worker] = [chunk.request for chunk in chunks]
         self.seen["chunked prefill"] += any(chunk.start for chunk in chunks)
-        tokens = sum(chunk.stop - chunk.start for chunk in chunks)
-        layer_ns = (speeds.prefill_pass + tokens * speeds.prefill_token) // speeds.layers
+        layer_ns, _ = self._pass_ns(command)
         for layer in range(speeds.layers):
             end = start + (layer + 1) * layer_ns - 1
             self.at(end, self.memory.write_layer, str(command.worker), chunks, layer)

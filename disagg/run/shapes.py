@@ -1,31 +1,12 @@
-"""Known models' shapes with random weights, where no weights are at hand: speed depends on the shape alone.
-
-Sizes are those of the models' published config.json files.
-"""
+"""Models of known shapes (plan/shapes) with random weights, where no weights are at hand."""
 
 import torch
 
-RANDOM = "random-"  # before a shape's name, in Config.model
+from disagg.plan.shapes import RANDOM, SHAPES
+
+__all__ = ["CONTEXT", "RANDOM", "SHAPES", "make_random"]
+
 CONTEXT = 16_384  # rotary positions are computed, not stored, so this is only a limit
-
-_LLAMA = dict(rms_norm_eps=1e-5, rope_theta=500_000.0, tie_word_embeddings=False)
-_QWEN = dict(rms_norm_eps=1e-6, rope_theta=1_000_000.0)
-
-#: Name → kind of config, and its fields.
-SHAPES = {
-    "llama3-8b": ("llama", dict(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, **_LLAMA)),
-    "llama3-1b": ("llama", dict(
-        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, **{**_LLAMA, "tie_word_embeddings": True})),
-    "qwen3-8b": ("qwen3", dict(
-        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False, **_QWEN)),
-    "qwen3-0.6b": ("qwen3", dict(
-        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, **_QWEN)),
-}  # fmt: skip
 
 
 def make_random(name: str, dtype: torch.dtype, device, seed: int = 0, **changes) -> torch.nn.Module:

@@ -1,7 +1,4 @@
-"""The roofline: what a piece of work asks for (FLOPs and bytes), what a machine gives, and both in one picture.
-
-Counted are the matrix products and attention, each weight read once, and K/V. Left out are norms, the embedding's rows,
-activations, and the copies that gather K/V from their blocks: a prediction from these counts is a floor.
+"""The roofline: what a piece of work asks for (plan/counting), what a machine gives, and both in one picture.
 
 Notebook: notebooks/01_baseline.ipynb.
 """
@@ -13,40 +10,13 @@ from typing import NamedTuple
 
 import torch
 
+from disagg.plan.counting import Sizes, Work, prefill_work, step_work
 from disagg.plan.results import Run
 from disagg.show.facts import plural
 from disagg.show.picture import COLOURS, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 
-
-class Sizes(NamedTuple):
-    """What counting needs to know of a model. Weights are numbers, not bytes; norms and biases are left out."""
-
-    layers: int
-    layer_weights: int  # in the matrices of one layer
-    head_weights: int  # in the output head
-    width: int  # of attention's queries: heads × head dim
-    token_bytes: int  # of K/V, in all layers
-    itemsize: int = 4  # bytes of one number
-
-    @classmethod
-    def of(cls, model) -> "Sizes":
-        """Of a Llama-like model: q, k, v, o and three matrices of the MLP in each layer."""
-        config, shape = model.config, model.shape
-        width, kv_width = config.num_attention_heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        attention = 2 * config.hidden_size * (width + kv_width)
-        layer = attention + 3 * config.hidden_size * config.intermediate_size
-        head = config.vocab_size * config.hidden_size
-        return cls(shape.layers, layer, head, width, shape.token_bytes, shape.dtype.itemsize)
-
-    @property
-    def weights(self) -> int:
-        """In the matrices of all layers, the output head apart."""
-        return self.layers * self.layer_weights
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of all matrices, the output head included."""
-        return self.itemsize * (self.weights + self.head_weights)
+__all__ = ["Ceilings", "Point", "Sizes", "Work", "beside_picture", "best_s", "measure_ceilings", "prefill_work",
+           "roofline_picture", "seconds_of", "step_work"]  # fmt: skip
 
 
 class Ceilings(NamedTuple):
@@ -59,35 +29,6 @@ class Ceilings(NamedTuple):
     def ridge(self) -> float:
         """FLOPs a byte above which compute is the limit, and below which memory is."""
         return self.flops_per_s / self.bytes_per_s
-
-
-class Work(NamedTuple):
-    """What one pass or step asks for."""
-
-    flops: int
-    nbytes: int
-
-    @property
-    def intensity(self) -> float:
-        """FLOPs for every byte."""
-        return self.flops / self.nbytes
-
-    def seconds(self, ceilings: Ceilings) -> float:
-        """The least it can take: the slower of computing and reading, where both run at their ceiling at once."""
-        return max(self.flops / ceilings.flops_per_s, self.nbytes / ceilings.bytes_per_s)
-
-
-def prefill_work(sizes: Sizes, tokens: int) -> Work:
-    """A prompt in one pass: every token through all layers, and the last one through the output head."""
-    looked_at = tokens * (tokens + 1) // 2  # the first token looks at itself, the last one at all
-    flops = 2 * (sizes.weights * tokens + sizes.head_weights) + 4 * sizes.layers * sizes.width * looked_at
-    return Work(flops, sizes.weight_bytes + sizes.token_bytes * tokens)
-
-
-def step_work(sizes: Sizes, contexts: list[int]) -> Work:
-    """A decode step: a row for each context, in tokens with the new one; the weights are read once for all rows."""
-    flops = 2 * (sizes.weights + sizes.head_weights) * len(contexts) + 4 * sizes.layers * sizes.width * sum(contexts)
-    return Work(flops, sizes.weight_bytes + sizes.token_bytes * sum(contexts))
 
 
 # ---- measured --------------------------------------------------------------------------------------------------------

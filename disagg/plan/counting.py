@@ -1,0 +1,101 @@
+"""What a piece of work asks for: FLOPs and bytes of prefill passes and decode steps, counted from a model's sizes.
+
+Counted are the matrix products and attention, each weight read once, and K/V. Left out are norms, the embedding's rows,
+activations, and the copies that gather K/V from their blocks: a time predicted from these counts is a floor.
+Notebook: notebooks/01_baseline.ipynb.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from disagg.plan.checks import is_whole, short
+from disagg.plan.errors import ConfigError
+
+
+class Sizes(NamedTuple):
+    """What counting needs to know of a model. Weights are numbers, not bytes; norms and biases are left out."""
+
+    layers: int
+    layer_weights: int  # in the matrices of one layer
+    head_weights: int  # in the output head
+    width: int  # of attention's queries: heads × head dim
+    token_bytes: int  # of K/V, in all layers
+    itemsize: int = 4  # bytes of one number
+
+    @classmethod
+    def of(cls, model) -> "Sizes":
+        """Of a loaded Llama-like model."""
+        return cls.of_config(vars(model.config), model.shape.dtype.itemsize)
+
+    @classmethod
+    def of_config(cls, config: Mapping, itemsize: int) -> "Sizes":
+        """Of a Llama-like model's config.json: q, k, v, o and three matrices of the MLP in each layer. ConfigError."""
+        if experts := next((name for name in ("num_experts", "num_local_experts") if config.get(name)), None):
+            raise ConfigError(f"{experts}={config[experts]}: a mixture of experts reads other weights for each token")
+        layers, hidden, inner, heads, vocab = (
+            _whole(config, name) for name in ("num_hidden_layers", "hidden_size", "intermediate_size",
+                                              "num_attention_heads", "vocab_size")
+        )  # fmt: skip
+        kv_heads = _whole(config, "num_key_value_heads", heads)
+        head_dim = _whole(config, "head_dim", hidden // heads)
+        width, kv_width = heads * head_dim, kv_heads * head_dim
+        layer = 2 * hidden * (width + kv_width) + 3 * hidden * inner
+        return cls(layers, layer, vocab * hidden, width, layers * 2 * kv_width * itemsize, itemsize)
+
+    @property
+    def weights(self) -> int:
+        """In the matrices of all layers, the output head apart."""
+        return self.layers * self.layer_weights
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all matrices, the output head included."""
+        return self.itemsize * (self.weights + self.head_weights)
+
+
+def _whole(config: Mapping, name: str, otherwise: int | None = None) -> int:
+    value = config.get(name)
+    value = otherwise if value is None else value
+    if not is_whole(value) or not 1 <= value < 2**31:
+        raise ConfigError(f"the model's config needs {name}, a whole number from 1 on; got {short(value)}")
+    return int(value)
+
+
+class Work(NamedTuple):
+    """What one pass or step asks for."""
+
+    flops: int
+    nbytes: int
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for every byte."""
+        return self.flops / self.nbytes
+
+    def seconds(self, ceilings) -> float:
+        """The least it can take: the slower of computing and reading, where both run at their ceiling at once."""
+        return max(self.flops / ceilings.flops_per_s, self.nbytes / ceilings.bytes_per_s)
+
+
+def prefill_work(sizes: Sizes, tokens: int) -> Work:
+    """A prompt in one pass: every token through all layers, and the last one through the output head."""
+    flops = layers_flops(sizes, [(0, tokens)]) + 2 * sizes.head_weights
+    return Work(flops, sizes.weight_bytes + sizes.token_bytes * tokens)
+
+
+def layers_flops(sizes: Sizes, chunks: Iterable[tuple[int, int]]) -> int:
+    """Of a pass of chunks [start, stop) through all layers, without the output head: products and attention."""
+    chunks = list(chunks)
+    tokens = sum(stop - start for start, stop in chunks)
+    return 2 * sizes.weights * tokens + 4 * sizes.layers * sizes.width * looked_at(chunks)
+
+
+def looked_at(chunks: Iterable[tuple[int, int]]) -> int:
+    """Pairs of a token and one that it looks at: the first token of a prompt looks at itself, the last one at all."""
+    return sum((stop * (stop + 1) - start * (start + 1)) // 2 for start, stop in chunks)
+
+
+def step_work(sizes: Sizes, contexts: Sequence[int]) -> Work:
+    """A decode step: a row for each context, in tokens with the new one; the weights are read once for all rows."""
+    flops = 2 * (sizes.weights + sizes.head_weights) * len(contexts) + 4 * sizes.layers * sizes.width * sum(contexts)
+    return Work(flops, sizes.weight_bytes + sizes.token_bytes * sum(contexts))

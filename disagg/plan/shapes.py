@@ -1,0 +1,51 @@
+"""Known models by the fields of their published config.json: enough to count what they ask for, and to make them anew.
+
+A shape is a model without its weights, and speed depends on the shape alone.
+"""
+
+import difflib
+from collections.abc import Mapping
+
+from disagg.plan.checks import short
+from disagg.plan.counting import Sizes
+from disagg.plan.errors import ConfigError
+
+RANDOM = "random-"  # before a shape's name, in Config.model
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_LLAMA = dict(rms_norm_eps=1e-5, rope_theta=500_000.0, tie_word_embeddings=False)
+_QWEN = dict(rms_norm_eps=1e-6, rope_theta=1_000_000.0)
+
+#: Name → kind of config, and its fields.
+SHAPES = {
+    "smollm2": ("llama", dict(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, rms_norm_eps=1e-5, rope_theta=100_000.0, tie_word_embeddings=True)),
+    "llama3-8b": ("llama", dict(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, **_LLAMA)),
+    "llama3-70b": ("llama", dict(
+        vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, **_LLAMA)),
+    "llama3-1b": ("llama", dict(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, **{**_LLAMA, "tie_word_embeddings": True})),
+    "qwen3-8b": ("qwen3", dict(
+        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False, **_QWEN)),
+    "qwen3-0.6b": ("qwen3", dict(
+        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, **_QWEN)),
+}  # fmt: skip
+
+
+def sizes_of(model: str | Mapping, dtype: str = "bfloat16") -> Sizes:
+    """Of a shape by name, "random-" in front or not, or of the fields of any config.json. ConfigError."""
+    if isinstance(model, Mapping):
+        return Sizes.of_config(model, ITEMSIZE[dtype])
+    name = model.removeprefix(RANDOM) if isinstance(model, str) else model
+    if name not in SHAPES:
+        near = difflib.get_close_matches(name, SHAPES, n=1) if isinstance(name, str) else []
+        words = f"; nearest: {near[0]!r}" if near else ""
+        raise ConfigError(f"model {short(model)} has no known shape{words}; known: {', '.join(SHAPES)}")
+    return Sizes.of_config(SHAPES[name][1], ITEMSIZE[dtype])
