@@ -227,7 +227,7 @@ def test_without_a_host_pool_it_is_computed_again():
 
 
 def test_where_the_link_is_slow_it_is_computed_again():
-    """At 0.3 MB/s a spill there and back takes some 500 ms, a prefill of 90 tokens a few; on a busy machine some 100."""
+    """At 0.3 MB/s a spill there and back takes some 500 ms, a prefill of 90 tokens a few (100, on a busy machine)."""
     with opened(paged(link=3e5)) as engine:
         run = engine.serve(LONG)
     check_long(run)
