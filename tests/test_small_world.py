@@ -7,7 +7,7 @@ import pytest
 from disagg.plan.breach import Breach
 from disagg.plan.handoff import LayerBlocks, Transfer
 from disagg.plan.small_state import state_of
-from disagg.plan.small_world import Choice, explore, small
+from disagg.plan.small_world import ASTRAY, Choice, explore, small
 from disagg.plan.traffic import Traffic
 
 
@@ -25,6 +25,20 @@ def test_a_quiet_small_world_has_one_end():
     world.struck = True
     found = explore(world)
     assert found.ends == 1 and found.states > 500
+
+
+def test_lost_doubled_and_late_notices_may_strike_and_a_deadline_ends_what_they_leave():
+    """`soak` goes every way from here; on every push one way to each."""
+    ends = {}
+    for fault in ASTRAY:
+        world = small(notices=True)
+        while choices := list(world.choices()):
+            struck = [choice for choice in choices if choice.fault == fault and choice.actor != "prefill"]
+            world.do(struck[-1] if struck and not world.struck else choices[0])
+        assert world.struck, fault
+        world.check_end()
+        ends[fault] = sorted(result.finish_reason for result in world.results.values())
+    assert ends["landing", "lose"] == ["failed", "length"] and ends["notice", "twice"] == ["length", "length"]
 
 
 MUTANTS = {

@@ -16,7 +16,7 @@ from disagg.show.cli import app
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The small world and the real engine have their own tests."""
-    monkeypatch.setattr(soak, "explore", lambda: Explored(10, 20, 1))
+    monkeypatch.setattr(soak, "explore", lambda world: Explored(10, 20, 1))
     monkeypatch.setattr(soak.matrix, "rows", lambda say: iter(()))
     monkeypatch.setattr(soak.engine_soak, "rows", lambda say, requests: iter(()))
     monkeypatch.setattr(soak.detectors_cost, "rows", lambda say: iter(()))
