@@ -146,7 +146,18 @@ class Composer:
         return self._rows_within(self.target_s, tokens_per_row, most)
 
     def _rows_within(self, seconds: float, tokens_per_row: float, most: int) -> int:
-        rows = 1
-        while rows < most and self.model.predict(rows + 1, round((rows + 1) * tokens_per_row)) <= seconds:
+        """Steps of more rows take longer, so the answer is where the model's line crosses; rounding moves it by one."""
+
+        def fits(rows: int) -> bool:
+            return self.model.predict(rows, round(rows * tokens_per_row)) <= seconds
+
+        fixed, per_row, per_token = self.model.weights
+        slope = per_row + per_token * tokens_per_row / 1000
+        if slope <= 0:
+            return max(1, most) if fits(2) else 1
+        rows = max(1, min(most, int((seconds - fixed) / slope)))
+        while rows < most and fits(rows + 1):
             rows += 1
+        while rows > 1 and not fits(rows):
+            rows -= 1
         return rows
