@@ -111,6 +111,15 @@ def test_speeds_and_hardware_exclude_each_other():
 
 
 def test_the_slower_link_shows_in_the_hand_off():
-    one = [Request([1] * 4096, 4)]
-    took = {name: simulate(EIGHT, one, hardware=name).overlap(0).transfer_s for name in ("2xH100", "2xL4")}
+    one, config = [Request([1] * 4096, 4)], EIGHT.replace(layers_per_copy=1)
+    took = {name: simulate(config, one, hardware=name).overlap(0).transfer_s for name in ("2xH100", "2xL4")}
     assert took["2xL4"] - took["2xH100"] == pytest.approx(4096 * 131_072 * (1 / 26e9 - 1 / 450e9), rel=0.01)
+
+
+def test_layers_are_put_together_as_an_engine_on_a_gpu_would():
+    def copies(tokens: int, name: str) -> int:
+        config = EIGHT.replace(chunk_tokens=8192)
+        return len(simulate(config, [Request([1] * tokens, 2)], hardware=name).timeline.hand_off(0))
+
+    assert copies(64, "2xH100") == 1, "a short prompt goes whole"
+    assert 1 < copies(2048, "2xH100") < 32 == copies(8192, "2xL4")

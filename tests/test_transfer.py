@@ -24,11 +24,11 @@ from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
+from disagg.plan.route_cost import cost_of
 from disagg.run import stream_copy
 from disagg.run.decode import DecodeStage
 from disagg.run.dial import check_triton
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
-from disagg.run.route_cost import cost_of
 from disagg.run.scratch import Scratch
 from disagg.run.stream_copy import Route, StreamCopier, copy_blocks
 from disagg.run.tiny import LAYERS

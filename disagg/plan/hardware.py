@@ -16,6 +16,7 @@ from disagg.plan.checks import short
 from disagg.plan.config import Config
 from disagg.plan.counting import Sizes, layers_flops
 from disagg.plan.errors import ConfigError
+from disagg.plan.route_cost import RouteCost
 from disagg.plan.shapes import sizes_of
 
 MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is activations and what the system holds
@@ -40,7 +41,7 @@ class Fit:
 #: Fitted to one H200 under this package's engine (Llama-3-8B shape, November 2026: passes of 2,048 and 8,192 tokens in
 #: 47.5 and 217 ms, steps of 1, 16 and 64 rows at context 1,024 in 4.87, 5.44 and 7.28 ms; `bench --suite gpu`).
 #: That other GPUs reach the same shares is an assumption.
-LIKE_H200 = Fit(0.66, 0.40, 0.75, pass_s=1e-3, step_s=6.6e-4, copy_s=3e-5, source="as one H200; assumption elsewhere")
+LIKE_H200 = Fit(0.66, 0.40, 0.75, pass_s=1e-3, step_s=6.6e-4, copy_s=5e-5, source="as one H200; assumption elsewhere")
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,14 @@ class Predicted:
         return round(1e9 * slow * self.decode.step_s([context for group in read for context in group]))
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
-        """As `Speeds.copy_ns`: the direct wire, or a hop between a device and host memory."""
+        """As `Speeds.copy_ns`."""
+        cost = self.cost(lane)
+        return round(1e9 * (cost.fixed_s + nbytes / cost.bandwidth))
+
+    def cost(self, lane: str) -> RouteCost:
+        """Of the direct wire, or of a hop between a device and host memory."""
         rate = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s
-        return round(1e9 * (self.decode.device.fit.copy_s + nbytes / rate))
+        return RouteCost(self.decode.device.fit.copy_s, rate)
 
     def sized(self, config: Config) -> Config:
         """The config with the block counts that were left open taken from the devices' memory. ConfigError with the

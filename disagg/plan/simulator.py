@@ -278,5 +278,7 @@ def simulate(config: Config, requests: Iterable[Request], speeds: Speeds | None 
     world = world_of(config, listed(requests), speeds or Speeds())
     if hardware is not None:
         world.recorder.machine = f"virtual clock, {hardware.words}"
+        if not speeds.pads:  # as engines on GPUs do
+            world.traffic.measured(config, speeds.cost(next(iter(world.traffic.lanes), "direct")).least_bytes)
     world.run()
     return world.recorder.run(config, list(world.results.values()))

@@ -21,6 +21,7 @@ from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.events import WorkerDied
+from disagg.plan.route_cost import RouteCost
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Flight, Journey, Piece, Traffic
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
@@ -31,7 +32,7 @@ from disagg.run.injection import Injection
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.peer import reaches
 from disagg.run.punctual import ask_for_short_slices
-from disagg.run.route_cost import RouteCost, measure
+from disagg.run.route_cost import measure
 from disagg.run.scratch import Scratch
 from disagg.run.sm_split import Part
 from disagg.run.stream_copy import Route, StreamCopier
