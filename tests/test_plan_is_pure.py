@@ -13,7 +13,7 @@ import disagg.plan
 
 PLAN = Path(disagg.plan.__file__).parent
 FILES = sorted(PLAN.glob("*.py"))
-SEEDED = ("faults", "trial", "drawn")  # these draw from `random.Random(seed)`, and from nothing else
+SEEDED = ("faults", "trial", "drawn", "workloads")  # these draw from `random.Random(seed)`, and from nothing else
 CLOCKS = ("time", "datetime", "threading", "asyncio", "random", "socket", "subprocess", "pickle")
 
 
