@@ -96,15 +96,18 @@ class StepModel:
         self.seen = 0
 
     def observe(self, rows: int, tokens: int, seconds: float):
-        x = (1.0, float(rows), tokens / 1000)
-        forget = self.FORGET if sum(self.covariance[i][i] for i in range(3)) < 3 * self.DOUBT else 1.0
-        projected = [sum(p * v for p, v in zip(row, x, strict=True)) for row in self.covariance]
-        scale = forget + sum(v * p for v, p in zip(x, projected, strict=True))
-        error = seconds - self.predict(rows, tokens)
-        self.weights = [w + p / scale * error for w, p in zip(self.weights, projected, strict=True)]
-        self.covariance = [
-            [(self.covariance[i][j] - projected[i] * projected[j] / scale) / forget for j in range(3)] for i in range(3)
-        ]
+        """Written out for three weights, because every step comes here."""
+        r, t = float(rows), tokens / 1000
+        (a, b, c), (_, d, e), (_, _, f) = self.covariance  # symmetric
+        forget = self.FORGET if a + d + f < 3 * self.DOUBT else 1.0
+        x, y, z = a + b * r + c * t, b + d * r + e * t, c + e * r + f * t  # covariance times (1, r, t)
+        scale = forget + x + r * y + t * z
+        gain = (seconds - self.predict(rows, tokens)) / scale
+        fixed, per_row, per_token = self.weights
+        self.weights = [fixed + x * gain, per_row + y * gain, per_token + z * gain]
+        b, c, e = (b - x * y / scale) / forget, (c - x * z / scale) / forget, (e - y * z / scale) / forget
+        a, d, f = (a - x * x / scale) / forget, (d - y * y / scale) / forget, (f - z * z / scale) / forget
+        self.covariance = [[a, b, c], [b, d, e], [c, e, f]]
         self.seen += 1
 
     def predict(self, rows: int, tokens: int) -> float:

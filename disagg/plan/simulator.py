@@ -7,6 +7,7 @@ cost model, which this is not: its default speeds are round numbers.
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 from disagg.plan import commands as cmd
@@ -199,24 +200,28 @@ class World:
         for join in command.joins:
             batch[join.request] = [join.context, join.token_index]
         start = self._start(command.worker)
-        groups = [[batch[request][0] + 1 for request in group] for group in command.groups]
+        groups, tokens = [], []
+        for group in command.groups:
+            groups.append([])
+            for request in group:
+                row = batch[request]
+                tokens.append(self.token(request, row[1]))
+                row[0] += 1
+                row[1] += 1
+                groups[-1].append(row[0])
         used = sum(map(sum, groups))
         padded = sum(len(g) * max(g) for g in groups) if self.speeds.pads else used
-        order = [request for group in command.groups for request in group]
         end = start + self.speeds.step_ns(groups, self._beside(command.worker))
-        tokens = tuple(self.token(request, batch[request][1]) for request in order)
-        for request in order:
-            batch[request][0] += 1
-            batch[request][1] += 1
+        order = tuple(chain.from_iterable(command.groups))
         self._free_ns[command.worker] = end
         sizes = tuple(map(len, command.groups))
         self.recorder.span(
             Span(
-                "decode", str(command.worker), start, end, tuple(order), command.step, len(order),
+                "decode", str(command.worker), start, end, order, command.step, len(order),
                 ready_ns=command.at_ns, groups=sizes,
             )
         )  # fmt: skip
-        self.at(end, self.deliver, ev.Stepped(command.worker, command.step, tokens, start, end, used, padded))
+        self.at(end, self.deliver, ev.Stepped(command.worker, command.step, tuple(tokens), start, end, used, padded))
 
     def token(self, request: int, index: int) -> int:
         return fake_token(request, index)
