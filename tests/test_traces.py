@@ -86,7 +86,7 @@ def test_a_wrong_azure_file_is_refused_with_its_line(tmp_path, text, words):
         ([{"timestamp": True, "input_length": 1, "output_length": 1}], "line 1: timestamp must be milliseconds"),
         ([MOONCAKE[0], {"timestamp": 5, "output_length": 1}], "line 2: input_length must be tokens"),
         ([{**MOONCAKE[0], "input_length": 2.5}], "line 1: input_length must be tokens, 0 to 10,000,000; got 2.5"),
-        ([{**MOONCAKE[0], "hash_ids": ["a"]}], "line 1: hash_ids must be a list of whole numbers; got ['a']"),
+        ([{**MOONCAKE[0], "hash_ids": ["a"]}], "line 1: hash_ids must be a list of whole numbers from 0; got ['a']"),
         (MOONCAKE[::-1], "line 2: it came 1.5 s before the line above"),
     ],
 )
