@@ -12,8 +12,10 @@ import pytest
 from hostile import make
 
 from disagg import Config, Link, Request, Timeline, simulate
-from disagg.plan.errors import ConfigError, FileError, ModelError, RequestError
+from disagg.plan.errors import ConfigError, FileError, ModelError, RequestError, TraceError
+from disagg.plan.files import MOST_LINES
 from disagg.plan.results import Run
+from disagg.plan.traces import read_trace
 from disagg.run import weights
 from disagg.run.foreign import check_folder
 from disagg.show import cli, recordings
@@ -25,7 +27,7 @@ from disagg.show.recordings import StepTimes
 from disagg.show.tape import Tape, gauges_of, in_order
 
 ROOT = Path(make.__file__).parents[2]
-RECORDINGS, STEPS = make.recordings(), make.steps()
+RECORDINGS, STEPS, TRACES = make.recordings(), make.steps(), make.traces()
 FOLDERS, WEIGHTS = make.folder_files(), make.safetensors()
 
 
@@ -93,9 +95,10 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 from disagg.plan.errors import FileError
 from disagg.plan.results import Run
+from disagg.plan.traces import read_trace
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        Run.load(path)
+        {"run": Run.load, "trace": read_trace}[sys.argv[2]](path)
         print(path.name, "taken")
     except FileError as error:
         print(path.name, "FileError", error)
@@ -111,10 +114,33 @@ def test_a_gibibyte_is_enough_for_bombs_and_for_the_largest_that_is_taken(tmp_pa
         (tmp_path / name).write_bytes(RECORDINGS[name][0])
     (tmp_path / "largest.jsonl").write_bytes(make.largest())
     assert 55 * 2**20 < (tmp_path / "largest.jsonl").stat().st_size < 64 * 2**20
-    done = alone(BOUNDED, tmp_path)
+    done = alone(BOUNDED, tmp_path, "run")
     assert done.returncode == 0, done.stderr[-500:]
     lines = done.stdout.splitlines()
     assert "largest.jsonl taken" in lines and len([line for line in lines if " FileError " in line]) == len(bombs)
+
+
+def test_a_gibibyte_is_enough_for_traces_too(tmp_path):
+    bombs = {name: TRACES[name][0] for name in TRACES if name.startswith(("bomb", "deep"))}
+    for name, content in (bombs | {"largest.jsonl": make.largest_trace()}).items():
+        (tmp_path / name).write_bytes(content)
+    done = alone(BOUNDED, tmp_path, "trace")
+    assert done.returncode == 0, done.stderr[-500:]
+    lines = done.stdout.splitlines()
+    assert "largest.jsonl taken" in lines
+    assert len([line for line in lines if " FileError " in line]) == len(bombs) >= 5
+
+
+def test_rows_of_a_trace_take_bounded_memory(tmp_path):
+    """The limit is fifty times as many rows."""
+    import tracemalloc
+
+    (tmp_path / "rows.csv").write_bytes(make.COLUMNS + make.CALLED * (MOST_LINES // 50))
+    tracemalloc.start()
+    assert len(read_trace(tmp_path / "rows.csv")) == MOST_LINES // 50
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 50 * peak < 2**30
 
 
 def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
@@ -202,6 +228,35 @@ def test_files_of_other_names_in_the_folder_of_recordings_are_not_read(tmp_path)
     for name in ("gpu_staged_..%2f.jsonl.gz", "gpu_staged_1e5.jsonl.gz", "gpu_staged_.jsonl.gz"):
         (tmp_path / name).write_bytes(make.PICKLE)
     assert not recordings.staged(tmp_path)
+
+
+# ---- traces of arrivals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_a_hostile_trace_is_refused_in_words(name, tmp_path):
+    content, match = TRACES[name]
+    (tmp_path / name).write_bytes(content)
+    refused(TraceError, match, lambda: read_trace(tmp_path / name), name)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_the_trace_they_are_made_of_is_right(tmp_path):
+    """The control. Both formats tell the same."""
+    (tmp_path / "a.csv").write_bytes(make.COLUMNS + make.CALLED * 2)
+    (tmp_path / "a.jsonl").write_bytes(make.line(make.ARRIVAL) * 2)
+    found = [read_trace(tmp_path / name) for name in ("a.csv", "a.jsonl")]
+    assert [[arrival[:3] for arrival in trace] for trace in found] == [[(0.0, 480, 10)] * 2] * 2
+
+
+def test_what_is_no_file_is_no_trace(tmp_path):
+    """A pipe would be waited for."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.jsonl").mkdir()
+    for name in ("pipe.csv", "folder.jsonl"):
+        refused(TraceError, "is not a file", lambda name=name: read_trace(tmp_path / name), name)
+    for name in ("a\0b.csv", "a\ud800b.jsonl"):
+        refused(TraceError, "is no usable path", lambda name=name: read_trace(tmp_path / name))
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ MODULES |= {"socket", "socketserver", "http", "urllib", "requests", "httpx", "ai
 CALLS = {"eval", "exec", "compile", "__import__"}
 ATTRIBUTES = {("torch", "load"), ("torch", "save"), ("hub", "load"), ("jit", "load"), ("yaml", "load")}
 ATTRIBUTES |= {("numpy", "load"), ("np", "load"), ("os", "system"), ("os", "popen")}
+ATTRIBUTES |= {("builtins", name) for name in CALLS} | {("asyncio", "create_subprocess_shell")}
 KEYWORDS = {"shell", "trust_remote_code", "allow_pickle", "unsafe"}
 
 
@@ -26,8 +28,9 @@ def offences(tree: ast.AST) -> list[str]:
         match node:
             case ast.Import(names=names):
                 bad = [alias.name for alias in names if alias.name.split(".")[0] in MODULES]
-            case ast.ImportFrom(module=str(module), level=0):
+            case ast.ImportFrom(module=str(module), names=names, level=0):
                 bad = [module] if module.split(".")[0] in MODULES else []
+                bad += [f"{module}.{a.name}" for a in names if (module.split(".")[-1], a.name) in ATTRIBUTES]
             case ast.Call(func=ast.Name(id=name), keywords=keywords):
                 bad = ([name] if name in CALLS else []) + switched_on(keywords)
             case ast.Call(func=ast.Attribute(value=owner, attr=name), keywords=keywords):
@@ -57,6 +60,8 @@ def test_the_search_finds_each_of_them():
         "eval(text)", "exec(text)", "compile(text, '', 'exec')", "run(line, shell=True)", "run(line, shell=flag)",
         "x.from_pretrained(y, trust_remote_code=True)", "np.load(p, allow_pickle=True)", "os.system(line)",
         "import socket", "def f():\n    import socket as s", "from urllib.request import urlopen",
+        "from torch import load", "from numpy import load as read", "from os import path, system",
+        "builtins.eval(text)",
     ]  # fmt: skip
     assert all(offences(ast.parse(line)) for line in lines)
     innocent = ["module.eval()", "run(line, shell=False)", "re.compile(text)", "json.load(file)", "load(config)"]
@@ -116,6 +121,28 @@ def test_the_audit_sees_sockets_processes_and_files():
     """The control."""
     for body in ("import socket; socket.socket()", "import os; os.system('true')", "open(os.devnull, 'w')"):
         assert "(" in audited("import os", body).stdout
+
+
+def test_jupyterlab_is_a_safe_one_and_listens_on_this_machine_alone_behind_its_token():
+    """Bounds and lines as they stand; what the server then does is its own to test."""
+    required = re.search(r"^jupyterlab>=(\d+)\.(\d+)\.(\d+)", read("requirements.txt"), re.M)
+    tested = re.search(r"^jupyterlab==(\d+)\.(\d+)\.(\d+)", read("constraints.txt"), re.M)
+    assert tuple(map(int, required.groups())) >= (4, 5, 9) and tuple(map(int, tested.groups())) >= (4, 5, 9)
+    makefile = read("Makefile").replace("\\\n", " ")
+    starts = [
+        line for line in makefile.splitlines() if re.search(r"-m (jupyterlab|voila|jupyter (lab|notebook))\b", line)
+    ]
+    servers = [line for line in starts if "labextensions" not in line]
+    assert len(servers) == 2 and "--ip=127.0.0.1" in servers[0] and "--Voila.ip=127.0.0.1" in servers[1]
+    assert "--Voila.auto_token=True" in servers[1], "without it that server would have none"
+    for line in servers:
+        assert not re.search(
+            r"0\.0\.0\.0|--ip=\*|token=['\"]?(\s|$)|password|disable_check_xsrf|allow_origin", line, re.I
+        ), line
+
+
+def read(name: str) -> str:
+    return (ROOT.parent / name).read_text("utf-8")
 
 
 def test_plan_runs_without_torch_and_numpy():

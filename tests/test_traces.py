@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg.plan import files
 from disagg.plan.errors import TraceError
 from disagg.plan.traces import Arrival, read_trace, scaled
 
@@ -86,7 +87,7 @@ def test_a_wrong_azure_file_is_refused_with_its_line(tmp_path, text, words):
         ([{"timestamp": True, "input_length": 1, "output_length": 1}], "line 1: timestamp must be milliseconds"),
         ([MOONCAKE[0], {"timestamp": 5, "output_length": 1}], "line 2: input_length must be tokens"),
         ([{**MOONCAKE[0], "input_length": 2.5}], "line 1: input_length must be tokens, 0 to 10,000,000; got 2.5"),
-        ([{**MOONCAKE[0], "hash_ids": ["a"]}], "line 1: hash_ids must be a list of whole numbers; got ['a']"),
+        ([{**MOONCAKE[0], "hash_ids": ["a"]}], "line 1: hash_ids must be a list of whole numbers from 0; got ['a']"),
         (MOONCAKE[::-1], "line 2: it came 1.5 s before the line above"),
     ],
 )
@@ -104,6 +105,20 @@ def test_a_wrong_mooncake_file_is_refused_with_its_line(tmp_path, rows, words):
 def test_bounds_of_json_hold_for_traces_too(tmp_path, text, words):
     with pytest.raises(TraceError, match=words):
         read_trace(file_of(tmp_path, text, "trace.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["trace.csv", "trace.jsonl", "trace.csv.gz"])
+@pytest.mark.parametrize(("bound", "most"), [("MOST_LINES", 3), ("MOST_BYTES", 140)])
+def test_rows_and_bytes_are_bounded(tmp_path, monkeypatch, name, bound, most):
+    text = AZURE + AZURE.splitlines()[-1] + "\n" if ".csv" in name else jsonl([{**MOONCAKE[0], "hash_ids": []}] * 4)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert len(read_trace(path)) >= 3
+    monkeypatch.setattr(files, bound, most)
+    with pytest.raises(
+        TraceError, match=rf"line {'4' if bound == 'MOST_LINES' else '[234]'}: more than .* not taken in"
+    ):
+        read_trace(path)
 
 
 def test_what_is_no_trace_or_not_there_is_said(tmp_path):

@@ -1,11 +1,21 @@
 """Why does a request wait: the gate, its holders and the age in words; cycles are printed."""
 
+import contextlib
+import re
+
 import pytest
 from hand import Hand, make_job
 
 from disagg.plan.blocks import Table
+from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
+from disagg.plan.simulator import World
 from disagg.plan.waiting import Wait, cycle_of
-from disagg.plan.why import why
+from disagg.plan.why import open_in_words, why
+from disagg.show import buglab
+from disagg.show.lab_scenes import LabWorld, Simulated
+
+SIMULATED = [name for name, bug in buglab.bugs().items() if isinstance(bug.scene, Simulated)]
 
 
 def test_what_is_worked_at_waits_for_nobody():
@@ -40,7 +50,79 @@ def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
     for request in range(3):
         hand.submit(request, prompt=8, new=2)
     hand.prefilled(1)
-    assert "for prefill 0 blocks" in why(hand.book, 2).splitlines()[0]
+    text = why(hand.book, 2, hand.now).splitlines()[0]
+    assert text == (
+        "request 2 (queued) waits for 0.0 ms for prefill 0 blocks behind request 1; held by request 0 (2); 1 free"
+    )
+    assert "behind" not in why(hand.book, 1).splitlines()[0], "the head is behind nobody"
+
+
+def test_a_long_queue_names_the_first_few_who_are_ahead():
+    hand = Hand(prefill_blocks=3)
+    for request in range(8):
+        hand.submit(request, prompt=8, new=2)
+    first = ", ".join(f"request {request}" for request in range(1, 5))
+    assert f"for prefill 0 blocks behind {first};" not in why(hand.book, 7)
+    hand.prefilled(1)
+    assert f"for prefill 0 blocks behind {first};" in why(hand.book, 5)
+    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(hand.book, 7)
+
+
+@pytest.mark.parametrize("preset", ["split", "streamed", "staged", "colocated"])
+def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
+    """Nothing has looked at their queue yet, so no gate is known; who is ahead is."""
+    hand = Hand(preset)
+    for request in range(3):
+        hand.submit(request)
+    assert why(hand.book, 1, hand.now).startswith("request 1 (queued) waits for 0.0 ms for its turn")
+    assert why(hand.book, 2, hand.now).startswith("request 2 (queued) waits for 0.0 ms for its turn behind request 1")
+    assert open_in_words(hand.book) == (
+        "request 0 (prefilling) for its turn; request 1 (queued) for its turn; "
+        "request 2 (queued) for its turn behind request 1"
+    )
+
+
+def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
+    """Also those who are not at the head of their queue, and who never were."""
+    hand = Hand()
+    for request in range(3):
+        hand.book.enter(make_job(request))
+    hand.controller.prefilling._admit = lambda seat, record: False
+    hand.submit(3)
+    ahead = [f"request {request}" for request in range(3)]
+    turns = ["request 0 (queued) for its turn"]
+    turns += [f"request {n} (queued) for its turn behind {', '.join(ahead[:n])}" for n in (1, 2, 3)]
+    assert hand.controller.broken == f"nothing is under way, but these wait: {'; '.join(turns)}"
+
+
+def test_a_world_that_comes_to_rest_too_early_says_the_same():
+    world = World(Config(model="tiny", prefill_blocks=8, host_blocks=0, decode_blocks=8))
+    for request in range(2):
+        world.controller.book.enter(make_job(request))
+    words = "nothing left to happen, but these wait: request 0 .queued. for its turn; request 1 .* behind request 0$"
+    with pytest.raises(EngineError, match=words):
+        world.run()
+
+
+@pytest.mark.parametrize("bug", SIMULATED)
+def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
+    """What `why` says of each open request, at each event of each scene: a gate or a turn."""
+    for seed in (None, 1, 2):
+        scene = buglab.bugs()[bug].scene
+        world, texts = LabWorld(scene, False, seed), []
+        handle = world.controller.handle
+
+        def asking(event, now_ns, world=world, handle=handle, texts=texts):
+            commands = handle(event, now_ns)
+            texts.extend(why(world.controller.book, request) for request in world.controller.book.records)
+            return commands
+
+        world.controller.handle = asking
+        with buglab.bug(bug), contextlib.suppress(Exception):
+            world.run()
+        texts.append(world.controller.broken or "")
+        assert len(texts) > 1
+        assert not [text for text in texts if re.search(r"\bfor\s*(;|,|behind|$|\n)", text)]
 
 
 def test_nobody_waits_after_the_end():

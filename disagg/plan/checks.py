@@ -5,7 +5,7 @@ from numbers import Integral, Real
 
 def is_whole(value) -> bool:
     """An int, numpy's included; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value, low: float, high: float) -> bool:

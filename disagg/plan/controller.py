@@ -17,6 +17,7 @@ from disagg.plan.movement import Movement
 from disagg.plan.prefilling import Prefilling
 from disagg.plan.request import Finish, Job
 from disagg.plan.scheduler import POLICIES
+from disagg.plan.why import open_in_words
 
 #: Settings that a running engine can change.
 LIVE = ("link", "prefill_blocks", "host_blocks", "decode_blocks", "chunk_tokens", "max_batch", "bins", "policy",
@@ -258,8 +259,7 @@ class Controller:
     def _check_progress(self):
         """With nothing under way no event will ever come: whoever waits then would wait for ever, and is told so."""
         if self.book.records and not self.book.under_way:
-            waiting = "; ".join(f"request {r.id} ({r.stage.value}) for {r.gate}" for r in self.book.records.values())
-            self._break(f"nothing is under way, but these wait: {waiting}")
+            self._break(f"nothing is under way, but these wait: {open_in_words(self.book)}")
 
     def _break(self, cause: str):
         """Everything open fails with this cause; nothing is scheduled any more."""

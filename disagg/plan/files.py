@@ -23,6 +23,7 @@ MOST_BYTES = 64 * 2**20  # of a file, unpacked
 MOST_LINES = 1_000_000
 LINE_BYTES = 2**20  # an answer of some 50,000 tokens
 DEPTH = 8
+LEFT_S = 60.0  # whoever still writes a draft has done so since then
 
 _TOKEN = re.compile(rb'\\.|["\[\]{}]')
 
@@ -62,6 +63,7 @@ def whole(
                     yield packed
             else:
                 yield plain
+        _remove_leftovers(path, draft)
         check(draft)
         draft.replace(path)
     except FileError as error:
@@ -71,6 +73,15 @@ def whole(
     finally:
         if draft.exists():
             draft.unlink()
+
+
+def _remove_leftovers(path: Path, draft: Path):
+    """Drafts of the same file that killed processes left: nobody has written to them for a minute."""
+    young = draft.stat().st_mtime - LEFT_S
+    name = re.compile(rf"{re.escape(path.stem)}\.\d+\.draft{re.escape(path.suffix)}")
+    for other in path.parent.iterdir():
+        if name.fullmatch(other.name) and other != draft and other.lstat().st_mtime < young:
+            other.unlink(missing_ok=True)
 
 
 def json_lines(path: Path, longest: int = LINE_BYTES) -> Iterator[tuple[int, dict]]:

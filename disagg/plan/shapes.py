@@ -18,9 +18,6 @@ _QWEN = dict(rms_norm_eps=1e-6, rope_theta=1_000_000.0)
 
 #: Name → kind of config, and its fields.
 SHAPES = {
-    "smollm2": ("llama", dict(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, rms_norm_eps=1e-5, rope_theta=100_000.0, tie_word_embeddings=True)),
     "llama3-8b": ("llama", dict(
         vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, **_LLAMA)),
@@ -36,6 +33,9 @@ SHAPES = {
     "qwen3-0.6b": ("qwen3", dict(
         vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
         num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, **_QWEN)),
+    "smollm2": ("llama", dict(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, rms_norm_eps=1e-5, rope_theta=100_000.0, tie_word_embeddings=True)),
 }  # fmt: skip
 
 

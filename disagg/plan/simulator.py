@@ -21,6 +21,7 @@ from disagg.plan.request import Job, Request, listed
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Span
 from disagg.plan.traffic import Traffic
+from disagg.plan.why import open_in_words
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,8 @@ class World:
             limit_steps -= 1
             if not limit_steps:
                 raise EngineError("the simulated world does not come to an end")
-        stuck = {r.id: f"{r.stage.value}: {r.gate}" for r in self.controller.book.records.values()}
-        if stuck:
-            raise EngineError(f"nothing left to happen, but these requests are open: {stuck}")
+        if stuck := open_in_words(self.controller.book):
+            raise EngineError(f"nothing left to happen, but these wait: {stuck}")
 
     def deliver(self, event):
         """The inbox: one event into the controller, its commands carried out."""

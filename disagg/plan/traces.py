@@ -9,7 +9,7 @@ Mooncake's (JSON lines: timestamp in ms, input_length, output_length, hash_ids o
 import csv
 import os
 import re
-from calendar import timegm
+from calendar import monthrange, timegm
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from disagg.plan.files import json_lines, lines
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")  # Azure's
 LINE_BYTES = 2**16
 MOST_TOKENS = 10_000_000  # of one request
+MOST_BLOCK = 2**64  # no hash is longer
 _STAMP = re.compile(
     r"(\d{4})-([01]\d)-([0-3]\d)[ T]([0-2]\d):([0-5]\d):([0-6]\d)(?:\.(\d{1,12}))?(?:Z|([+-])([01]\d):([0-5]\d))?",
     re.ASCII,
@@ -79,6 +80,8 @@ def _azure(path: Path) -> Rows:
         if number == 1:
             if missing := [name for name in COLUMNS if name not in cells]:
                 raise _wrong(path, 1, f"the column {missing[0]} is missing; found {short(', '.join(cells))}")
+            if twice := [name for name in COLUMNS if cells.count(name) > 1]:
+                raise _wrong(path, 1, f"the column {twice[0]} stands twice")
             places = [cells.index(name) for name in COLUMNS]
             continue
         if not cells:
@@ -86,18 +89,25 @@ def _azure(path: Path) -> Rows:
         if len(cells) <= max(places):
             raise _wrong(path, number, f"{len(cells)} cells are fewer than the header's")
         stamp, prompt, new = (cells[place] for place in places)
-        counts = (_count(path, number, *cell) for cell in zip(COLUMNS[1:], (prompt, new), strict=True))
+        counts = (
+            _count(path, number, name, _number(cell)) for name, cell in zip(COLUMNS[1:], (prompt, new), strict=True)
+        )
         yield number, Arrival(_seconds(path, number, stamp), *counts)
 
 
 def _seconds(path: Path, number: int, stamp: str) -> float:
-    """Of a date and time, in UTC where no other zone is said; a day that no month has counts on into the next one."""
+    """Of a date and time, in UTC where no other zone is said."""
     found = _STAMP.fullmatch(stamp)
-    if not found:
+    if not found or not _exists(*map(int, found.groups()[:6])):
         raise _wrong(path, number, f"TIMESTAMP {short(stamp)} is no date and time as in 2023-11-16 18:17:03.9799600")
     *parts, fraction, sign, hours, minutes = found.groups()
     zone_s = 60 * (60 * int(hours) + int(minutes)) * (1 if sign == "+" else -1) if sign else 0
     return timegm(tuple(map(int, parts))) - zone_s + float(f"0.{fraction or 0}")
+
+
+def _exists(year: int, month: int, day: int, hour: int, minute: int, second: int) -> bool:
+    """Is there such a day, and such a time in it? `timegm` would count on, or raise. A second may be a leap second."""
+    return year >= 1 and 1 <= month <= 12 and 1 <= day <= monthrange(year, month)[1] and hour < 24 and second <= 60
 
 
 def _cells(path: Path, number: int, line: bytes) -> list[str]:
@@ -114,18 +124,21 @@ def _mooncake(path: Path) -> Rows:
         stamp, blocks = row.get("timestamp"), row.get("hash_ids", [])
         if not is_number(stamp, 0, MOST_MS):
             raise _wrong(path, number, f"timestamp must be milliseconds, 0 or more; got {short(stamp)}")
-        if not isinstance(blocks, list) or not all(is_whole(block) for block in blocks):
-            raise _wrong(path, number, f"hash_ids must be a list of whole numbers; got {short(blocks)}")
+        if not isinstance(blocks, list) or not all(is_whole(block) and 0 <= block < MOST_BLOCK for block in blocks):
+            raise _wrong(path, number, f"hash_ids must be a list of whole numbers from 0; got {short(blocks)}")
         counts = (_count(path, number, name, row.get(name)) for name in ("input_length", "output_length"))
         yield number, Arrival(stamp / 1e3, *counts, tuple(blocks))
 
 
+def _number(cell: str) -> int | str:
+    """What a cell says in digits; else the cell, which is no count."""
+    return int(cell) if cell.isascii() and cell.isdecimal() and len(cell) < 20 else cell
+
+
 def _count(path: Path, number: int, name: str, value) -> int:
-    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20
-    found = int(value) if digits else value
-    if not is_whole(found) or not 0 <= found <= MOST_TOKENS:
+    if not is_whole(value) or not 0 <= value <= MOST_TOKENS:
         raise _wrong(path, number, f"{name} must be tokens, 0 to {MOST_TOKENS:,}; got {short(value)}")
-    return found
+    return value
 
 
 def _from_zero(path: Path, rows: Rows) -> list[Arrival]:

@@ -6,7 +6,7 @@ Notebook: notebooks/00_start_here.ipynb.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-HOLDERS_NAMED = 4
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,32 @@ class Wait:
     holds: Mapping[str, int] = field(default_factory=dict)  # pool → blocks
     holders: Mapping[int, int] = field(default_factory=dict)  # request → blocks of what the gate is about
     free: int | None = None  # blocks of it that are free; None where the gate is no pool
+    ahead: tuple[int, ...] = ()  # who stands before it in its queue, the first one first
+
+    @property
+    def what(self) -> str:
+        """The gate, and whoever is ahead: behind them one waits for what holds the first."""
+        return (self.gate or "its turn") + (f" behind {_named(list(map(_request, self.ahead)))}" if self.ahead else "")
 
     def in_words(self, now_ns: int) -> str:
         """The gate, its holders and the age, in one sentence without a stop."""
         age = f"for {(now_ns - self.since_ns) / 1e6:.1f} ms"
-        text = f"request {self.request} ({self.stage}) waits {age} for {self.gate or 'its turn'}"
+        text = f"request {self.request} ({self.stage}) waits {age} for {self.what}"
         if self.holds:
             text += ", holds " + ", ".join(f"{count} of {pool}" for pool, count in self.holds.items())
         if self.holders:
-            named = [f"request {r} ({count})" for r, count in list(self.holders.items())[:HOLDERS_NAMED]]
-            more = len(self.holders) - len(named)
-            text += "; held by " + ", ".join(named) + (f" and {more} more" if more else "")
+            text += f"; held by {_named([f'{_request(r)} ({count})' for r, count in self.holders.items()])}"
         return text if self.free is None else f"{text}; {self.free} free"
+
+
+def _request(number: int) -> str:
+    return f"request {number}"
+
+
+def _named(parts: list[str]) -> str:
+    """The first few, and how many more."""
+    more = len(parts) - NAMED
+    return ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
@@ -53,4 +67,4 @@ def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
 
 def cycle_in_words(cycle: list[int]) -> str:
     """The cycle as arrows; nothing where there is none."""
-    return "cycle: " + " → ".join(f"request {r}" for r in [*cycle, cycle[0]]) if cycle else ""
+    return "cycle: " + " → ".join(map(_request, [*cycle, cycle[0]])) if cycle else ""

@@ -3,6 +3,8 @@
 print(why(engine.controller.book, 3))
 """
 
+import itertools
+
 from disagg.plan.book import Book
 from disagg.plan.request import Record, Stage
 from disagg.plan.scheduler import BATCH_SLOT
@@ -27,13 +29,18 @@ def why(book: Book, request: int, now_ns: int | None = None) -> str:
     return "\n".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])])
 
 
+def open_in_words(book: Book) -> str:
+    """Every open request in a few words: its stage, and what it waits for."""
+    return "; ".join(f"request {w.request} ({w.stage}) for {w.what}" for w in waits_of(book).values())
+
+
 def waits_of(book: Book) -> dict[int, Wait]:
     """Every open request: what it waits for, and who holds that."""
     return {record.id: _wait(book, record) for record in book.records.values()}
 
 
 def _wait(book: Book, record: Record) -> Wait:
-    gate, holders, free = _gate(book, record), {}, None
+    (gate, ahead), holders, free = _gate(book, record), {}, None
     for pool in book.pools():
         if pool.gate == gate:
             free = pool.available
@@ -45,19 +52,21 @@ def _wait(book: Book, record: Record) -> Wait:
     held: dict[str, int] = {}
     for table in record.tables:
         held[table.pool.name] = held.get(table.pool.name, 0) + len(table.blocks)
-    return Wait(record.id, record.stage.value, gate, record.stages[-1][0], held, holders, free)
+    return Wait(record.id, record.stage.value, gate, record.stages[-1][0], held, holders, free, ahead)
 
 
-def _gate(book: Book, record: Record) -> str:
-    """The gate's name; a record behind the head of its queue waits for what the head waits for."""
+def _gate(book: Book, record: Record) -> tuple[str, tuple[int, ...]]:
+    """The gate's name, and who is ahead: behind the head of a queue one waits for what the head waits for."""
     if _runs(book, record):
-        return ""
-    if record.transfer is not None and book.transfers[record.transfer].target is not None:
-        return f"{book.transfers[record.transfer].route} transfer"
+        return "", ()
+    transfer = book.transfers.get(record.transfer)
+    if transfer is not None and transfer.target is not None:
+        return f"{transfer.route} transfer", ()
     for queue in book.queues():
-        if any(waiting is record for waiting in queue):
-            return queue.gate or "its turn"
-    return record.gate or "its turn"
+        if record in queue:
+            ahead = tuple(itertools.takewhile(lambda other: other != record.id, (waiting.id for waiting in queue)))
+            return queue.gate or ("" if ahead else record.gate), ahead
+    return record.gate, ()
 
 
 def _runs(book: Book, record: Record) -> bool:

@@ -43,8 +43,9 @@ from disagg.run.placing import check_devices, load, make_caches
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
 from disagg.run.sizes import DEFAULT_TOKENS, compute_of_a_layer, dial_ratio, with_block_counts
+from disagg.run.sm_split import Part, split_gpu
 from disagg.run.sm_split import in_words as sms_in_words
-from disagg.run.sm_split import split_gpu
+from disagg.run.threads import Joinable
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
 
@@ -76,7 +77,10 @@ class Engine:
             self.config.block_size, self.model.config,
         )  # fmt: skip
         shape = self.model.shape
-        self.caches = make_caches(self.config, shape, self.kernel is not None, self.injection)
+        try:
+            self.caches = make_caches(self.config, shape, self.kernel is not None, self.injection)
+        except EngineError as error:
+            raise EngineError(f"{error}{_held_by_open_engines()}") from None
         ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
         self.controller = Controller(
             self.config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead,
@@ -87,29 +91,34 @@ class Engine:
         self.breach: Breach | None = None  # what a detector saw; the engine is broken then
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count()
-        self._serving = threading.Lock()
+        self._serving: int | None = None  # the thread in `serve`
         self._submitting = threading.Lock()
+        self._closing = threading.RLock()
         self._over = threading.Event()  # interrupted, closed or broken: nobody waits for an arrival any more
         self._served: dict[int, Handle] = {}  # of the run that `serve` is in
-        self._closed = False
+        self._closed = self._gone = False  # takes nothing more; has ended
         self._broken: str | None = None
-        self._thread = threading.Thread(target=self._run, name="disagg engine", daemon=True)
+        self._thread = Joinable(target=self._run, name="disagg engine")
         self.workers: dict[Worker, WorkerThread] = {}
-        with contextlib.ExitStack() as undo:  # no memory for a replica, no thread: what was started stops
+        self.transfers: Transfers | None = None
+        self.parts: dict[str, Part] = {}
+        try:  # no memory for a replica, no thread, an interrupt: what was started stops
             split = self.config.sm_split
             self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
-            undo.callback(self._let_go)
             self.transfers = Transfers(self.config, self.caches, self._post, self._record, self.parts, self.injection)
-            undo.callback(self._stop_workers)
             machine = machine_in_words() + sms_in_words(self.parts) + self.transfers.clock_in_words()
             self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine)
             self.transfers.start()
             self._start_workers()
             self._thread.start()
-            undo.pop_all()
-        _OPEN.add(self)
+            _OPEN.add(self)
+        except BaseException:
+            self._end()
+            raise
 
     def __enter__(self) -> "Engine":
+        if self._closed:
+            self._check_open()
         return self
 
     def __exit__(self, *exc):
@@ -131,14 +140,17 @@ class Engine:
         self._check_open()
         requests = listed(requests)
         prepared = [self._prepare(request) for request in requests]
-        if not self._serving.acquire(blocking=False):
-            raise EngineError("this engine is serving already; wait for that run, or build a second engine")
+        here = threading.get_ident()
+        with self._submitting:
+            if self._serving not in (None, here):  # this thread's own is what an interrupt left behind
+                raise EngineError("this engine is serving already; wait for that run, or build a second engine")
+            self._serving = here
         try:
             return self._serve(requests, prepared, record)
         finally:
             self._served = {}
             self.recorder.between_runs()
-            self._serving.release()
+            self._serving = None
 
     def interrupt(self):
         """Ends the run that another thread serves, as an interrupt there would: `serve` returns with what there is."""
@@ -186,17 +198,34 @@ class Engine:
         self._inbox.put(ev.Retune(config))
 
     def close(self):
-        """Ends what is open as cancelled, and all threads within a step. Closing twice does nothing."""
+        """Ends what is open as cancelled, and all threads within a step. Closing twice does nothing.
+
+        An interrupt is raised when all that has ended; after a second one, closing again goes on.
+        """
+        try:
+            self._close()
+        except KeyboardInterrupt:
+            self._close()
+            raise
+
+    def _close(self):
+        """May be cut short anywhere, and called again."""
         with self._submitting:
-            if self._closed:
-                return
             self._closed = True
         self._over.set()
-        handles = list(self._handles.values())
-        for handle in handles:
-            handle.cancel()
-        for handle in handles:
-            handle.result()  # from here on the controller starts nothing more, and hears what still ends
+        with self._closing:
+            if self._gone:
+                return
+            handles = list(self._handles.values())
+            for handle in handles:
+                handle.cancel()
+            for handle in handles:
+                handle.result()  # from here on the controller starts nothing more, and hears what still ends
+            self._end()
+            self._gone = True
+
+    def _end(self):
+        """Stops whatever was started."""
         self._stop_workers()
         self._inbox.put(None)
         self._thread.join()
@@ -230,18 +259,30 @@ class Engine:
             raise RequestError(refusal)
         return job
 
-    def _submit(self, request: Request, job: Job, arrival_ns: int) -> Handle:
-        """EngineError once the engine is closed or broken; before that, whoever closes or breaks it ends the handle."""
+    def _submit(
+        self, request: Request, job: Job, arrival_ns: int, served: dict[int, Handle] | None = None, index: int = 0
+    ) -> Handle:
+        """EngineError once the engine is closed or broken; before that, whoever closes or breaks it ends the handle.
+
+        From the moment it is under way the handle is `served[index]`, whatever interrupts this call then.
+        """
+        served = {} if served is None else served
         number = next(self._numbers)
         job = Job(number, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling)
         timeline = self.recorder.timeline if self.recorder.on else None
         prompt = request.prompt if isinstance(request.prompt, str) else ""
         result = Result(number, len(job.prompt), arrival_ns, prompt=prompt, timeline=timeline)
         handle = Handle(result, self.model, lambda request: self._inbox.put(ev.Cancel(request)))
-        with self._submitting:
-            self._check_open()
-            self._handles[number] = handle
-            self._inbox.put(ev.Submit(job))
+        try:
+            with self._submitting:
+                self._check_open()
+                self._handles[number] = served[index] = handle
+                self._inbox.put(ev.Submit(job))
+        except KeyboardInterrupt:  # who would wait for a handle that is not under way, or know of one that is?
+            self._handles.pop(number, None)
+            served.pop(index, None)
+            self._inbox.put(ev.Cancel(number))
+            raise
         if self._broken:  # the loop is gone, or will not look at it
             self._fail_open(self._broken)
         return handle
@@ -258,7 +299,7 @@ class Engine:
                     interrupted = True
                     break
                 try:
-                    handles[index] = self._submit(requests[index], prepared[index], arrival)
+                    handles[index] = self._submit(requests[index], prepared[index], arrival, handles, index)
                 except EngineError:  # it broke, or was closed, since the line above; what has ended is still a run
                     interrupted = True
                     break
@@ -395,6 +436,7 @@ class Engine:
                     decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell, split)
             part = self.parts.get(name.role)
             self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
+            self.workers[name].start()
             self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
         self._progress("")
 
@@ -402,7 +444,8 @@ class Engine:
         """Workers after the command in hand, lanes after the copy in hand."""
         for worker in self.workers.values():
             worker.close()
-        self.transfers.close()
+        if self.transfers is not None:
+            self.transfers.close()
 
     def _let_go(self):
         """Memory, once no device can touch it any more; then the parts of a split GPU: pinned memory that their streams
@@ -444,6 +487,18 @@ class Engine:
             raise EngineError("this engine is closed; build a new one")
         if self._broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self._broken}")
+
+
+def _held_by_open_engines() -> str:
+    """A sentence for who finds no room: what others hold; nothing where there is no other."""
+    engines = [engine for engine in list(_OPEN) if engine.caches]
+    held: dict[str, int] = {}
+    for cache in itertools.chain.from_iterable(list(engine.caches.values()) for engine in engines):
+        held[str(cache.device)] = held.get(str(cache.device), 0) + cache.bytes
+    if not held:
+        return ""
+    sizes = ", ".join(f"{nbytes:,} bytes on {device}" for device, nbytes in held.items())
+    return f" Engines still open: {len(engines)}; they hold {sizes}; close() those that are done"
 
 
 def one_line(text: str):

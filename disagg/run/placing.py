@@ -44,7 +44,12 @@ def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injectio
         for name in sizes:
             injection.allocate(f"the KV cache of {name}")
     pinned = config.decode_device != "cpu"
-    return {
-        name: KVCache(shape, blocks, config.block_size, config.device_of(*name), pinned and name.role == "host")
-        for name, blocks in sizes.items()
-    }
+    caches: dict[Worker, KVCache] = {}
+    try:
+        for name, blocks in sizes.items():
+            at = config.device_of(*name)
+            caches[name] = KVCache(shape, blocks, config.block_size, at, pinned and name.role == "host")
+    except BaseException:
+        caches.clear()  # a notebook keeps the last error, an error its frames, and they would keep what was allocated
+        raise
+    return caches

@@ -38,6 +38,7 @@ from disagg.run.sm_split import Part
 from disagg.run.stream_copy import Route, StreamCopier
 from disagg.run.stream_lane import StreamLane
 from disagg.run.text import first_line
+from disagg.run.threads import Joinable
 
 LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 
@@ -73,10 +74,7 @@ class Transfers:
         self._spilled: dict[int, list] = {}  # request → digests of its layers in host memory
         self._changed = threading.Condition()
         self.closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(name,), name=f"disagg {name}", daemon=True)
-            for name in self.traffic.lanes
-        ]
+        self._threads = [Joinable(target=self._run, args=(name,), name=f"disagg {name}") for name in self.traffic.lanes]
 
     def start(self):
         """What a GPU needs once is done here, before workers capture graphs: a capture wants the device for itself."""
@@ -123,8 +121,7 @@ class Transfers:
         for lane in self._streams.values():
             lane.copier.stop()
         for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
+            thread.join()
         self._ring.clear()  # pinned, and to be freed while the streams that copied it are there
 
     # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------

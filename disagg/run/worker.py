@@ -4,7 +4,6 @@ Where steps are only launched, a second thread waits for their ends, so that the
 """
 
 import queue
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -19,6 +18,7 @@ from disagg.run.injection import Injection
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import yield_to_lanes
 from disagg.run.sm_split import Part
+from disagg.run.threads import Joinable
 
 
 class WorkerThread:
@@ -33,8 +33,11 @@ class WorkerThread:
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._launched: queue.SimpleQueue = queue.SimpleQueue()
         self.ready: Future = Future()  # its result comes once the stages are compiled and captured
-        self._finisher = threading.Thread(target=self._finish, name=f"disagg {name} ends", daemon=True)
-        self._thread = threading.Thread(target=self._run, name=f"disagg {name}", daemon=True)
+        self._finisher = Joinable(target=self._finish, name=f"disagg {name} ends")
+        self._thread = Joinable(target=self._run, name=f"disagg {name}")
+
+    def start(self):
+        """By whoever can close it, should this be interrupted."""
         self._thread.start()
 
     def give(self, command):
@@ -62,8 +65,7 @@ class WorkerThread:
             self._post(WorkerDied(self.name, in_words(error)))
         finally:
             self._launched.put(None)
-            if self._finisher.ident is not None:
-                self._finisher.join()
+            self._finisher.join()
             for stage in (self.prefill, self.decode):
                 if stage is not None:
                     stage.close()

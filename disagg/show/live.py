@@ -16,6 +16,7 @@ from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Timeline
 from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
+from disagg.run.threads import Joinable
 from disagg.show.facts import plural
 from disagg.show.frame import COLUMNS, Frame
 from disagg.show.plots import timeline_picture
@@ -100,7 +101,7 @@ class Serving:
         self._over = threading.Event()
         self._run: Run | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._serve, name="disagg serving", daemon=True)
+        self._thread = Joinable(target=self._serve, name="disagg serving")
         self._thread.start()
 
     def _serve(self):

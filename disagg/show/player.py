@@ -5,7 +5,6 @@ updates, and until the next wish where nothing moves.
 """
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,6 +14,7 @@ import ipywidgets
 from disagg.plan.request import Request, listed
 from disagg.plan.results import Run
 from disagg.run.engine import Engine
+from disagg.run.threads import Joinable
 from disagg.show.dials import Dials
 from disagg.show.facts import plural, row_names
 from disagg.show.frame import Frame
@@ -120,7 +120,7 @@ class Player:
         if (before := _OPEN.pop(id(key), None)) is not None:
             before.close()
         _OPEN[id(key)] = self
-        self._thread = threading.Thread(target=self._tick, name="disagg panel", daemon=True)
+        self._thread = Joinable(target=self._tick, name="disagg panel")
         self._thread.start()
 
     # ---- what users do -----------------------------------------------------------------------------------------------

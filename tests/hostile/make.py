@@ -115,6 +115,86 @@ def largest() -> bytes:
     return line(HEADER) + results + line({"end": {**END["end"], "span": 0, "mark": 0, "result": count}})
 
 
+# ---- traces of arrivals ----------------------------------------------------------------------------------------------
+
+COLUMNS, CALLED = b"TIMESTAMP,ContextTokens,GeneratedTokens\n", b"2023-11-16 18:17:03.5,480,10\n"
+WIDE = CALLED[:-1] + b"," + b"x" * 60_000 + b"\n"
+ARRIVAL = {"timestamp": 5, "input_length": 480, "output_length": 10, "hash_ids": [1, 2]}
+
+
+def traces() -> Files:
+    csv, jsonl = COLUMNS + CALLED * 2, line(ARRIVAL) * 2
+    at = b"1,1\n".join  # (times, b"") → a row each
+    return {
+        "empty.csv": (b"", "holds no arrival"),
+        "empty.jsonl": (b"", "is empty"),
+        "columns_only.csv": (COLUMNS, "holds no arrival"),
+        "no_columns.csv": (CALLED, "line 1: the column TIMESTAMP is missing"),
+        "a_column_lacks.csv": (COLUMNS.replace(b",Gen", b";Gen"), "line 1: the column ContextTokens is missing"),
+        "a_column_twice.csv": (COLUMNS[:-1] + b",ContextTokens\n" + CALLED, "line 1: the column Cont.* stands twice"),
+        "columns_of_markup.csv": (MARKUP[0].encode() + b"\n", "line 1: the column TIMESTAMP is missing; found '<img"),
+        "a_cell_lacks.csv": (csv + b"2023-11-16 18:17:03.5,1\n", "line 4: 2 cells are fewer"),
+        "negative.csv": (csv + CALLED.replace(b"480", b"-1"), "line 4: ContextTokens must be tokens, .*; got '-1'"),
+        "nan.csv": (csv + CALLED.replace(b"480", b"nan"), "line 4: ContextTokens must be tokens, .*; got 'nan'"),
+        "fraction.csv": (csv + CALLED.replace(b"10\n", b"1.5\n"), "line 4: GeneratedTokens must be tokens"),
+        "huge.csv": (csv + CALLED.replace(b"480", b"99999999"), "line 4: ContextTokens must be tokens"),
+        "endless.csv": (csv + CALLED.replace(b"480", b"9" * 5000), "line 4: ContextTokens must be tokens"),
+        "other_digits.csv": (csv + CALLED.replace(b"480", "٤٨".encode()), "line 4: ContextTokens must be tokens"),
+        "sum.csv": (csv + CALLED.replace(b"480", b"=1+1"), "line 4: ContextTokens must be tokens, .*; got '=1.1'"),
+        "month_13.csv": (COLUMNS + at((b"2023-13-01 00:00:00,", b"")), "line 2: TIMESTAMP '2023-13-01 .* is no date"),
+        "month_0.csv": (COLUMNS + at((b"2023-00-01 00:00:00,", b"")), "line 2: TIMESTAMP '2023-00-01 .* is no date"),
+        "year_0.csv": (COLUMNS + at((b"0000-01-01 00:00:00,", b"")), "line 2: TIMESTAMP '0000-01-01 .* is no date"),
+        "day_31.csv": (COLUMNS + at((b"2023-02-31 00:00:00,", b"")), "line 2: TIMESTAMP '2023-02-31 .* is no date"),
+        "day_0.csv": (COLUMNS + at((b"2023-02-00 00:00:00,", b"")), "line 2: TIMESTAMP '2023-02-00 .* is no date"),
+        "hour_24.csv": (COLUMNS + at((b"2023-02-01 24:00:00,", b"")), "line 2: TIMESTAMP '2023-02-01 .* is no date"),
+        "second_61.csv": (COLUMNS + at((b"2023-02-01 00:00:61,", b"")), "line 2: TIMESTAMP '2023-02-01 .* is no date"),
+        "unsorted.csv": (csv + CALLED.replace(b"03.5", b"03.4"), "line 4: it came 0.0999.* s before the line above"),
+        "unsorted_zones.csv": (csv + CALLED.replace(b"03.5", b"04+01:00"), "line 4: it came 3599.5 s before the line"),
+        "long_line.csv": (csv + CALLED[:-1] + b" " * 2**16 + b"\n", "line 4 is longer than 65536 bytes"),
+        "long_line.jsonl": (jsonl + line(ARRIVAL | {"hash_ids": [1] * 2**15}), "line 3 is longer than 65536 bytes"),
+        "quote_without_end.csv": (csv + b'2023-11-16 18:17:03.5,"1,1\n', "line 4: it is not CSV"),
+        "old_line_ends.csv": (csv.replace(b"\n", b"\r"), "line 1: it is not CSV"),
+        "latin1.csv": (csv + CALLED.replace(b"480", b"\xe9"), "line 4: it is not UTF-8"),
+        "utf16.csv": (csv.decode().encode("utf-16"), "line 1: it is not UTF-8"),
+        "null_bytes.csv": (csv + b"\0" * 99 + b"\n", "line 4: 1 cells are fewer"),
+        "pickle.csv": (PICKLE, "line 1: "),
+        "pickle.jsonl": (PICKLE, "line 1: "),
+        "zip.csv": (b"PK\3\4\n" + csv, "line 1: the column TIMESTAMP is missing"),
+        "packed_named.csv": (gzip.compress(csv, mtime=0), "line 1: "),
+        "packed_twice.csv.gz": (gzip.compress(gzip.compress(csv, mtime=0), mtime=0), "line 1: "),
+        "plain_named.csv.gz": (csv, "not packed by gzip"),
+        "truncated.csv.gz": (gzip.compress(csv, mtime=0)[:-12], "cut off"),
+        "truncated.jsonl": (jsonl[:-9], "line 2: the file is cut off"),
+        "archive.zip": (csv, "is no trace: take"),
+        "archive.tar.gz": (csv, "is no trace: take"),
+        "bomb_of_zeros.csv.gz": (packed(b"\0" * 2**24, 64), "line 1 is longer than"),
+        "bomb_of_brackets.jsonl.gz": (packed(b"[" * 2**24, 64), "line 1 is longer than"),
+        "bomb_of_rows.csv.gz": (packed(COLUMNS, 1) + packed(WIDE * 64, 32), "line 1119: more than .* are not taken"),
+        "bomb_of_rows.jsonl.gz": (packed(line(ARRIVAL | {"who": "x" * 60_000}) * 64, 32), "are not taken in"),
+        "deep.jsonl": (jsonl + b"[" * 60_000 + b"\n", "line 3: brackets stand more than 8 deep"),
+        "nan.jsonl": (jsonl + b'{"timestamp":NaN}\n', "line 3: NaN is not a finite"),
+        "twice.jsonl": (jsonl + b'{"timestamp":5,"timestamp":6}\n', "line 3: the field 'timestamp' stands twice"),
+        "a_list.jsonl": (jsonl + b"[1]\n", "line 3: it does not hold one JSON object"),
+        "no_length.jsonl": (jsonl + b'{"timestamp":5,"output_length":1}\n', "line 3: input_length must be tokens"),
+        "length_of_text.jsonl": (line(ARRIVAL | {"input_length": "480"}), "line 1: input_length must be tokens"),
+        "length_of_true.jsonl": (line(ARRIVAL | {"input_length": True}), "line 1: input_length must be tokens"),
+        "huge.jsonl": (line(ARRIVAL | {"output_length": 10**400}), "line 1: output_length must be tokens"),
+        "negative.jsonl": (line(ARRIVAL | {"timestamp": -1}), "line 1: timestamp must be milliseconds"),
+        "late.jsonl": (line(ARRIVAL | {"timestamp": 10**400}), "line 1: timestamp must be milliseconds"),
+        "unsorted.jsonl": (jsonl + line(ARRIVAL | {"timestamp": 4}), "line 3: it came 0.001 s before the line above"),
+        "blocks_of_markup.jsonl": (line(ARRIVAL | {"hash_ids": [MARKUP[2]]}), "line 1: hash_ids must be a list"),
+        "blocks_of_nobody.jsonl": (line(ARRIVAL | {"hash_ids": None}), "line 1: hash_ids must be a list"),
+        "blocks_negative.jsonl": (line(ARRIVAL | {"hash_ids": [-1]}), "line 1: hash_ids must be a list"),
+        "blocks_huge.jsonl": (line(ARRIVAL | {"hash_ids": [10**4000]}), "line 1: hash_ids must be a list"),
+    }  # fmt: skip
+
+
+def largest_trace() -> bytes:
+    """About as much as the limits let in, in the form that takes most memory for its bytes: blocks of three digits."""
+    blocks = line(ARRIVAL | {"hash_ids": [999] * 16_000}).replace(b", ", b",")
+    return blocks * (64 * 2**20 // len(blocks))
+
+
 # ---- times of steps --------------------------------------------------------------------------------------------------
 
 STEP = {"rung": "eager", "rows": 1, "seconds": 0.1, "gap_s": 0.1, "nbytes": 9, "context": 3.0, "count": 2}
@@ -289,6 +369,7 @@ def main(folder: Path):
     groups = {
         "recordings": {name: content for name, (content, _) in recordings().items()},
         "steps": {name: content for name, (content, _) in steps().items()},
+        "traces": {name: content for name, (content, _) in traces().items()},
         "safetensors": {f"{name}.safetensors": content for name, (content, _) in safetensors().items()},
         "folders": {f"{name}/{file}": content for name, (file, content, _) in folder_files().items()},
         "tokenizers": {f"{name}/{file}": content for name, (file, content) in tokenizers().items()},

@@ -1,6 +1,7 @@
 """Whatever reads files that someone else may have made: valid ones to start from, and the errors that it may raise."""
 
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from disagg.plan.config import Config
-from disagg.plan.errors import ConfigError, EngineError, FileError, ModelError, RequestError
+from disagg.plan.errors import ConfigError, EngineError, FileError, ModelError, RequestError, TraceError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.results import Run
 from disagg.plan.simulator import simulate
 from disagg.plan.timeline import Timeline
+from disagg.plan.traces import COLUMNS, read_trace, scaled
 from disagg.show.bench.mutate import mutated, other_numbers
 
 
@@ -99,6 +101,31 @@ def _read_steps(path: Path):
 
     times = StepTimes.load(path)
     return [times.over_floor(time.rung, time.rows) for time in times.times]
+
+
+# ---- traces of arrivals ----------------------------------------------------------------------------------------------
+
+
+def _traces(folder: Path) -> list[Path]:
+    calls = [f"2023-11-16 18:{17 + index}:03.9799600,{4808 - index},{10 + index}" for index in range(8)]
+    blocks = [{"timestamp": 900 * index, "input_length": 700 + index, "output_length": 52} for index in range(8)]
+    azure = "\n".join([",".join(COLUMNS), *calls, ""]).encode()
+    mooncake = "".join(json.dumps(row | {"hash_ids": [46, 47]}) + "\n" for row in blocks).encode()
+    made = {"trace.csv": azure, "trace.jsonl": mooncake, "packed.csv.gz": gzip.compress(azure, mtime=0),
+            "packed.jsonl.gz": gzip.compress(mooncake, mtime=0)}  # fmt: skip
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in made]
+
+
+def _read_trace(path: Path):
+    """What is taken has sane numbers, and can be scaled."""
+    found = read_trace(path)
+    for arrival in (*found, *scaled(found, 0.5, 2.0)):
+        if not (0 <= arrival.at_s < float("inf") and arrival.prompt_tokens >= 0 and arrival.new_tokens >= 0):
+            raise AssertionError(f"{arrival} was taken")
+    if found[0].at_s != 0 or any(one.at_s > other.at_s for one, other in zip(found, found[1:], strict=False)):
+        raise AssertionError("arrivals go back in time")
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -223,6 +250,7 @@ READERS = {
         Reader("recording", (FileError,), _recordings, _load),
         Reader("use", (FileError, EngineError), _runs, _use, False, other_numbers),
         Reader("steps", (FileError,), _steps, _read_steps),
+        Reader("trace", (TraceError,), _traces, _read_trace),
         Reader("folder", (ModelError,), _model_files, _read_folder),
         Reader("model", (ModelError,), _model_files, _read_model, names_file=False),
         Reader("receipt", (ModelError,), _receipts, _read_receipt, names_file=False),
