@@ -72,7 +72,7 @@ class Log:
 
     def join(self, blocks=(2, 3), context=6, step=0):
         row = cmd.Join(0, 7, context, blocks, 1, Sampling())
-        return self.obey(cmd.Decode(DECODE, step, (), (row,), (), ((0,),), self.now))
+        return self.obey(cmd.Decode(DECODE, step, (), (row,), (), ((0,),), self.now, False))
 
     def running(self):
         return self.handing_off().committed().join()
@@ -137,7 +137,7 @@ BREACHES = {
         "a bystander fails": lambda log: log.submit().submit(1).move("prefill 0", "in_flight", 0, 0, 1).prefill()
         .hear(ev.PassFailed(PREFILL, 1, "x")).ended().ended(request=1).hear(ev.Tick()),
         "a row that has ended": lambda log: log.running().hear(ev.Cancel(0)).move("decode 0", "quarantined", 0, 2, 3)
-        .ended(Finish.CANCELLED).obey(cmd.Decode(DECODE, 1, (), (), (), ((0,),))),
+        .ended(Finish.CANCELLED).obey(cmd.Decode(DECODE, 1, (), (), (), ((0,),), 0, False)),
     },
     "Landing": {
         "a layer is missing": lambda log: log.handing_off().landed(0).join(),
@@ -273,3 +273,9 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
     hand.book.prefills[0].partial.clear()
     assert hand.controller.handle(stray, 5) == []
     assert hand.controller.handle(ev.Tick(), 6) != []
+
+
+def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
+    assert Breach("Alias", "it is owned", 3, (4, 5)).summary == "Alias: it is owned (request 3; blocks 4, 5)"
+    assert Breach("Drain", "not empty").summary == "Drain: not empty"
+    assert str(Breach("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"

@@ -322,7 +322,7 @@ class Trial(World):
         }  # fmt: skip
         if held := {name: what for name, what in left.items() if what}:
             raise Breach("Drain", f"at the end there is still {held}")
-        assert +book.population == Counter({Stage.ENDED: len(self.jobs)}), book.population
+        assert book.population == Counter({Stage.ENDED: len(self.jobs)}), book.population
 
     def check_answers(self):
         """Tokens equal the fake model's; only those that a fault or a cancel touched may end early."""
