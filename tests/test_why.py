@@ -1,11 +1,14 @@
 """Why does a request wait: the gate, its holders and the age in words; cycles are printed."""
 
 import pytest
-from hand import Hand, make_job
+from hand import DECODE, PREFILL, Hand, make_job
 
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.waiting import Wait, cycle_of
 from disagg.plan.why import why
+from disagg.plan.wording import command_in_words, event_in_words
 
 
 def test_what_is_worked_at_waits_for_nobody():
@@ -76,3 +79,19 @@ def test_a_cycle_is_printed():
 def test_cycles_among_waiters(holders, cycle):
     waits = {r: Wait(r, "queued", "x blocks", 0, {}, dict.fromkeys(whom, 1)) for r, whom in holders.items()}
     assert cycle_of(waits) == cycle
+
+
+def test_events_and_commands_read_as_sentences():
+    hand = Hand()
+    hand.submit(0, prompt=6, new=4)
+    prefill = hand.last(cmd.Prefill)
+    assert command_in_words(prefill) == f"prefill 0: run pass {prefill.pass_id} (request 0 tokens 0 to 6)"
+    hand.prefilled(11)
+    assert command_in_words(hand.last(cmd.Send)) == "prefill 0: 2 of 2 blocks of request 0 may travel at once (bulk)"
+    hand.land_all()
+    assert command_in_words(hand.last(cmd.Decode)) == "decode 0: run step 0 with 1 rows, 1 join"
+    worked = (3_000_000, 4_500_000)
+    ended = event_in_words(ev.Stepped(DECODE, 0, (12,), *worked, 7, 7))
+    assert ended == "decode 0 ended step 0 after 1.5 ms: 1 rows, 7 slots read"
+    ended = event_in_words(ev.Prefilled(PREFILL, 1, (11,), *worked))
+    assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 first tokens"

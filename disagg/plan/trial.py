@@ -88,7 +88,6 @@ class Trial(World):
         config = self.book.config.replace(**changes)
         self.take(ev.Retune(config))
         self.traffic.retune(config)
-        self.drive_lanes()
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
