@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides test test-browser demo bench soak lint notebooks flash constraints clean
+.PHONY: help setup lab show slides test test-browser demo bench soak mutants lint notebooks flash constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -93,6 +93,10 @@ bench: setup ## measure this machine
 
 soak: setup ## simulated worlds with faults under every detector, then the real engine
 	@$(py) -m disagg soak
+
+# A quarter of an hour, before a release; mutants='--seed 1 blocks link' for another sample, or some modules only.
+mutants: setup ## small faults put into plan/, a sample of them: does a test notice each?
+	@$(py) tests/mutants.py $(mutants)
 
 lint: $(stamp) ## ruff, style and formatting
 	@$(py) -m ruff check .

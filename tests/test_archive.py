@@ -473,3 +473,10 @@ def test_errors_of_the_command_are_one_sentence(tmp_path, monkeypatch, capsys):
     )
     Run(Config(), [], Timeline()).save(path, overwrite=True)
     assert main(monkeypatch, capsys, "timeline", path).endswith("0 requests, but no time was recorded")
+
+
+def test_a_file_that_could_not_be_finished_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileError, match="is wrong"), files.whole(tmp_path / "a.jsonl") as out:
+        out.write(b"half")
+        raise FileError("it is wrong")
+    assert os.listdir(tmp_path) == []

@@ -50,6 +50,12 @@ def test_the_step_model_learns_a_linear_cost():
     assert model.predict(8, 2000) == pytest.approx(0.02 + 0.003 * 8 + 0.004 * 2, rel=0.01)
 
 
+def test_a_first_step_without_context_says_nothing_about_context():
+    model = StepModel()
+    model.observe(1, 0, 1.0)
+    assert model.predict(1, 1000) == model.predict(1, 0) == pytest.approx(1.0, rel=0.01)
+
+
 def steady(composer: Composer, steps=50, slower=1.0):
     for step in range(steps):
         rows = 1 + step % composer.limit(100, 64)
@@ -63,6 +69,13 @@ def test_the_composer_stays_under_its_target():
     limit = composer.limit(100, 64)
     assert 1 < limit <= 9 and 0.010 + 0.010 * limit <= 0.1
     assert composer.limit(100, 3) == 3
+
+
+def test_a_step_may_take_the_target_exactly_and_a_limit_the_aim():
+    composer = Composer(2.0)
+    composer.model.weights, composer.largest = [0.0, 0.25, 0.25], 64  # half a second a row of 1,000 tokens
+    assert composer.room(1000, 64) == 4
+    assert composer.limit(1000, 64) == 2, "three rows take 1.5 s, and the aim is 1.44 s"
 
 
 def test_the_composer_at_most_doubles_what_it_has_seen():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from disagg.plan.blocks import BlockPool, Table, blocks_for
+from disagg.plan.blocks import USED, BlockPool, Table, blocks_for
 
 
 def test_blocks_for_shorter_equal_and_one_over():
@@ -29,6 +29,15 @@ def test_blocks_of_another_and_free_ones_are_not_released():
     pool.release([0], owner=1)
     with pytest.raises(AssertionError, match="belongs to None"):
         pool.release([0], owner=1)
+
+
+def test_blocks_of_another_and_free_ones_are_not_marked():
+    pool = BlockPool("p", 2)
+    pool.reserve(1, owner=1)
+    for blocks, owner in (([0], 2), ([1], 1)):
+        with pytest.raises(AssertionError, match="p: block . belongs to"):
+            pool.mark(blocks, owner, USED)
+    assert pool.counts()["used"] == 0
 
 
 def test_a_lowered_capacity_drains():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from disagg.plan.checks import short
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError, RequestError
 from disagg.plan.link import Link
@@ -197,3 +198,8 @@ def test_colocated_workers_are_dealt_to_two_devices(workers, devices):
 def test_each_worker_has_its_device():
     config = Config.preset("staged", prefill_device="cuda:0", decode_device="cuda:1")
     assert [config.device_of(role, 0) for role in ("prefill", "decode", "host")] == ["cuda:0", "cuda:1", "cpu"]
+
+
+def test_a_value_in_an_error_is_a_glance_of_it():
+    assert [len(short("x" * count)) for count in (57, 58, 59, 999)] == [59, 60, 58, 58]
+    assert short("x" * 59) == "'" + "x" * 56 + "…"

@@ -454,6 +454,27 @@ def test_a_deadline_never_moves():
     assert error == "watchdog: request 0: its bulk transfer of 2 blocks has not landed within 1 s"
 
 
+def test_a_deadline_that_passes_makes_room_even_at_an_event_that_tells_nothing():
+    hand = Hand(itl_target_s=9.0)  # two requests may be on their way while no step has been seen
+    for request in range(3):
+        hand.submit(request)
+    hand.prefilled(11)
+    hand.prefilled(11)
+    assert hand.stage(2) == "queued"
+    hand.now = hand.book.next_deadline_ns - 1
+    hand.landed(hand.part(0), transfer=99)
+    assert hand.ended() == {0: "failed"} and hand.last(cmd.Prefill).chunks[0].request == 2
+
+
+def test_a_request_that_no_longer_fits_fails_in_words():
+    hand = Hand()
+    hand.tell(ev.Retune(hand.book.config.replace(decode_blocks=2)))
+    hand.submit(prompt=6, new=4)
+    assert hand.ended() == {0: "failed"}
+    words = "prompt of 6 tokens and 4 new ones need 3 blocks of 4, but decode 0 has 2; shorten"
+    assert hand.last(cmd.Ended).error.startswith(words)
+
+
 def test_a_streamed_deadline_starts_when_only_copies_are_left():
     hand = Hand("streamed", watchdog_s=2.0)
     hand.submit()
@@ -633,6 +654,21 @@ def test_new_bins_regroup_the_rows_that_run():
     retuned(hand, bins=(8,))
     hand.stepped(13, 13)
     assert hand.last(cmd.Decode).groups == ((0,), (1,))
+
+
+def test_a_row_that_outgrows_its_bin_moves_to_the_next_and_takes_no_block_for_it():
+    hand = Hand(bins=(5,))
+    for request, prompt in ((0, 3), (1, 12)):
+        hand.submit(request, prompt, new=9)
+        hand.prefilled(11)
+        hand.land_all()
+    hand.stepped(12)
+    groups = []
+    for _ in range(3):
+        groups.append(hand.last(cmd.Decode).groups)
+        hand.stepped(12, 12)
+    assert groups == [((0,), (1,)), ((1, 0),), ((1, 0),)], "attention reads 5, 6 and 7 tokens of request 0"
+    assert hand.held()[1] == 2 + 4
 
 
 # ---- edges by name ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from disagg.plan.detectors import Breach, View, Watch
 from disagg.plan.paging import Arm, Choice
 from disagg.plan.request import Finish, Sampling, Stage
 from disagg.plan.timeline import BlockMove
+from disagg.plan.watched_blocks import Batch
+from disagg.plan.watched_transfers import Carried
 
 LAYERS, HOST = 2, cmd.Worker("host", 0)
 
@@ -72,7 +74,7 @@ class Log:
 
     def join(self, blocks=(2, 3), context=6, step=0):
         row = cmd.Join(0, 7, context, blocks, 1, Sampling())
-        return self.obey(cmd.Decode(DECODE, step, (), (row,), (), ((0,),), self.now))
+        return self.obey(cmd.Decode(DECODE, step, (), (row,), (), ((0,),), self.now, False))
 
     def running(self):
         return self.handing_off().committed().join()
@@ -137,7 +139,7 @@ BREACHES = {
         "a bystander fails": lambda log: log.submit().submit(1).move("prefill 0", "in_flight", 0, 0, 1).prefill()
         .hear(ev.PassFailed(PREFILL, 1, "x")).ended().ended(request=1).hear(ev.Tick()),
         "a row that has ended": lambda log: log.running().hear(ev.Cancel(0)).move("decode 0", "quarantined", 0, 2, 3)
-        .ended(Finish.CANCELLED).obey(cmd.Decode(DECODE, 1, (), (), (), ((0,),))),
+        .ended(Finish.CANCELLED).obey(cmd.Decode(DECODE, 1, (), (), (), ((0,),), 0, False)),
     },
     "Landing": {
         "a layer is missing": lambda log: log.handing_off().landed(0).join(),
@@ -225,6 +227,14 @@ def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
     )
 
 
+def test_a_break_without_a_cause_names_those_it_ended_with_what_they_held():
+    log = Log(alone=True).submit(0).ended()
+    log.submit(1).move("prefill 0", "in_flight", 1, 0, 1).move("prefill 0", "free", None, 0, 1).ended(request=1)
+    with pytest.raises(Breach, match="^Watchdog: nothing is under way; request 1 .*, holds 2 of prefill 0") as caught:
+        log.obey(cmd.Broken("nothing is under way"))
+    assert "request 0" not in caught.value.what
+
+
 def test_after_a_breach_or_a_break_nothing_more_is_said():
     log = Log().submit().ended().hear(ev.WorkerDied(PREFILL, "gone")).ended(request=99).obey(cmd.Broken("gone"))
     log.ended().move("prefill 0", "lent", 0, 99).watch.drained(1)
@@ -273,3 +283,28 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
     hand.book.prefills[0].partial.clear()
     assert hand.controller.handle(stray, 5) == []
     assert hand.controller.handle(ev.Tick(), 6) != []
+
+
+def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
+    assert Breach("Alias", "it is owned", 3, (4, 5)).summary == "Alias: it is owned (request 3; blocks 4, 5)"
+    assert Breach("Drain", "not empty").summary == "Drain: not empty"
+    assert str(Breach("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
+
+
+def test_a_row_that_leaves_still_runs_in_the_steps_before():
+    batch = Batch("decode 0")
+    joins = tuple(cmd.Join(request, 7, 6, (request,), 1, Sampling()) for request in (0, 1))
+    batch.take(cmd.Decode(DECODE, 0, (), joins, (), ((0, 1),), 0, False))
+    batch.take(cmd.Decode(DECODE, 1, (1,), (), (), ((0,),), 0, False))
+    assert batch.running() == [0, 1] and batch.uses(1, 1)
+    batch.end()
+    assert batch.running() == [0] and not batch.uses(1, 1)
+
+
+def test_what_a_transfer_misses_is_named_up_to_four_pairs():
+    carried = Carried(1, "bulk", 0, "prefill 0", due=3, landed=[0b001, 0])
+    assert carried.missing() == [
+        "(layer 0, block 1)", "(layer 0, block 2)", "(layer 1, block 0)", "(layer 1, block 1)", "1 more"
+    ]  # fmt: skip
+    carried.landed = [0b111, 0b011]
+    assert carried.missing() == ["(layer 1, block 2)"]

@@ -26,6 +26,8 @@ def test_totals_are_the_runs_own_numbers(preset):
     for changes in (found.total, *(request.changes for request in found.requests)):
         assert sum(c.by_s for c in changes.receipt.values()) == pytest.approx(changes.end_to_end_s.by_s)
         assert changes.end_to_end_s.after_s > 0
+    took = [(result.ended_ns - result.arrival_ns) / 1e9 for result in b.results]
+    assert [request.changes.end_to_end_s.after_s for request in found.requests] == took
     assert not found.differing
 
 

@@ -64,7 +64,7 @@ def test_a_run():
 
 @pytest.mark.parametrize(
     "limits, share",
-    [((1, None), 0.5), ((1, 1.2), 0.25), ((None, 1.2), 0.5), ((4, 2), 0.75), ((0.5, None), 0.0)],
+    [((1, None), 0.5), ((1, 1.2), 0.25), ((None, 1.2), 0.5), ((None, 1.0), 0.5), ((4, 2), 0.75), ((0.5, None), 0.0)],
 )
 def test_attainment_counts_the_unanswered_as_missed_and_one_token_as_no_tpot(limits, share):
     assert made_by_hand().metrics(*limits).attainment == share
@@ -73,6 +73,13 @@ def test_attainment_counts_the_unanswered_as_missed_and_one_token_as_no_tpot(lim
 def test_an_empty_run():
     metrics = Run(Config(), [], Timeline()).metrics(1.0)
     assert (metrics.requests, metrics.tokens_per_s, metrics.attainment, metrics.ttft_s.p50) == (0, 0.0, None, None)
+
+
+def test_a_run_without_time_has_no_rates():
+    """Cancelled before its first token: work was done, but nothing says in how long."""
+    timeline = Timeline([Span("prefill", "prefill 0", 0, S, (0,))])
+    metrics = Run(Config(), [answer(0, 1, reason="cancelled")], timeline).metrics()
+    assert (metrics.seconds, metrics.tokens_per_s, metrics.busy) == (0.0, 0.0, {"prefill 0": 0.0})
 
 
 def test_percentiles_interpolate_between_ranks():

@@ -32,6 +32,7 @@ def check(events: list[dict]):
     for event in events:
         assert event["ph"] in "MXCstf" and isinstance(event["name"], str)
         assert type(event["pid"]) is int and event["pid"] > 0 and type(event["tid"]) is int
+        assert event["tid"] == 0 or event["tid"] > 1000, "beyond what a process may be numbered"
         assert isinstance(event["ts"], (int, float)) and math.isfinite(event["ts"]) and event["ts"] >= 0
         if event["ph"] == "X":
             assert isinstance(event["dur"], float) and event["dur"] >= 0 and isinstance(event["args"], dict)

@@ -6,7 +6,8 @@ import pytest
 
 from disagg.plan.breach import Breach
 from disagg.plan.handoff import LayerBlocks, Transfer
-from disagg.plan.small_state import state_of
+from disagg.plan.remembering import Memory, WrongContent
+from disagg.plan.small_state import Names, state_of
 from disagg.plan.small_world import ASTRAY, Choice, explore, small
 from disagg.plan.traffic import Traffic
 
@@ -76,3 +77,27 @@ def test_names_of_blocks_and_ids_of_passes_do_not_tell_states_apart():
             world.do(Choice("prefill"))
     assert state_of(first) == state_of(second) != state_of(small())
     assert first.memory.contents() != second.memory.contents(), "they use other blocks"
+
+
+def test_what_a_held_block_contains_tells_states_apart():
+    world = small()
+    for _ in range(5):
+        world.do(Choice("prefill"))
+    twin = copy.deepcopy(world)
+    key, layers = next((key, layers) for key, layers in twin.memory.contents() if layers)
+    twin.memory.write(key, min(layers), (99, 0, 1))
+    assert state_of(twin) != state_of(world)
+
+
+def test_names_are_numbers_in_the_order_in_which_blocks_are_met():
+    names = Names()
+    assert [names.of("p", 7), names.of("q", 7), names.of("p", 7), names.of("p", None)] == [0, 1, 0, None]
+    assert (names.known("q", 7), names.known("q", 8)) == (1, None)
+
+
+def test_memory_that_holds_something_else_is_noticed():
+    memory = Memory(layers=2, block_size=4)
+    memory.write_row("decode 0", request=1, context=0, blocks=[5])
+    memory.read_row("decode 0", request=1, context=1, blocks=[5])
+    with pytest.raises(WrongContent, match="decode 0 block 5 layer 0 holds"):
+        memory.read_row("decode 0", request=2, context=1, blocks=[5])

@@ -1,6 +1,7 @@
 """Stepping: every moment is the same forward and back, says why, and a fork changes only what comes after it."""
 
 import random
+import re
 from itertools import pairwise
 
 import pytest
@@ -65,6 +66,8 @@ def test_it_says_why_with_the_numbers_compared():
     for rule in ("starts prefill: it takes", "waits for decode 0:", "joins the batch as row", "makes room for request",
                  "is the last by policy fcfs", "is spilled:", "takes one more block", "ends (length)"):  # fmt: skip
         assert rule in words, rule
+    costs = re.findall(r"is spilled: ([\d.]+) ms there and back, against ([\d.]+) ms", words)
+    assert costs and all(float(spill) < float(recompute) for spill, recompute in costs)
     assert str(stepper.go(0)).splitlines()[0].endswith("at most 13 new ones")
     few = "\n".join(str(Stepper(Config.preset("baseline"), requests()).at(n)) for n in range(20))
     assert "1 requests are on their way to 1 places in the batch" in few

@@ -1,11 +1,18 @@
 """Intervals against a brute-force oracle, and H, W and E on spans made by hand."""
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg.plan.batching import Padding
+from disagg.plan.book import Book
+from disagg.plan.config import Config
 from disagg.plan.intervals import intersection, length, union
-from disagg.plan.timeline import Overlap, Span, Timeline
+from disagg.plan.recorder import BETWEEN_RUNS, Recorder
+from disagg.plan.timeline import Mark, Overlap, Span, Timeline
+from disagg.plan.traffic import Traffic
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8)
 
@@ -111,3 +118,25 @@ def test_the_law_is_silent_where_it_does_not_hold():
     packed, whole = Timeline(law_spans(10, requests=(1, 2))), law_spans(10)
     bulk = Timeline([whole[0], Span("copy", "direct 0", 45, 85, (1,), 0, 4, 32, transfer=3, occupied_ns=40)])
     assert packed.law(1) is None and bulk.law(1) is None and Timeline(whole[:1]).law(2) is None
+
+
+def test_a_recorder_tells_sizes_and_counts_a_run_from_its_begin_on():
+    shape = dict(layers=2, token_bytes=4)
+    config = Config.preset("staged", prefill_blocks=8, decode_blocks=9, ring_slots=2)
+    book, traffic = Book(config, **shape, steps_in_flight=1), Traffic(config, **shape)
+    recorder = Recorder(book, traffic)
+    assert recorder.timeline.sizes == {"prefill 0": 8, "decode 0": 9, "ring": 2}
+    traffic.on_ring(5, 1)
+    assert recorder.timeline.marks == deque([Mark(5, "ring", 1)], BETWEEN_RUNS), "the last entries are kept"
+    book.padding.add(3, 4)
+    recorder.begin(7)
+    book.padding.add(30, 40)
+    run = recorder.run(config, [])
+    assert (run.padding, list(run.timeline.marks), run.timeline.start_ns) == (Padding(30, 40), [], 7)
+
+
+def test_spans_on_a_place_share_time_with_what_is_asked_for():
+    first, second = (Span("prefill", "prefill 0", start, start + 10, (0,)) for start in (0, 10))
+    index = Timeline([first, second]).index()
+    found = [index.on_place("prefill 0", *times) for times in ((0, 20), (9, 10), (10, 11), (5, 5), (20, 30))]
+    assert found == [[first, second], [first], [second], [], []]

@@ -128,6 +128,11 @@ def test_lanes_exist_where_something_may_travel():
     assert list(traffic("bulk", prefill_workers=0, host_blocks=0).lanes) == []
 
 
+def test_hop_two_and_fetches_take_the_second_wire():
+    wires = {name: lane.wire.link.bandwidth for name, lane in traffic(link=(1e7, 2e7)).lanes.items()}
+    assert wires == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7}
+
+
 def test_abort_before_anything_flies_closes_at_once():
     lanes = traffic()
     lanes.send(send(), 0)

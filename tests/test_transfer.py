@@ -565,7 +565,7 @@ def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
         if not flight.hop_one and flight.piece.layer == 0:
             landed.open()
 
-    def computing(self, transfer, layer, *rest):
+    def computing(self, layer, *rest):
         if layer == LAYERS - 1:
             landed.hold()
 

@@ -4,14 +4,17 @@ import contextlib
 import re
 
 import pytest
-from hand import Hand, make_job
+from hand import DECODE, PREFILL, Hand, make_job
 
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.simulator import World
 from disagg.plan.waiting import Wait, cycle_of
 from disagg.plan.why import open_in_words, why
+from disagg.plan.wording import command_in_words, event_in_words
 from disagg.show import buglab
 from disagg.show.lab_scenes import LabWorld, Simulated
 
@@ -158,3 +161,19 @@ def test_a_cycle_is_printed():
 def test_cycles_among_waiters(holders, cycle):
     waits = {r: Wait(r, "queued", "x blocks", 0, {}, dict.fromkeys(whom, 1)) for r, whom in holders.items()}
     assert cycle_of(waits) == cycle
+
+
+def test_events_and_commands_read_as_sentences():
+    hand = Hand()
+    hand.submit(0, prompt=6, new=4)
+    prefill = hand.last(cmd.Prefill)
+    assert command_in_words(prefill) == f"prefill 0: run pass {prefill.pass_id} (request 0 tokens 0 to 6)"
+    hand.prefilled(11)
+    assert command_in_words(hand.last(cmd.Send)) == "prefill 0: 2 of 2 blocks of request 0 may travel at once (bulk)"
+    hand.land_all()
+    assert command_in_words(hand.last(cmd.Decode)) == "decode 0: run step 0 with 1 rows, 1 join"
+    worked = (3_000_000, 4_500_000)
+    ended = event_in_words(ev.Stepped(DECODE, 0, (12,), *worked, 7, 7))
+    assert ended == "decode 0 ended step 0 after 1.5 ms: 1 rows, 7 slots read"
+    ended = event_in_words(ev.Prefilled(PREFILL, 1, (11,), *worked))
+    assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 first tokens"

@@ -39,7 +39,7 @@ class Prefill(NamedTuple):
     worker: Worker
     pass_id: int
     chunks: tuple[Chunk, ...]
-    at_ns: int = 0  # when it was given
+    at_ns: int  # when it was given
 
 
 class Join(NamedTuple):
@@ -62,8 +62,8 @@ class Decode(NamedTuple):
     joins: tuple[Join, ...]
     grown: tuple[tuple[int, int], ...]  # (request, block added at the end of its table)
     groups: tuple[tuple[int, ...], ...]
-    at_ns: int = 0  # when it was given
-    alone: bool = False  # no prefill pass was under way: a GPU split by SMs is the step's as a whole
+    at_ns: int  # when it was given
+    alone: bool  # no prefill pass was under way: a GPU split by SMs is the step's as a whole
 
 
 class Send(NamedTuple):

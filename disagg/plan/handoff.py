@@ -61,4 +61,3 @@ class Transfer:
         """No copy runs any more: whatever it touched may be given away."""
         for table in self.touched:
             table.unpin(self.id)
-        self.touched.clear()

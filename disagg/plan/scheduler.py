@@ -51,8 +51,7 @@ class Queue:
     def pop(self) -> Record | None:
         record = self.peek()
         if record is not None:
-            heapq.heappop(self._heap)
-            del self._members[record.id]
+            self.remove(record)
         return record
 
     def reorder(self, key: Key):

@@ -88,7 +88,6 @@ class Trial(World):
         config = self.book.config.replace(**changes)
         self.take(ev.Retune(config))
         self.traffic.retune(config)
-        self.drive_lanes()
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
@@ -321,7 +320,7 @@ class Trial(World):
         }  # fmt: skip
         if held := {name: what for name, what in left.items() if what}:
             raise Breach("Drain", f"at the end there is still {held}")
-        assert +book.population == Counter({Stage.ENDED: len(self.jobs)}), book.population
+        assert book.population == Counter({Stage.ENDED: len(self.jobs)}), book.population
 
     def check_answers(self):
         """Tokens equal the fake model's; only those that a fault or a cancel touched may end early."""
