@@ -74,7 +74,7 @@ test: setup ## ruff, the tests, and every notebook run again and compared with w
 	@echo 'test: ruff'
 	@$(py) -m ruff check .
 	@echo 'test: pytest, with the notebook gate'
-	@$(py) -m pytest -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(py) -m pytest -n 2 --dist worksteal
 	@echo 'test: notebooks, every stored output'
 	@$(if $(notebooks),$(py) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(notebooks),echo 'test: no notebooks yet')
