@@ -79,6 +79,16 @@ def test_names_of_blocks_and_ids_of_passes_do_not_tell_states_apart():
     assert first.memory.contents() != second.memory.contents(), "they use other blocks"
 
 
+def test_a_wrong_answer_at_an_end_is_noticed():
+    world = small()
+    while any(world.queues.values()):
+        world.do(next(world.choices()))
+    world.check_end()
+    world.results[0].token_ids[0] += 1
+    with pytest.raises(AssertionError):
+        world.check_end()
+
+
 def test_what_a_held_block_contains_tells_states_apart():
     world = small()
     for _ in range(5):
