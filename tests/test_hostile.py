@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_the_command_says_it_in_one_sentence(name, tmp_path, monkeypatch, capsys
         cli.main()
     out = capsys.readouterr().out
     assert caught.value.code == 1 and out.startswith("FileError: ") and name in out and out.count("\n") == 1
+    assert re.search(RECORDINGS[name][1], out), "no letter of it was taken for a style"
 
 
 BOUNDED = """
