@@ -153,6 +153,21 @@ def test_a_cycle_is_printed():
     ]
 
 
+def test_what_one_holds_itself_is_not_what_one_waits_for():
+    hand = Hand()
+    book = hand.book
+    for request in range(2):
+        book.enter(make_job(request))
+        record = book.records[request]
+        book.prefills[0].queue.remove(record)
+        record.decode_table = Table.reserve(book.decodes[0].pool, 4, request)
+    book.records[0].gate = "decode 0 blocks"
+    assert why(book, 0, 2_000_000).splitlines() == [
+        "request 0 (queued) waits for 2.0 ms for decode 0 blocks, holds 4 of decode 0; held by request 1 (4); 0 free",
+        "request 1 (queued) waits for 2.0 ms for its turn, holds 4 of decode 0",
+    ]
+
+
 @pytest.mark.parametrize(
     "holders, cycle",
     [({0: [1], 1: []}, []), ({0: [1], 1: [0]}, [0, 1]), ({0: [1], 1: [2], 2: [1]}, [1, 2]), ({0: [0]}, []),
