@@ -76,7 +76,7 @@ test: setup ## ruff, the tests, and every notebook run again and compared with w
 	@echo 'test: pytest, with the notebook gate'
 	@OMP_NUM_THREADS=1 $(py) -m pytest -n 2 --dist worksteal
 	@echo 'test: notebooks, every stored output'
-	@$(if $(notebooks),$(py) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=120 \
+	@$(if $(notebooks),$(py) -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(notebooks),echo 'test: no notebooks yet')
 
 # An installed Chromium is taken (CHROMIUM=path, or one on the PATH); else playwright fetches its own.
