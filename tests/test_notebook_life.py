@@ -327,16 +327,20 @@ def test_an_interrupt_while_a_thread_starts_stops_it(monkeypatch, name):
 
 
 def test_an_interrupted_wait_for_a_thread_can_be_repeated():
-    """What `threading.Thread.join` of Python 3.11 can't."""
-    gate = Gate()
+    """What `threading.Thread.join` of Python 3.11 can't. The signal comes while the main thread waits."""
+    gate, joining, main = Gate(), threading.Event(), threading.main_thread().ident
 
     def work():
+        assert joining.wait(LIMIT_S)
+        while sys._current_frames()[main].f_code.co_name not in ("wait", "_wait_for_tstate_lock"):
+            pass
         interrupt_main()
         gate.hold()
 
     thread = Joinable(target=work, name="disagg joined")
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
-        thread.start()
+        joining.set()
         thread.join()
     thread.join(0.01)
     assert thread.is_alive()
