@@ -6,7 +6,6 @@ from engine_tools import check_greedy, lengths, prompt_of, small
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
-from disagg.run import peer
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices that torch can use")
 
@@ -39,7 +38,3 @@ def test_copies_that_follow_each_other_use_one_buffer_safely(peer_access):
     assert run.anomalies == 0 and "copies timed to" in run.machine
     for request, result in zip(requests, run.results, strict=True):
         check_greedy(request.prompt, result, 4, ignore_eos=True)
-
-
-def test_doctor_says_which_gpus_reach_each_other():
-    assert "GPUs" in peer.describe() or "through pinned host memory" in peer.describe()

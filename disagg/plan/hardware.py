@@ -3,13 +3,13 @@
     simulate(Config.preset("streamed", model="random-llama3-8b"), requests, hardware="2xL4")
 
 A roofline with shares: a pass takes a fixed time and then the slower of computing and reading, each at the share of the
-device's peak that real engines reach. `calibrate` (run/calibrate) puts what was measured in the shares' place.
+device's peak that a real engine was measured to reach on one GPU. Nothing here is fitted to the machine at hand.
 """
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from disagg.plan import link
 from disagg.plan.checks import short
@@ -34,7 +34,6 @@ class Fit:
     row_s: float = 0.0  # of each of its rows
     copy_s: float = 0.0  # of a copy
     beside: float = 1.0  # times as long while the other worker computes too
-    residual: float | None = None  # relative error of the fit on what it was fitted to, median
     source: str = "assumption"
 
 
@@ -72,7 +71,7 @@ DEVICES = {
                "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums"),
         Device("CPU", 0.1 * _TF, 11 * _GB, 8 * _GB, "memory", "memory",
                "one Zen 3 core with AVX2, measured, November 2026",
-               Fit(0.83, 0.4, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption; calibrate")),
+               Fit(0.83, 0.4, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption")),
     )
 }  # fmt: skip
 
@@ -151,10 +150,6 @@ class Costs:
         nbytes = sizes.weight_bytes + sizes.token_bytes * sum(contexts)
         computing = 2 * (sizes.weights + sizes.head_weights) * len(contexts) / (fit.products * device.flops_per_s)
         return fit.step_s + len(contexts) * fit.row_s + max(computing, nbytes / (fit.reading * device.bytes_per_s))
-
-    def with_fit(self, **changes) -> "Costs":
-        """The same with some of the fit replaced."""
-        return replace(self, device=replace(self.device, fit=replace(self.device.fit, **changes)))
 
 
 @dataclass(frozen=True)

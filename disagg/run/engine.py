@@ -24,7 +24,7 @@ from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.detectors import Breach, Watch
-from disagg.plan.errors import ConfigError, EngineError, RequestError
+from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.faults import FaultPlan
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job, Request, listed
@@ -32,19 +32,18 @@ from disagg.plan.results import Result, Run
 from disagg.plan.why import why
 from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
-from disagg.run.decode import DecodeStage
-from disagg.run.decode_graph import GraphDecodeStage
 from disagg.run.device import finish
 from disagg.run.handle import Handle
 from disagg.run.injection import Injection
+from disagg.run.intake import job_of
 from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model import Model
-from disagg.run.placing import check_devices, load, make_caches
-from disagg.run.prefill import PrefillStage
+from disagg.run.placing import check_devices, load, make_caches, model_on
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
-from disagg.run.sizes import DEFAULT_TOKENS, compute_of_a_layer, dial_ratio, with_block_counts
+from disagg.run.sizes import DEFAULT_TOKENS, check_growth, compute_of_a_layer, dial_ratio, with_block_counts
 from disagg.run.sm_split import Part, split_gpu
 from disagg.run.sm_split import in_words as sms_in_words
+from disagg.run.stages import stages_of
 from disagg.run.threads import Joinable
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
@@ -183,17 +182,7 @@ class Engine:
         config = self._dialled(self.config.replace(**changes))
         self.controller.check_live(config)
         self.transfers.check(config)
-        for name, most in self._sizes.items():
-            if getattr(config, name) > most:
-                raise ConfigError(
-                    f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
-                    "Build a new engine for more"
-                )
-        if self.kernel is not None and config.max_batch > self._places:
-            raise ConfigError(
-                f"max_batch can't grow beyond the {self._places} places captured at the start; got {config.max_batch}. "
-                "Build a new engine for more"
-            )
+        check_growth(config, self._sizes, None if self.kernel is None else self._places)
         self.config = config
         self._inbox.put(ev.Retune(config))
 
@@ -235,27 +224,9 @@ class Engine:
     # ---- requests ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, request: Request) -> Job:
-        """The request as the controller sees it, or a RequestError. Its id and arrival follow at the start."""
-        if not isinstance(request, Request):
-            raise RequestError(f"submit takes a Request, and serve a list of them; got a {type(request).__name__}")
-        model, prompt = self.model, request.prompt
-        try:
-            ids = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        except (UnicodeError, TypeError) as error:  # half of a surrogate pair
-            raise RequestError(f"prompt is no valid text: {error}") from None
-        foreign = [i for i in (*ids, *(request.force_ids or ())) if not 0 <= i < model.vocab_size]
-        if foreign:
-            raise RequestError(f"token id {foreign[0]} is not in {model.name}'s vocabulary of {model.vocab_size}")
-        new = request.max_new_tokens if request.force_ids is None else len(request.force_ids)
-        if len(ids) + new > model.context_limit:
-            raise RequestError(
-                f"prompt of {len(ids)} tokens and {new} new ones exceed {model.name}'s context of "
-                f"{model.context_limit}; shorten the prompt or lower max_new_tokens"
-            )
-        eos = frozenset() if request.ignore_eos or request.force_ids is not None else frozenset(model.eos_ids)
-        job = Job(-1, tuple(ids), new, 0, eos, request.sampling)
-        refusal = self.controller.refusal(job)
-        if refusal:
+        """The request as a job, or a RequestError where it can never be served."""
+        job = job_of(request, self.model)
+        if refusal := self.controller.refusal(job):
             raise RequestError(refusal)
         return job
 
@@ -299,7 +270,7 @@ class Engine:
                     interrupted = True
                     break
                 try:
-                    handles[index] = self._submit(requests[index], prepared[index], arrival, handles, index)
+                    self._submit(requests[index], prepared[index], arrival, handles, index)
                 except EngineError:  # it broke, or was closed, since the line above; what has ended is still a run
                     interrupted = True
                     break
@@ -420,20 +391,13 @@ class Engine:
         for name, cache in self.caches.items():
             if name.role == "host":
                 continue
-            model = self._model_on(cache.device)
+            model = model_on(cache.device, self.model, self.config.compile and self.kernel is not None)
             if self.injection is not None:
                 model = self.injection.guard(model)
-            prefills = name.role == "prefill" or self.config.colocated
-            tell = (self._keep, self._record)
-            graphs, prefill, decode = self.config.graphs and self.kernel is not None, None, None
-            if prefills:
-                most = self.config.chunk_tokens
-                prefill = PrefillStage(model, cache, self.kernel, self.transfers, *tell, most, graphs)
-            if name.role == "decode":
-                decode = DecodeStage(model, cache, *tell)
-                if self.kernel is not None:
-                    most, split = self.config.max_batch, bool(self.parts)
-                    decode = GraphDecodeStage(model, cache, self.kernel, most, graphs, *tell, split)
+            prefill, decode = stages_of(
+                name, self.config, model, cache, self.kernel, self.transfers, (self._keep, self._record),
+                bool(self.parts),
+            )  # fmt: skip
             part = self.parts.get(name.role)
             self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
             self.workers[name].start()
@@ -456,13 +420,6 @@ class Engine:
         self.workers.clear()
         for part in self.parts.values():
             part.close()
-
-    def _model_on(self, device: torch.device) -> Model:
-        """A worker's own module tree: over the model's weights, or over a copy of them on another device."""
-        model = self.model.replica(device)
-        if self.config.compile and self.kernel is not None:
-            model.compile()
-        return model
 
     def _keep(self, request: int, logits: torch.Tensor):
         handle = self._handles.get(request)

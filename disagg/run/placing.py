@@ -33,6 +33,14 @@ def load(config: Config, device) -> Model:
     )  # fmt: skip
 
 
+def model_on(device: torch.device, model: Model, compiled: bool) -> Model:
+    """A worker's own module tree: over the model's weights, or over a copy of them on another device."""
+    replica = model.replica(device)
+    if compiled:
+        replica.compile()
+    return replica
+
+
 def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injection | None) -> dict[Worker, KVCache]:
     """The memory of each worker, and host memory where requests are paged. `spare`: decode gets one block more than
     its pool knows of, where the rows that pad a graph write."""

@@ -7,6 +7,7 @@ import torch
 
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
+from disagg.plan.errors import ConfigError
 from disagg.plan.link import Link
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.device import settle
@@ -29,6 +30,21 @@ def with_block_counts(config: Config, shape: KVShape) -> Config:
             room = tokens if free is None else min(tokens, free // 8 // shape.token_bytes)
             changes[name] = max(1, blocks_for(room, config.block_size))
     return config.replace(**changes)
+
+
+def check_growth(config: Config, allocated: dict[str, int], places: int | None):
+    """ConfigError where a live change asks for more than was allocated, or than the `places` that were captured."""
+    for name, most in allocated.items():
+        if getattr(config, name) > most:
+            raise ConfigError(
+                f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
+                "Build a new engine for more"
+            )
+    if places is not None and config.max_batch > places:
+        raise ConfigError(
+            f"max_batch can't grow beyond the {places} places captured at the start; got {config.max_batch}. "
+            "Build a new engine for more"
+        )
 
 
 def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> float:

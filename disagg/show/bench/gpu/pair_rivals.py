@@ -10,7 +10,7 @@ from disagg.plan.request import Request
 from disagg.plan.traces import Arrival, read_trace
 from disagg.run.engine import Engine
 from disagg.show.bench import nanovllm, peers
-from disagg.show.bench.gpu.rivals import alternate, gap_words, lengths, rate, ratio_row, short, work
+from disagg.show.bench.gpu.rivals import gap_words, lengths, rate, ratio_row, short, warm_pairs, work
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.rows import LeftOut, Row
 from disagg.show.bench.workloads import random_ids
@@ -32,7 +32,7 @@ def engine_for(stand: Stand, wanted: list[int], prompts: int, preset: str = PRES
 
 def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     """Work A and B, in total and per GPU."""
-    shape, scale, names = stand.shape, stand.scale, ("A", "B")
+    shape, names = stand.shape, ("A", "B")
     if missing := nanovllm.reason_missing(stand.model):
         yield LeftOut("pair_over_nanovllm", missing)
         return
@@ -45,9 +45,7 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     try:
         theirs = lambda requests: peer.serve(requests).tokens_per_s  # noqa: E731
         for name in names:
-            for side in (rate(engine), theirs):
-                side(short(work(stand, name, seed=1)))
-            pairs = alternate(stand, name, rate(engine), theirs, scale.rounds)
+            pairs = warm_pairs(stand, name, rate(engine), theirs)
             gaps = engine.serve(work(stand, name, seed=3), record=False).metrics().itl_s
             other = Percentiles.of(peer.serve(work(stand, name, seed=4)).gaps_s)
             per_gpu = statistics.median(a / b for a, b in pairs) / 2
@@ -63,10 +61,7 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     engine = engine_for(stand, lengths(stand, "A"), prompts)
     stand.say("the untouched module")
     module = stand.model.reference()
-    ours, theirs = rate(engine), lambda requests: peers.batched(module, requests, kept=False)
-    for side in (ours, theirs):
-        side(short(work(stand, "A", seed=1)))
-    pairs = alternate(stand, "A", ours, theirs, stand.scale.rounds)
+    pairs = warm_pairs(stand, "A", rate(engine), lambda requests: peers.batched(module, requests, kept=False))
     peers.release(module)
     yield ratio_row("pair_over_generate_batch", pairs, 8, "work A, paged SDPA, a call as people write it")
 

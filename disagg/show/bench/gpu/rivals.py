@@ -39,6 +39,13 @@ def alternate(stand: Stand, name: str, ours: Side, theirs: Side, rounds: int) ->
     return pairs
 
 
+def warm_pairs(stand: Stand, name: str, ours: Side, theirs: Side) -> list[tuple[float, float]]:
+    """As `alternate`, after short answers to the same work on both sides."""
+    for side in (ours, theirs):
+        side(short(work(stand, name, seed=1)))
+    return alternate(stand, name, ours, theirs, stand.scale.rounds)
+
+
 def ratio_row(name: str, pairs: list[tuple[float, float]], bar: float | None, what: str) -> Row:
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     note = f"{what}: {ours:,.0f} against {theirs:,.0f} new tokens/s"
@@ -81,9 +88,7 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     try:
         theirs = lambda requests: peer.serve(requests).tokens_per_s  # noqa: E731
         for name in names:
-            for side in (rate(engine), theirs):
-                side(short(work(stand, name, seed=1)))
-            pairs = alternate(stand, name, rate(engine), theirs, scale.rounds)
+            pairs = warm_pairs(stand, name, rate(engine), theirs)
             what = f"work {name}, ours greedy without a timeline, theirs sampled as in its bench"
             yield ratio_row(f"colocated_over_nanovllm[{shape},{name}]", pairs, 1.05, what)
         engine = dynamic(stand)

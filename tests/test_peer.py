@@ -1,0 +1,32 @@
+"""Which GPUs reach each other, as `doctor` says it; by fakes, so that it is asked on every machine."""
+
+import pytest
+import torch
+
+from disagg.run import peer
+from disagg.show import doctor
+
+
+@pytest.mark.parametrize(
+    ("count", "apart", "words"),
+    [
+        (0, (), "nothing to reach: it takes two GPUs"),
+        (1, (), "nothing to reach: it takes two GPUs"),
+        (2, (), "between all 2 GPUs; peer_access=False sends K/V through pinned host memory all the same"),
+        (3, ((0, 2), (2, 0)), "not between cuda:0 and cuda:2: K/V go through pinned host memory there"),
+        (2, ((1, 0),), "not between cuda:0 and cuda:1: K/V go through pinned host memory there"),
+    ],
+)
+def test_doctor_says_which_gpus_reach_each_other(monkeypatch, count, apart, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(peer, "reaches", lambda a, b: (a.index, b.index) not in apart)
+    assert peer.describe() == dict(doctor.findings())["peer access"] == words
+
+
+def test_the_driver_is_asked_once_a_pair_and_not_about_a_gpu_and_itself(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: asked.append((a, b)))
+    first, second = torch.device("cuda:6"), torch.device("cuda:7")
+    assert peer.reaches(first, first) and not peer.reaches(first, second) and not peer.reaches(first, second)
+    assert asked == [(first, second)]
+    peer.reaches.cache_clear()
