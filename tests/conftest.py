@@ -3,9 +3,10 @@
 import signal
 
 from hypothesis import settings
+from interrupts import take
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.load_profile("ci")
 
 # A shell that starts the tests in the background leaves SIGINT ignored, and Python then raises no KeyboardInterrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, take)

@@ -4,7 +4,6 @@ Nothing here sleeps: gates hold threads where a test wants them, and deadlines p
 """
 
 import itertools
-import signal
 import threading
 import time
 
@@ -23,6 +22,7 @@ from engine_tools import (
     threads,
     tiny,
 )
+from interrupts import interrupt_main
 
 from disagg import Engine, Link, Request
 from disagg.plan import commands as cmd
@@ -492,10 +492,6 @@ def test_extreme_watchdogs_are_deadlines_too(watchdog_s):
 
 
 # ---- interrupts ------------------------------------------------------------------------------------------------------
-
-
-def interrupt_main():
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 @pytest.mark.parametrize("preset", ["baseline", "staged"])

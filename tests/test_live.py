@@ -1,12 +1,12 @@
 """Live views: they serve, show, stop and end as they say, and leave nothing behind. A front end is played by a list."""
 
-import _thread
 import gc
 import threading
 
 import ipywidgets
 import pytest
 from engine_tools import LIMIT_S, before, opened, small, threads
+from interrupts import interrupt_main
 from test_plots import LATEX, hand_made, simulated
 
 import disagg.show
@@ -93,7 +93,7 @@ def test_without_a_front_end_the_sentence_is_said_once(capsys):
 def test_an_interrupt_ends_the_requests_and_returns(monkeypatch, screen):
     hold = threading.Event()
     with opened(small()) as engine:
-        monkeypatch.setattr(live.Look, "png", lambda self: _thread.interrupt_main() or hold.wait(LIMIT_S) or b"")
+        monkeypatch.setattr(live.Look, "png", lambda self: interrupt_main() or hold.wait(LIMIT_S) or b"")
         run = watch(engine, [*asked(2, 900), *asked(1, arrival_s=1e6)], updates_per_s=100)
         monkeypatch.undo()
         assert run.interrupted and {r.finish_reason for r in run.results} == {"cancelled"}

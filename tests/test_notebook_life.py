@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from engine_tools import LIMIT_S, Gate, before, check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
+from interrupts import interrupt_main
 
 import disagg
 from disagg import Config, Engine, Request, simulate
@@ -232,10 +233,6 @@ def test_an_engine_that_goes_on_serves_after_an_interrupt_anywhere(part):
 
 
 # ---- real signals, while the main thread waits -----------------------------------------------------------------------
-
-
-def interrupt_main():
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 def test_an_interrupt_while_closing_waits_for_a_step_ends_all_the_same(monkeypatch):
