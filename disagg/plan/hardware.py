@@ -8,7 +8,7 @@ device's peak that a real engine was measured to reach on one GPU. Nothing here 
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from disagg.plan import link
@@ -143,13 +143,12 @@ class Costs:
         computing = 2 * sizes.head_weights * rows / (fit.products * device.flops_per_s)
         return max(computing, sizes.itemsize * sizes.head_weights / (fit.reading * device.bytes_per_s))
 
-    def step_s(self, contexts: Iterable[int]) -> float:
-        """A decode step of a row for each context, in tokens with the new one."""
+    def step_s(self, rows: int, tokens: int) -> float:
+        """A decode step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
         sizes, device, fit = self.sizes, self.device, self.device.fit
-        contexts = list(contexts)
-        nbytes = sizes.weight_bytes + sizes.token_bytes * sum(contexts)
-        computing = 2 * (sizes.weights + sizes.head_weights) * len(contexts) / (fit.products * device.flops_per_s)
-        return fit.step_s + len(contexts) * fit.row_s + max(computing, nbytes / (fit.reading * device.bytes_per_s))
+        computing = 2 * (sizes.weights + sizes.head_weights) * rows / (fit.products * device.flops_per_s)
+        reading = (sizes.weight_bytes + sizes.token_bytes * tokens) / (fit.reading * device.bytes_per_s)
+        return fit.step_s + rows * fit.row_s + max(computing, reading)
 
 
 @dataclass(frozen=True)
@@ -192,11 +191,10 @@ class Predicted:
         layer_ns = round(1e9 * slow * layers_s / self.layers)
         return layer_ns, round(1e9 * slow * costs.head_s(ending)) if ending else 0
 
-    def step_ns(self, groups: Sequence[Sequence[int]], beside: bool) -> int:
+    def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """As `Speeds.step_ns`."""
         slow = self.decode.device.fit.beside if beside else 1.0
-        read = [[max(group)] * len(group) if self.pads else group for group in groups]
-        return round(1e9 * slow * self.decode.step_s([context for group in read for context in group]))
+        return round(1e9 * slow * self.decode.step_s(rows, tokens))
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """As `Speeds.copy_ns`."""
