@@ -39,6 +39,7 @@ class Speeds:
     copy_byte: float = 0.2  # an undialled wire
     pads: ClassVar[bool] = True  # a row of a group is read as far as its longest
     steps_in_flight: ClassVar[int] = 1
+    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller hears of it
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int]:
         """A layer of a pass over chunks [start, stop), and what follows the last layer, where `ending` prompts end in
@@ -178,7 +179,8 @@ class World:
             )
         )  # fmt: skip
         given = tuple(self.token(chunk.request, chunk.token_index) for chunk in finals)
-        self.at(end, self.deliver, ev.Prefilled(command.worker, command.pass_id, given, start, end))
+        prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
+        self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
 
     def _moving(self, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
         """(layer, transfers that have a copy ready once it is handed off): the others' layers wait for more."""
@@ -194,8 +196,10 @@ class World:
         return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], ending, self._beside(command.worker))
 
     def _beside(self, worker: cmd.Worker) -> bool:
-        """Does another worker compute now?"""
-        return any(free_ns > self.now_ns for other, free_ns in self._free_ns.items() if other != worker)
+        """Does another worker compute now, or is about to?"""
+        book = self.controller.book
+        busy = [seat.worker for seat in book.prefills if seat.passing] + [s.worker for s in book.decodes if s.steps]
+        return any(other != worker for other in busy)
 
     def _hand_off(self, transfers: list[int], layer: int):
         for transfer in transfers:
@@ -231,7 +235,8 @@ class World:
                 ready_ns=command.at_ns, groups=sizes,
             )
         )  # fmt: skip
-        self.at(end, self.deliver, ev.Stepped(command.worker, command.step, tuple(tokens), start, end, used, padded))
+        stepped = ev.Stepped(command.worker, command.step, tuple(tokens), start, end, used, padded)
+        self.at(end + self.speeds.turn_ns, self.deliver, stepped)
 
     def token(self, request: int, index: int) -> int:
         return fake_token(request, index)
