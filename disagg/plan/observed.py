@@ -82,13 +82,16 @@ def copies(run: Run) -> list[Copy]:
 
 
 def turns(run: Run) -> list[float]:
-    """Seconds from a step's end to the start of the next, where that was decided after it: the host's share."""
+    """Seconds from a step's end to the start of the next of the same rows, where that was decided after it: the host's
+    share."""
     found, last = [], {}
-    for span in _spans(run, "decode"):
+    for span in sorted(run.timeline.spans, key=lambda span: span.start_ns):
         before = last.get(span.place)
-        if before is not None and span.index == before.index + 1 and before.end_ns <= span.ready_ns:
-            found.append((span.start_ns - before.end_ns) / 1e9)
         last[span.place] = span
+        if before is None or {span.kind, before.kind} != {"decode"} or before.end_ns > span.ready_ns:
+            continue
+        if not set(before.requests).isdisjoint(span.requests):
+            found.append((span.start_ns - before.end_ns) / 1e9)
     return found
 
 

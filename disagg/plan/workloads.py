@@ -105,12 +105,12 @@ def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | 
     """Requests with drawn token ids of these lengths; prompts of one conversation begin alike. `most` cuts prompt and
     answer to a model's context."""
     _check("vocab", vocab, 1, 2**31)
-    made = []
+    made, words = [], list(range(vocab))  # equal ids are one object: an hour of a trace has millions
     for index, arrival in enumerate(arrivals):
         dice = random.Random(f"ids {seed} {arrival.blocks[0] if arrival.blocks else f'alone {index}'}")
         new = max(1, arrival.new_tokens)
         length = max(1, arrival.prompt_tokens if most is None else min(arrival.prompt_tokens, most - new))
-        made.append(Request(dice.choices(range(vocab), k=length), new, arrival.at_s, ignore_eos=True))
+        made.append(Request(tuple(dice.choices(words, k=length)), new, arrival.at_s, ignore_eos=True))
     return made
 
 

@@ -1,0 +1,41 @@
+"""A real trace through the twin, each size in a process of its own: seconds of one core, and the most memory held."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from disagg.plan.errors import EngineError
+from disagg.plan.traces import read_trace
+from disagg.show.bench import day_process
+from disagg.show.bench.day_process import HARDWARE, MODEL
+from disagg.show.bench.rows import LeftOut, Row
+
+SIZES = (1_000, 10_000, 100_000)
+CONVERSATIONS = 19_366  # requests of Azure's conversation trace, an hour of it
+
+
+def rows(say, trace: Path | None, sizes=SIZES) -> Iterator[Row | LeftOut]:
+    """Of Azure's conversation trace, whole, and as many of its requests as each size says, over and over again."""
+    if trace is None:
+        yield LeftOut("azure_conv_s", "no trace: give the path of Azure's conversation trace with --trace")
+        return
+    whole = len(read_trace(trace))
+    for count in (whole, *sizes):
+        say(f"{trace.name}: {count:,} requests under the virtual clock")
+        seconds, gib, steps = in_a_process(trace, count)
+        note = f"dynamic, {MODEL} on {HARDWARE}; {1e3 * seconds / count:.2f} ms a request, {steps:,} decode steps"
+        bars = {"s": 60, "gib": 1} if count == whole == CONVERSATIONS else {}
+        name = "" if count == whole else f"[{count}]"
+        yield Row(f"azure_conv_s{name}", seconds, "s", bars.get("s"), count, note)
+        yield Row(f"azure_conv_gib{name}", gib, "GiB", bars.get("gib"), count)
+
+
+def in_a_process(trace: Path, count: int) -> tuple[float, float, int]:
+    """CPU seconds of the simulation, GiB of the whole process at its peak, decode steps."""
+    command = [sys.executable, "-m", day_process.__name__, str(trace), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise EngineError(f"the simulation of {count:,} requests of {trace.name} failed: {done.stderr.strip()[-2000:]}")
+    return tuple(json.loads(done.stdout))

@@ -1,0 +1,43 @@
+"""The twin against recordings of a GPU: fitted to some of them, asked about the others.
+
+The fit sees the works of one colocated crowd and of one prompt over the undialled staged route; the other dials, and
+the crowd as a run, are predicted. Notebook: notebooks/06_twin_and_claims.ipynb.
+"""
+
+from pathlib import Path
+
+from disagg.plan.calibration import Calibration
+from disagg.plan.hardware import device_named
+from disagg.plan.request import Request
+from disagg.plan.results import Run
+from disagg.plan.shapes import sizes_of
+from disagg.show import recordings
+from disagg.show.calibrate import calibration, fitted
+from disagg.show.validate import Compared, predicted
+
+
+def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
+    """Staged dials that the fit has not seen, by dial."""
+    dials, crowd = recordings.staged(folder), recordings.timelines(folder)
+    if not dials or not crowd:
+        return dials or crowd
+    quiet = dials.pop(0.0)
+    found = fit([crowd["Colocated"], quiet])
+    return [Compared(f"x/c {dial:g}", run, predicted(run, asked(run), found)) for dial, run in dials.items()]
+
+
+def fit(runs: list[Run]) -> Calibration:
+    """Of the GPU that they were recorded on, which their machine names."""
+    config, machine = runs[0].config, runs[0].machine
+    device = device_named(machine.split(",")[0].removeprefix("NVIDIA ").split()[0])
+    sizes = sizes_of(config.model, config.dtype)
+    return calibration(fitted(device, sizes, runs, pads=False), sizes, runs, config.model, False, 0.0)
+
+
+def asked(run: Run) -> list[Request]:
+    """Requests of the lengths and arrivals of a recorded run."""
+    start = min(result.arrival_ns for result in run.results)
+    return [
+        Request([1] * r.prompt_tokens, len(r.token_ids), (r.arrival_ns - start) / 1e9, ignore_eos=True)
+        for r in run.results
+    ]
