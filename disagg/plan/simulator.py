@@ -253,7 +253,8 @@ class World:
                 self.busy_lanes.add(name)
                 if not self.traffic.lanes[name].wire.link.dialled:
                     took = self.speeds.copy_ns(name, flight.piece.nbytes)
-                    flight.busy_until_ns = flight.landing_ns = max(flight.start_ns, self.now_ns) + took
+                    flight.start_ns = max(flight.start_ns, self.now_ns)  # the wire keeps no account of its own
+                    flight.busy_until_ns = flight.landing_ns = flight.start_ns + took
                 self.at(flight.busy_until_ns, self._lane_free, name)
                 self.at(flight.landing_ns, self.land, flight)
 

@@ -16,7 +16,8 @@ from disagg.plan.errors import DisaggError, FileError
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
 console = Console()
-SUITES = ("cpu", "law", "see", "notebooks")  # of `bench`, by module; "gpu" takes options of its own
+SUITES = ("cpu", "law", "see", "notebooks")  # of `bench`, by module; the others take options of their own
+TRACED = ("twin", "two-gpu")  # suites that serve or simulate traces
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
 
 
@@ -204,7 +205,7 @@ def buglab(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks, gpu or two-gpu")] = "cpu",
+    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks, twin, gpu or two-gpu")] = "cpu",
     json: JsonFile = None,
     shape: Annotated[
         str | None, typer.Option(help="gpu: llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")
@@ -212,18 +213,19 @@ def bench(
     only: Annotated[str | None, typer.Option(help="gpu: rows or groups of them, comma between")] = None,
     sm_split: Annotated[int | None, typer.Option(help="gpu: SMs for decode where prefill shares its GPU")] = None,
     trace: Annotated[
-        list[Path] | None, typer.Option(help="two-gpu: arrivals, Azure's .csv or Mooncake's .jsonl; may be repeated")
+        list[Path] | None,
+        typer.Option(help="two-gpu, twin: Azure's .csv or Mooncake's .jsonl; may be repeated"),
     ] = None,
 ):
     """Measures what the workbench claims about this machine; takes minutes, best with nothing else running."""
     on_gpus = suite in ("gpu", "two-gpu")
-    if suite not in SUITES and not on_gpus:
-        known = ", ".join((*SUITES, "gpu", "two-gpu"))
+    if suite not in (*SUITES, "twin") and not on_gpus:
+        known = ", ".join((*SUITES, "twin", "gpu", "two-gpu"))
         raise typer.BadParameter(f"{suite!r} is unknown; known: {known}", param_hint="--suite")
     if not on_gpus and (shape, only) != (None, None):
         raise typer.BadParameter("--shape and --only belong to --suite gpu and two-gpu")
-    if (suite != "gpu" and sm_split is not None) or (suite != "two-gpu" and trace):
-        raise typer.BadParameter("--sm-split belongs to --suite gpu, and --trace to --suite two-gpu")
+    if (suite != "gpu" and sm_split is not None) or (suite not in TRACED and trace):
+        raise typer.BadParameter("--sm-split belongs to --suite gpu, and --trace to --suite twin and two-gpu")
     if on_gpus:
         from disagg.show.bench.gpu import suite as gpu
 
@@ -232,7 +234,42 @@ def bench(
         _measure(lambda say: rows(say, shape, only), f"bench, suite {suite}, shape {shape}", json)
         return
     # each by itself: they need packages that a machine for another one may lack
-    _measure(import_module(f"disagg.show.bench.{suite}").suite, f"bench, suite {suite}", json)
+    rows = import_module(f"disagg.show.bench.{suite}").suite
+    _measure(partial(rows, traces=trace or ()) if suite == "twin" else rows, f"bench, suite {suite}", json)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="the calibration is written here")] = Path("calibration.json"),
+    preset: Annotated[str, typer.Option(help="which arrangement of workers is measured")] = "streamed",
+    model: Annotated[str, typer.Option(help="smollm2, or a folder that holds a model")] = "smollm2",
+):
+    """Fits the twin's cost model to this machine: a minute of designed work, with nothing else running."""
+    from disagg.plan.config import Config
+    from disagg.run.engine import Engine
+    from disagg.show import calibrate as bench
+
+    with _saying() as say:
+        say("a designed run")
+        with Engine(Config.preset(preset, model=model)) as engine:
+            found = bench.calibrate(engine)
+    found.save(out)
+    _say_plainly(str(found), f"written: {out}")
+
+
+@app.command()
+def validate(
+    json: JsonFile = None,
+    calibration: Annotated[Path | None, typer.Option(help="a file that `calibrate` wrote; else it runs first")] = None,
+    picture: Annotated[Path | None, typer.Option(help="a folder for pictures, one a workload")] = None,
+):
+    """Serves requests for real and under the virtual clock: how far off is the twin on this machine?"""
+    from disagg.plan.calibration import Calibration
+    from disagg.run.model import load_model
+    from disagg.show.bench import twin
+
+    fitted = None if calibration is None else Calibration.load(calibration)
+    _measure(lambda say: twin.cpu_rows(say, load_model("smollm2"), fitted, picture), "validate", json)
 
 
 @app.command()

@@ -97,4 +97,3 @@ def _area(timeline: Timeline, name: str) -> int:
     marks = [mark for mark in timeline.marks if mark.name == name]
     pairs = zip(marks, marks[1:], strict=False)
     return sum(mark.value * (after.at_ns - mark.at_ns) for mark, after in pairs)
-

@@ -1,6 +1,6 @@
 """What day.py runs in a process of its own. It imports nothing large, so that the memory is the simulation's.
 
-    python -m disagg.show.bench.day_process TRACE REQUESTS
+python -m disagg.show.bench.day_process TRACE REQUESTS
 """
 
 import contextlib

@@ -19,21 +19,22 @@ from disagg.show import on_record
 from disagg.show.bench import closed_forms, day
 from disagg.show.bench.rows import LeftOut, Row
 from disagg.show.calibrate import calibrate
+from disagg.show.overlay import overlay_picture
 from disagg.show.validate import Compared, validate
 
 Say = Callable[[str], None]
 BARS = {"median": 15, "worst": 25}  # per cent, on held-out workloads
 
 
-def suite(say: Say, trace: Sequence[Path] = ()) -> Iterator[Row | LeftOut]:
-    """All of it; `trace` is Azure's conversation trace, for the day."""
+def suite(say: Say, traces: Sequence[Path] = ()) -> Iterator[Row | LeftOut]:
+    """All of it; the first of the traces is Azure's conversations, for the day."""
     yield decisions_row(say)
     say("closed forms")
     yield from closed_forms.rows()
     yield log_hash_row(say)
     yield from cpu_rows(say, load_model("smollm2"))
     yield from gpu_rows()
-    yield from day.rows(say, trace[0] if trace else None)
+    yield from day.rows(say, traces[0] if traces else None)
 
 
 # ---- decisions -------------------------------------------------------------------------------------------------------
@@ -109,14 +110,20 @@ def log_hash(seeds: Sequence[int] = range(20)) -> str:
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def cpu_rows(say: Say, model: Model, calibration: Calibration | None = None) -> Iterator[Row]:
-    """Calibrated here, then held-out workloads: how far off each figure is."""
+def cpu_rows(
+    say: Say, model: Model, calibration: Calibration | None = None, pictures: Path | None = None
+) -> Iterator[Row]:
+    """Calibrated here, then held-out workloads: how far off each figure is. `pictures`: a folder for one of each."""
     if calibration is None:
         say("calibrating")
         with Engine(Config.preset("streamed", model=model.name), model=model) as engine:
             calibration = calibrate(engine)
     yield Row("calibrate_s", calibration.seconds, "s", 60, 1, str(calibration))
     compared = list(validate(calibration, model, say=say))
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for each in compared:
+            overlay_picture(each).save(pictures / f"{each.name.replace(' ', '_')}.png")
     yield from error_rows("cpu_error_pct", compared, BARS)
 
 
@@ -140,4 +147,3 @@ def error_rows(name: str, compared: Sequence[Compared], bars: dict[str, float]) 
             yield Row(f"{name}[{each.name}: {figure}]", error, unit, note=f"measured {real:.4g}, predicted {twin:.4g}")
     for which, value in (("median", statistics.median(found)), ("worst", max(found))):
         yield Row(f"{name}[{which}]", value, "%", bars.get(which), len(found))
-

@@ -1,0 +1,235 @@
+"""The twin: what it reads off runs, how it is fitted, what it predicts, and what it is held to."""
+
+import dataclasses
+import json
+
+import pytest
+from engine_tools import opened, small, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg import Config, Request, simulate
+from disagg.plan import observed
+from disagg.plan.calibration import Calibration
+from disagg.plan.config import PRESETS
+from disagg.plan.counting import Sizes
+from disagg.plan.drawn import simulate_seed
+from disagg.plan.errors import ConfigError, EngineError, FileError
+from disagg.plan.hardware import Costs, Fit, Hardware, Predicted, device_named
+from disagg.plan.link import Link
+from disagg.plan.replay import in_lines, replay
+from disagg.plan.shapes import TINY, sizes_of
+from disagg.plan.traces import Arrival
+from disagg.plan.workloads import Lengths, poisson, requests_of
+from disagg.show import on_record
+from disagg.show.bench import closed_forms, twin
+from disagg.show.bench.day_process import _repeated
+from disagg.show.calibrate import calibrate, calibration, fitted
+from disagg.show.overlay import overlay_picture
+from disagg.show.validate import Compared, Held, predicted, validate
+
+SIZES = sizes_of("smollm2", "float32")
+CPU = device_named("CPU")
+TRUE = Fit(0.7, 0.3, 0.8, 0.4, 0.6, 3e-3, 4e-3, 1e-3, 2e-4, 5e-4, 1.5, 1.2, "made up")
+
+
+def served(device, preset="streamed", **changes):
+    """A crowd under the virtual clock on this device."""
+    asked = requests_of(poisson(24, 2.0, Lengths(90, 0.8, 16, 500), Lengths(20, 0.5, 2, 60), 3), vocab=100)
+    return simulate(Config.preset(preset, **changes), asked, hardware=Hardware(device, device))
+
+
+TRULY = dataclasses.replace(CPU, fit=TRUE)
+
+
+# ---- what a run says of its works ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["colocated", "split", "streamed", "dynamic"])
+def test_works_are_read_off_spans_as_they_were_asked(preset):
+    """Each has just the time that the cost model gave it."""
+    run, costs = served(TRULY, preset), Costs(SIZES, TRULY)
+    passes, steps = observed.passes(run), observed.steps(run, pads=True)
+    assert len(passes) == sum(span.kind == "prefill" for span in run.timeline.spans)
+    assert len(steps) == sum(span.kind == "decode" for span in run.timeline.spans)
+    for work in passes:
+        slow = work.layers_s / costs.pass_s(work.chunks)
+        assert slow == pytest.approx(1.0, abs=1e-6) or slow == pytest.approx(TRUE.beside_pass, abs=1e-6)
+    for step in steps:
+        slow = step.seconds / costs.step_s(step.rows, step.tokens)
+        assert slow == pytest.approx(1.0, abs=1e-6) or slow == pytest.approx(TRUE.beside_step, abs=1e-6)
+    assert sum(stop - start for work in passes for start, stop in work.chunks) == sum(
+        result.prompt_tokens for result in run.results
+    )
+
+
+def test_turns_are_of_steps_that_follow_one_another():
+    assert set(observed.turns(served(TRULY))) == {TRUE.turn_s}
+    assert set(observed.turns(served(TRULY, "colocated"))) == {TRUE.turn_s}, "a pass between two steps is no turn"
+
+
+def test_requests_that_were_computed_again_are_left_out():
+    run = served(TRULY, "paged", decode_blocks=40, host_blocks=0)
+    assert run.counts["recomputes"] and len(observed.steps(run, True)) < sum(
+        span.kind == "decode" for span in run.timeline.spans
+    )
+
+
+# ---- the fit ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_fit_finds_the_device_that_made_the_runs():
+    runs = [served(TRULY), served(TRULY, "streamed", chunk_tokens=64)]
+    found = fitted(CPU, SIZES, runs, pads=True)
+    told = calibration(found, SIZES, runs, "smollm2", True, 1.0)
+    assert max(told.residuals.values()) < 0.02 and set(told.residuals) == {"passes", "steps", "copies"}
+    for name in ("products", "kv", "row_s", "beside_pass", "beside_step", "copying"):
+        assert getattr(found.fit, name) == pytest.approx(getattr(TRUE, name), rel=0.15), name
+    assert found.fit.turn_s == TRUE.turn_s and "of" in str(told)
+
+
+def test_a_fit_of_too_little_is_refused():
+    one = simulate(Config.preset("streamed"), [Request([1] * 9, 1)], hardware="CPU")
+    with pytest.raises(EngineError, match="needs 4 steps at least, and 0 were seen"):
+        fitted(CPU, SIZES, [one], pads=True)
+
+
+def test_the_engine_is_calibrated_and_the_twin_serves_as_it_did(tmp_path):
+    with opened(small("streamed", prefill_blocks=400, decode_blocks=400, host_blocks=400)) as engine:
+        found = calibrate(engine, limit_s=5)
+    assert found.model == "tiny, float32" and 0 < found.seconds < 60
+    path = tmp_path / "calibration.json"
+    found.save(path)
+    assert Calibration.load(path) == found
+    held = Held("few", "streamed", {}, 4, poisson, 50, Lengths(30), Lengths(6), 1)
+    (compared,) = validate(found, tiny(), [held], say=lambda text: None)
+    assert [len(r.token_ids) for r in compared.twin.results] == [len(r.token_ids) for r in compared.real.results]
+    assert set(compared.errors()) == {"ttft_p50", "ttft_p90", "tpot_p50", "tpot_p90", "tokens_per_s", "H"}
+    assert compared.twin.config.replace(link=None) == compared.real.config.replace(link=None)
+
+
+# ---- its file --------------------------------------------------------------------------------------------------------
+
+WHOLE = Calibration("a machine", "smollm2", Hardware(TRULY, CPU, 2), {"steps": 0.01}, {"steps": 9}, 3.0)
+
+
+def rewritten(tmp_path, change) -> None:
+    path = tmp_path / "calibration.json"
+    WHOLE.save(path)
+    row = json.loads(path.read_text())
+    change(row)
+    path.write_text(json.dumps(row) + "\n")
+    Calibration.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row.update(calibration=2), "no calibration in version 1"),
+        (lambda row: row.pop("machine"), "machine"),
+        (lambda row: row["hardware"]["prefill"]["fit"].update(products="x"), "products"),
+        (lambda row: row["hardware"]["prefill"]["fit"].update(reading=0), "reading"),
+        (lambda row: row["hardware"]["decode"].update(link="wire"), "link 'wire' is no preset"),
+        (lambda row: row["hardware"].update(count=-1), "count"),
+        (lambda row: row.update(residuals={"steps": -1}), "residuals"),
+        (lambda row: row.update(more=1), "more"),
+    ],
+)
+def test_a_wrong_calibration_is_refused_in_words(tmp_path, change, words):
+    with pytest.raises(FileError, match="line 1") as caught:
+        rewritten(tmp_path, change)
+    assert words in str(caught.value)
+
+
+def test_two_calibrations_in_a_file_are_refused(tmp_path):
+    path = tmp_path / "empty.json"
+    WHOLE.save(path)
+    path.write_text(2 * path.read_text())
+    with pytest.raises(FileError, match="one line holds a calibration; there are 2"):
+        Calibration.load(path)
+
+
+# ---- what it predicts ------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_dialled_at_the_predicted_speed():
+    asked = [Request([1] * 128, 2)]
+    run = simulate(Config.preset("streamed", link=Link.ratio(0.5), layers_per_copy=1), asked, hardware="CPU")
+    assert run.overlap(0).hidden == pytest.approx(run.law(0).hidden) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_worker_beside_another_is_slower():
+    alone = dataclasses.replace(TRULY, fit=dataclasses.replace(TRUE, beside_pass=1.0, beside_step=1.0))
+    assert served(alone).metrics().tpot_s.p50 < served(TRULY).metrics().tpot_s.p50
+    costs = Predicted.of(Config.preset("split"), Hardware(TRULY, TRULY))
+    assert costs.step_ns(4, 100, True) == pytest.approx(1.2 * costs.step_ns(4, 100, False))
+    assert costs.pass_ns([(0, 9)], 1, True)[0] == pytest.approx(1.5 * costs.pass_ns([(0, 9)], 1, False)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("fields", [TINY, {**TINY, "num_key_value_heads": None}])
+def test_a_folder_is_counted_by_its_config(tmp_path, fields):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert sizes_of(str(tmp_path), "float32") == Sizes.of_config(fields, 4)
+
+
+@pytest.mark.parametrize(("text", "words"), [("[" * 99_999, "is no config.json"), ("[]", "it holds"), ("{", "is no")])
+def test_a_folder_whose_config_is_none_is_refused(tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        sizes_of(str(tmp_path))
+
+
+def test_tiny_is_counted_as_it_is_made():
+    assert sizes_of("tiny", "float32") == Sizes.of(tiny())
+
+
+# ---- what it is held to ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_controller_decides_the_same_over_the_same_events(preset):
+    told, again = twin.decisions(preset, tiny())
+    assert len(told) > 40 and in_lines(told) == in_lines(again)
+
+
+def test_a_controller_that_hears_something_else_decides_something_else():
+    run = served(TRULY)
+    shape = {"layers": 30, "token_bytes": SIZES.token_bytes}
+    same = in_lines(replay(run.config, run.log, **shape))
+    assert same == in_lines(replay(run.config, run.log, **shape)) != in_lines(replay(run.config, run.log[:-3], **shape))
+
+
+def test_closed_forms_are_met():
+    rows = {row.name: row for row in closed_forms.rows(1500)}
+    assert len(rows) == 5 and all(row.met for row in rows.values()), rows
+
+
+@given(st.integers(1, 40))
+def test_a_trace_is_repeated_behind_its_end(count):
+    arrivals = [Arrival(0.0, 1, 1), Arrival(2.0, 2, 2), Arrival(5.0, 3, 3)]
+    found = _repeated(arrivals, count)
+    assert len(found) == count and [a.at_s for a in found] == sorted(a.at_s for a in found)
+    assert all(a.at_s == b.at_s + 6.0 for a, b in zip(found[3:], found, strict=False))
+
+
+def test_equal_logs_give_equal_bytes():
+    assert in_lines(simulate_seed(3).log) == in_lines(simulate_seed(3).log) != in_lines(simulate_seed(4).log)
+
+
+def test_recordings_of_a_gpu_are_predicted_that_the_fit_has_not_seen():
+    compared = on_record.compared()
+    assert len(compared) == 7 and all(each.errors()["tpot_p50"] < 25 for each in compared)
+    missing = on_record.compared(on_record.recordings.FOLDER / "nowhere")
+    assert not missing and "record-gpu" in repr(missing)
+
+
+def test_the_prediction_is_drawn_over_the_run():
+    run = served(TRULY)
+    asked = [Request([1] * r.prompt_tokens, len(r.token_ids), r.arrival_ns / 1e9) for r in run.results]
+    told = calibration(TRULY, SIZES, [run], "smollm2", True, 1.0)
+    compared = Compared("crowd", run, predicted(run, asked, told))
+    assert max(compared.errors().values()) == 0
+    picture = overlay_picture(compared)
+    assert picture.finding.startswith("crowd: 24 requests; the twin is off by median TTFT 0 %")
+    assert "H 0 points" in picture.alt and len(picture.png()) > 5000
+    assert overlay_picture(compared, times=False).finding == "crowd: 24 requests, measured and predicted."
