@@ -49,3 +49,9 @@ def sizes_of(model: str | Mapping, dtype: str = "bfloat16") -> Sizes:
         words = f"; nearest: {near[0]!r}" if near else ""
         raise ConfigError(f"model {short(model)} has no known shape{words}; known: {', '.join(SHAPES)}")
     return Sizes.of_config(SHAPES[name][1], ITEMSIZE[dtype])
+
+
+def vocab_of(model: str) -> int:
+    """Token ids that a known model has; ConfigError as `sizes_of`."""
+    sizes_of(model)
+    return SHAPES[model.removeprefix(RANDOM)][1]["vocab_size"]
