@@ -20,8 +20,8 @@ from disagg.show import cli
 from disagg.show.fronts import effort, front_picture, front_rows
 
 EIGHT = "random-llama3-8b"
-SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(4), seed=1)
-SLO = Slo(1.0, 0.2)
+SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(8), seed=3)
+SLO = Slo(1.0, 0.12)
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +184,14 @@ def test_the_command_prints_the_front_and_writes_all_trials(tmp_path, monkeypatc
     with open(trace, "w") as file:
         file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
         file.writelines(f"2023-11-16 18:17:{second:02},3000,8\n" for second in range(10))
-    limits = ["--ttft", "1.0", "--tpot", "0.2", "--hardware", "2xL4", "--trace", trace, "--lengths", "0.5"]
+    limits = ["--ttft", "1.0", "--tpot", "0.12", "--hardware", "1xL4", "--trace", trace, "--lengths", "0.5"]
     done = CliRunner().invoke(cli.app, ["tune", *limits, "--json", out, "--png", png])
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "rows.json").read_text())
     trials = [trial_of(row) for row in content["rows"]]
     front = [trials[index] for index in content["front"]]
     assert front and all(f"{t.per_s:.3g}" in done.output for t in front) and front[-1].words in done.output
-    assert content["slo"] == {"ttft_s": 1.0, "tpot_s": 0.2, "share": 0.9}
+    assert content["slo"] == {"ttft_s": 1.0, "tpot_s": 0.12, "share": 0.9}
     assert (tmp_path / "front.png").stat().st_size > 1000
 
 

@@ -7,8 +7,8 @@ Rates are steps of 5 % from the workload's own, so that each can be said and sim
 what it attains need not fall with every step: what is found is a rate that is met, with the next step's missed.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,10 +74,17 @@ class Load:
         if not is_number(per_s, 1e-9, 1e9):
             raise RequestError(f"per_s must be requests a second, above 0; got {short(per_s)}")
         first, stretch = self.requests[0].arrival_s, self.per_s / per_s
-        return [dataclasses.replace(r, arrival_s=(r.arrival_s - first) * stretch) for r in self.requests]
+        return [_arriving(request, (request.arrival_s - first) * stretch) for request in self.requests]
 
     def rate(self, step: int) -> float:
         return self.per_s * STEP**step
+
+
+def _arriving(request: Request, at_s: float) -> Request:
+    """At another time; its prompt was checked once, which takes as long as to simulate a part of it."""
+    other = copy(request)
+    object.__setattr__(other, "arrival_s", at_s)
+    return other
 
 
 class Probe(NamedTuple):
