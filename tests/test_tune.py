@@ -17,7 +17,7 @@ from disagg.plan.tuned import Trial, Tuning, trial_of
 from disagg.plan.tuning import tune
 from disagg.plan.workloads import Lengths, poisson
 from disagg.show import cli
-from disagg.show.fronts import effort, front_picture, front_rows
+from disagg.show.fronts import KINDS, effort, front_picture, front_rows
 
 EIGHT = "random-llama3-8b"
 SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(8), seed=3)
@@ -170,8 +170,9 @@ def test_the_picture_has_a_point_a_measured_trial_and_the_front_in_words(found):
     picture = front_picture(found)
     lines = {line.get_label(): line for line in picture.figure.axes[0].lines}
     assert list(zip(*lines["front"].get_data(), strict=True)) == [(t.cost, t.per_s) for t in found.front]
-    drawn = sum(len(line.get_xdata()) for name, line in lines.items() if name != "front")
-    assert drawn == sum(bool(t.per_s) for t in found.trials)
+    for colocated, (_, label) in KINDS.items():
+        measured = [(t.cost, t.per_s) for t in found.trials if t.per_s and t.config.colocated == colocated]
+        assert measured and list(zip(*lines[label].get_data(), strict=True)) == measured
     assert len({line.get_marker() for line in lines.values()}) == len(lines), "told apart without colour"
     assert f"{found.best.per_s:.3g} requests a second, on {found.best.words}" in picture.finding
     assert picture.finding in picture.alt and all(t.words in picture.alt for t in found.front)
