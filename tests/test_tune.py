@@ -77,6 +77,19 @@ def test_devices_are_shared_out_in_every_way():
     assert len(list(settings(ways[0]))) == 2 and len(list(settings(ways[2]))) == 4, "one device has nothing to copy"
 
 
+def test_an_arrangement_is_not_judged_by_a_batch_that_binds(monkeypatch):
+    """One decode device for three: the best of all, but only with more rows a step than were given."""
+
+    def fake(config, load, slo, hardware, least=None):
+        step = 2 * hardware.count + 40 * (config.prefill_workers == 3 and config.max_batch > 32)
+        found = least is None or step >= least
+        return Goodput(step if found else None, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),))
+
+    monkeypatch.setattr(tuning, "goodput", fake)
+    best = tune(SOME, "4xL4", SLO, EIGHT).best
+    assert best.arrangement == "3 prefill + 1 decode" and best.config.max_batch > 32
+
+
 def fake_goodput(config, load, slo, hardware, least=None) -> Goodput:
     """By device alone; a split has a little more."""
     step = 8 * (hardware.prefill.name == "A100") + 3 * (hardware.decode.name == "A100") + 2 * hardware.count

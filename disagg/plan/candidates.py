@@ -15,6 +15,7 @@ from disagg.plan.shapes import sizes_of
 MOST_DEVICES = 16
 CHUNKS = (256, 512, 1024, 2048, 4096, 8192)  # tokens of one prefill pass
 BATCHES = (8, 16, 32, 64, 128, 256)  # rows of one decode step
+WIDE = 128  # of them, to judge an arrangement by
 LAYERS = (1, 2, 4, 8, 16)  # of a copy; None besides: as the wire's fixed cost and bandwidth ask for
 RINGS = (2, 4, 8, 16, 32)  # slots between the two hops of "staged"
 
@@ -97,6 +98,11 @@ def split(base: Config, hardware: Hardware, prefill: int) -> Candidate:
     route = "direct" if base.colocated or base.route == "bulk" else base.route
     decode = hardware.count - prefill
     return Candidate(base.replace(prefill_workers=prefill, decode_workers=decode, route=route), hardware)
+
+
+def starts(candidate: Candidate) -> list[Candidate]:
+    """As it is, and with a batch that does not bind: one decode device for three may need more rows than were given."""
+    return [candidate] if candidate.refused else list(dict.fromkeys([candidate, candidate.but(max_batch=WIDE)]))
 
 
 def settings(candidate: Candidate) -> Iterator[list[dict]]:

@@ -4,15 +4,16 @@
                  "random-llama3-8b")
     print(found.best, found.front)
 
-A plain grid, in stages. First every arrangement with the settings that it was given. Then, of those near the best of
-their cost, one setting after the other over all its values, keeping what is better; and once more of the nearest.
+A plain grid, in stages. First every arrangement with the settings that it was given, and with a wide batch. Then, of
+those near the best of their cost, one setting after the other over all its values, keeping what is better; and of the
+nearest once more.
 A candidate has to be near, or better, at one rate before its own is searched: whoever is not costs one simulation.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping
 
-from disagg.plan.candidates import Candidate, arrangements, base_of, settings
+from disagg.plan.candidates import Candidate, arrangements, base_of, settings, starts
 from disagg.plan.checks import is_number, short
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, RequestError
@@ -64,15 +65,22 @@ class Search:
     def arrange(self, candidates: list[Candidate]) -> list[tuple[Candidate, int]]:
         """Every arrangement that can be simulated, the cheapest first. ConfigError where there is none."""
         candidates = sorted(candidates, key=lambda candidate: cost_of(candidate, self.prices))
-        families = []
-        for candidate in candidates:
-            bar = self.bar(candidate)
-            step = self.attempt(candidate, None if bar is None else bar - NEAR[0])
-            if step is not None:
-                families.append((candidate, step))
+        families = [family for candidate in candidates if (family := self.begin(candidate)) is not None]
         if not families:
             raise ConfigError(f"nothing of this can be simulated. First of all: {self.trials[0].why}")
         return families
+
+    def begin(self, candidate: Candidate) -> tuple[Candidate, int] | None:
+        """The better of an arrangement's starts, if it is near the best of its cost; None where it is skipped."""
+        best = None
+        for start in starts(candidate):
+            bar, least = self.bar(start), NOTHING if best is None else best[1] + 1
+            step = self.attempt(start, None if bar is None else max(least, bar - NEAR[0]))
+            if step is None:
+                return best
+            if best is None or step > best[1]:
+                best = start, step
+        return best
 
     def improve(self, best: Candidate, step: int) -> tuple[Candidate, int]:
         """One setting after the other over all its values; a better one stays."""
