@@ -81,7 +81,7 @@ def test_an_arrangement_is_not_judged_by_a_batch_that_binds(monkeypatch):
     """One decode device for three: the best of all, but only with more rows a step than were given."""
 
     def fake(config, load, slo, hardware, least=None):
-        step = 2 * hardware.count + 40 * (config.prefill_workers == 3 and config.max_batch > 32)
+        step = 10 if config.prefill_workers < 3 else 20 if config.max_batch > 32 else -20
         found = least is None or step >= least
         return Goodput(step if found else None, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),))
 
