@@ -5,12 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg import Config, Request, simulate
+from disagg.plan import goodput as goodputs
 from disagg.plan.errors import ConfigError, RequestError
 from disagg.plan.goodput import FARTHEST, STEP, Load, Slo, TooShort, goodput, highest
 from disagg.plan.workloads import Lengths, poisson
 
 EIGHT = Config(model="random-llama3-8b", dtype="bfloat16", prefill_device="cuda:0", decode_device="cuda:1")
 SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(4), seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_requests_will_do():
+    """So that a simulation takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(goodputs, "LASTS", 0.5)
+        yield
 
 
 @given(st.integers(-FARTHEST, FARTHEST - 1), st.integers(-FARTHEST, FARTHEST), st.integers(1, 40))
@@ -55,9 +64,12 @@ def test_another_rate_stretches_all_gaps_alike(per_s):
     assert [r.arrival_s for r in asked] == pytest.approx([0.0, 1 / per_s, 2 / per_s])
 
 
-def test_a_workload_that_is_too_short_is_said():
-    with pytest.raises(TooShort, match="2 requests are too few to load this: even at [0-9,]+ a second they meet"):
-        goodput(EIGHT, Load.of([Request([1], 2), Request([1], 2, 1.0)]), Slo(10, 10), "2xL4")
+def test_a_workload_that_is_over_before_a_queue_grows_is_said(monkeypatch):
+    load = Load.of([Request([1], 2, arrival_s=float(index)) for index in range(11)])
+    assert load.rate(load.last_step(5.0)) == pytest.approx(2, rel=0.05) and load.last_step(1e-9) == FARTHEST
+    monkeypatch.setattr(goodputs, "LASTS", 5)
+    with pytest.raises(TooShort, match="11 requests are too few: at 1.98 a second they meet the limits, but arrive"):
+        goodput(EIGHT, load, Slo(1, 10), "2xL4")
 
 
 def test_limits_that_nothing_meets_give_no_rate():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from disagg import Config
+from disagg.plan import goodput as goodputs
 from disagg.plan import tuning
 from disagg.plan.candidates import arrangements, base_of, settings
 from disagg.plan.errors import ConfigError, FileError, RequestError
@@ -22,6 +23,14 @@ from disagg.show.fronts import KINDS, effort, front_picture, front_rows
 EIGHT = "random-llama3-8b"
 SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(8), seed=3)
 SLO = Slo(1.0, 0.12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_requests_will_do():
+    """So that a simulation takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(goodputs, "LASTS", 0.5)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +174,7 @@ def test_limits_that_nobody_meets_name_who_came_closest():
         (lambda: tune([], "2xL4", SLO, EIGHT), RequestError, "a workload of 0 requests"),
         (lambda: tune(SOME, "17xL4", SLO, EIGHT), ConfigError, "tune shares out up to 16 devices; 17 × L4 are 17"),
         (lambda: tune(SOME, "2xL4", SLO, "gpt"), ConfigError, "model 'gpt' has no known shape"),
-        (lambda: tune(SOME[:2], "2xL4", Slo(60, 60), EIGHT), RequestError, "2 requests are too few to load this"),
+        (lambda: tune(SOME[:2], "2xL4", Slo(60, 60), EIGHT), RequestError, "2 requests are too few: at"),
         (lambda: tune(SOME, "2xL4", SLO, base_of(EIGHT, Hardware.parse("L4")).replace(decode_device="cuda:0",
                                                                                  sm_split=8)), ConfigError, "sm_split"),
     ],

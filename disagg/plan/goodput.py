@@ -7,6 +7,7 @@ Rates are steps of 5 % from the workload's own, so that each can be said and sim
 what it attains need not fall with every step: what is found is a rate that is met, with the next step's missed.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from disagg.plan.workloads import requests_of
 
 STEP = 1.05  # from one rate to the next
 FARTHEST = 160  # steps from the workload's own rate: 2,400 times as much, or as little
+LASTS = 5  # limits on TTFT that the arrivals must last: in less, a queue has no time to grow past the limit
 STRIDE = 8  # steps of the first leap, 1.5 times the rate; 2 from a rate that is near already
 
 
@@ -79,6 +81,11 @@ class Load:
     def rate(self, step: int) -> float:
         return self.per_s * STEP**step
 
+    def last_step(self, seconds: float) -> int:
+        """The highest one at which the arrivals last so long."""
+        own_s = (len(self.requests) - 1) / self.per_s
+        return max(-FARTHEST, min(FARTHEST, math.floor(math.log(own_s / seconds, STEP))))
+
 
 def _arriving(request: Request, at_s: float) -> Request:
     """At another time; its prompt was checked once, which takes as long as to simulate a part of it."""
@@ -95,7 +102,7 @@ class Probe(NamedTuple):
 
 
 class TooShort(RequestError):
-    """A workload has too few requests to load the hardware at any rate."""
+    """A workload would be over before a queue could show that the hardware is overloaded."""
 
 
 @dataclass(frozen=True)
@@ -121,27 +128,31 @@ def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = 
             probes[step] = Probe(load.rate(step), run.metrics(slo.ttft_s, slo.tpot_s).attainment)
         return probes[step].attainment >= slo.share
 
-    least = None if least is None else max(least, -FARTHEST)
-    step, start = None, 0 if least is None else least
+    most = load.last_step(LASTS * slo.ttft_s)
+    if least is not None:
+        least = min(most, max(least, -FARTHEST))
+    step = None
     if least is None or met(least):
-        step = highest(met, start, STRIDE if least is None else 2)
-    if step == FARTHEST:
+        step = highest(met, min(most, 0) if least is None else least, STRIDE if least is None else 2, most)
+    if step == most:
+        count, rate = len(load.requests), load.rate(step)
         raise TooShort(
-            f"{len(load.requests)} requests are too few to load this: even at {load.rate(step):,.0f} a second they "
-            "meet the limits; take more of them, or stricter limits"
+            f"{count} requests are too few: at {rate:.3g} a second they meet the limits, but arrive within "
+            f"{count / rate:.3g} s, and only {LASTS} times the TTFT limit of {slo.ttft_s:g} s would show a queue that "
+            "grows; take more of them, or stricter limits"
         )
     rate, attainment = (0.0, 0.0) if step is None else probes[step]
     return Goodput(step, rate, attainment, tuple(probes.values()))
 
 
-def highest(met: Callable[[int], bool], start: int, stride: int = STRIDE) -> int | None:
+def highest(met: Callable[[int], bool], start: int, stride: int = STRIDE, most: int = FARTHEST) -> int | None:
     """A step that is met while the next one is missed: leaps that double until they pass it, then bisection.
 
-    FARTHEST where every step asked is met, None where none is.
+    `most` where every step asked is met, None where none is.
     """
     low = high = start
     if met(start):
-        while low < FARTHEST and met(high := min(FARTHEST, low + stride)):
+        while low < most and met(high := min(most, low + stride)):
             low, stride = high, 2 * stride
     else:
         while not met(low := max(-FARTHEST, high - stride)):
