@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from disagg import Config
+from disagg import Config, simulate
 from disagg.plan import goodput as goodputs
 from disagg.plan import tuning
 from disagg.plan.candidates import arrangements, base_of, settings
@@ -18,7 +18,7 @@ from disagg.plan.tuned import Trial, Tuning, trial_of
 from disagg.plan.tuning import tune
 from disagg.plan.workloads import Lengths, poisson
 from disagg.show import cli
-from disagg.show.fronts import KINDS, effort, front_picture, front_rows
+from disagg.show.fronts import KINDS, effort, front_picture, front_rows, workload
 
 EIGHT = "random-llama3-8b"
 SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(8), seed=3)
@@ -214,6 +214,9 @@ def test_the_command_prints_the_front_and_writes_all_trials(tmp_path, monkeypatc
     trials = [trial_of(row) for row in content["rows"]]
     front = [trials[index] for index in content["front"]]
     assert front and all(f"{t.per_s:.3g}" in done.output for t in front) and front[-1].words in done.output
+    again = Load.of(workload(**{**content["workload"], "trace": tmp_path / content["workload"]["trace"]}))
+    run = simulate(front[-1].config, again.at(front[-1].per_s), hardware=front[-1].hardware)
+    assert run.metrics(1.0, 0.12).attainment == front[-1].attainment
     assert content["slo"] == {"ttft_s": 1.0, "tpot_s": 0.12, "share": 0.9}
     assert (tmp_path / "front.png").stat().st_size > 1000
 

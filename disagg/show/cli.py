@@ -258,12 +258,17 @@ def tune(
     from disagg.plan.tuning import tune as search
     from disagg.show import fronts
 
-    slo, workload = Slo(ttft, tpot, share), fronts.workload(trace, lengths, requests, prompt, new, seed)
+    asked = {"trace": trace, "lengths": lengths, "count": requests, "prompt": prompt, "new": new, "seed": seed}
     with _saying() as say:
-        found = search(workload, hardware, slo, model, prices=price, seed=seed, say=say)
+        found = search(
+            fronts.workload(**asked), hardware, Slo(ttft, tpot, share), model, prices=price, seed=seed, say=say
+        )
     console.print(_table(fronts.COLUMNS, fronts.front_rows(found)))
     _say_plainly(fronts.front_in_words(found), fronts.effort(found))
-    for path, content in ((png, lambda: fronts.front_picture(found).png()), (json, lambda: fronts.as_json(found))):
+    for path, content in (
+        (png, lambda: fronts.front_picture(found).png()),
+        (json, lambda: fronts.as_json(found, asked)),
+    ):
         if path is not None:
             with whole(path) as out:
                 out.write(content())

@@ -109,9 +109,11 @@ def effort(found: Tuning) -> str:
     return ". ".join([said, *(f"{sum(t.why == why for t in skipped)} {why}" for why in reasons)]) + "."
 
 
-def as_json(found: Tuning) -> bytes:
-    """All trials as rows, each of which can be run again, and the front by their numbers."""
+def as_json(found: Tuning, asked: dict) -> bytes:
+    """All trials as rows, the front by their numbers, and what `workload` was asked for, so that each runs again."""
+    asked = {**asked, "trace": None if asked["trace"] is None else asked["trace"].name}
     content = {
+        "workload": asked,
         "hardware": found.hardware.words, "slo": vars(found.slo), "requests": len(found.load.requests),
         "front": [found.trials.index(trial) for trial in found.front], "rows": [trial.row for trial in found.trials],
     }  # fmt: skip
