@@ -1,15 +1,24 @@
 """Arrivals by chance: the same for a seed, at the rate and with the shape that was asked for."""
 
+import json
 import math
+import os
 import statistics
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disagg import Config, simulate
+import disagg
+from disagg import Config, Request, simulate
 from disagg.plan.errors import RequestError
-from disagg.plan.workloads import Lengths, bursts, conversations, day, poisson, requests_of
+from disagg.plan.prefixes import common, reusable_tokens
+from disagg.plan.traces import Arrival, read_trace, scaled
+from disagg.plan.workloads import MOST_BLOCKS, Lengths, bursts, conversations, day, poisson, requests_of
 
 PROMPT, NEW = Lengths(300, 1.0, most=4000), Lengths(40, 0.5)
 KINDS = {"poisson": poisson, "bursts": bursts, "day": day, "conversations": conversations}
@@ -46,15 +55,110 @@ def test_half_of_the_lengths_are_below_the_median_and_some_far_above():
     assert {a.new_tokens for a in poisson(50, 1, PROMPT, Lengths(7))} == {7}
 
 
+MAKE_ALL = """
+import hashlib
+from disagg.plan.workloads import *
+sizes = Lengths(30, 1.0), Lengths(4, 0.5)
+made = conversations(2, 1, *sizes, system=7)
+made += [arrival for make in (poisson, bursts, day) for arrival in make(5, 3, *sizes, seed=4)]
+print(hashlib.sha256(repr((made, requests_of(made, 1000))).encode()).hexdigest())
+"""
+
+
+def test_a_seed_gives_the_same_bytes_in_any_process():
+    """Whatever Python's own hashes of text are."""
+    root = str(Path(disagg.__file__).parent.parent)
+    said = [
+        subprocess.run([sys.executable, "-c", MAKE_ALL], capture_output=True, text=True, check=True,
+                       env={**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": root}).stdout.strip()
+        for hashes in ("1", "2")
+    ]  # fmt: skip
+    space: dict = {}
+    exec(MAKE_ALL.replace("print(", "said = ("), space)
+    assert len(said[0]) == 64 and said == [space["said"]] * 2
+
+
+@settings(max_examples=20)
+@given(st.floats(0.3, 4), st.floats(0.01, 1000), st.integers(0, 99))
+def test_bursts_have_the_variation_that_was_declared(variation, per_s, seed):
+    found = gaps(bursts(4000, per_s, Lengths(1), Lengths(1), seed, variation))
+    mean = statistics.mean(found)
+    assert mean * per_s == pytest.approx(1, abs=5 * variation / math.sqrt(len(found)))
+    assert statistics.stdev(found) / mean == pytest.approx(variation, rel=0.3), "the tail is long, and rarely drawn"
+
+
+@settings(max_examples=20)
+@given(st.floats(0, 1), st.integers(0, 99))
+def test_a_days_counts_follow_its_curve(swing, seed):
+    """Quarters of a period hold the curve's share, within five deviations of a count."""
+    found = day(4000, 4, Lengths(1), Lengths(1), seed, swing, day_s=100)
+    whole = [a.at_s % 100 // 25 for a in found if a.at_s < found[-1].at_s // 100 * 100]
+    for quarter, sign in enumerate((1, 1, -1, -1)):
+        expected = len(whole) * (0.25 + sign * swing / (2 * math.pi))
+        assert whole.count(quarter) == pytest.approx(expected, abs=5 * math.sqrt(len(whole) / 4) + 1)
+
+
+def of_conversation(arrivals: list[Arrival], number: int) -> list[Arrival]:
+    return [a for a in arrivals if (a.blocks[-1] - 1) // MOST_BLOCKS == number]
+
+
 def test_a_conversation_is_said_again_with_each_question():
     found = conversations(3, 1, Lengths(20), Lengths(5), turns=3)
     assert len(found) == 9 and [a.at_s for a in found] == sorted(a.at_s for a in found)
-    first = [a for a in found if a.blocks[0] == 0]
-    assert [a.prompt_tokens for a in first] == [20, 45, 70]
-    prompts = [r.prompt for r in requests_of(first, vocab=1000)]
-    assert prompts[1][:20] == prompts[0] and prompts[2][:45] == prompts[1]
-    others = [r.prompt for r in requests_of([a for a in found if a.blocks[0] == 1], vocab=1000)]
-    assert others[0] != prompts[0]
+    assert [a.prompt_tokens for a in of_conversation(found, 0)] == [20, 45, 70]
+    firsts = [requests_of(of_conversation(found, number), vocab=1000)[0].prompt for number in range(3)]
+    assert common(firsts[0], firsts[1]) < 3 and common(firsts[0], firsts[2]) < 3, "nothing is shared between two"
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 700), st.integers(1, 900), st.floats(0.05, 3), st.floats(0.1, 10), st.integers(0, 9))
+def test_a_turns_prompt_begins_with_all_that_was_said(system, asked, lengths, rate, seed):
+    """And with the common system prompt; scaling the lengths keeps both."""
+    found = conversations(2, 1, Lengths(asked, 0.5), Lengths(30, 0.5), seed, turns=3, system=system)
+    for arrivals in (found, scaled(found, lengths, rate)):
+        turns = [requests_of(of_conversation(arrivals, number), vocab=50_000) for number in range(2)]
+        for requests in turns:
+            assert len(requests) == 3
+            for before, after in pairwise(requests):
+                assert after.prompt[: len(before.prompt)] == before.prompt
+        one, other = (requests[-1].prompt for requests in turns)
+        shared = math.ceil(system * (1 if arrivals is found else lengths))
+        assert min(shared, len(one), len(other)) <= common(one, other) <= shared + 2
+
+
+def test_mooncakes_blocks_of_one_hash_are_alike(tmp_path):
+    rows = [{"timestamp": 0, "input_length": 1100, "output_length": 1, "hash_ids": [7, 8, 9]},
+            {"timestamp": 1, "input_length": 1536, "output_length": 1, "hash_ids": [7, 8, 10]},
+            {"timestamp": 2, "input_length": 600, "output_length": 1, "hash_ids": [11, 8]}]  # fmt: skip
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for factor in (1.0, 0.5):
+        block = round(512 * factor)
+        one, two, three = (r.prompt for r in requests_of(scaled(read_trace(path), factor), vocab=50_000))
+        assert [len(one), len(two), len(three)] == [1100 * factor, 1536 * factor, 600 * factor]
+        assert common(one, two) == 2 * block, "and nothing after them"
+        assert common(two, three) == 0 and three[block:] == two[block : len(three)], "8 is 8 wherever it stands"
+
+
+def test_what_has_no_block_is_drawn_alone():
+    one, two = (r.prompt for r in requests_of([Arrival(0.0, 700, 1, (5,)), Arrival(0.0, 700, 1, (5,))], vocab=50_000))
+    assert common(one, two) == 512
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), max_size=8))
+def test_an_ideal_cache_saves_the_longest_beginning_that_was_there(prompts):
+    requests = [Request(prompt, 1, arrival_s=float(index)) for index, prompt in enumerate(prompts)]
+    saved = sum(
+        min(len(prompt) - 1, max((common(prompt, other) for other in prompts[:index]), default=0))
+        for index, prompt in enumerate(prompts)
+    )
+    assert reusable_tokens(reversed(requests)) == saved
+
+
+def test_conversations_are_mostly_said_before_and_strangers_share_nothing():
+    asked = requests_of(conversations(5, 1, Lengths(50), Lengths(50), turns=4, system=200), vocab=50_000)
+    assert reusable_tokens(asked) == 4 * 200 + 5 * (250 + 350 + 450), "a system prompt is new once; an answer always"
+    assert reusable_tokens(requests_of(poisson(9, 1, Lengths(99), Lengths(1)), vocab=10**9)) == 0
 
 
 @given(st.integers(1, 40), st.floats(0.1, 100), st.integers(0, 9))
@@ -75,6 +179,12 @@ def test_whatever_comes_is_served(count, per_s, seed):
         (lambda: bursts(5, 1, PROMPT, NEW, variation=0), "variation must be a number from 0.05 to 20; got 0"),
         (lambda: day(5, 1, PROMPT, NEW, swing=2), "swing must be a number from 0 to 1; got 2"),
         (lambda: conversations(5, 1, PROMPT, NEW, turns=0), "turns must be a whole number, 1 to 1,000; got 0"),
+        (lambda: conversations(5, 1, PROMPT, NEW, system=-1), "system must be a whole number, 0 to 1,000,000; got -1"),
+        (lambda: conversations(5, 1, PROMPT, NEW, pause_s=0), "pause_s must be seconds, above 0; got 0"),
+        (lambda: day(5, "1", PROMPT, NEW), "per_s must be requests a second, above 0; got '1'"),
+        (lambda: day(5, 1, PROMPT, NEW, day_s=0), "day_s must be seconds, above 0; got 0"),
+        (lambda: scaled([], rate=0), "rate must be a factor above 0, as 0.5 or 2; got 0"),
+        (lambda: scaled([], lengths=math.nan), "lengths must be a factor above 0, as 0.5 or 2; got nan"),
         (lambda: Lengths(0), "a median of 1 token or more"),
         (lambda: Lengths(5, least=9, most=3), "1 ≤ least ≤ most; got 9 and 3"),
         (lambda: requests_of(poisson(1, 1, PROMPT, NEW), vocab=0), "vocab must be a whole number"),

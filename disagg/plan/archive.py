@@ -100,7 +100,7 @@ class Reader:
         if self.header["holds"] == "timeline":
             return None
         header, padding = self.header, Padding(*self.header["padding"])
-        config = _config_from(header["config"])
+        config = config_from(header["config"])
         return Run(
             config, self.results, self.timeline, header["counts"], padding, header["peak_blocks"], self.choices,
             interrupted=header["interrupted"], machine=header["machine"],
@@ -119,7 +119,7 @@ class Reader:
         timeline = self.timeline
         timeline.start_ns, timeline.devices, timeline.sizes = row["start_ns"], row["devices"], row["sizes"]
         if row["holds"] == "run":
-            _config_from(row["config"])
+            config_from(row["config"])
         self.header = row
 
     def _close(self, row: dict):
@@ -195,11 +195,12 @@ def _header(timeline: Timeline, run: Run | None) -> dict:
     if run is None:
         return row
     padding = [run.padding.used_slots, run.padding.padded_slots]
-    values = (_config_row(run.config), run.machine, run.counts, padding, run.peak_blocks, run.interrupted)
+    values = (config_row(run.config), run.machine, run.counts, padding, run.peak_blocks, run.interrupted)
     return row | dict(zip(OF_A_RUN, values, strict=True))
 
 
-def _config_row(config: Config) -> dict:
+def config_row(config: Config) -> dict:
+    """Every field, in what JSON has."""
     row = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {**row, "model": os.fspath(config.model), "link": _link_row(config.link)}
 
@@ -215,7 +216,8 @@ def _link_row(link):
             return link
 
 
-def _config_from(row: dict) -> Config:
+def config_from(row: dict) -> Config:
+    """The config of such a row; FileError."""
     try:
         return Config().replace(**{**row, "link": _link_from(row.get("link"))})
     except (TypeError, ValueError, OverflowError) as error:

@@ -52,16 +52,26 @@ def sizes_of(model: str | Mapping, dtype: str = "bfloat16") -> Sizes:
     if isinstance(model, Mapping):
         return Sizes.of_config(model, ITEMSIZE[dtype])
     name = model.removeprefix(RANDOM) if isinstance(model, str) else model
+    return Sizes.of_config(_config_of(name), ITEMSIZE[dtype])
+
+
+def vocab_of(model: str) -> int:
+    """Token ids that a model has; ConfigError as `sizes_of`."""
+    sizes_of(model)
+    return _config_of(model.removeprefix(RANDOM))["vocab_size"]
+
+
+def _config_of(name: str) -> Mapping:
     if name == "tiny":
-        return Sizes.of_config(TINY, ITEMSIZE[dtype])
+        return TINY
     if name in SHAPES:
-        return Sizes.of_config(SHAPES[name][1], ITEMSIZE[dtype])
+        return SHAPES[name][1]
     if isinstance(name, str) and "\0" not in name and (path := Path(name) / "config.json").is_file():
-        return Sizes.of_config(_fields(path), ITEMSIZE[dtype])
+        return _fields(path)
     near = difflib.get_close_matches(name, SHAPES, n=1) if isinstance(name, str) else []
     words = f"; nearest: {near[0]!r}" if near else ""
     known = f"known: tiny, {', '.join(SHAPES)}, or a folder with a config.json"
-    raise ConfigError(f"model {short(model)} has no known shape{words}; {known}")
+    raise ConfigError(f"model {short(name)} has no known shape{words}; {known}")
 
 
 def _fields(path: Path) -> Mapping:

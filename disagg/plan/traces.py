@@ -7,6 +7,7 @@ Mooncake's (JSON lines: timestamp in ms, input_length, output_length, hash_ids o
 """
 
 import csv
+import math
 import os
 import re
 from calendar import monthrange, timegm
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from disagg.plan.checks import is_number, is_whole, short
-from disagg.plan.errors import FileError, TraceError
+from disagg.plan.errors import FileError, RequestError, TraceError
 from disagg.plan.files import json_lines, lines
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")  # Azure's
@@ -30,12 +31,13 @@ MOST_MS = 10**12  # of a timestamp: 31 years
 
 
 class Arrival(NamedTuple):
-    """One request of a trace. `blocks`: hashes of its prompt's blocks of 512 tokens, where the trace has them."""
+    """One request of a trace. `blocks` names its prompt's blocks, where that is known: equal names are equal text."""
 
     at_s: float  # since the first one
     prompt_tokens: int
     new_tokens: int
     blocks: tuple[int, ...] = ()
+    block_tokens: int = 512  # of each but the prompt's last one
 
 
 def read_trace(path: str | os.PathLike) -> list[Arrival]:
@@ -60,12 +62,17 @@ def read_trace(path: str | os.PathLike) -> list[Arrival]:
 
 
 def scaled(arrivals: list[Arrival], lengths: float = 1.0, rate: float = 1.0) -> list[Arrival]:
-    """The same trace with lengths and arrival rate multiplied; no request gets shorter than one token."""
+    """The same trace with lengths and arrival rate multiplied; no request gets shorter than one token, and prompts that
+    began alike do so still. RequestError for a factor that can't be."""
+    for name, factor in (("lengths", lengths), ("rate", rate)):
+        if not is_number(factor, 1e-9, 1e9):
+            raise RequestError(f"{name} must be a factor above 0, as 0.5 or 2; got {short(factor)}")
 
-    def scale(tokens: int) -> int:
-        return max(1, round(tokens * lengths))
+    def scale(arrival: Arrival) -> Arrival:
+        prompt, new = (max(1, round(tokens * lengths)) for tokens in arrival[1:3])
+        return Arrival(arrival.at_s / rate, prompt, new, arrival.blocks, math.ceil(arrival.block_tokens * lengths))
 
-    return [Arrival(a.at_s / rate, scale(a.prompt_tokens), scale(a.new_tokens), a.blocks) for a in arrivals]
+    return [scale(arrival) for arrival in arrivals]
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------

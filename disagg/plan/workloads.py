@@ -8,7 +8,7 @@ They are of the same kind as those of a trace (traces.py), so either may be scal
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from disagg.plan.checks import is_number, is_whole, short
@@ -17,6 +17,8 @@ from disagg.plan.request import Request
 from disagg.plan.traces import Arrival
 
 DAY_S = 86_400.0
+KNOWN_VOCAB = 1_000_000  # no tokenizer has more
+MOST_BLOCKS = 2**24  # of a conversation: more than its tokens
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ def day(
     """
     if not is_number(swing, 0, 1):
         raise RequestError(f"swing must be a number from 0 to 1; got {short(swing)}")
-    top = per_s * (1 + swing)
+    _check_seconds("day_s", day_s)
 
     def gap(dice: random.Random, at_s: float) -> float:
-        start = at_s
+        start, top = at_s, per_s * (1 + swing)
         while True:
             at_s += dice.expovariate(top)
             if dice.random() * top <= per_s * (1 + swing * math.sin(2 * math.pi * at_s / day_s)):
@@ -82,36 +84,59 @@ def day(
 
 
 def conversations(
-    count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0, turns: int = 4, pause_s: float = 20.0
-) -> list[Arrival]:
+    count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0, turns: int = 4, pause_s: float = 20.0,
+    system: int = 0,
+) -> list[Arrival]:  # fmt: skip
     """So many conversations of `turns` questions each: every prompt is all that was said before, and a new question.
 
-    `blocks` names the conversation and the turn: by it `requests_of` gives the prompts of one their common beginning.
+    All of them begin with the same `system` tokens, if any. `blocks` says which prompts begin alike, and how far.
     """
     _check("turns", turns, 1, 1000)
+    _check("system", system, 0, 1_000_000)
+    _check_seconds("pause_s", pause_s)
     dice, found = random.Random(f"conversations {seed}"), []
     for number, first in enumerate(poisson(count, per_s, prompt, new, seed)):
-        at_s, said = first.at_s, 0
+        at_s, said = first.at_s, system
         for turn in range(turns):
-            asked = first.prompt_tokens if turn == 0 else prompt.draw(dice)
+            said += first.prompt_tokens if turn == 0 else prompt.draw(dice)
             answer = first.new_tokens if turn == 0 else new.draw(dice)
-            found.append(Arrival(at_s, said + asked, answer, (number, turn)))
-            said += asked + answer
+            found.append(_turn(at_s, said, answer, number, system))
+            said += answer
             at_s += dice.expovariate(1 / pause_s)
     return sorted(found, key=lambda arrival: arrival.at_s)
 
 
+def _turn(at_s: float, prompt_tokens: int, new_tokens: int, conversation: int, system: int) -> Arrival:
+    """The system prompt is one block, 0, and the conversation's own blocks follow, in the same size."""
+    size, first = system or 512, 1 + conversation * MOST_BLOCKS
+    own = range(first, first + math.ceil((prompt_tokens - system) / size))
+    return Arrival(at_s, prompt_tokens, new_tokens, (*((0,) if system else ()), *own), size)
+
+
 def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | None = None) -> list[Request]:
-    """Requests with drawn token ids of these lengths; prompts of one conversation begin alike. `most` cuts prompt and
-    answer to a model's context."""
+    """Requests with drawn token ids of these lengths; blocks of one name are alike. `most` cuts prompt and answer to a
+    model's context."""
     _check("vocab", vocab, 1, 2**31)
-    made, words = [], list(range(vocab))  # equal ids are one object: an hour of a trace has millions
+    made, words = [], range(vocab)
+    if vocab <= KNOWN_VOCAB:
+        words = list(words)  # equal ids are then one object: an hour of a trace has millions
     for index, arrival in enumerate(arrivals):
-        dice = random.Random(f"ids {seed} {arrival.blocks[0] if arrival.blocks else f'alone {index}'}")
         new = max(1, arrival.new_tokens)
         length = max(1, arrival.prompt_tokens if most is None else min(arrival.prompt_tokens, most - new))
-        made.append(Request(tuple(dice.choices(words, k=length)), new, arrival.at_s, ignore_eos=True))
+        prompt = _prompt(arrival, length, words, f"ids {seed}", index)
+        made.append(Request(tuple(prompt), new, arrival.at_s, ignore_eos=True))
     return made
+
+
+def _prompt(arrival: Arrival, length: int, ids: Sequence[int], seed: str, index: int) -> list[int]:
+    """The named blocks in their order, the last one cut, and what has no name drawn for this request alone."""
+    prompt: list[int] = []
+    for name in arrival.blocks:
+        if len(prompt) >= length:
+            break
+        size = min(arrival.block_tokens, length - len(prompt))
+        prompt += random.Random(f"{seed} block {name}").choices(ids, k=size)
+    return prompt + random.Random(f"{seed} alone {index}").choices(ids, k=length - len(prompt))
 
 
 def _arrivals(
@@ -130,3 +155,8 @@ def _arrivals(
 def _check(name: str, value, least: int, most: int):
     if not is_whole(value) or not least <= value <= most:
         raise RequestError(f"{name} must be a whole number, {least} to {most:,}; got {short(value)}")
+
+
+def _check_seconds(name: str, value):
+    if not is_number(value, 1e-9, 1e9):
+        raise RequestError(f"{name} must be seconds, above 0; got {short(value)}")

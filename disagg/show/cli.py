@@ -273,6 +273,46 @@ def validate(
 
 
 @app.command()
+def tune(
+    ttft: Annotated[float, typer.Option(help="limit on the time to first token, s")],
+    tpot: Annotated[float, typer.Option(help="limit on the time per output token, s")],
+    hardware: Annotated[str, typer.Option(help="up to these devices: 4xH100, 2xL4, H100+L4")] = "2xH100",
+    model: Annotated[str, typer.Option(help="smollm2, or a shape as random-llama3-8b")] = "random-llama3-8b",
+    share: Annotated[float, typer.Option(help="of the requests that must meet both limits")] = 0.9,
+    trace: Annotated[Path | None, typer.Option(help="arrivals: Azure's .csv or Mooncake's .jsonl")] = None,
+    lengths: Annotated[float, typer.Option(help="factor on all lengths of the trace")] = 1.0,
+    requests: Annotated[int, typer.Option(help="how many: drawn, or the trace's first", min=2)] = 200,
+    prompt: Annotated[int, typer.Option(help="drawn prompts: median tokens, with a long tail", min=1)] = 800,
+    new: Annotated[int, typer.Option(help="drawn answers: median tokens", min=1)] = 100,
+    price: Annotated[float | None, typer.Option(help="of a device-hour; left out: devices are counted")] = None,
+    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+    png: Annotated[Path | None, typer.Option(help="also write the picture here")] = None,
+    json: JsonFile = None,
+):
+    """Finds on the twin who should prefill and who decode, with which budgets, for the highest goodput; minutes."""
+    from disagg.plan.files import whole
+    from disagg.plan.goodput import Slo
+    from disagg.plan.tuning import tune as search
+    from disagg.show import fronts
+
+    asked = {"trace": trace, "lengths": lengths, "count": requests, "prompt": prompt, "new": new, "seed": seed}
+    with _saying() as say:
+        found = search(
+            fronts.workload(**asked), hardware, Slo(ttft, tpot, share), model, prices=price, seed=seed, say=say
+        )
+    console.print(_table(fronts.COLUMNS, fronts.front_rows(found)))
+    _say_plainly(fronts.front_in_words(found), fronts.effort(found))
+    for path, content in (
+        (png, lambda: fronts.front_picture(found).png()),
+        (json, lambda: fronts.as_json(found, asked)),
+    ):
+        if path is not None:
+            with whole(path) as out:
+                out.write(content())
+            _say_plainly(f"written: {path}")
+
+
+@app.command()
 def fuzz(
     reader: Annotated[str, typer.Option(help="which reader of files, or all")] = "all",
     minutes: Annotated[float, typer.Option(help="for each reader", min=0)] = 10.0,
