@@ -1,7 +1,7 @@
-"""The ledger, figures/claims.json: worked out from claims.toml and its origins, kept, and compared with all that is said.
+"""The ledger, figures/claims.json: worked out from claims.toml and its origins, kept, and compared with what is said.
 
-    for problem in problems():
-        print(problem)
+for problem in problems():
+    print(problem)
 """
 
 import json
@@ -36,7 +36,8 @@ def finding(claim: Claim, said: Said, root: Path = ROOT) -> Finding:
     if claim.kind == "cell":
         return stored(claim, root)
     command, words = f"python -m disagg claims --only {claim.id}", json.dumps(claim.origin, ensure_ascii=False)
-    return Finding(worked(claim.origin), command, words, digest(claim.origin), "any: arithmetic", why_no_interval="exact")
+    values = worked(claim.origin)
+    return Finding(values, command, words, digest(claim.origin), "any: arithmetic", why_no_interval="exact")
 
 
 @cache
@@ -71,7 +72,7 @@ def entry(claim: Claim, said: Said, root: Path = ROOT) -> dict:
         "interval": interval or None,
         "why_no_interval": None if interval else backed.why_no_interval or "one value",
         "verdict": claim.verdict,
-        "conditions": claim.conditions or None,
+        "conditions": claim.fill(claim.conditions, backed.values) or None,
     }
 
 

@@ -19,9 +19,10 @@ def measured(root: Path, name: str, told: Mapping) -> Finding:
     machine = read["machine"]
     parts = [f"{machine['cores']} cores of {machine['cpu']}" if machine.get("cores") else machine.get("cpu", "")]
     parts += machine.get("gpus", [])
+    values = {row["name"]: row["value"] for row in read["rows"]}
     spread = {row["name"]: (row["low"], row["high"]) for row in read["rows"] if "low" in row}
     return Finding(
-        {row["name"]: row["value"] for row in read["rows"]},
+        {**_most(values), **values},
         told["command"],
         json.dumps(told["workload"], sort_keys=True),
         digest(told["workload"]),
@@ -30,6 +31,15 @@ def measured(root: Path, name: str, told: Mapping) -> Finding:
         spread or None,
         "" if spread else told.get("why_no_interval", "one run"),
     )
+
+
+def _most(values: Mapping[str, float]) -> dict[str, float]:
+    """The largest of rows that differ in brackets only, as "name[max]"."""
+    most: dict[str, float] = {}
+    for name, value in values.items():
+        key = f"{name.partition('[')[0]}[max]"
+        most[key] = max(value, most.get(key, value))
+    return most
 
 
 def _read(root: Path, name: str) -> dict:

@@ -1,4 +1,4 @@
-"""What is said, and where: the claims and settings of figures/claims.toml, and quotes with their numbers put in."""
+"""What is said, and where: the claims and settings of claims.toml, and quotes with their numbers put in."""
 
 import string
 import tomllib
@@ -39,11 +39,13 @@ class Claim:
     baseline: str = ""
 
     def rendered(self, values: Mapping[str, float]) -> tuple[str, ...]:
-        """The quotes as they must stand in the file. FileError where a number is missing."""
-        if self.kind == "cell":
-            return self.quotes
+        """The quotes as they must stand in the file."""
+        return self.quotes if self.kind == "cell" else tuple(self.fill(quote, values) for quote in self.quotes)
+
+    def fill(self, text: str, values: Mapping[str, float]) -> str:
+        """A quote or the conditions, with numbers for braces. FileError where one is missing."""
         try:
-            return tuple(quote.format_map(nested(values)) for quote in self.quotes)
+            return text.format_map(nested(values))
         except (KeyError, ValueError, TypeError) as error:
             raise FileError(f"claim {self.id}: a quote asks for what its origin does not give: {error!r}") from None
 
@@ -86,8 +88,8 @@ def nested(values: Mapping[str, float]) -> dict:
 
 
 def load(root: Path = ROOT) -> Said:
-    """Reads figures/claims.toml of a checkout. FileError."""
-    path = root / "figures" / "claims.toml"
+    """Reads claims.toml of a checkout. FileError."""
+    path = root / "disagg" / "show" / "claims" / "claims.toml"
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
         claims = tuple(_claim(row) for row in read.get("claim", ()))

@@ -18,9 +18,13 @@ from disagg.show.claims.finding import Finding, digest_of_requests
 PAIR = "2xL4"
 HARDWARE = "2 × NVIDIA L4 by data sheet, predicted"
 COMMAND = "python -m disagg claims --only {}"
+
 PROMPTS = (512, 128, 2048)  # the first is the one that is quoted
 ROWS = (4, 32)
 SPREADS = (0.0, 0.2)  # of lengths, log-normal; what the first gives is quoted
+FAST, SEEDS = 0.54, (1, 2)  # requests a second; the first seed is quoted
+RATES = (0.06, 0.1, 0.15, 0.25, 0.4, 0.5, 0.6, 0.7)
+TTFT_LIMIT_S, TPOT_LIMITS_MS = 16.0, (88, 150)
 PRESETS_COMPARED = ("colocated", "dynamic", "two_colocated")
 
 
@@ -107,10 +111,49 @@ def gain() -> Finding:
     return _finding("report-20x", values, words, asked, "`baseline`: one request at a time on one L4", interval)
 
 
-def _finding(
-    claim: str, values: dict, words: str, asked: Sequence[Request], baseline: str, interval: dict
-) -> Finding:
+# ---- 4x as goodput ---------------------------------------------------------------------------------------------------
+
+
+def readers(per_s: float, seed: int) -> list[Request]:
+    """100 requests at a rate, enough for a queue to show: prompts around 6,000 tokens, answers around 64."""
+    arrivals = poisson(100, per_s, prompt=Lengths(6000, 0.3), new=Lengths(64, 0.3), seed=seed)
+    return requests_of(arrivals, vocab=1000)
+
+
+@cache
+def within(preset: str, per_s: float, seed: int) -> dict[int, float]:
+    """Share of the readers that keep the limit on TTFT and one on TPOT, by the latter in ms."""
+    run = simulate(on_pair(preset), readers(per_s, seed), hardware=PAIR)
+    return {limit: run.metrics(TTFT_LIMIT_S, limit / 1e3).attainment for limit in TPOT_LIMITS_MS}
+
+
+def fair() -> Finding:
+    """Which share keeps its limits: `streamed` at a rate, its rival at a quarter, and at half under a wider limit."""
+    narrow, wide = TPOT_LIMITS_MS
+    asked = {"streamed": ("streamed", FAST, narrow), "quarter": ("two_colocated", FAST / 4, narrow),
+             "half": ("two_colocated", FAST / 2, wide)}  # fmt: skip
+    values, interval = {"rate": FAST, "rate_quarter": FAST / 4, "rate_half": FAST / 2}, {}
+    for name, (preset, per_s, limit) in asked.items():
+        shares = [within(preset, per_s, seed)[limit] for seed in SEEDS]
+        values[f"met[{name}]"], interval[f"met[{name}]"] = shares[0], (min(shares), max(shares))
+    words = f"100 Poisson arrivals, prompts around 6,000 tokens, answers around 64, TTFT within {TTFT_LIMIT_S:g} s"
+    requests = [request for seed in SEEDS for request in readers(FAST, seed)]
+    return _finding("report-4x-goodput", values, words, requests, "`two_colocated`: the same two GPUs", interval)
+
+
+def goodput_curves() -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Shares within the limits over the rate, by limit and preset."""
+    return {
+        f"TPOT within {limit} ms": {
+            preset: [(rate, within(preset, rate, SEEDS[0])[limit]) for rate in RATES]
+            for preset in ("streamed", "two_colocated", "colocated")
+        }
+        for limit in TPOT_LIMITS_MS
+    }
+
+
+def _finding(claim: str, values: dict, words: str, asked: Sequence[Request], baseline: str, interval: dict) -> Finding:
     return Finding(values, COMMAND.format(claim), words, digest_of_requests(asked), HARDWARE, baseline, interval)
 
 
-TWIN = {"overlap": overlap, "gain": gain}
+TWIN = {"overlap": overlap, "gain": gain, "fair": fair}
