@@ -118,6 +118,6 @@ def make(name: str, folder: str | Path = "figures", **options) -> Path:
         raise ValueError(f"figure {name!r} is unknown; known: {', '.join(FIGURES)}")
     draw, file = FIGURES[name]
     path = Path(folder) / file
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     draw(**options).save(path)
     return path

@@ -40,14 +40,14 @@ def goodput_picture(panels: Mapping[str, Mapping[str, Curve]], where: str, *, pr
     """Share of requests within their limits over requests a second, a panel a limit; the line at 90 % is goodput's."""
     size = font_size(projector)
     figure = new_figure(0.3 * size, 12.0 if projector else WIDTH_IN)
-    left, foot, width, height = _box(figure, size)
+    left, foot, width, height = _box(figure, size, heads=2)
     room = (width + left) / len(panels)
     for index, (title, curves) in enumerate(panels.items()):
         axes = figure.add_axes((left + index * room, foot, room - left, height))
         _lines(axes, {name: [(x, 100 * y) for x, y in curve] for name, curve in curves.items()}, size)
         axes.set_ylim(0, 104)
         _level(axes, 90, "", size)
-        axes.set_title(title, loc="left", fontsize=size, color=INK, parse_math=False, y=0.02, x=0.02)
+        axes.set_title(title, loc="left", fontsize=size, color=INK, parse_math=False)
         axes.set_xlabel("requests a second", fontsize=size, color=INK)
         axes.set_ylabel("" if index else "within both limits, %", fontsize=size, color=INK)
     _legend(figure, axes, size)
@@ -67,9 +67,9 @@ def _held(curve: Curve) -> str:
     return f"{held:g}/s" if held else f"below {curve[0][0]:g}/s"
 
 
-def _box(figure, size: float) -> tuple[float, float, float, float]:
+def _box(figure, size: float, heads: int = 1) -> tuple[float, float, float, float]:
     width, height = figure.get_size_inches()
-    left, foot, head = 0.075 * size / width, 0.05 * size / height, 0.035 * size / height
+    left, foot, head = 0.075 * size / width, 0.05 * size / height, 0.03 * heads * size / height
     return left, foot, 0.975 - left, 1 - foot - head
 
 
