@@ -136,6 +136,16 @@ def test_refresh_puts_a_new_measurement_into_readme(copy):
     assert kept(copy)["ladder"]["values"]["ttft_p50_s[baseline]"] == 4.44
 
 
+def test_refresh_fills_in_a_sentence_that_was_written_with_any_number(copy):
+    change(
+        copy / "README.md",
+        "0.53 with 32: splitting loses here | refuted |",
+        "9.9 with 32: splitting loses here | reproduced |",
+    )
+    assert refresh(copy) == []
+    assert "0.53 with 32: splitting loses here | refuted |" in (copy / "README.md").read_text(encoding="utf-8")
+
+
 def test_refresh_keeps_what_has_not_changed(copy):
     before = (copy / "README.md").read_bytes(), (copy / "figures/claims.json").read_bytes()
     assert refresh(copy) == []

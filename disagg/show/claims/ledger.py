@@ -6,7 +6,7 @@ for problem in problems():
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def _unbacked(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
 
 def refresh(root: Path = ROOT) -> list[str]:
     """Writes the ledger anew, and README where a number of a quote changed; returns what is left to do by hand."""
-    said, before = load(root), kept(root)
+    said = load(root)
     rows, failed = [], []
     for claim in said.claims:
         try:
@@ -156,21 +156,24 @@ def refresh(root: Path = ROOT) -> list[str]:
             failed.append(str(error))
     if failed:
         return failed
-    _rewrite(root / "README.md", rows, before)
+    _rewrite(root / "README.md", said.claims, rows)
     with whole(root / "figures" / "claims.json") as out:
         out.write(json.dumps({"claims": rows}, indent=1, ensure_ascii=False).encode() + b"\n")
     return problems(root)
 
 
-def _rewrite(readme: Path, rows: list[dict], before: dict[str, dict]):
-    """Puts new quotes in the place of those that the ledger had, lines kept as they are broken."""
+def _rewrite(readme: Path, claims: Iterable[Claim], rows: Iterable[dict]):
+    """Puts each quote in the place of the one with the same words and other numbers, where there is just one."""
     text = readme.read_text(encoding="utf-8")
-    for row in rows:
-        old = before.get(row["id"], {}).get("quotes", [])
-        if row["file"] != "README.md" or len(old) != len(row["quotes"]):
-            continue
-        for was, now in zip(old, row["quotes"], strict=True):
-            place = re.compile(r"\s+".join(map(re.escape, was.split())))
-            if was != now and len(place.findall(text)) == 1:
-                text = place.sub(lambda _, now=now: now, text)
+    for claim, row in zip(claims, rows, strict=True):
+        for quote, now in zip(claim.quotes, row["quotes"], strict=True):
+            if claim.file == "README.md" and claim.kind != "cell" and one_line(now) not in one_line(text):
+                place = _any_numbers(quote)
+                text = place.sub(lambda _, now=now: now, text) if len(place.findall(text)) == 1 else text
     readme.write_text(text, encoding="utf-8")
+
+
+def _any_numbers(quote: str) -> re.Pattern:
+    """What a quote looks like whatever its numbers are, and wherever its lines break."""
+    words = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in re.split(r"{[^{}]*}", quote)]
+    return re.compile(r"[-\w.,]+(?: \w+)*?".join(words))

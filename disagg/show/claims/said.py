@@ -43,17 +43,17 @@ class Claim:
         return self.quotes if self.kind == "cell" else tuple(self.fill(quote, values) for quote in self.quotes)
 
     def fill(self, text: str, values: Mapping[str, float]) -> str:
-        """A quote or the conditions, with numbers for braces. FileError where one is missing."""
+        """A quote or the conditions, with numbers and the verdict for braces. FileError where one is missing."""
         try:
-            return text.format_map(nested(values))
+            return text.format_map({**nested(values), "verdict": self.verdict})
         except (KeyError, ValueError, TypeError) as error:
             raise FileError(f"claim {self.id}: a quote asks for what its origin does not give: {error!r}") from None
 
     @property
     def asked(self) -> list[str]:
         """Names of the numbers in the quotes, as "tokens_per_s[baseline]"."""
-        names = [name for quote in self.quotes for _, name, _, _ in string.Formatter().parse(quote) if name]
-        return list(dict.fromkeys(names))
+        names = [name for quote in self.quotes for _, name, _, _ in string.Formatter().parse(quote)]
+        return [name for name in dict.fromkeys(names) if name and name != "verdict"]
 
 
 @dataclass(frozen=True)

@@ -134,11 +134,12 @@ def within(preset: str, per_s: float, seed: int) -> dict[int, float]:
 
 
 def fair() -> Finding:
-    """Which share keeps its limits: `streamed` at a rate, its rival at a quarter, and at half under a wider limit."""
+    """Which share keeps its limits: `streamed` at a rate, its rival at parts of it, once under a wider limit."""
     narrow, wide = TPOT_LIMITS_MS
     asked = {"streamed": ("streamed", FAST, narrow), "quarter": ("two_colocated", FAST / 4, narrow),
-             "half": ("two_colocated", FAST / 2, wide)}  # fmt: skip
-    values, interval = {"rate": FAST, "rate_quarter": FAST / 4, "rate_half": FAST / 2}, {}
+             "tenth": ("two_colocated", FAST / 10, narrow), "half": ("two_colocated", FAST / 2, wide)}  # fmt: skip
+    parts = {"rate_half": 2, "rate_quarter": 4, "rate_tenth": 10}
+    values, interval = {"rate": FAST} | {name: FAST / part for name, part in parts.items()}, {}
     for name, (preset, per_s, limit) in asked.items():
         shares = [within(preset, per_s, seed)[limit] for seed in SEEDS]
         values[f"met[{name}]"], interval[f"met[{name}]"] = shares[0], (min(shares), max(shares))
