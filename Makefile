@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides test test-browser demo bench soak mutants lint notebooks flash constraints clean
+.PHONY: help setup lab show slides test test-browser demo figures bench soak mutants lint notebooks flash constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -87,6 +87,10 @@ test-browser: setup ## the exported page and the widgets in a real Chromium; scr
 
 demo: setup ## a tour in the terminal, without notebooks
 	@$(py) -m disagg demo
+
+figures: setup ## every file of figures/ again, from recordings, measured rows and the twin
+	@$(py) -m disagg figure all
+	@$(py) -m disagg claims --refresh --check
 
 bench: setup ## measure this machine
 	@$(py) -m disagg bench --suite cpu

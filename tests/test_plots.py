@@ -15,7 +15,8 @@ from disagg import Config, Link, Request, simulate
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Span, Timeline
 from disagg.show.facts import first_landed_early, plural, row_names, sentence
-from disagg.show.figures import FIGURES, make
+from disagg.show.figures import FIGURES, make, record
+from disagg.show.headline import gain_picture, goodput_picture
 from disagg.show.ladder import ADDS, Rung, ladder_picture
 from disagg.show.picture import COLOURS, HATCHES
 from disagg.show.plots import COLOUR_OF, compare_picture, short_list, timeline_picture
@@ -208,15 +209,49 @@ def test_colours_are_okabe_and_itos_and_differ_without_colour():
     assert len(set(HATCHES.values())) == len(HATCHES)
 
 
-def test_figures_are_named_and_made_in_a_folder(tmp_path):
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recording") / "run.jsonl.gz"
+    record(path, model="tiny", new_tokens=3)
+    return path
+
+
+def test_figures_are_named_and_made_in_a_folder(tmp_path, recording):
     assert "first_run" in FIGURES
-    assert make("first_run", tmp_path, model="tiny", new_tokens=3).stat().st_size > 10_000
+    assert make("first_run", tmp_path, recording=recording).stat().st_size > 10_000
     with pytest.raises(ValueError, match="first_run"):
         make("../first_run", tmp_path)
 
 
-def test_the_film_of_a_run_grows_and_stays_small(tmp_path):
-    path = make("demo_gif", tmp_path, model="tiny", new_tokens=3)
+def test_every_file_of_figures_has_its_maker():
+    stored = {path.name for path in (Path(disagg.__file__).parents[1] / "figures").iterdir() if path.is_file()}
+    assert stored == {file for _, file in FIGURES.values()} | {"claims.json"}
+
+
+@pytest.mark.parametrize("name", ["first_run", "demo_gif"])
+def test_the_same_recording_gives_the_same_bytes(tmp_path, recording, name):
+    first, second = (make(name, tmp_path / folder, recording=recording).read_bytes() for folder in ("a", "b"))
+    assert first == second
+
+
+def test_the_stored_ladder_is_that_of_the_measured_rows(tmp_path):
+    stored = Path(disagg.__file__).parents[1] / "figures" / "demo.png"
+    with Image.open(stored) as kept, Image.open(make("demo", tmp_path)) as made:
+        assert kept.convert("RGB").tobytes() == made.convert("RGB").tobytes()
+
+
+def test_headline_pictures_say_every_number():
+    picture = gain_picture({"colocated": [(2, 1.9), (4, 3.8)], "dynamic": [(2, 2.0), (4, 4.1)]}, (4,), "Two L4")
+    assert "colocated 1.9 with 2, 3.8 with 4; dynamic 2.0 with 2, 4.1 with 4" in picture.finding
+    assert [text.get_text() for text in picture.figure.axes[0].texts] == ["the report's 4x"]
+    share = {"streamed": [(1, 1.0), (2, 0.95), (3, 0.5)], "two_colocated": [(1, 0.8), (2, 0.91)]}
+    picture = goodput_picture({"TPOT within 88 ms": share}, "Two L4")
+    assert "TPOT within 88 ms: streamed 2/s, two_colocated below 1/s" in picture.finding
+    assert picture.png() == picture.png()
+
+
+def test_the_film_of_a_run_grows_and_stays_small(tmp_path, recording):
+    path = make("demo_gif", tmp_path, recording=recording)
     assert path.name == "demo.gif" and path.stat().st_size < 2_000_000
     with Image.open(path) as shown:
         assert shown.n_frames > 30 and shown.info["loop"] == 0

@@ -46,7 +46,7 @@ def doctor(json: JsonFile = None):
 @app.command()
 def demo(
     link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
-    picture: Annotated[Path, typer.Option(help="the ladder's picture is written here")] = Path("figures/demo.png"),
+    picture: Annotated[Path, typer.Option(help="the ladder's picture is written here")] = Path("build/demo.png"),
     json: JsonFile = None,
 ):
     """Climbs the ladder of presets on one workload: the same tokens, other times."""
@@ -100,16 +100,47 @@ def watch(
 
 
 @app.command()
-def figure(name: Annotated[str, typer.Argument(help="which picture of figures/")] = "first_run"):
-    """Draws a picture of figures/ again, from a fresh run."""
+def figure(
+    name: Annotated[str, typer.Argument(help="which picture of figures/, or all")] = "all",
+    fresh: Annotated[bool, typer.Option("--fresh", help="first serve the seven questions of the film again")] = False,
+):
+    """Draws pictures of figures/ again, from recordings, measured rows and the twin: the same data, the same bytes."""
     from disagg.show import figures
 
-    if name not in figures.FIGURES:
-        raise typer.BadParameter(f"{name!r} is unknown; known: {', '.join(figures.FIGURES)}", param_hint="NAME")
+    if name not in (*figures.FIGURES, "all"):
+        known = ", ".join(figures.FIGURES)
+        raise typer.BadParameter(f"{name!r} is unknown; known: {known}, and all", param_hint="NAME")
     with _saying() as say:
-        say(f"figure {name}: a real run")
-        path = figures.make(name)
-    console.print(f"written: {path}")
+        if fresh:
+            say("a real run of seven questions")
+            figures.record()
+        for each in figures.FIGURES if name == "all" else (name,):
+            say(f"figure {each}")
+            _say_plainly(f"written: {figures.make(each)}")
+
+
+@app.command()
+def claims(
+    check: Annotated[bool, typer.Option("--check", help="only what is stale or unbacked")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="work out the ledger anew, and README's numbers")] = False,
+    only: Annotated[str | None, typer.Option(help="one claim, by its id, computed anew")] = None,
+    json: Annotated[bool, typer.Option("--json", help="the ledger as it is stored, or the one claim")] = False,
+):
+    """Every number of README and notebooks: what backs it, how to get it again, and whether it still holds."""
+    from disagg.show.claims import table
+
+    if only is not None:
+        _say_plainly(table.one(only, json))
+        return
+    if json:
+        _say_plainly(table.stored())
+        return
+    found = table.ledger.refresh() if refresh else table.ledger.problems()
+    if not check:
+        console.print(table.drawn())
+    _say_plainly(*found, table.verdict(found))
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command()

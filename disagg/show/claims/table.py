@@ -1,0 +1,55 @@
+"""The ledger as `python -m disagg claims` shows it."""
+
+import json
+
+from rich.markup import escape
+from rich.table import Table
+
+from disagg.plan.errors import FileError
+from disagg.show.claims import ledger, said
+
+BACKED = {"measured": "a bench", "found": "twin or recording", "worked": "arithmetic", "cell": "a compared cell"}
+
+
+def drawn() -> Table:
+    """A claim a row."""
+    table = Table(box=None)
+    for column in ("claim", "verdict", "backed by", "numbers"):
+        table.add_column(column, overflow="fold", no_wrap=column == "claim")
+    for row in ledger.kept().values():
+        cells = (row["id"], row["verdict"], BACKED[row["kind"]], ", ".join(row["numbers"]))
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def one(name: str, as_json: bool = False) -> str:
+    """A claim computed anew. FileError with the ids that there are."""
+    all_said = said.load()
+    claim = next((claim for claim in all_said.claims if claim.id == name), None)
+    if claim is None:
+        raise FileError(f"claim {name!r} is unknown; known: {', '.join(claim.id for claim in all_said.claims)}")
+    entry = ledger.entry(claim, all_said)
+    if as_json:
+        return json.dumps(entry, indent=1, ensure_ascii=False)
+    return "\n".join(f"{field}: {_plain(value)}" for field, value in entry.items() if value)
+
+
+def _plain(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " / ".join(map(str, value))
+    return str(value)
+
+
+def stored() -> str:
+    return (said.ROOT / "figures" / "claims.json").read_text(encoding="utf-8")
+
+
+def verdict(problems: list[str]) -> str:
+    """The last line."""
+    kept = ledger.kept()
+    if problems:
+        return f"{len(problems)} to mend; {ledger.REFRESH} works out the ledger anew."
+    numbers = sum(len(row["numbers"]) for row in kept.values())
+    return f"{len(kept)} claims with {numbers} numbers: all stand in their files, and come out as they are stored."
