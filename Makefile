@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides test test-browser demo bench soak mutants lint notebooks flash constraints clean
+.PHONY: help setup lab show slides site explorer test test-browser demo bench soak mutants lint notebooks flash constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -69,6 +69,14 @@ show: setup ## the live panel alone on a page, for a projector; on 127.0.0.1 beh
 slides: setup ## every notebook as a reveal.js deck in build/slides, one file each, without its live cells
 	@$(pip) install --no-deps -c constraints.txt sphinx-revealjs
 	@$(py) -m disagg slides $(filter-out notebooks/panel.ipynb notebooks/solutions/%,$(notebooks))
+
+# npm fetches Pyodide once into build/cache; what was fetched is checked against a digest.
+site: $(stamp) ## the explorer in build/site: a static page on which the simulator runs in the browser
+	@$(py) -m disagg site
+
+explorer: site ## the explorer on localhost
+	@echo 'explorer: http://127.0.0.1:$(PORT)/  Ctrl-C ends it.'
+	@$(py) -m http.server --bind 127.0.0.1 --directory build/site $(PORT)
 
 test: setup ## ruff, the tests, and every notebook run again and compared with what it shows
 	@echo 'test: ruff'
