@@ -86,16 +86,15 @@ def expected_log(given: dict[str, str]) -> bytes:
     return event_log(simulate(settings.config, settings.asked, hardware=settings.hardware))
 
 
-def differing(browser, address: str) -> list[dict]:
+def differing(page, address: str) -> list[dict]:
     """The settings whose event log is another one in the browser than here."""
     found = []
     for given in COMPARED:
-        page = browser.new_page()
-        page.goto(permalink(address, given))
+        page.evaluate("performance.clearMeasures()")
+        page.goto(permalink(address, given))  # the same page, to which the address is told
         until_answered(page)
         if log_of(page) != expected_log(given):
             found.append(given)
-        page.close()
     return found
 
 
@@ -124,7 +123,7 @@ def _rows(browser, address: str, say: Say) -> Iterator[Row]:
     note = f"a key on the slider of arrivals, 100 requests, preset streamed; longest {max(took):.2f} s"
     yield Row(NAMES[1], statistics.median(took), "s", 0.5, len(took), note)
     say(NAMES[2])
-    logs = differing(browser, address)
+    logs = differing(page, address)
     yield Row(NAMES[2], len(logs), "", 0, len(COMPARED), "settings; the log's bytes here and in the browser")
     outside = [url for url in asked if not url.startswith(address)]
     yield Row(NAMES[3], len(outside), "", 0, len(asked), "of all requests of the page and its worker")

@@ -20,9 +20,9 @@ const addressed = () => Object.fromEntries(new URLSearchParams(location.hash.sli
 // Shows what can be shown; whether all of it may be, Python says.
 function fill(settings) {
   for (const one of controls) {
-    one.value = starts[one.name];
-    if (Object.hasOwn(settings, one.name)) one.value = settings[one.name];
-    if (one.selectedIndex === -1) one.value = starts[one.name];
+    const text = Object.hasOwn(settings, one.name) ? settings[one.name] : starts[one.name];
+    one.value = text;
+    if (one.value !== text) one.value = starts[one.name];
   }
   label();
 }
@@ -115,8 +115,9 @@ function open() {
   ask(settings);
 }
 
+find("said").textContent = "Python is loading (12 MB, kept by the browser for the next time) …";
 worker.onmessage = take;
-worker.onerror = () => refuse("The twin could not be loaded. This page must come from a web server, not from a file.");
+worker.onerror = () => refuse("The twin could not be loaded: a file of this page is missing on its server.");
 form.addEventListener("input", changed);
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("hashchange", open);
