@@ -291,6 +291,14 @@ def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
     assert str(Breach("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
 
 
+def test_what_landed_before_a_recompute_counts_no_more():
+    """Colocated, nothing lands afterwards: a fetched request was preempted again before it joined (seed 4,877)."""
+    log = Log().handing_off().committed()
+    assert log.watch.requests.get(0, "").due == 2
+    log.move("decode 0", "free", None, 2, 3).move("prefill 0", "in_flight", 0, 0, 1).prefill(pass_id=3)
+    assert log.watch.requests.get(0, "").due is None
+
+
 def test_a_row_that_leaves_still_runs_in_the_steps_before():
     batch = Batch("decode 0")
     joins = tuple(cmd.Join(request, 7, 6, (request,), 1, Sampling()) for request in (0, 1))

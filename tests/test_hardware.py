@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from disagg import Config, Request, simulate
 from disagg.plan.counting import looked_at
-from disagg.plan.errors import ConfigError
+from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.hardware import DEVICES, Costs, Hardware, Predicted, device_named
 from disagg.plan.link import PRESETS
 from disagg.plan.shapes import SHAPES, sizes_of
@@ -53,7 +53,7 @@ def test_an_h200s_passes_are_met(tokens, measured_ms):
 @pytest.mark.parametrize(("rows", "measured_ms"), [(1, 4.87), (16, 5.44), (64, 7.28)])
 def test_an_h200s_steps_are_met(rows, measured_ms):
     costs = Costs(sizes_of("llama3-8b"), device_named("H200"))
-    assert 1e3 * costs.step_s([1024] * rows) == pytest.approx(measured_ms, rel=0.05)
+    assert 1e3 * costs.step_s(rows, 1024 * rows) == pytest.approx(measured_ms, rel=0.05)
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=6), st.integers(1, 2999))
@@ -67,7 +67,7 @@ def test_cutting_a_prompt_changes_what_attention_looks_at_in_nothing(lengths, cu
 def test_more_work_takes_longer(name):
     costs = Costs(sizes_of(name), device_named("A100"))
     passes = [costs.pass_s([(0, tokens)]) for tokens in (1, 512, 2048, 8192)]
-    steps = [costs.step_s([1024] * rows) for rows in (1, 16, 64, 256)]
+    steps = [costs.step_s(rows, 1024 * rows) for rows in (1, 16, 64, 256)]
     assert passes == sorted(passes) and steps == sorted(steps) and min(passes + steps) > 0
 
 
@@ -101,6 +101,16 @@ def test_a_run_on_hardware_is_a_run():
     alone = sum(costs.pass_s([(at, min(at + 256, 2048))]) for at in range(0, 2048, 256)) + costs.head_s(1)
     assert first.finish_reason == "length" and first.ttft_s == pytest.approx(alone, rel=0.05)
     assert run.overlap(0).hidden > 0.9, "NVLink hides all but the last copy"
+
+
+def test_a_run_that_is_not_recorded_has_the_same_answers_and_no_timeline():
+    asked = [Request([1] * 300, 8), Request([1] * 100, 8, 0.01)]
+    run, lean = (simulate(EIGHT, asked, hardware="2xH200", record=record) for record in (True, False))
+    assert [r.token_times_ns for r in lean.results] == [r.token_times_ns for r in run.results]
+    assert not lean.timeline.spans and not lean.timeline.marks and not lean.log and run.log
+    with pytest.raises(EngineError, match="record=False"):
+        lean.results[0].receipt  # noqa: B018
+    assert lean.metrics().ttft_s == run.metrics().ttft_s
 
 
 def test_speeds_and_hardware_exclude_each_other():

@@ -1,5 +1,8 @@
 """Pieces, lanes and the ring."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
@@ -48,6 +51,16 @@ def test_a_bulk_transfer_is_one_piece_and_one_landing():
     assert (flight.piece.blocks, flight.target, flight.target_blocks, flight.slot) == ((5, 6), DECODE, (8, 9), None)
     assert notices == [Landed(1, (Part(0, LAYERS, 0, 2),), LAYERS * 2 * 4 * 2, 0)]
     assert lanes.journeys == {}
+
+
+@given(st.integers(0, 3), st.integers(1, 4) | st.none(), st.integers(0, 60))
+def test_the_layers_after_which_copies_start_are_told_ahead(blocks, layers_per_copy, least_bytes):
+    config = Config(route="direct", block_size=4, layers_per_copy=layers_per_copy)
+    lanes = Traffic(config, layers=5, token_bytes=10)
+    lanes.measured(config, least_bytes)
+    lanes.send(send(1, tuple(range(blocks)), route="direct", ready=False), 0)
+    told = lanes.copied_after(1)
+    assert told == [layer for layer in range(5) if lanes.hand_off(1, layer, 0) is not None] and told[-1] == 4
 
 
 def test_layers_travel_as_they_are_handed_off_in_groups():

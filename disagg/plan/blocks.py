@@ -38,7 +38,8 @@ class BlockPool:
     @property
     def available(self) -> int:
         """Blocks that can be reserved now."""
-        return max(0, min(len(self._free), self.capacity - self.held))
+        room = len(self._free) - self.total + self.capacity  # the capacity is the total at most
+        return room if room > 0 else 0
 
     def reserve(self, count: int, owner: int) -> list[int] | None:
         """`count` blocks in flight for `owner`, or None where they are not all there."""

@@ -245,7 +245,7 @@ class Watch:
             self.blocks.touch(pool, chunk.blocks)
             if chunk.start == 0:
                 view.prefilling, view.prefilled, view.arrived, view.paged = True, False, False, False
-                view.since_ns = self._now
+                view.since_ns, view.due = self._now, None
         self.waiting.passes[command.worker] = command
         self.waiting.begun["pass", command.worker] = self._now
 

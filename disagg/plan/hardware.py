@@ -8,7 +8,7 @@ device's peak that a real engine was measured to reach on one GPU. Nothing here 
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from disagg.plan import link
@@ -19,6 +19,7 @@ from disagg.plan.errors import ConfigError
 from disagg.plan.route_cost import RouteCost
 from disagg.plan.shapes import sizes_of
 
+DIALLED = 128  # tokens of the prompt whose layers `Link.ratio` is about
 MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is activations and what the system holds
 
 
@@ -26,21 +27,27 @@ MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is act
 class Fit:
     """What is reached of a device's peaks, and what each pass, step and copy costs besides."""
 
-    products: float  # share of FLOP/s, in the matrix products of a prefill pass
+    products: float  # share of FLOP/s, in matrix products
     attention: float  # share of FLOP/s, in prefill's attention
-    reading: float  # share of bytes/s, of weights and K/V in a decode step
+    reading: float  # share of bytes/s, of weights
+    kv: float  # share of bytes/s, of K/V in a decode step
+    copying: float = 1.0  # share of a link's bytes/s
     pass_s: float = 0.0  # fixed cost of a prefill pass
     step_s: float = 0.0  # of a decode step
     row_s: float = 0.0  # of each of its rows
     copy_s: float = 0.0  # of a copy
-    beside: float = 1.0  # times as long while the other worker computes too
+    turn_s: float = 0.0  # from a worker's answer to what it does next, where that had to be decided first
+    beside_pass: float = 1.0  # times as long does a pass take while another worker computes
+    beside_step: float = 1.0  # and a step
     source: str = "assumption"
 
 
 #: Fitted to one H200 under this package's engine (Llama-3-8B shape, November 2026: passes of 2,048 and 8,192 tokens in
 #: 47.5 and 217 ms, steps of 1, 16 and 64 rows at context 1,024 in 4.87, 5.44 and 7.28 ms; `bench --suite gpu`).
 #: That other GPUs reach the same shares is an assumption.
-LIKE_H200 = Fit(0.66, 0.40, 0.75, pass_s=1e-3, step_s=6.6e-4, copy_s=5e-5, source="as one H200; assumption elsewhere")
+LIKE_H200 = Fit(
+    0.66, 0.40, 0.75, 0.75, pass_s=1e-3, step_s=6.6e-4, copy_s=5e-5, source="as one H200; assumption elsewhere"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ DEVICES = {
                "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums"),
         Device("CPU", 0.1 * _TF, 11 * _GB, 8 * _GB, "memory", "memory",
                "one Zen 3 core with AVX2, measured, November 2026",
-               Fit(0.83, 0.4, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption")),
+               Fit(0.83, 0.4, 0.9, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption")),
     )
 }  # fmt: skip
 
@@ -143,13 +150,12 @@ class Costs:
         computing = 2 * sizes.head_weights * rows / (fit.products * device.flops_per_s)
         return max(computing, sizes.itemsize * sizes.head_weights / (fit.reading * device.bytes_per_s))
 
-    def step_s(self, contexts: Iterable[int]) -> float:
-        """A decode step of a row for each context, in tokens with the new one."""
+    def step_s(self, rows: int, tokens: int) -> float:
+        """A decode step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
         sizes, device, fit = self.sizes, self.device, self.device.fit
-        contexts = list(contexts)
-        nbytes = sizes.weight_bytes + sizes.token_bytes * sum(contexts)
-        computing = 2 * (sizes.weights + sizes.head_weights) * len(contexts) / (fit.products * device.flops_per_s)
-        return fit.step_s + len(contexts) * fit.row_s + max(computing, nbytes / (fit.reading * device.bytes_per_s))
+        computing = 2 * (sizes.weights + sizes.head_weights) * rows / (fit.products * device.flops_per_s)
+        reading = (sizes.weight_bytes / fit.reading + sizes.token_bytes * tokens / fit.kv) / device.bytes_per_s
+        return fit.step_s + rows * fit.row_s + max(computing, reading)
 
 
 @dataclass(frozen=True)
@@ -187,16 +193,20 @@ class Predicted:
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int]:
         """As `Speeds.pass_ns`; only prompts that end ask for the output head."""
-        costs, slow = self.prefill, self.prefill.device.fit.beside if beside else 1.0
+        costs, slow = self.prefill, self.prefill.device.fit.beside_pass if beside else 1.0
         layers_s = costs.pass_s(chunks)
         layer_ns = round(1e9 * slow * layers_s / self.layers)
         return layer_ns, round(1e9 * slow * costs.head_s(ending)) if ending else 0
 
-    def step_ns(self, groups: Sequence[Sequence[int]], beside: bool) -> int:
+    def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """As `Speeds.step_ns`."""
-        slow = self.decode.device.fit.beside if beside else 1.0
-        read = [[max(group)] * len(group) if self.pads else group for group in groups]
-        return round(1e9 * slow * self.decode.step_s([context for group in read for context in group]))
+        slow = self.decode.device.fit.beside_step if beside else 1.0
+        return round(1e9 * slow * self.decode.step_s(rows, tokens))
+
+    @property
+    def turn_ns(self) -> int:
+        """As `Speeds.turn_ns`."""
+        return round(1e9 * self.decode.device.fit.turn_s)
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """As `Speeds.copy_ns`."""
@@ -205,12 +215,12 @@ class Predicted:
 
     def cost(self, lane: str) -> RouteCost:
         """Of the direct wire, or of a hop between a device and host memory."""
-        rate = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s
-        return RouteCost(self.decode.device.fit.copy_s, rate)
+        rate, fit = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s, self.decode.device.fit
+        return RouteCost(fit.copy_s, rate * fit.copying)
 
     def sized(self, config: Config) -> Config:
-        """The config with the block counts that were left open taken from the devices' memory. ConfigError with the
-        bytes that are missing."""
+        """The config with what was left open: block counts by the devices' memory, and a link's ratio by their speed.
+        ConfigError with the bytes that are missing."""
         block_bytes, changes = config.block_size * self.token_bytes, {}
         for name, costs in (("prefill_blocks", self.prefill), ("decode_blocks", self.decode)):
             device, weights = costs.device, costs.sizes.weight_bytes
@@ -225,4 +235,6 @@ class Predicted:
             changes[name] = room // block_bytes if wanted is None else wanted
         if config.host_blocks is None:
             changes["host_blocks"] = changes["decode_blocks"]
+        layer_s, nbytes = self.prefill.pass_s([(0, DIALLED)]) / self.layers, DIALLED * self.token_bytes // self.layers
+        changes["link"] = tuple(link.against(layer_s, nbytes) for link in config.links)
         return config.replace(**changes)

@@ -5,6 +5,7 @@ Deadlines follow from deadlines, never from when a thread woke up, so errors do 
 Notebook: notebooks/03_layer_streaming.ipynb.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -69,6 +70,12 @@ class Link:
     def ratio(cls, compute_over_transfer: float, **fields) -> "Link":
         """A wire on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
         return cls(compute_ratio=compute_over_transfer, **fields)
+
+    def against(self, compute_s: float, layer_bytes: int) -> "Link":
+        """The wire on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
+        if self.compute_ratio is None:
+            return self
+        return dataclasses.replace(self, bandwidth=layer_bytes * self.compute_ratio / compute_s, compute_ratio=None)
 
     @property
     def dialled(self) -> bool:

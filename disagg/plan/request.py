@@ -118,6 +118,8 @@ def _are_ids(value) -> bool:
 
 def _plain(value):
     """Arrays, and lists of numpy's whole numbers, as lists of ints; anything else as it is."""
+    if isinstance(value, (list, tuple)) and set(map(type, value)) == {int}:
+        return value if isinstance(value, tuple) else list(value)
     listed = value.tolist() if hasattr(value, "tolist") else value
     return [int(i) for i in listed] if _are_ids(listed) else value
 

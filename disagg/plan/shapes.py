@@ -4,17 +4,24 @@ A shape is a model without its weights, and speed depends on the shape alone.
 """
 
 import difflib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from disagg.plan.checks import short
 from disagg.plan.counting import Sizes
 from disagg.plan.errors import ConfigError
 
 RANDOM = "random-"  # before a shape's name, in Config.model
+MOST_BYTES = 2**20  # of a config.json
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _LLAMA = dict(rms_norm_eps=1e-5, rope_theta=500_000.0, tie_word_embeddings=False)
 _QWEN = dict(rms_norm_eps=1e-6, rope_theta=1_000_000.0)
+
+#: `tiny`, a Llama for tests and lessons, which run/tiny makes in memory.
+TINY = dict(vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
 
 #: Name → kind of config, and its fields.
 SHAPES = {
@@ -40,12 +47,31 @@ SHAPES = {
 
 
 def sizes_of(model: str | Mapping, dtype: str = "bfloat16") -> Sizes:
-    """Of a shape by name, "random-" in front or not, or of the fields of any config.json. ConfigError."""
+    """Of a shape by name, "random-" in front or not, of a folder with a config.json, or of such a file's fields.
+    ConfigError."""
     if isinstance(model, Mapping):
         return Sizes.of_config(model, ITEMSIZE[dtype])
     name = model.removeprefix(RANDOM) if isinstance(model, str) else model
-    if name not in SHAPES:
-        near = difflib.get_close_matches(name, SHAPES, n=1) if isinstance(name, str) else []
-        words = f"; nearest: {near[0]!r}" if near else ""
-        raise ConfigError(f"model {short(model)} has no known shape{words}; known: {', '.join(SHAPES)}")
-    return Sizes.of_config(SHAPES[name][1], ITEMSIZE[dtype])
+    if name == "tiny":
+        return Sizes.of_config(TINY, ITEMSIZE[dtype])
+    if name in SHAPES:
+        return Sizes.of_config(SHAPES[name][1], ITEMSIZE[dtype])
+    if isinstance(name, str) and "\0" not in name and (path := Path(name) / "config.json").is_file():
+        return Sizes.of_config(_fields(path), ITEMSIZE[dtype])
+    near = difflib.get_close_matches(name, SHAPES, n=1) if isinstance(name, str) else []
+    words = f"; nearest: {near[0]!r}" if near else ""
+    known = f"known: tiny, {', '.join(SHAPES)}, or a folder with a config.json"
+    raise ConfigError(f"model {short(model)} has no known shape{words}; {known}")
+
+
+def _fields(path: Path) -> Mapping:
+    """Of a config.json. ConfigError where it is none."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a model's config has {MOST_BYTES:,} at most")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no config.json: {error}") from None
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{path} is no config.json: it holds {short(found)}")
+    return found

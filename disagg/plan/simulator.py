@@ -39,6 +39,7 @@ class Speeds:
     copy_byte: float = 0.2  # an undialled wire
     pads: ClassVar[bool] = True  # a row of a group is read as far as its longest
     steps_in_flight: ClassVar[int] = 1
+    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller hears of it
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int]:
         """A layer of a pass over chunks [start, stop), and what follows the last layer, where `ending` prompts end in
@@ -46,10 +47,9 @@ class Speeds:
         tokens = sum(stop - start for start, stop in chunks)
         return (self.prefill_pass + tokens * self.prefill_token) // self.layers, self.tail
 
-    def step_ns(self, groups: Sequence[Sequence[int]], beside: bool) -> int:
-        """A step of rows with these contexts, in tokens with the new one, group by group."""
-        rows, padded = sum(map(len, groups)), sum(len(group) * max(group) for group in groups)
-        return self.step + rows * self.step_row + padded * self.step_token
+    def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
+        """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
+        return self.step + rows * self.step_row + tokens * self.step_token
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """A copy on an undialled wire."""
@@ -64,7 +64,9 @@ def fake_token(request: int, index: int) -> int:
 class World:
     """One controller, its traffic, and workers that take time. `step` advances by one event."""
 
-    def __init__(self, config: Config, speeds: Speeds = Speeds(), steps_in_flight: int | None = None):
+    def __init__(
+        self, config: Config, speeds: Speeds = Speeds(), steps_in_flight: int | None = None, record: bool = True
+    ):
         self.config, self.speeds = config, speeds
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
         ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
@@ -73,7 +75,7 @@ class World:
         self.now_ns = 0
         self.results: dict[int, Result] = {}
         self.recorder = Recorder(self.controller.book, self.traffic, "virtual clock")
-        self.recorder.begin(0)
+        self.recorder.begin(0, record)
         self.busy_lanes: set[str] = set()
         self._heap: list = []
         self._sequence = 0
@@ -93,7 +95,8 @@ class World:
         refusal = self.controller.refusal(job)
         if refusal:
             raise RequestError(refusal)
-        self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=self.recorder.timeline)
+        timeline = self.recorder.timeline if self.recorder.on else None
+        self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
 
     def retune(self, config: Config):
@@ -129,11 +132,15 @@ class World:
         self.drive_lanes()
 
     def obey(self, command):
-        match command:
-            case cmd.Prefill():
-                self._prefill(command)
+        match command:  # the most frequent first
             case cmd.Decode():
                 self._decode(command)
+            case cmd.Emit():
+                for request, token in zip(command.requests, command.tokens, strict=True):
+                    self.results[request].token_ids.append(token)
+                    self.results[request].token_times_ns.append(command.at_ns)
+            case cmd.Prefill():
+                self._prefill(command)
             case cmd.Send():
                 self.traffic.send(command, self.now_ns)
             case cmd.Assign():
@@ -141,10 +148,6 @@ class World:
             case cmd.Abort():
                 for notice in self.traffic.abort(command.transfer, self.now_ns):
                     self.at(self.now_ns, self.deliver, notice)
-            case cmd.Emit():
-                for request, token in zip(command.requests, command.tokens, strict=True):
-                    self.results[request].token_ids.append(token)
-                    self.results[request].token_times_ns.append(command.at_ns)
             case cmd.Ended():
                 result = self.results[command.request]
                 result.finish_reason, result.error = command.finish.value, command.error
@@ -161,10 +164,8 @@ class World:
         tokens = sum(chunk.stop - chunk.start for chunk in command.chunks)
         layer, tail = self._pass_ns(command)
         end = start + layer * speeds.layers + tail
-        moving = [chunk.transfer for chunk in command.chunks if chunk.transfer is not None]
-        if moving:
-            for index in range(speeds.layers):
-                self.at(start + (index + 1) * layer, self._hand_off, moving, index)
+        for index, moving in self._moving(command):
+            self.at(start + (index + 1) * layer, self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
         requests = tuple(chunk.request for chunk in command.chunks)
@@ -178,15 +179,27 @@ class World:
             )
         )  # fmt: skip
         given = tuple(self.token(chunk.request, chunk.token_index) for chunk in finals)
-        self.at(end, self.deliver, ev.Prefilled(command.worker, command.pass_id, given, start, end))
+        prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
+        self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
+
+    def _moving(self, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
+        """(layer, transfers that have a copy ready once it is handed off): the others' layers wait for more."""
+        moving: dict[int, list[int]] = {}
+        for chunk in command.chunks:
+            if chunk.transfer is not None:
+                for layer in self.traffic.copied_after(chunk.transfer):
+                    moving.setdefault(layer, []).append(chunk.transfer)
+        return sorted(moving.items())
 
     def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int]:
         chunks, ending = command.chunks, sum(chunk.final for chunk in command.chunks)
         return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], ending, self._beside(command.worker))
 
     def _beside(self, worker: cmd.Worker) -> bool:
-        """Does another worker compute now?"""
-        return any(free_ns > self.now_ns for other, free_ns in self._free_ns.items() if other != worker)
+        """Does another worker compute now, or is about to?"""
+        book = self.controller.book
+        busy = [seat.worker for seat in book.prefills if seat.passing] + [s.worker for s in book.decodes if s.steps]
+        return any(other != worker for other in busy)
 
     def _hand_off(self, transfers: list[int], layer: int):
         for transfer in transfers:
@@ -200,18 +213,19 @@ class World:
         for join in command.joins:
             batch[join.request] = [join.context, join.token_index]
         start = self._start(command.worker)
-        groups, tokens = [], []
+        tokens, used, padded = [], 0, 0
         for group in command.groups:
-            groups.append([])
+            contexts = []
             for request in group:
                 row = batch[request]
                 tokens.append(self.token(request, row[1]))
                 row[0] += 1
                 row[1] += 1
-                groups[-1].append(row[0])
-        used = sum(map(sum, groups))
-        padded = sum(len(g) * max(g) for g in groups) if self.speeds.pads else used
-        end = start + self.speeds.step_ns(groups, self._beside(command.worker))
+                contexts.append(row[0])
+            used += sum(contexts)
+            padded += max(contexts) * len(group)
+        padded = padded if self.speeds.pads else used
+        end = start + self.speeds.step_ns(len(tokens), padded, self._beside(command.worker))
         order = tuple(chain.from_iterable(command.groups))
         self._free_ns[command.worker] = end
         sizes = tuple(map(len, command.groups))
@@ -221,7 +235,8 @@ class World:
                 ready_ns=command.at_ns, groups=sizes,
             )
         )  # fmt: skip
-        self.at(end, self.deliver, ev.Stepped(command.worker, command.step, tuple(tokens), start, end, used, padded))
+        stepped = ev.Stepped(command.worker, command.step, tuple(tokens), start, end, used, padded)
+        self.at(end + self.speeds.turn_ns, self.deliver, stepped)
 
     def token(self, request: int, index: int) -> int:
         return fake_token(request, index)
@@ -254,11 +269,11 @@ class World:
         self.drive_lanes()
 
 
-def world_of(config: Config, requests: Sequence[Request], speeds: Speeds, kind: type[World] = World) -> World:
+def world_of(config: Config, requests: Sequence[Request], speeds, kind: type[World] = World, **how) -> World:
     """A world in which these requests, given as token ids, will arrive."""
     sizes = {name: getattr(config, name) if getattr(config, name) is not None else 4096
              for name in ("prefill_blocks", "decode_blocks", "host_blocks")}  # fmt: skip
-    world = kind(config.replace(**sizes), speeds)
+    world = kind(config.replace(**sizes), speeds, **how)
     for index, request in enumerate(requests):
         if isinstance(request.prompt, str):
             raise RequestError("simulate takes prompts as token ids: it has no tokenizer")
@@ -267,11 +282,14 @@ def world_of(config: Config, requests: Sequence[Request], speeds: Speeds, kind: 
     return world
 
 
-def simulate(config: Config, requests: Iterable[Request], speeds: Speeds | None = None, hardware=None) -> Run:
+def simulate(
+    config: Config, requests: Iterable[Request], speeds: Speeds | None = None, hardware=None, record: bool = True
+) -> Run:
     """Serves requests given as token ids under a virtual clock; the same Run as `Engine.serve`.
 
     `hardware` names what it runs on ("2xL4", "H100+L4", a plan.hardware.Hardware): times are then predicted from the
-    model's sizes. Without it the speeds count, which are round numbers. ConfigError for unknown hardware, and where the
+    model's sizes. Without it the speeds count, which are round numbers. With `record=False` the run has no timeline,
+    only results and counts: a day of requests then fits into memory. ConfigError for unknown hardware, and where the
     model does not fit.
     """
     if hardware is not None:
@@ -280,7 +298,7 @@ def simulate(config: Config, requests: Iterable[Request], speeds: Speeds | None 
         hardware = Hardware.parse(hardware)
         speeds = Predicted.of(config, hardware)
         config = speeds.sized(config)
-    world = world_of(config, listed(requests), speeds or Speeds())
+    world = world_of(config, listed(requests), speeds or Speeds(), record=record)
     if hardware is not None:
         world.recorder.machine = f"virtual clock, {hardware.words}"
         if not speeds.pads:  # as engines on GPUs do

@@ -155,6 +155,13 @@ class Traffic:
             return self._make(journey, layer + 1, now_ns)
         return None
 
+    def copied_after(self, transfer: int) -> list[int]:
+        """Layers of the last Send whose hand-off makes a piece ready, at the present granularity."""
+        layer_bytes = len(self.journeys[transfer].send.blocks) * self.layer_block_bytes
+        least = -(-self.least_bytes // layer_bytes) if layer_bytes else self.layers if self.least_bytes else 1
+        group = max(self.layers_per_copy, least)
+        return [*range(group - 1, self.layers - 1, group), self.layers - 1]
+
     def assign(self, assign: Assign, now_ns: int):
         """The target's blocks are known: pieces that waited for them become ready."""
         journey = self.journeys.get(assign.transfer)

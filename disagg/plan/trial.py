@@ -36,8 +36,7 @@ class Trial(World):
 
     def __init__(self, config: Config, speeds: Speeds = SMALL, steps_in_flight: int = 1, seed: int = 0,
                  faults: FaultPlan | None = None, record: bool = True):  # fmt: skip
-        super().__init__(config, speeds, steps_in_flight)
-        self.recorder.begin(0, record)
+        super().__init__(config, speeds, steps_in_flight, record)
         self.log: list = []  # (when, event): the controller's only input
         self.order, self.faults = random.Random(seed), faults or FaultPlan()
         self.watch = Watch(config, layers=speeds.layers)

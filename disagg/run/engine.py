@@ -40,7 +40,7 @@ from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model import Model
 from disagg.run.placing import check_devices, load, make_caches, model_on
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
-from disagg.run.sizes import DEFAULT_TOKENS, check_growth, compute_of_a_layer, dial_ratio, with_block_counts
+from disagg.run.sizes import DEFAULT_TOKENS, check_growth, compute_of_a_layer, with_block_counts
 from disagg.run.sm_split import Part, split_gpu
 from disagg.run.sm_split import in_words as sms_in_words
 from disagg.run.stages import stages_of
@@ -437,7 +437,7 @@ class Engine:
         if self._compute_s is None:
             self._compute_s = compute_of_a_layer(self.model)
         nbytes = 128 * self.model.shape.layer_token_bytes
-        return config.replace(link=tuple(dial_ratio(link, self._compute_s, nbytes) for link in links))
+        return config.replace(link=tuple(link.against(self._compute_s, nbytes) for link in links))
 
     def _check_open(self):
         if self._closed:

@@ -1,6 +1,5 @@
 """Sizes that the user left open: block counts from the memory there is, and a link's bandwidth from a measured c."""
 
-import dataclasses
 import statistics
 
 import torch
@@ -8,7 +7,6 @@ import torch
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import Link
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.device import settle
 from disagg.run.device_clock import Moments
@@ -62,11 +60,3 @@ def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> floa
         marks = moments.read()
         times.append((marks[-1] - marks[0]) / 1e9 / max(1, len(marks) - 1))
     return statistics.median(times[1:])
-
-
-def dial_ratio(link: Link, compute_s: float, layer_bytes: int) -> Link:
-    """The wire on which `layer_bytes` take compute_s / (c/x)."""
-    if link.compute_ratio is None:
-        return link
-    bandwidth = layer_bytes * link.compute_ratio / compute_s
-    return dataclasses.replace(link, bandwidth=bandwidth, compute_ratio=None)

@@ -2,25 +2,16 @@
 
 import torch
 
-LAYERS, HIDDEN, HEADS, KV_HEADS, CONTEXT, VOCAB, EOS = 4, 64, 4, 2, 2048, 257, 256
+from disagg.plan.shapes import TINY
+
+LAYERS, CONTEXT, VOCAB, EOS = TINY["num_hidden_layers"], 2048, TINY["vocab_size"], 256
 
 
 def make_tiny_llama(seed: int = 0) -> torch.nn.Module:
     """LlamaForCausalLM with weights large enough that greedy answers wander and near ties are rare."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        tie_word_embeddings=False,
-    )
+    config = LlamaConfig(**TINY, max_position_embeddings=CONTEXT, bos_token_id=None, eos_token_id=EOS)
     module = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

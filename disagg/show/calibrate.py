@@ -1,0 +1,175 @@
+"""Fits the cost model to the machine at hand: a short designed run on a real engine, and least squares.
+
+    with Engine(Config.preset("streamed")) as engine:
+        calibration = calibrate(engine)
+    simulate(config, requests, hardware=calibration.hardware)
+
+Each work is first seen alone and then beside the other worker. Relative errors are made small, not seconds, because a
+pass takes a hundred times as long as a copy; the loss is soft, so that a work that somebody else held up counts little.
+Notebook: notebooks/06_twin_and_claims.ipynb.
+"""
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import psutil
+import torch
+from scipy.optimize import least_squares
+
+from disagg.plan import observed
+from disagg.plan.calibration import Calibration
+from disagg.plan.counting import Sizes
+from disagg.plan.errors import EngineError
+from disagg.plan.hardware import DEVICES, LIKE_H200, Costs, Device, Fit, Hardware
+from disagg.plan.link import PRESETS
+from disagg.plan.request import Request
+from disagg.plan.results import Run
+from disagg.run.engine import Engine
+from disagg.show.roofline import measure_ceilings
+
+LIMIT_S = 60.0
+SOFT = 0.1  # relative errors above it count less than their square
+START = Fit(0.5, 0.3, 0.7, 0.5, 0.8, 1e-3, 1e-3, 1e-4, 1e-4, beside_pass=1.1, beside_step=1.1)
+#: What each kind of work tells of a device, in the order in which it is fitted.
+TOLD_BY = {
+    "steps": ("reading", "kv", "step_s", "row_s", "beside_step"),
+    "passes": ("products", "attention", "pass_s", "beside_pass"),
+    "copies": ("copying", "copy_s"),
+}
+#: (prompt tokens, new tokens) of requests that are served together, on a CPU; a GPU takes longer ones, and more.
+ALONE = [[(tokens, 1)] for tokens in (16, 64, 128, 256, 400)] + [[(32, 16)], [(32, 12)] * 8, [(256, 12)] * 4]
+MIXED = [(24, 40), (200, 8), (60, 24), (330, 12), (16, 48), (120, 16), (280, 10), (40, 30), (90, 20), (380, 6)]
+
+Work = tuple[Callable[[Costs], float], float]  # what the model says, and what was measured
+
+
+def calibrate(engine: Engine, limit_s: float = LIMIT_S) -> Calibration:
+    """Of the engine's devices, in at most about `limit_s` seconds; nothing else may run meanwhile. EngineError where
+    the run showed too little."""
+    start, runs = time.perf_counter(), []
+    engine.serve(_requests(engine, MIXED[:1]))  # what is slow the first time
+    for asked in (*ALONE, MIXED, MIXED, MIXED):
+        if time.perf_counter() - start < 0.8 * limit_s:
+            runs.append(engine.serve(_requests(engine, asked)))
+    sizes = Sizes.of(engine.model)
+    device = fitted(_bare(engine), sizes, runs, pads=engine.kernel is None)
+    name = f"{engine.model.name}, {engine.config.dtype}"
+    return calibration(device, sizes, runs, name, engine.kernel is None, time.perf_counter() - start)
+
+
+def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Device:
+    """The device with the fit that comes closest to what the runs show. EngineError where they show too little."""
+    found = works(runs, pads)
+    device = dataclasses.replace(device, fit=dataclasses.replace(START, source="measured"))
+    for kind, names in TOLD_BY.items():
+        if kind == "copies" and not found[kind]:
+            continue  # one device, or wires that are dialled: nothing to learn
+        if len(found[kind]) < len(names):
+            raise EngineError(f"a calibration needs {len(names)} {kind} at least, and {len(found[kind])} were seen")
+        device = _fit(device, sizes, names, found[kind])
+    idle = [seconds for run in runs for seconds in observed.turns(run)]
+    turn = statistics.median(idle) if idle else 0.0
+    return dataclasses.replace(device, fit=dataclasses.replace(device.fit, turn_s=turn))
+
+
+def calibration(
+    device: Device, sizes: Sizes, runs: Sequence[Run], model: str, pads: bool, seconds: float
+) -> Calibration:
+    """The fit with what it leaves unexplained."""
+    costs = Costs(sizes, device)
+    off = {kind: [abs(says(costs) / took - 1) for says, took in found] for kind, found in works(runs, pads).items()}
+    residuals = {kind: statistics.median(errors) for kind, errors in off.items() if errors}
+    seen = {kind: len(errors) for kind, errors in off.items() if errors}
+    return Calibration(runs[0].machine, model, Hardware(device, device, 2), residuals, seen, seconds)
+
+
+def works(runs: Iterable[Run], pads: bool) -> dict[str, list[Work]]:
+    """What the cost model is asked to explain."""
+    found: dict[str, list[Work]] = {kind: [] for kind in TOLD_BY}
+    for run in runs:
+        found["steps"] += [(_step(step), step.seconds) for step in observed.steps(run, pads)]
+        for work in observed.passes(run):
+            found["passes"].append((_layers(work), work.layers_s))
+            if work.ending:
+                found["passes"].append((_head(work), work.tail_s))
+        if not any(link.dialled for link in run.config.links):
+            found["copies"] += [(_copy(copy), copy.seconds) for copy in observed.copies(run)]
+    return {kind: [(says, took) for says, took in pairs if took > 0] for kind, pairs in found.items()}
+
+
+def _step(step: observed.Step) -> Callable[[Costs], float]:
+    return lambda costs: costs.step_s(step.rows, step.tokens) * _slower(costs.device.fit.beside_step, step.beside)
+
+
+def _layers(work: observed.Pass) -> Callable[[Costs], float]:
+    return lambda costs: costs.pass_s(work.chunks) * _slower(costs.device.fit.beside_pass, work.beside)
+
+
+def _head(work: observed.Pass) -> Callable[[Costs], float]:
+    return lambda costs: costs.head_s(work.ending) * _slower(costs.device.fit.beside_pass, work.beside)
+
+
+def _copy(copy: observed.Copy) -> Callable[[Costs], float]:
+    def says(costs: Costs) -> float:
+        device, direct = costs.device, copy.lane.startswith("direct")
+        rate = PRESETS[device.link if direct else device.host_link]
+        return device.fit.copy_s + copy.nbytes / (rate * device.fit.copying)
+
+    return says
+
+
+def _slower(beside: float, share: float) -> float:
+    """Of a work of which this share ran beside another."""
+    return 1 + (beside - 1) * share
+
+
+def _fit(device: Device, sizes: Sizes, names: Sequence[str], found: Sequence[Work]) -> Device:
+    """Least squares over the logarithms of some of the fit's numbers."""
+
+    def with_(logs) -> Device:
+        values = dict(zip(names, map(float, np.exp(logs)), strict=True))
+        return dataclasses.replace(device, fit=dataclasses.replace(device.fit, **values))
+
+    def errors(logs) -> list[float]:
+        costs = Costs(sizes, with_(logs))
+        return [np.log(says(costs) / took) for says, took in found]
+
+    low, high = zip(*(_bounds(name) for name in names), strict=True)
+    start = np.clip(np.log([getattr(device.fit, name) for name in names]), np.log(low) + 1e-6, np.log(high) - 1e-6)
+    best = least_squares(errors, start, bounds=(np.log(low), np.log(high)), loss="soft_l1", f_scale=SOFT)
+    return with_(best.x)
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    if name.startswith("beside"):
+        return 1.0, 10.0
+    return (1e-7, 1.0) if name.endswith("_s") else (1e-3, 10.0)
+
+
+def _bare(engine: Engine) -> Device:
+    """The decode device with its ceilings, before anything is fitted."""
+    if engine.config.decode_device == "cpu":
+        ceilings = measure_ceilings(engine.config.threads)
+        memory = psutil.virtual_memory().total // 2
+        return Device("CPU", ceilings.flops_per_s, ceilings.bytes_per_s, memory, "memory", "memory", "measured", START)
+    name = torch.cuda.get_device_name(engine.config.decode_device)
+    known = [device for key, device in DEVICES.items() if key in name.lower().replace(" ", "")]
+    if not known:
+        raise EngineError(f"{name} has no entry in plan/hardware; known: {', '.join(d.name for d in DEVICES.values())}")
+    return dataclasses.replace(known[-1], fit=LIKE_H200)
+
+
+def _requests(engine: Engine, asked: Sequence[tuple[int, int]]) -> list[Request]:
+    """All at once, as long as the engine's memories allow."""
+    config, dice = engine.config, random.Random(len(asked))
+    longer, more = (1, 1) if config.decode_device == "cpu" else (8, 4)
+    room = min(config.prefill_blocks, config.decode_blocks) * config.block_size // 2
+    words = range(min(1000, engine.model.vocab_size))
+    return [
+        Request(dice.choices(words, k=min(tokens * longer, room - new)), new, ignore_eos=True)
+        for _ in range(more if len(asked) > 1 else 1) for tokens, new in asked
+    ]  # fmt: skip

@@ -1,0 +1,98 @@
+"""How far off is the twin? The same requests on the real engine and under the virtual clock, figure by figure.
+
+The twin gets the calibration and the requests, and nothing of the run that it is compared with.
+Notebook: notebooks/06_twin_and_claims.ipynb.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from disagg.plan.calibration import Calibration
+from disagg.plan.config import Config
+from disagg.plan.link import Link
+from disagg.plan.request import Request
+from disagg.plan.results import Run
+from disagg.plan.simulator import simulate
+from disagg.plan.workloads import Lengths, bursts, poisson, requests_of
+from disagg.run.engine import Engine
+from disagg.run.model import Model
+
+#: Figure → how a run gives it; None where it has none.
+FIGURES: dict[str, Callable[[Run], float | None]] = {
+    "ttft_p50": lambda run: run.metrics().ttft_s.p50,
+    "ttft_p90": lambda run: run.metrics().ttft_s.p90,
+    "tpot_p50": lambda run: run.metrics().tpot_s.p50,
+    "tpot_p90": lambda run: run.metrics().tpot_s.p90,
+    "tokens_per_s": lambda run: run.metrics().tokens_per_s,
+    "H": lambda run: run.overlap().hidden,
+}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Requests that the calibration has not seen, and how they are served."""
+
+    name: str
+    preset: str
+    changes: dict
+    count: int
+    arrivals: Callable  # of plan/workloads
+    per_s: float
+    prompt: Lengths
+    new: Lengths
+    seed: int
+
+    def config(self, model: str) -> Config:
+        return Config.preset(self.preset, model=model, **self.changes)
+
+    def requests(self, vocab: int) -> list[Request]:
+        return requests_of(self.arrivals(self.count, self.per_s, self.prompt, self.new, self.seed), vocab, self.seed)
+
+
+#: For two cores and the embedded model: from a half-idle engine to a crowd, each route and one device.
+HELD_OUT = (
+    Held("readers", "streamed", {}, 14, poisson, 0.8, Lengths(120, 0.6, 16, 480), Lengths(24, 0.4, 4, 60), 11),
+    Held("slow wire", "streamed", {"link": Link.ratio(0.62), "layers_per_copy": 1}, 8, poisson, 0.4,
+         Lengths(128), Lengths(12), 12),
+    Held("crowd", "dynamic", {}, 20, bursts, 2.0, Lengths(60, 0.8, 16, 400), Lengths(20, 0.5, 4, 50), 13),
+    Held("one device", "colocated", {}, 14, poisson, 0.8, Lengths(90, 0.6, 16, 400), Lengths(20, 0.4, 4, 60), 14),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A workload's real run and the twin's."""
+
+    name: str
+    real: Run
+    twin: Run
+
+    def figures(self) -> dict[str, tuple[float, float]]:
+        """Figure → (measured, predicted), of those that both have."""
+        found = {name: (read(self.real), read(self.twin)) for name, read in FIGURES.items()}
+        return {name: pair for name, pair in found.items() if None not in pair}
+
+    def errors(self) -> dict[str, float]:
+        """|predicted / measured - 1| in per cent; of H, which may be 0, the difference in points."""
+        return {
+            name: 100 * (abs(twin - real) if name == "H" else abs(twin / real - 1))
+            for name, (real, twin) in self.figures().items()
+        }
+
+
+def validate(
+    calibration: Calibration, model: Model, held_out: Sequence[Held] = HELD_OUT, say: Callable[[str], None] = print
+) -> Iterator[Compared]:
+    """Serves each workload for real, and simulates it; one after the other, as they end."""
+    for held in held_out:
+        say(f"{held.name}: {held.count} requests on {held.preset}")
+        requests = held.requests(model.vocab_size)
+        with Engine(held.config(model.name), model=model) as engine:
+            engine.serve(requests[:1])  # what is slow the first time
+            real = engine.serve(requests)
+        yield Compared(held.name, real, predicted(real, requests, calibration))
+
+
+def predicted(real: Run, requests: Sequence[Request], calibration: Calibration) -> Run:
+    """The same requests under the virtual clock, with the real run's memories and wires."""
+    return simulate(real.config, requests, hardware=calibration.hardware)
