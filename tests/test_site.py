@@ -103,7 +103,7 @@ def test_the_desk_drops_what_was_under_way():
     said, columns = desk.answer()
     run = Twin(Settings.parse(FEW)).run()
     assert (json.loads(said), columns) == (json.loads(json.dumps(shown(run)[0])), shown(run)[1])
-    assert desk.log() == event_log(run)
+    assert desk.begin('{"seed": "100"}').startswith("seed must be") and desk.log() == event_log(run), "it stays"
     names = [name for name, _ in json.loads(said)["facts"]]
     assert names[0].startswith("TTFT") and names[-1] == "decode busy"
 
@@ -164,6 +164,7 @@ def test_the_command_says_what_it_wrote(tmp_path, monkeypatch):
     monkeypatch.setattr(pyodide, "files", lambda cache: {})
     done = CliRunner().invoke(cli.app, ["site", "--folder", str(tmp_path / "site")])
     assert done.exit_code == 0 and "written:" in done.output, done.output
+    assert (tmp_path / "site" / "index.html").exists()
 
 
 def test_the_page_asks_for_nothing_outside_and_trusts_no_text(tmp_path):

@@ -9,7 +9,7 @@ from disagg.show.explorer.twin import Twin, event_log, shown
 
 
 class Desk:
-    """One run at a time: a new `begin` drops what was under way."""
+    """One run at a time: a new `begin` drops what was under way; the last answer stays until there is another."""
 
     def __init__(self):
         self._twin: Twin | None = None
@@ -17,7 +17,6 @@ class Desk:
 
     def begin(self, given: str) -> str:
         """Settings as JSON of names and texts; returns why they are refused, or nothing."""
-        self._twin = self._run = None
         try:
             self._twin = Twin(Settings.parse(json.loads(given)))
         except DisaggError as error:
