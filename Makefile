@@ -88,7 +88,7 @@ test: setup ## ruff, the tests, and every notebook run again and compared with w
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(notebooks),echo 'test: no notebooks yet')
 
 # An installed Chromium is taken (CHROMIUM=path, or one on the PATH); else playwright fetches its own.
-test-browser: setup ## the exported page and the widgets in a real Chromium; screenshots in build/browser
+test-browser: setup ## the exported page, the explorer and the widgets in a real Chromium; screenshots in build/browser
 	@$(pip) install -c constraints.txt -e '.[browser]'
 	@test -n "$(CHROMIUM)" || command -v chromium google-chrome >/dev/null || $(py) -m playwright install chromium
 	@CHROMIUM="$(CHROMIUM)" $(py) -m pytest tests/browser

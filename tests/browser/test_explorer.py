@@ -28,6 +28,14 @@ def address(tmp_path_factory):
         yield f"{address}below/explorer/"
 
 
+#: Whatever a worker says to the page is written down too.
+LISTEN = """
+window.heard = [];
+window.Worker = class extends Worker {
+  constructor(...given) { super(...given), this.addEventListener("message", ({ data }) => heard.push(data.id)); }
+};"""
+
+
 @pytest.fixture(scope="module")
 def opened(browser, address):
     """One page for most tests: starting Python takes longer than all they do with it."""
@@ -37,6 +45,7 @@ def opened(browser, address):
     page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("dialog", lambda dialog: (page.complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.add_init_script(LISTEN)
     page.goto(permalink(address, FEW))
     yield page
     page.close()
@@ -141,14 +150,30 @@ def test_a_bad_link_is_refused_at_the_start_too(open_page, address):
     expect(page.locator("#said")).to_contain_text("10 requests in", timeout=LONG)
 
 
-def test_a_newer_wish_ends_an_older_one(page):
-    """Of many wishes in a row few are answered, and the last one is what stays."""
-    many = "() => { for (let n = 10; n <= 300; n += 10) { rate.value = 1 + n / 10; requests.value = n; ask(n); } }"
-    page.evaluate(many.replace("ask(n)", "requests.dispatchEvent(new Event('input', { bubbles: true }))"))
-    expect(page.locator("#said")).to_contain_text("300 requests in", timeout=LONG)
+WISH = """(wishes) => {
+  const wish = ([name, value]) => Object.assign(document.getElementById(name), { value });
+  for (const one of wishes) {
+    Object.entries(one).forEach(wish);
+    document.getElementById("rate").dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}"""
+
+
+def test_of_many_wishes_the_last_is_answered(page):
+    page.evaluate(WISH, [{"rate": str(n), "requests": str(10 * n)} for n in range(1, 21)])
+    expect(page.locator("#said")).to_contain_text("200 requests in", timeout=LONG)
     asked = page.evaluate("performance.getEntriesByType('mark').filter((one) => one.name.startsWith('asked')).length")
-    answered = page.evaluate("performance.getEntriesByName('answered').length")
-    assert asked == 30 and answered < 6
+    assert asked == 20 and page.evaluate("performance.getEntriesByName('answered').length") < 4
+
+
+def test_a_newer_wish_ends_a_run_that_is_under_way(page):
+    """The worker is heard directly: it never answers the long one."""
+    page.evaluate("window.heard.length = 0")
+    page.evaluate(WISH, [{"requests": "300", "preset": "staged"}])
+    page.wait_for_timeout(100)  # it has begun
+    page.evaluate(WISH, [{"requests": "20", "preset": "split"}])
+    expect(page.locator("#said")).to_contain_text("20 requests in", timeout=LONG)
+    assert page.evaluate("window.heard.length") == 1
 
 
 def test_two_answers_stand_side_by_side(page):
