@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_nothing_given_is_the_start():
-    assert Settings.parse({}) == Settings("streamed", "llama3-8b", "2xH100", "25gbe", "fcfs", 100, 16, 800, 32, 0)
+    assert Settings.parse({}) == Settings("streamed", "llama3-8b", "2xA100", "25gbe", "fcfs", 100, 10, 800, 32, 0)
     assert Settings.parse({"rate": "3", "link": "own"}).config.link is None
 
 

@@ -75,7 +75,7 @@ CONTROLS: dict[str, Choice | Number] = {
     "preset": Choice("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
     "model": Choice("model", "llama3-8b", {name: name for name in SHAPES}),
     "hardware": Choice(
-        "hardware", "2xH100", _DEVICES | {pair: pair.replace("+", " for prefill, ") + " for decode" for pair in MIXED}
+        "hardware", "2xA100", _DEVICES | {pair: pair.replace("+", " for prefill, ") + " for decode" for pair in MIXED}
     ),
     "link": Choice(
         "link between the two", "25gbe",
@@ -83,7 +83,7 @@ CONTROLS: dict[str, Choice | Number] = {
     ),
     "policy": Choice("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
     "requests": Number("requests", 100, 10, 300, 10),
-    "rate": Number("arrivals a second", 16, 1, 64),
+    "rate": Number("arrivals a second", 10, 1, 64),
     "prompt": Number("median prompt, tokens", 800, 50, 4000, 50),
     "answer": Number("median answer, tokens", 32, 1, 128),
     "seed": Number("seed of the load", 0, 0, 99),
