@@ -219,5 +219,5 @@ def test_small_and_enlarged_everything_fits(open_page, address, shot, wide, sche
 
 def test_without_javascript_it_says_so(open_page, address):
     page = open_page(address, java_script_enabled=False)
-    assert "needs JavaScript" in page.content()
+    assert '<noscript><p class="refused">The explorer needs JavaScript' in page.content()
     expect(page.locator("#about ~ p").first).to_be_visible()
