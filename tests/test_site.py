@@ -144,9 +144,11 @@ def test_the_folder_has_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
     folder = build(tmp_path / "site", tmp_path)
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert written == {
-        "index.html", "explorer.css", "explorer.js", "worker.js", "canvas.js", "page.css", "disagg.zip",
+        "index.html", "explorer.css", "explorer.js", "worker.js", "canvas.js", "page.css", "disagg.zip", "start.json",
         *(f"pyodide/{name}" for name in pyodide.NAMES),
     }  # fmt: skip
+    start = json.loads((folder / "start.json").read_bytes())
+    assert start["said"]["sentence"] == shown(Twin(Settings.parse({})).run())[0]["sentence"]
     (folder / "old.txt").write_text("from an older build")
     build(folder, None)
     assert not (folder / "old.txt").exists() and not (folder / "pyodide").exists()

@@ -81,6 +81,20 @@ def test_the_event_log_is_the_packages_byte_for_byte(address, page):
     assert differing(page, address) == [] and len(COMPARED) > 5
 
 
+def test_the_start_is_shown_while_python_loads(open_page, address, shot):
+    """The folder holds that answer; Python's own is the same."""
+    page = open_page(address)
+    expect(page.locator("#said")).to_contain_text("Computed when this page was built")
+    told, before = page.locator("#said").text_content(), page.locator("#numbers").text_content()
+    expect(page.locator("#log")).to_be_disabled()
+    shot(page, "explorer-start")
+    until_answered(page)
+    assert told.startswith(page.locator("#said").text_content())
+    assert page.locator("#numbers").text_content() == before
+    expect(page.locator("#log")).to_be_enabled()
+    assert page.complaints == []
+
+
 def test_keys_alone(page, shot):
     """Tab passes every control in order; a key on a slider asks again, and the answer is said."""
     seen = []

@@ -78,7 +78,16 @@ function show(said, columns, id) {
   if (view.request !== null && !view.spans.requests.includes(view.request)) view.choose(null);
   view.seek(view.at, false);
   table();
-  requestAnimationFrame(() => performance.measure("answered", `asked ${id}`));
+  find("log").disabled = !id; // Python has the log of what it computed itself
+  if (id) requestAnimationFrame(() => performance.measure("answered", `asked ${id}`));
+}
+
+// The same answer, computed when the page was built: there is something to look at while Python loads.
+async function showStart() {
+  const { said, columns } = await (await fetch("start.json")).json();
+  if (shown || asked > 1) return;
+  show(said, Uint8Array.from(atob(columns), (c) => c.charCodeAt(0)));
+  find("said").append(" Computed when this page was built; Python is loading (12 MB), and then answers what you choose.");
 }
 
 function table() {
@@ -125,3 +134,4 @@ find("keep").onclick = () => shown && ((kept = shown), table());
 find("log").onclick = () => shown && worker.postMessage({ id: asked, log: true });
 find("reset").onclick = () => (fill({}), changed());
 open();
+if (!location.hash) showStart();

@@ -1,6 +1,8 @@
 """Builds the explorer: a folder that any static host can serve. Nothing in it asks for anything outside the folder."""
 
+import base64
 import io
+import json
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -10,7 +12,8 @@ from pathlib import Path
 import disagg
 from disagg.plan.errors import FileError
 from disagg.show.explorer import accuracy, pyodide
-from disagg.show.explorer.settings import CONTROLS, Choice, Number
+from disagg.show.explorer.settings import CONTROLS, Choice, Number, Settings
+from disagg.show.explorer.twin import Twin, shown
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1]
@@ -25,7 +28,7 @@ def build(folder: Path, cache: Path | None, ledger: Path = accuracy.LEDGER) -> P
     things than a site."""
     if folder.exists() and not (folder / "disagg.zip").exists() and any(folder.iterdir()):
         raise FileError(f"{folder} holds something else than an explorer; name a new folder")
-    files = {"index.html": index(accuracy.sentences(ledger)).encode(), "disagg.zip": package()}
+    files = {"index.html": index(accuracy.sentences(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
     files |= {path.name: path.read_bytes() for path in COPIED}
     if cache is not None:
         files |= {f"pyodide/{name}": content for name, content in pyodide.files(cache).items()}
@@ -47,6 +50,12 @@ def package() -> bytes:
             name = path.relative_to(PACKAGE.parent).as_posix()
             archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
     return packed.getvalue()
+
+
+def start() -> bytes:
+    """What the page shows while Python is still loading: the answer to the settings of the start."""
+    said, columns = shown(Twin(Settings.parse({})).run())
+    return json.dumps({"said": said, "columns": base64.b64encode(columns).decode()}).encode()
 
 
 def index(measured: list[str]) -> str:
