@@ -21,7 +21,8 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides test test-browser demo figures bench soak mutants lint notebooks flash constraints clean
+.PHONY: help setup lab show slides site explorer test test-browser demo figures bench soak mutants lint notebooks flash \
+  constraints clean
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -70,6 +71,14 @@ slides: setup ## every notebook as a reveal.js deck in build/slides, one file ea
 	@$(pip) install --no-deps -c constraints.txt sphinx-revealjs
 	@$(py) -m disagg slides $(filter-out notebooks/panel.ipynb notebooks/solutions/%,$(notebooks))
 
+# npm fetches Pyodide once into build/cache; what was fetched is checked against a digest.
+site: $(stamp) ## the explorer in build/site: a static page on which the simulator runs in the browser
+	@$(py) -m disagg site
+
+explorer: site ## the explorer on localhost
+	@echo 'explorer: http://127.0.0.1:$(PORT)/  Ctrl-C ends it.'
+	@$(py) -m http.server --bind 127.0.0.1 --directory build/site $(PORT)
+
 test: setup ## ruff, the tests, and every notebook run again and compared with what it shows
 	@echo 'test: ruff'
 	@$(py) -m ruff check .
@@ -80,7 +89,7 @@ test: setup ## ruff, the tests, and every notebook run again and compared with w
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(notebooks),echo 'test: no notebooks yet')
 
 # An installed Chromium is taken (CHROMIUM=path, or one on the PATH); else playwright fetches its own.
-test-browser: setup ## the exported page and the widgets in a real Chromium; screenshots in build/browser
+test-browser: setup ## the exported page, the explorer and the widgets in a real Chromium; screenshots in build/browser
 	@$(pip) install -c constraints.txt -e '.[browser]'
 	@test -n "$(CHROMIUM)" || command -v chromium google-chrome >/dev/null || $(py) -m playwright install chromium
 	@CHROMIUM="$(CHROMIUM)" $(py) -m pytest tests/browser

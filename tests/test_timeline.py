@@ -11,6 +11,8 @@ from disagg.plan.book import Book
 from disagg.plan.config import Config
 from disagg.plan.intervals import intersection, length, union
 from disagg.plan.recorder import BETWEEN_RUNS, Recorder
+from disagg.plan.request import Request
+from disagg.plan.simulator import simulate
 from disagg.plan.timeline import Mark, Overlap, Span, Timeline
 from disagg.plan.traffic import Traffic
 
@@ -140,3 +142,15 @@ def test_spans_on_a_place_share_time_with_what_is_asked_for():
     index = Timeline([first, second]).index()
     found = [index.on_place("prefill 0", *times) for times in ((0, 20), (9, 10), (10, 11), (5, 5), (20, 30))]
     assert found == [[first, second], [first], [second], [], []]
+
+
+def test_of_a_run_it_is_the_sum_over_its_requests():
+    """Some are preempted and handed off again, of which the first time counts."""
+    config = Config.preset("staged", link=0.05e9, decode_blocks=24, prefill_blocks=24)
+    timeline = simulate(config, [Request([1] * 60, 100, arrival_s=0.1 * i) for i in range(8)]).timeline
+    copies = {span.transfer: span.requests for span in timeline.spans if span.kind == "copy"}
+    assert len(copies) > 8 == len(set(copies.values()))
+    parts, run = [timeline.overlap(request) for request in range(8)], timeline.overlap()
+    assert run.transfer_s == pytest.approx(sum(part.transfer_s for part in parts))
+    assert run.exposed_s == pytest.approx(sum(part.exposed_s for part in parts)) and run.exposed_s > 0
+    assert run.hidden == pytest.approx(1 - run.exposed_s / run.transfer_s)

@@ -208,11 +208,22 @@ class Timeline:
         return Overlap(1 - exposed / total if total else None, self._wall(copies), exposed / 1e9, total / 1e9)
 
     def _run_overlap(self) -> Overlap:
-        requests = sorted({s.requests[0] for s in self.spans if s.kind == "copy"})
-        parts = [self.overlap(request) for request in requests]
-        total, exposed = sum(p.transfer_s for p in parts), sum(p.exposed_s for p in parts)
-        copies = [s for s in self.spans if s.kind == "copy"]
-        return Overlap(1 - exposed / total if total else None, self._wall(copies), exposed, total)
+        """In one pass over the spans: asking request by request would read them all for each."""
+        hand_offs: dict[int, list[Span]] = {}
+        ends: dict[int, int] = {}  # when token 1 existed
+        for span in self.spans:
+            if span.kind == "copy":
+                hand_offs.setdefault(span.requests[0], []).append(span)
+            for request in span.firsts:
+                ends[request] = min(ends.get(request, span.end_ns), span.end_ns)
+        total_ns = exposed_ns = 0
+        for request in hand_offs.keys() & ends.keys():
+            first = min(s.transfer for s in hand_offs[request])
+            copies = [s for s in hand_offs[request] if s.transfer == first]
+            total_ns += sum(s.occupied_ns for s in copies)
+            exposed_ns += max(0, max(s.end_ns for s in copies) - ends[request])
+        wall = self._wall([s for copies in hand_offs.values() for s in copies])
+        return Overlap(1 - exposed_ns / total_ns if total_ns else None, wall, exposed_ns / 1e9, total_ns / 1e9)
 
     def _wall(self, copies: Iterable[Span]) -> float | None:
         moving = union((s.start_ns, s.end_ns) for s in copies)

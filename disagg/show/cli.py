@@ -16,7 +16,7 @@ from disagg.plan.errors import DisaggError, FileError
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
 console = Console()
-SUITES = ("cpu", "law", "see", "notebooks")  # of `bench`, by module; the others take options of their own
+SUITES = ("cpu", "law", "see", "notebooks", "explorer")  # of `bench`, by module; the others take options of their own
 TRACED = ("twin", "two-gpu")  # suites that serve or simulate traces
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
 
@@ -161,6 +161,20 @@ def slides(
 
 
 @app.command()
+def site(
+    folder: Annotated[Path, typer.Option(help="written anew, for any static host")] = Path("build/site"),
+    cache: Annotated[Path, typer.Option(help="where Pyodide is kept; npm fetches it once")] = Path("build/cache"),
+):
+    """Builds the explorer: a page on which the twin runs in the browser, with no Python installed."""
+    from disagg.show.explorer.site import build
+
+    with console.status("site: the page, and Pyodide (npm fetches 5 MB once)"):
+        build(folder, cache)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    _say_plainly(f"written: {folder} ({size / 1e6:.0f} MB)")
+
+
+@app.command()
 def timeline(
     file: Annotated[Path, typer.Argument(help="a recording: what run.save(...) wrote")],
     perfetto: Annotated[Path | None, typer.Option(help="also write trace events for ui.perfetto.dev here")] = None,
@@ -236,7 +250,7 @@ def buglab(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks, twin, gpu or two-gpu")] = "cpu",
+    suite: Annotated[str, typer.Option(help="cpu, law, see, notebooks, twin, explorer, gpu or two-gpu")] = "cpu",
     json: JsonFile = None,
     shape: Annotated[
         str | None, typer.Option(help="gpu: llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")

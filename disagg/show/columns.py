@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from disagg.plan.timeline import BlockMove, Span, Timeline
 from disagg.show.facts import row_names
-from disagg.show.picture import COLOURS, HATCHES
-from disagg.show.plots import COLOUR_OF, LEGEND
+from disagg.show.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND
 
 KINDS = tuple(COLOUR_OF)
 STATES = ("free", "in_flight", "used", "quarantined")

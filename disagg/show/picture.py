@@ -11,10 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-#: Okabe and Ito's colours, which people with any colour vision can tell apart.
-COLOURS = {"prefill": "#0072B2", "link": "#E69F00", "decode": "#009E73", "paging": "#CC79A7"}
-#: What tells them apart without colour, as in a greyscale print.
-HATCHES = {"prefill": "", "link": "///", "decode": "...", "paging": "xxx"}
+from disagg.show.palette import COLOURS, HATCHES  # noqa: F401 - every drawing takes them from here
+
 INK = "#222222"
 FAINT = (1.0, 1.0, 1.0, 0.6)  # of hatches and ticks on a colour
 

@@ -12,10 +12,9 @@ from matplotlib.patches import Patch
 from disagg.plan.results import Run
 from disagg.plan.timeline import Span
 from disagg.show.facts import row_names, sentence
+from disagg.show.palette import COLOUR_OF, LEGEND
 from disagg.show.picture import COLOURS, FAINT, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 
-COLOUR_OF = {"prefill": "prefill", "copy": "link", "decode": "decode", "spill": "paging", "fetch": "paging"}
-LEGEND = {"prefill": "prefill pass", "link": "copy of a layer", "decode": "decode step", "paging": "spill or fetch"}
 LEGEND_MANY = {**LEGEND, "link": "copy of layers"}
 TALL = 0.72  # of a row
 TICK_PX = 4  # hand-off ticks closer than this would run together

@@ -113,21 +113,28 @@ class NoBrowser(Exception):
 
 
 @contextmanager
-def _opened(run: Run, name: str):
-    """(page, address of the exported run) in Chromium."""
+def chromium(name: str):
+    """A Chromium for the row of this name. NoBrowser says what is missing."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         raise NoBrowser(f'{name} needs playwright: pip install "disagg[browser]"') from None
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        path = to_html(run, Path(folder) / "run.html")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=chromium)
+            browser = playwright.chromium.launch(executable_path=found)
         except Error as error:
             raise NoBrowser(f"{name}: no Chromium could be started; set CHROMIUM=path ({error.message[:80]})") from None
-        yield browser.new_page(viewport={"width": 1280, "height": 720}), path.as_uri()
+        yield browser
         browser.close()
+
+
+@contextmanager
+def _opened(run: Run, name: str):
+    """(page, address of the exported run) in Chromium."""
+    with tempfile.TemporaryDirectory() as folder, chromium(name) as browser:
+        path = to_html(run, Path(folder) / "run.html")
+        yield browser.new_page(viewport={"width": 1280, "height": 720}), path.as_uri()
 
 
 def suite(say: Say) -> Iterator[Row]:

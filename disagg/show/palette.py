@@ -1,0 +1,10 @@
+"""Colours, hatches and words for each kind of work: the same in every picture, widget and page."""
+
+#: Okabe and Ito's colours, which people with any colour vision can tell apart.
+COLOURS = {"prefill": "#0072B2", "link": "#E69F00", "decode": "#009E73", "paging": "#CC79A7"}
+#: What tells them apart without colour, as in a greyscale print.
+HATCHES = {"prefill": "", "link": "///", "decode": "...", "paging": "xxx"}
+
+#: A kind of span → its colour and hatch; and what a legend says of them.
+COLOUR_OF = {"prefill": "prefill", "copy": "link", "decode": "decode", "spill": "paging", "fetch": "paging"}
+LEGEND = {"prefill": "prefill pass", "link": "copy of a layer", "decode": "decode step", "paging": "spill or fetch"}

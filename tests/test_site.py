@@ -1,0 +1,260 @@
+"""The explorer without a browser: settings and permalinks, the twin in slices, and the folder of `make site`."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from disagg import simulate
+from disagg.plan.config import PRESETS
+from disagg.plan.errors import ConfigError, FileError
+from disagg.show import cli
+from disagg.show.explorer import accuracy, pyodide
+from disagg.show.explorer.browser import Desk
+from disagg.show.explorer.settings import CONTROLS, Choice, Settings
+from disagg.show.explorer.site import build, index, package
+from disagg.show.explorer.twin import Twin, event_log, facts, shown
+
+FEW = {"requests": "10", "answer": "8"}
+ROOT = Path(__file__).parents[1]
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_given_is_the_start():
+    assert Settings.parse({}) == Settings("streamed", "llama3-8b", "2xA100", "25gbe", "fcfs", 100, 10, 800, 32, 0)
+    assert Settings.parse({"rate": "3", "link": "own"}).config.link is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"presets": "split"}, "setting 'presets' is unknown; known: preset, model, hardware"),
+        ({"preset": "nosuch"}, "preset 'nosuch' is unknown; known: baseline"),
+        ({"hardware": "2xB300"}, "hardware '2xB300' is unknown; known: 2xL4"),
+        ({"rate": "65"}, "rate must be a whole number from 1 to 64; got '65'"),
+        ({"requests": "15"}, "requests must be a whole number from 10 to 300 in steps of 10; got '15'"),
+        ({"seed": "-1"}, "seed must be a whole number"),
+        ({"seed": "1e1"}, "seed must be a whole number"),
+        ({"seed": "٣"}, "seed must be a whole number"),
+        ({"seed": "9" * 5000}, "seed must be a whole number"),
+        ({"seed": 3}, "setting 'seed' is unknown"),
+        ({"model": "<img src=x onerror=alert(1)>"}, "model '<img src=x onerror=alert(1)>' is unknown"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(given, words):
+    with pytest.raises(ConfigError, match="^" + re.escape(words)):
+        Settings.parse(given)
+
+
+@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, Choice)])
+def test_every_choice_can_be_run_or_says_why_not(name):
+    for value in CONTROLS[name].options:
+        try:
+            Twin(Settings.parse({**FEW, "link": "own", name: value}))
+        except ConfigError as error:
+            assert value in ("llama3-70b", "2xCPU"), error
+
+
+def test_a_model_that_does_not_fit_says_by_how_much():
+    assert "which is 67,087,314,944 more than 90% of its 80,000,000,000" in Desk().begin('{"model": "llama3-70b"}')
+
+
+def test_links_too_fast_for_cpu_workers_are_refused():
+    assert "faster than the emulation holds on a CPU" in Desk().begin('{"hardware": "2xCPU", "model": "smollm2"}')
+
+
+# ---- the twin --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_in_slices_it_is_what_simulate_gives(preset):
+    settings, seen = Settings.parse({**FEW, "preset": preset}), 0
+    twin = Twin(settings)
+    while twin.advance(7):
+        seen += 1
+    run, whole = twin.run(), simulate(settings.config, settings.asked, hardware=settings.hardware)
+    assert seen > 5 and event_log(run) == event_log(whole) and run.timeline.spans == whole.timeline.spans
+    assert (run.machine, run.config, facts(run)) == (whole.machine, whole.config, facts(whole))
+
+
+def test_the_log_has_a_line_for_each_event():
+    run = Twin(Settings.parse(FEW)).run()
+    lines = event_log(run).decode().splitlines()
+    assert len(lines) == len(run.log) and lines[0].startswith("0 Submit(job=Job(id=0, ")
+
+
+def test_the_desk_drops_what_was_under_way():
+    desk = Desk()
+    assert desk.begin(json.dumps({**FEW, "seed": "1"})) == "" and desk.advance(3)
+    assert desk.begin(json.dumps(FEW)) == "" and desk.log() == b""
+    while desk.advance(500):
+        pass
+    said, columns = desk.answer()
+    run = Twin(Settings.parse(FEW)).run()
+    assert (json.loads(said), columns) == (json.loads(json.dumps(shown(run)[0])), shown(run)[1])
+    assert desk.begin('{"seed": "100"}').startswith("seed must be") and desk.log() == event_log(run), "it stays"
+    names = [name for name, _ in json.loads(said)["facts"]]
+    assert names[0].startswith("TTFT") and names[-1] == "decode busy"
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+ALONE = """
+import sys
+for name in ("torch", "numpy", "matplotlib", "transformers", "rich"):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[1])
+from disagg.show.explorer.browser import Desk
+import disagg
+assert disagg.__file__.startswith(sys.argv[1])
+desk = Desk()
+assert not desk.begin('{"requests": "10"}')
+while desk.advance(1000):
+    pass
+print(len(desk.answer()[1]))
+"""
+
+
+def test_what_goes_into_the_browser_runs_alone(tmp_path):
+    packed = tmp_path / "disagg.zip"
+    packed.write_bytes(package())
+    names = zipfile.ZipFile(packed).namelist()
+    assert {n for n in names if not n.startswith("disagg/plan/")} == {
+        "disagg/__init__.py", "disagg/show/__init__.py", "disagg/show/palette.py", "disagg/show/facts.py",
+        "disagg/show/columns.py", "disagg/show/explorer/__init__.py", "disagg/show/explorer/settings.py",
+        "disagg/show/explorer/twin.py", "disagg/show/explorer/browser.py",
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(packed)], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr
+
+
+def test_the_folder_has_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(pyodide, "files", lambda cache: dict.fromkeys(pyodide.NAMES, b"x"))
+    folder = build(tmp_path / "site", tmp_path)
+    written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert written == {
+        "index.html", "explorer.css", "explorer.js", "worker.js", "canvas.js", "page.css", "disagg.zip", "start.json",
+        *(f"pyodide/{name}" for name in pyodide.NAMES),
+    }  # fmt: skip
+    start = json.loads((folder / "start.json").read_bytes())
+    assert start["said"]["sentence"] == shown(Twin(Settings.parse({})).run())[0]["sentence"]
+    (folder / "old.txt").write_text("from an older build")
+    build(folder, None)
+    assert not (folder / "old.txt").exists() and not (folder / "pyodide").exists()
+    assert package() == (folder / "disagg.zip").read_bytes(), "the same files give the same bytes"
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileError, match="holds something else than an explorer"):
+        build(tmp_path, None)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_the_command_says_what_it_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(pyodide, "files", lambda cache: {})
+    done = CliRunner().invoke(cli.app, ["site", "--folder", str(tmp_path / "site")])
+    assert done.exit_code == 0 and "written:" in done.output, done.output
+    assert (tmp_path / "site" / "index.html").exists()
+
+
+def test_the_page_asks_for_nothing_outside_and_trusts_no_text(tmp_path):
+    folder = build(tmp_path / "site", None)
+    page = (folder / "index.html").read_text("utf-8")
+    assert "default-src 'none'; script-src 'self'; worker-src 'self'; connect-src 'self'" in page
+    assert not re.search(r"<script>|\son\w+=|style=|<!--", page), "the policy would forbid these"
+    for path in (*folder.glob("*.js"), *folder.glob("*.css"), folder / "index.html"):
+        text = path.read_text("utf-8")
+        assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), (
+            path.name
+        )
+
+
+def test_every_control_has_a_label_and_its_start():
+    page = index(["nobody knows"])
+    for name, control in CONTROLS.items():
+        assert f'<label for="{name}">{control.label}</label>' in page
+        selected = f'value="{control.default}"' + (" selected" if isinstance(control, Choice) else "")
+        assert selected in page, name
+    assert "Pyodide</em> 0.29.5 (Mozilla Public License 2.0" in page and "<p>nobody knows</p>" in page
+
+
+def test_localhost_only():
+    recipe = (ROOT / "Makefile").read_text().partition("\nexplorer:")[2].partition("\n\n")[0]
+    assert "http.server --bind 127.0.0.1 --directory build/site" in recipe
+
+
+# ---- how far off -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_measurement_the_page_says_so(tmp_path):
+    assert accuracy.sentences(tmp_path / "none.json") == [accuracy.NOT_MEASURED]
+    (tmp_path / "other.json").write_text('{"rows": [{"name": "soak_seeds", "value": 3}]}')
+    assert accuracy.sentences(tmp_path / "other.json") == [accuracy.NOT_MEASURED]
+
+
+def test_a_measured_error_is_said_and_stays_text(tmp_path):
+    ledger = tmp_path / "claims.json"
+    rows = [
+        {"name": "twin_ttft_error", "value": 7.125, "unit": "%", "note": "<b>one H200</b>"},
+        {"name": "x", "value": 1},
+    ]
+    ledger.write_text(json.dumps({"suites": [{"rows": rows}]}))
+    assert accuracy.sentences(ledger) == ["twin ttft error: 7.12 % (<b>one H200</b>)"]
+    page = (build(tmp_path / "site", None, ledger) / "index.html").read_text()
+    assert "twin ttft error: 7.12 % (&lt;b&gt;one H200&lt;/b&gt;)" in page and accuracy.NOT_MEASURED not in page
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")])
+def test_a_broken_ledger_is_refused(tmp_path, text):
+    ledger = tmp_path / "claims.json"
+    ledger.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(FileError, match="is no claims ledger"):
+        accuracy.sentences(ledger)
+
+
+# ---- Pyodide ---------------------------------------------------------------------------------------------------------
+
+
+def tarball(cache: Path, names=pyodide.NAMES) -> Path:
+    path = cache / f"pyodide-{pyodide.VERSION}.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in (*names, "README.md"):
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(name)
+            archive.addfile(info, io.BytesIO(name.encode()))
+    return path
+
+
+def test_only_the_tested_pyodide_is_taken(tmp_path, monkeypatch):
+    path = tarball(tmp_path)
+    with pytest.raises(FileError, match="is not the Pyodide that was tested"):
+        pyodide.files(tmp_path)
+    monkeypatch.setattr(pyodide, "INTEGRITY", pyodide.digest(path))
+    assert pyodide.files(tmp_path) == {name: name.encode() for name in pyodide.NAMES}
+    assert len(pyodide.digest(path)) == len("sha512-") + 4 * -(-hashlib.sha512().digest_size // 3)
+
+
+def test_without_npm_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileError, match="npm is not installed.*npm pack pyodide@"):
+        pyodide.files(tmp_path / "cache")
+
+
+def test_npms_failure_is_told(tmp_path, monkeypatch):
+    (tmp_path / "npm").write_text("#!/bin/sh\necho 'no route to host' >&2; exit 1\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(FileError, match="npm could not fetch Pyodide: no route to host; try again"):
+        pyodide.files(tmp_path / "cache")
