@@ -54,8 +54,10 @@ class Decoding:
 
     def _join(self, seat: DecodeSeat):
         """Takes landed requests into the batch while there is a place, and a block for their next token."""
-        limit = seat.room(self.book.config.max_batch)
         seat.landed.gate = ""
+        if seat.landed.peek() is None:
+            return
+        limit = seat.room(self.book.config.max_batch)
         while (record := seat.landed.peek()) is not None:
             if len(seat.rows) >= limit:
                 record.gate = BATCH_SLOT

@@ -59,6 +59,15 @@ class Step:
         return tuple(request for request, _ in pairs), tuple(token for _, token in pairs)
 
 
+class Issued(NamedTuple):
+    """The batch as the last step had it: the next one has the same, unless a group has changed."""
+
+    groups: list[Group]
+    ids: tuple[tuple[int, ...], ...]
+    requests: tuple[int, ...]
+    outputs: tuple
+
+
 @dataclass(eq=False)
 class DecodeSeat:
     """A decode worker: the batch as the next step will see it, and the steps in flight.
@@ -83,6 +92,7 @@ class DecodeSeat:
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
+    _issued: Issued = Issued([], (), (), ())
 
     @property
     def tokens(self) -> int:
@@ -173,6 +183,31 @@ class DecodeSeat:
 
     def issue(self, step_id: int, now_ns: int, alone: bool) -> Decode:
         """The next step's command; the seat then stands one step further."""
+        if self.changed:
+            self._compose()
+        issued = self._issued
+        command = Decode(
+            self.worker,
+            self.next_step,
+            tuple(self.left),
+            tuple(self.joins),
+            tuple(self.grown),
+            issued.ids,
+            now_ns,
+            alone,
+        )
+        used, padded = 0, 0
+        for group in issued.groups:
+            used += group.used
+            padded += group.longest * len(group.ids) if self.pads else group.used
+            group.advance()
+        self.steps.append(Step(step_id, self.next_step, issued.requests, issued.outputs, used, padded))
+        self.next_step += 1
+        self.left, self.joins, self.grown = [], [], []
+        return command
+
+    def _compose(self):
+        """Looks anew at the groups that came to differ."""
         for index in sorted(self.changed):
             self.groups[index].refresh(self.next_step)
             if not self.groups[index].rows:
@@ -180,19 +215,8 @@ class DecodeSeat:
         self.changed.clear()
         groups = [self.groups[index] for index in sorted(self.groups)]
         ids = tuple(group.ids for group in groups)
-        command = Decode(
-            self.worker, self.next_step, tuple(self.left), tuple(self.joins), tuple(self.grown), ids, now_ns, alone
-        )
-        used, padded = 0, 0
-        for group in groups:
-            used += group.used
-            padded += group.longest * len(group.ids) if self.pads else group.used
-            group.advance()
         outputs = tuple(chain.from_iterable(group.outputs for group in groups))
-        self.steps.append(Step(step_id, self.next_step, tuple(chain.from_iterable(ids)), outputs, used, padded))
-        self.next_step += 1
-        self.left, self.joins, self.grown = [], [], []
-        return command
+        self._issued = Issued(groups, ids, tuple(chain.from_iterable(ids)), outputs)
 
     def pin_in_flight(self, record: Record):
         """The record ends while a step still writes its blocks: they wait for that step, its token is dropped."""

@@ -4,8 +4,10 @@
 cost model, which this is not: its default speeds are round numbers.
 """
 
+import gc
 import heapq
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
@@ -16,6 +18,7 @@ from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.hardware import Hardware, Predicted
+from disagg.plan.mirror import Mirror
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Job, Request, listed
 from disagg.plan.results import Result, Run
@@ -80,7 +83,7 @@ class World:
         self._heap: list = []
         self._sequence = 0
         self._free_ns: dict[cmd.Worker, int] = {}
-        self._batches: dict[cmd.Worker, dict[int, list[int]]] = {}  # worker → request → [context, token index]
+        self._mirrors: dict[cmd.Worker, Mirror] = {}
 
     def at(self, when_ns: int, action, *args):
         """Schedules an action; those of one instant run in the order in which they were scheduled."""
@@ -132,30 +135,35 @@ class World:
         self.drive_lanes()
 
     def obey(self, command):
-        match command:  # the most frequent first
-            case cmd.Decode():
-                self._decode(command)
-            case cmd.Emit():
-                for request, token in zip(command.requests, command.tokens, strict=True):
-                    self.results[request].token_ids.append(token)
-                    self.results[request].token_times_ns.append(command.at_ns)
-            case cmd.Prefill():
-                self._prefill(command)
-            case cmd.Send():
-                self.traffic.send(command, self.now_ns)
-            case cmd.Assign():
-                self.traffic.assign(command, self.now_ns)
-            case cmd.Abort():
-                for notice in self.traffic.abort(command.transfer, self.now_ns):
-                    self.at(self.now_ns, self.deliver, notice)
-            case cmd.Ended():
-                result = self.results[command.request]
-                result.finish_reason, result.error = command.finish.value, command.error
-                result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
-            case cmd.Retuned():
-                self.traffic.retune(command.config)
-            case cmd.Preempted():
-                self.recorder.choices.append(command.choice)
+        if (carry_out := getattr(self, _OBEYED.get(type(command), ""), None)) is not None:
+            carry_out(command)
+
+    def _emit(self, command: cmd.Emit):
+        for request, token in zip(command.requests, command.tokens, strict=True):
+            result = self.results[request]
+            result.token_ids.append(token)
+            result.token_times_ns.append(command.at_ns)
+
+    def _send(self, command: cmd.Send):
+        self.traffic.send(command, self.now_ns)
+
+    def _assign(self, command: cmd.Assign):
+        self.traffic.assign(command, self.now_ns)
+
+    def _abort(self, command: cmd.Abort):
+        for notice in self.traffic.abort(command.transfer, self.now_ns):
+            self.at(self.now_ns, self.deliver, notice)
+
+    def _ended(self, command: cmd.Ended):
+        result = self.results[command.request]
+        result.finish_reason, result.error = command.finish.value, command.error
+        result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
+
+    def _retuned(self, command: cmd.Retuned):
+        self.traffic.retune(command.config)
+
+    def _preempted(self, command: cmd.Preempted):
+        self.recorder.choices.append(command.choice)
 
     # ---- workers -----------------------------------------------------------------------------------------------------
 
@@ -207,39 +215,27 @@ class World:
         self.drive_lanes()
 
     def _decode(self, command: cmd.Decode):
-        batch = self._batches.setdefault(command.worker, {})
-        for request in command.left:
-            del batch[request]
-        for join in command.joins:
-            batch[join.request] = [join.context, join.token_index]
-        start = self._start(command.worker)
-        tokens, used, padded = [], 0, 0
-        for group in command.groups:
-            contexts = []
-            for request in group:
-                row = batch[request]
-                tokens.append(self.token(request, row[1]))
-                row[0] += 1
-                row[1] += 1
-                contexts.append(row[0])
-            used += sum(contexts)
-            padded += max(contexts) * len(group)
+        worker, token = command.worker, self.token
+        if worker not in self._mirrors:
+            self._mirrors[worker] = Mirror()
+        used, padded = self._mirrors[worker].follow(command)
+        tokens = tuple([token(request, index) for request, index in self._mirrors[worker].rows()])
         padded = padded if self.speeds.pads else used
-        end = start + self.speeds.step_ns(len(tokens), padded, self._beside(command.worker))
-        order = tuple(chain.from_iterable(command.groups))
-        self._free_ns[command.worker] = end
-        sizes = tuple(map(len, command.groups))
-        self.recorder.span(
-            Span(
-                "decode", str(command.worker), start, end, order, command.step, len(order),
-                ready_ns=command.at_ns, groups=sizes,
-            )
-        )  # fmt: skip
-        stepped = ev.Stepped(command.worker, command.step, tuple(tokens), start, end, used, padded)
+        start = self._start(worker)
+        end = start + self.speeds.step_ns(len(tokens), padded, self._beside(worker))
+        self._free_ns[worker] = end
+        if self.recorder.on:
+            order, sizes = tuple(chain.from_iterable(command.groups)), tuple(map(len, command.groups))
+            self.recorder.span(
+                Span(
+                    "decode", str(worker), start, end, order, command.step, len(order),
+                    ready_ns=command.at_ns, groups=sizes,
+                )
+            )  # fmt: skip
+        stepped = ev.Stepped(worker, command.step, tokens, start, end, used, padded)
         self.at(end + self.speeds.turn_ns, self.deliver, stepped)
 
-    def token(self, request: int, index: int) -> int:
-        return fake_token(request, index)
+    token = staticmethod(fake_token)
 
     def _start(self, worker: cmd.Worker) -> int:
         return max(self.now_ns, self._free_ns.get(worker, 0))
@@ -248,6 +244,8 @@ class World:
 
     def drive_lanes(self):
         """Starts a copy on every idle lane that has one ready."""
+        if not self.traffic.queued:
+            return
         for name, lane in self.traffic.lanes.items():
             if lane.ready and name not in self.busy_lanes and (flight := self.traffic.start(name)) is not None:
                 self.busy_lanes.add(name)
@@ -264,10 +262,25 @@ class World:
 
     def land(self, flight):
         notices = self.traffic.finish(flight)
-        self.recorder.span(flight.span(flight.landing_ns))
+        if self.recorder.on:
+            self.recorder.span(flight.span(flight.landing_ns))
         for notice in notices:
             self.deliver(notice)
         self.drive_lanes()
+
+
+#: What else a controller says is for real workers alone.
+_OBEYED = {
+    cmd.Prefill: "_prefill",
+    cmd.Decode: "_decode",
+    cmd.Send: "_send",
+    cmd.Assign: "_assign",
+    cmd.Abort: "_abort",
+    cmd.Emit: "_emit",
+    cmd.Ended: "_ended",
+    cmd.Retuned: "_retuned",
+    cmd.Preempted: "_preempted",
+}
 
 
 def world_of(config: Config, requests: Sequence[Request], speeds, kind: type[World] = World, **how) -> World:
@@ -304,5 +317,19 @@ def simulate(
         world.recorder.machine = f"virtual clock, {hardware.words}"
         if not speeds.pads:  # as engines on GPUs do
             world.traffic.measured(config, speeds.cost(next(iter(world.traffic.lanes), "direct")).least_bytes)
-    world.run()
+    with uncollected():
+        world.run()
     return world.recorder.run(config, list(world.results.values()))
+
+
+@contextmanager
+def uncollected():
+    """Without the collector of cycles, which would look again and again at all that a run keeps: a quarter of its time.
+    A world makes none while it runs."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -124,6 +124,7 @@ class Traffic:
         self.ring = BlockPool("ring", config.ring_slots if config.route == "staged" else 0)
         self.journeys: dict[int, Journey] = {}
         self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # hears how many slots are held
+        self.queued = 0  # pieces that wait on all lanes
         self._order = 0
         self._slot_freed_ns = 0
 
@@ -189,6 +190,7 @@ class Traffic:
         if not lane.ready or (name.startswith("down") and not self.ring.available):
             return None
         _, _, piece, slot, ready_ns = heapq.heappop(lane.ready)
+        self.queued -= 1
         journey = self.journeys[piece.transfer]
         journey.flying += 1
         if name.startswith("down"):
@@ -274,6 +276,7 @@ class Traffic:
     def _push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
         lane = self._lane(journey, second_hop=slot is not None)
         self._order += 1
+        self.queued += 1
         heapq.heappush(lane.ready, (journey.send.priority, self._order, piece, slot, now_ns))
 
     def _lane(self, journey: Journey, second_hop: bool) -> Lane:
@@ -289,6 +292,7 @@ class Traffic:
         for lane in self.lanes.values():
             mine = [entry for entry in lane.ready if entry[2].transfer == transfer]
             if mine:
+                self.queued -= len(mine)
                 self._drop_slots([entry[3] for entry in mine], transfer, now_ns)
                 lane.ready = [entry for entry in lane.ready if entry[2].transfer != transfer]
                 heapq.heapify(lane.ready)

@@ -241,8 +241,8 @@ class Trial(World):
         for request, block in command.grown:
             tables[request].append(block)
         super()._decode(command)
-        batch = self._batches[command.worker]
-        rows = [(r, batch[r][0] - 1, tuple(tables[r])) for group in command.groups for r in group]
+        mirror = self._mirrors[command.worker]
+        rows = [(r, mirror.context(r), tuple(tables[r])) for group in command.groups for r in group]
         self.running[command.worker, command.step] = rows
         assert sorted(r for r, _, _ in rows) == sorted(tables), "the worker's batch is not the step's rows"
 
