@@ -253,11 +253,20 @@ class World:
                     took = self.speeds.copy_ns(name, flight.piece.nbytes)
                     flight.start_ns = max(flight.start_ns, self.now_ns)  # the wire keeps no account of its own
                     flight.busy_until_ns = flight.landing_ns = flight.start_ns + took
-                self.at(flight.busy_until_ns, self._lane_free, name)
-                self.at(flight.landing_ns, self.land, flight)
+                if flight.busy_until_ns < flight.landing_ns:
+                    self.at(flight.busy_until_ns, self._lane_free, name)
+                    self.at(flight.landing_ns, self.land, flight)
+                else:
+                    self.at(flight.landing_ns, self._through, flight)
 
     def _lane_free(self, name: str):
         self.busy_lanes.discard(name)
+        self.drive_lanes()
+
+    def _through(self, flight):
+        """Without latency a wire is free as its copy lands."""
+        self.busy_lanes.discard(flight.lane)
+        self.land(flight)
         self.drive_lanes()
 
     def land(self, flight):
@@ -266,7 +275,8 @@ class World:
             self.recorder.span(flight.span(flight.landing_ns))
         for notice in notices:
             self.deliver(notice)
-        self.drive_lanes()
+        if not notices:
+            self.drive_lanes()
 
 
 #: What else a controller says is for real workers alone.

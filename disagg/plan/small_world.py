@@ -16,6 +16,7 @@ from typing import NamedTuple
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.faults import FaultPlan
+from disagg.plan.link import Link
 from disagg.plan.request import Job
 from disagg.plan.small_state import state_of
 from disagg.plan.trial import Trial
@@ -150,10 +151,13 @@ def _faults(entry: tuple, notices: bool) -> list[tuple[str, str]]:
 
 
 def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
-    """Two requests of two blocks each, handed off through a ring of two; a decode device for one and a half."""
+    """Two requests of two blocks each, handed off through a ring of two; a decode device for one and a half.
+
+    The wires have a latency, so that one may be free before its copy lands.
+    """
     config = Config.preset(
         "staged", block_size=2, prefill_blocks=4, decode_blocks=4, chunk_tokens=4, ring_slots=2, layers_per_copy=1,
-        link=None, watchdog_s=1.0, itl_target_s=None, host_blocks=0,
+        link=Link(latency_s=1e-9), watchdog_s=1.0, itl_target_s=None, host_blocks=0,
     )  # fmt: skip
     world = SmallWorld(config, notices)
     for index in range(2):
