@@ -13,7 +13,7 @@ from disagg.show.bench import fuzz, mutate
 from disagg.show.bench.fuzz_readers import READERS, Reader
 
 COUNTS = {"recording": 300, "use": 12, "steps": 300, "trace": 400, "folder": 100, "receipt": 20, "settings": 400,
-          "progress": 200}  # fmt: skip
+          "progress": 200, "calibration": 200, "shape": 300}  # fmt: skip
 
 
 @pytest.mark.parametrize(

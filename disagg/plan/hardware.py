@@ -20,6 +20,7 @@ from disagg.plan.route_cost import RouteCost
 from disagg.plan.shapes import sizes_of
 
 DIALLED = 128  # tokens of the prompt whose layers `Link.ratio` is about
+MOST_BLOCKS = 2**17  # of a memory that nobody gave a size: more are never held, and each is an entry in a list
 MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is activations and what the system holds
 
 
@@ -232,7 +233,7 @@ class Predicted:
                     f"of K/V need {weights + need:,}, which is {need - room:,} more than {MEMORY_SHARE:.0%} of its "
                     f"{device.memory:,}. Take another device, a smaller model or dtype, or fewer blocks"
                 )
-            changes[name] = room // block_bytes if wanted is None else wanted
+            changes[name] = min(room // block_bytes, MOST_BLOCKS) if wanted is None else wanted
         if config.host_blocks is None:
             changes["host_blocks"] = changes["decode_blocks"]
         layer_s, nbytes = self.prefill.pass_s([(0, DIALLED)]) / self.layers, DIALLED * self.token_bytes // self.layers

@@ -12,11 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from disagg.plan.calibration import Calibration
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, EngineError, FileError, ModelError, RequestError, TraceError
+from disagg.plan.hardware import Costs, Hardware, device_named
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.results import Run
+from disagg.plan.shapes import TINY, sizes_of
 from disagg.plan.simulator import simulate
 from disagg.plan.timeline import Timeline
 from disagg.plan.traces import COLUMNS, read_trace, scaled
@@ -126,6 +129,33 @@ def _read_trace(path: Path):
             raise AssertionError(f"{arrival} was taken")
     if found[0].at_s != 0 or any(one.at_s > other.at_s for one, other in zip(found, found[1:], strict=False)):
         raise AssertionError("arrivals go back in time")
+
+
+# ---- what the twin reads ---------------------------------------------------------------------------------------------
+
+
+def _calibrations(folder: Path) -> list[Path]:
+    device, paths = device_named("H200"), [folder / "calibration.json", folder / "calibration.json.gz"]
+    for path in paths:
+        Calibration("a machine", "tiny", Hardware(device, device), {"steps": 0.1}, {"steps": 9}, 3.0).save(path)
+    return paths
+
+
+def _read_calibration(path: Path):
+    """What is taken predicts times."""
+    found = Calibration.load(path)
+    simulate(Config.preset("streamed", model="tiny"), [Request([1] * 40, 3)], hardware=found.hardware)
+
+
+def _configs(folder: Path) -> list[Path]:
+    path = folder / "config.json"
+    path.write_text(json.dumps(TINY | {"head_dim": 16, "rope_theta": 1e4}))
+    return [path]
+
+
+def _read_config(path: Path):
+    """Sizes are counted from a config.json, and cost time."""
+    return Costs(sizes_of(str(path.parent)), device_named("L4")).step_s(8, 800)
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -251,6 +281,8 @@ READERS = {
         Reader("use", (FileError, EngineError), _runs, _use, False, other_numbers),
         Reader("steps", (FileError,), _steps, _read_steps),
         Reader("trace", (TraceError,), _traces, _read_trace),
+        Reader("calibration", (FileError, ConfigError), _calibrations, _read_calibration, names_file=False),
+        Reader("shape", (ConfigError,), _configs, _read_config, names_file=False),
         Reader("folder", (ModelError,), _model_files, _read_folder),
         Reader("model", (ModelError,), _model_files, _read_model, names_file=False),
         Reader("receipt", (ModelError,), _receipts, _read_receipt, names_file=False),
