@@ -267,7 +267,6 @@ class World:
         """Without latency a wire is free as its copy lands."""
         self.busy_lanes.discard(flight.lane)
         self.land(flight)
-        self.drive_lanes()
 
     def land(self, flight):
         notices = self.traffic.finish(flight)
@@ -275,8 +274,7 @@ class World:
             self.recorder.span(flight.span(flight.landing_ns))
         for notice in notices:
             self.deliver(notice)
-        if not notices:
-            self.drive_lanes()
+        self.drive_lanes()  # whether or not a notice came through
 
 
 #: What else a controller says is for real workers alone.
