@@ -13,8 +13,9 @@ from disagg.plan.errors import EngineError
 from disagg.plan.receipts import NAMES, Line, Receipt, _lay
 from disagg.plan.request import Job
 from disagg.plan.results import Result
-from disagg.plan.simulator import Speeds, World, simulate
+from disagg.plan.simulator import simulate
 from disagg.plan.timeline import Timeline
+from disagg.plan.world import Speeds, World
 
 MS = 1_000_000
 STALL = 50 * MS

@@ -11,10 +11,10 @@ from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.simulator import World
 from disagg.plan.waiting import Wait, cycle_of
 from disagg.plan.why import open_in_words, why
 from disagg.plan.wording import command_in_words, event_in_words
+from disagg.plan.world import World
 from disagg.show import buglab
 from disagg.show.lab_scenes import LabWorld, Simulated
 

@@ -11,8 +11,8 @@ from disagg.plan.config import PRESETS, Config
 from disagg.plan.faults import FaultPlan
 from disagg.plan.link import Link
 from disagg.plan.request import Job
-from disagg.plan.simulator import Speeds, fake_token
 from disagg.plan.trial import SMALL, Trial
+from disagg.plan.world import Speeds, fake_token
 
 WIRES = (None, None, 1e8, Link(5e7, latency_s=2e-7), Link(2e8, fixed_s=1e-7), (1e8, 2e7))
 TAIL = 15

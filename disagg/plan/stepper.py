@@ -17,8 +17,9 @@ from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Request
 from disagg.plan.results import Run
-from disagg.plan.simulator import Speeds, World, world_of
+from disagg.plan.simulator import world_of
 from disagg.plan.wording import command_in_words, event_in_words
+from disagg.plan.world import Speeds, World
 
 EVERY = 50  # moments of a window
 KEPT = 4  # windows in memory
@@ -140,7 +141,7 @@ class Stepper:
 
     def _finish(self, world: World) -> Run:
         world.run()
-        return world.recorder.run(world.controller.book.config, list(world.results.values()))
+        return world.so_far()
 
     def _window(self, start: int) -> list[Moment]:
         if start not in self._windows:

@@ -16,7 +16,7 @@ from disagg.plan.detectors import Watch
 from disagg.plan.faults import FaultPlan
 from disagg.plan.remembering import FLIPPED, Memory
 from disagg.plan.request import Job, Stage
-from disagg.plan.simulator import Speeds, World, fake_token
+from disagg.plan.world import Speeds, World, fake_token
 
 #: A model of three layers and round costs, so that many things happen at the same instant.
 SMALL = Speeds(

@@ -25,8 +25,8 @@ from disagg.plan.handoff import LayerBlocks
 from disagg.plan.movement import Movement
 from disagg.plan.request import Finish, Request, Stage
 from disagg.plan.results import Run
-from disagg.plan.simulator import fake_token
 from disagg.plan.traffic import Traffic
+from disagg.plan.world import fake_token
 from disagg.run.kv_cache import KVCache
 from disagg.run.stream_copy import StreamCopier
 from disagg.show.lab_scenes import WIRE, Real, Simulated, Streams

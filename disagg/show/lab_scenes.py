@@ -21,8 +21,8 @@ from disagg.plan.controller import Controller
 from disagg.plan.detectors import Watch
 from disagg.plan.request import Job, Request
 from disagg.plan.results import Result, Run
-from disagg.plan.simulator import Speeds, World
 from disagg.plan.timeline import BlockMove
+from disagg.plan.world import Speeds, World
 from disagg.run.engine import Engine
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.lazy_stream import lazy_gpus

@@ -15,7 +15,7 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Job, Request
-from disagg.plan.simulator import Speeds, World
+from disagg.plan.world import Speeds, World
 from disagg.run.engine import Engine
 from disagg.run.model import Model, load_model
 from disagg.run.sizes import compute_of_a_layer

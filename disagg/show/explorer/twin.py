@@ -1,9 +1,8 @@
 """One run of the twin in slices, so that a newer wish can end it, and what the page is told of it."""
 
-from disagg.plan.hardware import Hardware, Predicted
 from disagg.plan.metrics import Metrics
 from disagg.plan.results import Run
-from disagg.plan.simulator import World, world_of
+from disagg.plan.simulator import world_on
 from disagg.plan.timeline import Overlap
 from disagg.show.columns import SpanColumns, look
 from disagg.show.explorer.settings import Settings
@@ -17,13 +16,7 @@ class Twin:
 
     def __init__(self, settings: Settings):
         """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
-        hardware = Hardware.parse(settings.hardware)
-        speeds = Predicted.of(settings.config, hardware)
-        self.config = speeds.sized(settings.config)
-        self.world = world_of(self.config, settings.asked, speeds)
-        self.world.recorder.machine = f"virtual clock, {hardware.words}"
-        if not speeds.pads:
-            _measure_wires(self.world, speeds)
+        self.world = world_on(settings.hardware, settings.config, settings.asked)
 
     def advance(self, actions: int) -> bool:
         """Lets so many things happen; False where nothing is left to."""
@@ -32,13 +25,7 @@ class Twin:
 
     def run(self) -> Run:
         self.world.run()  # to the end; an open request would be named
-        return self.world.recorder.run(self.config, list(self.world.results.values()))
-
-
-def _measure_wires(world: World, speeds: Predicted):
-    """Layers of a copy follow from the wire's cost, as in `simulate` and on real devices."""
-    lane = next(iter(world.traffic.lanes), "direct")
-    world.traffic.measured(world.config, speeds.cost(lane).least_bytes)
+        return self.world.so_far()
 
 
 def shown(run: Run) -> tuple[dict, bytes]:
