@@ -1,6 +1,6 @@
 """What day.py runs in a process of its own. It imports nothing large, so that the memory is the simulation's.
 
-python -m disagg.show.bench.day_process TRACE REQUESTS
+python -m disagg.show.bench.day_process TRACE REQUESTS HARDWARE
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from disagg.plan.simulator import simulate
 from disagg.plan.traces import Arrival, read_trace
 from disagg.plan.workloads import requests_of
 
-HARDWARE, MODEL = "2xH100", "random-llama3-8b"
+MODEL = "random-llama3-8b"
 
 
-def simulated(trace: Path, count: int) -> tuple[float, float, int]:
+def simulated(trace: Path, count: int, hardware: str) -> tuple[float, float, int]:
     """CPU seconds of the simulation alone, GiB of this process at its peak, and decode steps."""
     requests = requests_of(_repeated(read_trace(trace), count), vocab=128_256)
     config, start = Config.preset("dynamic", model=MODEL, dtype="bfloat16"), time.process_time()
-    run = simulate(config, requests, hardware=HARDWARE, record=False)
+    run = simulate(config, requests, hardware=hardware, record=False)
     took = time.process_time() - start
     ended = {result.finish_reason for result in run.results}
     if len(run.results) != count or ended != {"length"}:
@@ -55,4 +55,4 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(simulated(Path(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(simulated(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])))
