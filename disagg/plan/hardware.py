@@ -211,13 +211,15 @@ class Predicted:
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """As `Speeds.copy_ns`."""
-        cost = self.cost(lane)
-        return round(1e9 * (cost.fixed_s + nbytes / cost.bandwidth))
+        return round(1e9 * (self.decode.device.fit.copy_s + nbytes / self._rate(lane)))
 
     def cost(self, lane: str) -> RouteCost:
         """Of the direct wire, or of a hop between a device and host memory."""
-        rate, fit = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s, self.decode.device.fit
-        return RouteCost(fit.copy_s, rate * fit.copying)
+        return RouteCost(self.decode.device.fit.copy_s, self._rate(lane))
+
+    def _rate(self, lane: str) -> float:
+        rate = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s
+        return rate * self.decode.device.fit.copying
 
     def sized(self, config: Config) -> Config:
         """The config with what was left open: block counts by the devices' memory, and a link's ratio by their speed.

@@ -55,11 +55,7 @@ class Flight:
     target: Worker | None
     target_blocks: tuple[int, ...]  # those of the piece
     ready_ns: int  # since when it queued on the lane
-
-    @property
-    def hop_one(self) -> bool:
-        """From the prefill device into a slot of the ring."""
-        return self.lane.startswith("down")
+    hop_one: bool  # from the prefill device into a slot of the ring
 
     @property
     def hop_two(self) -> bool:
@@ -104,7 +100,7 @@ class Lane:
     """One wire and the pieces that are ready for it, the first by policy on top."""
 
     def __init__(self, name: str, wire: Wire):
-        self.name, self.wire = name, wire
+        self.name, self.wire, self.down = name, wire, name.startswith("down")
         self.ready: list[tuple[tuple, int, Piece, int | None, int]] = []  # priority, order, piece, slot, since when
 
 
@@ -187,22 +183,22 @@ class Traffic:
     def start(self, name: str) -> Flight | None:
         """Puts the lane's next piece on its wire; None while there is none, or no ring slot for it."""
         lane = self.lanes[name]
-        if not lane.ready or (name.startswith("down") and not self.ring.available):
+        if not lane.ready or (lane.down and not self.ring.available):
             return None
         _, _, piece, slot, ready_ns = heapq.heappop(lane.ready)
         self.queued -= 1
         journey = self.journeys[piece.transfer]
         journey.flying += 1
-        if name.startswith("down"):
+        if lane.down:
             slot = self.ring.reserve(1, piece.transfer)[0]
             times = lane.wire.post(piece.nbytes, max(ready_ns, self._slot_freed_ns))
             self.on_ring(times[0], self.ring.held)
         else:
             times = lane.wire.post(piece.nbytes, ready_ns)
         target, blocks = None, ()
-        if journey.assign is not None and not name.startswith("down"):
+        if journey.assign is not None and not lane.down:
             target, blocks = journey.assign.target, journey.assign.blocks[piece.block : piece.block_end]
-        return Flight(piece, name, *times, slot, target, blocks, ready_ns)
+        return Flight(piece, name, *times, slot, target, blocks, ready_ns, lane.down)
 
     def finish(self, flight: Flight) -> list:
         """A copy has landed: passes the piece on, or returns the notices for the controller.

@@ -20,7 +20,7 @@ from disagg.plan.recorder import Recorder
 from disagg.plan.request import Job
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Span
-from disagg.plan.traffic import Traffic
+from disagg.plan.traffic import Flight, Traffic
 from disagg.plan.why import open_in_words
 
 
@@ -245,20 +245,24 @@ class World:
 
     def drive_lanes(self):
         """Starts a copy on every idle lane that has one ready."""
-        if not self.traffic.queued:
-            return
-        for name, lane in self.traffic.lanes.items():
-            if lane.ready and name not in self.busy_lanes and (flight := self.traffic.start(name)) is not None:
-                self.busy_lanes.add(name)
-                if not self.traffic.lanes[name].wire.link.dialled:
-                    took = self.speeds.copy_ns(name, flight.piece.nbytes)
-                    flight.start_ns = max(flight.start_ns, self.now_ns)  # the wire keeps no account of its own
-                    flight.busy_until_ns = flight.landing_ns = flight.start_ns + took
-                if flight.busy_until_ns < flight.landing_ns:
-                    self.at(flight.busy_until_ns, self._lane_free, name)
-                    self.at(flight.landing_ns, self.land, flight)
-                else:
-                    self.at(flight.landing_ns, self._through, flight)
+        traffic, busy = self.traffic, self.busy_lanes
+        if traffic.queued:
+            for name, lane in traffic.lanes.items():
+                if lane.ready and name not in busy and (flight := traffic.start(name)) is not None:
+                    self._fly(flight, lane.wire.link.dialled)
+
+    def _fly(self, flight: Flight, dialled: bool):
+        """Keeps the lane busy, and lets the copy land when its wire says; an undialled one keeps no account."""
+        self.busy_lanes.add(flight.lane)
+        if not dialled:
+            flight.start_ns = max(flight.start_ns, self.now_ns)
+            took = self.speeds.copy_ns(flight.lane, flight.piece.nbytes)
+            flight.busy_until_ns = flight.landing_ns = flight.start_ns + took
+        if flight.busy_until_ns < flight.landing_ns:
+            self.at(flight.busy_until_ns, self._lane_free, flight.lane)
+            self.at(flight.landing_ns, self.land, flight)
+        else:
+            self.at(flight.landing_ns, self._through, flight)
 
     def _lane_free(self, name: str):
         self.busy_lanes.discard(name)
