@@ -200,23 +200,23 @@ def test_localhost_only():
 
 def test_without_a_measurement_the_page_says_so(tmp_path):
     assert accuracy.sentences(tmp_path / "none.json") == [accuracy.NOT_MEASURED]
-    (tmp_path / "other.json").write_text('{"rows": [{"name": "soak_seeds", "value": 3}]}')
+    (tmp_path / "other.json").write_text('{"claims": [{"id": "ladder", "quotes": ["3 s"], "hardware": "a GPU"}]}')
     assert accuracy.sentences(tmp_path / "other.json") == [accuracy.NOT_MEASURED]
 
 
 def test_a_measured_error_is_said_and_stays_text(tmp_path):
     ledger = tmp_path / "claims.json"
-    rows = [
-        {"name": "twin_ttft_error", "value": 7.125, "unit": "%", "note": "<b>one H200</b>"},
-        {"name": "x", "value": 1},
-    ]
-    ledger.write_text(json.dumps({"suites": [{"rows": rows}]}))
-    assert accuracy.sentences(ledger) == ["twin ttft error: 7.12 % (<b>one H200</b>)"]
+    claim = {"id": "twin-error-gpu", "quotes": ["half within 7.12 %", "<b>all</b> within 9 %"], "hardware": "one H200"}
+    ledger.write_text(json.dumps({"claims": [claim, {**claim, "id": "ladder"}]}))
+    assert accuracy.sentences(ledger) == ["half within 7.12 % <b>all</b> within 9 % (one H200)"]
     page = (build(tmp_path / "site", None, ledger) / "index.html").read_text()
-    assert "twin ttft error: 7.12 % (&lt;b&gt;one H200&lt;/b&gt;)" in page and accuracy.NOT_MEASURED not in page
+    assert "half within 7.12 % &lt;b&gt;all&lt;/b&gt; within 9 % (one H200)" in page
+    assert accuracy.NOT_MEASURED not in page
 
 
-@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"claims": [3]}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")]
+)
 def test_a_broken_ledger_is_refused(tmp_path, text):
     ledger = tmp_path / "claims.json"
     ledger.write_bytes(text if isinstance(text, bytes) else text.encode())
