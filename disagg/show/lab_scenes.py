@@ -89,7 +89,7 @@ class LabWorld(World):
         super().__init__(scene.config, SPEEDS, ahead)
         self.listener = Listener(self.controller, SPEEDS.layers, keeps=False) if watched else None
         self._fails, self._twice = self._drawn(scene.fails), self._drawn(scene.twice)
-        self._ended = self._told = 0  # copies, landings
+        self._ends = self._told = 0  # copies, landings
         for number, request in enumerate(scene.requests):
             prompt, new, arrival = tuple(request.prompt), request.max_new_tokens, round(request.arrival_s * 1e9)
             if self._dice is not None:  # shorter ones fit as well
@@ -129,8 +129,8 @@ class LabWorld(World):
                 self.deliver(event)
 
     def land(self, flight):
-        self._ended += 1
-        if self._ended != self._fails:
+        self._ends += 1
+        if self._ends != self._fails:
             return super().land(flight)
         for notice in self.traffic.fail(flight, "the wire broke", self.now_ns):
             self.deliver(notice)
