@@ -270,7 +270,7 @@ class World:
 
     def _through(self, flight):
         """Without latency a wire is free as its copy lands."""
-        self.busy_lanes.discard(flight.lane)
+        self._lane_free(flight.lane)
         self.land(flight)
 
     def land(self, flight):
