@@ -38,10 +38,11 @@ CORE = (
 )
 NAMES = (
     "batching blocks config controller detectors fault_plan law link metrics paging scheduler simulation small_world "
-    "stepper timeline traces traffic why archive batches bills difference pages perfetto receipts"
+    "stepper timeline traces traffic why hardware workloads goodput tune archive batches bills difference pages perfetto "
+    "receipts twin"
 )
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
-HEAVY = tuple(FILES[-7:])  # import the engine or the pictures: they come second
+HEAVY = tuple(FILES[-8:])  # import the engine or the pictures: they come second
 ENDLESS = "not every_order and not every_seed"  # minutes each
 SLOW_S, BUDGET_S = 3.0, 5.0  # of one test, and of all that a mutant meets; slower tests are left out
 QUIET = ["-q", "-x", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
