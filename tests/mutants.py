@@ -38,8 +38,8 @@ CORE = (
 )
 NAMES = (
     "batching blocks config controller detectors fault_plan law link metrics paging scheduler simulation small_world "
-    "stepper timeline traces traffic why hardware workloads goodput tune archive batches bills difference pages perfetto "
-    "receipts twin"
+    "stepper timeline traces traffic why hardware workloads goodput tune archive batches bills difference pages "
+    "perfetto receipts twin"
 )
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
 HEAVY = tuple(FILES[-8:])  # import the engine or the pictures: they come second
