@@ -5,6 +5,7 @@
 
 Rates are steps of 5 % from the workload's own, so that each can be said and simulated again. A workload has an end, and
 what it attains need not fall with every step: what is found is a rate that is met, with the next step's missed.
+Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 import math

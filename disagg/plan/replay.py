@@ -2,6 +2,7 @@
 
 A log holds everything that an engine's controller heard. Fed again, without workers or a clock, it leads to the
 same commands in the same order, or the controller looked at something that it should not know.
+Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 from collections.abc import Iterable

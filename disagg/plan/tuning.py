@@ -9,6 +9,7 @@ those near the best of their cost, one setting after the other over all its valu
 nearest once more.
 (TPE, of optuna 5.0, came to the same best on three questions and as many simulations, without the cheaper points.)
 A candidate has to be near, or better, at one rate before its own is searched: whoever is not costs one simulation.
+Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Cost against goodput: every arrangement that `tune` measured, and the front of those that nothing as cheap beats."""
+"""Cost against goodput: every arrangement that `tune` measured, and the front of those that nothing as cheap beats.
+
+Notebook: notebooks/06_twin_and_claims.ipynb.
+"""
 
 import json
 from pathlib import Path

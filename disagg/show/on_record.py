@@ -23,7 +23,7 @@ def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
         return dials or crowd
     quiet = dials.pop(0.0)
     found = fit([crowd["Colocated"], quiet])
-    return [Compared(f"x/c {dial:g}", run, predicted(run, asked(run), found)) for dial, run in dials.items()]
+    return [Compared(f"Dial {dial:g}", run, predicted(run, asked(run), found)) for dial, run in dials.items()]
 
 
 def fit(runs: list[Run]) -> Calibration:

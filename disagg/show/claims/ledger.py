@@ -2,6 +2,8 @@
 
 for problem in problems():
     print(problem)
+
+Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 import json

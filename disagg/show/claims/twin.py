@@ -1,7 +1,8 @@
 """The report's numbers on two L4 GPUs, as the twin predicts them: which wire, which rival, how many rows.
 
 Llama-3-8B in bfloat16. Its times come from data sheets and from what one H200 was measured to reach (plan/hardware.py);
-nobody has measured this pair. Notebooks: notebooks/03_layer_streaming.ipynb, notebooks/05_dynamic_batching.ipynb.
+nobody has measured this pair. Notebooks: notebooks/03_layer_streaming.ipynb, notebooks/05_dynamic_batching.ipynb,
+notebooks/06_twin_and_claims.ipynb.
 """
 
 from collections.abc import Iterable, Sequence
