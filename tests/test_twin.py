@@ -230,6 +230,6 @@ def test_the_prediction_is_drawn_over_the_run():
     compared = Compared("crowd", run, predicted(run, asked, told))
     assert max(compared.errors().values()) == 0
     picture = overlay_picture(compared)
-    assert picture.finding.startswith("crowd: 24 requests; the twin is off by median TTFT 0 %")
+    assert picture.finding.startswith("Crowd: 24 requests; the twin is off by median TTFT 0 %")
     assert "H 0 points" in picture.alt and len(picture.png()) > 5000
-    assert overlay_picture(compared, times=False).finding == "crowd: 24 requests, measured and predicted."
+    assert overlay_picture(compared, times=False).finding == "Crowd: 24 requests, measured and predicted."

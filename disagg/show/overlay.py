@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from disagg.plan.results import Run
 from disagg.plan.timeline import Span
-from disagg.show.facts import row_names
+from disagg.show.facts import plural, row_names
 from disagg.show.picture import COLOURS, FAINT, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 from disagg.show.plots import COLOUR_OF, LEGEND, time_axis
 from disagg.show.validate import Compared
@@ -39,11 +39,7 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
     plain_axes(axes, size)
     time_axis(axes, window, size, "since the start; measured above each line, predicted below")
     _legend(figure, {COLOUR_OF[span.kind] for span in compared.real.timeline.spans}, size)
-    finding = (
-        in_words(compared)
-        if times
-        else f"{compared.name}: {len(compared.real.results)} requests, measured and predicted."
-    )
+    finding = in_words(compared) if times else f"{_subject(compared)}, measured and predicted."
     return Picture(figure, f"Two timelines on one axis, row by row: {finding}", finding)
 
 
@@ -52,7 +48,12 @@ def in_words(compared: Compared) -> str:
     errors = compared.errors()
     units = {name: "points" if name == "H" else "%" for name in errors}
     parts = [f"{WORDS[name]} {error:.0f} {units[name]}" for name, error in errors.items()]
-    return f"{compared.name}: {len(compared.real.results)} requests; the twin is off by {', '.join(parts)}."
+    return f"{_subject(compared)}; the twin is off by {', '.join(parts)}."
+
+
+def _subject(compared: Compared) -> str:
+    name, count = compared.name, plural(len(compared.real.results), "request")
+    return f"{name[:1].upper()}{name[1:]}: {count}"
 
 
 def _ms(run: Run, at_ns: int) -> float:
