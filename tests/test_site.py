@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 from disagg import simulate
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, FileError
+from disagg.plan.replay import in_lines
 from disagg.show import cli
 from disagg.show.explorer import accuracy, pyodide
 from disagg.show.explorer.browser import Desk
 from disagg.show.explorer.settings import CONTROLS, Choice, Settings
 from disagg.show.explorer.site import build, index, package
-from disagg.show.explorer.twin import Twin, event_log, facts, shown
+from disagg.show.explorer.twin import Twin, facts, shown
 
 FEW = {"requests": "10", "answer": "8"}
 ROOT = Path(__file__).parents[1]
@@ -84,13 +85,13 @@ def test_in_slices_it_is_what_simulate_gives(preset):
     while twin.advance(7):
         seen += 1
     run, whole = twin.run(), simulate(settings.config, settings.asked, hardware=settings.hardware)
-    assert seen > 5 and event_log(run) == event_log(whole) and run.timeline.spans == whole.timeline.spans
+    assert seen > 5 and in_lines(run.log) == in_lines(whole.log) and run.timeline.spans == whole.timeline.spans
     assert (run.machine, run.config, facts(run)) == (whole.machine, whole.config, facts(whole))
 
 
 def test_the_log_has_a_line_for_each_event():
     run = Twin(Settings.parse(FEW)).run()
-    lines = event_log(run).decode().splitlines()
+    lines = in_lines(run.log).decode().splitlines()
     assert len(lines) == len(run.log) and lines[0].startswith("0 Submit(job=Job(id=0, ")
 
 
@@ -103,7 +104,7 @@ def test_the_desk_drops_what_was_under_way():
     said, columns = desk.answer()
     run = Twin(Settings.parse(FEW)).run()
     assert (json.loads(said), columns) == (json.loads(json.dumps(shown(run)[0])), shown(run)[1])
-    assert desk.begin('{"seed": "100"}').startswith("seed must be") and desk.log() == event_log(run), "it stays"
+    assert desk.begin('{"seed": "100"}').startswith("seed must be") and desk.log() == in_lines(run.log), "it stays"
     names = [name for name, _ in json.loads(said)["facts"]]
     assert names[0].startswith("TTFT") and names[-1] == "decode busy"
 

@@ -11,7 +11,7 @@ from disagg.plan.checks import is_number, short
 from disagg.plan.errors import FileError
 from disagg.plan.files import json_lines, located, whole
 from disagg.plan.hardware import Device, Fit, Hardware
-from disagg.plan.schema import NAME, WHOLE, Field, check
+from disagg.plan.schema import NAME, POSITIVE, WHOLE, Field, check
 
 VERSION = 1
 
@@ -71,16 +71,15 @@ def _numbers(value) -> bool:
     return type(value) is dict and all(type(name) is str and is_number(x, 0, 1e18) for name, x in value.items())
 
 
-_POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
 _SECONDS = Field(lambda value: is_number(value, 0, 1e6), "seconds, from 0 to 1e6")
 _NUMBERS = Field(_numbers, "an object of numbers, 0 or more")
 _OBJECT = Field(lambda value: type(value) is dict, "an object")
 _FIELDS = {"calibration": WHOLE, "machine": NAME, "model": NAME, "hardware": _OBJECT, "residuals": _NUMBERS,
            "seen": _NUMBERS, "seconds": _SECONDS}  # fmt: skip
 _HARDWARE = {"prefill": _OBJECT, "decode": _OBJECT, "count": WHOLE}
-_DEVICE = {"name": NAME, "flops_per_s": _POSITIVE, "bytes_per_s": _POSITIVE, "memory": WHOLE, "link": NAME,
+_DEVICE = {"name": NAME, "flops_per_s": POSITIVE, "bytes_per_s": POSITIVE, "memory": WHOLE, "link": NAME,
            "host_link": NAME, "source": NAME, "fit": _OBJECT}  # fmt: skip
 _FIT = {
-    field.name: NAME if field.name == "source" else _SECONDS if field.name.endswith("_s") else _POSITIVE
+    field.name: NAME if field.name == "source" else _SECONDS if field.name.endswith("_s") else POSITIVE
     for field in dataclasses.fields(Fit)
 }

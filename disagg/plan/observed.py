@@ -4,7 +4,6 @@ Read from spans and results alone, so a recording will do. Requests that were co
 out: from then on their spans don't say what they read.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from disagg.plan.intervals import intersection, length, union
@@ -110,8 +109,8 @@ class _Beside:
         return length(intersection(self._work[span.place], [(span.start_ns, span.end_ns)])) / took if took else 0.0
 
 
-def _spans(run: Run, kind: str) -> Iterator[Span]:
-    return iter(sorted((span for span in run.timeline.spans if span.kind == kind), key=lambda span: span.start_ns))
+def _spans(run: Run, kind: str) -> list[Span]:
+    return sorted((span for span in run.timeline.spans if span.kind == kind), key=lambda span: span.start_ns)
 
 
 def _prompts(run: Run) -> dict[int, int]:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from disagg.plan.blocks import STATES
-from disagg.plan.checks import is_text, short
+from disagg.plan.checks import is_number, is_text, short
 from disagg.plan.errors import FileError
 from disagg.plan.paging import Arm, Choice
 from disagg.plan.request import LEGAL_MOVES, Finish, Stage
@@ -106,6 +106,7 @@ _COUNTER = re.compile(
     re.ASCII,
 )
 _STAGES = [stage.value for stage in Stage]
+POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
 WHOLE = Field(_whole, "a whole number, 0 or more")
 WHOLES = Field(_wholes, "a list of whole numbers, 0 or more")
 TIMES = Field(_rising, "a list of times in ns, in order")

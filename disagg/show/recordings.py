@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import disagg
-from disagg.plan.checks import is_number, short
+from disagg.plan.checks import short
 from disagg.plan.errors import FileError
 from disagg.plan.files import json_lines, located, whole
 from disagg.plan.results import Run
-from disagg.plan.schema import NAME, WHOLE, Field, check
+from disagg.plan.schema import NAME, POSITIVE, WHOLE, Field, check
 
 FOLDER = Path(disagg.__file__).parents[1] / "figures" / "data"
 COMMAND = "python -m disagg record-gpu"
@@ -183,11 +183,10 @@ class StepTimes:
         return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
 
 
-_POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
-_STEP = {"rung": NAME, "rows": WHOLE, "seconds": _POSITIVE, "gap_s": _POSITIVE, "nbytes": _POSITIVE,
-         "context": _POSITIVE, "count": WHOLE}  # fmt: skip
+_STEP = {"rung": NAME, "rows": WHOLE, "seconds": POSITIVE, "gap_s": POSITIVE, "nbytes": POSITIVE,
+         "context": POSITIVE, "count": WHOLE}  # fmt: skip
 _OBJECTS = Field(
     lambda value: type(value) is list and value and all(type(item) is dict for item in value), "a list of objects"
 )
-_STEPS = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME, "copy": _POSITIVE,
-          "matmul": _POSITIVE, "down": _POSITIVE, "up": _POSITIVE, "times": _OBJECTS}  # fmt: skip
+_STEPS = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME, "copy": POSITIVE,
+          "matmul": POSITIVE, "down": POSITIVE, "up": POSITIVE, "times": _OBJECTS}  # fmt: skip

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from disagg.plan.errors import FileError
+from disagg.plan.replay import in_lines
 from disagg.plan.simulator import simulate
 from disagg.show.bench.browser import NoBrowser, chromium
 from disagg.show.bench.rows import LeftOut, Row
 from disagg.show.explorer.settings import Settings
 from disagg.show.explorer.site import build
-from disagg.show.explorer.twin import event_log
 
 Say = Callable[[str], None]
 CACHE, FOLDER = Path("build/cache"), Path("build/site")
@@ -85,7 +85,7 @@ def log_of(page) -> bytes:
 def expected_log(given: dict[str, str]) -> bytes:
     """What the package gives for the same settings, in this Python."""
     settings = Settings.parse(given)
-    return event_log(simulate(settings.config, settings.asked, hardware=settings.hardware))
+    return in_lines(simulate(settings.config, settings.asked, hardware=settings.hardware).log)
 
 
 def differing(page, address: str) -> list[dict]:

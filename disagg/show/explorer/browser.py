@@ -3,9 +3,10 @@
 import json
 
 from disagg.plan.errors import DisaggError
+from disagg.plan.replay import in_lines
 from disagg.plan.results import Run
 from disagg.show.explorer.settings import Settings
-from disagg.show.explorer.twin import Twin, event_log, shown
+from disagg.show.explorer.twin import Twin, shown
 
 
 class Desk:
@@ -34,4 +35,4 @@ class Desk:
 
     def log(self) -> bytes:
         """The event log of the last answer."""
-        return event_log(self._run) if self._run else b""
+        return in_lines(self._run.log) if self._run else b""

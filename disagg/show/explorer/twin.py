@@ -70,8 +70,3 @@ def _hand_off(overlap: Overlap) -> list[tuple[str, str]]:
 
 def _busy(run: Run, metrics: Metrics) -> list[tuple[str, str]]:
     return [(f"{name} busy", f"{metrics.busy[place]:.0%}") for place, name in row_names(run.timeline).items()]
-
-
-def event_log(run: Run) -> bytes:
-    """Every event in the order in which the controller took it, a line each."""
-    return "".join(f"{at_ns} {event!r}\n" for at_ns, event in run.log).encode()
