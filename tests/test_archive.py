@@ -21,6 +21,7 @@ from disagg.plan.schema import KINDS, MOST
 from disagg.plan.timeline import BlockMove, Mark, Span
 from disagg.show import cli
 from disagg.show.bench.files import load_rows
+from disagg.show.commands import told
 from disagg.show.plots import timeline_picture
 
 
@@ -464,7 +465,7 @@ def main(monkeypatch, capsys, *words) -> str:
 
 
 def test_errors_of_the_command_are_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "console", cli.Console(width=1000))
+    monkeypatch.setattr(told, "console", told.Console(width=1000))
     path = tmp_path / "[bold]run[" / "x].jsonl"  # the console must not take it for markup
     path.parent.mkdir()
     path.write_text("{}\n")

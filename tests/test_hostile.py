@@ -21,6 +21,7 @@ from disagg.run import weights
 from disagg.run.foreign import check_folder
 from disagg.show import cli, recordings
 from disagg.show.batches import batches_picture
+from disagg.show.commands import told
 from disagg.show.course import exercise
 from disagg.show.page import page
 from disagg.show.plots import timeline_picture
@@ -81,7 +82,7 @@ def test_the_recording_they_are_made_of_is_right(tmp_path):
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_command_says_it_in_one_sentence(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "console", cli.Console(width=1000))
+    monkeypatch.setattr(told, "console", told.Console(width=1000))
     monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(tmp_path / name)])
     (tmp_path / name).write_bytes(RECORDINGS[name][0])
     with pytest.raises(SystemExit) as caught:
@@ -154,7 +155,7 @@ def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
     assert timeline_picture(run).png().startswith(b"\x89PNG"), "no formula is set, and none is refused"
     run.timeline.to_perfetto(tmp_path / "trace.json")
     json.loads((tmp_path / "trace.json").read_text("utf-8"))
-    monkeypatch.setattr(cli, "console", cli.Console(width=1000))
+    monkeypatch.setattr(told, "console", told.Console(width=1000))
     monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(path), "--receipts"])
     with pytest.raises(SystemExit, match="0"):
         cli.main()

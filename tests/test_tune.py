@@ -18,6 +18,7 @@ from disagg.plan.tuned import Trial, Tuning, trial_of
 from disagg.plan.tuning import tune
 from disagg.plan.workloads import Lengths, poisson
 from disagg.show import cli
+from disagg.show.commands import told
 from disagg.show.fronts import KINDS, effort, front_picture, front_rows, workload
 
 EIGHT = "random-llama3-8b"
@@ -202,7 +203,7 @@ def test_the_picture_has_a_point_a_measured_trial_and_the_front_in_words(found):
 
 
 def test_the_command_prints_the_front_and_writes_all_trials(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "console", cli.Console(width=300))
+    monkeypatch.setattr(told, "console", told.Console(width=300))
     trace, out, png = (str(tmp_path / name) for name in ("trace.csv", "rows.json", "front.png"))
     with open(trace, "w") as file:
         file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")

@@ -1,0 +1,1 @@
+"""The commands of `python -m disagg`, by what they are for."""
