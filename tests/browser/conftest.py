@@ -29,20 +29,30 @@ def shot():
     return lambda page, name: page.screenshot(path=SHOTS / f"{name}.png")
 
 
-@pytest.fixture
-def open_page(browser):
-    """open_page(address, **context) gives a page; `.requests` and `.complaints` grow while it lives."""
-    contexts = []
+@pytest.fixture(scope="session")
+def heard():
+    """heard(page) gives the page back; from then on its `.requests` and `.complaints` grow."""
 
-    def opened(address: str, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, **options})
-        contexts.append(context)
-        page = context.new_page()
+    def listening(page):
         page.requests, page.complaints = [], []
         page.on("request", lambda request: page.requests.append(request.url))
         page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (page.complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        return page
+
+    return listening
+
+
+@pytest.fixture
+def open_page(browser, heard):
+    """open_page(address, **context) gives a page that is heard."""
+    contexts = []
+
+    def opened(address: str, **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, **options})
+        contexts.append(context)
+        page = heard(context.new_page())
         page.goto(address)
         return page
 

@@ -37,14 +37,9 @@ window.Worker = class extends Worker {
 
 
 @pytest.fixture(scope="module")
-def opened(browser, address):
+def opened(browser, heard, address):
     """One page for most tests: starting Python takes longer than all they do with it."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.requests, page.complaints = [], []
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (page.complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page = heard(browser.new_page(viewport={"width": 1280, "height": 900}))
     page.add_init_script(LISTEN)
     page.goto(permalink(address, FEW))
     yield page
