@@ -30,6 +30,7 @@ from .shapes import RANDOM, SHAPES, make_random
 from .text import ByteText, TokenizerText, first_line
 from .tiny import make_tiny_llama
 
+MOST_CODES = 64  # of a class of layers
 PASS_STEP = 64  # compiled passes are padded to a multiple: products like it, and few sizes are met
 WEIGHTS_ADVICE = 'Take a smaller model, dtype="bfloat16", or another device; close engines that still hold memory.'
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,7 +87,8 @@ class Model:
     def compile(self, **how) -> None:
         """Compile one layer for all: they differ in their weights alone, and all sizes share the code.
 
-        Kernels are tuned on the first size that they meet, so that ought to be a large one.
+        Kernels are tuned on the first size that they meet, so that ought to be a large one. Whoever calls it first
+        calls `keep_many_codes`.
         """
         for layer in layers_of(self.module, self.layers):
             layer.compile(fullgraph=True, dynamic=True, **how)
@@ -187,6 +189,12 @@ def load_model(
     model = Model(module, source, text, kind)
     check_logits(model, expected)
     return model
+
+
+def keep_many_codes():
+    """For this thread: torch compiles a class of layers for each model, type and device that it meets in the process,
+    and would refuse at the ninth."""
+    torch._dynamo.config.recompile_limit = MOST_CODES
 
 
 def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:

@@ -15,6 +15,7 @@ from disagg.run.decode import DecodeStage
 from disagg.run.decode_graph import Launched
 from disagg.run.device import own_stream
 from disagg.run.injection import Injection
+from disagg.run.model import keep_many_codes
 from disagg.run.prefill import PrefillStage
 from disagg.run.punctual import yield_to_lanes
 from disagg.run.sm_split import Part
@@ -75,6 +76,8 @@ class WorkerThread:
         try:
             for stage in (self.prefill, self.decode):
                 if stage is not None:
+                    if stage.model.compiled:
+                        keep_many_codes()
                     stage.prepare(self._progress)
         except BaseException as error:
             self.ready.set_exception(error)

@@ -10,7 +10,7 @@ from disagg.plan.request import Request
 from disagg.plan.traces import Arrival, read_trace
 from disagg.run.engine import Engine
 from disagg.show.bench import nanovllm, peers
-from disagg.show.bench.gpu.rivals import gap_words, lengths, rate, ratio_row, short, warm_pairs, work
+from disagg.show.bench.gpu.rivals import gap_words, lengths, rate, ratio_row, round_seed, short, warm_pairs, work
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.rows import LeftOut, Row
 from disagg.show.bench.workloads import random_ids
@@ -31,7 +31,7 @@ def engine_for(stand: Stand, wanted: list[int], prompts: int, preset: str = PRES
 
 
 def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
-    """Work A and B, in total and per GPU."""
+    """Work A and B, in total and per GPU; then the same prompts on the two GPUs as two that do both."""
     shape, names = stand.shape, ("A", "B")
     if missing := nanovllm.reason_missing(stand.model):
         yield LeftOut("pair_over_nanovllm", missing)
@@ -41,16 +41,21 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     engine = engine_for(stand, wanted, prompts)
     room, _ = nanovllm.room_for_each(stand.model, 5 * sum(wanted) // 4)
     stand.say("nano-vllm: weights, warm-up, graphs")
-    peer = nanovllm.NanoVllm(stand.model, room)
+    peer, found = nanovllm.NanoVllm(stand.model, room), {}
     try:
         theirs = lambda requests: peer.serve(requests).tokens_per_s  # noqa: E731
         for name in names:
-            pairs = warm_pairs(stand, name, rate(engine), theirs)
+            pairs = found[name] = warm_pairs(stand, name, rate(engine), theirs)
             gaps = engine.serve(work(stand, name, seed=3), record=False).metrics().itl_s
             other = Percentiles.of(peer.serve(work(stand, name, seed=4)).gaps_s)
             per_gpu = statistics.median(a / b for a, b in pairs) / 2
             what = f"work {name}; {per_gpu:.2f} a GPU; {gap_words(gaps)}; nano-vllm's {gap_words(other)}"
             yield ratio_row(f"pair_over_nanovllm[{shape},{name}]", pairs, 1.3, what)
+        ours = rate(engine_for(stand, wanted, prompts, RIVAL))
+        for name in names:
+            ours(short(work(stand, name, seed=1)))
+            pairs = [(ours(work(stand, name, round_seed(i))), other) for i, (_, other) in enumerate(found[name])]
+            yield ratio_row(f"two_colocated_over_nanovllm[{shape},{name}]", pairs, None, f"work {name}, two engines")
     finally:
         peer.close()
 
@@ -60,7 +65,7 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     prompts = sum(len(request.prompt) for request in work(stand, "A", 0))
     engine = engine_for(stand, lengths(stand, "A"), prompts)
     stand.say("the untouched module")
-    module = stand.model.reference()
+    module = stand.model.reference().to(stand.prefill_device)  # where its thread looks for memory, whatever it is given
     pairs = warm_pairs(stand, "A", rate(engine), lambda requests: peers.batched(module, requests, kept=False))
     peers.release(module)
     yield ratio_row("pair_over_generate_batch", pairs, 8, "work A, paged SDPA, a call as people write it")

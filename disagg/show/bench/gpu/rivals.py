@@ -21,6 +21,10 @@ def work(stand: Stand, name: str, seed: int) -> list[Request]:
     return make(stand.model.vocab_size, seed, *sizes)
 
 
+def round_seed(index: int) -> int:
+    return 10 + index
+
+
 def lengths(stand: Stand, name: str) -> list[int]:
     return [len(request.prompt) + request.max_new_tokens for request in work(stand, name, 0)]
 
@@ -30,7 +34,7 @@ def alternate(stand: Stand, name: str, ours: Side, theirs: Side, rounds: int) ->
     pairs = []
     for index in range(rounds):
         stand.say(f"work {name}, round {index + 1} of {rounds}")
-        requests = work(stand, name, seed=10 + index)
+        requests = work(stand, name, round_seed(index))
         if index % 2:
             second = theirs(requests)
             pairs.append((ours(requests), second))

@@ -71,7 +71,7 @@ def two_gpus(traces: list[Path]) -> dict[str, Group]:
         "peer": Group(("automatic_over_best", "peer_bandwidth_share"), pair.peer_rows),
         "gaps": Group(("pair_gap_p99_over_alone",), pair.gap_rows),
         "right": Group(PARITY, pair.right_rows),
-        "nanovllm": Group(("pair_over_nanovllm",), pair_rivals.nanovllm_rows),
+        "nanovllm": Group(("pair_over_nanovllm", "two_colocated_over_nanovllm"), pair_rivals.nanovllm_rows),
         "generate": Group(("pair_over_generate_batch",), pair_rivals.generate_rows),
         "traces": Group(("pair_goodput_over_two_colocated",), partial(pair_rivals.trace_rows, traces=traces)),
     }
