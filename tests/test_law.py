@@ -70,7 +70,7 @@ def test_numbers_known_by_heart():
     assert (Law(5, 1.0, (1.0,), layers_per_copy=2).copies, Law(5, 1.0, (2.0,)).transfer_s) == (3, 10.0)
 
 
-@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("group", [1, 2, 3, 6])
 @pytest.mark.parametrize("slots, route", [(None, "direct"), (8, "staged"), (1, "staged")])
 @pytest.mark.parametrize("bandwidth", [1e7, 4e7, 4e8])
 def test_one_request_alone_in_a_simulated_world_obeys_the_law(group, slots, route, bandwidth):
@@ -86,6 +86,7 @@ def test_one_request_alone_in_a_simulated_world_obeys_the_law(group, slots, rout
     assert overlap.exposed_s == pytest.approx(law.exposed_s, abs=50e-9)  # occupancies are whole ns
     assert overlap.hidden == pytest.approx(law.hidden, abs=0.01)
     assert overlap.transfer_s == pytest.approx(law.transfer_s, abs=50e-9)
+    assert run.law(0).hidden == pytest.approx(law.hidden, abs=0.01), "by what was recorded"
 
 
 @pytest.mark.parametrize("slots, exposed_s", [(1, 0.782), (7, 0.086), (8, 0.086)])

@@ -120,6 +120,13 @@ def test_the_law_is_silent_where_it_does_not_hold():
     packed, whole = Timeline(law_spans(10, requests=(1, 2))), law_spans(10)
     bulk = Timeline([whole[0], Span("copy", "direct 0", 45, 85, (1,), 0, 4, 32, transfer=3, occupied_ns=40)])
     assert packed.law(1) is None and bulk.law(1) is None and Timeline(whole[:1]).law(2) is None
+    assert Timeline(whole[:1]).law(1) is None, "nothing was handed off"
+
+
+def test_the_law_holds_where_all_layers_travel_in_one_copy_before_prefill_ends():
+    one = Span("copy", "direct 0", 41, 49, (1,), 0, 4, 32, transfer=3, occupied_ns=8)
+    timeline = Timeline([law_spans(10)[0], one])
+    assert timeline.law(1).copies == 1 and timeline.law(1).exposed_s == pytest.approx(3e-9)
 
 
 def test_a_recorder_tells_sizes_and_counts_a_run_from_its_begin_on():

@@ -181,12 +181,15 @@ class Timeline:
         return min((s.end_ns for s in self.spans if request in s.firsts), default=None)
 
     def law(self, request: int, ring_slots: int | None = None) -> Law | None:
-        """The law with this request's own c, x and tail; None where it does not hold (chunked, packed, or one copy)."""
+        """The law with this request's own c, x and tail; None where it does not hold: chunked, packed, or in one
+        copy after prefill."""
         copies = self.hand_off(request)
         passes = [s for s in self.spans if s.kind == "prefill" and request in s.requests]
         layers = len(passes[0].hand_offs_ns) if passes else 0
         group = max((s.count for s in copies), default=layers)
-        if len(passes) != 1 or len(passes[0].requests) != 1 or layers < 2 or group == layers:
+        if len(passes) != 1 or len(passes[0].requests) != 1 or layers < 2 or not copies:
+            return None
+        if group == layers and copies[0].start_ns >= passes[0].end_ns:
             return None
         marks = passes[0].hand_offs_ns
         lanes = sorted({s.place for s in copies})
