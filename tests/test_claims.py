@@ -197,6 +197,11 @@ def test_numbers_with_scales():
     assert f"{number:.0fms} {number:.1fpc} {number:.2f} {said.Number(2.5e9):.1fG}" == "50 5.0 0.05 2.5"
 
 
+def test_a_row_may_stand_beside_rows_of_its_name_with_brackets():
+    found = said.nested({"a[1]": 3, "a": 2, "b[x,0.3]": 5})
+    assert "{a} {a[1]} {b[x,0.3]}".format_map(found) == "2.0 3.0 5.0"
+
+
 def test_what_is_measured_is_what_the_demo_serves():
     told = said.load().measured["demo"]["workload"]
     assert told["prompt_tokens"] == list(demo.LENGTHS)

@@ -16,7 +16,16 @@ SCALES = {"pc": 100, "ms": 1e3, "us": 1e6, "M": 1e-6, "G": 1e-9}
 
 
 class Number(float):
-    """Its format may end in a scale: format(Number(0.05), ".0fms") is "50"."""
+    """Its format may end in a scale: format(Number(0.05), ".0fms") is "50".
+
+    `parts` are rows of its name with brackets.
+    """
+
+    def __init__(self, value: float):
+        self.parts: dict = {}
+
+    def __getitem__(self, key) -> "Number":
+        return self.parts[key]
 
     def __format__(self, spec: str) -> str:
         for ending, scale in SCALES.items():
@@ -77,13 +86,15 @@ class Said:
 def nested(values: Mapping[str, float]) -> dict:
     """{"a[b]": 1} as {"a": {"b": 1}}, which is how a format string asks for it."""
     found: dict = {}
-    for name, value in values.items():
+    for name in sorted(values):  # "a" before "a[b]"
         head, _, rest = name.partition("[")
         if rest:
             key = rest.removesuffix("]")
-            found.setdefault(head, {})[int(key) if key.isdecimal() else key] = Number(value)
+            parts = found.setdefault(head, {})
+            parts = parts if isinstance(parts, dict) else parts.parts
+            parts[int(key) if key.isdecimal() else key] = Number(values[name])
         else:
-            found[head] = Number(value)
+            found[name] = Number(values[name])
     return found
 
 

@@ -62,7 +62,7 @@ def law_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             runs = runs_of(stand, engine, tokens)
             laws, found = [run.law(0) for run in runs], [run.overlap(0) for run in runs]
             if None in laws:
-                yield LeftOut(f"pair_law_error_points[{route},{tokens}]", "the layers travelled in one copy, after prefill")
+                yield LeftOut(f"pair_law_error_points[{route},{tokens}]", "one copy, after prefill")
                 continue
             off = [100 * abs(mine.hidden - law.hidden) for mine, law in zip(found, laws, strict=True)]
             hidden, by_law = (statistics.median(each.hidden for each in side) for side in (found, laws))
