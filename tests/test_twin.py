@@ -30,7 +30,10 @@ from disagg.show.validate import Compared, Held, predicted, validate
 
 SIZES = sizes_of("smollm2", "float32")
 CPU = device_named("CPU")
-TRUE = Fit(0.7, 0.3, 0.8, 0.4, 0.6, 3e-3, 4e-3, 1e-3, 2e-4, 5e-4, 1.5, 1.2, "made up")
+TRUE = Fit(
+    0.7, 0.3, 0.8, 0.4, copying=0.6, pass_s=3e-3, step_s=4e-3, row_s=1e-3, batch_s=6e-3, copy_s=2e-4, turn_s=5e-4,
+    beside_pass=1.5, beside_step=1.2, handed_off=0.3, source="made up",
+)  # fmt: skip
 
 
 def served(device, preset="streamed", **changes):
@@ -53,7 +56,7 @@ def test_works_are_read_off_spans_as_they_were_asked(preset):
     assert len(passes) == sum(span.kind == "prefill" for span in run.timeline.spans)
     assert len(steps) == sum(span.kind == "decode" for span in run.timeline.spans)
     for work in passes:
-        slow = work.layers_s / costs.pass_s(work.chunks)
+        slow = work.layer_s * SIZES.layers / costs.pass_s(work.chunks)
         assert slow == pytest.approx(1.0, abs=1e-6) or slow == pytest.approx(TRUE.beside_pass, abs=1e-6)
     for step in steps:
         slow = step.seconds / costs.step_s(step.rows, step.tokens)
@@ -83,14 +86,14 @@ def test_a_fit_finds_the_device_that_made_the_runs():
     found = fitted(CPU, SIZES, runs, pads=True)
     told = calibration(found, SIZES, runs, "smollm2", True, 1.0)
     assert max(told.residuals.values()) < 0.02 and set(told.residuals) == {"passes", "steps", "copies"}
-    for name in ("products", "kv", "row_s", "beside_pass", "beside_step", "copying"):
+    for name in ("products", "kv", "row_s", "batch_s", "beside_pass", "beside_step", "copying", "handed_off"):
         assert getattr(found.fit, name) == pytest.approx(getattr(TRUE, name), rel=0.15), name
     assert found.fit.turn_s == TRUE.turn_s and "of" in str(told)
 
 
 def test_a_fit_of_too_little_is_refused():
     one = simulate(Config.preset("streamed"), [Request([1] * 9, 1)], hardware="CPU")
-    with pytest.raises(EngineError, match="needs 4 steps at least, and 0 were seen"):
+    with pytest.raises(EngineError, match="needs 5 steps at least, and 0 were seen"):
         fitted(CPU, SIZES, [one], pads=True)
 
 
@@ -164,6 +167,15 @@ def test_a_worker_beside_another_is_slower():
     costs = Predicted.of(Config.preset("split"), Hardware(TRULY, TRULY))
     assert costs.step_ns(4, 100, True) == pytest.approx(1.2 * costs.step_ns(4, 100, False))
     assert costs.pass_ns([(0, 9)], 1, True)[0] == pytest.approx(1.5 * costs.pass_ns([(0, 9)], 1, False)[0], rel=1e-6)
+
+
+def test_a_layer_is_handed_off_before_its_time_is_over():
+    """What is left of the last layer is tail: it hides copies, and takes no longer."""
+    whole = dataclasses.replace(TRULY, fit=dataclasses.replace(TRUE, handed_off=1.0))
+    early, late = (observed.passes(served(device))[0] for device in (TRULY, whole))
+    assert early.seconds == pytest.approx(late.seconds) and early.layer_s == pytest.approx(late.layer_s)
+    assert early.lead_s == pytest.approx(0.3 * early.layer_s, rel=1e-3) and late.lead_s == pytest.approx(late.layer_s)
+    assert early.tail_s - late.tail_s == pytest.approx(0.7 * early.layer_s, rel=1e-3)
 
 
 @pytest.mark.parametrize("fields", [TINY, {**TINY, "num_key_value_heads": None}])

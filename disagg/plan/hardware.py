@@ -36,10 +36,12 @@ class Fit:
     pass_s: float = 0.0  # fixed cost of a prefill pass
     step_s: float = 0.0  # of a decode step
     row_s: float = 0.0  # of each of its rows
+    batch_s: float = 0.0  # and once more, where it has several
     copy_s: float = 0.0  # of a copy
     turn_s: float = 0.0  # from a worker's answer to what it does next, where that had to be decided first
     beside_pass: float = 1.0  # times as long does a pass take while another worker computes
     beside_step: float = 1.0  # and a step
+    handed_off: float = 1.0  # share of a layer's time after which its K/V go: the rest is attention and MLP
     source: str = "assumption"
 
 
@@ -156,7 +158,7 @@ class Costs:
         sizes, device, fit = self.sizes, self.device, self.device.fit
         computing = 2 * (sizes.weights + sizes.head_weights) * rows / (fit.products * device.flops_per_s)
         reading = (sizes.weight_bytes / fit.reading + sizes.token_bytes * tokens / fit.kv) / device.bytes_per_s
-        return fit.step_s + rows * fit.row_s + max(computing, reading)
+        return fit.step_s + rows * fit.row_s + (fit.batch_s if rows > 1 else 0.0) + max(computing, reading)
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,13 @@ class Predicted:
     def token_bytes(self) -> int:
         return self.decode.sizes.token_bytes
 
-    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int]:
+    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
         """As `Speeds.pass_ns`; only prompts that end ask for the output head."""
-        costs, slow = self.prefill, self.prefill.device.fit.beside_pass if beside else 1.0
-        layers_s = costs.pass_s(chunks)
-        layer_ns = round(1e9 * slow * layers_s / self.layers)
-        return layer_ns, round(1e9 * slow * costs.head_s(ending)) if ending else 0
+        costs, fit = self.prefill, self.prefill.device.fit
+        slow = fit.beside_pass if beside else 1.0
+        layer_ns = round(1e9 * slow * costs.pass_s(chunks) / self.layers)
+        lead_ns = round(fit.handed_off * layer_ns)
+        return lead_ns, layer_ns, layer_ns - lead_ns + (round(1e9 * slow * costs.head_s(ending)) if ending else 0)
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """As `Speeds.step_ns`."""

@@ -226,9 +226,9 @@ class Trial(World):
         super()._prefill(command)
         self.passing[command.worker] = [chunk.request for chunk in chunks]
         self.seen["chunked prefill"] += any(chunk.start for chunk in chunks)
-        layer_ns, _ = self._pass_ns(command)
+        lead_ns, layer_ns, _ = self._pass_ns(command)
         for layer in range(speeds.layers):
-            end = start + (layer + 1) * layer_ns - 1
+            end = start + lead_ns + layer * layer_ns - 1
             self.at(end, self.memory.write_layer, str(command.worker), chunks, layer)
 
     def _decode(self, command: cmd.Decode):

@@ -41,11 +41,12 @@ class Speeds:
     steps_in_flight: ClassVar[int] = 1
     turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller hears of it
 
-    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int]:
-        """A layer of a pass over chunks [start, stop), and what follows the last layer, where `ending` prompts end in
-        it; `beside` another worker that computes."""
+    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
+        """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
+        what follows the last; `ending` prompts end in it, `beside` another worker that computes."""
         tokens = sum(stop - start for start, stop in chunks)
-        return (self.prefill_pass + tokens * self.prefill_token) // self.layers, self.tail
+        layer = (self.prefill_pass + tokens * self.prefill_token) // self.layers
+        return layer, layer, self.tail
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
@@ -171,14 +172,14 @@ class World:
     def _prefill(self, command: cmd.Prefill):
         speeds, start = self.speeds, self._start(command.worker)
         tokens = sum(chunk.stop - chunk.start for chunk in command.chunks)
-        layer, tail = self._pass_ns(command)
-        end = start + layer * speeds.layers + tail
+        lead, layer, tail = self._pass_ns(command)
+        marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
+        end = marks[-1] + tail
         for index, moving in self._moving(command):
-            self.at(start + (index + 1) * layer, self._hand_off, moving, index)
+            self.at(marks[index], self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
         requests = tuple(chunk.request for chunk in command.chunks)
-        marks = tuple(start + (index + 1) * layer for index in range(speeds.layers))
         firsts = tuple(chunk.request for chunk in finals)
         blocks = sum(len(chunk.blocks) for chunk in command.chunks)
         self.recorder.span(
@@ -200,7 +201,7 @@ class World:
                     moving.setdefault(layer, []).append(chunk.transfer)
         return sorted(moving.items())
 
-    def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int]:
+    def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int, int]:
         chunks, ending = command.chunks, sum(chunk.final for chunk in command.chunks)
         return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], ending, self._beside(command.worker))
 

@@ -33,11 +33,13 @@ from disagg.show.roofline import measure_ceilings
 
 LIMIT_S, FITTING_S, CROWDS = 60.0, 5.0, 3
 SOFT = 0.1  # relative errors above it count less than their square
-START = Fit(0.5, 0.3, 0.7, 0.5, 0.8, 1e-3, 0.0, 1e-4, 1e-4, beside_pass=1.1, beside_step=1.1)
+START = Fit(
+    0.5, 0.3, 0.7, 0.5, 0.8, pass_s=1e-3, row_s=1e-4, batch_s=1e-4, copy_s=1e-4, beside_pass=1.1, beside_step=1.1
+)
 #: What each kind of work tells of a device, in the order in which it is fitted. Steps of one model can't tell what is
 #: fixed from what its weights take to be read: all of it counts as reading.
 TOLD_BY = {
-    "steps": ("reading", "kv", "row_s", "beside_step"),
+    "steps": ("reading", "kv", "batch_s", "row_s", "beside_step"),
     "passes": ("products", "attention", "pass_s", "beside_pass"),
     "copies": ("copying", "copy_s"),
 }
@@ -77,8 +79,19 @@ def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Dev
             raise EngineError(f"a calibration needs {len(names)} {kind} at least, and {len(found[kind])} were seen")
         device = _fit(device, sizes, names, found[kind])
     idle = [seconds for run in runs for seconds in observed.turns(run)]
-    turn = statistics.median(idle) if idle else 0.0
-    return dataclasses.replace(device, fit=dataclasses.replace(device.fit, turn_s=turn))
+    told = dict(turn_s=statistics.median(idle) if idle else 0.0, handed_off=_handed_off(Costs(sizes, device), runs))
+    return dataclasses.replace(device, fit=dataclasses.replace(device.fit, **told))
+
+
+def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
+    """Where in its share of a pass a layer is handed off, as the first and the last one tell. The shares are equal: the
+    twin knows no time that belongs to a pass's start or end alone."""
+    found = []
+    for work in (work for run in runs for work in observed.passes(run)):
+        head_s = _head_s(costs, work) * _slower(costs.device.fit.beside_pass, work.beside)
+        share_s = (work.seconds - head_s) / costs.sizes.layers
+        found.append((work.lead_s / share_s + 1 - (work.tail_s - head_s) / share_s) / 2)
+    return min(1.0, max(0.0, statistics.median(found)))
 
 
 def calibration(
@@ -97,10 +110,7 @@ def works(runs: Iterable[Run], pads: bool) -> dict[str, list[Work]]:
     found: dict[str, list[Work]] = {kind: [] for kind in TOLD_BY}
     for run in runs:
         found["steps"] += [(_step(step), step.seconds) for step in observed.steps(run, pads)]
-        for work in observed.passes(run):
-            found["passes"].append((_layers(work), work.layers_s))
-            if work.ending:
-                found["passes"].append((_head(work), work.tail_s))
+        found["passes"] += [(_pass(work), work.seconds) for work in observed.passes(run)]
         if not any(link.dialled for link in run.config.links):
             found["copies"] += [(_copy(copy), copy.seconds) for copy in observed.copies(run)]
     return {kind: [(says, took) for says, took in pairs if took > 0] for kind, pairs in found.items()}
@@ -110,12 +120,14 @@ def _step(step: observed.Step) -> Callable[[Costs], float]:
     return lambda costs: costs.step_s(step.rows, step.tokens) * _slower(costs.device.fit.beside_step, step.beside)
 
 
-def _layers(work: observed.Pass) -> Callable[[Costs], float]:
-    return lambda costs: costs.pass_s(work.chunks) * _slower(costs.device.fit.beside_pass, work.beside)
+def _pass(work: observed.Pass) -> Callable[[Costs], float]:
+    return lambda costs: (
+        (costs.pass_s(work.chunks) + _head_s(costs, work)) * _slower(costs.device.fit.beside_pass, work.beside)
+    )
 
 
-def _head(work: observed.Pass) -> Callable[[Costs], float]:
-    return lambda costs: costs.head_s(work.ending) * _slower(costs.device.fit.beside_pass, work.beside)
+def _head_s(costs: Costs, work: observed.Pass) -> float:
+    return costs.head_s(work.ending) if work.ending else 0.0
 
 
 def _copy(copy: observed.Copy) -> Callable[[Costs], float]:
@@ -151,8 +163,8 @@ def _fit(device: Device, sizes: Sizes, names: Sequence[str], found: Sequence[Wor
 
 def _bounds(name: str) -> tuple[float, float]:
     if name.startswith("beside"):
-        return 1.0, 10.0
-    return (1e-7, 1.0) if name.endswith("_s") else (1e-3, 10.0)
+        return 1.0, 3.0
+    return (1e-7, 1.0) if name.endswith("_s") else (1e-3, 1.2)  # a ceiling was measured too
 
 
 def _bare(engine: Engine) -> Device:

@@ -4,6 +4,7 @@ The fit sees the works of one colocated crowd and of one prompt over the undiall
 the crowd as a run, are predicted. Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
+import dataclasses
 from pathlib import Path
 
 from disagg.plan.calibration import Calibration
@@ -23,7 +24,13 @@ def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
         return dials or crowd
     quiet = dials.pop(0.0)
     found = fit([crowd["Colocated"], quiet])
-    return [Compared(f"Dial {dial:g}", run, predicted(run, asked(run), found)) for dial, run in dials.items()]
+    return [Compared(f"Dial {dial:g}", run, predicted(grouped(run), asked(run), found)) for dial, run in dials.items()]
+
+
+def grouped(run: Run) -> Run:
+    """With as many layers a copy as it had: its wire was dialled while the engine ran, which had chosen before."""
+    copies = (span.count for span in run.timeline.spans if span.kind == "copy")
+    return dataclasses.replace(run, config=run.config.replace(layers_per_copy=max(copies)))
 
 
 def fit(runs: list[Run]) -> Calibration:
