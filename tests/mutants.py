@@ -169,7 +169,10 @@ def in_a_child(work, limit_s: float) -> int | None:
 
 
 class Reach:
-    """A pytest plugin: which functions of plan/ each test enters, and its seconds."""
+    """A pytest plugin: which functions of plan/ each test enters, and its seconds.
+
+    The rest of a slow test, which no mutant will meet, runs unwatched.
+    """
 
     def __init__(self):
         self.tests: dict[str, tuple[float, list[str]]] = {}
@@ -179,6 +182,8 @@ class Reach:
         entered, folder, start = set(), str(PLAN), time.perf_counter()
 
         def note(frame, event, _):
+            if time.perf_counter() - start > SLOW_S:
+                sys.settrace(None)
             if frame.f_code.co_filename.startswith(folder):
                 entered.add(f"{Path(frame.f_code.co_filename).stem}:{frame.f_code.co_qualname}")
 

@@ -1,7 +1,9 @@
 """The twin: what it reads off runs, how it is fitted, what it predicts, and what it is held to."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import pytest
 from engine_tools import opened, small, tiny
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from disagg import Config, Request, simulate
 from disagg.plan import observed
+from disagg.plan.blocks import BlockPool
 from disagg.plan.calibration import Calibration
 from disagg.plan.config import PRESETS
 from disagg.plan.counting import Sizes
@@ -167,6 +170,20 @@ def test_a_worker_beside_another_is_slower():
     costs = Predicted.of(Config.preset("split"), Hardware(TRULY, TRULY))
     assert costs.step_ns(4, 100, True) == pytest.approx(1.2 * costs.step_ns(4, 100, False))
     assert costs.pass_ns([(0, 9)], 1, True)[0] == pytest.approx(1.5 * costs.pass_ns([(0, 9)], 1, False)[0], rel=1e-6)
+
+
+def test_a_world_that_is_done_is_freed_without_the_collector(monkeypatch):
+    pools = []
+    made = BlockPool.__init__
+    monkeypatch.setattr(
+        BlockPool, "__init__", lambda self, *args: (made(self, *args), pools.append(weakref.ref(self)))[0]
+    )
+    gc.disable()
+    try:
+        run = simulate(Config.preset("paged"), [Request([1] * 40, 3)], hardware="CPU")
+        assert len(pools) >= 3 and not any(pool() for pool in pools) and run.results[0].token_ids
+    finally:
+        gc.enable()
 
 
 def test_a_layer_is_handed_off_before_its_time_is_over():

@@ -19,7 +19,7 @@ class BlockPool:
     def __init__(self, name: str, total: int, journal: Callable | None = None):
         """`journal(name, blocks, owner, state)` hears of every move."""
         self.name = name
-        self._journal = journal
+        self.journal = journal
         self.total = self.capacity = total
         self.peak = 0
         self._free = list(range(total - 1, -1, -1))
@@ -76,8 +76,8 @@ class BlockPool:
         return found
 
     def _note(self, blocks: list[int], owner: int | None, state: int):
-        if self._journal is not None:
-            self._journal(self.name, tuple(blocks), owner, STATES[state])
+        if self.journal is not None:
+            self.journal(self.name, tuple(blocks), owner, STATES[state])
 
     def _check_owner(self, blocks: list[int], owner: int):
         for block in blocks:

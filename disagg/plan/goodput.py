@@ -125,7 +125,7 @@ def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = 
 
     def met(step: int) -> bool:
         if step not in probes:
-            run = simulate(config, load.at(load.rate(step)), hardware=hardware)
+            run = simulate(config, load.at(load.rate(step)), hardware=hardware, record=False)
             probes[step] = Probe(load.rate(step), run.metrics(slo.ttft_s, slo.tpot_s).attainment)
         return probes[step].attainment >= slo.share
 

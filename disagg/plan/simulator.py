@@ -30,7 +30,9 @@ def simulate(
         raise ConfigError("simulate takes speeds or hardware, not both: hardware predicts the speeds")
     with uncollected():
         world.run()
-    return world.so_far()
+    run = world.so_far()
+    world.close()
+    return run
 
 
 def world_on(hardware, config: Config, requests: Iterable[Request], record: bool = True) -> World:

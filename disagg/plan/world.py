@@ -127,6 +127,13 @@ class World:
         """What has been recorded up to now."""
         return self.recorder.run(self.controller.book.config, list(self.results.values()))
 
+    def close(self):
+        """Its parts hold each other no longer: a world that is done is freed at once, and not by the collector some
+        time. The lists of a GPU's blocks are long."""
+        self.traffic.on_ring = None
+        for pool in self.controller.book.pools():
+            pool.journal = None
+
     def deliver(self, event):
         """The inbox: one event into the controller, its commands carried out."""
         self.recorder.hear(self.now_ns, event)
