@@ -11,6 +11,7 @@ from disagg.plan.config import PRESETS, Config
 from disagg.plan.faults import FaultPlan
 from disagg.plan.link import Link
 from disagg.plan.request import Job
+from disagg.plan.simulator import uncollected
 from disagg.plan.trial import SMALL, Trial
 from disagg.plan.world import Speeds, fake_token
 
@@ -48,8 +49,9 @@ def simulate_seed(seed: int) -> Trial:
     """The seed's world, ended well; SeedFailed where it did not."""
     world = None
     try:
-        world = build(seed)
-        world.finish()
+        with uncollected():
+            world = build(seed)
+            world.finish()
         tokens = sum(len(job.prompt) + job.max_new_tokens for job in world.jobs.values())
         stalls = sum(world.faults.struck[name] for name in ("copy stall", "paging stall"))
         limit = 50_000 + 50_000 * (tokens + stalls) + 2e9 * world.lost
