@@ -71,7 +71,7 @@ def test_it_shows_a_run_and_asks_for_nothing_outside_its_folder(page, shot):
     expect(page.locator("#timeline canvas")).to_be_visible()
     expect(page.locator("#numbers th").first).to_be_attached()
     expect(page.locator("#numbers")).to_contain_text("second-token gap")
-    expect(page.locator("#about ~ p").nth(1)).to_contain_text("has not been measured yet")
+    expect(page.locator("#about ~ p").nth(1)).to_contain_text("of what two cores of an AMD EPYC")
     assert any(url.endswith("pyodide.asm.wasm") for url in page.requests), "the worker's requests are seen too"
     shot(page, "explorer-light")
 
