@@ -78,6 +78,12 @@ def test_a_step_may_take_the_target_exactly_and_a_limit_the_aim():
     assert composer.limit(1000, 64) == 2, "three rows take 1.5 s, and the aim is 1.44 s"
 
 
+def test_rows_whose_tokens_round_up_beyond_the_target_stay_out():
+    composer = Composer(4.9)
+    composer.model.weights = [0.0, 0.0, 1000.0]  # a second a token
+    assert composer.room(1.6, 64) == 2, "three rows read 4.8 tokens, which count as 5"
+
+
 def test_the_composer_at_most_doubles_what_it_has_seen():
     composer = Composer(10.0)
     composer.observe(1, 100, 0.001)

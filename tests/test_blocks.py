@@ -74,6 +74,15 @@ def test_a_table_check_finds_doubles_and_wrong_states():
         table.check()
 
 
+def test_a_table_check_finds_blocks_of_another():
+    pool = BlockPool("p", 2)
+    table = Table.reserve(pool, 1, owner=1)
+    table.check()
+    pool._owner[0] = 2
+    with pytest.raises(AssertionError, match="p: block 0 belongs to 2, not to 1"):
+        table.check()
+
+
 def test_reserve_commit_release():
     pool = BlockPool("p", 3)
     table = Table.reserve(pool, 2, owner=1)

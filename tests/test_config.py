@@ -3,9 +3,10 @@
 import dataclasses
 import math
 
+import numpy
 import pytest
 
-from disagg.plan.checks import short
+from disagg.plan.checks import is_text, is_whole, short
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError, RequestError
 from disagg.plan.link import Link
@@ -132,6 +133,8 @@ def test_every_preset_is_a_config_and_every_field_can_be_overridden():
     routes = [Config.preset(name).route for name in ("split", "streamed", "staged", "paged", "dynamic")]
     assert routes == ["bulk", "direct", "staged", "staged", "staged"]
     assert Config.preset("paged").host_blocks is None and Config.preset("staged").host_blocks == 0
+    targets = {name: Config.preset(name).itl_target_s for name in PRESETS}
+    assert targets == {**dict.fromkeys(PRESETS), "dynamic": 0.5}, "half a second, as notebook 05 says"
 
 
 def test_a_config_is_frozen_and_a_replacement_is_checked():
@@ -198,6 +201,16 @@ def test_colocated_workers_are_dealt_to_two_devices(workers, devices):
 def test_each_worker_has_its_device():
     config = Config.preset("staged", prefill_device="cuda:0", decode_device="cuda:1")
     assert [config.device_of(role, 0) for role in ("prefill", "decode", "host")] == ["cuda:0", "cuda:1", "cpu"]
+
+
+def test_numpys_integers_are_whole_numbers_and_truth_values_are_none():
+    assert all(is_whole(value) for value in (0, -3, 2**70, numpy.int64(3), numpy.uint8(3)))
+    assert not any(is_whole(value) for value in (True, numpy.bool_(True), 3.0, numpy.float64(3), "3", None))
+
+
+def test_halves_of_surrogate_pairs_are_no_text():
+    assert all(is_text(value) for value in ("", "why", "pourquoi après ça", "\ud7ff", "\ue000", "𝄞"))
+    assert not any(is_text(value) for value in ("\ud800", "\udfff", "é\ud834", "\udd1e why", b"why", None))
 
 
 def test_a_value_in_an_error_is_a_glance_of_it():

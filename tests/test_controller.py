@@ -127,6 +127,18 @@ def test_the_device_of_a_colocated_request_alternates_passes_and_steps():
     assert hand.last(cmd.Decode).groups == ((0, 1),)
 
 
+def test_a_step_is_alone_while_no_prefill_worker_has_a_pass():
+    hand = Hand("split", prefill_workers=2)
+    hand.run_one(0, prompt=6, new=8)
+    assert hand.last(cmd.Decode).alone
+    hand.submit(1, prompt=6, new=8)
+    hand.stepped(12)
+    assert hand.kinds() == ["Emit", "Decode"] and not hand.last(cmd.Decode).alone, "one of two has a pass"
+    hand.prefilled(21)
+    hand.stepped(13)
+    assert hand.last(cmd.Decode).alone
+
+
 def test_a_full_baseline_names_the_gate():
     hand = Hand("baseline", chunk_tokens=64)
     hand.submit(0)
@@ -195,6 +207,14 @@ def test_spill_and_fetch_step_by_step():
     assert (hand.stage(1), hand.held()) == ("running", (0, 2, 0))
     join = hand.last(cmd.Decode).joins[0]
     assert (join.context, join.token_index) == (record.context, len(record.generated))
+    counted = [hand.book.counts[name] for name in ("preemptions", "spills", "fetches", "recomputes")]
+    assert counted == [1, 1, 1, 0]
+
+
+def test_a_host_with_just_the_room_takes_a_spill():
+    hand = spilling(host_blocks=2)
+    assert hand.last(cmd.Preempted).choice.arm.value == "spill"
+    assert (hand.stage(1), hand.held()) == ("spilling", (0, 4, 2))
 
 
 def test_without_host_room_the_youngest_is_computed_again():

@@ -62,6 +62,16 @@ def test_it_prints_as_a_short_table():
     assert any(line.startswith("  transfer") for line in lines) and len({len(line) for line in lines[1:]}) == 1
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_table_holds_means_in_milliseconds_and_no_line_of_nothing(count):
+    found = diff(simulated("split", count), simulated("streamed", count))
+    printed = {line[:18].strip(): line[18:].split() for line in str(found).splitlines()[2:]}
+    total = found.total.end_to_end_s
+    means = (1e3 * seconds / count for seconds in (total.before_s, total.after_s))
+    assert printed["end to end"][:2] == [f"{ms:.1f}" for ms in means]
+    assert found.total.receipt["unaccounted"] == (0.0, 0.0) and "unaccounted" not in printed
+
+
 def test_other_requests_are_refused():
     with pytest.raises(DifferenceError, match="one run served 6 requests, the other 5; compare two runs of the same"):
         diff(simulated(), simulated(count=5))

@@ -35,6 +35,15 @@ def test_the_last_step_that_is_met_is_found_from_anywhere(last, start, stride):
     assert {last, last + 1} <= set(asked) and len(asked) < 24 + 2 * FARTHEST // stride // 8
 
 
+@pytest.mark.parametrize(
+    ("last", "steps"), [(-20, [0, -2, -6, -14, -30, -22, -18, -20, -19]), (20, [0, 2, 6, 14, 30, 22, 18, 20, 21])]
+)
+def test_leaps_double_until_they_pass_it_and_what_is_left_is_halved(last, steps):
+    asked = []
+    assert highest(lambda step: asked.append(step) or step <= last, 0, 2) == last
+    assert asked == steps
+
+
 def test_all_and_none_are_told_apart():
     assert highest(lambda step: True, 0) == FARTHEST and highest(lambda step: False, 0) is None
 
@@ -83,6 +92,7 @@ def test_limits_that_nothing_meets_give_no_rate():
         (lambda: Slo(0, 1), ConfigError, "ttft_s must be the limit on the time to first token in seconds, above 0"),
         (lambda: Slo(1, None), ConfigError, "tpot_s must be the limit on the time per output token in seconds"),
         (lambda: Slo(1, 1, 0), ConfigError, "share must be above 0 and at most 1, as 0.9; got 0"),
+        (lambda: Slo(1, 1, 1.5), ConfigError, "share must be above 0 and at most 1, as 0.9; got 1.5"),
         (lambda: Load.of([]), RequestError, "a workload of 0 requests within 0 s has no arrival rate"),
         (lambda: Load.of([Request([1]), Request([1])]), RequestError, "a workload of 2 requests within 0 s"),
         (lambda: Load.of(["a", "b"]), RequestError, "a workload is a list of Arrivals"),

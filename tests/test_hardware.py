@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg import Config, Request, simulate
-from disagg.plan.counting import looked_at
+from disagg.plan.counting import Sizes, looked_at
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.hardware import DEVICES, Costs, Hardware, Predicted, device_named
 from disagg.plan.link import PRESETS
@@ -91,6 +91,16 @@ def test_an_unknown_model_has_the_nearest_and_any_config_counts():
         sizes_of({**fields, "vocab_size": None})
     with pytest.raises(ConfigError, match="a mixture of experts"):
         sizes_of({**fields, "num_experts": 8})
+
+
+def test_numbers_of_unsaid_size_take_four_bytes():
+    assert Sizes(layers=2, layer_weights=100, head_weights=30, width=4, token_bytes=10).weight_bytes == 4 * 230
+
+
+def test_only_a_pass_in_which_a_prompt_ends_takes_longer_than_its_layers():
+    costs = Predicted.of(EIGHT, Hardware.parse("2xH200"))
+    (lead, layer, tail), (_, _, ending) = (costs.pass_ns([(0, 256)], ended, False) for ended in (0, 1))
+    assert lead + tail == layer and ending - tail == round(1e9 * costs.prefill.head_s(1))
 
 
 def test_a_run_on_hardware_is_a_run():

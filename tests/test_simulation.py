@@ -7,10 +7,12 @@ from collections import Counter
 
 import pytest
 
+from disagg.plan.commands import Decode, Join, Worker
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import Controller
 from disagg.plan.drawn import SOMETIMES, SeedFailed, simulate_seed
 from disagg.plan.faults import FaultPlan
+from disagg.plan.mirror import Mirror
 from disagg.plan.request import Job
 from disagg.plan.simulator import Speeds
 from disagg.plan.trial import SMALL, Trial
@@ -107,6 +109,19 @@ def test_same_seed_same_log_whatever_the_hashes():
         for hashes in ("1", "2")
     ]  # fmt: skip
     assert logs[0] == logs[1] and len(logs[0].split()) == 40
+
+
+def test_a_workers_picture_forgets_a_row_that_left():
+    def step(number, groups, joins=(), left=()) -> Decode:
+        joins = tuple(Join(request, 7, context, (), 1, None) for request, context in joins)
+        return Decode(Worker("decode", 0), number, left, joins, (), groups, 0, True)
+
+    mirror = Mirror()
+    assert mirror.follow(step(4, ((5, 6),), joins=((5, 3), (6, 8)))) == (4 + 9, 9 + 9)
+    assert mirror.follow(step(5, ((6,),), left=(5,))) == (10, 10)
+    assert mirror.context(6) == 9
+    with pytest.raises(KeyError):
+        mirror.context(5)
 
 
 # ---- forced faults ---------------------------------------------------------------------------------------------------

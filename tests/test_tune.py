@@ -87,6 +87,15 @@ def test_devices_are_shared_out_in_every_way():
     assert len(list(settings(ways[0]))) == 2 and len(list(settings(ways[2]))) == 4, "one device has nothing to copy"
 
 
+@pytest.mark.parametrize(
+    ("block", "chunks"), [(256, [256, 512, 1024, 2048, 4096, 8192]), (1024, [1024, 2048, 4096, 8192])]
+)
+def test_only_chunks_of_whole_blocks_are_tried(block, chunks):
+    base = base_of(EIGHT, Hardware.parse("L4")).replace(block_size=block, chunk_tokens=block)
+    tried = next(settings(arrangements(base, Hardware.parse("1xL4"))[0]))
+    assert tried == [{"chunk_tokens": tokens} for tokens in chunks]
+
+
 def test_an_arrangement_is_not_judged_by_a_batch_that_binds(monkeypatch):
     """One decode device for three: the best of all, but only with more rows a step than were given."""
 

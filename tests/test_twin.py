@@ -21,7 +21,9 @@ from disagg.plan.errors import ConfigError, EngineError, FileError
 from disagg.plan.hardware import Costs, Fit, Hardware, Predicted, device_named
 from disagg.plan.link import Link
 from disagg.plan.replay import in_lines, replay
+from disagg.plan.results import Result, Run
 from disagg.plan.shapes import TINY, sizes_of
+from disagg.plan.timeline import Span, Timeline
 from disagg.plan.traces import Arrival
 from disagg.plan.workloads import Lengths, poisson, requests_of
 from disagg.show import on_record
@@ -67,6 +69,16 @@ def test_works_are_read_off_spans_as_they_were_asked(preset):
     assert sum(stop - start for work in passes for start, stop in work.chunks) == sum(
         result.prompt_tokens for result in run.results
     )
+
+
+def test_what_runs_beside_a_pass_or_a_step_is_a_share_of_its_time():
+    spans = [
+        Span("prefill", "prefill 0", 0, 400, (0,), count=9, firsts=(0,), hand_offs_ns=(100, 300)),
+        Span("decode", "decode 0", 300, 500, (1,), count=1), Span("decode", "decode 0", 600, 600, (1,), count=1),
+    ]  # fmt: skip
+    run = Run(Config(), [Result(0, 9, 0), Result(1, 4, 0)], Timeline(spans))
+    assert [work.beside for work in observed.passes(run)] == [0.25]
+    assert [step.beside for step in observed.steps(run, pads=True)] == [0.5, 0.0], "a step of no time has no share"
 
 
 def test_turns_are_of_steps_that_follow_one_another():
