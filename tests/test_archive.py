@@ -16,8 +16,9 @@ from disagg.plan import archive, files
 from disagg.plan.blocks import STATES
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DisaggError, EngineError, FileError
+from disagg.plan.recorder import devices
 from disagg.plan.results import Result, Run
-from disagg.plan.schema import KINDS, MOST
+from disagg.plan.schema import KINDS, MOST, _life
 from disagg.plan.timeline import BlockMove, Mark, Span
 from disagg.show import cli
 from disagg.show.bench.files import load_rows
@@ -481,3 +482,24 @@ def test_a_file_that_could_not_be_finished_leaves_nothing_behind(tmp_path):
         out.write(b"half")
         raise FileError("it is wrong")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_result_is_the_same_whatever_was_recorded_beside_it():
+    assert Result(1, 2, 3, timeline=Timeline()) == Result(1, 2, 3) and "timeline" not in repr(Result(1, 2, 3))
+
+
+def test_a_life_of_unknown_stages_is_none():
+    assert _life([[0, "queued"], [1, "prefilling"]]) and not _life([[0, "queued"], [1, "asleep"]])
+
+
+def test_a_plain_request_keeps_no_logits():
+    assert not Request([1]).keep_logits
+
+
+@pytest.mark.parametrize(
+    ("preset", "places"),
+    [("staged", {"down 0": "link to host", "up 0": "link to decode"}), ("streamed", {"direct 0": "link"})],
+)
+def test_a_hop_stands_on_its_link(preset, places):
+    found = devices(Config.preset(preset))
+    assert {place: found[place] for place in places} == places

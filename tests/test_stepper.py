@@ -10,7 +10,7 @@ from disagg import Config, Request
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
 from disagg.plan.simulator import simulate
-from disagg.plan.stepper import EVERY, Stepper
+from disagg.plan.stepper import EVERY, Moment, Stepper
 
 
 def requests(count=12, seed=0):
@@ -97,3 +97,12 @@ def test_a_fork_shares_the_past_and_changes_the_future():
         stepper.fork(block_size=32)
     same, again = stepper.fork(config=stepper.run().config)
     assert [s for s in same.timeline.spans] == [s for s in again.timeline.spans], "nothing changed, nothing differs"
+
+
+def test_a_moment_is_told_on_lines():
+    moment = Moment(3, 1_500_000, "a step ended", ("a row is done",), ("decode 0 goes on",), {})
+    assert str(moment).splitlines() == [
+        "3. at 1.5 ms: a step ended",
+        "   because a row is done",
+        "   → decode 0 goes on",
+    ]

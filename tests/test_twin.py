@@ -14,6 +14,7 @@ from disagg import Config, Request, simulate
 from disagg.plan import observed
 from disagg.plan.blocks import BlockPool
 from disagg.plan.calibration import Calibration
+from disagg.plan.commands import Emit
 from disagg.plan.config import PRESETS
 from disagg.plan.counting import Sizes
 from disagg.plan.drawn import simulate_seed
@@ -26,6 +27,7 @@ from disagg.plan.shapes import TINY, sizes_of
 from disagg.plan.timeline import Span, Timeline
 from disagg.plan.traces import Arrival
 from disagg.plan.workloads import Lengths, poisson, requests_of
+from disagg.plan.world import Speeds
 from disagg.show import on_record
 from disagg.show.bench import closed_forms, twin
 from disagg.show.bench.day_process import _repeated
@@ -274,3 +276,25 @@ def test_the_prediction_is_drawn_over_the_run():
     assert picture.finding.startswith("Crowd: 24 requests; the twin is off by median TTFT 0 %")
     assert "H 0 points" in picture.alt and len(picture.png()) > 5000
     assert overlay_picture(compared, times=False).finding == "Crowd: 24 requests, measured and predicted."
+
+
+def test_the_collector_is_as_it_was_after_a_run():
+    for turn in (gc.disable, gc.enable):
+        turn()
+        served(TRULY)
+        assert gc.isenabled() is (turn is gc.enable)
+
+
+def test_a_replay_says_the_tokens_at_their_times():
+    run, told = served(TRULY, "dynamic"), {}
+    for _, command in replay(run.config, run.log, layers=30, token_bytes=SIZES.token_bytes):
+        if isinstance(command, Emit):
+            for request, token in zip(command.requests, command.tokens, strict=True):
+                told.setdefault(request, []).append((command.at_ns, token))
+    assert told == {r.request: list(zip(r.token_times_ns, r.token_ids, strict=True)) for r in run.results}
+
+
+def test_a_wire_without_a_dial_carries_one_copy_at_a_time():
+    run = simulate(Config.preset("streamed"), [Request([1] * 64, 2)] * 3, Speeds(copy_byte=50.0))
+    copies = sorted((span.start_ns, span.end_ns) for span in run.timeline.spans if span.kind == "copy")
+    assert len(copies) > 30 and all(end <= start for (_, end), (start, _) in zip(copies, copies[1:], strict=False))

@@ -11,7 +11,7 @@ from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.waiting import Wait, cycle_of
+from disagg.plan.waiting import NAMED, Wait, _named, cycle_of
 from disagg.plan.why import open_in_words, why
 from disagg.plan.wording import command_in_words, event_in_words
 from disagg.plan.world import World
@@ -192,3 +192,13 @@ def test_events_and_commands_read_as_sentences():
     assert ended == "decode 0 ended step 0 after 1.5 ms: 1 rows, 7 slots read"
     ended = event_in_words(ev.Prefilled(PREFILL, 1, (11,), *worked))
     assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 first tokens"
+
+
+def test_ends_of_transfers_and_of_all_are_said():
+    assert event_in_words(ev.SourceRead(4)) == "the source of transfer 4 has been read"
+    assert event_in_words(ev.TransferClosed(4)) == "the last copy of transfer 4 has ended"
+    assert command_in_words(cmd.Broken("no memory")) == "broken: no memory"
+
+
+def test_one_more_than_are_named_is_counted():
+    assert _named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in _named(["1"])

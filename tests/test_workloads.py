@@ -194,3 +194,8 @@ def test_what_cannot_be_is_said(call, words):
     with pytest.raises(RequestError) as caught:
         call()
     assert words in str(caught.value)
+
+
+def test_a_prompt_is_cut_to_what_its_answer_leaves_of_a_context():
+    long, short = requests_of([Arrival(0.0, 100, 10), Arrival(1.0, 20, 10)], vocab=50, most=60)
+    assert (len(long.prompt), len(short.prompt)) == (50, 20)
