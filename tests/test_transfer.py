@@ -769,3 +769,19 @@ def test_the_kernel_copies_blocks_to_blocks_and_touches_nothing_else(monkeypatch
     expected[1:3, :, list(onto)] = source.data[1:3, :, list(blocks)]
     copy_blocks(Route(layers, source, blocks, target, onto, None))
     assert torch.equal(target.data, expected)
+
+
+def test_notices_are_told_in_the_order_in_which_the_traffic_changed():
+    """An abort between a landing and its notice would tell the end of the transfer first."""
+    with Bench() as bench:
+        post, alone = bench.transfers._post, []
+
+        def noted(notice):
+            alone.append(bench.transfers._changed._is_owned())  # nobody else can change the traffic now
+            post(notice)
+
+        bench.transfers._post = noted
+        bench.post(1, "direct", PREFILL, [1, 2], DECODE, [3, 4])
+        bench.landed(1)
+        bench.transfers.abort(Abort(1))
+        assert len(alone) >= 2 and all(alone)

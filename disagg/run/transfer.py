@@ -100,9 +100,7 @@ class Transfers:
 
     def abort(self, command: Abort):
         with self._changed:
-            notices = self.traffic.abort(command.transfer, now_ns())
-            self._changed.notify_all()
-        self._tell(notices)
+            self._tell(self.traffic.abort(command.transfer, now_ns()))
 
     def check(self, config: Config):
         """ConfigError where a setting needs what is not installed."""
@@ -365,19 +363,18 @@ class Transfers:
         with self._changed:
             landed = flight.landing_ns if flight.lane in self._streams else now_ns()
             notices = self.traffic.finish(flight)
-            self._changed.notify_all()
-        self._record(flight.span(landed))
-        self._tell(notices)
+            self._record(flight.span(landed))
+            self._tell(notices)
 
     def _failed(self, flight: Flight, error: str):
         with self._changed:
-            notices = self.traffic.fail(flight, error, now_ns())
-            self._changed.notify_all()
-        self._tell(notices)
+            self._tell(self.traffic.fail(flight, error, now_ns()))
 
     def _tell(self, notices: list):
+        """Before anybody else changes the traffic: a landing must not be heard of after the end of its transfer."""
         for notice in notices:
             self._post(notice)
+        self._changed.notify_all()
 
     def forget(self, request: int):
         """A request ended: the digests of what it spilled are of no more use."""
