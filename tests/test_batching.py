@@ -1,11 +1,14 @@
 """Bins, padding, the step model and the composer."""
 
 import pytest
+from hand import Hand
 from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg.plan.batching import Composer, Group, Padding, Row, StepModel, bin_end, bin_of, padding
+from disagg.plan.blocks import Table
 from disagg.plan.request import Job, Record
+from disagg.plan.seats import DecodeSeat
 
 
 def test_bins_hold_contexts_up_to_their_bound():
@@ -112,3 +115,29 @@ def test_an_impossible_target_still_runs_one_row():
     composer = Composer(1e-9)
     steady(composer)
     assert composer.limit(100, 64) == 1
+
+
+def decoding(seat: DecodeSeat, request: int, context: int) -> Record:
+    record = Record(Job(request, (0,) * context, 9, 0))
+    record.decode_table = Table.reserve(seat.pool, 9, request)
+    record.generated.append(7)
+    return record
+
+
+def test_a_row_that_joins_stands_in_the_bin_of_what_its_step_reads():
+    hand = Hand(bins=(8,), decode_blocks=64)
+    seat = hand.book.decodes[0]
+    for request, context in enumerate((7, 8)):
+        seat.join(decoding(seat, request, context))
+    assert seat.issue(1, 0, True).groups == ((0,), (1,)), "they read 8 and 9"
+
+
+def test_who_leaves_before_its_first_step_never_joins():
+    hand = Hand(decode_blocks=64)
+    seat = hand.book.decodes[0]
+    records = [decoding(seat, request, 5) for request in range(2)]
+    for record in records:
+        seat.join(record)
+    seat.leave(records[0])
+    command = seat.issue(1, 0, True)
+    assert ([join.request for join in command.joins], command.left, command.groups) == ([1], (), ((1,),))

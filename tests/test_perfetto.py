@@ -215,3 +215,9 @@ def test_perfettos_own_reader_finds_all_of_it(tmp_path):
         assert one("counter") == sum(e["ph"] == "C" for e in events)
         assert one("slice where depth = 1") == sum(e.get("cat") == "layer" for e in events)
         assert one("stats where severity = 'error' and value > 0") == 0
+
+
+def test_work_that_began_when_it_could_has_not_waited(tmp_path):
+    spans = [Span("decode", "decode 0", start, start + 50, (0,), ready_ns=ready) for start, ready in ((9, 9), (99, 60))]
+    waited = [e["args"]["waited (µs)"] for e in traced(Timeline(spans), tmp_path) if e["ph"] == "X"]
+    assert waited == [0, pytest.approx(0.039)]

@@ -11,10 +11,10 @@ from disagg.plan import events as ev
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
 from disagg.plan.receipts import NAMES, Line, Receipt, _lay
-from disagg.plan.request import Job
+from disagg.plan.request import Job, Stage
 from disagg.plan.results import Result
 from disagg.plan.simulator import simulate
-from disagg.plan.timeline import Timeline
+from disagg.plan.timeline import Span, Timeline
 from disagg.plan.world import Speeds, World
 
 MS = 1_000_000
@@ -196,3 +196,23 @@ def test_works_come_before_waits():
     own = next(span for span in run.timeline.spans if span.kind == "prefill" and 0 in span.requests)
     run.timeline.spans.append(own._replace(requests=(99,)))  # somebody else's pass at the same time is no wait
     assert run.results[0].receipt.totals()["prefill"] == (own.end_ns - own.start_ns) / 1e9
+
+
+def bill(spans: list[Span], *stages: tuple[int, Stage], end=200) -> dict[str, tuple[int, int]]:
+    """Name → first and last instant, of request 0."""
+    result = Result(0, 1, 0, finish_reason="length", ended_ns=end, stages=(*stages, (end, Stage.ENDED)))
+    result.timeline = Timeline(spans)
+    return {line.name: (line.start_ns, line.end_ns) for line in result.receipt.lines}
+
+
+def test_time_in_host_memory_has_its_line():
+    spans = [Span("spill", "spill 0", 0, 50, (0,)), Span("fetch", "up 0", 120, 200, (0,))]
+    found = bill(spans, (0, Stage.SPILLING), (50, Stage.SPILLED), (120, Stage.FETCHING))
+    assert found == {"spill": (0, 50), "spilled": (50, 120), "fetch": (120, 200)}
+
+
+def test_a_row_does_not_wait_for_the_worker_that_computes_it_again_later():
+    spans = [Span("decode", "decode 0", 0, 40, (0,), ready_ns=0), Span("prefill", "prefill 0", 0, 100, (1,))]
+    spans.append(Span("prefill", "prefill 0", 100, 200, (0,)))
+    found = bill(spans, (0, Stage.RUNNING), (100, Stage.QUEUED), (100, Stage.PREFILLING))
+    assert found["decode"] == (0, 40) and "device-busy" not in found

@@ -7,7 +7,7 @@ import pytest
 from disagg.plan.breach import Breach
 from disagg.plan.handoff import LayerBlocks, Transfer
 from disagg.plan.remembering import Memory, WrongContent
-from disagg.plan.small_state import Names, state_of
+from disagg.plan.small_state import Names, _contents, state_of
 from disagg.plan.small_world import ASTRAY, Choice, explore, small
 from disagg.plan.traffic import Traffic
 
@@ -111,3 +111,20 @@ def test_memory_that_holds_something_else_is_noticed():
     memory.read_row("decode 0", request=1, context=1, blocks=[5])
     with pytest.raises(WrongContent, match="decode 0 block 5 layer 0 holds"):
         memory.read_row("decode 0", request=2, context=1, blocks=[5])
+
+
+def test_a_cancel_is_the_one_thing_that_strikes():
+    world = small()
+    assert any(choice.fault or choice.cancel is not None for choice in world.choices())
+    world.do(Choice("", cancel=0))
+    while choices := list(world.choices()):
+        assert not any(choice.fault or choice.cancel is not None for choice in choices)
+        world.do(choices[0])
+    world.check_end()
+
+
+def test_where_in_a_slot_something_lies_tells_states_apart():
+    names = Names()
+    names.of("ring", 5)
+    first, second = (_contents([(("ring", 5, index), {0: (1, 0, 2)})], names) for index in range(2))
+    assert first != second and _contents([(("ring", 6, 0), {0: (1, 0, 2)})], names) == (), "nobody has slot 6"

@@ -202,3 +202,14 @@ def test_ends_of_transfers_and_of_all_are_said():
 
 def test_one_more_than_are_named_is_counted():
     assert _named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in _named(["1"])
+
+
+def test_who_finds_no_place_is_told_how_many_are_ahead():
+    hand = Hand("colocated", max_batch=1)
+    hand.submit(0)
+    hand.book.reasons = []
+    hand.submit(1)
+    hand.prefilled(1)
+    hand.stepped(2)
+    words = "request 1 stays in its queue: 1 requests are on their way to 1 places in the batch"
+    assert words in [str(reason) for reason in hand.book.reasons]
