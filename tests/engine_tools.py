@@ -151,9 +151,9 @@ def opened(config: Config, anomalies: int = 0, broken: bool = False):
     if not broken:
         assert engine.breach is None, engine.breach
         assert held(engine) == {}
-        assert engine.transfers.traffic.journeys == {}
-        assert engine.transfers.traffic.ring.held == 0
-        assert engine.transfers._spilled == {}
+        assert engine.executor.transfers.traffic.journeys == {}
+        assert engine.executor.transfers.traffic.ring.held == 0
+        assert engine.executor.transfers._spilled == {}
         assert engine.controller.book.counts["anomalies"] == anomalies
         assert engine.controller.book.counts["padding_mismatches"] == 0
 

@@ -294,7 +294,7 @@ def test_policies_change_the_order_and_no_answer(policy):
     requests = lengths((60, 6), (3, 6), (30, 6), (4, 6))
     with opened(small("baseline", policy=policy)) as engine:
         gate = Gate()
-        engine.workers[next(iter(engine.workers))].prefill.model = Held(engine, gate)
+        engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
         handles = [engine.submit(request) for request in requests]
         gate.wait()
         engine.watch.until(lambda book: len(book.records) == 4)
@@ -310,7 +310,7 @@ class Held:
     """A worker's model whose prefill waits for a gate."""
 
     def __init__(self, engine, gate):
-        self._model, self._gate = next(iter(engine.workers.values())).prefill.model, gate
+        self._model, self._gate = next(iter(engine.executor.workers.values())).prefill.model, gate
 
     def prefill(self, *args):
         self._gate.hold()
@@ -365,7 +365,7 @@ def test_two_engines_at_once():
 def test_a_second_serve_at_the_same_time_is_refused():
     gate = Gate()
     with opened(small("baseline")) as engine:
-        engine.workers[next(iter(engine.workers))].prefill.model = Held(engine, gate)
+        engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
         runs = []
         first = threading.Thread(target=lambda: runs.append(engine.serve(lengths((5, 3)))))
         first.start()

@@ -385,12 +385,12 @@ def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(mo
         check_greedy(requests[0].prompt, first.result(LIMIT_S), 60, ignore_eos=True)  # decode went on to its end
         engine.watch.until(lambda book: any(r.gate == "prefill 0 blocks" for r in book.records.values()))
         assert not any(handle.done for handle in rest)
-        engine.transfers._changed.acquire()
+        engine.executor.transfers._changed.acquire()
         try:
-            assert engine.transfers.traffic.ring.available == 0
-            assert engine.transfers.traffic.waiting("down 0") > 0
+            assert engine.executor.transfers.traffic.ring.available == 0
+            assert engine.executor.transfers.traffic.waiting("down 0") > 0
         finally:
-            engine.transfers._changed.release()
+            engine.executor.transfers._changed.release()
         gate.open()
         for request, handle in zip(requests[1:], rest, strict=True):
             check_greedy(request.prompt, handle.result(LIMIT_S), 5, ignore_eos=True)
@@ -419,7 +419,7 @@ def lose(owner, kind, condition=lambda event: True) -> Gate:
 @pytest.mark.parametrize("route, layer", [("bulk", 0), ("direct", 0), ("direct", 3), ("staged", 1), ("staged", 3)])
 def test_a_lost_landing_ends_by_its_deadline_in_words(monkeypatch, route, layer):
     with opened(small(route=route)) as engine:
-        lost = lose(engine.transfers, ev.Landed, lambda event: event.parts[0].layer == layer)
+        lost = lose(engine.executor.transfers, ev.Landed, lambda event: event.parts[0].layer == layer)
         handle = engine.submit(lengths((40, 9))[0])
         lost.wait()
         engine.watch.until_stage(0, Stage.HANDING_OFF)
@@ -435,7 +435,7 @@ def test_a_lost_landing_ends_by_its_deadline_in_words(monkeypatch, route, layer)
 @pytest.mark.parametrize("worker, kind", [("prefill", ev.Prefilled), ("decode", ev.Stepped)])
 def test_a_worker_that_never_answers_breaks_the_engine(monkeypatch, worker, kind):
     with opened(small(), broken=True) as engine:
-        lost = lose(engine.workers[cmd.Worker(worker, 0)], kind)
+        lost = lose(engine.executor.workers[cmd.Worker(worker, 0)], kind)
         handle = engine.submit(lengths((40, 9))[0])
         lost.wait()
         move_clock(monkeypatch, engine, 121)
@@ -467,7 +467,7 @@ def test_a_copy_that_never_ends_fails_its_request_and_then_breaks_the_engine(mon
 def test_a_notice_that_comes_twice_is_counted_and_changes_nothing():
     requests = lengths((40, 9), (20, 9))
     with opened(small("staged"), anomalies=3) as engine:
-        post, seen = engine.transfers._post, []
+        post, seen = engine.executor.transfers._post, []
 
         def twice(event):
             post(event)
@@ -475,7 +475,7 @@ def test_a_notice_that_comes_twice_is_counted_and_changes_nothing():
                 seen.append(event)
                 post(event)
 
-        engine.transfers._post = twice
+        engine.executor.transfers._post = twice
         run = engine.serve(requests)
     check_others(requests, run.results, ())
 

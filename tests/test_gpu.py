@@ -209,7 +209,7 @@ def test_engines_on_a_split_gpu_come_and_go():
     free = []
     for _ in range(6):
         with Engine(small("staged", sm_split=32, **ON_ONE_GPU)) as engine:
-            parts = engine.parts
+            parts = engine.executor.parts
             assert {role: part.sms for role, part in parts.items()}["decode"] == 32
             engine.serve(lengths((16, 4), (40, 4)))
         assert all(part._context is None and not part._streams for part in parts.values())

@@ -25,6 +25,7 @@ from disagg import Config, Engine, Request, simulate
 from disagg.plan.errors import EngineError
 from disagg.plan.results import Run
 from disagg.run import engine as engine_file
+from disagg.run import executor as executor_file
 from disagg.run.decode import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
@@ -35,6 +36,7 @@ ROOT = Path(disagg.__file__).parents[1]
 RERUNS = 50
 WARM = 10  # runs until pools of the allocator and caches of Python are filled
 GROWN_MIB = 8  # over 50 more; one engine's memories of K/V are as much, so one that stayed behind shows
+FILES = (engine_file.__file__, executor_file.__file__)  # where it is built, led and taken down
 SPARED = ("__enter__", "__exit__", "close")
 ASKED = ((20, 6), (40, 3), (5, 9))
 
@@ -79,7 +81,7 @@ def test_fifty_reruns_of_a_cell_leave_no_thread_no_engine_and_no_memory():
 def test_one_engine_that_stays_behind_would_show():
     """The control of the test above: its memory is more than the growth that is let pass."""
     with opened(small("dynamic", prefill_blocks=2000, decode_blocks=2000)) as engine:
-        assert sum(cache.bytes for cache in engine.caches.values()) > 2 * GROWN_MIB * 2**20
+        assert sum(cache.bytes for cache in engine.executor.caches.values()) > 2 * GROWN_MIB * 2**20
 
 
 def test_a_cell_without_a_with_is_run_again_and_every_engine_works():
@@ -105,7 +107,7 @@ class Interrupting:
     engine that is interrupted in those is open, and nobody's; Python leaves no way to be sooner.
     """
 
-    def __init__(self, nth: int | None, within: str = str(ROOT / "disagg")):
+    def __init__(self, nth: int | None, within: str | tuple[str, ...] = str(ROOT / "disagg")):
         self.nth, self.within, self.lines, self.where = nth, within, 0, ""
 
     def __enter__(self):
@@ -133,19 +135,19 @@ class Interrupting:
 
 
 class Noting(Interrupting):
-    """Interrupts nothing; notes at which line of the run each line of engine.py, and each of its functions, came."""
+    """Interrupts nothing; notes at which line of the run each line of FILES, and each of their functions, came."""
 
     def __init__(self, *within: str):
         super().__init__(None, *within)
-        self.first: dict[int, int] = {}
+        self.first: dict[tuple[str, int], int] = {}
         self.began: dict[str, int] = {}
         self.ended: dict[str, int] = {}
 
     def _line(self, frame, event, arg):
         known = self.lines
         super()._line(frame, event, arg)
-        if self.lines > known and frame.f_code.co_filename == engine_file.__file__:
-            self.first.setdefault(frame.f_lineno, self.lines)
+        if self.lines > known and frame.f_code.co_filename in FILES:
+            self.first.setdefault((frame.f_code.co_filename, frame.f_lineno), self.lines)
             self.began.setdefault(frame.f_code.co_name, self.lines)
             self.ended[frame.f_code.co_name] = self.lines
         return self._line
@@ -205,13 +207,13 @@ def test_fifty_reruns_interrupted_anywhere_leave_nothing(monkeypatch, noted):
 
 
 def test_every_line_of_the_engine_that_a_cell_meets_can_be_interrupted():
-    """Once at each line of engine.py, the first time that a cell comes by: it neither hangs nor leaves anything."""
+    """Once at each line of FILES, the first time that a cell comes by: it neither hangs nor leaves anything."""
     cell("staged", 64)
-    with Noting(engine_file.__file__) as noted:
+    with Noting(FILES) as noted:
         cell("staged", 64)
     assert len(noted.first) > 80
     for line, number in sorted(noted.first.items()):
-        with Interrupting(number, engine_file.__file__) as moment, contextlib.suppress(KeyboardInterrupt):
+        with Interrupting(number, FILES) as moment, contextlib.suppress(KeyboardInterrupt):
             assert cell("staged", 64).interrupted or not moment.where, moment.where
         assert threads() == [] and not list(engine_file._OPEN), (line, moment.where)
 
@@ -263,7 +265,7 @@ def test_an_interrupt_while_closing_waits_for_a_step_ends_all_the_same(monkeypat
     with pytest.raises(KeyboardInterrupt):
         engine.close()
     assert len(closings) == 2 and handle.result(LIMIT_S).finish_reason == "cancelled"
-    assert threads() == [] and held(engine) == {} and not engine.caches
+    assert threads() == [] and held(engine) == {} and not engine.executor.caches
     engine.close()
 
 
@@ -370,7 +372,7 @@ def test_a_second_engine_without_room_is_told_what_the_first_one_holds():
     with pytest.raises(EngineError, match="bytes asked") as alone:
         Engine(too_much, tiny())
     with opened(small("paged")) as engine:
-        nbytes = sum(cache.bytes for cache in engine.caches.values())
+        nbytes = sum(cache.bytes for cache in engine.executor.caches.values())
         words = rf"Lower prefill_blocks, .* Engines still open: 1; they hold {nbytes:,} bytes on cpu; close\(\) those"
         with pytest.raises(EngineError, match=words):
             Engine(too_much, tiny())
@@ -431,7 +433,7 @@ def test_what_breaks_the_engine_is_raised_with_its_cause_and_keeps_no_tensor(mon
     before(monkeypatch, Model, "decode", failing)
     words = "decode 0 died: SystemExit: the device is gone"
     with pytest.raises(EngineError, match=words) as caught, Engine(small(), tiny()) as engine:
-        caches = [weakref.ref(cache) for cache in engine.caches.values()]
+        caches = [weakref.ref(cache) for cache in engine.executor.caches.values()]
         engine.serve(lengths((20, 5)))
     gc.collect()
     assert caught.value.__cause__ is None and caught.value.__context__ is None

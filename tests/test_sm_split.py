@@ -9,8 +9,7 @@ from engine_tools import check_greedy, lengths, small, threads, tiny
 
 from disagg import Config, Engine
 from disagg.plan.errors import ConfigError, EngineError
-from disagg.run import engine as engine_file
-from disagg.run import placing, sm_split
+from disagg.run import executor, placing, sm_split
 from disagg.run.decode import DecodeStage
 from disagg.run.device import new_stream
 from disagg.run.sm_split import choices, describe, share_out, sm_count, split_gpu
@@ -241,7 +240,7 @@ def on_a_split_cpu(install, monkeypatch):
     monkeypatch.setattr(Config, "_check_split", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(placing, "check_split", lambda *_: None)
-    monkeypatch.setattr(engine_file, "split_gpu", lambda device, decode: split_gpu(GPU, decode))
+    monkeypatch.setattr(executor, "split_gpu", lambda device, decode: split_gpu(GPU, decode))
     return driver
 
 
@@ -249,9 +248,11 @@ def test_parts_end_after_the_threads_and_the_memory(on_a_split_cpu):
     requests, before = lengths((5, 4), (40, 6)), threads()
     engine = Engine(small("streamed", sm_split=32), tiny())
     found = {}
-    for role, part in engine.parts.items():
+    for role, part in engine.executor.parts.items():
         inner = part.close
-        part.close = lambda role=role, inner=inner: found.update({role: (threads(), dict(engine.caches))}) or inner()
+        part.close = lambda role=role, inner=inner: (
+            found.update({role: (threads(), dict(engine.executor.caches))}) or inner()
+        )
     run = engine.serve(requests)
     assert "32 SMs for decode and 100 for prefill" in run.machine
     for request, result in zip(requests, run.results, strict=True):

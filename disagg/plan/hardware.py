@@ -148,7 +148,9 @@ class Costs:
         return fit.pass_s + max(computing, sizes.itemsize * sizes.weights / (fit.reading * device.bytes_per_s))
 
     def head_s(self, rows: int) -> float:
-        """The output head over so many rows."""
+        """The output head over so many rows; where none asks for it, it is not read."""
+        if not rows:
+            return 0.0
         sizes, device, fit = self.sizes, self.device, self.device.fit
         computing = 2 * sizes.head_weights * rows / (fit.products * device.flops_per_s)
         return max(computing, sizes.itemsize * sizes.head_weights / (fit.reading * device.bytes_per_s))
@@ -200,7 +202,7 @@ class Predicted:
         slow = fit.beside_pass if beside else 1.0
         layer_ns = round(1e9 * slow * costs.pass_s(chunks) / self.layers)
         lead_ns = round(fit.handed_off * layer_ns)
-        return lead_ns, layer_ns, layer_ns - lead_ns + (round(1e9 * slow * costs.head_s(ending)) if ending else 0)
+        return lead_ns, layer_ns, layer_ns - lead_ns + round(1e9 * slow * costs.head_s(ending))
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """As `Speeds.step_ns`."""

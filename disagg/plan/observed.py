@@ -13,13 +13,12 @@ from disagg.plan.timeline import Span
 
 
 class Pass(NamedTuple):
-    """A prefill pass. Seconds: all of it, until its first layer is handed off, from one to the next, after the last."""
+    """A prefill pass. Seconds: all of it, until its first layer is handed off, and after its last."""
 
     chunks: tuple[tuple[int, int], ...]  # [start, stop) of each prompt in it
     ending: int  # prompts that end in it, and so ask for the output head
     seconds: float
     lead_s: float
-    layer_s: float
     tail_s: float
     beside: float  # share of its time in which another worker computed
 
@@ -55,10 +54,9 @@ def passes(run: Run) -> list[Pass]:
             chunks.append((start, stop))
             done[request], left = stop, left - (stop - start)
         if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns:
-            first, last, layers = span.hand_offs_ns[0], span.hand_offs_ns[-1], len(span.hand_offs_ns)
-            took = (span.end_ns - span.start_ns, first - span.start_ns, (last - first) / max(1, layers - 1),
-                    span.end_ns - last)  # fmt: skip
-            found.append(Pass(tuple(chunks), len(span.firsts), *(ns / 1e9 for ns in took), beside.share(span)))
+            first, last = span.hand_offs_ns[0], span.hand_offs_ns[-1]
+            took = [ns / 1e9 for ns in (span.end_ns - span.start_ns, first - span.start_ns, span.end_ns - last)]
+            found.append(Pass(tuple(chunks), len(span.firsts), *took, beside.share(span)))
     return found
 
 

@@ -20,7 +20,6 @@ import torch
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
-from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.detectors import Breach, Watch
@@ -32,21 +31,17 @@ from disagg.plan.results import Result, Run
 from disagg.plan.why import why
 from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
-from disagg.run.device import finish
+from disagg.run.executor import Executor
 from disagg.run.handle import Handle
 from disagg.run.injection import Injection
 from disagg.run.intake import job_of
 from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model import Model
-from disagg.run.placing import check_devices, load, make_caches, model_on
+from disagg.run.placing import check_devices, held_in_words, load
 from disagg.run.punctual import ask_for_short_slices, share_the_interpreter
-from disagg.run.sizes import DEFAULT_TOKENS, check_growth, compute_of_a_layer, with_block_counts
-from disagg.run.sm_split import Part, split_gpu
+from disagg.run.sizes import Settings
 from disagg.run.sm_split import in_words as sms_in_words
-from disagg.run.stages import stages_of
 from disagg.run.threads import Joinable
-from disagg.run.transfer import Transfers
-from disagg.run.worker import WorkerThread
 
 _OPEN: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
@@ -67,19 +62,20 @@ class Engine:
         torch.set_num_threads(config.threads)
         share_the_interpreter()
         self.model = model or load(config, config.decode_device)
-        self._compute_s: float | None = None  # c, measured when a link asks for it
-        self.config = self._dialled(with_block_counts(config, self.model.shape))
-        self._sizes = {name: getattr(self.config, name) for name in DEFAULT_TOKENS}  # allocated; None stands for them
-        self._places = self.config.max_batch
+        self._settings = Settings(config, self.model)
+        self.config = self._settings.first
         self.kernel = pick_kernel(
             self.config.attention, self.config.decode_device, self.model.shape, self.model.config.num_attention_heads,
             self.config.block_size, self.model.config,
         )  # fmt: skip
         shape = self.model.shape
         try:
-            self.caches = make_caches(self.config, shape, self.kernel is not None, self.injection)
+            self.executor = Executor(
+                self.config, self.model, self.kernel, self._post, (self._keep, self._record), self._progress,
+                self.injection,
+            )  # fmt: skip
         except EngineError as error:
-            raise EngineError(f"{error}{_held_by_open_engines()}") from None
+            raise EngineError(f"{error}{held_in_words(engine.executor.caches for engine in list(_OPEN))}") from None
         ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
         self.controller = Controller(
             self.config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead,
@@ -98,17 +94,12 @@ class Engine:
         self._closed = self._gone = False  # takes nothing more; has ended
         self._broken: str | None = None
         self._thread = Joinable(target=self._run, name="disagg engine")
-        self.workers: dict[Worker, WorkerThread] = {}
-        self.transfers: Transfers | None = None
-        self.parts: dict[str, Part] = {}
         try:  # no memory for a replica, no thread, an interrupt: what was started stops
-            split = self.config.sm_split
-            self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
-            self.transfers = Transfers(self.config, self.caches, self._post, self._record, self.parts, self.injection)
-            machine = machine_in_words() + sms_in_words(self.parts) + self.transfers.clock_in_words()
-            self.recorder = Recorder(self.controller.book, self.transfers.traffic, machine)
-            self.transfers.start()
-            self._start_workers()
+            self.executor.connect()
+            transfers = self.executor.transfers
+            machine = machine_in_words() + sms_in_words(self.executor.parts) + transfers.clock_in_words()
+            self.recorder = Recorder(self.controller.book, transfers.traffic, machine)
+            self.executor.start()
             self._thread.start()
             _OPEN.add(self)
         except BaseException:
@@ -178,11 +169,10 @@ class Engine:
     def retune(self, **changes):
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         self._check_open()
-        changes |= {name: self._sizes[name] for name in self._sizes if changes.get(name, 0) is None}
-        config = self._dialled(self.config.replace(**changes))
+        config = self._settings.changed(self.config, changes)
         self.controller.check_live(config)
-        self.transfers.check(config)
-        check_growth(config, self._sizes, None if self.kernel is None else self._places)
+        self.executor.transfers.check(config)
+        self._settings.check_growth(config, captured=self.kernel is not None)
         self.config = config
         self._inbox.put(ev.Retune(config))
 
@@ -215,11 +205,11 @@ class Engine:
 
     def _end(self):
         """Stops whatever was started."""
-        self._stop_workers()
+        self.executor.stop()
         self._inbox.put(None)
         self._thread.join()
         _OPEN.discard(self)
-        self._let_go()
+        self.executor.let_go()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -348,27 +338,18 @@ class Engine:
                 answer.set_exception(error)
 
     def _obey(self, command):
+        """The executor's part first, then what is for handles and the recorder."""
+        self.executor.obey(command)
         match command:
-            case cmd.Prefill() | cmd.Decode():
-                self.workers[command.worker].give(command)
-            case cmd.Send():
-                self.transfers.send(command)
-            case cmd.Assign():
-                self.transfers.assign(command)
-            case cmd.Abort():
-                self.transfers.abort(command)
             case cmd.Emit():
                 for request, token in zip(command.requests, command.tokens, strict=True):
                     if handle := self._handles.get(request):
                         handle.push(token, command.at_ns)
             case cmd.Ended():
-                self.transfers.forget(command.request)
                 if handle := self._handles.pop(command.request, None):
                     handle.end(command)
             case cmd.Preempted():
                 self.recorder.choices.append(command.choice)
-            case cmd.Retuned():
-                self.transfers.retune(command.config)
             case cmd.Broken():
                 self._fail_open(command.cause)  # also those whose Submit is still in the inbox
 
@@ -384,42 +365,7 @@ class Engine:
             if handle is not None:
                 handle.end(cmd.Ended(number, Finish.FAILED, cause, now_ns(), ()))
 
-    # ---- parts -------------------------------------------------------------------------------------------------------
-
-    def _start_workers(self):
-        """A thread a worker, each with its own module tree over the shared weights."""
-        for name, cache in self.caches.items():
-            if name.role == "host":
-                continue
-            model = model_on(cache.device, self.model, self.config.compile and self.kernel is not None)
-            if self.injection is not None:
-                model = self.injection.guard(model)
-            prefill, decode = stages_of(
-                name, self.config, model, cache, self.kernel, self.transfers, (self._keep, self._record),
-                bool(self.parts),
-            )  # fmt: skip
-            part = self.parts.get(name.role)
-            self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
-            self.workers[name].start()
-            self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
-        self._progress("")
-
-    def _stop_workers(self):
-        """Workers after the command in hand, lanes after the copy in hand."""
-        for worker in self.workers.values():
-            worker.close()
-        if self.transfers is not None:
-            self.transfers.close()
-
-    def _let_go(self):
-        """Memory, once no device can touch it any more; then the parts of a split GPU: pinned memory that their streams
-        copied is freed before they go."""
-        for device in {cache.device for cache in self.caches.values()}:
-            finish(device)
-        self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
-        self.workers.clear()
-        for part in self.parts.values():
-            part.close()
+    # ---- what the executor tells -------------------------------------------------------------------------------------
 
     def _keep(self, request: int, logits: torch.Tensor):
         handle = self._handles.get(request)
@@ -429,33 +375,11 @@ class Engine:
     def _record(self, span):
         self.recorder.span(span)
 
-    def _dialled(self, config: Config) -> Config:
-        """The config with each `Link.ratio` turned into a bandwidth, by measuring c once."""
-        links = config.links
-        if all(link.compute_ratio is None for link in links):
-            return config
-        if self._compute_s is None:
-            self._compute_s = compute_of_a_layer(self.model)
-        nbytes = 128 * self.model.shape.layer_token_bytes
-        return config.replace(link=tuple(link.against(self._compute_s, nbytes) for link in links))
-
     def _check_open(self):
         if self._closed:
             raise EngineError("this engine is closed; build a new one")
         if self._broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self._broken}")
-
-
-def _held_by_open_engines() -> str:
-    """A sentence for who finds no room: what others hold; nothing where there is no other."""
-    engines = [engine for engine in list(_OPEN) if engine.caches]
-    held: dict[str, int] = {}
-    for cache in itertools.chain.from_iterable(list(engine.caches.values()) for engine in engines):
-        held[str(cache.device)] = held.get(str(cache.device), 0) + cache.bytes
-    if not held:
-        return ""
-    sizes = ", ".join(f"{nbytes:,} bytes on {device}" for device, nbytes in held.items())
-    return f" Engines still open: {len(engines)}; they hold {sizes}; close() those that are done"
 
 
 def one_line(text: str):

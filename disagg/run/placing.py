@@ -1,5 +1,8 @@
 """What stands on which device: the devices that a config names, a model on each of them, and the memories of K/V."""
 
+from collections.abc import Iterable
+from itertools import chain
+
 import torch
 
 from disagg.plan.commands import Worker
@@ -61,3 +64,15 @@ def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injectio
         caches.clear()  # a notebook keeps the last error, an error its frames, and they would keep what was allocated
         raise
     return caches
+
+
+def held_in_words(open_memories: Iterable[dict[Worker, KVCache]]) -> str:
+    """A sentence for who finds no room: what other engines hold; nothing where there is no other."""
+    engines = [caches for caches in open_memories if caches]
+    held: dict[str, int] = {}
+    for cache in chain.from_iterable(list(caches.values()) for caches in engines):
+        held[str(cache.device)] = held.get(str(cache.device), 0) + cache.bytes
+    if not held:
+        return ""
+    sizes = ", ".join(f"{nbytes:,} bytes on {device}" for device, nbytes in held.items())
+    return f" Engines still open: {len(engines)}; they hold {sizes}; close() those that are done"

@@ -30,19 +30,43 @@ def with_block_counts(config: Config, shape: KVShape) -> Config:
     return config.replace(**changes)
 
 
-def check_growth(config: Config, allocated: dict[str, int], places: int | None):
-    """ConfigError where a live change asks for more than was allocated, or than the `places` that were captured."""
-    for name, most in allocated.items():
-        if getattr(config, name) > most:
+class Settings:
+    """What one engine was built with, and so what a live change may ask for."""
+
+    def __init__(self, config: Config, model: Model):
+        self._model = model
+        self._compute_s: float | None = None  # c, measured when a link asks for it
+        self.first = self._dialled(with_block_counts(config, model.shape))
+        self._allocated = {name: getattr(self.first, name) for name in DEFAULT_TOKENS}
+
+    def changed(self, config: Config, changes: dict) -> Config:
+        """The config with these changes; a size of None stands for what was allocated."""
+        sizes = {name: most for name, most in self._allocated.items() if changes.get(name, 0) is None}
+        return self._dialled(config.replace(**changes | sizes))
+
+    def check_growth(self, config: Config, captured: bool):
+        """ConfigError where a live change asks for more than was allocated, or than the places that were `captured`."""
+        for name, most in self._allocated.items():
+            if getattr(config, name) > most:
+                raise ConfigError(
+                    f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
+                    "Build a new engine for more"
+                )
+        if captured and config.max_batch > self.first.max_batch:
             raise ConfigError(
-                f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
-                "Build a new engine for more"
+                f"max_batch can't grow beyond the {self.first.max_batch} places captured at the start; "
+                f"got {config.max_batch}. Build a new engine for more"
             )
-    if places is not None and config.max_batch > places:
-        raise ConfigError(
-            f"max_batch can't grow beyond the {places} places captured at the start; got {config.max_batch}. "
-            "Build a new engine for more"
-        )
+
+    def _dialled(self, config: Config) -> Config:
+        """The config with each `Link.ratio` turned into a bandwidth, by measuring c once."""
+        links = config.links
+        if all(link.compute_ratio is None for link in links):
+            return config
+        if self._compute_s is None:
+            self._compute_s = compute_of_a_layer(self._model)
+        nbytes = 128 * self._model.shape.layer_token_bytes
+        return config.replace(link=tuple(link.against(self._compute_s, nbytes) for link in links))
 
 
 def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> float:

@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import psutil
@@ -87,8 +88,8 @@ def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
     """Where in its share of a pass a layer is handed off, as the first and the last one tell. The shares are equal: the
     twin knows no time that belongs to a pass's start or end alone."""
     found = []
-    for work in (work for run in runs for work in observed.passes(run)):
-        head_s = _head_s(costs, work) * _slower(costs.device.fit.beside_pass, work.beside)
+    for work in chain.from_iterable(map(observed.passes, runs)):
+        head_s = costs.head_s(work.ending) * _slower(costs.device.fit.beside_pass, work.beside)
         share_s = (work.seconds - head_s) / costs.sizes.layers
         found.append((work.lead_s / share_s + 1 - (work.tail_s - head_s) / share_s) / 2)
     return min(1.0, max(0.0, statistics.median(found)))
@@ -121,13 +122,11 @@ def _step(step: observed.Step) -> Callable[[Costs], float]:
 
 
 def _pass(work: observed.Pass) -> Callable[[Costs], float]:
-    return lambda costs: (
-        (costs.pass_s(work.chunks) + _head_s(costs, work)) * _slower(costs.device.fit.beside_pass, work.beside)
-    )
+    def says(costs: Costs) -> float:
+        alone = costs.pass_s(work.chunks) + costs.head_s(work.ending)
+        return alone * _slower(costs.device.fit.beside_pass, work.beside)
 
-
-def _head_s(costs: Costs, work: observed.Pass) -> float:
-    return costs.head_s(work.ending) if work.ending else 0.0
+    return says
 
 
 def _copy(copy: observed.Copy) -> Callable[[Costs], float]:

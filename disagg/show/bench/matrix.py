@@ -70,7 +70,7 @@ def threads() -> Counter:
 
 def held(engine: Engine) -> int:
     """Blocks and ring slots that somebody still has, open records and transfers."""
-    book, traffic = engine.controller.book, engine.transfers.traffic
+    book, traffic = engine.controller.book, engine.executor.transfers.traffic
     return sum(p.held for p in book.pools()) + traffic.ring.held + len(traffic.journeys) + len(book.transfers)
 
 

@@ -109,7 +109,7 @@ def compare(engine: Engine, answers: list[Answer]) -> Parity:
 
 def drop_one_block(engine: Engine):
     """The control: one block of K/V is lost on its way onto the decode device, in one layer of every hand-off."""
-    write = engine.transfers.caches
+    write = engine.executor.transfers.caches
 
     for name, cache in write.items():
         if name.role == "decode":

@@ -52,7 +52,8 @@ def in_pass(which: int) -> Callable:
     """In the prefill pass of this request."""
 
     def hold(engine: Engine, stall: Stall):
-        stage = (engine.workers.get(Worker("prefill", 0)) or engine.workers[Worker("decode", 0)]).prefill
+        workers = engine.executor.workers
+        stage = (workers.get(Worker("prefill", 0)) or workers[Worker("decode", 0)]).prefill
         chunks: list = []
         before(stage, "_pack", lambda command, marks: chunks.append(command.chunks[0].request))
         before(stage.model, "prefill", lambda *_: stall(chunks[-1] - stall.request == which))
@@ -64,7 +65,7 @@ def in_step(number: int) -> Callable:
     """In this step of the run."""
 
     def hold(engine: Engine, stall: Stall):
-        stage = engine.workers[Worker("decode", 0)].decode
+        stage = engine.executor.workers[Worker("decode", 0)].decode
         steps: list = []
         before(stage, "_follow", lambda command: steps.append(command.step))
         before(stage.model, "decode", lambda *_: stall(steps[-1] - stall.step == number))
@@ -80,7 +81,7 @@ def in_copy(lane: str, which: int, source: str = "prefill") -> Callable:
             piece = flight.piece
             stall(flight.lane == lane and piece.request - stall.request == which and piece.source.role == source)
 
-        before(engine.transfers, "_move", strike)
+        before(engine.executor.transfers, "_move", strike)
 
     return hold
 
@@ -105,7 +106,7 @@ def at_command(number: int) -> Callable:
     """On the way of this step's command to its worker."""
 
     def hold(engine: Engine, stall: Stall):
-        worker = engine.workers[Worker("decode", 0)]
+        worker = engine.executor.workers[Worker("decode", 0)]
         before(worker, "give", lambda command: stall(command is not None and command.step - stall.step == number))
 
     return hold

@@ -16,16 +16,7 @@ SCALES = {"pc": 100, "ms": 1e3, "us": 1e6, "M": 1e-6, "G": 1e-9}
 
 
 class Number(float):
-    """Its format may end in a scale: format(Number(0.05), ".0fms") is "50".
-
-    `parts` are rows of its name with brackets.
-    """
-
-    def __init__(self, value: float):
-        self.parts: dict = {}
-
-    def __getitem__(self, key) -> "Number":
-        return self.parts[key]
+    """Its format may end in a scale: format(Number(0.05), ".0fms") is "50"."""
 
     def __format__(self, spec: str) -> str:
         for ending, scale in SCALES.items():
@@ -83,18 +74,26 @@ class Said:
     measured: Mapping[str, Mapping] = field(default_factory=dict)
 
 
-def nested(values: Mapping[str, float]) -> dict:
-    """{"a[b]": 1} as {"a": {"b": 1}}, which is how a format string asks for it."""
-    found: dict = {}
-    for name in sorted(values):  # "a" before "a[b]"
+class Rows(dict):
+    """Rows of one name by what stands in brackets; `own` has none."""
+
+    own: Number | None = None
+
+    def __format__(self, spec: str) -> str:
+        return format(self.own, spec)
+
+
+def nested(values: Mapping[str, float]) -> dict[str, Rows]:
+    """{"a": 1, "a[b]": 2} as a format string asks for it: "{a} {a[b]}"."""
+    found: dict[str, Rows] = {}
+    for name, value in values.items():
         head, _, rest = name.partition("[")
+        rows = found.setdefault(head, Rows())
         if rest:
             key = rest.removesuffix("]")
-            parts = found.setdefault(head, {})
-            parts = parts if isinstance(parts, dict) else parts.parts
-            parts[int(key) if key.isdecimal() else key] = Number(values[name])
+            rows[int(key) if key.isdecimal() else key] = Number(value)
         else:
-            found[name] = Number(values[name])
+            rows.own = Number(value)
     return found
 
 

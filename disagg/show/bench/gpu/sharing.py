@@ -72,7 +72,7 @@ def split_rows(stand: Stand) -> Iterator[Row]:
     streams = beside(engine, residents, prefills, stand)
     engine = stand.engine("streamed", limit, **options, **stand.split)
     split = beside(engine, residents, prefills, stand)
-    how = sms_in_words(engine.parts).removeprefix(", ") or "no SM split on this device"
+    how = sms_in_words(engine.executor.parts).removeprefix(", ") or "no SM split on this device"
     for name, (gaps, kept), bars in (("", split, (2.0, 0.65)), ("[streams]", streams, (None, None))):
         p99 = percentile(gaps, 0.99)
         words = how if not name else "shared by streams alone"
