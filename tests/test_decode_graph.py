@@ -40,7 +40,7 @@ def a_paged_kernel(monkeypatch):
 def test_a_step_is_launched_before_the_last_one_is_known():
     ahead = []
     with Engine(small("colocated")) as it:
-        decode = next(iter(it.workers.values())).decode
+        decode = next(iter(it.executor.workers.values())).decode
         inner = decode.step
         decode.step = lambda command: ahead.append(len(it.controller.book.decodes[0].steps)) or inner(command)
         run = it.serve(lengths((5, 12), (9, 12)))
@@ -50,7 +50,7 @@ def test_a_step_is_launched_before_the_last_one_is_known():
 
 def test_nothing_that_belongs_to_a_stream_outlives_the_worker():
     with Engine(small("colocated")) as it:
-        decode = next(iter(it.workers.values())).decode
+        decode = next(iter(it.executor.workers.values())).decode
         it.serve(lengths((5, 3)))
         assert decode.state is not None and len(decode._outputs) == 3
         decode._captured[1] = ("a graph", "logits", "tokens")
@@ -69,7 +69,7 @@ def test_a_batch_runs_in_the_smallest_size_that_holds_it():
     assert decode_graph.buckets(1) == [1] and decode_graph.buckets(3) == [1, 2, 3]
     assert decode_graph.buckets(20) == [1, 2, 4, 8, 16, 20]
     with Engine(small("colocated", max_batch=20)) as it:
-        decode, sizes = next(iter(it.workers.values())).decode, []
+        decode, sizes = next(iter(it.executor.workers.values())).decode, []
         inner = decode._run
         decode._run = lambda size: sizes.append(size) or inner(size)
         requests = lengths(*[(3 + index, 6) for index in range(11)])
