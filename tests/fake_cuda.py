@@ -1,10 +1,12 @@
-"""CUDA's streams and events on the CPU: everything is done at once, and events carry the host's time.
+"""CUDA's streams and events on the CPU: all is done at once, and events carry the host's time, or the end of a dial.
 
 It shows that the lanes of a GPU move the right bytes in the right order of calls; races need a GPU.
 """
 
 import contextlib
 import struct
+import threading
+import time
 
 import torch
 
@@ -15,13 +17,16 @@ from disagg.run.lazy_stream import copy_blocks
 
 class FakeEvent:
     def __init__(self, enable_timing=False):
-        self.at_ns = None
+        self.at_ns, self._stream = None, None
 
     def record(self, stream=None):
-        self.at_ns = now_ns()
+        """Ends now, or when a dial lets its stream go on."""
+        self._stream, self.at_ns = stream, max(now_ns(), getattr(stream, "held_until_ns", 0))
 
     def synchronize(self):
         assert self.at_ns is not None, "nobody recorded it"
+        while now_ns() < self.at_ns and not getattr(self._stream, "let_go", False):
+            time.sleep(1e-5)
 
     def elapsed_time(self, later) -> float:
         """Milliseconds in float32, as CUDA gives them."""
@@ -30,7 +35,7 @@ class FakeEvent:
 
 class FakeStream:
     def __init__(self, device=None, priority=0):
-        self.waited = []
+        self.waited, self.held_until_ns, self.let_go = [], 0, False
 
     def wait_event(self, event):
         assert event.at_ns is not None, "waits for what nobody recorded"
@@ -43,9 +48,27 @@ class FakeStream:
         pass
 
 
+class Current(threading.local):
+    stream: FakeStream | None = None
+
+
+current = Current()
+
+
+@contextlib.contextmanager
+def on(stream):
+    before, current.stream = current.stream, stream
+    try:
+        yield stream
+    finally:
+        current.stream = before
+
+
 class FakeDial:
+    """Of the stream that is current where it is made."""
+
     def __init__(self, device):
-        self.deadlines, self.stopped = [0], False
+        self.deadlines, self.stream = [0], current.stream
 
     def post(self, occupancy_ns):
         self.deadlines.append(max(now_ns(), self.deadlines[-1]) + occupancy_ns)
@@ -54,18 +77,17 @@ class FakeDial:
         """Everything was done at once."""
 
     def hold(self):
-        while now_ns() < self.deadlines[-1] and not self.stopped:
-            pass
+        self.stream.held_until_ns = self.deadlines[-1]
 
     def stop(self):
-        self.stopped = True
+        self.stream.let_go = True
 
 
 def fake_cuda(monkeypatch, host_blocks: int):
     """From here on, caches of other than `host_blocks` blocks pass for those of a GPU."""
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", on)
     for name in ("tensor", "zeros", "empty"):
         make = getattr(torch, name)
         unpinned = lambda *args, make=make, pin_memory=False, **fields: make(*args, **fields)  # noqa: E731

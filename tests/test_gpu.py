@@ -227,5 +227,6 @@ def test_blocks_are_copied_to_blocks_and_nothing_else_is_touched():
     expected = target.data.clone()
     blocks, onto, layers = (7, 0, 3, 11), (2, 9, 0, 4), range(1, 3)
     expected[1:3, :, list(onto)] = source.data[1:3, :, list(blocks)]
-    copy_blocks(Route(layers, source, blocks, target, onto, None))
+    ids = (torch.tensor(each, device="cuda:0") for each in (blocks, onto))
+    copy_blocks(Route(layers, source, blocks, target, onto, None), *ids)
     assert torch.equal(target.data, expected)

@@ -25,7 +25,6 @@ from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
 from disagg.plan.route_cost import cost_of
-from disagg.run import stream_copy
 from disagg.run.decode import DecodeStage
 from disagg.run.dial import check_triton
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
@@ -274,6 +273,22 @@ def test_the_lanes_of_a_gpu_move_a_whole_prompt(gpu, route, verify):
     bench.check(PREFILL, blocks, DECODE, onto)
 
 
+@pytest.mark.parametrize("route", ["direct", "staged"])
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_a_prefill_pass_launches_leaves_nothing_of_its_mode_behind(gpu, route, verify):
+    """Prefill hands off in inference mode; buffers that grow there are written by other threads later."""
+    with Bench(route, prefill_blocks=11, layers_per_copy=1, verify_kv=verify) as bench:
+        bench.transfers.retune(bench.transfers.config.replace(layers_per_copy=SHAPE.layers))  # larger than any before
+        for number, blocks, onto, mode in ((1, [1, 2, 3], [3, 4, 7], True), (2, [5, 6, 8], [8, 9, 1], False)):
+            bench.post(number, route, PREFILL, blocks, DECODE, onto, ready=False)
+            with torch.inference_mode(mode):
+                for layer in range(SHAPE.layers):
+                    bench.hand_off(number, layer, blocks, 3 * BLOCK)
+            bench.landed(number)
+            moved = bench.caches[DECODE].data[:, :, onto]
+            assert torch.equal(moved, bench.originals[PREFILL][:, :, blocks])
+
+
 @pytest.mark.parametrize("verify", [False, True])
 def test_the_lanes_of_a_gpu_page_region_by_region(gpu, verify):
     blocks, onto, back = [4, 5, 0, 7], [2, 3, 4, 6], [12, 0, 5, 3]
@@ -295,8 +310,8 @@ def test_the_lanes_of_a_gpu_page_region_by_region(gpu, verify):
 def test_checksums_on_a_gpu_find_a_flipped_bit(gpu, monkeypatch, route, lane):
     move, seen = StreamCopier._move, []
 
-    def flipping(self, path):
-        move(self, path)
+    def flipping(self, path, *ids):
+        move(self, path, *ids)
         if (path.target is None) == (lane == "down") and 3 in path.layers:
             seen.append(path)
             if lane == "down":
@@ -336,7 +351,7 @@ def test_the_cost_of_a_route_is_the_line_through_two_copies():
 
 
 def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
-    def refusing(self, path):
+    def refusing(self, path, *ids):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(StreamCopier, "_move", refusing)
@@ -346,6 +361,28 @@ def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
         assert notice == TransferFailed(1, "copy on lane 'direct 0' failed: OutOfMemoryError: no room")
         bench.transfers.abort(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+
+
+def test_what_a_refused_copy_held_lets_others_start(gpu, monkeypatch):
+    """The second hop of one transfer is refused, and another waits for its ring slot: nobody else wakes that lane."""
+    move, refused = StreamCopier._move, []
+
+    def refusing(self, path, *ids):
+        if path.source is None and not refused:
+            refused.append(path)
+            while not bench.transfers.traffic.waiting("down 0"):
+                pass  # until the other one waits
+            raise torch.OutOfMemoryError("no room")
+        move(self, path, *ids)
+
+    monkeypatch.setattr(StreamCopier, "_move", refusing)
+    with Bench("staged", ring_slots=1, layers_per_copy=SHAPE.layers, prefill_blocks=11) as bench:
+        bench.post(1, "staged", PREFILL, [1], DECODE, [1])
+        bench.post(2, "staged", PREFILL, [2], DECODE, [2])
+        notices = [bench.notices.get(timeout=LIMIT_S) for _ in range(4)]
+    assert {(type(notice), notice.transfer) for notice in notices} == {
+        (SourceRead, 1), (TransferFailed, 1), (SourceRead, 2), (Landed, 2)
+    }  # fmt: skip
 
 
 def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
@@ -760,14 +797,13 @@ def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch)
 def test_the_kernel_copies_blocks_to_blocks_and_touches_nothing_else(monkeypatch, head_dim, block_size):
     """On the CPU, under a triton of few lines; blocks of less than a tile, of more than one, and of no whole words."""
     fake_triton.install(monkeypatch, disagg.run, "block_kernel")
-    monkeypatch.setattr(stream_copy, "on_device", lambda ids, device: torch.tensor(ids))
     shape = KVShape(4, 2, head_dim, torch.bfloat16)
     source, target = KVCache(shape, 6, block_size), KVCache(shape, 9, block_size)
     source.data.copy_(torch.randn(source.data.shape))
     blocks, onto, layers = (5, 0, 3), (2, 8, 0), range(1, 3)
     expected = target.data.clone()
     expected[1:3, :, list(onto)] = source.data[1:3, :, list(blocks)]
-    copy_blocks(Route(layers, source, blocks, target, onto, None))
+    copy_blocks(Route(layers, source, blocks, target, onto, None), torch.tensor(blocks), torch.tensor(onto))
     assert torch.equal(target.data, expected)
 
 

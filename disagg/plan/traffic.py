@@ -270,12 +270,13 @@ class Traffic:
         return piece
 
     def _push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int):
-        lane = self._lane(journey, second_hop=slot is not None)
+        lane = self.lane_of(journey, second_hop=slot is not None)
         self._order += 1
         self.queued += 1
         heapq.heappush(lane.ready, (journey.send.priority, self._order, piece, slot, now_ns))
 
-    def _lane(self, journey: Journey, second_hop: bool) -> Lane:
+    def lane_of(self, journey: Journey, second_hop: bool = False) -> Lane:
+        """Where its pieces go first, or second."""
         send = journey.send
         if second_hop or send.route == "fetch":
             return self.lanes[f"up {journey.assign.target.index}"]

@@ -89,9 +89,11 @@ class Keeps(TorchDispatchMode):
         if func._schema.is_mutable:
             self.stream.add(lambda: func(*args, **kwargs))
             return kwargs["out"] if "out" in kwargs else args[0]
-        made = func(*args, **kwargs)
+        with _disable_current_modes():  # a thread may enqueue on a lane from amid its own stream
+            made = func(*args, **kwargs)
         if reads and not aliases and isinstance(made, torch.Tensor):
-            made.zero_()  # nobody has computed it yet
+            with _disable_current_modes():
+                made.zero_()  # nobody has computed it yet
             self.stream.add(lambda: made.copy_(func(*args, **kwargs)))
         return made
 
@@ -140,10 +142,9 @@ class LazyWorld:
         return event
 
 
-def copy_blocks(route: stream_copy.Route):
+def copy_blocks(route: stream_copy.Route, blocks: torch.Tensor, onto: torch.Tensor):
     """The bytes that the kernel of this name moves, in torch's own operations."""
-    layers, blocks, onto = route.layers, torch.tensor(route.blocks), torch.tensor(route.target_blocks)
-    route.target.write_blocks(layers, onto, route.source.read_blocks(layers, blocks))
+    route.target.write_blocks(route.layers, onto, route.source.read_blocks(route.layers, blocks))
 
 
 @contextlib.contextmanager

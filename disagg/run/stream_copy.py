@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from disagg.plan.traffic import Flight
+from disagg.run.block_ids import BlockIds
 from disagg.run.clock import now_ns
 from disagg.run.device import new_stream
 from disagg.run.device_clock import Anchor, clock_of
@@ -93,6 +94,7 @@ class StreamCopier:
         self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
         self._ends_on = 0 if self._between is None else -1  # which stream's event is the end of a copy
         self._dial: DeviceDial | None = None
+        self._ids = BlockIds()
 
     @contextlib.contextmanager
     def current(self):
@@ -144,9 +146,10 @@ class StreamCopier:
                 sums[0].copy_(checksum_blocks(self._collect(route, arrived=False), check_tokens), non_blocking=True)
             elif left is not None:
                 sums[0].copy_(torch.stack(left), non_blocking=True)
+        ids = self._ids_of(route)  # before the copy's time begins
         with self._dialled(occupancy_ns):
             start.record(first)  # behind the dial's post, which may have waited for a place on a busy GPU
-            self._move(route)
+            self._move(route, *ids)
         if done is not first:
             done.wait_stream(first)  # the end is of both: the scatter on one, the dial on the other
         end.record(done)
@@ -175,16 +178,31 @@ class StreamCopier:
         finally:
             self._dial.go()  # also of half a copy: the stream must come to its end
 
-    def _move(self, route: Route):
+    def _by_kernel(self, route: Route) -> bool:
+        """From blocks to blocks at once?"""
+        return route.slot is None and self._between is None and not route.paging
+
+    def _ids_of(self, route: Route) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Ids of the blocks that a kernel reads, and of those that one writes, each where the kernel runs."""
+        if route.paging:
+            return None, None
+        source, target = route.source, route.target
+        writes_on = source if self._by_kernel(route) else target
+        return (
+            None if source is None else self._ids.on(source.device, route.blocks),
+            None if target is None else self._ids.on(writes_on.device, route.target_blocks),
+        )
+
+    def _move(self, route: Route, blocks: torch.Tensor | None, onto: torch.Tensor | None):
         if route.paging:
             copy_regions(route.source.data, route.target.data, route)
             return
-        if route.slot is None and self._between is None and not on_host(route.source):
-            copy_blocks(route)
+        if self._by_kernel(route):
+            copy_blocks(route, blocks, onto)
             return
         staged = route.slot
         if route.source is not None:
-            staged = self._gather(route.source, route.layers, route.blocks, route.shape)
+            staged = self._gather(route.source, route.layers, blocks, route.shape)
         if route.target is None:
             route.slot.copy_(staged, non_blocking=True)
             return
@@ -193,8 +211,7 @@ class StreamCopier:
             there = self._buffer(device, route.shape)
             by_host = self._between is not None  # else it comes from the ring, which is host memory
             staged = self._across(staged, there) if by_host else there.copy_(staged, non_blocking=True)
-        blocks = wide(route.target.data[route.layers.start : route.layers.stop])
-        blocks.index_copy_(2, on_device(route.target_blocks, device), wide(staged))
+        wide(route.target.data[route.layers.start : route.layers.stop]).index_copy_(2, onto, wide(staged))
 
     def _across(self, staged: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
         """The bytes on the other GPU, by way of the host."""
@@ -204,10 +221,9 @@ class StreamCopier:
         last.wait_stream(first)
         return there.copy_(host, non_blocking=True)
 
-    def _gather(self, cache: KVCache, layers: range, blocks, shape) -> torch.Tensor:
+    def _gather(self, cache: KVCache, layers: range, ids: torch.Tensor, shape) -> torch.Tensor:
         """Whole blocks of a GPU's cache in its staging buffer."""
         out = self._buffer(cache.data.device, shape)
-        ids = on_device(blocks, cache.data.device)
         torch.index_select(wide(cache.data[layers.start : layers.stop]), 2, ids, out=wide(out))
         return out
 
@@ -215,7 +231,7 @@ class StreamCopier:
         """The bytes at one end of the route, in a staging buffer: read back where they lie in host memory."""
         cache, blocks = (route.target, route.target_blocks) if arrived else (route.source, route.blocks)
         if cache is not None and not on_host(cache):
-            return self._gather(cache, route.layers, blocks, route.shape)
+            return self._gather(cache, route.layers, self._ids.on(cache.device, blocks), route.shape)
         out = self._buffer(self.devices[0], route.shape)
         if cache is None:
             return out.copy_(route.slot, non_blocking=True)
@@ -233,11 +249,6 @@ def on_host(cache: KVCache) -> bool:
     return cache.device.type == "cpu"
 
 
-def on_device(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Block ids on a GPU, by way of pinned memory, so that the host does not wait for the stream."""
-    return torch.tensor(ids, pin_memory=True).to(device, non_blocking=True)
-
-
 def wide(data: torch.Tensor) -> torch.Tensor:
     """The same bytes in words of eight, where a head has whole ones: gathers of 2-byte elements are slow."""
     return data.view(torch.int64) if data.shape[-1] * data.dtype.itemsize % 8 == 0 else data
@@ -253,16 +264,16 @@ def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, 
         start = index
 
 
-def copy_blocks(route: Route):
-    """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the first."""
+def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor):
+    """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the first, where the
+    ids are too."""
     from disagg.run import block_kernel  # needs triton
 
     layers = route.layers
     source, target = (wide(cache.data[layers.start : layers.stop]) for cache in (route.source, route.target))
-    words, ids = source[0, 0, 0].numel(), (on_device(b, source.device) for b in (route.blocks, route.target_blocks))
-    tile = block_kernel.TILE
+    words, tile = source[0, 0, 0].numel(), block_kernel.TILE
     block_kernel.copy[-(-words // tile), len(route.blocks), 2 * len(layers)](
-        source, target, *ids, *source.stride()[:2], *target.stride()[:2], WORDS=words, TILE=tile
+        source, target, blocks, onto, *source.stride()[:2], *target.stride()[:2], WORDS=words, TILE=tile
     )
 
 

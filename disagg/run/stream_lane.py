@@ -1,6 +1,8 @@
-"""A lane with a GPU at one end: one thread enqueues copies ahead of the wire, another lands what has ended.
+"""A lane with a GPU at one end: whoever makes a copy possible enqueues it, and the lane's thread lands what has ended.
 
-Two, because whoever waits for the end of a copy can't enqueue the next one, and the wire would stand still meanwhile.
+A prefill worker enqueues the layers that it hands off, and the thread that sees the end of hop one enqueues hop two. A
+thread that did nothing else would have to be woken, and to be let into an interpreter that others keep busy: beside a
+prefill pass that took ten times as long as the launch itself, and held up the pass as well.
 Nothing of a transfer is reported closed before the host has seen the end of its last copy on the streams.
 """
 
@@ -15,7 +17,6 @@ from disagg.run.clock import now_ns, wait_until
 from disagg.run.stream_copy import Aloft, Route, StreamCopier
 
 AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
-CHECK_S = 1.0  # between looks at whether the engine closes, where the other thread has died and makes no room
 
 
 class StreamLane:
@@ -24,37 +25,50 @@ class StreamLane:
     def __init__(self, name: str, transfers, copier: StreamCopier):
         self.name, self.transfers, self.copier = name, transfers, copier
         self._room = threading.Semaphore(AHEAD)
+        self._launching = threading.Lock()  # copies enter the streams in the order in which the traffic started them
         self._launched: queue.SimpleQueue[Aloft | None] = queue.SimpleQueue()
 
-    def serve(self):
-        """The lane's thread, until the engine closes."""
-        lands = threading.Thread(target=self._land_all, name=f"disagg {self.name} ends", daemon=True)
-        lands.start()
-        try:
-            with self.copier.current():
-                while not self.transfers.closing.is_set():
-                    room = self._room.acquire(timeout=CHECK_S)
-                    if room and (flight := self.transfers.next(self.name, None)) is not None:
-                        self._launch(flight)
-                self.copier.stop()  # also of a dial that was made since the engine said so
-                self.copier.drain()  # only now does nothing read or write for these transfers
-        finally:
-            self._launched.put(None)
-            lands.join()
+    # ---- called by any thread ----------------------------------------------------------------------------------------
 
-    def _land_all(self):
-        """The thread of the ends: whatever comes first, the end of the oldest copy or a landing."""
+    def drive(self) -> bool:
+        """Enqueues what may start now. True where a copy failed on the way: what it held may let others start."""
+        if not self.transfers.traffic.waiting(self.name):
+            return False
+        failed = False
+        with self._launching:
+            while self._room.acquire(blocking=False):
+                flight = self.transfers.start_copy(self.name)
+                if flight is None:
+                    self._room.release()
+                    break
+                failed |= not self._launch(flight)
+        return failed
+
+    def stop(self):
+        """Nothing is enqueued any more, and the lane's thread ends."""
+        self.copier.stop()  # who waits for a copy under the lock goes on
+        with self._launching:
+            self.copier.stop()  # also a dial that was made meanwhile
+            self._launched.put(None)
+
+    # ---- the lane's thread -------------------------------------------------------------------------------------------
+
+    def serve(self):
+        """Until the engine closes: whatever comes first, the end of the oldest copy or a landing."""
         aloft: deque[Aloft] = deque()  # on the streams
         flying: deque[Flight] = deque()  # off the wire, within its latency
-        with self.transfers.watched(self.name):
+        try:
             while self._hear(aloft, idle=not aloft and not flying):
                 landing_ns = flying[0].landing_ns if flying else None
                 if landing_ns is not None and landing_ns <= now_ns():
                     self.transfers.land(flying.popleft())
                 elif aloft and (landing_ns is None or aloft[0].flight.busy_until_ns <= landing_ns):
                     flying.extend(self._finish(aloft.popleft()))
+                    self.transfers.drive()
                 elif flying:
                     wait_until(landing_ns, self.transfers.closing)
+        finally:
+            self.copier.drain()  # only now does nothing read or write for these transfers
         for flight in [*flying, *(copy.flight for copy in aloft)]:
             self.transfers.give_up(flight)
 
@@ -74,19 +88,24 @@ class StreamLane:
     def _link(self):
         return self.transfers.traffic.lanes[self.name].wire.link
 
-    def _launch(self, flight: Flight):
-        """Puts a copy on the streams; it waits there for the event behind its K/V."""
+    @torch.inference_mode(False)  # a prefill pass may launch: buffers made in its mode could not be written elsewhere
+    def _launch(self, flight: Flight) -> bool:
+        """Puts a copy on the streams, where it waits for the event behind its K/V; False where that failed."""
         piece, link = flight.piece, self._link
         journey = self.transfers.traffic.journeys[piece.transfer]
         written = None if flight.hop_two else journey.written.get((piece.layer_end - 1, piece.block))
         try:
             check = self._check(flight) if self.transfers.verify else {}
             occupancy_ns = link.occupancy_ns(piece.nbytes) if link.dialled else None
-            self._launched.put(self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check))
+            with self.copier.current():
+                copy = self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check)
         except Exception as error:
             self._room.release()
             self.copier.drain()  # part of the copy may be on the streams
             self.transfers.raised(flight, error)
+            return False
+        self._launched.put(copy)
+        return True
 
     def _finish(self, copy: Aloft) -> list[Flight]:
         """Waits for a copy's end, without the interpreter, and checks it: the flight if it is to land."""

@@ -3,16 +3,16 @@
 Which piece goes next is decided in plan/traffic. Order of one copy: the piece is ready (its layer is written and its
 source blocks are pinned) → copy → the digest of what arrived → the dial's deadline → the notice. Nothing is announced
 before its bytes were checked, and a ring slot is given back only after hop two has read it.
-A lane with a GPU at one end keeps the same order on a stream (run/stream_lane): one thread only enqueues, another
-lands what has ended. A landed copy has ended for the host, so any stream that is given work from then on sees its
-bytes.
+A lane with a GPU at one end keeps the same order on a stream (run/stream_lane): whoever makes a copy possible enqueues
+it, the lane's thread lands what has ended. A landed copy has ended for the host, so any stream that is given work from
+then on sees its bytes.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -92,15 +92,18 @@ class Transfers:
         with self._changed:
             self.traffic.send(command, now_ns())
             self._changed.notify_all()
+        self.drive()
 
     def assign(self, command: Assign):
         with self._changed:
             self.traffic.assign(command, now_ns())
             self._changed.notify_all()
+        self.drive()
 
     def abort(self, command: Abort):
         with self._changed:
             self._tell(self.traffic.abort(command.transfer, now_ns()))
+        self.drive()
 
     def check(self, config: Config):
         """ConfigError where a setting needs what is not installed."""
@@ -117,7 +120,7 @@ class Transfers:
             self.closing.set()
             self._changed.notify_all()
         for lane in self._streams.values():
-            lane.copier.stop()
+            lane.stop()
         for thread in self._threads:
             thread.join()
         self._ring.clear()  # pinned, and to be freed while the streams that copied it are there
@@ -133,16 +136,32 @@ class Transfers:
         left = [(summed(key[d.rows], value[d.rows]), len(key[d.rows])) if self.verify else None for d in departing]
         written = mark(key.device)
         with self._changed:
-            ready = False
+            lanes = set()
             for chunk, sums in zip(departing, left, strict=True):
                 journey = self.traffic.journeys.get(chunk.transfer)
                 if journey is None:
                     continue  # the request ended meanwhile
                 journey.digests[layer, chunk.first_block] = sums
                 journey.written[layer, chunk.first_block] = written
-                ready |= self.traffic.hand_off(chunk.transfer, layer, now_ns()) is not None
-            if ready:
+                if self.traffic.hand_off(chunk.transfer, layer, now_ns()) is not None:
+                    lanes.add(self.traffic.lane_of(journey).name)
+            if lanes:
                 self._changed.notify_all()
+        if lanes:
+            self.drive(lanes)
+
+    # ---- lanes of streams --------------------------------------------------------------------------------------------
+
+    def drive(self, names: Iterable[str] | None = None):
+        """After a change of the traffic: enqueues what may start now on these lanes of streams, or on all."""
+        lanes = [lane for name, lane in self._streams.items() if names is None or name in names]
+        if any([lane.drive() for lane in lanes]):
+            self.drive()  # what failed has given back what others may have waited for
+
+    def start_copy(self, name: str) -> Flight | None:
+        """The lane's next copy; None where nothing may start."""
+        with self._changed:
+            return None if self.closing.is_set() else self.traffic.start(name)
 
     # ---- a lane's thread ---------------------------------------------------------------------------------------------
 
@@ -365,6 +384,7 @@ class Transfers:
             notices = self.traffic.finish(flight)
             self._record(flight.span(landed))
             self._tell(notices)
+        self.drive()
 
     def _failed(self, flight: Flight, error: str):
         with self._changed:

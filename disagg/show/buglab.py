@@ -51,10 +51,10 @@ def into_a_temporary(self, layers, blocks, data):
     self._layers(layers)[:, :, blocks].copy_(data)
 
 
-def on_another_stream(self, route):
+def on_another_stream(self, route, *ids):
     """In place of StreamCopier._move: bytes are received on a stream that nothing orders after or before the lane's."""
     with torch.cuda.stream(torch.cuda.Stream(self.devices[-1])):
-        shipped_move(self, route)
+        shipped_move(self, route, *ids)
 
 
 def failed_is_landed(self, event):
