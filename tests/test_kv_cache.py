@@ -1,7 +1,11 @@
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from disagg.plan.errors import EngineError
+from disagg.run import device_clock
 from disagg.run.clock import now_ns
 from disagg.run.device_clock import Anchor, Moments, bracket
 from disagg.run.digest import checksum, checksum_blocks
@@ -204,3 +208,28 @@ def test_moments_on_a_cpu_are_host_times():
     moments.mark()
     moments.mark()
     assert before <= moments.read()[0] <= moments.read()[1] <= now_ns()
+    moments.keep_up(0)  # they have been
+
+
+def test_the_host_keeps_so_many_moments_ahead_of_a_gpu(monkeypatch):
+    waited = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.number = next(numbers)
+
+        def record(self, stream):
+            pass
+
+        def synchronize(self):
+            waited.append(self.number)
+
+    numbers = itertools.count()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(device_clock, "clock_of", lambda device: SimpleNamespace(anchor=lambda: "an anchor"))
+    moments = Moments(torch.device("cuda", 0))
+    for _ in range(5):
+        moments.mark()
+        moments.keep_up(2)
+    assert waited == [0, 1, 2]

@@ -113,6 +113,11 @@ class Moments:
             event.record(torch.cuda.current_stream(self.device))
             self._marks.append(event)
 
+    def keep_up(self, ahead: int):
+        """Until no more than so many of them are still to come."""
+        if self._anchor is not None and len(self._marks) > ahead:
+            self._marks[-1 - ahead].synchronize()
+
     def wait(self):
         """Until the last one has been."""
         if self._anchor is not None:

@@ -18,6 +18,8 @@ from disagg.run.prefill_graph import PrefillGraphs
 from disagg.run.sampling import Draw, pick_tokens
 from disagg.run.transfer import Departing, Transfers
 
+AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
+
 
 class PrefillStage:
     """Carries out `Prefill` commands with one model and the cache of its device."""
@@ -90,6 +92,7 @@ class PrefillStage:
             marks.mark()
             if departing:
                 self.transfers.hand_off(layer, departing, key, value)
+            marks.keep_up(AHEAD)
 
         batch.on_layer = hand_off
         return batch
