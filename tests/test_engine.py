@@ -28,8 +28,8 @@ from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.request import Stage
 from disagg.run.decode import DecodeStage
+from disagg.run.host_lane import HostLane
 from disagg.run.tiny import EOS, LAYERS
-from disagg.run.transfer import Transfers
 
 HAND_OFFS = ("split", "streamed", "staged")  # one for each route
 MIXED = ((1, 9), (15, 4), (16, 12), (17, 20), (33, 1), (40, 16), (100, 8))  # (prompt tokens, new tokens)
@@ -69,15 +69,15 @@ def test_a_preset_gives_the_logits_of_the_untouched_model(preset):
 @pytest.mark.parametrize("layer", [0, LAYERS - 1])
 def test_one_zeroed_block_shows_in_the_logits(monkeypatch, route, layer):
     """The control: parity could fail."""
-    move = Transfers._move
+    move = HostLane._move
 
-    def zeroing(self, flight, scratch):
-        data = move(self, flight, scratch)
+    def zeroing(self, flight):
+        data = move(self, flight)
         if not flight.hop_one and flight.piece.layer <= layer < flight.piece.layer_end:
-            self.caches[flight.target].data[layer, :, flight.target_blocks[1]] = 0
+            self.transfers.caches[flight.target].data[layer, :, flight.target_blocks[1]] = 0
         return data
 
-    monkeypatch.setattr(Transfers, "_move", zeroing)
+    monkeypatch.setattr(HostLane, "_move", zeroing)
     request = Request(prompt_of(50), force_ids=prompt_of(8, 1), keep_logits=True)
     with opened(small(route=route, verify_kv=False)) as engine:
         result = engine.serve([request]).results[0]

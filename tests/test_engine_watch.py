@@ -7,13 +7,13 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError
 from disagg.plan.handoff import Transfer
 from disagg.plan.request import Stage
-from disagg.run.transfer import Transfers
+from disagg.run.host_lane import HostLane
 
 
 def test_a_breach_breaks_the_engine_in_words(monkeypatch):
     """A transfer that pins nothing: a cancel frees what its copy still reads."""
     gate = Gate()
-    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
     monkeypatch.setattr(Transfer, "touch", lambda self, table: self.touched.append(table))
     with opened(small(), broken=True) as engine:
         handles = [engine.submit(request) for request in lengths((40, 9), (20, 9))]
@@ -41,7 +41,7 @@ def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
 
 def test_why_of_a_running_engine(monkeypatch):
     gate = Gate()
-    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
     with opened(small()) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()

@@ -31,6 +31,7 @@ from disagg.plan.errors import EngineError
 from disagg.plan.request import Stage
 from disagg.run.decode import DecodeStage
 from disagg.run.handle import Handle
+from disagg.run.host_lane import HostLane
 from disagg.run.model import Model
 from disagg.run.prefill import PrefillStage
 from disagg.run.tiny import EOS
@@ -141,7 +142,7 @@ DEATHS = {
     "prefill": (lambda patch: fail_nth(patch, "prefill", 2, Dies("gone")), "prefill 0 died: Dies: gone"),
     "decode": (lambda patch: fail_nth(patch, "decode", 3, Dies("gone")), "decode 0 died: Dies: gone"),
     "lane": (
-        lambda patch: before(patch, Transfers, "_move", raise_on_lane("up", Dies("gone"))),
+        lambda patch: before(patch, HostLane, "_move", raise_on_lane("up", Dies("gone"))),
         "lane up 0 .*died: Dies: gone",
     ),
     "record": (lambda patch: before(patch, Engine, "_record", raise_after(5, Dies("gone"))), "died: Dies: gone"),
@@ -149,7 +150,7 @@ DEATHS = {
 
 
 def raise_on_lane(lane: str, error: BaseException):
-    def action(self, flight, scratch):
+    def action(self, flight):
         if flight.lane.startswith(lane):
             raise error
 
@@ -296,11 +297,11 @@ def test_a_cancel_during_a_pass_or_a_step_ends_at_once_and_frees_later(monkeypat
 def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
     gate = Gate()
 
-    def holding(self, flight, scratch):
+    def holding(self, flight):
         if flight.lane.startswith(lane):
             gate.hold()
 
-    before(monkeypatch, Transfers, "_move", holding)
+    before(monkeypatch, HostLane, "_move", holding)
     with opened(small(route="direct" if lane == "direct" else "staged")) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()
@@ -321,12 +322,12 @@ def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
 def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkeypatch, lane):
     gate, flights = Gate(), []
 
-    def holding(self, flight, scratch):
+    def holding(self, flight):
         if flight.lane.startswith(lane):
             flights.append(flight)
             gate.hold()
 
-    before(monkeypatch, Transfers, "_move", holding)
+    before(monkeypatch, HostLane, "_move", holding)
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
         handles = [engine.submit(request) for request in LONG]
         gate.wait()
@@ -369,11 +370,11 @@ def test_a_cancel_after_the_end_changes_nothing():
 def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(monkeypatch):
     gate = Gate()
 
-    def stall(self, flight, scratch):
+    def stall(self, flight):
         if flight.piece.request > 0 and flight.lane.startswith("up"):
             gate.hold()
 
-    before(monkeypatch, Transfers, "_move", stall)
+    before(monkeypatch, HostLane, "_move", stall)
     requests = [Request(prompt_of(40, n), 60 if n == 0 else 5, ignore_eos=True) for n in range(5)]
     with opened(small("staged", ring_slots=2, prefill_blocks=7)) as engine:
         first = engine.submit(requests[0])
@@ -385,12 +386,12 @@ def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(mo
         check_greedy(requests[0].prompt, first.result(LIMIT_S), 60, ignore_eos=True)  # decode went on to its end
         engine.watch.until(lambda book: any(r.gate == "prefill 0 blocks" for r in book.records.values()))
         assert not any(handle.done for handle in rest)
-        engine.executor.transfers._changed.acquire()
+        engine.executor.transfers.lock.acquire()
         try:
             assert engine.executor.transfers.traffic.ring.available == 0
             assert engine.executor.transfers.traffic.waiting("down 0") > 0
         finally:
-            engine.executor.transfers._changed.release()
+            engine.executor.transfers.lock.release()
         gate.open()
         for request, handle in zip(requests[1:], rest, strict=True):
             check_greedy(request.prompt, handle.result(LIMIT_S), 5, ignore_eos=True)
@@ -449,7 +450,7 @@ def test_a_worker_that_never_answers_breaks_the_engine(monkeypatch, worker, kind
 def test_a_copy_that_never_ends_fails_its_request_and_then_breaks_the_engine(monkeypatch):
     """Its blocks are never given away."""
     gate = Gate()
-    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
     with opened(small(), broken=True) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()
@@ -579,11 +580,11 @@ def test_closing_gives_up_copies_in_the_air(route):
 def test_closing_in_the_middle_of_paging(monkeypatch):
     gate = Gate()
 
-    def holding(self, flight, scratch):
+    def holding(self, flight):
         if flight.lane.startswith("spill"):
             gate.hold()
 
-    before(monkeypatch, Transfers, "_move", holding)
+    before(monkeypatch, HostLane, "_move", holding)
     with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
         handles = [engine.submit(request) for request in LONG]
         gate.wait()

@@ -2,6 +2,7 @@
 
 import queue
 import sys
+import threading
 
 import fake_triton
 import pytest
@@ -23,13 +24,15 @@ import disagg.run
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
-from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
+from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
 from disagg.plan.route_cost import cost_of
 from disagg.run.decode import DecodeStage
 from disagg.run.dial import check_triton
+from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.scratch import Scratch
 from disagg.run.stream_copy import Route, StreamCopier, copy_blocks
+from disagg.run.stream_lane import AHEAD
 from disagg.run.tiny import LAYERS
 from disagg.run.transfer import Departing, Transfers
 
@@ -196,7 +199,7 @@ def test_what_has_no_target_yet_waits():
 
 def test_an_abort_waits_for_the_copy_in_the_air_and_starts_no_other(monkeypatch):
     gate = Gate()
-    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
     with Bench("direct") as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
         for layer in range(SHAPE.layers):
@@ -253,7 +256,7 @@ def test_on_a_split_gpu_lanes_run_on_the_sms_of_decode(gpu, route, sides):
     parts = {"prefill": FakePart(), "decode": FakePart()}
     blocks, onto = random_map(3, 5, PREFILL, DECODE)
     with Bench(route, prefill_blocks=11, parts=parts) as bench:
-        lanes = bench.transfers._streams
+        lanes = bench.transfers.lanes
         assert {n: r for n in lanes for r, part in parts.items() if lanes[n].copier.streams[0] in part.made} == sides
         bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
         for layer in range(SHAPE.layers):
@@ -347,20 +350,79 @@ def test_an_automatic_grouping_measures_the_route_and_moves_the_same_blocks(gpu,
 def test_the_cost_of_a_route_is_the_line_through_two_copies():
     cost = cost_of((1000, 3e-6), (101_000, 103e-6))
     assert abs(cost.fixed_s - 2e-6) < 1e-12 and abs(cost.bandwidth - 1e9) < 1
-    assert cost.least_bytes == 4000, "2 us of 6 are the fixed cost"
+    assert cost.least_bytes == 12_000, "on a busy host 6 us of 18 are the fixed cost"
 
 
 def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
     def refusing(self, path, *ids):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(StreamCopier, "_move", refusing)
+    drain, drained_by = StreamCopier.drain, []
+
+    def draining(self):
+        drained_by.append(threading.current_thread().name)
+        drain(self)
+
     with Bench("direct", prefill_blocks=11) as bench:
-        bench.post(1, "direct", PREFILL, [1], DECODE, [1])
+        monkeypatch.setattr(StreamCopier, "_move", refusing)
+        monkeypatch.setattr(StreamCopier, "drain", draining)
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(1, layer, [1], BLOCK)
         notice = bench.notices.get(timeout=LIMIT_S)
         assert notice == TransferFailed(1, "copy on lane 'direct 0' failed: OutOfMemoryError: no room")
         bench.transfers.abort(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+    assert set(drained_by) == {"disagg direct 0", "disagg spill 0", "disagg up 0"}, "no pass waits for what is left"
+
+
+def test_only_hand_offs_are_launched_by_who_makes_them_possible(gpu, monkeypatch):
+    """A spill of scattered blocks is a thousand launches: the engine's thread hears no event meanwhile."""
+    move, launched = StreamCopier._move, []
+
+    def moving(self, path, *ids):
+        launched.append(threading.current_thread().name)
+        move(self, path, *ids)
+
+    with Bench("direct", prefill_blocks=11, layers_per_copy=SHAPE.layers) as bench:
+        monkeypatch.setattr(StreamCopier, "_move", moving)
+        bench.post(1, "spill", DECODE, [4, 5], HOST, [2, 3])
+        bench.landed(1)
+        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, (2, 3), 2, (0,), True))
+        bench.transfers.assign(Assign(2, DECODE, (12, 0)))
+        bench.landed(2)
+        bench.post(3, "direct", PREFILL, [1], DECODE, [1], ready=False)
+        for layer in range(SHAPE.layers):
+            bench.hand_off(3, layer, [1], BLOCK)
+        bench.landed(3)
+    assert launched == ["disagg spill 0", "disagg up 0", threading.current_thread().name]
+
+
+def test_a_lane_that_breaks_is_told_of_whoever_drove_it(gpu, monkeypatch):
+    def broken(name):
+        raise AssertionError("a slot is held twice")
+
+    with Bench("direct", prefill_blocks=11) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
+        monkeypatch.setattr(bench.transfers.traffic, "start", broken)
+        with pytest.raises(AssertionError):
+            bench.hand_off(1, 0, [1], BLOCK)
+        assert bench.notices.get(timeout=LIMIT_S) == WorkerDied(
+            Worker("lane direct 0", 0), "AssertionError: a slot is held twice"
+        )
+
+
+def test_copies_go_on_while_others_are_within_their_latency(gpu):
+    """The wire is free long before the first copy lands, and there is room on the streams."""
+    with Bench("direct", prefill_blocks=11, link=Link(bandwidth=4e8, latency_s=0.5)) as bench:
+        bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
+        bench.hand_off(1, 0, [1], BLOCK)
+        while bench.transfers.lanes["direct 0"]._room._value < AHEAD:
+            pass  # until it is off the wire
+        for layer in range(1, SHAPE.layers):
+            bench.hand_off(1, layer, [1], BLOCK)
+        bench.landed(1)
+    assert max(span.start_ns for span in bench.spans) < min(span.end_ns for span in bench.spans)
 
 
 def test_what_a_refused_copy_held_lets_others_start(gpu, monkeypatch):
@@ -391,7 +453,7 @@ def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
         bench.landed(1)
-    for name, lane in bench.transfers._streams.items():
+    for name, lane in bench.transfers.lanes.items():
         spans, deadlines = [span for span in bench.spans if span.place == name], lane.copier._dial.deadlines[1:]
         if not name.startswith(("down", "up")):
             continue
@@ -580,7 +642,7 @@ def test_deadlines_on_two_hops_follow_the_rule(slots):
 
 def test_priorities_order_what_waits_for_a_wire(monkeypatch):
     gate = Gate()
-    before(monkeypatch, Transfers, "_move", lambda self, flight, scratch: gate.hold())
+    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
     with Bench("direct") as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], priority=(0,))
         gate.wait()
@@ -597,8 +659,8 @@ def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
     landed = Gate()
     land = Transfers.land
 
-    def landing(self, flight):
-        land(self, flight)
+    def landing(self, flight, at_ns):
+        land(self, flight, at_ns)
         if not flight.hop_one and flight.piece.layer == 0:
             landed.open()
 
@@ -632,33 +694,33 @@ def test_in_bulk_nothing_travels_before_the_first_token():
 
 def flip_after_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
     """Flips one bit of what arrived, before anybody looked at it; in the nth copy of that layer on that lane."""
-    move, seen = Transfers._move, []
+    move, seen = HostLane._move, []
 
-    def flipping(self, flight, scratch):
-        data = move(self, flight, scratch)
+    def flipping(self, flight):
+        data = move(self, flight)
         piece = flight.piece
         if flight.lane.startswith(lane) and piece.layer <= layer < piece.layer_end:
             seen.append(flight)
             if len(seen) == nth:
-                place = data if flight.hop_one else self.caches[flight.target].data
+                place = data if flight.hop_one else self.transfers.caches[flight.target].data
                 row = place[layer - piece.layer, 1, 0] if flight.hop_one else place[layer, 1, flight.target_blocks[0]]
                 row.view(-1)[:1].view(torch.uint8)[0] ^= 1
         return data
 
-    monkeypatch.setattr(Transfers, "_move", flipping)
+    monkeypatch.setattr(HostLane, "_move", flipping)
 
 
 def raise_in_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
-    move, seen = Transfers._move, []
+    move, seen = HostLane._move, []
 
-    def failing(self, flight, scratch):
+    def failing(self, flight):
         if flight.lane.startswith(lane) and flight.piece.layer <= layer < flight.piece.layer_end:
             seen.append(flight)
             if len(seen) == nth:
                 raise RuntimeError("the wire broke")
-        return move(self, flight, scratch)
+        return move(self, flight)
 
-    monkeypatch.setattr(Transfers, "_move", failing)
+    monkeypatch.setattr(HostLane, "_move", failing)
 
 
 HOPS = [("bulk", "direct"), ("direct", "direct"), ("staged", "down"), ("staged", "up")]
@@ -693,16 +755,16 @@ def test_a_flipped_bit_is_found_before_any_step_uses_it(monkeypatch, route, lane
 @pytest.mark.parametrize("which", [0, 1], ids=["key", "value"])
 def test_the_last_token_of_the_last_block_is_checked_too(monkeypatch, route, which):
     """40 tokens end in the middle of the third block."""
-    move = Transfers._move
+    move = HostLane._move
 
-    def flipping(self, flight, scratch):
-        data = move(self, flight, scratch)
+    def flipping(self, flight):
+        data = move(self, flight)
         if not flight.hop_one and flight.piece.layer_end == LAYERS:
-            token = self.caches[flight.target].data[LAYERS - 1, which, flight.target_blocks[2], 40 % 16 - 1]
+            token = self.transfers.caches[flight.target].data[LAYERS - 1, which, flight.target_blocks[2], 40 % 16 - 1]
             token.view(-1)[-1:].view(torch.uint8)[0] ^= 1
         return data
 
-    monkeypatch.setattr(Transfers, "_move", flipping)
+    monkeypatch.setattr(HostLane, "_move", flipping)
     with opened(small(route=route)) as engine:
         [result] = engine.serve(lengths((40, 9))).results
     assert result.finish_reason == "failed" and f"layer {LAYERS - 1}" in result.error
@@ -744,12 +806,12 @@ def test_damaged_paging_is_computed_again(monkeypatch, damage, lane):
 def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
     land, flipped = Transfers.land, []
 
-    def landing(self, flight):
+    def landing(self, flight, at_ns):
         if flight.lane.startswith("spill") and not flipped:
             flipped.append(flight)
             block = self.caches[HOST].data[2, 0, flight.target_blocks[0]]
             block.view(-1)[:1].view(torch.uint8)[0] ^= 1
-        land(self, flight)
+        land(self, flight, at_ns)
 
     monkeypatch.setattr(Transfers, "land", landing)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
@@ -765,7 +827,7 @@ def test_without_verification_nothing_is_digested(monkeypatch):
         raise AssertionError("digested")
 
     monkeypatch.setattr("disagg.run.transfer.digest", never)
-    monkeypatch.setattr("disagg.run.transfer.digest_blocks", never)
+    monkeypatch.setattr("disagg.run.host_lane.digest_blocks", never)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     for route in ("bulk", "staged"):
         with opened(small("paged", route=route, verify_kv=False, decode_blocks=8, host_blocks=8)) as engine:
@@ -776,10 +838,10 @@ def test_without_verification_nothing_is_digested(monkeypatch):
 
 
 def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch):
-    def failing(self, flight, scratch):
+    def failing(self, flight):
         raise RuntimeError("the wire broke")
 
-    monkeypatch.setattr(Transfers, "_move", failing)
+    monkeypatch.setattr(HostLane, "_move", failing)
     with Bench("direct") as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
         for layer in range(SHAPE.layers):
@@ -813,7 +875,7 @@ def test_notices_are_told_in_the_order_in_which_the_traffic_changed():
         post, alone = bench.transfers._post, []
 
         def noted(notice):
-            alone.append(bench.transfers._changed._is_owned())  # nobody else can change the traffic now
+            alone.append(bench.transfers.lock._is_owned())  # nobody else can change the traffic now
             post(notice)
 
         bench.transfers._post = noted

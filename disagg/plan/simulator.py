@@ -41,9 +41,9 @@ def world_on(hardware, config: Config, requests: Iterable[Request], record: bool
     speeds = Predicted.of(config, hardware)
     world = world_of(speeds.sized(config), listed(requests), speeds, record=record)
     world.recorder.machine = f"virtual clock, {hardware.words}"
-    if not speeds.pads:  # as engines on GPUs do
-        lane = next(iter(world.traffic.lanes), "direct")
-        world.traffic.measured(world.config, speeds.cost(lane).least_bytes)
+    if not speeds.pads and (lanes := world.traffic.lanes):  # as engines on GPUs do
+        name, lane = next(iter(lanes.items()))
+        world.traffic.measured(world.config, speeds.cost(name).dialled(lane.wire.link).least_bytes)
     return world
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import torch
 
-KEPT = 64  # tables; more than there are hand-offs under way
+KEPT = 1024  # tables of 512 bytes and more; two for each chunk of a pass
 
 
 class BlockIds:

@@ -1,7 +1,7 @@
 """What differs between a CPU and a GPU here: a GPU's work is only done once its stream says so.
 
 Every worker has its own stream, on its part of the SMs where its GPU is split. Lanes wait for events on it
-(run/stream_lane); a host waits only where it needs what came out.
+(run/stream_lane); a host waits only where it needs what came out, or before it runs too far ahead (run/prefill).
 """
 
 import contextlib

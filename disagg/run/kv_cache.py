@@ -51,6 +51,7 @@ class KVCache:
         self.device = torch.device(device)
         self.bytes = shape.token_bytes * num_blocks * block_size
         self.data = self._allocate(pinned and self.device.type == "cpu" and torch.cuda.is_available())
+        self.device = self.data.device  # "cuda" is one of them, and says which
         self._flat = self.data.view(shape.layers, 2, num_blocks * block_size, shape.kv_heads, shape.head_dim)
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -9,7 +9,6 @@ from disagg.run.clock import now_ns
 from disagg.run.stream_copy import Route, StreamCopier
 
 TRIES = 5
-BUSY = 3  # times as long as here, where it is alone, does the host need beside a prefill pass
 
 
 def measure(copier: StreamCopier, small: Route, large: Route, block_bytes: int) -> RouteCost:
@@ -23,5 +22,4 @@ def measure(copier: StreamCopier, small: Route, large: Route, block_bytes: int) 
                 copier.launch(None, route, None, None).seen.synchronize()
                 seconds.append((now_ns() - began) / 1e9)
             found.append((len(route.layers) * len(route.blocks) * block_bytes, min(seconds[1:])))
-    alone = cost_of(*found)
-    return alone._replace(fixed_s=BUSY * alone.fixed_s)
+    return cost_of(*found)

@@ -9,14 +9,29 @@ Nothing of a transfer is reported closed before the host has seen the end of its
 import queue
 import threading
 from collections import deque
+from enum import Enum, auto
+from typing import NamedTuple
 
 import torch
 
 from disagg.plan.traffic import Flight
-from disagg.run.clock import now_ns, wait_until
+from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.stream_copy import Aloft, Route, StreamCopier
 
 AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
+
+
+class Word(Enum):
+    """What a lane's thread may be told to do."""
+
+    WAKE, STOP = auto(), auto()
+
+
+class Refused(NamedTuple):
+    """A copy that could not be put on the streams as a whole."""
+
+    flight: Flight
+    error: Exception
 
 
 class StreamLane:
@@ -26,30 +41,33 @@ class StreamLane:
         self.name, self.transfers, self.copier = name, transfers, copier
         self._room = threading.Semaphore(AHEAD)
         self._launching = threading.Lock()  # copies enter the streams in the order in which the traffic started them
-        self._launched: queue.SimpleQueue[Aloft | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Aloft | Refused | Word] = queue.SimpleQueue()  # for the lane's thread
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
-    def drive(self) -> bool:
-        """Enqueues what may start now. True where a copy failed on the way: what it held may let others start."""
+    def drive(self):
+        """Enqueues what may start now. For threads that have made it possible, and have the time."""
         if not self.transfers.traffic.waiting(self.name):
-            return False
-        failed = False
+            return
         with self._launching:
             while self._room.acquire(blocking=False):
                 flight = self.transfers.start_copy(self.name)
                 if flight is None:
                     self._room.release()
                     break
-                failed |= not self._launch(flight)
-        return failed
+                self._news.put(self._launch(flight))
+
+    def wake(self):
+        """Has the lane's thread do so: whoever hears all events must not spend a millisecond on a copy."""
+        if self.transfers.traffic.waiting(self.name):
+            self._news.put(Word.WAKE)
 
     def stop(self):
         """Nothing is enqueued any more, and the lane's thread ends."""
-        self.copier.stop()  # who waits for a copy under the lock goes on
+        self.copier.stop()
         with self._launching:
             self.copier.stop()  # also a dial that was made meanwhile
-            self._launched.put(None)
+            self._news.put(Word.STOP)
 
     # ---- the lane's thread -------------------------------------------------------------------------------------------
 
@@ -58,39 +76,46 @@ class StreamLane:
         aloft: deque[Aloft] = deque()  # on the streams
         flying: deque[Flight] = deque()  # off the wire, within its latency
         try:
-            while self._hear(aloft, idle=not aloft and not flying):
+            while self._hear(aloft, wait_s(aloft, flying)):
                 landing_ns = flying[0].landing_ns if flying else None
                 if landing_ns is not None and landing_ns <= now_ns():
-                    self.transfers.land(flying.popleft())
-                elif aloft and (landing_ns is None or aloft[0].flight.busy_until_ns <= landing_ns):
+                    flight = flying.popleft()
+                    self.transfers.land(flight, flight.landing_ns)
+                elif aloft and ends_first(aloft, flying):
                     flying.extend(self._finish(aloft.popleft()))
                     self.transfers.drive()
-                elif flying:
+                elif flying and landing_ns - now_ns() <= 2 * COARSE_NS:
                     wait_until(landing_ns, self.transfers.closing)
         finally:
             self.copier.drain()  # only now does nothing read or write for these transfers
         for flight in [*flying, *(copy.flight for copy in aloft)]:
             self.transfers.give_up(flight)
 
-    def _hear(self, aloft: deque[Aloft], idle: bool) -> bool:
-        """Takes in what was launched, and waits for something if there is nothing else to do; False at the end."""
+    def _hear(self, aloft: deque[Aloft], wait_s: float | None) -> bool:
+        """Takes in what is new, and waits so long for it (None: for ever); False at the end."""
         while True:
             try:
-                copy = self._launched.get(block=idle)
+                news = self._news.get(wait_s is None or wait_s > 0, wait_s)
             except queue.Empty:
                 return True
-            if copy is None:
-                return False
-            aloft.append(copy)
-            idle = False
+            match news:
+                case Aloft():
+                    aloft.append(news)
+                case Refused():
+                    self._refuse(*news)
+                case Word.WAKE:
+                    self.drive()
+                case Word.STOP:
+                    return False
+            wait_s = 0.0
 
     @property
     def _link(self):
         return self.transfers.traffic.lanes[self.name].wire.link
 
     @torch.inference_mode(False)  # a prefill pass may launch: buffers made in its mode could not be written elsewhere
-    def _launch(self, flight: Flight) -> bool:
-        """Puts a copy on the streams, where it waits for the event behind its K/V; False where that failed."""
+    def _launch(self, flight: Flight) -> Aloft | Refused:
+        """Puts a copy on the streams, where it waits for the event behind its K/V."""
         piece, link = flight.piece, self._link
         journey = self.transfers.traffic.journeys[piece.transfer]
         written = None if flight.hop_two else journey.written.get((piece.layer_end - 1, piece.block))
@@ -98,14 +123,16 @@ class StreamLane:
             check = self._check(flight) if self.transfers.verify else {}
             occupancy_ns = link.occupancy_ns(piece.nbytes) if link.dialled else None
             with self.copier.current():
-                copy = self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check)
+                return self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check)
         except Exception as error:
-            self._room.release()
-            self.copier.drain()  # part of the copy may be on the streams
-            self.transfers.raised(flight, error)
-            return False
-        self._launched.put(copy)
-        return True
+            return Refused(flight, error)
+
+    def _refuse(self, flight: Flight, error: Exception):
+        """Tells of a copy that could not be launched, once what was launched of it has ended."""
+        self.copier.drain()
+        self._room.release()
+        self.transfers.raised(flight, error)
+        self.transfers.drive()
 
     def _finish(self, copy: Aloft) -> list[Flight]:
         """Waits for a copy's end, without the interpreter, and checks it: the flight if it is to land."""
@@ -163,3 +190,15 @@ class StreamLane:
         if flight.lane.startswith("spill"):
             transfers.keep_spilled(journey, left)
         return next((layer for layer, a, b in zip(layers, left, found, strict=True) if a != b), None)
+
+
+def ends_first(aloft: deque[Aloft], flying: deque[Flight]) -> bool:
+    """Does the oldest copy on the streams come before the next landing, by the wire's account?"""
+    return not flying or aloft[0].flight.busy_until_ns <= flying[0].landing_ns
+
+
+def wait_s(aloft: deque[Aloft], flying: deque[Flight]) -> float | None:
+    """How long a lane may wait for news before something else is due; None: for ever."""
+    if aloft and ends_first(aloft, flying):
+        return 0.0  # its end is waited for without the interpreter
+    return max(0, flying[0].landing_ns - now_ns() - COARSE_NS) / 1e9 if flying else None
