@@ -8,6 +8,7 @@ from disagg.plan.errors import EngineError
 from disagg.plan.handoff import Transfer
 from disagg.plan.request import Stage
 from disagg.run.host_lane import HostLane
+from disagg.run.loop import EngineLoop
 
 
 def test_a_breach_breaks_the_engine_in_words(monkeypatch):
@@ -33,9 +34,10 @@ def test_a_breach_breaks_the_engine_in_words(monkeypatch):
 def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
     with opened(small(), broken=True) as engine:
         obeyed = []
-        before(monkeypatch, type(engine), "_obey", lambda self, command: obeyed.append(command))
+        before(monkeypatch, EngineLoop, "_obey", lambda self, command: obeyed.append(command))
         monkeypatch.setattr(engine.detectors, "settle", lambda: engine.detectors._breach("Drain", "by hand"))
-        assert engine.submit(lengths((9, 2))[0]).result(LIMIT_S).error == "Drain: by hand"
+        with pytest.raises(EngineError, match="must be rebuilt: Drain: by hand"):
+            engine.submit(lengths((9, 2))[0])
         assert obeyed == []
 
 

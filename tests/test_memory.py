@@ -47,7 +47,7 @@ def test_weights_that_do_not_fit_say_so(monkeypatch):
 
 def test_a_step_that_does_not_fit_names_the_setting(monkeypatch):
     model = load_model("tiny")
-    stage = GraphDecodeStage(model, KVCache(model.shape, 8, 16), None, 4, False, print, print)
+    stage = GraphDecodeStage(model, KVCache(model.shape, 8, 16), None, 4, False, None)
     monkeypatch.setattr(
         decode_graph.GraphDecodeStage, "_run", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError())
     )

@@ -26,6 +26,7 @@ from disagg.plan.errors import EngineError
 from disagg.plan.results import Run
 from disagg.run import engine as engine_file
 from disagg.run import executor as executor_file
+from disagg.run import loop as loop_file
 from disagg.run.decode import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
@@ -36,7 +37,7 @@ ROOT = Path(disagg.__file__).parents[1]
 RERUNS = 50
 WARM = 10  # runs until pools of the allocator and caches of Python are filled
 GROWN_MIB = 8  # over 50 more; one engine's memories of K/V are as much, so one that stayed behind shows
-FILES = (engine_file.__file__, executor_file.__file__)  # where it is built, led and taken down
+FILES = (engine_file.__file__, loop_file.__file__, executor_file.__file__)  # where it is built, led and taken down
 SPARED = ("__enter__", "__exit__", "close")
 ASKED = ((20, 6), (40, 3), (5, 9))
 
@@ -46,7 +47,7 @@ def nothing_left():
     before = threads()
     yield
     assert threads() == before == []
-    assert not list(engine_file._OPEN)
+    assert not list(loop_file.OPEN)
 
 
 def cell(preset: str = "dynamic", blocks: int = 2000) -> Run:
@@ -71,7 +72,7 @@ def test_fifty_reruns_of_a_cell_leave_no_thread_no_engine_and_no_memory():
     first, engines = resident_mib(), []
     for _ in range(RERUNS):
         run = cell()
-        engines.append(len(engine_file._OPEN) + len(threads()))
+        engines.append(len(loop_file.OPEN) + len(threads()))
         tokens.append([result.token_ids for result in run.results])
     assert engines == [0] * RERUNS
     assert all(ids == tokens[0] for ids in tokens)
@@ -188,7 +189,7 @@ def test_fifty_reruns_interrupted_anywhere_leave_nothing(monkeypatch, noted):
             else:
                 assert {result.finish_reason for result in run.results} <= {"cancelled", "length", "eos"}
                 seen[phase, "returned" if run.interrupted else "missed"] += 1
-        assert threads() == [] and not list(engine_file._OPEN), moment.where
+        assert threads() == [] and not list(loop_file.OPEN), moment.where
 
     limit = None
     for _ in range(WARM):
@@ -215,7 +216,7 @@ def test_every_line_of_the_engine_that_a_cell_meets_can_be_interrupted():
     for line, number in sorted(noted.first.items()):
         with Interrupting(number, FILES) as moment, contextlib.suppress(KeyboardInterrupt):
             assert cell("staged", 64).interrupted or not moment.where, moment.where
-        assert threads() == [] and not list(engine_file._OPEN), (line, moment.where)
+        assert threads() == [] and not list(loop_file.OPEN), (line, moment.where)
 
 
 @pytest.mark.parametrize("part", range(6))

@@ -4,13 +4,15 @@ import torch
 
 from disagg.plan.request import Sampling
 from disagg.run.sampling import Draw, pick_tokens, uniform
+from disagg.run.tell import Tell
 
 GREEDY = Sampling()
 
 
-def sample(x, samplings, positions, keep=None):
+def sample(x, samplings, positions, keep=None, failed=None):
+    tell = Tell(keep, None, lambda request, cause: failed.append((request, cause)))
     pairs = enumerate(zip(samplings, positions, strict=True))
-    return list(pick_tokens(x, [Draw(row, sampling, place, row) for row, (sampling, place) in pairs], keep))
+    return list(pick_tokens(x, [Draw(row, sampling, place, row) for row, (sampling, place) in pairs], tell))
 
 
 def logits(rows, vocab=50, seed=0):

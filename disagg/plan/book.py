@@ -23,7 +23,7 @@ class Book:
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
         self.steps_in_flight, self._pads = steps_in_flight, pads
         key = POLICIES[config.policy]
-        self.moves: list | None = None  # where moves of blocks are written, if anybody records
+        self.moves: list = []  # the recordings that moves of blocks are written to
         self.on_move: Callable[[BlockMove], None] | None = None  # who hears of them besides: the detectors
         self.reasons: list[Reason] | None = None  # where rules that fire are written, if anybody asks why
         self.host = self._pool("host", config.host_blocks)
@@ -155,11 +155,11 @@ class Book:
         return Table.reserve(seat.pool, need, record.id)
 
     def _moved(self, pool: str, blocks: tuple[int, ...], owner: int | None, state: str):
-        if self.moves is None and self.on_move is None:
+        if not self.moves and self.on_move is None:
             return
         move = BlockMove(self.now_ns, pool, state, owner, blocks)
-        if self.moves is not None:
-            self.moves.append(move)
+        for recording in self.moves:
+            recording.append(move)
         if self.on_move is not None:
             self.on_move(move)
 
@@ -173,8 +173,12 @@ class Book:
         return self._ids
 
     def deadline(self, activity: int, kind: str, what: object):
-        """Starts the deadline of a pass, step or transfer; it never moves."""
+        """Starts the deadline of a pass, step or transfer; it never moves but for time in which nobody could run."""
         self._due[activity] = (self.now_ns + round(self.config.watchdog_s * 1e9), kind, what)
+
+    def postpone(self, lost_ns: int):
+        """All deadlines move by time in which nobody could run."""
+        self._due = {activity: (due + lost_ns, kind, what) for activity, (due, kind, what) in self._due.items()}
 
     def settle(self, activity: int):
         self._due.pop(activity, None)

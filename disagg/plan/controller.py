@@ -88,6 +88,15 @@ class Controller:
     def _tick(self, event: ev.Tick):
         """Only deadlines."""
 
+    def _request_failed(self, event: ev.RequestFailed):
+        record = self.book.records.get(event.request)
+        if record is None:  # a step more of it was in flight
+            return True
+        self.book.end(record, Finish.FAILED, event.error)
+
+    def _time_lost(self, event: ev.TimeLost):
+        self.book.postpone(event.lost_ns)
+
     def _retune(self, event: ev.Retune):
         book, config = self.book, event.config
         self.check_live(config)
@@ -274,6 +283,8 @@ _HANDLERS = {
     ev.Submit: "_submit",
     ev.Cancel: "_cancel",
     ev.Tick: "_tick",
+    ev.RequestFailed: "_request_failed",
+    ev.TimeLost: "_time_lost",
     ev.Retune: "_retune",
     ev.Prefilled: "_prefilled",
     ev.PassFailed: "_pass_failed",

@@ -155,6 +155,14 @@ class Watch:
     def _retune(self, event: ev.Retune):
         self.requests.may_fail = None
 
+    def _request_failed(self, event: ev.RequestFailed):
+        if event.request not in self.requests.open:
+            return "OneEnd"
+        self.requests.fails(event.request, surely=True)
+
+    def _time_lost(self, event: ev.TimeLost):
+        self.waiting.postpone(event.lost_ns)
+
     def _worker_died(self, event: ev.WorkerDied):
         self._excused = True
 
@@ -342,6 +350,8 @@ _HEARS = {
     ev.Submit: Watch._submit,
     ev.Cancel: Watch._cancel,
     ev.Retune: Watch._retune,
+    ev.RequestFailed: Watch._request_failed,
+    ev.TimeLost: Watch._time_lost,
     ev.WorkerDied: Watch._worker_died,
     ev.Prefilled: Watch._pass_ended,
     ev.PassFailed: Watch._pass_ended,

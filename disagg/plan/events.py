@@ -25,6 +25,19 @@ class Tick(NamedTuple):
     """Time passed: deadlines are checked."""
 
 
+class RequestFailed(NamedTuple):
+    """Something about this request alone went wrong in a pass or a step, whose end is told next."""
+
+    request: int
+    error: str
+
+
+class TimeLost(NamedTuple):
+    """For so long nothing of this process ran, or its engine's thread did not: nobody is late for that."""
+
+    lost_ns: int
+
+
 class Prefilled(NamedTuple):
     """A pass ended; one token for each final chunk, in order."""
 

@@ -1,7 +1,8 @@
 """Keeps what happens around one controller: spans, marks, moves of blocks, the log of events, and what a run counts.
 
 Both clocks use it. Workers and lanes report spans; after each event `note` writes a mark for every queue, gate, pool
-and batch that changed. Between two runs only the last entries are kept.
+and batch that changed. The last entries are kept at all times, for requests that belong to no run; a run that is
+recorded has a recording of its own beside them. Everything but `span` is called on the controller's thread.
 """
 
 from collections import Counter, deque
@@ -15,76 +16,116 @@ from disagg.plan.results import Result, Run
 from disagg.plan.timeline import BlockMove, Mark, Span, Timeline
 from disagg.plan.traffic import Traffic
 
-BETWEEN_RUNS = 10_000  # entries of each kind kept while no run is recorded
+BETWEEN_RUNS = 10_000  # entries of each kind kept for requests that belong to no run
+
+
+class Recording:
+    """A timeline, the log of events and the choices made, from one instant on; the last `most` of each, or all."""
+
+    def __init__(self, most: int | None, start_ns: int, devices: dict[str, str], sizes: dict[str, int]):
+        make = list if most is None else partial(deque, maxlen=most)
+        self.most = most
+        self.log, self.choices, self.moves = make(), make(), make()
+        self.timeline = Timeline(make(), start_ns, make(), self.moves, devices, sizes)
 
 
 class Recorder:
-    def __init__(self, book: Book, traffic: Traffic, machine: str = ""):
+    def __init__(self, book: Book, traffic: Traffic, machine: str = "", last: int = BETWEEN_RUNS):
+        """`last`: entries of each kind that are kept at all times; 0 where every request belongs to a run."""
         self.book, self.traffic, self.machine = book, traffic, machine
         self._gauges = gauges(book)
         traffic.on_ring = self._ring
+        self._always = self._open(last, 0)
         self.between_runs()
 
-    def begin(self, start_ns: int, record: bool = True):
-        """A run starts: from here on everything is kept; with `record=False` nothing but the counts is."""
-        self._open(None if record else 0, start_ns)
+    def begin(self, start_ns: int, record: bool = True, beside: bool = False):
+        """A run starts: from here on everything is kept. With `record=False` nothing but the counts is; the last
+        entries only where there are requests `beside` the run, which may want them."""
+        run = self._open(None, start_ns)
+        always = (self._always,) if (record or beside) and self._always.most else ()
+        self._use(run, (run, *always) if record else always)
         for pool in self.book.pools():
             pool.peak = pool.held
-            for (owner, state), blocks in pool.holdings().items():
-                self.timeline.moves.append(BlockMove(start_ns, pool.name, state, owner, tuple(blocks)))
+            for (owner, state), blocks in pool.holdings().items() if record else ():
+                run.moves.append(BlockMove(start_ns, pool.name, state, owner, tuple(blocks)))
 
     def between_runs(self):
         """No run is under way: only the last entries are kept."""
-        self._open(BETWEEN_RUNS, 0)
+        self._use(self._always, (self._always,))
 
-    def _open(self, most: int | None, start_ns: int):
-        make, book = list if most is None else partial(deque, maxlen=most), self.book
-        self.on = most != 0
-        self.log, self.choices = make(), make()
-        self.timeline = Timeline(make(), start_ns, make(), make(), devices(book.config), self._sizes())
+    def _open(self, most: int | None, start_ns: int) -> Recording:
+        sizes = {pool.name: pool.total for pool in (*self.book.pools(), self.traffic.ring) if pool.total}
+        return Recording(most, start_ns, devices(self.book.config), sizes)
+
+    def _use(self, run: Recording, kept: tuple[Recording, ...]):
+        """`run` is what counts from now on, and `kept` is written to."""
+        book = self.book
+        self._run, self._kept = run, kept
         self._last: list = [None] * len(self._gauges)
         self._counts, self._padding = Counter(book.counts), Padding(book.padding.used_slots, book.padding.padded_slots)
-        book.moves = self.timeline.moves if self.on else None
+        book.moves = [recording.moves for recording in kept]
 
-    def _sizes(self) -> dict[str, int]:
-        return {pool.name: pool.total for pool in (*self.book.pools(), self.traffic.ring) if pool.total}
+    @property
+    def on(self) -> bool:
+        """Is anything kept?"""
+        return bool(self._kept)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of the run that is under way, or else the last entries."""
+        return self._run.timeline
+
+    def timeline_of(self, run: bool) -> Timeline | None:
+        """Where a request that begins now will find its spans; None where they are not kept."""
+        kept = self._run if run else self._always
+        return kept.timeline if kept in self._kept else None
 
     def span(self, span: Span):
         """Called by workers and lanes, from their threads."""
-        self.timeline.spans.append(span)
+        for recording in self._kept:
+            recording.timeline.spans.append(span)
 
     def hear(self, now_ns: int, event):
         """Logs an event before the controller takes it."""
-        self.log.append((now_ns, event))
+        for recording in self._kept:
+            recording.log.append((now_ns, event))
+
+    def choose(self, choice):
+        """Keeps why a request was spilled, or is computed again."""
+        for recording in self._kept:
+            recording.choices.append(choice)
 
     def note(self, now_ns: int):
         """Marks what the event changed, after the controller took it."""
-        if not self.on:
+        if not self._kept:
             return
-        marks, last = self.timeline.marks, self._last
+        last = self._last
         for index, (name, read) in enumerate(self._gauges):
             value = read()
             if value != last[index]:
                 last[index] = value
-                marks.append(Mark(now_ns, name, value))
+                self._mark(Mark(now_ns, name, value))
 
     def _ring(self, at_ns: int, held: int):
-        if self.on:
-            self.timeline.marks.append(Mark(at_ns, "ring", held))
+        self._mark(Mark(at_ns, "ring", held))
+
+    def _mark(self, mark: Mark):
+        for recording in self._kept:
+            recording.timeline.marks.append(mark)
 
     def run(self, config: Config, results: list[Result], interrupted: bool = False) -> Run:
         """What was recorded since `begin`."""
-        book, timeline = self.book, self.timeline
+        book, recording = self.book, self._run
         used, padded = self._padding.used_slots, self._padding.padded_slots
         return Run(
             config,
             results,
-            timeline,
+            recording.timeline,
             {name: book.counts[name] - self._counts[name] for name in book.counts},
             Padding(book.padding.used_slots - used, book.padding.padded_slots - padded),
             {pool.name: pool.peak for pool in book.pools()},
-            list(self.choices),
-            list(self.log),
+            list(recording.choices),
+            list(recording.log),
             interrupted,
             self.machine,
         )

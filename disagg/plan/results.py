@@ -39,6 +39,11 @@ class Result:
             raise EngineError(
                 f"request {self.request} has no receipt: it has not ended, or it was served with record=False"
             )
+        if not self.timeline.reaches(self.arrival_ns):
+            raise EngineError(
+                f"request {self.request} has no receipt any more: outside of a run only the last "
+                f"{len(self.timeline.spans):,} spans are kept; ask sooner, or let serve() serve it"
+            )
         return receipt(self, self.timeline)
 
     @property

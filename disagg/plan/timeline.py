@@ -69,16 +69,16 @@ class Overlap(NamedTuple):
 class Index:
     """A timeline by request, by place and by mark, for those who ask often."""
 
-    def __init__(self, timeline: "Timeline"):
-        self.sizes = timeline.sizes
+    def __init__(self, spans: list[Span], marks: list[Mark], sizes: dict[str, int]):
+        self.sizes = sizes
         self._requests: dict[int, list[Span]] = {}
         self._places: dict[str, list[Span]] = {}
         self._marks: dict[str, list[Mark]] = {}
-        for span in sorted(timeline.spans, key=lambda span: span.start_ns):
+        for span in sorted(spans, key=lambda span: span.start_ns):
             self._places.setdefault(span.place, []).append(span)
             for request in dict.fromkeys(span.requests):
                 self._requests.setdefault(request, []).append(span)
-        for mark in sorted(timeline.marks, key=lambda mark: mark.at_ns):
+        for mark in sorted(marks, key=lambda mark: mark.at_ns):
             self._marks.setdefault(mark.name, []).append(mark)
 
     def of_request(self, request: int) -> list[Span]:
@@ -127,7 +127,7 @@ class Timeline:
     moves: list[BlockMove] = field(default_factory=list)
     devices: dict[str, str] = field(default_factory=dict)  # worker, lane or memory → the device or link it stands on
     sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
-    _index: tuple[tuple[int, int], Index] | None = field(default=None, repr=False, compare=False)
+    _index: tuple[tuple, Index] | None = field(default=None, repr=False, compare=False)
 
     def save(self, path, overwrite: bool = False):
         """Writes a recording: JSON lines, packed where the name ends in .gz. Whole or not at all; FileError."""
@@ -150,10 +150,18 @@ class Timeline:
 
     def index(self) -> Index:
         """Spans and marks as they are now, ready to be asked; kept until more are recorded."""
-        now = len(self.spans), len(self.marks)
+        spans, marks = list(self.spans), list(self.marks)  # at once: others may be appending
+        now = len(spans), len(marks), *spans[-1:], *marks[-1:]  # where only the last are kept, their number stays
         if self._index is None or self._index[0] != now:
-            self._index = now, Index(self)
+            self._index = now, Index(spans, marks, self.sizes)
         return self._index[1]
+
+    def reaches(self, at_ns: int) -> bool:
+        """Is everything from that instant on still here? Where only the last entries are kept, earlier ones go."""
+        spans, marks = self.spans, self.marks
+        ends = [(spans, spans[0].end_ns)] if spans else []
+        ends += [(marks, marks[0].at_ns)] if marks else []
+        return not any(len(kept) == getattr(kept, "maxlen", None) and first > at_ns for kept, first in ends)
 
     @property
     def places(self) -> list[str]:

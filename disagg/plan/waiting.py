@@ -20,12 +20,15 @@ class Wait:
     holds: Mapping[str, int] = field(default_factory=dict)  # pool → blocks
     holders: Mapping[int, int] = field(default_factory=dict)  # request → blocks of what the gate is about
     free: int | None = None  # blocks of it that are free; None where the gate is no pool
-    ahead: tuple[int, ...] = ()  # who stands before it in its queue, the first one first
+    ahead: tuple[int, ...] = ()  # who stands before it in its queue: the first few,
+    count_ahead: int = 0  # and how many they are
 
     @property
     def what(self) -> str:
         """The gate, and whoever is ahead: behind them one waits for what holds the first."""
-        return (self.gate or "its turn") + (f" behind {_named(list(map(_request, self.ahead)))}" if self.ahead else "")
+        return (self.gate or "its turn") + (
+            f" behind {_named(list(map(_request, self.ahead)), self.count_ahead)}" if self.ahead else ""
+        )
 
     def in_words(self, now_ns: int) -> str:
         """The gate, its holders and the age, in one sentence without a stop."""
@@ -42,9 +45,9 @@ def _request(number: int) -> str:
     return f"request {number}"
 
 
-def _named(parts: list[str]) -> str:
-    """The first few, and how many more."""
-    more = len(parts) - NAMED
+def _named(parts: list[str], count: int | None = None) -> str:
+    """The first few, and how many more of `count`, or of the parts."""
+    more = (len(parts) if count is None else count) - NAMED
     return ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 

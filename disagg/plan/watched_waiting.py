@@ -25,6 +25,10 @@ class WaitWatch:
         """Has anything's deadline passed?"""
         return bool(self.begun) and next(iter(self.begun.values())) + self._limit <= now_ns
 
+    def postpone(self, lost_ns: int):
+        """Time in which nobody could run counts for nobody."""
+        self.begun = {what: since + lost_ns for what, since in self.begun.items()}
+
     def check(self, now_ns: int, views: dict[int, View]):
         """Nothing may be overdue."""
         if not self.overdue(now_ns):

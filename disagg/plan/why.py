@@ -1,16 +1,21 @@
 """Why does a request wait? The gate that holds it, who holds that gate, and for how long; read from the book.
 
 print(why(engine.controller.book, 3))
+
+The engine's thread answers, so the work is bounded: a few requests are told in full, a few dozen are searched for a
+cycle, and each queue and pool is gone through once.
 """
 
-import itertools
+from functools import cached_property
 
+from disagg.plan.blocks import BlockPool
 from disagg.plan.book import Book
 from disagg.plan.request import Record, Stage
 from disagg.plan.scheduler import BATCH_SLOT
-from disagg.plan.waiting import Wait, cycle_in_words, cycle_of
+from disagg.plan.waiting import NAMED, Wait, cycle_in_words, cycle_of
 
 WORKING = {Stage.PREFILLING: "prefill", Stage.RUNNING: "decode"}
+TOLD, SEARCHED = 8, 64  # requests of a chain that get a line, and that are searched for a cycle
 
 
 def why(book: Book, request: int, now_ns: int | None = None) -> str:
@@ -18,72 +23,83 @@ def why(book: Book, request: int, now_ns: int | None = None) -> str:
     now_ns = book.now_ns if now_ns is None else now_ns
     if request not in book.records:
         return f"request {request} is not open: it has ended, or never came"
-    waits = waits_of(book)
-    chain, following = [], [request]
-    while following:
+    look, waits, following = _Look(book), {}, [request]
+    while following and len(waits) < SEARCHED:
         here = following.pop(0)
-        if here in waits and here not in chain:
-            chain.append(here)
-            following += waits[here].holders
-    lines = [_in_words(book, book.records[r], waits[r], now_ns) for r in chain]
+        if here in book.records and here not in waits:
+            waits[here] = look.wait(book.records[here], ahead=len(waits) < TOLD)
+            following += list(waits[here].holders)[:SEARCHED]
+    lines = [look.in_words(wait, now_ns) for wait in list(waits.values())[:TOLD]]
+    if len(waits) > TOLD:
+        lines.append(f"and {len(waits) - TOLD} more that hold what these wait for")
     return "\n".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])])
 
 
 def open_in_words(book: Book) -> str:
-    """Every open request in a few words: its stage, and what it waits for."""
-    return "; ".join(f"request {w.request} ({w.stage}) for {w.what}" for w in waits_of(book).values())
+    """The open requests in a few words, the first ones: their stage, and what they wait for."""
+    look, first = _Look(book), list(book.records.values())[:NAMED]
+    told = [f"request {w.request} ({w.stage}) for {w.what}" for w in map(look.wait, first)]
+    more = len(book.records) - len(first)
+    return "; ".join([*told, *([f"and {more:,} more"] if more else [])])
 
 
-def waits_of(book: Book) -> dict[int, Wait]:
-    """Every open request: what it waits for, and who holds that."""
-    return {record.id: _wait(book, record) for record in book.records.values()}
+class _Look:
+    """One look at a book between two events; what several requests wait for is gone through once."""
 
+    def __init__(self, book: Book):
+        self._book = book
+        self._holders: dict[str, dict[int, int]] = {}  # pool → request → blocks
 
-def _wait(book: Book, record: Record) -> Wait:
-    (gate, ahead), holders, free = _gate(book, record), {}, None
-    for pool in book.pools():
-        if pool.gate == gate:
-            free = pool.available
+    def wait(self, record: Record, ahead: bool = True) -> Wait:
+        """What it waits for, and who holds that; `ahead` counts who stands before it in its queue, too."""
+        gate, queue = self._gate(record)
+        pool = next((pool for pool in self._book.pools() if pool.gate == gate), None)
+        holders = dict(self._held(pool)) if pool else {}
+        if gate == BATCH_SLOT:
+            seats = self._book.decodes
+            holders = {row: 1 for seat in seats for row in seat.rows if record.seat in (None, seat.worker.index)}
+        holders.pop(record.id, None)
+        held: dict[str, int] = {}
+        for table in record.tables:
+            held[table.pool.name] = held.get(table.pool.name, 0) + len(table.blocks)
+        first, count = queue.ahead_of(record, NAMED) if queue is not None and ahead else ((), 0)
+        since, free = record.stages[-1][0], pool.available if pool else None
+        gate = gate or ("" if count else record.gate)
+        return Wait(record.id, record.stage.value, gate, since, held, holders, free, first, count)
+
+    def in_words(self, wait: Wait, now_ns: int) -> str:
+        record = self._book.records[wait.request]
+        if record.id in self._running:
+            age = f"{(now_ns - wait.since_ns) / 1e6:.1f} ms"
+            work = WORKING.get(record.stage, "work")
+            return f"request {record.id} ({wait.stage}) waits for nobody: its {work} is under way, {age} since it began"
+        transfer = self._book.transfers.get(record.transfer)
+        text = wait.in_words(now_ns)
+        if transfer is not None and transfer.target is not None:
+            landed = sum(bits.bit_count() for bits in transfer.landed.bits)
+            text += f"; {landed} of {transfer.blocks * self._book.layers} (layer, block) pairs have landed"
+        return text
+
+    def _gate(self, record: Record):
+        """The gate's name, and the queue it stands in: behind the head one waits for what the head waits for."""
+        if record.id in self._running:
+            return "", None
+        transfer = self._book.transfers.get(record.transfer)
+        if transfer is not None and transfer.target is not None:
+            return f"{transfer.route} transfer", None
+        queue = next((queue for queue in self._book.queues() if record in queue), None)
+        return (record.gate, None) if queue is None else (queue.gate, queue)
+
+    @cached_property
+    def _running(self) -> set[int]:
+        """Those that a pass or a step is at right now."""
+        passes = [seat.passing for seat in self._book.prefills if seat.passing]
+        steps = [step for seat in self._book.decodes for step in seat.steps]
+        return {item.id for done in passes for item, _ in done.items}.union(*(step.requests for step in steps))
+
+    def _held(self, pool: BlockPool) -> dict[int, int]:
+        if pool.name not in self._holders:
+            held = self._holders[pool.name] = {}
             for (owner, _), blocks in pool.holdings().items():
-                holders[owner] = holders.get(owner, 0) + len(blocks)
-    if gate == BATCH_SLOT:
-        holders = {row: 1 for seat in book.decodes for row in seat.rows if record.seat in (None, seat.worker.index)}
-    holders.pop(record.id, None)
-    held: dict[str, int] = {}
-    for table in record.tables:
-        held[table.pool.name] = held.get(table.pool.name, 0) + len(table.blocks)
-    return Wait(record.id, record.stage.value, gate, record.stages[-1][0], held, holders, free, ahead)
-
-
-def _gate(book: Book, record: Record) -> tuple[str, tuple[int, ...]]:
-    """The gate's name, and who is ahead: behind the head of a queue one waits for what the head waits for."""
-    if _runs(book, record):
-        return "", ()
-    transfer = book.transfers.get(record.transfer)
-    if transfer is not None and transfer.target is not None:
-        return f"{transfer.route} transfer", ()
-    for queue in book.queues():
-        if record in queue:
-            ahead = tuple(itertools.takewhile(lambda other: other != record.id, (waiting.id for waiting in queue)))
-            return queue.gate or ("" if ahead else record.gate), ahead
-    return record.gate, ()
-
-
-def _runs(book: Book, record: Record) -> bool:
-    """Is a pass or a step at it right now?"""
-    if any(seat.passing and any(item is record for item, _ in seat.passing.items) for seat in book.prefills):
-        return True
-    return any(record.id in step.requests for seat in book.decodes for step in seat.steps)
-
-
-def _in_words(book: Book, record: Record, wait: Wait, now_ns: int) -> str:
-    if _runs(book, record):
-        age = f"{(now_ns - wait.since_ns) / 1e6:.1f} ms"
-        work = WORKING.get(record.stage, "work")
-        return f"request {record.id} ({wait.stage}) waits for nobody: its {work} is under way, {age} since it began"
-    transfer = book.transfers.get(record.transfer)
-    text = wait.in_words(now_ns)
-    if transfer is not None and transfer.target is not None:
-        landed = sum(bits.bit_count() for bits in transfer.landed.bits)
-        text += f"; {landed} of {transfer.blocks * book.layers} (layer, block) pairs have landed"
-    return text
+                held[owner] = held.get(owner, 0) + len(blocks)
+        return self._holders[pool.name]

@@ -43,6 +43,10 @@ def event_in_words(event) -> str:
             return f"request {job.id} arrived: {len(job.prompt)} prompt tokens, at most {job.max_new_tokens} new ones"
         case ev.Cancel(request):
             return f"request {request} was cancelled"
+        case ev.RequestFailed():
+            return f"request {event.request} failed: {event.error}"
+        case ev.TimeLost():
+            return f"nothing ran for {event.lost_ns / 1e9:.1f} s: deadlines move by as much"
         case ev.Retune():
             return "the settings changed"
         case ev.Tick():

@@ -75,7 +75,7 @@ class World:
         self.traffic = Traffic(config, **shape)
         self.now_ns = 0
         self.results: dict[int, Result] = {}
-        self.recorder = Recorder(self.controller.book, self.traffic, "virtual clock")
+        self.recorder = Recorder(self.controller.book, self.traffic, "virtual clock", last=0)
         self.recorder.begin(0, record)
         self.busy_lanes: set[str] = set()
         self._heap: list = []
@@ -96,7 +96,7 @@ class World:
         refusal = self.controller.refusal(job)
         if refusal:
             raise RequestError(refusal)
-        timeline = self.recorder.timeline if self.recorder.on else None
+        timeline = self.recorder.timeline_of(run=True)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
 
@@ -172,7 +172,7 @@ class World:
         self.traffic.retune(command.config)
 
     def _preempted(self, command: cmd.Preempted):
-        self.recorder.choices.append(command.choice)
+        self.recorder.choose(command.choice)
 
     # ---- workers -----------------------------------------------------------------------------------------------------
 

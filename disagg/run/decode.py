@@ -13,6 +13,7 @@ from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Model
 from disagg.run.sampling import Draw, pick_tokens
+from disagg.run.tell import Tell
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Row:
 class DecodeStage:
     """Carries out `Decode` commands with one model and the cache of its device."""
 
-    def __init__(self, model: Model, cache: KVCache, keep: Callable, record: Callable):
-        self.model, self.cache, self._keep, self._record = model, cache, keep, record
+    def __init__(self, model: Model, cache: KVCache, tell: Tell):
+        self.model, self.cache, self._tell = model, cache, tell
         self.rows: dict[int, Row] = {}
 
     def prepare(self, progress: Callable[[str], None]):
@@ -48,12 +49,12 @@ class DecodeStage:
         batch = self._batch(command, rows)
         logits = self.model.decode(self.cache, batch)
         draws = [Draw(r.join.request, r.join.sampling, r.context + 1, r.token_index) for r in rows]
-        tokens = pick_tokens(logits, draws, self._keep)
+        tokens = pick_tokens(logits, draws, self._tell)
         for row, token in zip(rows, tokens, strict=True):
             row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
         ended = now_ns()
         sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
-        self._record(
+        self._tell.record(
             Span(
                 "decode", str(command.worker), started, ended, tuple(order), command.step, len(rows),
                 ready_ns=command.at_ns, blocks=blocks, groups=sizes,

@@ -22,7 +22,8 @@ from disagg.run.kv_cache import KVCache
 from disagg.run.memory import RESERVE_BYTES, room_for
 from disagg.run.model import Model
 from disagg.run.rows import DeviceRows
-from disagg.run.sampling import draw_token
+from disagg.run.sampling import draw_token, greedy, not_finite
+from disagg.run.tell import Tell
 
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
@@ -47,18 +48,17 @@ class GraphDecodeStage:
     """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, keep: Callable, record: Callable,
-        split: bool = False,
-    ):  # fmt: skip
+        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, tell: Tell, split: bool = False
+    ):
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
-        self._keep, self._record, self._split = keep, record, split
+        self._tell, self._split = tell, split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self.rows: dict[int, Row] = {}
         self._free = list(range(places - 1, -1, -1))
         self._captured: dict[tuple, tuple] = {}  # stream and bucket → graph, logits, picked
         self._last = None  # the stream of the latest step
-        self._outputs = [self._pinned(places) for _ in range(3)]  # at most two steps are in flight
+        self._outputs = [self._pinned(2 * places) for _ in range(3)]  # at most two steps are in flight
         self._sizes = buckets(places)
 
     def close(self):
@@ -99,15 +99,16 @@ class GraphDecodeStage:
         return graph, *outputs
 
     def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step itself, on the first `size` rows of the order: logits [size, vocab] and the greedy tokens [size]."""
+        """The step itself, on the first `size` rows of the order: logits [size, vocab], and [2, size] the best tokens
+        and which of them are sound."""
         state = self.state
         order = state.order[:size].long()
         tokens, lengths = state.tokens[order].long(), state.lengths[order]
         plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
         logits = self.model.call(plan, tokens, lengths.long())
-        picked = logits.argmax(dim=-1).int()
-        state.tokens.index_copy_(0, order, picked)
-        state.lengths.index_add_(0, order, torch.ones_like(picked))
+        picked = greedy(logits)
+        state.tokens.index_copy_(0, order, picked[0])
+        state.lengths.index_add_(0, order, torch.ones_like(picked[0]))
         state.lengths[-1:].zero_()  # the padding place stays empty
         return logits, picked
 
@@ -145,8 +146,8 @@ class GraphDecodeStage:
             logits, picked = self._run(size)
         kept = self._sample(rows, logits, picked)
         self._outputs.append(self._outputs.pop(0))
-        out = self._outputs[-1][: len(rows)]
-        out.copy_(picked[: len(rows)], non_blocking=True)
+        out = self._outputs[-1][: 2 * size].view(2, size)
+        out.copy_(picked, non_blocking=True)
         moments.mark()
         launched = Launched(self, command, [(row.join, row.context, row.token_index, row.blocks) for row in rows], out,
                             kept, moments)  # fmt: skip
@@ -175,8 +176,8 @@ class GraphDecodeStage:
             if sampling.keep_logits:
                 kept.append((row.join.request, logits[index].clone()))
             if sampling.temperature > 0.0 and sampling.force_ids is None:
-                picked[index] = draw_token(logits[index], sampling, row.context + 1)
-                self.state.tokens[row.place] = picked[index]
+                picked[0, index] = draw_token(logits[index], sampling, row.context + 1)
+                self.state.tokens[row.place] = picked[0, index]
         return kept
 
     def _pinned(self, count: int) -> torch.Tensor:
@@ -190,7 +191,7 @@ class Launched:
     stage: GraphDecodeStage
     command: Decode
     rows: list[tuple[Join, int, int, int]]  # join, context before the step, index of its token, blocks
-    out: torch.Tensor
+    out: torch.Tensor  # [2, size of the step]: tokens, and which of them are sound
     kept: list[tuple[int, torch.Tensor]]
     moments: Moments  # its start and end
 
@@ -199,14 +200,16 @@ class Launched:
         command, rows = self.command, self.rows
         self.moments.wait()
         started, ended = self.moments.read()
-        tokens = self.out.tolist()
+        tell, (tokens, sound) = self.stage._tell, self.out[:, : len(rows)].tolist()
         for index, (join, _, token_index, _) in enumerate(rows):
             if join.sampling.force_ids is not None:
                 tokens[index] = join.sampling.force_ids[token_index]
+            if not sound[index]:
+                tell.fail(join.request, not_finite(join.request, token_index))
         for request, logits in self.kept:
-            self.stage._keep(request, logits)
+            tell.keep(request, logits)
         requests, sizes = tuple(join.request for join, *_ in rows), tuple(map(len, command.groups))
-        self.stage._record(
+        tell.record(
             Span(
                 "decode", str(command.worker), started, ended, requests, command.step, len(rows),
                 ready_ns=command.at_ns, blocks=sum(blocks for *_, blocks in rows), groups=sizes,

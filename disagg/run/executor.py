@@ -16,6 +16,7 @@ from disagg.run.model import Model
 from disagg.run.placing import make_caches, model_on
 from disagg.run.sm_split import Part, split_gpu
 from disagg.run.stages import stages_of
+from disagg.run.tell import Tell
 from disagg.run.transfer import Transfers
 from disagg.run.worker import WorkerThread
 
@@ -24,11 +25,10 @@ class Executor:
     """Of one engine. It decides nothing."""
 
     def __init__(
-        self, config: Config, model: Model, kernel, post: Callable, tell: tuple[Callable, Callable],
+        self, config: Config, model: Model, kernel, post: Callable, tell: Tell,
         progress: Callable[[str], None], injection: Injection | None,
     ):  # fmt: skip
-        """The memories; EngineError where there is no room. `post` takes events; `tell`: who keeps logits, and who
-        records spans."""
+        """The memories; EngineError where there is no room. `post` takes events."""
         self.config, self.model, self.kernel, self.injection = config, model, kernel, injection
         self._post, self._tell, self._progress = post, tell, progress
         self.caches = make_caches(config, model.shape, kernel is not None, injection)
@@ -40,7 +40,7 @@ class Executor:
         """The parts of a split GPU, and the wires: nothing runs yet."""
         split = self.config.sm_split
         self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
-        self.transfers = Transfers(self.config, self.caches, self._post, self._tell[1], self.parts, self.injection)
+        self.transfers = Transfers(self.config, self.caches, self._post, self._tell.record, self.parts, self.injection)
 
     def start(self):
         """Lanes, then a thread a worker, each with its own module tree over the shared weights."""

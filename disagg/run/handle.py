@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from disagg.plan.commands import Ended
 from disagg.plan.results import Result
@@ -12,8 +12,9 @@ from disagg.run.model import Detokenizer, Model
 class Handle:
     """`for piece in handle` streams text; `result()` waits for the end; `cancel()` stops it within a step."""
 
-    def __init__(self, result: Result, model: Model, cancel: Callable[[int], None]):
-        self._result, self._model, self._cancel = result, model, cancel
+    def __init__(self, result: Result, model: Model, engine):
+        self._result, self._model = result, model
+        self._engine = engine  # which goes on while somebody waits for this
         self._tokens: queue.SimpleQueue = queue.SimpleQueue()
         self._ended = threading.Event()
 
@@ -38,7 +39,8 @@ class Handle:
 
     def cancel(self):
         """Ends the request as cancelled; tokens that came before are kept. Nothing happens to an ended one."""
-        self._cancel(self._result.request)
+        if (engine := self._engine) is not None:
+            engine.cancel(self._result.request)
 
     def result(self, timeout_s: float | None = None) -> Result:
         """The result, once the request has ended. TimeoutError where that takes longer than the limit."""
@@ -63,5 +65,11 @@ class Handle:
         del result.logits[len(result.token_ids) :]  # a token that was dropped leaves no logits
         words = [token for token in result.token_ids if token not in self._model.eos_ids]
         result.text = self._model.decode_text(words)
+        self._engine = None
         self._tokens.put(None)
         self._ended.set()
+
+    def orphan(self, ended: Ended):
+        """In a forked process, where nobody else can end it: locks of this one may be held by threads that are gone."""
+        self._tokens, self._ended = queue.SimpleQueue(), threading.Event()
+        self.end(ended)

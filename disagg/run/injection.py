@@ -111,11 +111,11 @@ class Injection:
         if self.strike("allocation") == "refuse":
             raise EngineError(f"no room for {what}: the plan refuses this allocation")
 
-    def after_event(self, engine):
+    def after_event(self, loop):
         """After an event of the controller: perhaps somebody cancels, or interrupts all."""
         match self.strike("event"):
             case "cancel":
-                if handles := engine.open_handles():
+                if handles := loop.open_handles():
                     self.plan.pick(handles).cancel()
             case "interrupt":
-                engine.interrupt()
+                loop.interrupt()

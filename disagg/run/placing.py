@@ -1,7 +1,10 @@
 """What stands on which device: the devices that a config names, a model on each of them, and the memories of K/V."""
 
+import threading
+import weakref
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -10,7 +13,7 @@ from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
 from disagg.run.injection import Injection
 from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.model import Model, load_model
+from disagg.run.model import DTYPES, Model, load_model
 from disagg.run.sm_split import check_split
 
 
@@ -28,12 +31,41 @@ def check_devices(config: Config):
         check_split(torch.device(config.decode_device), config.sm_split)
 
 
+_LOADED: "weakref.WeakValueDictionary[tuple, Model]" = weakref.WeakValueDictionary()  # while an engine has it
+_LOADING = threading.Lock()
+
+
 def load(config: Config, device) -> Model:
-    """The config's model on a device."""
-    return load_model(
-        config.model, dtype=config.dtype, attention=config.attention, device=device,
-        join_projections=config.join_projections,
-    )  # fmt: skip
+    """The config's model on a device; one that another engine of this process has is shared, if its files are as they
+    were."""
+    options = dict(dtype=config.dtype, attention=config.attention, join_projections=config.join_projections)
+    key = (str(config.model), str(torch.device(device)), *options.values(), _files(config.model))
+    with _LOADING:
+        model = _LOADED.get(key)
+        if model is None:
+            model = _LOADED[key] = load_model(config.model, **options, device=device)
+        return model
+
+
+def _files(model: str) -> tuple:
+    """What tells a folder from itself after a change: names, sizes and times."""
+    folder = Path(model)
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+
+
+def check_model(config: Config, model: Model):
+    """ConfigError where a model that is handed over is not the one that the config names."""
+    if str(model.name) != str(config.model):
+        raise ConfigError(
+            f"the config names the model {config.model!r}, and the one handed over is {model.name!r}; "
+            f"say Config.preset(…, model={str(model.name)!r})"
+        )
+    if model.shape.dtype != DTYPES[config.dtype]:
+        dtype = str(model.shape.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"the config says dtype={config.dtype!r}, and the model handed over is in {dtype}; say dtype={dtype!r}"
+        )
 
 
 def model_on(device: torch.device, model: Model, compiled: bool) -> Model:

@@ -16,6 +16,7 @@ from disagg.run.kv_cache import KVCache
 from disagg.run.model import PASS_STEP, Model
 from disagg.run.prefill_graph import PrefillGraphs
 from disagg.run.sampling import Draw, pick_tokens
+from disagg.run.tell import Tell
 from disagg.run.transfer import Departing, Transfers
 
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
@@ -25,11 +26,10 @@ class PrefillStage:
     """Carries out `Prefill` commands with one model and the cache of its device."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, keep: Callable, record: Callable,
-        most: int, graphs: bool,
-    ):  # fmt: skip
+        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, tell: Tell, most: int, graphs: bool
+    ):
         self.model, self.cache, self.kernel, self.transfers = model, cache, kernel, transfers
-        self._keep, self._record, self._most = keep, record, most  # tokens of a pass, at the start
+        self._tell, self._most = tell, most  # tokens of a pass, at the start
         self._graphs = PrefillGraphs(model, cache, kernel, most) if graphs else None
 
     def prepare(self, progress: Callable[[str], None]):
@@ -64,10 +64,10 @@ class PrefillStage:
         settle(self.cache.device)  # a copy to the host that has to wait for the pass holds up all threads' launches
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
-        tokens = pick_tokens(logits, draws, self._keep)
+        tokens = pick_tokens(logits, draws, self._tell)
         ended = now_ns()
         requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
-        self._record(
+        self._tell.record(
             Span(
                 "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
                 firsts=firsts, hand_offs_ns=marks.read(), ready_ns=command.at_ns,

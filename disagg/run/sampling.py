@@ -1,12 +1,12 @@
 """From logits to token ids. A drawn token depends on its logits, seed and position, never on who shares the batch."""
 
 import random
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from disagg.plan.request import Sampling
+from disagg.run.tell import Tell
 
 
 class Draw(NamedTuple):
@@ -18,18 +18,36 @@ class Draw(NamedTuple):
     token_index: int
 
 
-def pick_tokens(logits: torch.Tensor, draws: list[Draw], keep: Callable[[int, torch.Tensor], None]) -> tuple[int, ...]:
-    """Next token of each row of logits [B, vocab]: forced, greedy or drawn; rows asked for go to `keep`."""
-    tokens = logits.argmax(dim=-1).tolist()  # the one wait of a step: the ids are needed on the host
+def pick_tokens(logits: torch.Tensor, draws: list[Draw], tell: Tell) -> tuple[int, ...]:
+    """Next token of each row of logits [B, vocab]: forced, greedy or drawn. Rows asked for are kept; the request of a
+    row whose best logit is not finite fails, and the token here is nobody's."""
+    tokens, sound = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
     for row, draw in enumerate(draws):
         sampling = draw.sampling
         if sampling.keep_logits:
-            keep(draw.request, logits[row].clone())
-        if sampling.force_ids is not None:
+            tell.keep(draw.request, logits[row].clone())
+        if not sound[row]:
+            tell.fail(draw.request, not_finite(draw.request, draw.token_index))
+        elif sampling.force_ids is not None:
             tokens[row] = sampling.force_ids[draw.token_index]
         elif sampling.temperature > 0.0:
             tokens[row] = int(draw_token(logits[row], sampling, draw.position))
     return tuple(tokens)
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Of logits [B, vocab]: int32 [2, B], the best token of each row, and 1 where its logit is finite. The best of a
+    row that holds NaN is NaN."""
+    best = logits.argmax(dim=-1, keepdim=True)
+    return torch.cat([best, logits.gather(1, best).isfinite()], dim=1).int().T.contiguous()
+
+
+def not_finite(request: int, token_index: int) -> str:
+    """Why a request fails whose logits hold infinity or NaN."""
+    return (
+        f"request {request}: the logits of its new token {token_index} are not finite, so weights or activations "
+        'overflow; take a wider type (dtype="float32"), or look for infinities in the weights'
+    )
 
 
 def draw_token(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:

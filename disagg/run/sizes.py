@@ -39,6 +39,11 @@ class Settings:
         self.first = self._dialled(with_block_counts(config, model.shape))
         self._allocated = {name: getattr(self.first, name) for name in DEFAULT_TOKENS}
 
+    def measure_for(self, config: Config, changes: dict):
+        """Measures c, where a link among the changes asks for it: passes of the model, on the caller's thread."""
+        if "link" in changes and any(link.compute_ratio is not None for link in config.replace(**changes).links):
+            self._compute()
+
     def changed(self, config: Config, changes: dict) -> Config:
         """The config with these changes; a size of None stands for what was allocated."""
         sizes = {name: most for name, most in self._allocated.items() if changes.get(name, 0) is None}
@@ -63,10 +68,14 @@ class Settings:
         links = config.links
         if all(link.compute_ratio is None for link in links):
             return config
-        if self._compute_s is None:
-            self._compute_s = compute_of_a_layer(self._model)
         nbytes = 128 * self._model.shape.layer_token_bytes
-        return config.replace(link=tuple(link.against(self._compute_s, nbytes) for link in links))
+        return config.replace(link=tuple(link.against(self._compute(), nbytes) for link in links))
+
+    def _compute(self) -> float:
+        """Seconds of a layer; measured once, with a model of its own that no other engine uses meanwhile."""
+        if self._compute_s is None:
+            self._compute_s = compute_of_a_layer(self._model.replica())
+        return self._compute_s
 
 
 def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> float:

@@ -1,7 +1,5 @@
 """What a worker does with its model and its memory: prefill, decode, or both where they share a device."""
 
-from collections.abc import Callable
-
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.run.decode import DecodeStage
@@ -9,20 +7,20 @@ from disagg.run.decode_graph import GraphDecodeStage
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import Model
 from disagg.run.prefill import PrefillStage
+from disagg.run.tell import Tell
 from disagg.run.transfer import Transfers
 
 
 def stages_of(
     name: Worker, config: Config, model: Model, cache: KVCache, kernel, transfers: Transfers,
-    tell: tuple[Callable, Callable], split: bool,
+    tell: Tell, split: bool,
 ) -> tuple[PrefillStage | None, DecodeStage | GraphDecodeStage | None]:  # fmt: skip
-    """`kernel`: paged attention, None where slots are gathered; `tell`: who keeps logits, and who records spans;
-    `split`: of one GPU's SMs between the two."""
+    """`kernel`: paged attention, None where slots are gathered; `split`: of one GPU's SMs between the two."""
     graphs, prefill, decode = config.graphs and kernel is not None, None, None
     if name.role == "prefill" or config.colocated:
-        prefill = PrefillStage(model, cache, kernel, transfers, *tell, config.chunk_tokens, graphs)
+        prefill = PrefillStage(model, cache, kernel, transfers, tell, config.chunk_tokens, graphs)
     if name.role == "decode" and kernel is None:
-        decode = DecodeStage(model, cache, *tell)
+        decode = DecodeStage(model, cache, tell)
     elif name.role == "decode":
-        decode = GraphDecodeStage(model, cache, kernel, config.max_batch, graphs, *tell, split)
+        decode = GraphDecodeStage(model, cache, kernel, config.max_batch, graphs, tell, split)
     return prefill, decode

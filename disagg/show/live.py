@@ -154,7 +154,7 @@ class Open:
         spans = [span for span in timeline.spans.copy() if seen & set(span.requests)]
         start = min((result.arrival_ns for result in look.results.values()), default=look.tape.origin_ns)
         marks, moves = ([e for e in entries.copy() if e.at_ns >= start] for entries in (timeline.marks, timeline.moves))
-        run = self._engine.recorder.run(self._engine.config, list(look.results.values()))
+        run = self._engine.recorded(list(look.results.values()))
         run.timeline = Timeline(spans, start, marks, moves, timeline.devices, timeline.sizes)
         return run
 

@@ -1,0 +1,365 @@
+"""The engine's one thread. It owns the controller, its recorder and detectors, and the handles of open requests.
+
+Everything reaches it through one inbox: events of workers and lanes, and calls of users, which it answers between two
+events. So whatever reads or writes the controller's state does it on this thread, one thing after the other.
+"""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+from disagg.plan.config import Config
+from disagg.plan.controller import Controller
+from disagg.plan.detectors import Breach, Watch
+from disagg.plan.errors import DisaggError, EngineError, RequestError
+from disagg.plan.faults import FaultPlan
+from disagg.plan.recorder import Recorder
+from disagg.plan.request import Finish, Job
+from disagg.run.attention import pick_kernel
+from disagg.run.clock import now_ns
+from disagg.run.executor import Executor
+from disagg.run.handle import Handle
+from disagg.run.injection import Injection
+from disagg.run.machine import in_words as machine_in_words
+from disagg.run.model import Model
+from disagg.run.placing import held_in_words
+from disagg.run.punctual import ask_for_short_slices
+from disagg.run.sm_split import in_words as sms_in_words
+from disagg.run.tell import Tell
+from disagg.run.threads import Joinable
+
+OPEN: "set[EngineLoop]" = set()  # of this process, from their first thread to the end of their last
+BEAT_S = 1.0  # while something is under way the thread looks at the clock at least so often
+LOST_BEATS = 2  # so many beats without a look: this process was suspended, or its machine was
+WAIT_S = 5.0  # for the threads of an engine that nobody refers to any more
+
+FORKED = (
+    "this engine belongs to the process that built it, and a forked one has none of its threads; build a new engine "
+    'here, or start the process with multiprocessing\'s "spawn"'
+)
+
+
+class Call(NamedTuple):
+    """A question, and where its answer goes. One that `changes` state and fails breaks the engine."""
+
+    question: Callable[[], object]
+    answer: Future
+    changes: bool = False
+
+
+class EngineLoop:
+    """Does not know the `Engine` that users hold, so that one that nobody refers to any more can end it."""
+
+    def __init__(self, config: Config, model: Model, progress: Callable[[str], None], faults: FaultPlan | None):
+        """The memories, and the controller over them; nothing runs before `start`."""
+        self.config, self.model = config, model
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self.injection = Injection(faults, self._inbox.put) if faults is not None else None
+        self._post = self.injection.post if self.injection else self._inbox.put
+        shape = model.shape
+        self.kernel = pick_kernel(
+            config.attention, config.decode_device, shape, model.config.num_attention_heads, config.block_size,
+            model.config,
+        )  # fmt: skip
+        tell = Tell(self._keep, self._record, lambda *what: self._post(ev.RequestFailed(*what)))
+        try:
+            self.executor = Executor(config, model, self.kernel, self._post, tell, progress, self.injection)
+        except EngineError as error:
+            raise EngineError(f"{error}{held_in_words(loop.executor.caches for loop in list(OPEN))}") from None
+        ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
+        self.controller = Controller(
+            config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead, pads=self.kernel is None
+        )
+        self.detectors = Watch(config, layers=shape.layers)
+        self.controller.book.on_move = self.detectors.moved
+        self.recorder: Recorder | None = None
+        self.breach: Breach | None = None  # what a detector saw; the engine is broken then
+        self.broken: str | None = None
+        self.closed = False  # takes nothing more
+        self.over = threading.Event()  # interrupted, closed or broken: nobody waits for an arrival any more
+        self.handles: dict[int, Handle] = {}  # of open requests
+        self.served: dict[int, Handle] = {}  # of the run that somebody is serving, by the request's index in it
+        self._mutex = threading.Lock()  # of `_ended`
+        self._ended = False  # nobody looks into the inbox any more
+        self._seen_ns: int | None = None  # when the clock was last looked at, while something was under way
+        self._late: object = None  # an event that came after a stretch of lost time, which is told first
+        self._thread = Joinable(target=self._run, name="disagg engine")
+
+    def start(self):
+        """The wires, the workers, and this thread; whatever was started can be stopped by `end`."""
+        OPEN.add(self)
+        self.executor.connect()
+        transfers = self.executor.transfers
+        machine = machine_in_words() + sms_in_words(self.executor.parts) + transfers.clock_in_words()
+        self.recorder = Recorder(self.controller.book, transfers.traffic, machine)
+        self.executor.start()
+        self._thread.start()
+
+    # ---- called by any thread ----------------------------------------------------------------------------------------
+
+    def call(self, question: Callable[[], object], changes: bool = False) -> Future:
+        """The answer to come of `question()`, asked on the engine's thread between two events, in the order of the
+        calls; on this one where that thread has ended, or is this one."""
+        call = Call(question, Future(), changes)
+        with self._mutex:
+            asked = not self._ended and threading.current_thread() is not self._thread
+            if asked:
+                self._inbox.put(call)
+        if not asked:
+            self._answer(call)
+        return call.answer
+
+    def ask(self, question: Callable[[], object], changes: bool = False):
+        """The answer itself, or what the question raised."""
+        return self.call(question, changes).result()
+
+    def check_open(self):
+        """EngineError once it is closed or broken, or where this is another process."""
+        if self.closed:
+            raise EngineError("this engine is closed; build a new one")
+        if self.broken == FORKED:
+            raise EngineError(FORKED)
+        if self.broken:
+            raise EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
+
+    def cancel(self, request: int):
+        self._inbox.put(ev.Cancel(request))
+
+    def interrupt(self):
+        """Ends the run that somebody is serving."""
+        self.over.set()
+        for handle in list(self.served.values()):
+            handle.cancel()
+
+    def open_handles(self) -> list[Handle]:
+        """Of the requests that have not ended."""
+        return self.ask(lambda: list(self.handles.values()))
+
+    def end(self):
+        """Stops whatever was started; may be cut short anywhere, and called again."""
+        if self.forked:
+            return
+        self.executor.stop()
+        self._inbox.put(None)
+        self._thread.join()
+        OPEN.discard(self)
+        self.executor.let_go()
+
+    def abandon(self):
+        """Ends it when nobody refers to its engine any more: called on whatever thread the collector runs. So the
+        engine's own thread stops everything, and only a thread that is no engine's may wait for it."""
+        if self not in OPEN:
+            return
+        self._inbox.put(self)
+        if self._ended:  # it broke, and its thread is gone
+            threading.Thread(target=self.end, name="disagg end", daemon=True).start()
+        if not isinstance(threading.current_thread(), Joinable):
+            self._thread.join(WAIT_S)
+
+    @property
+    def forked(self) -> bool:
+        return self.broken == FORKED
+
+    def orphan(self):
+        """In a forked process, where no thread of it is: whoever waits is told, and nobody waits again."""
+        self._mutex, self._inbox, self._ended, self.broken = threading.Lock(), queue.SimpleQueue(), True, FORKED
+        for handle in self.handles.values():
+            handle.orphan(cmd.Ended(handle.so_far.request, Finish.FAILED, FORKED, now_ns(), ()))
+        self.handles.clear()
+        self.over = threading.Event()
+        self.over.set()
+
+    # ---- called by this thread only: what users ask for --------------------------------------------------------------
+
+    def refuse(self, jobs: list[Job]):
+        """RequestError where one of them can never be served."""
+        for job in jobs:
+            if refusal := self.controller.refusal(job):
+                raise RequestError(refusal)
+
+    def admit(self, job: Job, handle: Handle, run: bool):
+        """A request is under way; its timeline is that of the `run`, or the last entries. EngineError where nothing is
+        taken any more."""
+        self.check_open()
+        handle.so_far.timeline = self.recorder.timeline_of(run)
+        self.handles[job.id] = handle
+        self._take(ev.Submit(job))
+
+    def retune(self, config: Config):
+        """New settings: seen by users and by the controller at once."""
+        self.config = config
+        self._take(ev.Retune(config))
+
+    def shut(self) -> list[Handle]:
+        """Takes nothing more, and cancels what is open: the handles of that."""
+        self.closed = True
+        self.over.set()
+        handles = list(self.handles.values())
+        for request in list(self.handles):
+            self._take(ev.Cancel(request))
+        return handles
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self):
+        """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
+        ask_for_short_slices()
+        abandoned = False
+        try:
+            while (item := self._next()) is not None:
+                if item is self:
+                    abandoned = True
+                    self.executor.stop()
+                    self._inbox.put(None)  # behind what workers and lanes said last
+                elif type(item) is Call:
+                    self._answer(item)
+                else:
+                    self._take(item)
+            self.detectors.drained(now_ns())
+        except BaseException as error:
+            self._fail(error)
+            if not isinstance(error, Breach):
+                raise
+        finally:
+            abandoned = self._answer_the_rest() or abandoned
+            if abandoned:
+                self.executor.stop()
+                OPEN.discard(self)
+                self.executor.let_go()
+
+    def _fail(self, error: BaseException):
+        """A rule was broken, before any of these commands was carried out; or the controller has a bug."""
+        if isinstance(error, Breach):
+            self.breach = error
+        cause = f"the controller failed: {type(error).__name__}: {error}"
+        self._fail_open(error.summary if isinstance(error, Breach) else cause)
+
+    def _answer_the_rest(self) -> bool:
+        """Calls that came while the thread ended: from now on they are answered where they are made. True where nobody
+        refers to the engine any more."""
+        abandoned = False
+        with self._mutex:
+            self._ended = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                item = self._inbox.get_nowait()
+                abandoned = abandoned or item is self
+                if type(item) is Call:
+                    self._answer(Call(item.question, item.answer))
+        return abandoned
+
+    def _answer(self, call: Call):
+        """A question that fails is the asker's; a change that fails for no reason of the asker's breaks the engine."""
+        try:
+            call.answer.set_result(call.question())
+        except BaseException as error:
+            if not call.changes or isinstance(error, DisaggError):
+                call.answer.set_exception(error)
+                return
+            self._fail(error)
+            call.answer.set_exception(EngineError(f"this engine is broken and must be rebuilt: {self.broken}"))
+            raise
+
+    def _take(self, event):
+        """One event into the controller, and its commands carried out."""
+        now = now_ns()
+        self.recorder.hear(now, event)
+        commands = self._decide(event, now)
+        self.recorder.note(now)
+        if self.controller.broken:
+            self._break(self.controller.broken)  # known before any request's end is told
+        for command in commands:
+            self._obey(command)
+        if self.injection is not None:
+            self.injection.after_event(self)
+
+    def _decide(self, event, now: int) -> list:
+        """What the controller makes of an event, heard by the detectors on both sides."""
+        watch = self.detectors
+        watch.hear(now, event)
+        commands = self.controller.handle(event, now)
+        for command in commands:
+            watch.obey(now, command)
+        watch.settle()
+        if isinstance(event, ev.Tick):
+            watch.watchdog(now)
+        return commands
+
+    def _next(self):
+        """The inbox's next item; a Tick where a deadline comes first, and before both the time that was lost.
+
+        Between two looks at the clock lies a beat, and what the first led to. Where far more has passed, this process
+        did not run, or this thread did not, and workers were not heard: no deadline may pass by that.
+        """
+        if (late := self._late) is not None:
+            self._late = None
+            return late
+        beat = min(BEAT_S, self.controller.book.config.watchdog_s / 4)
+        while True:
+            deadline, now = self.controller.book.next_deadline_ns, now_ns()
+            since = now if self._seen_ns is None or deadline is None else self._seen_ns
+            wait = None if deadline is None else min(beat, max(0, deadline - now) / 1e9)
+            try:
+                item = self._inbox.get(timeout=wait)
+            except queue.Empty:
+                item = ev.Tick()
+            now = now_ns()
+            self._seen_ns = now if deadline is not None else None
+            if deadline is not None and now - since > LOST_BEATS * beat * 1e9:
+                self._late = item
+                return ev.TimeLost(now - since)
+            if type(item) is not ev.Tick or now >= deadline:
+                return item
+
+    def _obey(self, command):
+        """The executor's part first, then what is for handles and the recorder."""
+        self.executor.obey(command)
+        match command:
+            case cmd.Emit():
+                for request, token in zip(command.requests, command.tokens, strict=True):
+                    if handle := self.handles.get(request):
+                        handle.push(token, command.at_ns)
+            case cmd.Ended():
+                if handle := self.handles.pop(command.request, None):
+                    handle.end(command)
+            case cmd.Preempted():
+                self.recorder.choose(command.choice)
+            case cmd.Broken():
+                self._fail_open(command.cause)
+
+    def _break(self, cause: str):
+        self.broken = self.broken or cause
+        self.over.set()
+
+    def _fail_open(self, cause: str):
+        """Nobody waits for ever: every open handle ends as failed."""
+        self._break(cause)
+        for number, handle in list(self.handles.items()):
+            del self.handles[number]
+            handle.end(cmd.Ended(number, Finish.FAILED, cause, now_ns(), ()))
+
+    # ---- what workers tell, from their threads -----------------------------------------------------------------------
+
+    def _keep(self, request: int, logits):
+        handle = self.handles.get(request)
+        if handle is not None:
+            handle.keep_logits(logits.to(self.model.device))  # of one request, on one device
+
+    def _record(self, span):
+        self.recorder.span(span)
+
+
+def _in_a_forked_process():
+    for loop in OPEN:
+        loop.orphan()
+    OPEN.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_forked_process)
