@@ -62,10 +62,11 @@ class Engine:
         self._serving: int | None = None  # the thread in `serve`
         self._closing = threading.RLock()
         self._gone = False  # has ended
+        self._finalizer = weakref.finalize(self, loop.abandon)
+        self._finalizer.atexit = False
         try:  # no memory for a replica, no thread, an interrupt: what was started stops
             loop.start()
             self.recorder = loop.recorder
-            weakref.finalize(self, loop.abandon).atexit = False
         except BaseException:
             self._end()
             raise
@@ -195,6 +196,7 @@ class Engine:
     def _end(self):
         """Stops whatever was started."""
         self._loop.end()
+        self._finalizer.detach()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
