@@ -13,6 +13,7 @@ from disagg.plan.errors import ConfigError, EngineError
 from disagg.run import executor, placing, sm_split
 from disagg.run.decode import DecodeStage
 from disagg.run.device import new_stream
+from disagg.run.machine import machine
 from disagg.run.sm_split import choices, describe, share_out, sm_count, split_gpu
 
 GPU = torch.device("cuda", 0)
@@ -140,10 +141,23 @@ def test_without_the_bindings_or_a_function_of_the_driver(install, monkeypatch):
 
 
 def test_doctor_says_why_not_on_a_cpu(monkeypatch):
+    """Also where a driver counts GPUs that CUDA can't use: nothing is asked of them."""
     from disagg.show import doctor
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert dict(doctor.findings())["SM split"] == "not here: sm_split cuts a GPU in two, and torch finds none"
+    def asked(*_):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    machine.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "get_device_name", asked)
+        patch.setattr("disagg.run.attention.choice.find_kernel", asked)
+        found = dict(doctor.findings())
+        assert "none: prefill and decode are two workers on the CPU" in found["GPUs"]
+        assert found["SM split"] == "not here: sm_split cuts a GPU in two, and torch finds none"
+        assert found["attention"].startswith("PyTorch SDPA over gathered slots runs on cpu")
+    machine.cache_clear()
 
 
 def test_an_engine_refuses_an_impossible_cut_before_it_loads_a_model(install, monkeypatch):
