@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides site explorer test test-browser demo figures bench soak mutants lint notebooks flash \
+.PHONY: help setup lab show slides site explorer test test-browser demo figures bench soak gpu-smoke mutants lint notebooks flash \
   constraints clean
 MAKEFLAGS += --no-print-directory
 
@@ -106,6 +106,9 @@ bench: setup ## measure this machine
 
 soak: setup ## simulated worlds with faults under every detector, then the real engine
 	@$(py) -m disagg soak
+
+gpu-smoke: $(stamp) ## does every preset run on this machine's GPUs? Under three minutes; also: python3 tests/gpu_smoke.py
+	@$(py) tests/gpu_smoke.py
 
 # A quarter of an hour, before a release; mutants='--seed 1 blocks link' for another sample, or some modules only.
 mutants: setup ## small faults put into plan/, a sample of them: does a test notice each?

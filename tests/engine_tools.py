@@ -8,6 +8,7 @@ import threading
 import torch
 
 from disagg import Config, Engine, Request
+from disagg.plan.config import PRESETS
 from disagg.plan.request import Stage
 from disagg.run.model import load_model
 
@@ -76,7 +77,7 @@ def logit_error(prompt, result) -> float:
 def small(preset: str = "streamed", **changes) -> Config:
     """A preset on `tiny`, with pools of a few thousand tokens."""
     sizes = dict(model="tiny", prefill_blocks=64, decode_blocks=64)
-    if preset in ("paged", "dynamic"):
+    if PRESETS[preset].get("host_blocks", 0) is None:
         sizes["host_blocks"] = 64
     return Config.preset(preset, **{**sizes, **changes})
 

@@ -4,13 +4,18 @@ It shows that the lanes of a GPU move the right bytes in the right order of call
 """
 
 import contextlib
+import copy
 import struct
+import sys
 import threading
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import torch
+from fake_driver import FakeDriver
 
-from disagg.run import device_clock, stream_copy, transfer
+from disagg.run import block_ids, device_clock, engine, executor, stream_copy, transfer
 from disagg.run.clock import now_ns
 from disagg.run.lazy_stream import copy_blocks
 
@@ -85,13 +90,49 @@ class FakeDial:
 
 def fake_cuda(monkeypatch, host_blocks: int):
     """From here on, caches of other than `host_blocks` blocks pass for those of a GPU."""
+    fake_streams(monkeypatch)
+    monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
+    monkeypatch.setattr(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
+
+
+def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
+    """From here on an Engine takes a config on CUDA devices, as many as it names. Memories and workers are on the CPU,
+    lanes between what passes for memories of those GPUs, and its parts are those of the driver that is given back."""
+    fake_streams(monkeypatch)
+    driver = FakeDriver()
+    bindings = SimpleNamespace(driver=driver)
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=bindings))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setattr(engine, "check_devices", lambda config: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: FakeStream())
+    monkeypatch.setattr(block_ids, "on_device", lambda ids, device: torch.tensor(ids))
+    monkeypatch.setattr(transfer, "reaches", lambda here, there: reach)
+
+    def between(config, caches, *rest):
+        there = {name: copy.copy(cache) for name, cache in caches.items()}  # the same memory under another address
+        for name, cache in there.items():
+            cache.device = torch.device(config.device_of(*name))
+        return transfer.Transfers(config, there, *rest)
+
+    monkeypatch.setattr(executor, "Transfers", between)
+    return driver
+
+
+def on_the_cpu(make, device=None, pin_memory=False, **fields):
+    """What `make` makes, wherever it was wanted."""
+    return make(device="cpu" if torch.device(device or "cpu").type == "cuda" else device, **fields)
+
+
+def fake_streams(monkeypatch):
+    """Streams, events, dials and clocks of GPUs; tensors that are wanted there, or pinned, are made on the CPU."""
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", on)
     for name in ("tensor", "zeros", "empty"):
         make = getattr(torch, name)
-        unpinned = lambda *args, make=make, pin_memory=False, **fields: make(*args, **fields)  # noqa: E731
-        monkeypatch.setattr(torch, name, unpinned)
+        here = lambda *args, make=make, **fields: on_the_cpu(partial(make, *args), **fields)  # noqa: E731
+        monkeypatch.setattr(torch, name, here)
     clocks = {}
     clock_of = lambda device: clocks.setdefault(device, device_clock.DeviceClock(device))  # noqa: E731
     monkeypatch.setattr(stream_copy, "clock_of", clock_of)
@@ -99,8 +140,6 @@ def fake_cuda(monkeypatch, host_blocks: int):
     monkeypatch.setattr(transfer, "check_triton", lambda: None)
     monkeypatch.setattr(transfer, "triton_is_here", lambda: True)
     monkeypatch.setattr(stream_copy, "copy_blocks", copy_blocks)
-    monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
-    monkeypatch.setattr(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
 
     def mark(device):
         event = FakeEvent()

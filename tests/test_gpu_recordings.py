@@ -22,7 +22,7 @@ from disagg.plan.results import Run
 from disagg.run import machine
 from disagg.show import on_gpu, recordings
 from disagg.show.bench.gpu import record, sharing, stand
-from disagg.show.bench.rows import LeftOut
+from disagg.show.bench.rows import Failed, LeftOut
 from disagg.show.cli import app
 from disagg.show.curves import dials_picture
 from disagg.show.floors import steps_picture
@@ -111,7 +111,7 @@ def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record, "step_times", fails)
     monkeypatch.setattr(sharing, "ARRANGEMENTS", {"colocated": ("colocated", False), "sm_split": ("steamed", True)})
     done = list(record.record(small_stand(), tmp_path, "timelines, steps"))
-    assert done[0] == LeftOut("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
+    assert done[0] == Failed("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
     assert done[1].name == "gpu_colocated.jsonl.gz"
     assert done[2].name == "sm_split" and "preset 'steamed' is unknown" in done[2].reason
     assert repr(recordings.timelines(tmp_path)).startswith("gpu_streams.jsonl.gz, gpu_sm_split.jsonl.gz are not in")

@@ -18,7 +18,8 @@ def machine() -> dict:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver may count what CUDA can't use
+    gpus = [torch.cuda.get_device_name(index) for index in range(count)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpus": gpus,
             "capability": torch.backends.cpu.get_cpu_capability(), "system": platform.system()}  # fmt: skip

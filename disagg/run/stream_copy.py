@@ -206,7 +206,7 @@ class StreamCopier:
         if route.target is None:
             route.slot.copy_(staged, non_blocking=True)
             return
-        device = route.target.data.device
+        device = route.target.device
         if staged.device != device:
             there = self._buffer(device, route.shape)
             by_host = self._between is not None  # else it comes from the ring, which is host memory
@@ -223,7 +223,7 @@ class StreamCopier:
 
     def _gather(self, cache: KVCache, layers: range, ids: torch.Tensor, shape) -> torch.Tensor:
         """Whole blocks of a GPU's cache in its staging buffer."""
-        out = self._buffer(cache.data.device, shape)
+        out = self._buffer(cache.device, shape)
         torch.index_select(wide(cache.data[layers.start : layers.stop]), 2, ids, out=wide(out))
         return out
 

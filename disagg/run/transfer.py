@@ -40,6 +40,10 @@ from disagg.run.stream_lane import StreamLane
 from disagg.run.text import first_line
 from disagg.run.threads import Joinable
 
+HAND_OFF = (
+    "direct",
+    "down",
+)  # lanes on which prefill's K/V leave; there is none where prefill and decode share a worker
 LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 
 
@@ -109,7 +113,7 @@ class Transfers:
 
     def check(self, config: Config):
         """ConfigError where a setting needs what is not installed."""
-        if self.on_gpu and any(link.dialled for link in config.links):
+        if self.on_gpu and self.traffic.lanes and any(link.dialled for link in config.links):
             check_triton()
 
     def retune(self, config: Config):
@@ -244,9 +248,8 @@ class Transfers:
         if not self.on_gpu:
             return {name: HostLane(name, self) for name in self.traffic.lanes}
         config = self.config
-        if any(link.dialled for link in config.links):
-            check_triton()
-        gpus = {name: cache.data.device for name, cache in self.caches.items() if on_gpu(cache)}
+        self.check(config)
+        gpus = {name: cache.device for name, cache in self.caches.items() if on_gpu(cache)}
         lanes = {}
         for name in self.traffic.lanes:
             kind, index = name.split()
@@ -275,18 +278,17 @@ class Transfers:
 
     def _measure(self) -> RouteCost | None:
         """A small copy and a large one on the first hand-off lane, before anybody uses a block; None without one."""
-        lane = next(iter(self.lanes.values()))
-        kind = lane.name.split()[0]
-        source, target = self.caches.get(Worker("prefill", 0)), self.caches[Worker("decode", 0)]
-        if kind not in ("direct", "down"):
+        lane = next((lane for name, lane in self.lanes.items() if name.startswith(HAND_OFF)), None)
+        if lane is None:
             return None
+        source, target = self.caches[Worker("prefill", 0)], self.caches[Worker("decode", 0)]
         block_bytes = self.traffic.layer_block_bytes
         count = min(source.num_blocks, target.num_blocks, 8)
         layers = max(1, min(self.shape.layers, LARGE_BYTES // (count * block_bytes)))
 
         def route(layers: int, count: int) -> Route:
             shape, blocks = (layers, 2, count, *source.data.shape[3:]), tuple(range(count))
-            if kind == "down":
+            if lane.name.startswith("down"):
                 return Route(range(layers), source, blocks, None, (), self._ring[0].view(shape))
             return Route(range(layers), source, blocks, target, blocks, None)
 

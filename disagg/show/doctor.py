@@ -25,7 +25,7 @@ def findings() -> list[tuple[str, str]]:
         ("CPU", f"{found['cpu']}, {cores} cores{'' if cores > 1 else ': two workers will share one core'}"),
         ("memory", "unknown" if free is None else f"{free / 2**30:.1f} GB free"),
         ("GPUs", gpus),
-        ("attention", describe("cuda" if found["gpus"] else "cpu")),
+        ("attention", describe("cuda" if torch.cuda.is_available() else "cpu")),
         ("SM split", sm_split.describe()),
         ("peer access", peer.describe()),
         ("link dial", f"holds up to {CPU_DIAL_LIMIT / 1e9:g} GB/s between two CPU workers"),

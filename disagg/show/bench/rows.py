@@ -44,10 +44,27 @@ class Row:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that could not be measured here, and why: never a figure in its place."""
+    """A row that this machine has nothing to measure with, and why: never a figure in its place."""
 
     name: str
     reason: str
+
+
+class Failed(LeftOut):
+    """A row, or a group of rows, that an error has kept from being measured."""
+
+    @classmethod
+    def of(cls, name: str, error: Exception, more: str = "") -> "Failed":
+        return cls(name, f"{type(error).__name__}: {error}{more}")
+
+
+def shortfalls(rows: Iterable[Row | LeftOut]) -> list[str]:
+    """Why a suite with these rows did not end well, in phrases; none where every row that has a bar meets it."""
+    rows = list(rows)
+    missed = [row.name for row in rows if isinstance(row, Row) and row.met is False]
+    failed = [row.name for row in rows if isinstance(row, Failed)]
+    found = [f"{what}: {', '.join(names)}" for what, names in (("missed", missed), ("failed", failed)) if names]
+    return found if any(isinstance(row, Row) for row in rows) else [*found, "nothing was measured"]
 
 
 def versions() -> dict[str, str]:
@@ -60,8 +77,9 @@ def write(path: Path, rows: Iterable[Row | LeftOut]):
     rows = list(rows)
     measured = [row.as_json() for row in rows if isinstance(row, Row)]
     content = {"machine": machine(), "versions": versions(), "rows": measured}
-    if left_out := {row.name: row.reason for row in rows if isinstance(row, LeftOut)}:
-        content["left_out"] = left_out
+    for key, kind in (("left_out", LeftOut), ("failed", Failed)):
+        if reasons := {row.name: row.reason for row in rows if type(row) is kind}:
+            content[key] = reasons
     draft = path.with_name(path.name + ".draft")
     draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     draft.replace(path)
@@ -74,7 +92,8 @@ def show(rows: Iterable[Row | LeftOut], console: Console, title: str):
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         if isinstance(row, LeftOut):
-            table.add_row(escape(row.name), "", "", "", "left out", "", escape(row.reason))
+            mark = "[bold]failed[/bold]" if isinstance(row, Failed) else "left out"
+            table.add_row(escape(row.name), "", "", "", mark, "", escape(row.reason))
             continue
         mark = {None: "", True: "met", False: "[bold]missed[/bold]"}[row.met]
         table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), escape(row.note))

@@ -129,9 +129,9 @@ def claims(
     found = table.ledger.refresh() if refresh else table.ledger.problems()
     if not check:
         told.console.print(table.drawn())
-    told.say_plainly(*found, table.verdict(found))
-    if found:
-        raise typer.Exit(1)
+    told.say_plainly(*found)
+    told.end([table.verdict(found)] if found else ())
+    told.say_plainly(table.verdict(found))
 
 
 @app.command()

@@ -186,8 +186,7 @@ def soak(
     try:
         world = simulate_seed(seed)
     except SeedFailed as failure:
-        told.say_plainly(str(failure))
-        raise typer.Exit(1) from None
+        told.end([str(failure)])
     happened = ", ".join(f"{name} {count}" for name, count in sorted(world.happened.items()) if count)
     told.say_plainly(f"seed {seed}: {len(world.jobs)} requests, {len(world.log)} events, all ended well: {happened}")
 
@@ -225,7 +224,4 @@ def record_gpu(
                 left_out.append(done)
             else:
                 told.say_plainly(f"written: {done} ({done.stat().st_size / 1e3:.0f} kB)")
-    for part in left_out:
-        told.say_plainly(f"left out: {part.name}: {part.reason}")
-    if left_out:
-        raise typer.Exit(1)
+    told.end(f"left out: {part.name}: {part.reason}" for part in left_out)

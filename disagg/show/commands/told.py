@@ -1,5 +1,6 @@
 """What the commands share: the application, the console, and ways to show and store what they find."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +41,14 @@ def measure(suite, title: str, json: Path | None):
             if json is not None:
                 write(json, rows)
     show(rows, console, title)
-    if json is not None:
-        console.print(f"written: {json}")
+    finish(rows, json)
+
+
+def end(shortfalls: Iterable[str]):
+    """Of every command that measures or records: the last line names what fell short, and the exit code is 1 then."""
+    if words := "; ".join(shortfalls):
+        say_plainly(words)
+        raise typer.Exit(1)
 
 
 class saying:
@@ -65,8 +72,10 @@ class saying:
 
 
 def finish(rows, json: Path | None):
-    from disagg.show.bench.rows import write
+    """Writes the rows where a file is wanted, whatever they say, and ends as they say."""
+    from disagg.show.bench.rows import shortfalls, write
 
     if json is not None:
         write(json, rows)
-        console.print(f"written: {json}")
+        say_plainly(f"written: {json}")
+    end(shortfalls(rows))

@@ -16,7 +16,7 @@ from disagg.show.bench.gpu.ceilings import seconds
 from disagg.show.bench.gpu.right import exact_rows
 from disagg.show.bench.gpu.sharing import ROUTES, beside, gaps_between, pool, rate_of
 from disagg.show.bench.gpu.stand import Stand
-from disagg.show.bench.rows import LeftOut, Row
+from disagg.show.bench.rows import Failed, LeftOut, Row
 
 LAW_BARS = {"direct": 3, "staged": 5}  # percentage points
 LATE_BAR = 1.5  # layer transfers
@@ -135,7 +135,7 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         try:
             gaps, kept = beside(engine, residents, stand.requests([scale.long] * scale.long_count, new, seed=1), stand)
         except EngineError as error:
-            yield LeftOut(f"pair_gap_p99_over_alone{name}", str(error))
+            yield Failed.of(f"pair_gap_p99_over_alone{name}", error)
             continue
         p99 = percentile(gaps, 0.99)
         note = (

@@ -20,7 +20,7 @@ from disagg.show import recordings
 from disagg.show.bench.gpu import sharing, streaming
 from disagg.show.bench.gpu import steps as decode_steps
 from disagg.show.bench.gpu.stand import Say, Stand
-from disagg.show.bench.rows import LeftOut
+from disagg.show.bench.rows import Failed, LeftOut
 from disagg.show.recordings import StepTime, StepTimes
 
 #: What is switched on, rung by rung.
@@ -176,6 +176,6 @@ def record(stand: Stand, folder: Path, only: str | None = None) -> Iterator[Path
             except Exception as error:
                 traceback.print_exc()
                 stand.close()
-                yield LeftOut(part, f"{type(error).__name__}: {error}")
+                yield Failed.of(part, error)
     finally:
         stand.close()

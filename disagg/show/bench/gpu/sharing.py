@@ -16,7 +16,7 @@ from disagg.run.handle import Handle
 from disagg.run.sm_split import in_words as sms_in_words
 from disagg.show.bench.gpu.stand import Stand
 from disagg.show.bench.gpu.steps import full_steps
-from disagg.show.bench.rows import LeftOut, Row
+from disagg.show.bench.rows import Failed, LeftOut, Row
 
 ROUTES = {"bulk": "split", "direct": "streamed", "staged": "staged"}  # route → preset
 
@@ -127,7 +127,7 @@ def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
             yield name, run
         except DisaggError as error:
             stand.close()
-            yield name, LeftOut(name, f"{type(error).__name__}: {error}")
+            yield name, Failed.of(name, error)
 
 
 # ---- beside hand-offs ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from disagg.show.bench.gpu import (
     streaming,
 )
 from disagg.show.bench.gpu.stand import Say, Stand
-from disagg.show.bench.rows import LeftOut, Row
+from disagg.show.bench.rows import Failed, LeftOut, Row
 
 
 class Group(NamedTuple):
@@ -102,7 +102,7 @@ def two(say: Say, shape: str, only: str | None = None, traces: Iterable[Path] = 
 
 
 def measured(groups: dict[str, Group], stand: Stand) -> Iterator[Row | LeftOut]:
-    """Rows as they are measured; a group that fails is a left-out row with the reason, and a traceback."""
+    """Rows as they are measured; a group that fails is a row with the reason, and a traceback."""
     try:
         if "ceilings" not in groups and set(groups) != {"ready"}:
             yield from ceilings.rows(stand)  # they stand in the file of every run
@@ -115,6 +115,6 @@ def measured(groups: dict[str, Group], stand: Stand) -> Iterator[Row | LeftOut]:
             except Exception as error:
                 traceback.print_exc()
                 stand.close()
-                yield LeftOut(name, f"{type(error).__name__}: {error} (after {len(given)} rows of this group)")
+                yield Failed.of(name, error, f" (after {len(given)} rows of this group)")
     finally:
         stand.close()
