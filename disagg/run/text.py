@@ -1,9 +1,13 @@
 """Text to token ids and back. No chat template is rendered except SmolLM2's, whose file is pinned."""
 
 import codecs
+import contextlib
+import re
 from pathlib import Path
 
 from disagg.plan.errors import ModelError
+
+HOLE = "\0"  # stands in a template for the user's text
 
 
 class ByteText:
@@ -20,37 +24,82 @@ class ByteText:
         """Text of the bytes, with U+FFFD for what is no UTF-8."""
         return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
 
+    def read(self, ids: list[int]) -> tuple[str, None]:
+        """Text, and None: every id has some, or is left out."""
+        return self.decode(ids), None
+
     def detokenizer(self) -> "ByteDetokenizer":
         """A fresh incremental decoder."""
         return ByteDetokenizer()
 
 
 class TokenizerText:
-    """A Hugging Face tokenizer of a local folder; `chat` says whether its template may be rendered."""
+    """A Hugging Face tokenizer of a local folder; `chat` says whether its template may be rendered.
+
+    What a text spells stays text: control tokens come from the template and from the tokenizer's own beginning and end.
+    """
 
     def __init__(self, folder: Path, chat: bool):
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
             self._tokenizer.decode(self._tokenizer("a")["input_ids"])  # what is broken shows in use
+            self._control = control_tokens(self._tokenizer)
+            self._spelled = spelled_out(self._tokenizer, self._control)
         except Exception as error:  # tokenizers raise bare Exceptions
             raise ModelError(f"{folder.name}: the tokenizer can't be read: {first_line(error)}") from None
-        self._chat = chat
+        self._chat, self._alone = chat, {}
+        self.drops_template = not chat and bool(self._tokenizer.chat_template or list(folder.glob("*chat_template*")))
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        self._joins_bytes = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
         eos = self._tokenizer.eos_token_id
         self.eos_ids = () if eos is None else (eos,)
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
         """Token ids; with chat, and where the template is pinned, as the user's turn of a conversation."""
         if not (chat and self._chat):
-            return self._tokenizer(text)["input_ids"]
-        turns = [{"role": "user", "content": text}]
-        ids = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        return list(ids["input_ids"])
+            return self._plain(text)
+        turns = [{"role": "user", "content": HOLE}]
+        frame = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        ids = {spelling: token for token, spelling in self._control.items()}
+        parts = [part for part in re.split("(" + "|".join(map(re.escape, ids)) + ")", frame) if part]
+        return [
+            token
+            for part in parts
+            for token in ([ids[part]] if part in ids else self._plain(part.replace(HOLE, text), frame=False))
+        ]
+
+    def _plain(self, text: str, frame: bool = True) -> list[int]:
+        """Ids of a text that holds no control tokens; with frame, between those that the tokenizer puts around it."""
+        found = self._tokenizer(text, add_special_tokens=frame, return_special_tokens_mask=True)
+        pairs = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+        return [token for one, added in pairs for token in ([one] if added else self._spelled.get(one, [one]))]
 
     def decode(self, ids: list[int]) -> str:
-        """Text without special tokens."""
+        """Text without special tokens, up to the first id that can't be decoded."""
+        return self.read(ids)[0]
+
+    def read(self, ids: list[int]) -> tuple[str, str | None]:
+        """Text as the pieces of a detokenizer join to, and in words why it stops where an id can't be decoded."""
+        if self._joins_bytes:  # the same text at a tenth of the work
+            with contextlib.suppress(Exception):  # the pieces say which id it was
+                return self.raw(ids), None
+        pieces = self.detokenizer()
+        text = "".join([*map(pieces.push, ids), pieces.flush()])
+        return text, pieces.error
+
+    def raw(self, ids: list[int]) -> str:
+        """What the tokenizer makes of these ids, and raises."""
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def alone(self, token: int) -> str | None:
+        """Text of one token by itself; None where decoding skips it: a special one, or an id of no token."""
+        if token not in self._alone:
+            skipped = token in self._tokenizer.all_special_ids or token in self._control
+            skipped = skipped or self._tokenizer.convert_ids_to_tokens(token) is None
+            self._alone[token] = None if skipped else self.raw([token])
+        return self._alone[token]
 
     def detokenizer(self) -> "TokenizerDetokenizer":
         """A fresh incremental decoder."""
@@ -59,6 +108,8 @@ class TokenizerText:
 
 class ByteDetokenizer:
     """Bytes as they come; half a character waits for its other half."""
+
+    error = None
 
     def __init__(self):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -73,33 +124,84 @@ class ByteDetokenizer:
 
 
 class TokenizerDetokenizer:
-    """Decodes a short window of the last tokens again and again and hands out what has become certain.
+    """Decodes the pending tokens behind one token of context, and hands out all but what may be half a character.
 
-    An unfinished character shows as at most three U+FFFD at the end, so only those are held back.
+    The context is the last token with text of its own: behind it a decoder strips no space as at a text's start, and
+    no broken character reaches back into text that is out. An unfinished character shows as at most three U+FFFD.
+    `error` says which id couldn't be decoded; no text comes after it.
     """
 
-    keep = 6  # tokens kept as context once their text is out: spaces between words depend on the neighbour
+    most = 32  # pending tokens
 
     def __init__(self, text: TokenizerText):
-        self._decode, self._ids, self._sent = text.decode, [], 0
+        self._text, self._context, self._pending, self._sent = text, [], [], 0
+        self.error: str | None = None
 
     def push(self, token: int) -> str:
         """Text that this token completes, perhaps none."""
-        self._ids.append(token)
-        text = self._decode(self._ids)
-        held = min(3, len(text) - len(text.rstrip("\ufffd")))
-        piece = text[self._sent : len(text) - held]
-        self._sent += len(piece)
-        if held == 0 and len(self._ids) > 4 * self.keep:
-            self._ids = self._ids[-self.keep :]
-            self._sent = len(self._decode(self._ids))
-        return piece
+        if self.error is not None:
+            return ""
+        try:
+            if self._text.alone(token) is None:
+                return ""
+            text = self._tail([*self._pending, token])
+        except Exception as error:  # whatever a tokenizer raises
+            self.error = f"token id {token} can't be decoded by the model's tokenizer: {first_line(error)}"
+            return ""
+        self._pending.append(token)
+        return self._hand_out(text)
 
     def flush(self) -> str:
         """What is left, with U+FFFD for a character that never came to its end."""
-        piece = self._decode(self._ids)[self._sent :]
-        self._sent += len(piece)
+        piece = self._tail(self._pending)[self._sent :]
+        self._pending, self._sent = [], 0
         return piece
+
+    def _tail(self, ids: list[int]) -> str:
+        skip = len(self._text.alone(self._context[0])) if self._context else 0
+        return self._text.raw(self._context + ids)[skip:] if ids else ""
+
+    def _hand_out(self, text: str) -> str:
+        held = min(3, len(text) - len(text.rstrip("\ufffd")))
+        piece = text[self._sent : len(text) - held]
+        self._sent += len(piece)
+        if text and not held:
+            own = self._text.alone(self._pending[-1])
+            self._context = [self._pending[-1]] if own and "\ufffd" not in own else self._context
+            self._pending, self._sent = [], 0
+        elif len(self._pending) > 3 and self._sent:
+            return piece + self._cut(text[: self._sent])
+        elif len(self._pending) > self.most:
+            self._pending = self._pending[-3:]
+        return piece
+
+    def _cut(self, out: str) -> str:
+        """Drop the tokens whose text is out; those behind them may make a character of their own."""
+        for count in range(len(self._pending) - 1, 0, -1):
+            if self._tail(self._pending[:count]) == out:
+                self._pending, self._sent = self._pending[count:], 0
+                return self._hand_out(self._tail(self._pending))
+        if len(self._pending) > self.most:
+            self._pending = self._pending[-3:]
+            self._sent = len(self._tail(self._pending).rstrip("\ufffd"))
+        return ""
+
+
+def control_tokens(tokenizer) -> dict[int, str]:
+    """Spellings of the tokens that no text stands for; the unknown one stands for text."""
+    found = {token: str(entry) for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    found |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {token: spelling for token, spelling in found.items() if token != tokenizer.unk_token_id}
+
+
+def spelled_out(tokenizer, control: dict[int, str]) -> dict[int, list[int]]:
+    """For a vocabulary that holds a control token as a word: ids of its characters, unknown ones where it has none."""
+    found = {}
+    for token, spelling in control.items():
+        ids = tokenizer.convert_tokens_to_ids(list(spelling))
+        ids = [tokenizer.unk_token_id if one in control else one for one in ids]
+        found[token] = [one for one in ids if one is not None]
+    return found
 
 
 def first_line(error: BaseException) -> str:
