@@ -5,7 +5,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from disagg.plan.errors import ModelError
+from disagg.plan.errors import ModelError, RequestError
 
 HOLE = "\0"  # stands in a template for the user's text
 
@@ -45,8 +45,8 @@ class TokenizerText:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
             self._tokenizer.decode(self._tokenizer("a")["input_ids"])  # what is broken shows in use
-            self._control = control_tokens(self._tokenizer)
-            self._spelled = spelled_out(self._tokenizer, self._control)
+            self._special = special_tokens(self._tokenizer)
+            self._spelled = spelled_out(self._tokenizer, {**self._special, **framing_tokens(self._tokenizer)})
         except Exception as error:  # tokenizers raise bare Exceptions
             raise ModelError(f"{folder.name}: the tokenizer can't be read: {first_line(error)}") from None
         self._chat, self._alone = chat, {}
@@ -62,7 +62,7 @@ class TokenizerText:
             return self._plain(text)
         turns = [{"role": "user", "content": HOLE}]
         frame = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        ids = {spelling: token for token, spelling in self._control.items()}
+        ids = {spelling: token for token, spelling in self._special.items()}
         parts = [part for part in re.split("(" + "|".join(map(re.escape, ids)) + ")", frame) if part]
         return [
             token
@@ -83,22 +83,24 @@ class TokenizerText:
     def read(self, ids: list[int]) -> tuple[str, str | None]:
         """Text as the pieces of a detokenizer join to, and in words why it stops where an id can't be decoded."""
         if self._joins_bytes:  # the same text at a tenth of the work
-            with contextlib.suppress(Exception):  # the pieces say which id it was
+            with contextlib.suppress(RequestError):  # the pieces say which id it was
                 return self.raw(ids), None
         pieces = self.detokenizer()
         text = "".join([*map(pieces.push, ids), pieces.flush()])
         return text, pieces.error
 
     def raw(self, ids: list[int]) -> str:
-        """What the tokenizer makes of these ids, and raises."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """What the tokenizer makes of these ids at once; RequestError whatever it raises."""
+        with decoding():
+            return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def alone(self, token: int) -> str | None:
         """Text of one token by itself; None where decoding skips it: a special one, or an id of no token."""
         if token not in self._alone:
-            skipped = token in self._tokenizer.all_special_ids or token in self._control
-            skipped = skipped or self._tokenizer.convert_ids_to_tokens(token) is None
-            self._alone[token] = None if skipped else self.raw([token])
+            self._alone[token] = ""
+            with contextlib.suppress(RequestError), decoding():  # among others it may have text
+                skipped = token in self._special or self._tokenizer.convert_ids_to_tokens(token) is None
+                self._alone[token] = None if skipped else self.raw([token])
         return self._alone[token]
 
     def detokenizer(self) -> "TokenizerDetokenizer":
@@ -145,17 +147,18 @@ class TokenizerDetokenizer:
             if self._text.alone(token) is None:
                 return ""
             text = self._tail([*self._pending, token])
-        except Exception as error:  # whatever a tokenizer raises
-            self.error = f"token id {token} can't be decoded by the model's tokenizer: {first_line(error)}"
+            self._pending.append(token)
+            return self._hand_out(text)
+        except RequestError as error:
+            self.error = f"token id {token} can't be decoded by the model's tokenizer: {error}"
             return ""
-        self._pending.append(token)
-        return self._hand_out(text)
 
     def flush(self) -> str:
         """What is left, with U+FFFD for a character that never came to its end."""
-        piece = self._tail(self._pending)[self._sent :]
-        self._pending, self._sent = [], 0
-        return piece
+        pending, self._pending = self._pending, []
+        with contextlib.suppress(RequestError):  # `error` tells it
+            return self._tail(pending)[self._sent :]
+        return ""
 
     def _tail(self, ids: list[int]) -> str:
         skip = len(self._text.alone(self._context[0])) if self._context else 0
@@ -187,21 +190,37 @@ class TokenizerDetokenizer:
         return ""
 
 
-def control_tokens(tokenizer) -> dict[int, str]:
-    """Spellings of the tokens that no text stands for; the unknown one stands for text."""
+@contextlib.contextmanager
+def decoding():
+    """RequestError for whatever a tokenizer raises; a panic of a compiled one is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RequestError(first_line(error)) from None
+
+
+def special_tokens(tokenizer) -> dict[int, str]:
+    """Spellings of the tokens that decoding leaves out."""
     found = {token: str(entry) for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
-    found |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return {token: spelling for token, spelling in found.items() if token != tokenizer.unk_token_id}
+    return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
+def framing_tokens(tokenizer) -> dict[int, str]:
+    """Spellings of the tokens that it puts around every text, perhaps without calling them special."""
+    found = tokenizer("", return_special_tokens_mask=True)
+    ids = [one for one, added in zip(found["input_ids"], found["special_tokens_mask"], strict=True) if added]
+    return dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
 
 
 def spelled_out(tokenizer, control: dict[int, str]) -> dict[int, list[int]]:
     """For a vocabulary that holds a control token as a word: ids of its characters, unknown ones where it has none."""
-    found = {}
+    unknown, found = tokenizer.unk_token_id, {}
     for token, spelling in control.items():
-        ids = tokenizer.convert_tokens_to_ids(list(spelling))
-        ids = [tokenizer.unk_token_id if one in control else one for one in ids]
+        ids = [unknown if one in control else one for one in tokenizer.convert_tokens_to_ids(list(spelling))]
         found[token] = [one for one in ids if one is not None]
-    return found
+    return {token: ids for token, ids in found.items() if token != unknown}  # that one stands for text
 
 
 def first_line(error: BaseException) -> str:
