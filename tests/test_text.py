@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from disagg import Config, Engine, Request
-from disagg.plan.errors import ModelWarning
+from disagg.plan.errors import ModelWarning, RequestError
 from disagg.run import weights
 from disagg.run.asked import say_what_is_not_done
 from disagg.run.model import load_model
@@ -224,6 +224,33 @@ def test_a_handle_streams_what_its_result_says(ids, tmp_path):
         assert handle.result().finish_reason == "length"
 
 
+def test_a_panic_and_half_of_a_surrogate_pair_are_no_end_of_the_engine():
+    text = TokenizerText(folder("byt5"), chat=False)
+    text._tokenizer = SimpleNamespace(decode=odd_decode, convert_ids_to_tokens=str, all_special_ids=[])
+    assert text.read([5, 6, 7]) == ("aa", "token id 7 can't be decoded by the model's tokenizer: out of bounds")
+    assert text.read([0xD83D, 0xDE42]) == ("🙂", None) and text.read([0xD83D, 6]) == ("\ufffda", None)
+    with pytest.raises(KeyboardInterrupt):
+        text.read([8])
+
+
+class Panic(BaseException):
+    """As compiled tokenizers raise."""
+
+
+def odd_decode(ids, **how) -> str:
+    if 7 in ids or 8 in ids:
+        raise Panic("out of bounds") if 7 in ids else KeyboardInterrupt
+    return "".join(chr(token) if token > 0xFF else "a" for token in ids)
+
+
+def test_a_text_that_the_tokenizer_can_not_take_is_refused_in_words(tmp_path):
+    made = Tokenizer(models.WordLevel({"a": 0}, "u"))
+    PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(tmp_path)
+    for said in ("never seen", "\ud800"):
+        with pytest.raises(RequestError, match="no valid text for the model's tokenizer"):
+            TokenizerText(tmp_path, chat=False).encode(said)
+
+
 # ---- control tokens --------------------------------------------------------------------------------------------------
 
 
@@ -288,10 +315,15 @@ def test_a_setting_that_would_change_the_tokens_is_named_with_its_value(name, va
     assert f"{name} {value!r}" in said and "not followed" in said
 
 
-def test_sampling_settings_are_a_requests_own(tmp_path):
-    (said,) = said_of(tmp_path, do_sample=True, temperature=0.6, top_p=1.0)
-    assert "temperature 0.6" in said and "top_p" not in said and "Request's own" in said
-    assert said_of(tmp_path, temperature=0.6, eos_token_id=[1, 2], repetition_penalty=1.0, num_beams=1) == []
+def test_sampling_and_length_are_a_requests_own(tmp_path):
+    (said,) = said_of(tmp_path, do_sample=True, temperature=0.6, top_p=1.0, max_new_tokens=9)
+    assert "do_sample True, temperature 0.6" in said and "max_new_tokens 9" in said
+    assert "top_p" not in said and "Request's own" in said
+
+
+def test_what_is_obeyed_or_asks_for_nothing_is_not_said(tmp_path):
+    assert said_of(tmp_path, temperature=0.6, eos_token_id=[1, 2], pad_token_id=0, max_length=20) == []
+    assert said_of(tmp_path, repetition_penalty=1.0, num_beams=1, do_sample=False, bad_words_ids=None) == []
 
 
 def test_a_template_that_is_not_rendered_is_said_once_at_load(tmp_path):
@@ -311,7 +343,12 @@ def load_quietly(name):
         return load_model(str(name))
 
 
-def test_models_of_ours_say_nothing():
+def test_tiny_says_nothing():
     load_quietly("tiny")
-    if weights.smollm2_ready():
-        load_quietly("smollm2")
+
+
+@needs_smollm2
+def test_smollm2_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        say_what_is_not_done(weights.smollm2_folder(), None, smollm2()[0])

@@ -15,10 +15,12 @@ GREEDY = {  # fields of generation_config.json that change a greedy answer, and 
     "min_new_tokens": (0,), "exponential_decay_length_penalty": (), "sequence_bias": ({}, []), "guidance_scale": (1,),
     "num_beams": (1,), "penalty_alpha": (0,), "dola_layers": (), "constraints": ([],), "force_words_ids": ([],),
     "watermarking_config": (), "token_healing": (False,), "stop_strings": ([], ""), "max_time": (),
+    "num_return_sequences": (1,),
 }  # fmt: skip
-OWN = {  # settings that each Request brings
-    "temperature": (1,), "top_k": (0, 50), "top_p": (1,), "min_p": (0,), "top_h": (), "typical_p": (1,),
-    "epsilon_cutoff": (0,), "eta_cutoff": (0,),
+LENGTH = {"max_new_tokens": (), "max_length": (20,)}  # these and the following each Request brings
+SAMPLING = {
+    "do_sample": (False,), "temperature": (1,), "top_k": (0, 50), "top_p": (1,), "min_p": (0,), "top_h": (),
+    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
 }  # fmt: skip
 
 
@@ -36,9 +38,8 @@ def say_what_is_not_done(folder: Path, module, text) -> None:
     words = []
     if changed := in_words(asked, GREEDY):
         words.append(f"it asks for {changed}, which is not followed: tokens may differ from generate()'s")
-    if asked.get("do_sample"):
-        own = in_words(asked, OWN)
-        words.append(f"it asks for sampling{f' with {own}' if own else ''}; sampling settings are a Request's own")
+    if own := in_words(asked, LENGTH | (SAMPLING if asked.get("do_sample") else {})):
+        words.append(f"it asks for {own}; how long an answer is and how it is sampled is each Request's own")
     if words:
         warn(f"{folder.name}: generation_config: {'; '.join(words)}")
 

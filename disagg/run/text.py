@@ -5,6 +5,7 @@ import contextlib
 import re
 from pathlib import Path
 
+from disagg.plan.checks import is_text
 from disagg.plan.errors import ModelError, RequestError
 
 HOLE = "\0"  # stands in a template for the user's text
@@ -57,7 +58,10 @@ class TokenizerText:
         self.eos_ids = () if eos is None else (eos,)
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
-        """Token ids; with chat, and where the template is pinned, as the user's turn of a conversation."""
+        """Token ids; with chat, and where the template is pinned, as the user's turn of a conversation.
+
+        RequestError for what the tokenizer can't take.
+        """
         if not (chat and self._chat):
             return self._plain(text)
         turns = [{"role": "user", "content": HOLE}]
@@ -72,7 +76,8 @@ class TokenizerText:
 
     def _plain(self, text: str, frame: bool = True) -> list[int]:
         """Ids of a text that holds no control tokens; with frame, between those that the tokenizer puts around it."""
-        found = self._tokenizer(text, add_special_tokens=frame, return_special_tokens_mask=True)
+        with guarded("the prompt is no valid text for the model's tokenizer: "):
+            found = self._tokenizer(text, add_special_tokens=frame, return_special_tokens_mask=True)
         pairs = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
         return [token for one, added in pairs for token in ([one] if added else self._spelled.get(one, [one]))]
 
@@ -91,14 +96,15 @@ class TokenizerText:
 
     def raw(self, ids: list[int]) -> str:
         """What the tokenizer makes of these ids at once; RequestError whatever it raises."""
-        with decoding():
-            return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with guarded():
+            text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return text if is_text(text) else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
     def alone(self, token: int) -> str | None:
         """Text of one token by itself; None where decoding skips it: a special one, or an id of no token."""
         if token not in self._alone:
             self._alone[token] = ""
-            with contextlib.suppress(RequestError), decoding():  # among others it may have text
+            with contextlib.suppress(RequestError), guarded():  # among others it may have text
                 skipped = token in self._special or self._tokenizer.convert_ids_to_tokens(token) is None
                 self._alone[token] = None if skipped else self.raw([token])
         return self._alone[token]
@@ -191,14 +197,14 @@ class TokenizerDetokenizer:
 
 
 @contextlib.contextmanager
-def decoding():
+def guarded(words: str = ""):
     """RequestError for whatever a tokenizer raises; a panic of a compiled one is no Exception."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise RequestError(first_line(error)) from None
+        raise RequestError(words + first_line(error)) from None
 
 
 def special_tokens(tokenizer) -> dict[int, str]:
