@@ -17,6 +17,10 @@ class ModelError(DisaggError, ValueError):
     """A model is refused: pickled weights, remote code, an attention that is not the registered one, wrong logits."""
 
 
+class ModelWarning(UserWarning):
+    """A model's folder asks for something that is not done here: which, and what to do."""
+
+
 class EngineError(DisaggError, RuntimeError):
     """The engine can't go on: closed, broken by a dead worker, or out of memory."""
 

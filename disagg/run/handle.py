@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 from disagg.plan.commands import Ended
+from disagg.plan.request import Finish
 from disagg.plan.results import Result
 from disagg.run.model import Detokenizer, Model
 
@@ -64,7 +65,9 @@ class Handle:
         result.stages, result.ended_ns, result.seat = ended.stages, ended.at_ns, ended.seat
         del result.logits[len(result.token_ids) :]  # a token that was dropped leaves no logits
         words = [token for token in result.token_ids if token not in self._model.eos_ids]
-        result.text = self._model.decode_text(words)
+        result.text, undecodable = self._model.read(words)
+        if undecodable and result.error is None and ended.finish is not Finish.CANCELLED:
+            result.finish_reason, result.error = Finish.FAILED.value, f"{undecodable}; all ids are in token_ids"
         self._engine = None
         self._tokens.put(None)
         self._ended.set()

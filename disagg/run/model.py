@@ -16,6 +16,7 @@ from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import ConfigError, ModelError
 
 from . import weights
+from .asked import say_what_is_not_done
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
 from .device import finish
@@ -125,8 +126,12 @@ class Model:
         return self.text.encode(text, chat)
 
     def decode_text(self, ids: list[int]) -> str:
-        """Text of token ids."""
+        """Text of token ids, up to the first that can't be decoded."""
         return self.text.decode(ids)
+
+    def read(self, ids: list[int]) -> tuple[str, str | None]:
+        """Their text, as the pieces of a Detokenizer join to, and in words why it stops where an id has none."""
+        return self.text.read(ids)
 
     def replica(self, device=None) -> "Model":
         """Another module tree with its own buffers, for a second worker thread: over the same weights, or over a copy
@@ -146,7 +151,7 @@ class Model:
 
 
 class Detokenizer:
-    """Text of a growing answer, piece by piece; never half a character."""
+    """Text of a growing answer, piece by piece; never half a character, and nothing after an id that has no text."""
 
     def __init__(self, model: Model):
         self._inner = model.text.detokenizer()
@@ -169,7 +174,10 @@ def load_model(
     device="cpu",
     progress: weights.Progress = None,
 ) -> Model:
-    """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face format; ModelError if it is not right."""
+    """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face format; ModelError if it is not right.
+
+    What a folder asks for and does not get, a chat template or a repetition penalty, is said in a ModelWarning.
+    """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
@@ -188,6 +196,8 @@ def load_model(
             shorten_norms(module)
     model = Model(module, source, text, kind)
     check_logits(model, expected)
+    if source.folder is not None:
+        say_what_is_not_done(source.folder, module, text)
     return model
 
 
