@@ -23,7 +23,7 @@ from .foreign import check_folder, check_promise
 from .kv_cache import KVCache, KVShape
 from .memory import room_for
 from .norms import shorten_norms
-from .probe import check_logits, reference_logits
+from .probe import check_model, expected_logits
 from .projections import join_projections as join
 from .projections import pack_linears
 from .shapes import RANDOM, SHAPES, make_random
@@ -178,7 +178,7 @@ def load_model(
         module = source.module()
     text = source.text()
     check_architecture(module)
-    expected = reference_logits(module)
+    expected = expected_logits(module, context_limit(module.config))
     module.config._attn_implementation = NAME
     number_layers(module)
     if join_projections:
@@ -187,7 +187,7 @@ def load_model(
             pack_linears(module)
             shorten_norms(module)
     model = Model(module, source, text, kind)
-    check_logits(model, expected)
+    check_model(model, expected)
     return model
 
 
@@ -263,13 +263,15 @@ def context_limit(config) -> int:
     limit = getattr(config, "max_position_embeddings", None)
     limit = 2048 if limit is None else limit
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limit = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", limit
-        )
-    if not is_whole(limit) or limit < 1:
-        raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
-    return int(limit)
+    limits = [limit]
+    for part in (rope, *rope.values()):  # one for all layers, or one for each type of layer
+        if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            limits.append(part.get("original_max_position_embeddings") or own or limit)
+    for limit in limits:
+        if not is_whole(limit) or limit < 1:
+            raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
+    return int(min(limits))
 
 
 def eos_ids(module: torch.nn.Module, text) -> tuple[int, ...]:
