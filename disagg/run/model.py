@@ -19,8 +19,9 @@ from . import weights
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
 from .device import finish
-from .foreign import check_folder, check_promise
+from .foreign import check_folder
 from .kv_cache import KVCache, KVShape
+from .loading import load_folder
 from .memory import room_for
 from .norms import shorten_norms
 from .probe import check_model, expected_logits
@@ -64,7 +65,11 @@ class Source:
             module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
             return module.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
-            module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
+            module = (
+                make_tiny_llama()
+                if self.folder is None
+                else load_folder(self.folder, self.dtype, pinned=self.name == "smollm2")
+            )
         for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
             parameter.data = parameter.data.to(self.dtype)
         return module.to(self.device).eval().requires_grad_(False)
@@ -200,41 +205,6 @@ def keep_many_codes():
 def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:
     """The list of the model's layers."""
     return next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-
-
-def load_folder(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """The module of a checked folder, with the attention that transformers would give it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if folder != weights.smollm2_folder():  # that one is pinned
-            check_promise(folder, config)
-        options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
-        options |= dict(
-            local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
-        )  # refused below, by name
-        with weights.quiet_transformers():
-            module, info = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
-        raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
-    check_tensor_names(folder, info)
-    return module
-
-
-def check_tensor_names(folder: Path, info: dict) -> None:
-    """Every tensor of the module must have come from the files, in its shape; transformers would fill in noise."""
-    for problem in ("missing_keys", "mismatched_keys"):
-        if info[problem]:
-            first = min(map(str, info[problem]))
-            raise ModelError(f"{folder.name}: {len(info[problem])} {problem.replace('_', ' ')}, the first is {first}")
-
-
-def own(config) -> str | None:
-    """Attention of the reference: eager where softcap needs it, else what transformers chooses."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
 
 
 def check_architecture(module: torch.nn.Module) -> None:
