@@ -53,7 +53,7 @@ def check_promise(folder: Path, config) -> None:
     from transformers import AutoModelForCausalLM
 
     entries = {name: entry for path in weight_files(folder) for name, entry in _entries(path).items()}
-    layers, held = getattr(config, "num_hidden_layers", 0), sum(_count(entry["shape"]) for entry in entries.values())
+    layers, held = getattr(config, "num_hidden_layers", 0), count_weights(folder)
     if layers > len(entries):
         raise ModelError(f"config.json declares {layers:,} layers, but the safetensors hold {len(entries):,} tensors")
     with torch.device("meta"):
@@ -68,6 +68,11 @@ def check_promise(folder: Path, config) -> None:
     nbytes = sum(buffer.nbytes for buffer in module.buffers())  # masks and tables of positions; no file holds them
     if nbytes > MAX_BUFFER_BYTES:
         raise ModelError(f"config.json asks for {nbytes:,} bytes of tables; at most {MAX_BUFFER_BYTES:,} are made")
+
+
+def count_weights(folder: Path) -> int:
+    """Numbers in the files that are loaded, from their headers."""
+    return sum(_count(entry["shape"]) for path in weight_files(folder) for entry in _entries(path).values())
 
 
 def read_json(path: Path) -> dict:

@@ -8,6 +8,7 @@ from disagg.plan.errors import ModelError
 
 from . import weights
 from .foreign import check_promise
+from .memory import is_shortage
 from .text import first_line
 
 
@@ -29,6 +30,8 @@ def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch
     except ModelError:
         raise
     except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
+        if is_shortage(error):
+            raise
         raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
     check_tensor_names(folder, module, info)
     return module

@@ -19,10 +19,10 @@ from . import weights
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
 from .device import finish
-from .foreign import check_folder
+from .foreign import check_folder, count_weights
 from .kv_cache import KVCache, KVShape
 from .loading import load_folder
-from .memory import room_for
+from .memory import check_room, room_for
 from .norms import shorten_norms
 from .probe import check_model, expected_logits
 from .projections import join_projections as join
@@ -60,7 +60,8 @@ class Source:
         return ByteText() if self.folder is None else TokenizerText(self.folder, chat=self.name == "smollm2")
 
     def module(self) -> torch.nn.Module:
-        """A fresh module tree with its own attention and plain weights."""
+        """A fresh module tree with its own attention and plain weights; EngineError where they can't fit."""
+        self._check_room()
         if self.name.startswith(RANDOM):
             module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
             return module.eval().requires_grad_(False)
@@ -73,6 +74,15 @@ class Source:
         for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
             parameter.data = parameter.data.to(self.dtype)
         return module.to(self.device).eval().requires_grad_(False)
+
+    def _check_room(self) -> None:
+        at, count = self.device, 0
+        if self.folder is not None:
+            at, count = torch.device("cpu"), count_weights(self.folder)  # files are read there, whatever comes then
+        elif self.name.startswith(RANDOM):
+            made = make_random(self.name.removeprefix(RANDOM), self.dtype, "meta")
+            count = sum(weight.numel() for weight in made.parameters())
+        check_room(f"the weights of {self.name}", at, count * self.dtype.itemsize, WEIGHTS_ADVICE)
 
 
 class Model:
@@ -181,18 +191,18 @@ def load_model(
     source.prepare(progress)
     with room_for(f"the weights of {source.name}", source.device, WEIGHTS_ADVICE):
         module = source.module()
-    text = source.text()
-    check_architecture(module)
-    expected = expected_logits(module, context_limit(module.config))
-    module.config._attn_implementation = NAME
-    number_layers(module)
-    if join_projections:
-        join(module)
-        if source.device.type == "cpu":
-            pack_linears(module)
-            shorten_norms(module)
-    model = Model(module, source, text, kind)
-    check_model(model, expected)
+        text = source.text()
+        check_architecture(module)
+        expected = expected_logits(module, context_limit(module.config))
+        module.config._attn_implementation = NAME
+        number_layers(module)
+        if join_projections:
+            join(module)
+            if source.device.type == "cpu":
+                pack_linears(module)
+                shorten_norms(module)
+        model = Model(module, source, text, kind)
+        check_model(model, expected)
     return model
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig
 
-from disagg.plan.errors import ModelError
+from disagg.plan.errors import EngineError, ModelError
 
 from .batch import DecodeBatch, PrefillBatch, Segment
 from .kv_cache import KVCache
+from .memory import is_shortage
 from .text import first_line
 
 LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
@@ -43,6 +44,8 @@ def reference_logits(module: torch.nn.Module) -> torch.Tensor:
         try:
             rows.append(module(input_ids=ids[None].to(device), use_cache=False).logits[0, -1 - STEPS :])
         except Exception as error:  # its own forward failing is a fact about the model, whatever the type
+            if is_shortage(error):
+                raise
             raise ModelError(f"{type(module).__name__}: its own forward fails: {first_line(error)}") from None
     return torch.stack(rows)
 
@@ -129,6 +132,8 @@ def check_logits(model, expected: torch.Tensor) -> None:
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
     except Exception as error:  # a model that can't take the paged call may fail anywhere in its own code
+        if isinstance(error, EngineError) or is_shortage(error):
+            raise
         raise ModelError(f"{name} fails in the paged call: {first_line(error)}") from None
     if handed != list(range(model.layers)):
         raise ModelError(f"{name} hands off layers {handed}; the cache needs each of {model.layers} once, in order")
