@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from disagg.plan.errors import ModelError
+from disagg.plan.errors import ModelError, first_of
 
 from . import weights
 from .foreign import check_promise
@@ -32,7 +32,7 @@ def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch
     except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
         if is_shortage(error):
             raise
-        raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
+        raise ModelError(f"{folder.name}: transformers can't load it: {first_line(first_of(error))}") from None
     check_tensor_names(folder, module, info)
     return module
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from disagg.plan.checks import is_whole, short
-from disagg.plan.errors import ConfigError, ModelError
+from disagg.plan.errors import ConfigError, ModelError, PackageError
 
 from . import weights
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
@@ -190,7 +190,10 @@ def load_model(
     source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
     source.prepare(progress)
     with room_for(f"the weights of {source.name}", source.device, WEIGHTS_ADVICE):
-        module = source.module()
+        try:
+            module = source.module()
+        except ImportError as error:
+            raise PackageError.of(error) from error
         text = source.text()
         check_architecture(module)
         expected = expected_logits(module, context_limit(module.config))
