@@ -5,7 +5,7 @@ from disagg import Config, Engine, Request, simulate
 
 from disagg.plan.config import Config
 from disagg.plan.difference import diff
-from disagg.plan.errors import PackageError
+from disagg.plan.errors import DisaggError, PackageError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.simulator import simulate
@@ -20,8 +20,10 @@ def __getattr__(name: str):
     if name == "Engine":
         try:
             from disagg.run.engine import Engine
-        except ModuleNotFoundError as error:
-            raise PackageError.of(error) from None
+        except DisaggError:
+            raise
+        except Exception as error:  # a broken package raises whatever it likes while it is imported
+            raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
 
         return Engine
     raise AttributeError(f"module 'disagg' has no attribute {name!r}")

@@ -220,7 +220,7 @@ def test_a_model_is_named_by_text(model):
 
 
 def test_pools_larger_than_memory():
-    refused(EngineError, r"bytes asked .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**12), tiny()))
+    refused(EngineError, r"bytes asked, .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**12), tiny()))
 
 
 # ---- Request ---------------------------------------------------------------------------------------------------------

@@ -95,13 +95,13 @@ def test_a_table_that_is_too_short_is_refused():
 
 
 def test_too_large_a_cache_says_how_much_and_what_to_lower():
-    with pytest.raises(EngineError, match=r"bytes asked .* free.* Lower prefill_blocks"):
+    with pytest.raises(EngineError, match=r"bytes asked, .* free.* Lower prefill_blocks"):
         KVCache(SHAPE, 10**12, 16)
 
 
 def test_memory_that_others_use_is_not_promised(monkeypatch):
-    monkeypatch.setattr("disagg.run.kv_cache.free_bytes", lambda device: 1000)
-    with pytest.raises(EngineError, match="1,536 bytes asked .* 1,000 are free"):
+    monkeypatch.setattr("disagg.run.memory.free_bytes", lambda device: 1000)
+    with pytest.raises(EngineError, match="1,536 bytes asked, 1,000 are free"):
         KVCache(SHAPE, 2, 4)
 
 

@@ -38,12 +38,29 @@ class DifferenceError(DisaggError, ValueError):
 
 
 class PackageError(DisaggError, ImportError):
-    """A package that is needed here is not installed in this Python."""
+    """A package that is needed here is not installed in this Python, or is there and can't be imported."""
 
     @classmethod
-    def of(cls, error: ModuleNotFoundError) -> "PackageError":
+    def of(cls, error: Exception) -> "PackageError":
+        """What went wrong in an import, told by the error that began it."""
+        error = first_of(error)
+        name = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and name and "." not in name:
+            return cls(
+                f"the package {name} is not installed in this Python. Choose the kernel of this project "
+                "(Kernel → Change Kernel…), or type `make setup` in its folder and restart the kernel",
+                name=name,
+            )
+        cause = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         return cls(
-            f"the package {error.name} is not installed in this Python. Choose the kernel of this project "
-            "(Kernel → Change Kernel…), or type `make setup` in its folder and restart the kernel",
-            name=error.name,
+            f"a package that is needed here can't be imported ({cause}). Restart the kernel; if that does not help, "
+            "type `make setup` in this project's folder and restart it again",
+            name=name,
         )
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The error that others were raised from; packages that import on demand put one of their own around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

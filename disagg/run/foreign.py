@@ -22,7 +22,7 @@ MAX_COUNT = 10_000  # layers, heads, experts: each of them is a Python object
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 BITS = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "BF16": 16, "F16": 16, "I16": 16, "U8": 8, "I8": 8, "BOOL": 8}
 CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json")
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _COUNTED = re.compile(r"(layer|head|expert)s?$")
 
@@ -41,22 +41,19 @@ def check_folder(folder: Path) -> None:
             _check_config(name, read_json(folder / name))
     if (folder / "adapter_config.json").exists():
         raise ModelError("adapter_config.json: adapters point to another model's folder; merge them into one first")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
-        held = f"only {', '.join(pickles)}, which are pickles and can execute code" if pickles else "none"
-        raise ModelError(f"{folder.name}: weights must be safetensors; found {held}. Save it with safe_serialization.")
-    _check_index(folder, [path.name for path in files])
-    for path in files:
+    index = _read_index(folder)
+    for path in weight_files(folder):
         check_tensors(path)
+        if index is not None:
+            _check_shard(path, index)
 
 
 def check_promise(folder: Path, config) -> None:
     """Refuse a config that declares far more weights than the files hold: room would be made for all of them."""
     from transformers import AutoModelForCausalLM
 
-    entries = [entry for path in folder.glob("*.safetensors") for entry in _entries(path).values()]
-    layers, held = getattr(config, "num_hidden_layers", 0), sum(_count(entry["shape"]) for entry in entries)
+    entries = {name: entry for path in weight_files(folder) for name, entry in _entries(path).items()}
+    layers, held = getattr(config, "num_hidden_layers", 0), count_weights(folder)
     if layers > len(entries):
         raise ModelError(f"config.json declares {layers:,} layers, but the safetensors hold {len(entries):,} tensors")
     with torch.device("meta"):
@@ -64,9 +61,18 @@ def check_promise(folder: Path, config) -> None:
     declared = sum(parameter.numel() for parameter in module.parameters())
     if declared > 2 * held:  # twice: those that are tied stand in a file once
         raise ModelError(f"config.json declares {declared:,} weights, but the safetensors hold {held:,}")
+    base = module.base_model_prefix
+    for name in sorted(entries):
+        if f"{base}.{name}" in entries:
+            raise ModelError(f"the safetensors hold {short(name)} twice, with and without '{base}.' before it")
     nbytes = sum(buffer.nbytes for buffer in module.buffers())  # masks and tables of positions; no file holds them
     if nbytes > MAX_BUFFER_BYTES:
         raise ModelError(f"config.json asks for {nbytes:,} bytes of tables; at most {MAX_BUFFER_BYTES:,} are made")
+
+
+def count_weights(folder: Path) -> int:
+    """Numbers in the files that are loaded, from their headers."""
+    return sum(_count(entry["shape"]) for path in weight_files(folder) for entry in _entries(path).values())
 
 
 def read_json(path: Path) -> dict:
@@ -114,19 +120,50 @@ def _leads_out(name: str) -> bool:
     return os.path.basename(name) != name or name == ".."
 
 
-def _check_index(folder: Path, names: list[str]) -> None:
-    """What the index sends to another file must be sent to one that is checked."""
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers will load, and no other: those that the index names, else model.safetensors."""
+    index = _read_index(folder)
+    if index is not None:
+        names = sorted(set(index.values()))
+        if names != [WHOLE] and (folder / WHOLE).is_file():
+            raise ModelError(
+                f"{WHOLE} stands beside {INDEX}, which names other files: remove the one that is out of date"
+            )
+        return [folder / name for name in names]
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
+    if any(name.endswith(".safetensors") for name in found):
+        raise ModelError(f"{folder.name}: neither {WHOLE} nor {INDEX}, which says what of {short(found)} is loaded")
+    held = f"only {', '.join(found)}, which are pickles and can execute code" if found else "none"
+    raise ModelError(f"{folder.name}: weights must be safetensors; found {held}. Save it with safe_serialization.")
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """Tensor → file of this folder, where there is an index."""
     if not (folder / INDEX).is_file():
-        return
+        return None
     found = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not found:
         raise ModelError(f"{INDEX} has no weight_map")
+    names = {path.name for path in folder.glob("*.safetensors")}
     for tensor, name in found.items():
         if name not in names:
             raise ModelError(f"{INDEX}: tensor {short(tensor)} is sent to {short(name)}, no safetensors of this folder")
+    return found
 
 
-# ---- tensors ---------------------------------------------------------------------------------------------------------
+def _check_shard(path: Path, index: dict[str, str]) -> None:
+    """A shard holds what the index sends to it and nothing else: transformers would load all that it holds."""
+    held, sent = _entries(path).keys(), {tensor for tensor, name in index.items() if name == path.name}
+    for tensor in sorted(held ^ sent):
+        if tensor not in held:
+            raise ModelError(f"{path.name} lacks tensor {short(tensor)}, which {INDEX} sends to it")
+        place = f"sends to {index[tensor]}" if tensor in index else "does not name"
+        raise ModelError(f"{path.name} holds tensor {short(tensor)}, which {INDEX} {place}: save the model anew")
 
 
 def read_header_bytes(path: Path) -> bytes:

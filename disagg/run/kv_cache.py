@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from disagg.plan.errors import EngineError
-from disagg.run.memory import free_bytes
+from disagg.run.memory import check_room
+
+ADVICE = "Lower prefill_blocks, host_blocks or decode_blocks of the Config, or block_size."
 
 
 @dataclass(frozen=True)
@@ -106,18 +108,10 @@ class KVCache:
         size = (shape.layers, 2, self.num_blocks, self.block_size, shape.kv_heads, shape.head_dim)
         if min(size) < 1:
             raise EngineError(f"a KV cache needs at least one of everything; asked for {size} on {where}")
-        free = free_bytes(self.device)
-        if free is not None and self.bytes > free:
-            raise self._refusal(where, free)
+        held = f"{self.num_blocks} blocks of {self.block_size} tokens, {shape.token_bytes:,} bytes a token"
+        check_room(f"the KV cache ({held})", self.device, self.bytes, ADVICE)
         try:
             return torch.zeros(size, dtype=shape.dtype, device=self.device, pin_memory=pinned)
         except (MemoryError, RuntimeError) as error:
-            raise self._refusal(where, free, str(error).split("\n")[0]) from None
-
-    def _refusal(self, where: str, free: int | None, cause: str = "") -> EngineError:
-        known = "how many are free is not known" if free is None else f"{free:,} are free"
-        return EngineError(
-            f"no room for the KV cache on {where}: {self.bytes:,} bytes asked ({self.num_blocks} blocks of "
-            f"{self.block_size} tokens, {self.shape.token_bytes:,} bytes a token), {known}. Lower prefill_blocks, "
-            f"host_blocks or decode_blocks of the Config, or block_size.{' ' + cause if cause else ''}"
-        )
+            asked, cause = f"{self.bytes:,} bytes asked", str(error).split("\n")[0]
+            raise EngineError(f"no room for the KV cache ({held}) on {where}: {asked}. {ADVICE} {cause}") from None

@@ -13,18 +13,19 @@ import torch
 import torch.nn.functional as F
 
 from disagg.plan.checks import is_whole, short
-from disagg.plan.errors import ConfigError, ModelError
+from disagg.plan.errors import ConfigError, ModelError, PackageError
 
 from . import weights
 from .asked import say_what_is_not_done
 from .attention import NAME, DecodePlan, PagedPrefill, PrefillPlan, Workspace, announced, choose, number_layers
 from .batch import DecodeBatch, PrefillBatch
 from .device import finish
-from .foreign import check_folder, check_promise
+from .foreign import check_folder, count_weights
 from .kv_cache import KVCache, KVShape
-from .memory import room_for
+from .loading import load_folder
+from .memory import check_room, room_for
 from .norms import shorten_norms
-from .probe import check_logits, reference_logits
+from .probe import check_model, expected_logits
 from .projections import join_projections as join
 from .projections import pack_linears
 from .shapes import RANDOM, SHAPES, make_random
@@ -60,15 +61,29 @@ class Source:
         return ByteText() if self.folder is None else TokenizerText(self.folder, chat=self.name == "smollm2")
 
     def module(self) -> torch.nn.Module:
-        """A fresh module tree with its own attention and plain weights."""
+        """A fresh module tree with its own attention and plain weights; EngineError where they can't fit."""
+        self._check_room()
         if self.name.startswith(RANDOM):
             module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
             return module.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
-            module = make_tiny_llama() if self.folder is None else load_folder(self.folder, self.dtype)
+            module = (
+                make_tiny_llama()
+                if self.folder is None
+                else load_folder(self.folder, self.dtype, pinned=self.name == "smollm2")
+            )
         for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
             parameter.data = parameter.data.to(self.dtype)
         return module.to(self.device).eval().requires_grad_(False)
+
+    def _check_room(self) -> None:
+        at, count = self.device, 0
+        if self.folder is not None:
+            at, count = torch.device("cpu"), count_weights(self.folder)  # files are read there, whatever comes then
+        elif self.name.startswith(RANDOM):
+            made = make_random(self.name.removeprefix(RANDOM), self.dtype, "meta")
+            count = sum(weight.numel() for weight in made.parameters())
+        check_room(f"the weights of {self.name}", at, count * self.dtype.itemsize, WEIGHTS_ADVICE)
 
 
 class Model:
@@ -183,19 +198,22 @@ def load_model(
     source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
     source.prepare(progress)
     with room_for(f"the weights of {source.name}", source.device, WEIGHTS_ADVICE):
-        module = source.module()
-    text = source.text()
-    check_architecture(module)
-    expected = reference_logits(module)
-    module.config._attn_implementation = NAME
-    number_layers(module)
-    if join_projections:
-        join(module)
-        if source.device.type == "cpu":
-            pack_linears(module)
-            shorten_norms(module)
-    model = Model(module, source, text, kind)
-    check_logits(model, expected)
+        try:
+            module = source.module()
+        except ImportError as error:
+            raise PackageError.of(error) from error
+        text = source.text()
+        check_architecture(module)
+        expected = expected_logits(module, context_limit(module.config))
+        module.config._attn_implementation = NAME
+        number_layers(module)
+        if join_projections:
+            join(module)
+            if source.device.type == "cpu":
+                pack_linears(module)
+                shorten_norms(module)
+        model = Model(module, source, text, kind)
+        check_model(model, expected)
     if source.folder is not None:
         say_what_is_not_done(source.folder, module, text)
     return model
@@ -210,41 +228,6 @@ def keep_many_codes():
 def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:
     """The list of the model's layers."""
     return next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-
-
-def load_folder(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """The module of a checked folder, with the attention that transformers would give it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if folder != weights.smollm2_folder():  # that one is pinned
-            check_promise(folder, config)
-        options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
-        options |= dict(
-            local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
-        )  # refused below, by name
-        with weights.quiet_transformers():
-            module, info = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
-        raise ModelError(f"{folder.name}: transformers can't load it: {first_line(error)}") from None
-    check_tensor_names(folder, info)
-    return module
-
-
-def check_tensor_names(folder: Path, info: dict) -> None:
-    """Every tensor of the module must have come from the files, in its shape; transformers would fill in noise."""
-    for problem in ("missing_keys", "mismatched_keys"):
-        if info[problem]:
-            first = min(map(str, info[problem]))
-            raise ModelError(f"{folder.name}: {len(info[problem])} {problem.replace('_', ' ')}, the first is {first}")
-
-
-def own(config) -> str | None:
-    """Attention of the reference: eager where softcap needs it, else what transformers chooses."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
 
 
 def check_architecture(module: torch.nn.Module) -> None:
@@ -273,13 +256,15 @@ def context_limit(config) -> int:
     limit = getattr(config, "max_position_embeddings", None)
     limit = 2048 if limit is None else limit
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limit = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", limit
-        )
-    if not is_whole(limit) or limit < 1:
-        raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
-    return int(limit)
+    limits = [limit]
+    for part in (rope, *rope.values()):  # one for all layers, or one for each type of layer
+        if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            limits.append(part.get("original_max_position_embeddings") or own or limit)
+    for limit in limits:
+        if not is_whole(limit) or limit < 1:
+            raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
+    return int(min(limits))
 
 
 def eos_ids(module: torch.nn.Module, text) -> tuple[int, ...]:

@@ -1,18 +1,28 @@
 """The check at load: a few logits through the paged path against the model's own forward with its own attention.
 
 Some architectures take a registered attention and silently compute something else (their own mask, bias or scale), and
-comparing tokens would not show it. Windows and scalings that start beyond the probe's 12 tokens are not exercised.
+comparing tokens would not show it. Windows, chunks and scalings that the config lets begin beyond the probe's 12 tokens
+are made to begin within them, for a second probe of the same module.
 """
 
-import torch
+import contextlib
+import re
+from collections.abc import Iterator
 
-from disagg.plan.errors import ModelError
+import torch
+from transformers import PreTrainedConfig
+
+from disagg.plan.errors import EngineError, ModelError
 
 from .batch import DecodeBatch, PrefillBatch, Segment
 from .kv_cache import KVCache
+from .memory import is_shortage
 from .text import first_line
 
 LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
+_COUNTS_TOKENS = re.compile(r"window|chunk|local_attention|floor")
+_COUNTS_OTHERS = re.compile(r"layers|pattern|feed_forward|time_step|lm_head")
+REACH = 4  # tokens: a window or chunk of as many is left and entered in each prompt
 # Rounding in fp32 gave up to 2e-6 of the logits' standard deviation in tiny models and 3e-5 in SmolLM2; the wrong
 # architectures were off by 1e-2 and more. In 16 bits rounding has long tails (32 random layers in bfloat16: 5 % of the
 # standard deviation in the mean, 25 % at worst), so there the root of the mean square counts.
@@ -34,6 +44,8 @@ def reference_logits(module: torch.nn.Module) -> torch.Tensor:
         try:
             rows.append(module(input_ids=ids[None].to(device), use_cache=False).logits[0, -1 - STEPS :])
         except Exception as error:  # its own forward failing is a fact about the model, whatever the type
+            if is_shortage(error):
+                raise
             raise ModelError(f"{type(module).__name__}: its own forward fails: {first_line(error)}") from None
     return torch.stack(rows)
 
@@ -60,6 +72,58 @@ def paged_logits(model) -> tuple[torch.Tensor, list[int]]:
     return torch.stack(out, dim=1), handed
 
 
+@contextlib.contextmanager
+def within_reach(module: torch.nn.Module, context: int) -> Iterator[dict[str, int]]:
+    """While open, what begins beyond REACH tokens and within the context begins at REACH; yields name → its own size.
+
+    The settings are read where transformers keeps them: in the configs, and as attributes of the modules.
+    """
+    holders = {id(holder): holder for part in module.modules() for holder in (part, *_configs(part))}
+    changed = []
+    for holder in holders.values():
+        for name, value in vars(holder).items():
+            if type(value) is int and REACH < value < context and _counts_tokens(name):
+                changed.append((vars(holder), name, value))
+    try:
+        for place, name, _ in changed:
+            place[name] = REACH
+        yield {name: value for _, name, value in changed}
+    finally:
+        for place, name, value in changed:
+            place[name] = value
+
+
+def _counts_tokens(name: str) -> bool:
+    return bool(_COUNTS_TOKENS.search(name)) and not _COUNTS_OTHERS.search(name)
+
+
+def _configs(holder) -> Iterator:
+    """The configs that a module holds, and those in them."""
+    for value in list(vars(holder).values()):
+        if isinstance(value, PreTrainedConfig):
+            yield value
+            yield from _configs(value)
+
+
+def expected_logits(module: torch.nn.Module, context: int) -> list[torch.Tensor]:
+    """The untouched module's logits for both probes; the second is there where something begins beyond the first."""
+    found = [reference_logits(module)]
+    with within_reach(module, context) as begins:
+        return [*found, reference_logits(module)] if begins else found
+
+
+def check_model(model, expected: list[torch.Tensor]) -> None:
+    """Refuse a model whose paged logits are not its own as far as its context reaches; ModelError says where."""
+    check_logits(model, expected[0])
+    with within_reach(model.module, model.context_limit) as begins:
+        if begins:
+            try:
+                check_logits(model, expected[1])
+            except ModelError as error:
+                where = ", ".join(f"{name} {value:,}" for name, value in sorted(begins.items()))
+                raise ModelError(f"beyond {where} of config.json (probed as {REACH} tokens): {error}") from None
+
+
 def check_logits(model, expected: torch.Tensor) -> None:
     """Refuse a model whose paged logits are not its own; ModelError says by how much."""
     name = type(model.module).__name__
@@ -68,6 +132,8 @@ def check_logits(model, expected: torch.Tensor) -> None:
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
     except Exception as error:  # a model that can't take the paged call may fail anywhere in its own code
+        if isinstance(error, EngineError) or is_shortage(error):
+            raise
         raise ModelError(f"{name} fails in the paged call: {first_line(error)}") from None
     if handed != list(range(model.layers)):
         raise ModelError(f"{name} hands off layers {handed}; the cache needs each of {model.layers} once, in order")

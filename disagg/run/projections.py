@@ -113,7 +113,7 @@ def join_linears(linears: list[nn.Linear]) -> nn.Linear:
 def join_projections(module: nn.Module) -> int:
     """Join every set of siblings that fits a pattern; returns how many. What does not fit stays as it was."""
     count = 0
-    for parent in list(module.modules()):
+    for parent in [part for part in module.modules() if type(part) is not nn.Linear]:  # who holds them all frees none
         for names in PATTERNS:
             linears = [getattr(parent, name, None) for name in names]
             if fits(linears):
@@ -141,9 +141,11 @@ def pack_linears(module: nn.Module) -> int:
         if type(child) is nn.Linear and child.weight.dtype == torch.float32
     ]
     columns = columns_pay([linear for _, _, linear in places])
-    for parent, name, linear in places:
+    count = len(places)
+    while places:  # each plain weight goes as its packed one comes
+        parent, name, linear = places.pop()
         setattr(parent, name, PackedLinear(linear, columns))
-    return len(places)
+    return count
 
 
 def columns_pay(linears: list[nn.Linear]) -> bool:

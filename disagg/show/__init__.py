@@ -5,7 +5,7 @@ from disagg.show import watch, panel, replay, stepper, microscope, batches
 
 import importlib
 
-from disagg.plan.errors import PackageError
+from disagg.plan.errors import DisaggError, PackageError
 
 _WORDS = {
     "watch": "disagg.show.live",  # a run as it goes, everywhere
@@ -22,6 +22,8 @@ def __getattr__(name: str):
     if name in _WORDS:
         try:
             return getattr(importlib.import_module(_WORDS[name]), name)
-        except ModuleNotFoundError as error:
-            raise PackageError.of(error) from None
+        except DisaggError:
+            raise
+        except Exception as error:  # a broken package raises whatever it likes while it is imported
+            raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
     raise AttributeError(f"module 'disagg.show' has no attribute {name!r}")
