@@ -188,8 +188,13 @@ def test_a_request_refuses_in_words(fields, words):
 
 
 def test_sampling_of_a_request():
-    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling
+    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling(9)
     assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)
+    assert (Request([1]).sampling().seed, Request([1]).sampling(9).seed, Request([1], seed=0).sampling(9).seed) == (
+        0,
+        9,
+        0,
+    )
 
 
 @pytest.mark.parametrize("workers, devices", [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:1", "cuda:0"])])

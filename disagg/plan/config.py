@@ -49,7 +49,7 @@ class Config:
     graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
     peer_access: bool = True  # K/V may go from one GPU to another without the host; False: through pinned host memory
     sm_split: int | None = None  # SMs that decode has for itself where prefill shares its GPU; None: shared by streams
-    seed: int = 0
+    seed: int = 0  # of tokens that are drawn (temperature above 0), for requests that name none
     verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
 
     def __new__(cls, *values, **fields):

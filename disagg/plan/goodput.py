@@ -122,7 +122,8 @@ class Goodput:
         """What was found, and where it was looked for."""
         best = max(self.probes, key=lambda probe: (probe.attainment, probe.per_s))
         if self.step is None:
-            found = f"no goodput: at best {best.attainment:.0%} of the requests keep the limits, at {best.per_s:.3g} a second"
+            found = f"no goodput: at best {best.attainment:.0%} of the requests keep the limits, "
+            found += f"at {best.per_s:.3g} a second"
             found += f" ({best.failed:.0%} failed there)" if best.failed else ""
         else:
             found = f"goodput {self.per_s:.3g} requests a second, where {self.attainment:.0%} keep the limits"

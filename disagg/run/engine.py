@@ -215,7 +215,7 @@ class Engine:
 
     def _prepare(self, request: Request) -> Job:
         """The request as a job, or a RequestError where it can never be served."""
-        job = job_of(request, self.model)
+        job = job_of(request, self.model, self.config.seed)
         if refusal := self.controller.refusal(job):
             raise RequestError(refusal)
         return job
