@@ -10,8 +10,10 @@ import pytest
 from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
 
 from disagg import Config, Engine, Link, Request, simulate
+from disagg.plan.config import RANGES
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
 from disagg.run.clock import now_ns
+from disagg.run.placing import check_devices
 from disagg.run.tiny import CONTEXT, VOCAB
 from disagg.show import panel, watch
 
@@ -45,6 +47,26 @@ def refused(error, match, call):
 @pytest.mark.parametrize("value", [-1, 1.0, "8", True, math.nan, math.inf, [8], object()], ids=named)
 def test_a_whole_number_is_a_whole_number(name, value):
     refused(ConfigError, f"{name} must be a whole number, [01] or more; got ", lambda: Config(**{name: value}))
+
+
+@pytest.mark.parametrize("name", [*INTS, *POOLS])
+@pytest.mark.parametrize("more", [1, 10**6, 10**400], ids=["one", "a million", "a googol to the fourth"])
+def test_a_count_has_a_most(name, more):
+    most = RANGES[name][1]
+    refused(ConfigError, f"{name} must be at most {most:,}; got ", lambda: Config(**{name: most + more}))
+
+
+def test_more_threads_than_cores_are_refused_before_one_starts(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    for count in (5, 600):
+        words = f"threads={count}: this machine has 4 cores, .*; take 4 or fewer"
+        refused(ConfigError, words, lambda count=count: Engine(small(threads=count), tiny()))
+    assert asked == []
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    check_devices(Config(threads=2))
+    refused(ConfigError, "has 1 cores", lambda: check_devices(Config(threads=3)))
 
 
 @pytest.mark.parametrize("name", [name for name in INTS if name not in ("prefill_workers", "seed")])
@@ -221,7 +243,7 @@ def test_a_model_is_named_by_text(model):
 
 
 def test_pools_larger_than_memory():
-    refused(EngineError, r"bytes asked .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**12), tiny()))
+    refused(EngineError, r"bytes asked .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**7), tiny()))
 
 
 # ---- Request ---------------------------------------------------------------------------------------------------------

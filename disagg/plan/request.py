@@ -105,7 +105,7 @@ class Request:
 
     def _make_whole(self, name: str, least: int):
         value = getattr(self, name)
-        if is_whole(value) and value >= MOST:
+        if is_whole(value) and abs(value) >= MOST:
             raise RequestError(f"{name} must be below {MOST}; got {short(value)}")
         if not is_whole(value) or value < least:
             raise RequestError(f"{name} must be a whole number, {least} or more; got {short(value)}")
