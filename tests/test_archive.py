@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import random
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from disagg import Config, Engine, Link, Request, Timeline, simulate
-from disagg.plan import archive, files
+from disagg.plan import archive, files, parts
 from disagg.plan.blocks import STATES
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DisaggError, EngineError, FileError
@@ -50,6 +51,90 @@ def test_a_run_comes_back_equal(preset, name, tmp_path):
     assert [back.law(i) for i in range(12)] == [run.law(i) for i in range(12)]
     assert Timeline.load(tmp_path / name) == run.timeline
     assert os.listdir(tmp_path) == [name], "no draft is left"
+
+
+# ---- longer than a file ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run.jsonl", "my.run.jsonl.gz", "run"])
+@pytest.mark.parametrize(("bound", "most"), [("MOST_LINES", 60), ("MOST_BYTES", 9000)])
+def test_a_run_of_any_length_comes_back_equal_and_no_file_is_longer_than_its_bounds(
+    name, bound, most, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, bound, most)
+    for count in (1, 2, 4, 7, 3):  # over each other
+        run = simulated(count=count)
+        run.save(tmp_path / name, overwrite=True)
+        assert Run.load(tmp_path / name) == without_log(run) and Timeline.load(tmp_path / name) == run.timeline
+        beside = set(tmp_path.iterdir()) - {tmp_path / name}
+        assert beside == set(parts.told(tmp_path / name)), "no draft and no part of the run before is left"
+        for file in beside or [tmp_path / name]:
+            lines = list(files.lines(file))
+            assert len(lines) <= files.MOST_LINES and sum(map(len, lines)) <= files.MOST_BYTES
+    assert beside, "some were longer"
+
+
+@pytest.fixture
+def in_parts(tmp_path, monkeypatch) -> tuple:
+    monkeypatch.setattr(files, "MOST_LINES", 60)
+    path, run = tmp_path / "run.jsonl", simulated(count=4)
+    run.save(path)
+    return path, run, parts.told(path)
+
+
+def test_a_part_that_is_missing_changed_cut_or_another_runs_is_noticed(in_parts, tmp_path):
+    path, _, beside = in_parts
+    whole = [part.read_bytes() for part in beside]
+    lines = whole[1].splitlines(keepends=True)
+    for content in (b"".join(lines[:-1]), b"".join([lines[1], lines[0], *lines[2:]]), whole[1] + lines[-1], whole[0]):
+        beside[1].write_bytes(content)
+        with pytest.raises(FileError):
+            Run.load(path)
+    beside[1].unlink()
+    with pytest.raises(FileError, match="is not beside it; parts are copied and renamed with it"):
+        Run.load(path)
+    (tmp_path / "else").write_bytes(whole[1])
+    beside[1].symlink_to(tmp_path / "else")
+    with pytest.raises(FileError, match="is not beside it"):
+        Run.load(path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        5,
+        [[1]],
+        [[1, "0" * 63]],
+        [[1, "../" + "0" * 61]],
+        [["1", "0" * 64]],
+        [[1, "0" * 64]] * 17,
+        [[1, "0" * 64]],
+    ],
+)
+def test_a_head_that_tells_no_parts_is_refused(said, tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text(json.dumps({"disagg": "parts", "version": 1, "parts": said}) + "\n")
+    with pytest.raises(FileError, match="run.jsonl"):
+        Run.load(path)
+
+
+def test_a_save_that_fails_leaves_the_recording_before_it_and_no_part_of_its_own(in_parts, tmp_path, monkeypatch):
+    path, run, _ = in_parts
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(FileError, match="exists already"):
+        run.save(path)
+    rows = archive._rows
+    with monkeypatch.context() as patch:  # the first parts are those that are there
+        patch.setattr(archive, "_rows", lambda *run: [*itertools.islice(rows(*run), 100), {"span": object}])
+        with pytest.raises(FileError, match="a span is not plain data"):
+            run.save(path, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "MOST_LINES", 5)
+        with pytest.raises(FileError, match="longer than 16 parts of .* serve fewer requests at once"):
+            simulated(count=7).save(path, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == there and Run.load(path) == without_log(run)
 
 
 def test_its_picture_is_the_same(tmp_path):

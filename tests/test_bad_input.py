@@ -3,14 +3,17 @@
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
 
 from disagg import Config, Engine, Link, Request, simulate
+from disagg.plan.config import RANGES
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
 from disagg.run.clock import now_ns
+from disagg.run.placing import check_devices
 from disagg.run.tiny import CONTEXT, VOCAB
 from disagg.show import panel, watch
 
@@ -44,6 +47,26 @@ def refused(error, match, call):
 @pytest.mark.parametrize("value", [-1, 1.0, "8", True, math.nan, math.inf, [8], object()], ids=named)
 def test_a_whole_number_is_a_whole_number(name, value):
     refused(ConfigError, f"{name} must be a whole number, [01] or more; got ", lambda: Config(**{name: value}))
+
+
+@pytest.mark.parametrize("name", [*INTS, *POOLS])
+@pytest.mark.parametrize("more", [1, 10**6, 10**400], ids=["one", "a million", "a googol to the fourth"])
+def test_a_count_has_a_most(name, more):
+    most = RANGES[name][1]
+    refused(ConfigError, f"{name} must be at most {most:,}; got ", lambda: Config(**{name: most + more}))
+
+
+def test_more_threads_than_cores_are_refused_before_one_starts(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    for count in (5, 600):
+        words = f"threads={count}: this machine has 4 cores, .*; take 4 or fewer"
+        refused(ConfigError, words, lambda count=count: Engine(small(threads=count), tiny()))
+    assert asked == []
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    check_devices(Config(threads=2))
+    refused(ConfigError, "has 1 cores", lambda: check_devices(Config(threads=3)))
 
 
 @pytest.mark.parametrize("name", [name for name in INTS if name not in ("prefill_workers", "seed")])
@@ -220,7 +243,7 @@ def test_a_model_is_named_by_text(model):
 
 
 def test_pools_larger_than_memory():
-    refused(EngineError, r"bytes asked, .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**12), tiny()))
+    refused(EngineError, r"bytes asked, .* Lower prefill_blocks", lambda: Engine(small(decode_blocks=10**7), tiny()))
 
 
 # ---- Request ---------------------------------------------------------------------------------------------------------
@@ -249,7 +272,7 @@ def test_nothing_to_generate(new):
         ("temperature", (-0.1, math.nan, math.inf, "1", True, None, 101)),
         ("top_p", (-0.1, 0, 1.1, math.nan, "1", True, None)),
         ("arrival_s", (-1, math.nan, math.inf, "1", True, None, 1e10)),
-        ("seed", ("1", 1.5, None, True, math.nan)),
+        ("seed", ("1", 1.5, True, math.nan, Fraction(1, 2))),
         ("ignore_eos", (1, "no", None)),
         ("keep_logits", (1, "no", None)),
         ("force_ids", ([], "abc", [1.5], [True], 3, b"abc", ["1"])),
@@ -266,9 +289,9 @@ FOREIGN = {
     "huge": (dict(prompt=[2**80]), "is not in tiny's vocabulary"),
     "forced": (dict(prompt=[1], force_ids=[VOCAB]), f"token id {VOCAB} is not in"),
     "long prompt": (dict(prompt=[1] * (CONTEXT + 1)), f"exceed tiny's context of {CONTEXT}"),
-    "one too many": (dict(prompt=[1] * (CONTEXT - 4), max_new_tokens=5), f"exceed tiny's context of {CONTEXT}"),
+    "one too many": (dict(prompt=[1] * (CONTEXT - 4), max_new_tokens=6), f"exceed tiny's context of {CONTEXT}"),
     "long answer": (dict(prompt=[1], max_new_tokens=10**12), "exceed tiny's context"),
-    "long force": (dict(prompt=[1], force_ids=[1] * CONTEXT), "exceed tiny's context"),
+    "long force": (dict(prompt=[1], force_ids=[1] * (CONTEXT + 1)), "exceed tiny's context"),
     "pool": (dict(prompt=[1] * 1000, max_new_tokens=25), "need 65 blocks of 16, but prefill 0 has 64; shorten"),
     "surrogate": (dict(prompt="a\ud800b"), "prompt is no valid text"),
 }
@@ -278,8 +301,6 @@ FOREIGN = {
 def test_what_can_never_be_served_is_refused_at_submit(case):
     """And the others of the same call are not started either; those before it go on."""
     fields, match = FOREIGN[case]
-    if case == "one too many":
-        fields = {**fields, "prompt": [1] * (CONTEXT - 4)}
     config = small(prefill_blocks=256, decode_blocks=256) if case != "pool" else small()
     with opened(config) as engine:
         good = Request(prompt_of(20), 30, ignore_eos=True)
@@ -291,10 +312,12 @@ def test_what_can_never_be_served_is_refused_at_submit(case):
         assert engine.submit(good).result().request == 1, "the refused ones took no number"
 
 
-def test_the_longest_context_is_served():
-    request = Request([1] * (CONTEXT - 3), 3, ignore_eos=True)
-    with opened(small(prefill_blocks=128, decode_blocks=128)) as engine:
-        check_greedy(request.prompt, engine.serve([request]).results[0], 3, ignore_eos=True)
+@pytest.mark.parametrize("new", [1, 2, 3])
+def test_the_longest_context_is_served(new):
+    """The last token is never fed back, so it takes no place."""
+    request = Request([1] * (CONTEXT - new + 1), new, ignore_eos=True)
+    with opened(small(prefill_blocks=129, decode_blocks=129)) as engine:
+        check_greedy(request.prompt, engine.serve([request]).results[0], new, ignore_eos=True)
 
 
 @pytest.mark.parametrize("thing", [None, "text", 5, [Request("a")]])

@@ -1,11 +1,14 @@
 """Every refusal of Config and Request, word by word, and the ladder of presets."""
 
+import ast
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy
 import pytest
 
+import disagg
 from disagg.plan.checks import is_text, is_whole, short
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError, RequestError
@@ -188,8 +191,13 @@ def test_a_request_refuses_in_words(fields, words):
 
 
 def test_sampling_of_a_request():
-    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling
+    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling(9)
     assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)
+    assert (Request([1]).sampling().seed, Request([1]).sampling(9).seed, Request([1], seed=0).sampling(9).seed) == (
+        0,
+        9,
+        0,
+    )
 
 
 @pytest.mark.parametrize("workers, devices", [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:1", "cuda:0"])])
@@ -216,3 +224,23 @@ def test_halves_of_surrogate_pairs_are_no_text():
 def test_a_value_in_an_error_is_a_glance_of_it():
     assert [len(short("x" * count)) for count in (57, 58, 59, 999)] == [59, 60, 58, 58]
     assert short("x" * 59) == "'" + "x" * 56 + "…"
+
+
+def test_every_field_of_a_config_and_of_a_request_is_read_somewhere():
+    """A setting that nothing looks at would be obeyed by nobody. Its own file, which checks it, does not count."""
+    package = Path(disagg.__file__).parent
+    for kind, own in ((Config, "config.py"), (Request, "request.py")):
+        read = set()
+        for path in package.rglob("*.py"):
+            if path.name != own and "show" not in path.parts:
+                read |= {node.attr for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}  # fmt: skip
+        looked_at = read | READ_IN_THEIR_FILE[kind]
+        assert [f.name for f in dataclasses.fields(kind) if f.name not in looked_at] == []
+
+
+#: What a method of the record itself makes something of, by that method.
+READ_IN_THEIR_FILE = {
+    Config: {"bins", "link", "prefill_device"},
+    Request: {"temperature", "top_p", "seed", "keep_logits"},  # Request.sampling
+}

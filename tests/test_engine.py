@@ -448,6 +448,16 @@ def test_a_drawn_answer_is_the_same_alone_and_in_company(preset):
     assert len(set(map(tuple, alone))) == 4, "seed, temperature and top_p make a difference"
 
 
+def test_another_seed_of_the_config_draws_other_answers_and_a_request_with_a_seed_keeps_its_own():
+    own, none = (Request(prompt_of(20), 16, temperature=1.0, seed=s, ignore_eos=True) for s in (0, None))
+    answers = []
+    for seed in (0, 12345):
+        with opened(small(seed=seed)) as engine:
+            answers.append([r.token_ids for r in engine.serve([own, none]).results])
+    (first, as_before), (second, other) = answers
+    assert first == second == as_before != other
+
+
 def test_a_drawn_answer_survives_preemption():
     drawn = [Request(prompt_of(24, n), 48, temperature=1.0, seed=n, ignore_eos=True) for n in range(4)]
     with opened(small("paged")) as engine:

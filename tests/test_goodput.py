@@ -81,6 +81,16 @@ def test_a_workload_that_is_over_before_a_queue_grows_is_said(monkeypatch):
         goodput(EIGHT, load, Slo(1, 10), "2xL4")
 
 
+def test_where_everything_fails_no_rate_is_found_and_the_answer_says_where_it_looked():
+    """A wire that lands nothing within the watchdog's time: token 1 is early, and no request gets its second."""
+    found = goodput(EIGHT.replace(link=1e4), Load.of(SOME), Slo(5.0, 0.2), "2xL4")
+    assert (found.step, found.per_s) == (None, 0.0) and {probe.attainment for probe in found.probes} == {0.0}
+    assert str(found).startswith("no goodput: at best 0% of the requests keep the limits, at ")
+    assert "(100% failed there)" in str(found)
+    rates = [probe.per_s for probe in found.probes]
+    assert f"from {min(rates):.3g} to {max(rates):.3g} a second with 10 requests, of which 90% must keep" in found.where
+
+
 def test_limits_that_nothing_meets_give_no_rate():
     found = goodput(EIGHT, Load.of(SOME), Slo(1e-4, 0.2), "2xL4")
     assert found.step is None and {p.attainment for p in found.probes} == {0.0}

@@ -450,8 +450,8 @@ def test_a_bandwidth_beyond_all_wires_is_refused(value):
 
 
 def test_counts_beyond_all_counting_are_refused():
-    refused(ConfigError, "max_batch must be below", lambda: Config(max_batch=2**62))
-    refused(ConfigError, "bins must be below", lambda: Config(bins=(2**62,)))
+    refused(ConfigError, "max_batch must be at most 65,536", lambda: Config(max_batch=2**62))
+    refused(ConfigError, "bins must be at most 10,000,000", lambda: Config(bins=(2**62,)))
     refused(RequestError, "max_new_tokens must be below", lambda: Request("a", 2**62))
     refused(RequestError, "seed must be below", lambda: Request("a", seed=-(2**62)))
 

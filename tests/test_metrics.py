@@ -51,7 +51,8 @@ def test_a_run():
     assert (metrics.requests, metrics.finished) == (4, {"eos": 1, "failed": 1, "length": 2})
     assert (metrics.new_tokens, metrics.seconds, metrics.tokens_per_s) == (7, 6.0, 7 / 6)
     assert (metrics.ttft_s.p50, metrics.second_token_gap_s.p50, metrics.itl_s.p50) == (1, 1.5, 1)
-    assert metrics.tpot_s == Percentiles.of([4 / 3, 1.0])
+    assert metrics.tpot_s == Percentiles.of([4 / 3, 1.0], requests=2, asked=4)
+    assert (metrics.ttft_s.over, metrics.itl_s.count) == ("of 3 of 4 requests", 4)
     assert metrics.busy == {"prefill 0": 2 / 6, "direct 0": 3 / 6}
     assert (metrics.bytes_moved, metrics.peak_blocks, metrics.padding_waste) == (
         {"direct 0": 150},
@@ -68,6 +69,15 @@ def test_a_run():
 )
 def test_attainment_counts_the_unanswered_as_missed_and_one_token_as_no_tpot(limits, share):
     assert made_by_hand().metrics(*limits).attainment == share
+
+
+@given(st.lists(st.sampled_from(["eos", "length", "cancelled", "failed", ""]), min_size=1), st.integers(0, 3))
+def test_only_a_whole_answer_meets_a_limit_whatever_came_before_its_end(reasons, tokens):
+    times = range(1, 1 + tokens)
+    run = Run(Config(), [answer(i, 0, *times, reason=reason) for i, reason in enumerate(reasons)], Timeline())
+    whole = sum(reason in ("eos", "length") for reason in reasons) if tokens else 0
+    for limits in ((1e9, 1e9), (1e9, None), (None, 1e9)):
+        assert run.metrics(*limits).attainment == whole / len(reasons)
 
 
 def test_an_empty_run():

@@ -369,7 +369,7 @@ def test_cells_out_of_order_are_told_in_words():
 
 
 def test_a_second_engine_without_room_is_told_what_the_first_one_holds():
-    too_much = small(decode_blocks=10**12)
+    too_much = small(decode_blocks=10**7)
     with pytest.raises(EngineError, match="bytes asked") as alone:
         Engine(too_much, tiny())
     with opened(small("paged")) as engine:

@@ -280,3 +280,15 @@ def test_drawing_leaves_matplotlibs_settings_alone():
     before = dict(matplotlib.rcParams)
     timeline_picture(hand_made()).png()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_cause_is_named_where_receipts_name_it():
+    """H is below 0 with a crowd on one wire, and with one request on a wire of long latency, where nobody queued."""
+    asked = [Request([1] * 200, 4) for _ in range(6)]
+    crowd = simulate(Config.preset("streamed", link=2e6), asked)
+    alone = simulate(
+        Config.preset("split", link=Link(bandwidth=4e8, latency_s=0.2)), [asked[0], Request([1] * 9, 4, 60.0)]
+    )
+    assert crowd.overlap().hidden < 0 and alone.overlap().hidden < 0
+    assert crowd.receipts()["link-busy"] > 0 and "copies queued for their wire: " in sentence(crowd)
+    assert "queued" not in sentence(alone) and " of copying left E = " in sentence(alone)

@@ -15,7 +15,7 @@ from disagg.plan.traces import Arrival, read_trace, scaled
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 AZURE = HEADER + "2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.0319600,3180,8\n"
 MOONCAKE = [
-    {"timestamp": 0, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]},
+    {"timestamp": 0, "input_length": 6955, "output_length": 52, "hash_ids": [*range(46, 60)]},
     {"timestamp": 1500, "input_length": 20, "output_length": 0, "hash_ids": []},
 ]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "traces"
@@ -46,7 +46,7 @@ def test_columns_may_stand_in_any_order_beside_others(tmp_path):
 
 def test_mooncake_rows_with_their_blocks(tmp_path):
     found = read_trace(file_of(tmp_path, jsonl(MOONCAKE), "trace.jsonl"))
-    assert found == [Arrival(0.0, 6955, 52, (46, 47)), Arrival(1.5, 20, 0)]
+    assert found == [Arrival(0.0, 6955, 52, (*range(46, 60),)), Arrival(1.5, 20, 0)]
 
 
 def test_a_packed_trace_is_the_same(tmp_path):
@@ -83,8 +83,8 @@ def test_a_wrong_azure_file_is_refused_with_its_line(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"timestamp": -1, "input_length": 1, "output_length": 1}], "line 1: timestamp must be milliseconds"),
-        ([{"timestamp": True, "input_length": 1, "output_length": 1}], "line 1: timestamp must be milliseconds"),
+        ([{"timestamp": -1, "input_length": 1, "output_length": 1}], "line 1: timestamp must be in ms"),
+        ([{"timestamp": True, "input_length": 1, "output_length": 1}], "line 1: timestamp must be in ms"),
         ([MOONCAKE[0], {"timestamp": 5, "output_length": 1}], "line 2: input_length must be tokens"),
         ([{**MOONCAKE[0], "input_length": 2.5}], "line 1: input_length must be tokens, 0 to 10,000,000; got 2.5"),
         ([{**MOONCAKE[0], "hash_ids": ["a"]}], "line 1: hash_ids must be a list of whole numbers from 0; got ['a']"),
@@ -149,3 +149,54 @@ def test_azures_own_files_are_read_whole(name, count, first):
     found = read_trace(path)
     assert len(found) == count and found[0] == Arrival(0.0, *first)
     assert 3400 < found[-1].at_s < 3600, "an hour"
+
+
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5000)), min_size=3, max_size=6),
+    st.sampled_from(sorted(UNITS)), st.sampled_from([16, 64, 512]),
+)  # fmt: skip
+def test_a_trace_is_read_in_its_own_unit_and_blocks_or_asks_for_them(tmp_path_factory, gaps, unit, size):
+    """Seconds in whole numbers, over hours, are the one unit that nothing contradicts; it is drawn with fractions."""
+    at_s, rows = 0.25, []
+    for gap, tokens in [(0, 5000), (2, 5000), *gaps]:
+        at_s += gap
+        hashes, stamp = list(range(-(-tokens // size))), at_s * UNITS[unit]
+        rows.append({"timestamp": stamp, "input_length": tokens, "output_length": 1, "hash_ids": hashes})
+    path = file_of(tmp_path_factory.mktemp("trace"), jsonl(rows), "trace.jsonl")
+    told = read_trace(path, unit=unit, block_tokens=size)
+    assert told[-1].at_s == pytest.approx(at_s - 0.25) and {arrival.block_tokens for arrival in told} == {size}
+    for how, right in (({"block_tokens": size}, unit == "ms"), ({"unit": unit}, size == 512)):
+        if right:
+            assert read_trace(path, **how) == told
+        elif unit != "us" or "unit" in how:
+            with pytest.raises(TraceError, match="Say .*read_trace"):
+                read_trace(path, **how)
+
+
+def test_bailians_rows_are_known_by_their_chats_and_read_once_it_is_said(tmp_path):
+    row = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 61.1, "input_length": 400, "output_length": 20,
+           "type": "text", "turn": 1, "hash_ids": list(range(25))}  # fmt: skip
+    path = file_of(tmp_path, jsonl([row, {**row, "timestamp": 183.3}]), "trace.jsonl")
+    first, last = read_trace(path, unit="s", block_tokens=16)
+    assert (last.at_s, last.block_tokens, len(last.blocks)) == (pytest.approx(122.2), 16, 25)
+    plain = {name: value for name, value in row.items() if name != "chat_id"}
+    for rows, words in (
+        ([row], "rows with a chat_id are Bailian's"),
+        ([plain], "timestamp 61.1 is no whole number of ms"),
+        ([{**plain, "timestamp": 61}], "25 hash_ids for 400 tokens are not of blocks of 512 tokens, which would be 1"),
+        ([{**plain, "timestamp": at, "hash_ids": []} for at in (0, 61, 122)], "3 requests came within 0.122 s"),
+    ):
+        with pytest.raises(TraceError, match=words):
+            read_trace(file_of(tmp_path, jsonl(rows), "other.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"unit": "h"}, "unit must be one of s, ms"), ({"block_tokens": 0}, "1 to 10"), ({"unit": "s"}, "leave out unit")],
+)
+def test_a_unit_that_cannot_be_is_said(tmp_path, how, words):
+    with pytest.raises(TraceError, match=words):
+        read_trace(file_of(tmp_path, AZURE), **how)

@@ -102,7 +102,9 @@ def test_an_arrangement_is_not_judged_by_a_batch_that_binds(monkeypatch):
     def fake(config, load, slo, hardware, least=None):
         step = 10 if config.prefill_workers < 3 else 20 if config.max_batch > 32 else -20
         found = least is None or step >= least
-        return Goodput(step if found else None, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),))
+        return Goodput(
+            step if found else None, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),), slo, len(load.requests)
+        )
 
     monkeypatch.setattr(tuning, "goodput", fake)
     best = tune(SOME, "4xL4", SLO, EIGHT).best
@@ -113,8 +115,8 @@ def fake_goodput(config, load, slo, hardware, least=None) -> Goodput:
     """By device alone; a split has a little more."""
     step = 8 * (hardware.prefill.name == "A100") + 3 * (hardware.decode.name == "A100") + 2 * hardware.count
     if least is not None and step < least:
-        return Goodput(None, 0.0, 0.0, (Probe(load.rate(least), 0.5),))
-    return Goodput(step, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),))
+        return Goodput(None, 0.0, 0.0, (Probe(load.rate(least), 0.5),), slo, len(load.requests))
+    return Goodput(step, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),), slo, len(load.requests))
 
 
 def test_unlike_devices_take_either_place_and_the_rival_is_skipped_with_its_reason(monkeypatch):

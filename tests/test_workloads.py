@@ -128,8 +128,8 @@ def test_a_turns_prompt_begins_with_all_that_was_said(system, asked, lengths, ra
 
 def test_mooncakes_blocks_of_one_hash_are_alike(tmp_path):
     rows = [{"timestamp": 0, "input_length": 1100, "output_length": 1, "hash_ids": [7, 8, 9]},
-            {"timestamp": 1, "input_length": 1536, "output_length": 1, "hash_ids": [7, 8, 10]},
-            {"timestamp": 2, "input_length": 600, "output_length": 1, "hash_ids": [11, 8]}]  # fmt: skip
+            {"timestamp": 1000, "input_length": 1536, "output_length": 1, "hash_ids": [7, 8, 10]},
+            {"timestamp": 2000, "input_length": 600, "output_length": 1, "hash_ids": [11, 8]}]  # fmt: skip
     path = tmp_path / "trace.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for factor in (1.0, 0.5):

@@ -11,11 +11,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from disagg.plan import parts
 from disagg.plan.batching import Padding
 from disagg.plan.checks import short
 from disagg.plan.config import Config
 from disagg.plan.errors import FileError
-from disagg.plan.files import inside, json_lines, located, whole
+from disagg.plan.files import inside, located, whole
 from disagg.plan.link import Link
 from disagg.plan.paging import Arm, Choice
 from disagg.plan.request import Stage
@@ -28,14 +29,26 @@ OF_A_RUN = ("config", "machine", "counts", "padding", "peak_blocks", "interrupte
 
 
 def save(path: str | os.PathLike, timeline: Timeline, run: Run | None = None, overwrite: bool = False):
-    """Writes a recording, whole or not at all: it gets its name once it has been read back without a fault."""
-    with whole(path, overwrite, check=_read) as file:
-        for row in _rows(timeline, run):
-            try:
-                line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float)
-                file.write(line.encode("utf-8") + b"\n")
-            except (TypeError, ValueError) as error:
-                raise FileError(f"a {next(iter(row))} is not plain data: {error}") from None
+    """Writes a recording, whole or not at all: it gets its name once it has been read back without a fault.
+
+    What is longer than one file may be goes into parts beside it (parts.py), which `load` reads as one."""
+    path = Path(path)
+    before, kept = parts.told(path) if overwrite else [], []
+    try:
+        with whole(path, overwrite, check=lambda draft: _read(draft, path)) as file:
+            kept = parts.write(path, file, map(_line, _rows(timeline, run)), before)
+    except BaseException:
+        parts.remove(kept, but=before)
+        raise
+    parts.remove_leftovers(path, kept, before)
+
+
+def _line(row: dict) -> bytes:
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float)
+        return line.encode("utf-8") + b"\n"
+    except (TypeError, ValueError) as error:
+        raise FileError(f"a {next(iter(row))} is not plain data: {error}") from None
 
 
 def load_run(path: str | os.PathLike, within: str | os.PathLike | None = None) -> Run:
@@ -52,15 +65,16 @@ def load_timeline(path: str | os.PathLike, within: str | os.PathLike | None = No
     return _read(inside(path, within)).timeline
 
 
-def _read(path: Path) -> "Reader":
-    reader, number = Reader(), 0
-    for number, row in json_lines(path):
+def _read(path: Path, beside: Path | None = None) -> "Reader":
+    """`beside` is the name under which its parts stand, where it does not have that name yet."""
+    reader, file, number = Reader(), path, 0
+    for file, number, row in parts.rows_of(path, beside or path):
         try:
             reader.take(row)
         except FileError as error:
-            raise located(path, number, error) from None
+            raise located(file, number, error) from None
     if not reader.closed:
-        raise FileError(f"{path}, after line {number}: it is cut off, the closing line is missing")
+        raise FileError(f"{file}, after line {number}: it is cut off, the closing line is missing")
     return reader
 
 

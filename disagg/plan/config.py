@@ -9,7 +9,6 @@ from disagg.plan.checks import is_number, is_text, is_whole, short
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import LONGEST_S, Link, parse_link
 
-MOST = 2**62  # of anything that is counted
 ROUTES = ("bulk", "direct", "staged")
 POLICIES = ("fcfs", "shortest")
 
@@ -49,7 +48,7 @@ class Config:
     graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
     peer_access: bool = True  # K/V may go from one GPU to another without the host; False: through pinned host memory
     sm_split: int | None = None  # SMs that decode has for itself where prefill shares its GPU; None: shared by streams
-    seed: int = 0
+    seed: int = 0  # of tokens that are drawn (temperature above 0), for requests that name none
     verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
 
     def __new__(cls, *values, **fields):
@@ -67,13 +66,9 @@ class Config:
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
         _check_choice("attention", self.attention, ("auto", "flash", "sdpa", "plain"))
-        for name, least in _LEAST.items():
-            if name == "layers_per_copy" and self.layers_per_copy is None:
-                continue
-            _check_int(name, getattr(self, name), least)
-        for name in ("prefill_blocks", "decode_blocks", "host_blocks"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0 if name == "host_blocks" else 1)
+        for name, (least, most) in RANGES.items():
+            if name not in _MAY_BE_OPEN or getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), least, most)
         _check_seconds("watchdog_s", self.watchdog_s)
         if self.itl_target_s is not None:
             _check_seconds("itl_target_s", self.itl_target_s)
@@ -140,7 +135,7 @@ class Config:
         if not isinstance(self.bins, tuple):
             raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {short(self.bins)}")
         for bound in self.bins:
-            _check_int("bins", bound, 1)
+            _check_int("bins", bound, 1, MOST_TOKENS)
         if list(self.bins) != sorted(set(self.bins)):
             raise ConfigError(f"bins must rise: got {short(self.bins)}; for example (64, 128, 256, 512)")
 
@@ -175,7 +170,7 @@ class Config:
         if "cpu" in kinds and (self.attention == "flash" or self.graphs):
             raise ConfigError("attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out")
         if self.sm_split is not None:
-            _check_int("sm_split", self.sm_split, 1)
+            _check_int("sm_split", self.sm_split, 1, 1024)
             self._check_split("cpu" in kinds)
         if self.colocated and self.prefill_device != self.decode_device and self.decode_workers == 1:
             raise ConfigError(
@@ -194,17 +189,27 @@ _BY_DEVICE = {
     "verify_kv": (True, False),
 }
 
-_LEAST = {
-    "prefill_workers": 0,
-    "decode_workers": 1,
-    "layers_per_copy": 1,
-    "ring_slots": 1,
-    "block_size": 1,
-    "chunk_tokens": 1,
-    "max_batch": 1,
-    "threads": 1,
-    "seed": 0,
+MOST_TOKENS = 10_000_000  # of one request, or of a bin
+MOST_BLOCKS = 10_000_000  # of a memory: each is an entry in a list
+MOST_SEED = 2**62 - 1
+
+#: What can be counted, from the least to the most that any machine could have a use for. What this machine has is for
+#: whoever allocates: fewer, as a rule.
+RANGES = {
+    "prefill_workers": (0, 64),
+    "decode_workers": (1, 64),
+    "layers_per_copy": (1, 4096),
+    "ring_slots": (1, 4096),
+    "block_size": (1, 65_536),
+    "chunk_tokens": (1, MOST_TOKENS),
+    "max_batch": (1, 65_536),
+    "threads": (1, 1024),
+    "seed": (0, MOST_SEED),
+    "prefill_blocks": (1, MOST_BLOCKS),
+    "decode_blocks": (1, MOST_BLOCKS),
+    "host_blocks": (0, MOST_BLOCKS),
 }
+_MAY_BE_OPEN = ("layers_per_copy", "prefill_blocks", "decode_blocks", "host_blocks")
 
 _COLOCATED = {"prefill_workers": 0, "route": "bulk"}
 _STAGED = {"route": "staged"}
@@ -240,11 +245,11 @@ def _check_choice(name: str, value, choices: tuple):
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {short(value)}{_nearest(value, choices)}")
 
 
-def _check_int(name: str, value, least: int):
-    if is_whole(value) and value >= MOST:
-        raise ConfigError(f"{name} must be below {MOST}; got {short(value)}")
+def _check_int(name: str, value, least: int, most: int):
     if not is_whole(value) or value < least:
         raise ConfigError(f"{name} must be a whole number, {least} or more; got {short(value)}")
+    if value > most:
+        raise ConfigError(f"{name} must be at most {most:,}; got {short(value)}")
 
 
 def _check_seconds(name: str, value):

@@ -84,10 +84,14 @@ def _remove_leftovers(path: Path, draft: Path):
             other.unlink(missing_ok=True)
 
 
-def json_lines(path: Path, longest: int = LINE_BYTES) -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one."""
+def json_lines(
+    path: Path, longest: int = LINE_BYTES, heard: Callable[[bytes], object] = len
+) -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one. `heard` is
+    told each line as it stands."""
     number = 0
     for number, line in enumerate(lines(path, longest), 1):
+        heard(line)
         try:
             found = _object(line)
         except FileError as error:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from disagg.plan.checks import is_number, short
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, RequestError
-from disagg.plan.request import Request
+from disagg.plan.request import Finish, Request
 from disagg.plan.simulator import simulate
 from disagg.plan.traces import Arrival
 from disagg.plan.workloads import requests_of
@@ -96,10 +96,11 @@ def _arriving(request: Request, at_s: float) -> Request:
 
 
 class Probe(NamedTuple):
-    """One simulation: at this rate, this share of the requests met both limits."""
+    """One simulation: at this rate, this share of the requests met both limits, and this one failed."""
 
     per_s: float
     attainment: float
+    failed: float = 0.0
 
 
 class TooShort(RequestError):
@@ -114,6 +115,28 @@ class Goodput:
     per_s: float
     attainment: float  # at that rate
     probes: tuple[Probe, ...]  # in the order of asking
+    slo: Slo
+    requests: int  # of the workload
+
+    def __str__(self) -> str:
+        """What was found, and where it was looked for."""
+        best = max(self.probes, key=lambda probe: (probe.attainment, probe.per_s))
+        if self.step is None:
+            found = f"no goodput: at best {best.attainment:.0%} of the requests keep the limits, "
+            found += f"at {best.per_s:.3g} a second"
+            found += f" ({best.failed:.0%} failed there)" if best.failed else ""
+        else:
+            found = f"goodput {self.per_s:.3g} requests a second, where {self.attainment:.0%} keep the limits"
+        return f"{found}; {self.where}"
+
+    @property
+    def where(self) -> str:
+        """Where it was looked for, in words."""
+        rates, slo = [probe.per_s for probe in self.probes], self.slo
+        return (
+            f"looked for at {len(rates)} rates from {min(rates):.3g} to {max(rates):.3g} a second with {self.requests} "
+            f"requests, of which {slo.share:.0%} must keep TTFT {slo.ttft_s:g} s and TPOT {slo.tpot_s:g} s"
+        )
 
 
 def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = None) -> Goodput:
@@ -126,7 +149,9 @@ def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = 
     def met(step: int) -> bool:
         if step not in probes:
             run = simulate(config, load.at(load.rate(step)), hardware=hardware, record=False)
-            probes[step] = Probe(load.rate(step), run.metrics(slo.ttft_s, slo.tpot_s).attainment)
+            metrics = run.metrics(slo.ttft_s, slo.tpot_s)
+            failed = metrics.finished.get(Finish.FAILED.value, 0) / metrics.requests
+            probes[step] = Probe(load.rate(step), metrics.attainment, failed)
         return probes[step].attainment >= slo.share
 
     most = load.last_step(LASTS * slo.ttft_s)
@@ -135,15 +160,15 @@ def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = 
     step = None
     if least is None or met(least):
         step = highest(met, min(most, 0) if least is None else least, STRIDE if least is None else 2, most)
+    rate, attainment = (0.0, 0.0) if step is None else probes[step][:2]
+    found = Goodput(step, rate, attainment, tuple(probes.values()), slo, len(load.requests))
     if step == most:
-        count, rate = len(load.requests), load.rate(step)
         raise TooShort(
-            f"{count} requests are too few: at {rate:.3g} a second they meet the limits, but arrive within "
-            f"{count / rate:.3g} s, and only {LASTS} times the TTFT limit of {slo.ttft_s:g} s would show a queue that "
-            "grows; take more of them, or stricter limits"
+            f"{found.requests} requests are too few: at {rate:.3g} a second they meet the limits, but arrive within "
+            f"{found.requests / rate:.3g} s, and only {LASTS} times the TTFT limit of {slo.ttft_s:g} s would show a "
+            f"queue that grows; take more of them, or stricter limits ({found.where})"
         )
-    rate, attainment = (0.0, 0.0) if step is None else probes[step]
-    return Goodput(step, rate, attainment, tuple(probes.values()))
+    return found
 
 
 def highest(met: Callable[[int], bool], start: int, stride: int = STRIDE, most: int = FARTHEST) -> int | None:

@@ -76,22 +76,19 @@ class Request:
     arrival_s: float = 0.0
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int | None = None  # of drawn tokens; None: Config.seed
     ignore_eos: bool = False
     force_ids: Sequence[int] | None = None  # feed these instead of the model's own choices
     keep_logits: bool = False
 
     def __post_init__(self):
-        if not is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens must be a whole number, 1 or more; got {short(self.max_new_tokens)}")
-        if not is_whole(self.seed):
-            raise RequestError(f"seed must be a whole number; got {short(self.seed)}")
-        for name in ("max_new_tokens", "seed"):
-            if abs(getattr(self, name)) >= MOST:
-                raise RequestError(f"{name} must be below {MOST}; got {short(getattr(self, name))}")
-        for name, low, high in (("arrival_s", 0, 1e9), ("temperature", 0, 100), ("top_p", 0, 1)):
-            if not is_number(value := getattr(self, name), low, high):
-                raise RequestError(f"{name} must be a number from {low} to {high:g}; got {short(value)}")
+        """Every number becomes a plain int or float: what odd types do in a worker is nobody's to find out."""
+        self._make_whole("max_new_tokens", 1)
+        if self.seed is not None:
+            self._make_whole("seed", 1 - MOST)
+        self._make_float("arrival_s", 0, 1e9)
+        self._make_float("temperature", 0, 100)
+        self._make_float("top_p", 0, 1)
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
         for name in ("ignore_eos", "keep_logits"):
@@ -106,10 +103,24 @@ class Request:
         if self.force_ids is not None and (not _are_ids(self.force_ids) or len(self.force_ids) == 0):
             raise RequestError("force_ids must be a list of at least one token id")
 
-    @property
-    def sampling(self) -> Sampling:
-        force = None if self.force_ids is None else tuple(self.force_ids)
-        return Sampling(self.temperature, self.top_p, self.seed, force, self.keep_logits)
+    def _make_whole(self, name: str, least: int):
+        value = getattr(self, name)
+        if is_whole(value) and abs(value) >= MOST:
+            raise RequestError(f"{name} must be below {MOST}; got {short(value)}")
+        if not is_whole(value) or value < least:
+            raise RequestError(f"{name} must be a whole number, {least} or more; got {short(value)}")
+        object.__setattr__(self, name, int(value))
+
+    def _make_float(self, name: str, low: float, high: float):
+        value = getattr(self, name)
+        if not is_number(value, low, high):
+            raise RequestError(f"{name} must be a number from {low} to {high:g}; got {short(value)}")
+        object.__setattr__(self, name, float(value))
+
+    def sampling(self, seed: int = 0) -> Sampling:
+        """How its tokens are picked; `seed` where it names none."""
+        force, seed = self.force_ids, seed if self.seed is None else self.seed
+        return Sampling(self.temperature, self.top_p, seed, None if force is None else tuple(force), self.keep_logits)
 
 
 def _are_ids(value) -> bool:
@@ -117,7 +128,9 @@ def _are_ids(value) -> bool:
 
 
 def _plain(value):
-    """Arrays, and lists of numpy's whole numbers, as lists of ints; anything else as it is."""
+    """Arrays, and lists of numpy's whole numbers, as lists of ints; text as plain text; anything else as it is."""
+    if isinstance(value, str):
+        return value if type(value) is str else "".join(value)
     if isinstance(value, (list, tuple)) and set(map(type, value)) == {int}:
         return value if isinstance(value, tuple) else list(value)
     listed = value.tolist() if hasattr(value, "tolist") else value

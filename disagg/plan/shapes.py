@@ -5,12 +5,14 @@ A shape is a model without its weights, and speed depends on the shape alone.
 
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from disagg.plan.checks import short
+from disagg.plan.checks import is_whole, short
 from disagg.plan.counting import Sizes
 from disagg.plan.errors import ConfigError
+from disagg.plan.intake import Limits
 
 RANDOM = "random-"  # before a shape's name, in Config.model
 MOST_BYTES = 2**20  # of a config.json
@@ -19,9 +21,14 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LLAMA = dict(rms_norm_eps=1e-5, rope_theta=500_000.0, tie_word_embeddings=False)
 _QWEN = dict(rms_norm_eps=1e-6, rope_theta=1_000_000.0)
 
-#: `tiny`, a Llama for tests and lessons, which run/tiny makes in memory.
+#: `tiny`, a Llama for tests and lessons, which run/tiny makes in memory; EOS is one past the bytes.
+TINY_EOS = 256
 TINY = dict(vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
+
+#: Longest contexts in tokens. Rotary positions of a random model are computed, not stored, so this is only a limit.
+TINY_CONTEXT, SMOLLM2_CONTEXT, RANDOM_CONTEXT = 2048, 8192, 32_768
+USUAL_CONTEXT = 2048  # of a config.json that says nothing
 
 #: Name → kind of config, and its fields.
 SHAPES = {
@@ -59,6 +66,28 @@ def vocab_of(model: str) -> int:
     """Token ids that a model has; ConfigError as `sizes_of`."""
     sizes_of(model)
     return _config_of(model.removeprefix(RANDOM))["vocab_size"]
+
+
+def limits_of(model: str) -> Limits:
+    """What a model takes, as far as it is known without loading it; ConfigError as `sizes_of`."""
+    vocab, name = vocab_of(model), os.fspath(model)
+    if name == "tiny":
+        return Limits(name, vocab, TINY_CONTEXT)
+    if name.removeprefix(RANDOM) in SHAPES:
+        return Limits(name, vocab, SMOLLM2_CONTEXT if name == "smollm2" else RANDOM_CONTEXT)
+    return Limits(name, vocab, context_of(_config_of(name)))
+
+
+def context_of(config: Mapping) -> int:
+    """Of a config's fields. Rotary scalings that depend on the longest row of a batch are used below it only."""
+    limit = config.get("max_position_embeddings")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+        limit = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings", limit)
+    limit = USUAL_CONTEXT if limit is None else limit
+    if not is_whole(limit) or limit < 1:
+        raise ConfigError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
+    return int(limit)
 
 
 def _config_of(name: str) -> Mapping:

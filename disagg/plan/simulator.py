@@ -3,12 +3,15 @@
 import gc
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from disagg.plan.config import Config
-from disagg.plan.errors import ConfigError, RequestError
+from disagg.plan.errors import ConfigError
 from disagg.plan.hardware import Hardware, Predicted
-from disagg.plan.request import Job, Request, listed
+from disagg.plan.intake import job_of
+from disagg.plan.request import Request, listed
 from disagg.plan.results import Run
+from disagg.plan.shapes import limits_of
 from disagg.plan.world import Speeds, World
 
 
@@ -48,15 +51,15 @@ def world_on(hardware, config: Config, requests: Iterable[Request], record: bool
 
 
 def world_of(config: Config, requests: Sequence[Request], speeds, kind: type[World] = World, **how) -> World:
-    """A world in which these requests, given as token ids, will arrive."""
+    """A world in which these requests, given as token ids, will arrive. RequestError where an engine would refuse one,
+    ConfigError where the model's shape is unknown."""
     sizes = {name: getattr(config, name) if getattr(config, name) is not None else 4096
              for name in ("prefill_blocks", "decode_blocks", "host_blocks")}  # fmt: skip
     world = kind(config.replace(**sizes), speeds, **how)
+    limits = limits_of(config.model)
     for index, request in enumerate(requests):
-        if isinstance(request.prompt, str):
-            raise RequestError("simulate takes prompts as token ids: it has no tokenizer")
-        arrival = round(request.arrival_s * 1e9)
-        world.submit(Job(index, tuple(request.prompt), request.max_new_tokens, arrival, sampling=request.sampling))
+        job = job_of(request, limits, seed=config.seed)
+        world.submit(replace(job, id=index, arrival_ns=round(request.arrival_s * 1e9)))
     return world
 
 

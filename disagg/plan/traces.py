@@ -3,7 +3,8 @@
 Two formats are read, whole or not at all, within the bounds of `files.py`:
 Azure's LLM inference traces (CSV: TIMESTAMP, ContextTokens, GeneratedTokens; Patel and others, Splitwise, 2024), and
 Mooncake's (JSON lines: timestamp in ms, input_length, output_length, hash_ids of blocks of 512 tokens; Qin and others,
-2024). Neither holds any text.
+2024). Neither holds any text. Bailian's traces have Mooncake's fields in seconds and blocks of 16: a file that
+contradicts ms or 512 is refused until its own unit and block size are said.
 """
 
 import csv
@@ -27,7 +28,10 @@ _STAMP = re.compile(
     r"(\d{4})-([01]\d)-([0-3]\d)[ T]([0-2]\d):([0-5]\d):([0-6]\d)(?:\.(\d{1,12}))?(?:Z|([+-])([01]\d):([0-5]\d))?",
     re.ASCII,
 )
-MOST_MS = 10**12  # of a timestamp: 31 years
+MOST_S = 10**9  # of a timestamp: 31 years
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # to a second
+MOONCAKE = ("ms", 512)  # unit of timestamps, tokens of a block
+SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # of a whole trace, and of a mean gap, before its unit is asked about
 
 
 class Arrival(NamedTuple):
@@ -40,25 +44,35 @@ class Arrival(NamedTuple):
     block_tokens: int = 512  # of each but the prompt's last one
 
 
-def read_trace(path: str | os.PathLike) -> list[Arrival]:
+def read_trace(path: str | os.PathLike, unit: str | None = None, block_tokens: int | None = None) -> list[Arrival]:
     """The arrivals of a file: .csv is Azure's format, .jsonl Mooncake's, and either may be packed (.gz).
 
-    TraceError with file and line where it is neither, cut off, unsorted, or holds a number that can't be.
+    `unit` ("s", "ms", "us", "ns") and `block_tokens` are of a .jsonl that differs from Mooncake's. TraceError with file
+    and line where it is none of these, cut off, unsorted, or holds what can't be in that unit and block size.
     """
+    if unit is not None and unit not in UNITS:
+        raise TraceError(f"unit must be one of {', '.join(UNITS)}; got {short(unit)}")
+    if block_tokens is not None and (not is_whole(block_tokens) or not 1 <= block_tokens <= MOST_TOKENS):
+        raise TraceError(f"block_tokens must be a whole number, 1 to {MOST_TOKENS:,}; got {short(block_tokens)}")
     path = Path(path)
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".csv"):
+            if unit or block_tokens:
+                raise TraceError(f"{path}: Azure's .csv has dates and no blocks; leave out unit and block_tokens")
             found = _azure(path)
         elif name.endswith(".jsonl"):
-            found = _mooncake(path)
+            found = _json_rows(path, unit, block_tokens)
         else:
             raise TraceError(f"{path} is no trace: take Azure's .csv or Mooncake's .jsonl, as they are or packed (.gz)")
-        return _from_zero(path, found)
+        arrivals = _from_zero(path, found)
     except TraceError:
         raise
     except FileError as error:
         raise TraceError(str(error)) from None
+    if name.endswith(".jsonl") and unit is None:
+        _check_span(path, arrivals)
+    return arrivals
 
 
 def scaled(arrivals: list[Arrival], lengths: float = 1.0, rate: float = 1.0) -> list[Arrival]:
@@ -126,15 +140,44 @@ def _cells(path: Path, number: int, line: bytes) -> list[str]:
         raise _wrong(path, number, f"it is not CSV ({error})") from None
 
 
-def _mooncake(path: Path) -> Rows:
+def _json_rows(path: Path, unit: str | None, block_tokens: int | None) -> Rows:
+    """Mooncake's rows, or others with its fields whose unit and block size are said."""
+    asked, told = unit is None, unit is not None and block_tokens is not None
+    unit, block_tokens = unit or MOONCAKE[0], block_tokens or MOONCAKE[1]
     for number, row in json_lines(path, LINE_BYTES):
+        if "chat_id" in row and not told:
+            raise _wrong(path, number, f"rows with a chat_id are Bailian's, not Mooncake's. {_ASK_BOTH}")
         stamp, blocks = row.get("timestamp"), row.get("hash_ids", [])
-        if not is_number(stamp, 0, MOST_MS):
-            raise _wrong(path, number, f"timestamp must be milliseconds, 0 or more; got {short(stamp)}")
+        if not is_number(stamp, 0, MOST_S * UNITS[unit]):
+            raise _wrong(path, number, f"timestamp must be in {unit}, from 0 to {MOST_S:,} s; got {short(stamp)}")
+        if asked and unit == "ms" and stamp != int(stamp):
+            raise _wrong(path, number, f"timestamp {stamp} is no whole number of ms, Mooncake's unit. {_ASK_UNIT}")
         if not isinstance(blocks, list) or not all(is_whole(block) and 0 <= block < MOST_BLOCK for block in blocks):
             raise _wrong(path, number, f"hash_ids must be a list of whole numbers from 0; got {short(blocks)}")
-        counts = (_count(path, number, name, row.get(name)) for name in ("input_length", "output_length"))
-        yield number, Arrival(stamp / 1e3, *counts, tuple(blocks))
+        prompt, new = (_count(path, number, name, row.get(name)) for name in ("input_length", "output_length"))
+        if blocks and len(blocks) not in (prompt // block_tokens, math.ceil(prompt / block_tokens)):
+            raise _wrong(path, number, _blocks_differ(len(blocks), prompt, block_tokens))
+        yield number, Arrival(stamp / UNITS[unit], prompt, new, tuple(blocks), block_tokens)
+
+
+_ASK_UNIT = 'Say which it is, as in read_trace(path, unit="s")'
+_ASK_BOTH = 'Say the unit and the tokens of a hash, as in read_trace(path, unit="s", block_tokens=16)'
+
+
+def _blocks_differ(count: int, prompt: int, block_tokens: int) -> str:
+    return (
+        f"{count} hash_ids for {prompt} tokens are not of blocks of {block_tokens} tokens, which would be "
+        f"{math.ceil(prompt / block_tokens)}; they are of about {prompt / count:.0f}. {_ASK_BOTH}"
+    )
+
+
+def _check_span(path: Path, arrivals: list[Arrival]):
+    """TraceError where the file's usual unit makes it too short or too long to be a record of what people asked."""
+    span_s, gaps = arrivals[-1].at_s, len(arrivals) - 1
+    if 0 < span_s < SHORTEST_S or span_s > gaps * LONGEST_GAP_S:
+        raise TraceError(
+            f"{path}: read in its format's usual unit, {len(arrivals)} requests came within {span_s:g} s. {_ASK_UNIT}"
+        )
 
 
 def _number(cell: str) -> int | str:

@@ -128,6 +128,7 @@ class Search:
         if found.step is None:
             last = found.probes[-1]
             why = f"{last.attainment:.0%} within the limits at {last.per_s:.3g} requests a second"
+            why += f", {last.failed:.0%} failed" if last.failed else ""
             return Trial(*fixed, None, last.attainment, found.probes, why)
         return Trial(*fixed, found.per_s, found.attainment, found.probes)
 

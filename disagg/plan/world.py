@@ -82,6 +82,7 @@ class World:
         self._sequence = 0
         self._free_ns: dict[cmd.Worker, int] = {}
         self._mirrors: dict[cmd.Worker, Mirror] = {}
+        self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
 
     def at(self, when_ns: int, action, *args):
         """Schedules an action; those of one instant run in the order in which they were scheduled."""
@@ -98,6 +99,8 @@ class World:
             raise RequestError(refusal)
         timeline = self.recorder.timeline_of(run=True)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)
+        if job.sampling.force_ids is not None:
+            self._forced[job.id] = job.sampling.force_ids
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
 
     def retune(self, config: Config):
@@ -195,7 +198,7 @@ class World:
                 ready_ns=command.at_ns, blocks=blocks,
             )
         )  # fmt: skip
-        given = tuple(self.token(chunk.request, chunk.token_index) for chunk in finals)
+        given = tuple(self._token(chunk.request, chunk.token_index) for chunk in finals)
         prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
         self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
 
@@ -224,7 +227,7 @@ class World:
         self.drive_lanes()
 
     def _decode(self, command: cmd.Decode):
-        worker, token = command.worker, self.token
+        worker, token = command.worker, self._token
         if worker not in self._mirrors:
             self._mirrors[worker] = Mirror()
         used, padded = self._mirrors[worker].follow(command)
@@ -245,6 +248,11 @@ class World:
         self.at(end + self.speeds.turn_ns, self.deliver, stepped)
 
     token = staticmethod(fake_token)
+
+    def _token(self, request: int, index: int) -> int:
+        """The one it is to be given, else the model's; a step that is ahead may ask for one more."""
+        forced = self._forced.get(request, ())
+        return forced[index] if index < len(forced) else self.token(request, index)
 
     def _start(self, worker: cmd.Worker) -> int:
         return max(self.now_ns, self._free_ns.get(worker, 0))

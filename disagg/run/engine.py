@@ -96,7 +96,7 @@ class Engine:
         loop = self._loop
         loop.check_open()
         arrival_ns = now_ns()
-        job, handle = self._new(request, job_of(request, self.model), arrival_ns)
+        job, handle = self._new(request, job_of(request, self.model, self.config.seed), arrival_ns)
 
         def begin():
             loop.refuse([job])
@@ -119,7 +119,7 @@ class Engine:
         loop = self._loop
         loop.check_open()
         requests = listed(requests)
-        prepared = [job_of(request, self.model) for request in requests]
+        prepared = [job_of(request, self.model, self.config.seed) for request in requests]
         here = threading.get_ident()
         with self._closing:
             if self._serving not in (None, here):  # this thread's own is what an interrupt left behind

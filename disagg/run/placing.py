@@ -1,5 +1,6 @@
 """What stands on which device: the devices that a config names, a model on each of them, and the memories of K/V."""
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable
@@ -16,11 +17,19 @@ from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model import DTYPES, Model, load_model
 from disagg.run.sm_split import check_split
 
+LEAST_THREADS = 2  # that any machine may take: a lesson compares one with two
+
 
 def check_devices(config: Config):
-    """ConfigError where a device is not there or can't be split, or where a name stands in place of a Config."""
+    """ConfigError where a device or a core is not there or can't be split, or a name stands in place of a Config."""
     if not isinstance(config, Config):
         raise ConfigError(f'Engine takes a Config, as in Engine(Config.preset("dynamic")); got {config!r}')
+    cores = os.cpu_count() or 1
+    if config.threads > max(cores, LEAST_THREADS):
+        raise ConfigError(
+            f"threads={config.threads}: this machine has {cores} cores, and more threads than cores slow each other "
+            f"down; take {max(cores, LEAST_THREADS)} or fewer"
+        )
     for name in ("prefill_device", "decode_device"):
         device = getattr(config, name)
         count = torch.cuda.device_count() if device.startswith("cuda") else 1

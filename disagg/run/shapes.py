@@ -2,11 +2,9 @@
 
 import torch
 
-from disagg.plan.shapes import RANDOM, SHAPES
+from disagg.plan.shapes import RANDOM, RANDOM_CONTEXT, SHAPES
 
-__all__ = ["CONTEXT", "RANDOM", "SHAPES", "make_random"]
-
-CONTEXT = 16_384  # rotary positions are computed, not stored, so this is only a limit
+__all__ = ["RANDOM", "SHAPES", "make_random"]
 
 
 def make_random(name: str, dtype: torch.dtype, device, seed: int = 0, **changes) -> torch.nn.Module:
@@ -16,7 +14,7 @@ def make_random(name: str, dtype: torch.dtype, device, seed: int = 0, **changes)
     kind, fields = SHAPES[name]
     fields = {**fields, **changes}
     rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
-    config = AutoConfig.for_model(kind, max_position_embeddings=CONTEXT, bos_token_id=None, eos_token_id=None,
+    config = AutoConfig.for_model(kind, max_position_embeddings=RANDOM_CONTEXT, bos_token_id=None, eos_token_id=None,
                                   rope_parameters=rope, **fields)  # fmt: skip
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:

@@ -2,9 +2,9 @@
 
 import torch
 
-from disagg.plan.shapes import TINY
+from disagg.plan.shapes import TINY, TINY_CONTEXT, TINY_EOS
 
-LAYERS, CONTEXT, VOCAB, EOS = TINY["num_hidden_layers"], 2048, TINY["vocab_size"], 256
+LAYERS, CONTEXT, VOCAB, EOS = TINY["num_hidden_layers"], TINY_CONTEXT, TINY["vocab_size"], TINY_EOS
 
 
 def make_tiny_llama(seed: int = 0) -> torch.nn.Module:

@@ -95,10 +95,23 @@ def _times_of_run(run: Run) -> str:
         hidden = f"H = {overlap.hidden:.0%} of {milliseconds(overlap.transfer_s)} of copying was hidden"
         if overlap.hidden < 0:
             hidden = (
-                f"copies queued for their wire: {milliseconds(overlap.transfer_s)} of copying left "
+                f"{_cause(run, overlap.exposed_s)}{milliseconds(overlap.transfer_s)} of copying left "
                 f"E = {milliseconds(overlap.exposed_s)} after tokens 1 (H = {overlap.hidden:.0%})"
             )
     return f"{plural(len(run.results), 'request')} in {seconds:.1f} s; busy: {busy}; {hidden}."
+
+
+def _cause(run: Run, exposed_s: float) -> str:
+    """What the larger part of E was, by the requests' receipts; nothing where they name no such wait."""
+    served = [result for result in run.results if result.request >= 0]
+    if not served or not all(result.timeline is not None and result.finish_reason for result in served):
+        return ""
+    waits = run.receipts()
+    name = max(_CAUSES, key=lambda name: waits.get(name, 0.0))
+    return f"{_CAUSES[name]}: " if waits.get(name, 0.0) * len(served) > exposed_s / 2 else ""
+
+
+_CAUSES = {"link-busy": "copies queued for their wire", "ring-full": "copies waited for a slot of the ring"}
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
