@@ -16,7 +16,7 @@ from disagg.plan.request import Job, Stage
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Span, Timeline
 from disagg.plan.world import World
-from disagg.show.batches import REASONS, batch_picture, batches, batches_picture
+from disagg.show.batch_history import REASONS, batch_picture, batches, batches_picture
 
 TIGHT = {"decode_blocks": 40, "prefill_blocks": 60, "link": 0.05e9}
 
