@@ -16,7 +16,7 @@ from disagg.plan.request import Job, Stage
 from disagg.plan.results import Result, Run
 from disagg.plan.timeline import Span, Timeline
 from disagg.plan.world import World
-from disagg.show.batches import REASONS, batch_picture, batches, batches_picture
+from disagg.show.batch_history import REASONS, batch_picture, batches, batches_picture
 
 TIGHT = {"decode_blocks": 40, "prefill_blocks": 60, "link": 0.05e9}
 
@@ -218,6 +218,6 @@ def test_the_panel_steps_through_the_run():
 
 def test_a_run_without_steps_has_a_picture():
     run = simulate(Config.preset("staged"), [Request([1, 2, 3], 1)])
-    assert "nobody" in batches_picture(run).finding and batches_picture(run).png()
-    with pytest.raises(ValueError, match="nothing was recorded"):
+    assert batches_picture(run).finding == "No decode step was recorded." and batches_picture(run).png()
+    with pytest.raises(EngineError, match="no decode step, .*: each answer ended with its first token"):
         batches(run)

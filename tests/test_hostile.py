@@ -20,7 +20,7 @@ from disagg.plan.traces import read_trace
 from disagg.run import weights
 from disagg.run.foreign import check_folder
 from disagg.show import cli, recordings
-from disagg.show.batches import batches_picture
+from disagg.show.batch_history import batches_picture
 from disagg.show.commands import told
 from disagg.show.course import exercise
 from disagg.show.page import page

@@ -11,6 +11,7 @@ from test_plots import LATEX
 from disagg import Config, Request, simulate
 from disagg.plan.blocks import STATES
 from disagg.plan.config import PRESETS
+from disagg.plan.errors import EngineError
 from disagg.plan.pages import Held, PageMap, decisions
 from disagg.plan.paging import Arm
 from disagg.plan.request import Stage
@@ -287,5 +288,7 @@ def test_closing_closes_every_part_and_may_be_repeated(scope):
 
 
 def test_nothing_recorded_is_said():
-    with pytest.raises(ValueError, match="record=True"):
+    with pytest.raises(EngineError, match="no request was served"):
         microscope(simulate(Config.preset("staged"), []))
+    with pytest.raises(EngineError, match="record=True"):
+        microscope(simulate(Config.preset("staged"), [Request([1] * 9, 2)], record=False))

@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,12 +48,8 @@ def whole(
 ) -> Iterator[BinaryIO]:
     """A file to write to, packed where its name ends in .gz. It gets its name when all is written and `check`ed."""
     path = Path(path)
-    if not is_text(str(path)) or "\0" in str(path):
-        raise FileError(f"{str(path)!r} is no usable path")
-    if not path.name or path.is_dir():
-        raise FileError(f"{path} is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise FileError(f"{path} exists already; take another name, or overwrite=True")
+    with in_words(path):
+        _check_place(path, overwrite)
     draft = path.with_name(f"{path.stem}.{os.getpid()}.draft{path.suffix}")
     try:
         draft.unlink(missing_ok=True)
@@ -71,8 +67,48 @@ def whole(
     except OSError as error:
         raise FileError(f"{path} can't be written: {error.strerror or error}") from None
     finally:
-        if draft.exists():
-            draft.unlink()
+        with suppress(OSError):  # why it can't be there has been said
+            draft.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike):
+    """FileError now, where `whole` would raise one after the work; what lies there stays as it is."""
+    with suppress(_Enough), whole(path):
+        raise _Enough
+
+
+def folder(path: str | os.PathLike) -> Path:
+    """The folder, made where there is none. FileError."""
+    path = Path(path)
+    with in_words(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """What the system refuses to do with a path becomes a FileError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise FileError(f"{path} is a file; name a folder") from None
+        raise FileError(f"{path} can't be written: {error.strerror or error}") from None
+
+
+class _Enough(Exception):
+    """Ends a check before anything gets its name."""
+
+
+def _check_place(path: Path, overwrite: bool):
+    if not is_text(str(path)) or "\0" in str(path):
+        raise FileError(f"{str(path)!r} is no usable path")
+    if not path.name or path.is_dir():
+        raise FileError(f"{path} is a folder; name a file in it")
+    if path.exists() and not path.is_file() and (path.is_symlink() or not path.is_fifo()):  # /dev/null, /dev/stdout
+        raise FileError(f"{path} is a device, and can't be replaced by a file; take another name")
+    if path.exists() and not overwrite:
+        raise FileError(f"{path} exists already; take another name, or overwrite=True")
 
 
 def _remove_leftovers(path: Path, draft: Path):

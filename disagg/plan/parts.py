@@ -1,7 +1,7 @@
 """A recording that is longer than one file may be: its lines in files beside the one that was named, which tells them.
 
 The named file then holds one line, with how many lines each part has and what they hash to. A part is named by its hash
-too, so one of a run that was written over is never taken for another's, and each part is read within `files.py`'s bounds.
+too, so one of a run that was written over is never taken for another's, and each is read within `files.py`'s bounds.
 """
 
 import hashlib
@@ -119,6 +119,6 @@ def remove_leftovers(path: Path, kept: list[Path], before: list[Path]):
     stem, suffix = _split(path)
     pattern = re.compile(rf"{re.escape(stem)}\.part\d+-[0-9a-f]{{16}}{re.escape(suffix)}")
     for other in path.parent.iterdir():
-        if pattern.fullmatch(other.name) and other not in kept:
-            if other in before or other.lstat().st_mtime < time.time() - files.LEFT_S:
-                other.unlink(missing_ok=True)
+        stale = pattern.fullmatch(other.name) and other not in kept
+        if stale and (other in before or other.lstat().st_mtime < time.time() - files.LEFT_S):
+            other.unlink(missing_ok=True)

@@ -101,6 +101,8 @@ class Stepper:
 
     def at(self, number: int) -> Moment:
         """Moment `number`, without going there."""
+        if not self.length:
+            raise ConfigError("nothing happens in this run: it has no request; give at least one")
         if not 0 <= number < self.length:
             raise ConfigError(
                 f"moment {number} does not exist: this run has {self.length}, from 0 to {self.length - 1}"

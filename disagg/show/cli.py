@@ -1,21 +1,60 @@
 """The command line: `python -m disagg --help` lists the commands."""
 
 import os
-
-from rich.markup import escape
+import sys
 
 from disagg.plan.errors import DisaggError
 from disagg.show.commands import learn, measure, told
 
 app = told.app
 __all__ = ["app", "learn", "main", "measure"]  # the commands are there once their modules are
+INTERRUPTED = 130  # as shells count it: 128 and the signal's number
 
 
 def main():
-    """An error that a user can cause is a sentence here, not a traceback."""
+    """What a user or the system can cause is a sentence here, not a traceback: exit code 1, of an interrupt 130; what
+    is wrong with the words of the command itself, 2. A reader that has gone away, as `head`, ends it without a word."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded at run time
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name may have letters that this terminal has not
     try:
-        app(standalone_mode=True)
+        _run()
+    except SystemExit as done:
+        if done.code == INTERRUPTED:
+            _say("interrupted")
+        raise
     except DisaggError as error:
-        told.console.print(f"[bold]{type(error).__name__}[/bold]: {escape(str(error))}", highlight=False)
-        raise SystemExit(1) from None
+        _say(f"{type(error).__name__}: {error}")
+    except BrokenPipeError:
+        _nobody_reads()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _say(f"{type(error).__name__}: {where}{error.strerror or error}")
+    raise SystemExit(1)
+
+
+def _run():
+    """The command, and what it has still to write."""
+    try:
+        app()
+    finally:
+        sys.stdout.flush()
+
+
+def _say(words: str):
+    """To where the rest went; if that is the trouble, to where errors go."""
+    try:
+        told.say_plainly(words)
+        sys.stdout.flush()
+    except OSError:
+        _nobody_reads()
+        print(words, file=sys.stderr)
+
+
+def _nobody_reads():
+    """What is left in the buffer would be written at the end, and fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

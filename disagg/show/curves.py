@@ -5,6 +5,7 @@ Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 
 from collections.abc import Iterable, Mapping
 
+from disagg.plan.errors import EngineError
 from disagg.plan.law import simplest_hidden
 from disagg.plan.results import Run
 from disagg.show.facts import plural
@@ -77,13 +78,12 @@ def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
 
 def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:
     """H of request 0 by dial (a layer's hop in its compute), and the law with each run's own c, x and tail."""
+    measured, law = _hidden(runs)
     size = font_size(projector)
     figure = new_figure(0.27 * size, 12.0 if projector else WIDTH_IN)
     width, height = figure.get_size_inches()
     left, foot, top = 0.065 * size / width, 0.05 * size / height, 0.035 * size / height
     axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
-    measured = {dial: 100 * run.overlap(0).hidden for dial, run in runs.items()}
-    law = {dial: 100 * run.law(0).hidden for dial, run in runs.items()}
     axes.plot(list(law), list(law.values()), color=COLOURS["link"], linewidth=3, marker="_", markersize=size,
               markeredgewidth=3, label="law, with the run's own c, x and tail")  # fmt: skip
     axes.plot(list(measured), list(measured.values()), "o", markersize=0.75 * size, color="none", markeredgecolor=INK,
@@ -103,3 +103,14 @@ def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Pict
     )
     told = ", ".join(f"{measured[dial]:.1f} (law {law[dial]:.1f}) at {dial:g}" for dial in runs)
     return Picture(figure, f"H in percent over the dial, two hops. {finding} {told}.", finding)
+
+
+def _hidden(runs: Mapping[float, Run]) -> tuple[dict[float, float], dict[float, float]]:
+    """H of each run's request 0 in percent, as measured and by the law. EngineError where it means nothing."""
+    measured, law = {}, {}
+    for dial, run in runs.items():
+        found = (run.overlap(0).hidden, run.law(0)) if run.results else (None, None)
+        if None in found:
+            raise EngineError(f"H at dial {dial:g} means nothing: no hand-off of a request 0 was recorded")
+        measured[dial], law[dial] = 100 * found[0], 100 * found[1].hidden
+    return measured, law

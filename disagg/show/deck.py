@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 
 from disagg.plan.errors import DisaggError, FileError
+from disagg.show.tables import plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -29,8 +30,11 @@ def deck(path: Path) -> str:
 
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
-        raise FileError(f"{path} is no notebook: {error}") from None
+        nbformat.validate(notebook)
+    except OSError as error:
+        raise FileError(f"{path} can't be read: {error.strerror or error}") from None
+    except (ValueError, TypeError, AttributeError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+        raise FileError(f"{path} is no notebook: {plain(str(error))[:200]}") from None
     notebook.cells = slides(notebook.cells)
     notebook.metadata.pop("widgets", None)
     heading = re.search(r"^# (.+)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)

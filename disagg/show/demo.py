@@ -34,6 +34,17 @@ def same_tokens(runs: dict[str, Run]) -> dict[str, bool]:
     return {name: found == reference for name, found in tokens.items()}
 
 
+def cells(runs: dict[str, Run]) -> list[tuple[str, ...]]:
+    """The ladder as a table's rows: medians of TTFT and of the second token's gap, tokens/s, H, and same tokens?"""
+    found = []
+    for name, same in same_tokens(runs).items():
+        rung = Rung.of(name, runs[name])
+        hidden = "" if rung.hidden is None else f"{rung.hidden:.2f}"
+        times = f"{rung.ttft_s:.2f} s", f"{rung.second_token_gap_s * 1000:.0f} ms"
+        found.append((name, *times, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO"))
+    return found
+
+
 def rows(runs: dict[str, Run]) -> list[Row]:
     """The ladder's figures, a row each."""
     found = []

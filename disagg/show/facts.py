@@ -13,6 +13,17 @@ def sentence(run: Run, request: int | None = None, times: bool = True) -> str:
     return _times_of_request(run, request) if times else _counts_of_request(run, request)
 
 
+def why_none(run: Run, what: str) -> str:
+    """Why a run has none of what a view shows."""
+    if not run.results:
+        return f"there is no {what} to show: no request was served"
+    tokens = sum(len(result.token_ids) for result in run.results)
+    if not run.timeline.spans and tokens:
+        return f"no {what} was recorded: serve with record=True"
+    ends = "each answer ended with its first token" if tokens else "no request came that far"
+    return f"there was no {what}, so nothing was recorded of one: {ends}"
+
+
 def layers_of(copies: list[Span]) -> int:
     """Layers that the copies carry."""
     return max((span.index + span.count for span in copies), default=0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from disagg.plan.config import PRESETS, Config
+from disagg.plan.files import folder as made
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.results import Run
@@ -118,6 +119,6 @@ def make(name: str, folder: str | Path = "figures", **options) -> Path:
         raise ValueError(f"figure {name!r} is unknown; known: {', '.join(FIGURES)}")
     draw, file = FIGURES[name]
     path = Path(folder) / file
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made(path.parent)
     draw(**options).save(path)
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from disagg.plan.files import whole
 from disagg.plan.results import Run
 from disagg.show.facts import sentence
 from disagg.show.live import LINES
@@ -24,10 +25,11 @@ class Film:
     finding: str
 
     def save(self, path: str | Path):
-        """Writes the GIF; a frame holds only what differs from the one before."""
+        """Writes the GIF, whole or not at all; a frame holds only what differs from the one before."""
         images = [Image.open(io.BytesIO(frame)) for frame in self.frames]
         each = [round(1e3 * self.frame_s)] * (len(images) - 1) + [round(1e3 * LAST_S)]
-        images[0].save(path, format="gif", save_all=True, append_images=images[1:], duration=each, loop=0)
+        with whole(path) as file:
+            images[0].save(file, format="gif", save_all=True, append_images=images[1:], duration=each, loop=0)
 
 
 def film(run: Run, decode: Callable[[list[int]], str] | None = None, *, speed: float = 0.5) -> Film:

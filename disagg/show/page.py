@@ -181,7 +181,8 @@ def _ids(ids: Sequence[int], most: int = 64) -> str:
 
 def _config(run: Run) -> Iterable[str]:
     """A model's folder by its last name: where it lies is nobody's business who reads the page."""
-    fields = {field.name: str(getattr(run.config, field.name)) for field in dataclasses.fields(run.config)}
+    values = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
+    fields = {name: "–" if value is None else str(value) for name, value in values.items()}
     fields["model"] = fields["model"].replace("\\", "/").rstrip("/").rpartition("/")[2]
     yield f"<h2>Config and machine</h2><p>{escape(run.machine or 'machine not recorded')}</p>"
     yield _table(["field", "value"], [[name, value] for name, value in fields.items()])

@@ -13,11 +13,12 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
+from disagg.plan.errors import EngineError
 from disagg.plan.pages import Held, Stretch
 from disagg.plan.paging import Arm
 from disagg.plan.request import Stage
 from disagg.plan.results import Run
-from disagg.show.facts import milliseconds, plural
+from disagg.show.facts import milliseconds, plural, why_none
 from disagg.show.memories import (
     STATE_NAMES,
     View,
@@ -337,6 +338,8 @@ def _run_alt(view: View) -> str:
 def microscope(run: Run) -> Slides:
     """The map with a slider over every instant at which a block changed, and a request to follow."""
     view = View(run)
+    if not view.map.changes:
+        raise EngineError(f"Microscope of blocks: {why_none(run, 'move of a block')}")
     requests = ("all requests", *(f"request {index}" for index in range(len(run.results))))
 
     def draw(number: int, choice: int) -> Picture:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from disagg.plan.files import whole
 from disagg.show.palette import COLOURS, HATCHES  # noqa: F401 - every drawing takes them from here
 
 INK = "#222222"
@@ -37,8 +38,8 @@ class Picture:
         return small.getvalue()
 
     def save(self, path):
-        """Writes the PNG."""
-        with open(path, "wb") as file:
+        """Writes the PNG, whole or not at all. FileError."""
+        with whole(path) as file:
             file.write(self.png())
 
     def __str__(self) -> str:

@@ -149,7 +149,7 @@ class Player:
         controls = ", ".join("Pause" if button is self._pause else button.description for button in self.buttons)
         return (
             f"{self.source.title} of {self.source.what}: {controls}; speed {self.speed.label}; "
-            f"rows {', '.join(self.source.frame.rows.values())}."
+            f"rows {', '.join(self.source.frame.rows.values()) or 'none: nothing was recorded'}."
         )
 
     def _repr_mimebundle_(self, include=None, exclude=None):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets
 
+from disagg.plan.errors import EngineError
 from disagg.show.picture import Picture
 from disagg.show.widgets import Words, close_widgets, row
 
@@ -23,7 +24,7 @@ class Slides:
         choices: Sequence[str] = (),
     ):
         if count < 1:
-            raise ValueError(f"{title}: nothing was recorded to step through; serve with record=True")
+            raise EngineError(f"{title}: no {unit} was recorded to step through")
         self.title, self._draw, self._unit = title, draw, unit
         self.slider = ipywidgets.IntSlider(
             0, 0, count - 1, description=unit, continuous_update=False, layout=ipywidgets.Layout(width="480px")

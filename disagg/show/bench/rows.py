@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from disagg.plan.files import whole
 from disagg.run.machine import machine
+from disagg.show.tables import table
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,20 @@ def write(path: Path, rows: Iterable[Row | LeftOut]):
     for key, kind in (("left_out", LeftOut), ("failed", Failed)):
         if reasons := {row.name: row.reason for row in rows if type(row) is kind}:
             content[key] = reasons
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    draft.replace(path)
+    with whole(path) as out:
+        out.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def show(rows: Iterable[Row | LeftOut], console: Console, title: str):
-    table = Table(title=title, title_justify="left")
-    for column, justify in (("row", "left"), ("value", "right"), ("unit", "left"), ("bar", "right"), ("", "left"),
-                            ("n", "right"), ("note", "left")):  # fmt: skip
-        table.add_column(column, justify=justify, overflow="fold")
+    """Prints a table, as wide as the console; notes stand below their rows where they have no room beside them."""
+    cells = []
     for row in rows:
         if isinstance(row, LeftOut):
-            mark = "[bold]failed[/bold]" if isinstance(row, Failed) else "left out"
-            table.add_row(escape(row.name), "", "", "", mark, "", escape(row.reason))
+            mark = "failed" if isinstance(row, Failed) else "left out"
+            cells.append((row.name, "", "", "", mark, "", row.reason))
             continue
-        mark = {None: "", True: "met", False: "[bold]missed[/bold]"}[row.met]
-        table.add_row(escape(row.name), f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), escape(row.note))
-    console.print(table)
+        mark = {None: "", True: "met", False: "missed"}[row.met]
+        cells.append((row.name, f"{row.value:.4g}", row.unit, row.bar_text, mark, str(row.n), row.note))
+    columns = ("row", "value", "unit", "bar", "", "n", "note")
+    for line in (title, *table(columns, cells, console.width)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -172,7 +172,8 @@ def _rewrite(readme: Path, claims: Iterable[Claim], rows: Iterable[dict]):
             if claim.file == "README.md" and claim.kind != "cell" and one_line(now) not in one_line(text):
                 place = _any_numbers(quote)
                 text = place.sub(lambda _, now=now: now, text) if len(place.findall(text)) == 1 else text
-    readme.write_text(text, encoding="utf-8")
+    with whole(readme) as out:
+        out.write(text.encode())
 
 
 def _any_numbers(quote: str) -> re.Pattern:

@@ -2,24 +2,20 @@
 
 import json
 
-from rich.markup import escape
-from rich.table import Table
-
 from disagg.plan.errors import FileError
 from disagg.show.claims import ledger, said
 
 BACKED = {"measured": "a bench", "found": "twin or recording", "worked": "arithmetic", "cell": "a compared cell"}
 
 
-def drawn() -> Table:
+COLUMNS = ("claim", "verdict", "backed by", "numbers")
+
+
+def rows() -> list[tuple[str, ...]]:
     """A claim a row."""
-    table = Table(box=None)
-    for column in ("claim", "verdict", "backed by", "numbers"):
-        table.add_column(column, overflow="fold", no_wrap=column == "claim")
-    for row in ledger.kept().values():
-        cells = (row["id"], row["verdict"], BACKED[row["kind"]], ", ".join(row["numbers"]))
-        table.add_row(*map(escape, cells))
-    return table
+    return [
+        (row["id"], row["verdict"], BACKED[row["kind"]], ", ".join(row["numbers"])) for row in ledger.kept().values()
+    ]
 
 
 def one(name: str, as_json: bool = False) -> str:

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from disagg.plan.errors import FileError
 from disagg.show.commands import told
-from disagg.show.commands.told import JsonFile, app
+from disagg.show.commands.told import JsonFile, app, out_file
 
 
 @app.command()
@@ -27,45 +26,34 @@ def doctor(json: JsonFile = None):
     """Says what was found on this machine: devices, attention, model."""
     from disagg.show import doctor as found
 
-    table = Table(show_header=False, box=None)
-    for what, finding in found.findings():
-        table.add_row(f"[bold]{what}[/bold]", finding)
-    told.console.print(table)
+    told.table(("", ""), found.findings())
     told.finish(found.rows(), json)
 
 
 @app.command()
 def demo(
     link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
-    picture: Annotated[Path, typer.Option(help="the ladder's picture is written here")] = Path("build/demo.png"),
+    picture: Annotated[Path, out_file("the ladder's picture is written here")] = Path("build/demo.png"),
     json: JsonFile = None,
 ):
     """Climbs the ladder of presets on one workload: the same tokens, other times."""
     from disagg.plan.config import PRESETS
-    from disagg.plan.files import whole
     from disagg.run.model import load_model
     from disagg.show import demo as ladder
-    from disagg.show.ladder import Rung, ladder_picture
+    from disagg.show.ladder import ladder_picture
 
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=told.console) as progress:
+    columns, quiet = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()), not told.console.is_terminal
+    with Progress(*columns, console=told.console, disable=quiet) as progress:
         task = progress.add_task("loading the model", total=len(PRESETS))
         model = load_model("smollm2")
         progress.update(task, description="the ladder")
         runs = ladder.climb(model, link_gb_s * 1e9, lambda name: progress.update(task, advance=1, description=name))
-    table = Table(title=f"{len(ladder.LENGTHS)} requests, {ladder.NEW_TOKENS} tokens each, link {link_gb_s:g} GB/s")
-    for column in ("preset", "TTFT p50", "second-token gap p50", "tokens/s", "H", "tokens equal"):
-        table.add_column(column, justify="left" if column == "preset" else "right")
-    for name, same in ladder.same_tokens(runs).items():
-        rung = Rung.of(name, runs[name])
-        hidden = "" if rung.hidden is None else f"{rung.hidden:.2f}"
-        gap = f"{rung.second_token_gap_s * 1000:.0f} ms"
-        table.add_row(name, f"{rung.ttft_s:.2f} s", gap, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO")
-    told.console.print(table)
+    title = f"{len(ladder.LENGTHS)} requests, {ladder.NEW_TOKENS} tokens each, link {link_gb_s:g} GB/s"
+    told.table(("preset", "TTFT", "gap 2", "tokens/s", "H", "tokens equal"), ladder.cells(runs), title)
     drawn = ladder_picture(runs)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    with whole(picture) as out:
-        out.write(drawn.png())
-    told.say_plainly(drawn.finding, f"written: {picture}")
+    drawn.save(picture)
+    told.say_plainly(drawn.finding)
+    told.say_as_it_is(f"written: {picture}")
     told.finish(ladder.rows(runs), json)
 
 
@@ -107,7 +95,7 @@ def figure(
             figures.record()
         for each in figures.FIGURES if name == "all" else (name,):
             say(f"figure {each}")
-            told.say_plainly(f"written: {figures.make(each)}")
+            told.say_as_it_is(f"written: {figures.make(each)}")
 
 
 @app.command()
@@ -121,14 +109,14 @@ def claims(
     from disagg.show.claims import table
 
     if only is not None:
-        told.say_plainly(table.one(only, json))
+        (told.say_as_it_is if json else told.say_plainly)(table.one(only, json))
         return
     if json:
-        told.say_plainly(table.stored())
+        told.say_as_it_is(table.stored())
         return
     found = table.ledger.refresh() if refresh else table.ledger.problems()
     if not check:
-        told.console.print(table.drawn())
+        told.table(table.COLUMNS, table.rows())
     told.say_plainly(*found)
     told.end([table.verdict(found)] if found else ())
     told.say_plainly(table.verdict(found))
@@ -140,15 +128,16 @@ def slides(
     folder: Annotated[Path, typer.Option(help="where the decks go")] = Path("build/slides"),
 ):
     """Turns notebooks into reveal.js decks, each one file that needs no network; cells tagged `live` are left out."""
+    from disagg.plan.files import folder as made
     from disagg.plan.files import whole
     from disagg.show.deck import deck
 
-    folder.mkdir(parents=True, exist_ok=True)
     for notebook in notebooks:
-        path = folder / f"{notebook.stem}.html"
+        path, content = folder / f"{notebook.stem}.html", deck(notebook).encode()
+        made(folder)
         with whole(path) as out:
-            out.write(deck(notebook).encode())
-        told.say_plainly(f"written: {path}")
+            out.write(content)
+        told.say_as_it_is(f"written: {path}")
 
 
 @app.command()
@@ -162,18 +151,17 @@ def site(
     with told.console.status("site: the page, and Pyodide (npm fetches 5 MB once)"):
         build(folder, cache)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    told.say_plainly(f"written: {folder} ({size / 1e6:.0f} MB)")
+    told.say_as_it_is(f"written: {folder} ({size / 1e6:.0f} MB)")
 
 
 @app.command()
 def timeline(
     file: Annotated[Path, typer.Argument(help="a recording: what run.save(...) wrote")],
-    perfetto: Annotated[Path | None, typer.Option(help="also write trace events for ui.perfetto.dev here")] = None,
-    png: Annotated[Path | None, typer.Option(help="also write the picture here")] = None,
+    perfetto: Annotated[Path | None, out_file("also write trace events for ui.perfetto.dev here")] = None,
+    png: Annotated[Path | None, out_file("also write the picture here")] = None,
     receipts: Annotated[bool, typer.Option("--receipts", help="also say where the milliseconds went")] = False,
 ):
     """Reads a saved run: a sentence, what each device and link did, and on demand its picture, trace and receipts."""
-    from disagg.plan.files import whole
     from disagg.plan.results import Run
     from disagg.show import facts
 
@@ -184,16 +172,15 @@ def timeline(
     if run.timeline.end_ns <= run.timeline.start_ns:
         raise FileError(f"{file} holds {facts.plural(len(run.results), 'request')}, but no time was recorded")
     told.say_plainly(facts.sentence(run), f"Recorded on {run.machine or 'a machine without a name'}.")
-    told.console.print(told.table(("", "busy", "spans", "moved"), facts.places(run.timeline)))
+    told.table(("", "busy", "spans", "moved"), facts.places(run.timeline))
     if receipts:
         rows = [(name, f"{1e3 * seconds:.1f} ms") for name, seconds in run.receipts().items()]
-        told.console.print(told.table(("a request, on average", "time"), rows))
+        told.table(("a request, on average", "time"), rows)
     if perfetto is not None:
         run.timeline.to_perfetto(perfetto)
-        told.say_plainly(f"written: {perfetto}")
+        told.say_as_it_is(f"written: {perfetto}")
     if png is not None:
         from disagg.show.plots import timeline_picture
 
-        with whole(png) as out:
-            out.write(timeline_picture(run).png())
-        told.say_plainly(f"written: {png}")
+        timeline_picture(run).save(png)
+        told.say_as_it_is(f"written: {png}")

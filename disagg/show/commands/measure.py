@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from disagg.show.commands import told
-from disagg.show.commands.told import JsonFile, app
+from disagg.show.commands.told import JsonFile, app, out_file
 
 SUITES = ("cpu", "law", "see", "notebooks", "explorer")  # of `bench`, by module; the others take options of their own
 TRACED = ("twin", "two-gpu")  # suites that serve or simulate traces
@@ -76,7 +76,7 @@ def bench(
 
 @app.command()
 def calibrate(
-    out: Annotated[Path, typer.Option(help="the calibration is written here")] = Path("calibration.json"),
+    out: Annotated[Path, out_file("the calibration is written here")] = Path("calibration.json"),
     preset: Annotated[str, typer.Option(help="which arrangement of workers is measured")] = "streamed",
     model: Annotated[str, typer.Option(help="smollm2, or a folder that holds a model")] = "smollm2",
 ):
@@ -90,14 +90,15 @@ def calibrate(
         with Engine(Config.preset(preset, model=model)) as engine:
             found = bench.calibrate(engine)
     found.save(out)
-    told.say_plainly(str(found), f"written: {out}")
+    told.say_plainly(str(found))
+    told.say_as_it_is(f"written: {out}")
 
 
 @app.command()
 def validate(
     json: JsonFile = None,
     calibration: Annotated[Path | None, typer.Option(help="a file that `calibrate` wrote; else it runs first")] = None,
-    picture: Annotated[Path | None, typer.Option(help="a folder for pictures, one a workload")] = None,
+    picture: Annotated[Path | None, told.out_folder("a folder for pictures, one a workload")] = None,
 ):
     """Serves requests for real and under the virtual clock: how far off is the twin on this machine?"""
     from disagg.plan.calibration import Calibration
@@ -122,7 +123,7 @@ def tune(
     new: Annotated[int, typer.Option(help="drawn answers: median tokens", min=1)] = 100,
     price: Annotated[float | None, typer.Option(help="of a device-hour; left out: devices are counted")] = None,
     seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
-    png: Annotated[Path | None, typer.Option(help="also write the picture here")] = None,
+    png: Annotated[Path | None, out_file("also write the picture here")] = None,
     json: JsonFile = None,
 ):
     """Finds on the twin who should prefill and who decode, with which budgets, for the highest goodput; minutes."""
@@ -136,7 +137,7 @@ def tune(
         found = search(
             fronts.workload(**asked), hardware, Slo(ttft, tpot, share), model, prices=price, seed=seed, say=say
         )
-    told.console.print(told.table(fronts.COLUMNS, fronts.front_rows(found)))
+    told.table(fronts.COLUMNS, fronts.front_rows(found))
     told.say_plainly(fronts.front_in_words(found), fronts.effort(found))
     for path, content in (
         (png, lambda: fronts.front_picture(found).png()),
@@ -145,7 +146,7 @@ def tune(
         if path is not None:
             with whole(path) as out:
                 out.write(content())
-            told.say_plainly(f"written: {path}")
+            told.say_as_it_is(f"written: {path}")
 
 
 @app.command()
@@ -186,7 +187,8 @@ def soak(
     try:
         world = simulate_seed(seed)
     except SeedFailed as failure:
-        told.end([str(failure)])
+        told.say_as_it_is(*str(failure).splitlines()[:-1])  # a log, line by line
+        told.end(str(failure).splitlines()[-1:])
     happened = ", ".join(f"{name} {count}" for name, count in sorted(world.happened.items()) if count)
     told.say_plainly(f"seed {seed}: {len(world.jobs)} requests, {len(world.log)} events, all ended well: {happened}")
 
@@ -223,5 +225,5 @@ def record_gpu(
             if isinstance(done, LeftOut):
                 left_out.append(done)
             else:
-                told.say_plainly(f"written: {done} ({done.stat().st_size / 1e3:.0f} kB)")
+                told.say_as_it_is(f"written: {done} ({done.stat().st_size / 1e3:.0f} kB)")
     told.end(f"left out: {part.name}: {part.reason}" for part in left_out)

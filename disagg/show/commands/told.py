@@ -6,28 +6,51 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+
+from disagg.plan.files import check_writable
+from disagg.plan.files import folder as made
+from disagg.show import tables
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
 console = Console()
-JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
 
 
-def table(columns: tuple[str, ...], rows) -> Table:
-    table = Table(box=None)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+def out_file(words: str, name: str | None = None):
+    """An option that names a file to write, which is refused before any work is done for it."""
+    return typer.Option(*([name] if name else []), help=words, callback=_writable)
 
 
-def say_plainly(*lines: str):
-    """Text from a file, in which nothing is markup."""
+def out_folder(words: str):
+    """An option that names a folder to write to, which is made before any work is done for it."""
+    return typer.Option(help=words, callback=lambda path: None if path is None else made(path))
+
+
+def _writable(path: Path | None) -> Path | None:
+    if path is not None:
+        if path.parts[:1] == ("build",):  # ours, in the checkout
+            made(path.parent)
+        check_writable(path)
+    return path
+
+
+JsonFile = Annotated[Path | None, out_file("also write the rows to this file", "--json")]
+
+
+def table(columns: tuple[str, ...], rows, title: str = ""):
+    """Shows a table as wide as the terminal, or 80 columns."""
+    say_as_it_is(*([title] if title else []), *tables.table(columns, rows, console.width))
+
+
+def say_plainly(*texts: str):
+    """Sentences, in which nothing is markup, broken between words."""
+    say_as_it_is(*(line for text in texts for line in tables.wrapped(text, console.width)))
+
+
+def say_as_it_is(*lines: str):
+    """Text that may be copied or read by a program."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)  # a path is copied whole
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def measure(suite, title: str, json: Path | None):
@@ -56,8 +79,9 @@ class saying:
 
     def __enter__(self):
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
-        )
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
         self._task = self._progress.add_task("", total=None)
         self._progress.start()
         return self._say
@@ -65,7 +89,7 @@ class saying:
     def _say(self, text: str):
         self._progress.update(self._task, description=text)
         if not console.is_terminal:
-            console.print(f"· {text}")
+            say_plainly(f"· {text}")
 
     def __exit__(self, *exc):
         self._progress.stop()
@@ -77,5 +101,5 @@ def finish(rows, json: Path | None):
 
     if json is not None:
         write(json, rows)
-        say_plainly(f"written: {json}")
+        say_as_it_is(f"written: {json}")
     end(shortfalls(rows))

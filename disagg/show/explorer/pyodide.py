@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 from disagg.plan.errors import FileError
+from disagg.plan.files import folder as made
 
 VERSION = "0.29.5"  # CPython 3.13
 INTEGRITY = "sha512-TkYrUv9m8QmfImADKRmpwZulL48E0uUaBSO+dvRQKyAJc0qh9gu7jn8btyHPh3NZm1r2IH2YrJhIr7Q2B9urAw=="
@@ -37,7 +38,7 @@ def digest(path: Path) -> str:
 
 
 def _fetch(cache: Path):
-    cache.mkdir(parents=True, exist_ok=True)
+    made(cache)
     command = ["npm", "pack", "--silent", "--pack-destination", str(cache), f"pyodide@{VERSION}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import disagg
 from disagg.plan.errors import FileError
+from disagg.plan.files import folder as made
+from disagg.plan.files import whole
 from disagg.show.explorer import accuracy, pyodide
 from disagg.show.explorer.settings import CONTROLS, Choice, Number, Settings
 from disagg.show.explorer.twin import Twin, shown
@@ -26,7 +28,8 @@ COPIED = (PACKAGE / "show/canvas.js", PACKAGE / "show/page.css", HERE / "explore
 def build(folder: Path, cache: Path | None, ledger: Path = accuracy.LEDGER) -> Path:
     """Writes the folder anew and returns it; without a cache, all but Pyodide. FileError, also where it holds other
     things than a site."""
-    if folder.exists() and not (folder / "disagg.zip").exists() and any(folder.iterdir()):
+    made(folder)
+    if not (folder / "disagg.zip").exists() and any(folder.iterdir()):
         raise FileError(f"{folder} holds something else than an explorer; name a new folder")
     files = {"index.html": index(accuracy.sentences(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
     files |= {path.name: path.read_bytes() for path in COPIED}
@@ -35,8 +38,9 @@ def build(folder: Path, cache: Path | None, ledger: Path = accuracy.LEDGER) -> P
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in files.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        made(path.parent)
+        with whole(path) as out:
+            out.write(content)
     return folder
 
 

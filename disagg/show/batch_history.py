@@ -14,8 +14,9 @@ from matplotlib.patches import Patch
 
 from disagg.plan.batches import ENDS, BatchRow, BatchStep, batch_steps, padding_of
 from disagg.plan.batching import bin_of
+from disagg.plan.errors import EngineError
 from disagg.plan.results import Run
-from disagg.show.facts import plural
+from disagg.show.facts import plural, why_none
 from disagg.show.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 from disagg.show.slides import Slides
 
@@ -144,7 +145,9 @@ def _legend(figure, several_bins: bool, size: float):
 
 def batch_picture(run: Run, index: int, *, projector: bool = False) -> Picture:
     """The run's decode step `index`, counted by start: a bar a row, bin by bin, each with its padding."""
-    steps = batch_steps(run)
+    steps = _some_steps(run)
+    if not -len(steps) <= index < len(steps):
+        raise EngineError(f"decode step {index} does not exist: this run has {len(steps)}, from 0 to {len(steps) - 1}")
     return _step_picture(steps[index], _numbers(run), run.config.bins, 0, projector)
 
 
@@ -190,13 +193,20 @@ def _bar(y: float, start: float, end: float) -> list[tuple[float, float]]:
 
 def batches(run: Run) -> Slides:
     """One decode step as bars, with a slider over all steps of the run."""
-    found, numbers = batch_steps(run), _numbers(run)
-    deep = max(map(_deep, found), default=0)
+    found, numbers = _some_steps(run), _numbers(run)
+    deep = max(map(_deep, found))
 
     def draw(number: int, choice: int) -> Picture:
         return _step_picture(found[number], numbers, run.config.bins, deep, False)
 
     return Slides("Decode batches", len(found), draw, "step")
+
+
+def _some_steps(run: Run) -> list[BatchStep]:
+    """EngineError where there are none to choose from."""
+    if steps := batch_steps(run):
+        return steps
+    raise EngineError(f"Decode batches: {why_none(run, 'decode step')}")
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -222,14 +232,15 @@ def run_words(steps: list[BatchStep], times: bool = True) -> str:
     if not times:
         ends = Counter(why for step in steps for why in step.leaves.values() if why in ENDS)
         return f"{plural(tokens, 'row')} in all steps together; ended: {_counted(ends)}."
+    if not steps:
+        return "No decode step was recorded."
     padding = padding_of(steps)
-    worst = max(steps, key=lambda step: step.padding.waste, default=None)
-    at = f" (most in step {worst.number}: {worst.padding.waste:.0%})" if worst and worst.padding.waste else ""
+    worst = max(steps, key=lambda step: step.padding.waste)
+    at = f" (most in step {worst.number}: {worst.padding.waste:.0%})" if worst.padding.waste else ""
     joins = Counter(why for step in steps for why in step.joins.values())
     leaves = Counter(why for step in steps for why in step.leaves.values())
-    mean = tokens / len(steps) if steps else 0
     return (
-        f"{plural(len(steps), 'decode step')} of {mean:.1f} rows on average; {padding.waste:.0%} of the "
+        f"{plural(len(steps), 'decode step')} of {tokens / len(steps):.1f} rows on average; {padding.waste:.0%} of the "
         f"{padding.padded_slots:,} slots read were padding{at}; joined: {_counted(joins)}; left: {_counted(leaves)}."
     )
 
