@@ -51,4 +51,4 @@ def test_a_block_that_does_not_run_is_named_by_its_line_and_a_new_one_is_run():
     assert len(blocks(text)) == text.count("\n```python\n")
     with pytest.raises(NameError) as caught:
         run("# A page\n\n```python\nx = 1\n```\n\n```sh\nls\n```\n```python\ny = x + 1\nz\n```\n", {})
-    assert caught.traceback[-1].lineno == 10 and caught.traceback[-1].path.name == "README.md"
+    assert caught.traceback[-1].lineno == 11 and caught.traceback[-1].path.name == "README.md"
