@@ -12,7 +12,6 @@ from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, 
 from disagg import Config, Engine, Link, Request, simulate
 from disagg.plan.config import RANGES
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
-from disagg.run.clock import now_ns
 from disagg.run.placing import check_devices
 from disagg.run.tiny import CONTEXT, VOCAB
 from disagg.show import panel, watch
@@ -385,11 +384,10 @@ def test_what_no_longer_fits_after_a_change_fails_in_words():
 def test_a_request_that_was_checked_before_the_pool_shrank_fails_in_words():
     """It must not wait for ever behind a gate."""
     with opened(small()) as engine:
-        request = Request(prompt_of(40), 200)
-        job = engine._prepare(request)
-        engine.retune(decode_blocks=8)
-        engine.watch.until(lambda book: book.config.decode_blocks == 8)
-        result = engine._submit(request, job, now_ns()).result()
+        engine.controller.refusal = lambda job, ask=engine.controller.refusal: (
+            ask(job) if engine.config.decode_blocks == 8 else engine.retune(decode_blocks=8)
+        )
+        result = engine.serve([Request(prompt_of(40), 200)]).results[0]
         assert result.finish_reason == "failed" and "need 15 blocks of 16, but decode 0 has 8" in result.error
 
 

@@ -27,14 +27,14 @@ from test_engine import (  # noqa: F401
 
 from disagg import Engine
 from disagg.plan.errors import ConfigError
-from disagg.run import decode_graph, engine
+from disagg.run import decode_graph, loop
 from disagg.run.model import Model
 from disagg.run.rows import DeviceRows
 
 
 @pytest.fixture(autouse=True)
 def a_paged_kernel(monkeypatch):
-    monkeypatch.setattr(engine, "pick_kernel", lambda *args: PlainKernel())
+    monkeypatch.setattr(loop, "pick_kernel", lambda *args: PlainKernel())
 
 
 def test_a_step_is_launched_before_the_last_one_is_known():

@@ -236,7 +236,7 @@ def test_a_request_that_comes_while_the_engine_breaks_ends_too(monkeypatch):
             return handle_event(event, now)
 
         engine.controller.handle = slow
-        engine._inbox.put(ev.WorkerDied(cmd.Worker("decode", 0), "gone"))
+        engine._loop._inbox.put(ev.WorkerDied(cmd.Worker("decode", 0), "gone"))
         gate.wait()
         handle = engine.submit(lengths((20, 9))[0])
         gate.open()
@@ -254,7 +254,7 @@ def test_a_cancel_in_each_stage(stage):
     In bulk nothing lands before prefill is over, so that every request is seen handing off.
     """
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
-        next_event, cancelled = engine._next_event, []
+        next_event, cancelled = engine._loop._next, []
 
         def cancelling():
             if not cancelled:
@@ -264,7 +264,7 @@ def test_a_cancel_in_each_stage(stage):
                         return ev.Cancel(record.id)
             return next_event()
 
-        engine._next_event = cancelling
+        engine._loop._next = cancelling
         run = engine.serve(LONG)
         engine.watch.until_idle()
     reasons = {result.request: result.finish_reason for result in run.results}
@@ -397,10 +397,20 @@ def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(mo
             check_greedy(request.prompt, handle.result(LIMIT_S), 5, ignore_eos=True)
 
 
+LOOK_S = 0.3  # of moved time; a few are less than what counts as lost
+
+
 def move_clock(monkeypatch, engine, seconds: float):
-    """The engine's thread sees a later time from now on, and looks at its deadlines."""
-    monkeypatch.setattr("disagg.run.engine.now_ns", lambda: time.perf_counter_ns() + round(seconds * 1e9))
-    engine._inbox.put(ev.Tick())
+    """Time passes for the engine's thread as if it had waited: a look at a time, for a jump would be nobody's delay."""
+    before, looks = getattr(engine, "moved_s", 0.0), itertools.count(1)
+    engine.moved_s = seconds
+
+    def now() -> int:
+        return time.perf_counter_ns() + round(1e9 * min(seconds, before + next(looks) * LOOK_S))
+
+    monkeypatch.setattr("disagg.run.loop.now_ns", now)
+    for _ in range(round(seconds / LOOK_S)):
+        engine._loop._inbox.put(ev.Tick())
 
 
 def lose(owner, kind, condition=lambda event: True) -> Gate:

@@ -21,6 +21,8 @@ from disagg.show import doctor
 def test_doctor_says_which_gpus_reach_each_other(monkeypatch, count, apart, words):
     machine()  # kept from here on: what it really is
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if not count:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(peer, "reaches", lambda a, b: (a.index, b.index) not in apart)
     assert peer.describe() == dict(doctor.findings())["peer access"] == words
 

@@ -7,7 +7,6 @@ too, so one of a run that was written over is never taken for another's, and eac
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -118,7 +117,8 @@ def remove_leftovers(path: Path, kept: list[Path], before: list[Path]):
     """Parts that the recording no longer tells of: those of `before`, and what a killed process left."""
     stem, suffix = _split(path)
     pattern = re.compile(rf"{re.escape(stem)}\.part\d+-[0-9a-f]{{16}}{re.escape(suffix)}")
+    young = path.stat().st_mtime - files.LEFT_S
     for other in path.parent.iterdir():
         stale = pattern.fullmatch(other.name) and other not in kept
-        if stale and (other in before or other.lstat().st_mtime < time.time() - files.LEFT_S):
+        if stale and (other in before or other.lstat().st_mtime < young):
             other.unlink(missing_ok=True)

@@ -122,7 +122,7 @@ class Traffic:
         self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # hears how many slots are held
         self.queued = 0  # pieces that wait on all lanes
         self._order = 0
-        self._slot_freed_ns = 0
+        self._free_since = [0] * self.ring.total  # of each free slot, the earliest first
 
     def retune(self, config: Config):
         """New wires and granularity, from the next copy on."""
@@ -191,7 +191,7 @@ class Traffic:
         journey.flying += 1
         if lane.down:
             slot = self.ring.reserve(1, piece.transfer)[0]
-            times = lane.wire.post(piece.nbytes, max(ready_ns, self._slot_freed_ns))
+            times = lane.wire.post(piece.nbytes, max(ready_ns, heapq.heappop(self._free_since)))
             self.on_ring(times[0], self.ring.held)
         else:
             times = lane.wire.post(piece.nbytes, ready_ns)
@@ -213,7 +213,7 @@ class Traffic:
             self._push(journey, piece, flight.slot, flight.landing_ns)
             through = journey.read == journey.pieces and journey.all_made(self.layers)
             return [SourceRead(piece.transfer)] if through else []
-        self._free_slot(flight, flight.landing_ns)
+        self._drop_slots([flight.slot], piece.transfer, flight.landing_ns)
         if journey.aborted:
             return self._close_if_done(piece.transfer)
         if journey.failed:
@@ -229,7 +229,7 @@ class Traffic:
         """A copy failed, or its bytes are wrong: nothing else of this transfer starts."""
         journey = self.journeys[flight.piece.transfer]
         journey.flying -= 1
-        self._free_slot(flight, now_ns)
+        self._drop_slots([flight.slot], flight.piece.transfer, now_ns)
         if journey.aborted:
             return self._close_if_done(flight.piece.transfer)
         if journey.failed:
@@ -295,16 +295,13 @@ class Traffic:
                 heapq.heapify(lane.ready)
         journey.parked.clear()
 
-    def _free_slot(self, flight: Flight, since_ns: int):
-        """Gives the flight's slot back; where the ring was full, nothing could enter it before."""
-        if flight.slot is not None and not self.ring.available:
-            self._slot_freed_ns = since_ns
-        self._drop_slots([flight.slot], flight.piece.transfer, since_ns)
-
     def _drop_slots(self, slots: list, transfer: int, now_ns: int):
+        """Ring slots are free from then on: nothing enters one before, however late its lane's thread wakes up."""
         held = [slot for slot in slots if slot is not None]
         if held:
             self.ring.release(held, transfer)
+            for _ in held:
+                heapq.heappush(self._free_since, now_ns)
             self.on_ring(now_ns, self.ring.held)
 
     def _close_if_done(self, transfer: int) -> list:

@@ -9,7 +9,6 @@ Notebook: notebooks/00_start_here.ipynb.
 
 import atexit
 import contextlib
-import itertools
 import sys
 import threading
 import weakref
@@ -58,7 +57,6 @@ class Engine:
         self._loop = loop = EngineLoop(self._settings.first, self.model, progress, faults)
         self.executor, self.controller, self.detectors = loop.executor, loop.controller, loop.detectors
         self.kernel, self.injection = loop.kernel, loop.injection
-        self._numbers = itertools.count()
         self._serving: int | None = None  # the thread in `serve`
         self._closing = threading.RLock()
         self._gone = False  # has ended
@@ -89,6 +87,11 @@ class Engine:
         """What a detector saw, where one did; the engine is broken then."""
         return self._loop.breach
 
+    @property
+    def broken(self) -> str | None:
+        """Why nothing is served any more; None while all is well."""
+        return self._loop.broken
+
     # ---- what users call ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> Handle:
@@ -96,7 +99,8 @@ class Engine:
         loop = self._loop
         loop.check_open()
         arrival_ns = now_ns()
-        job, handle = self._new(request, job_of(request, self.model, self.config.seed), arrival_ns)
+        job = job_of(request, self.model, self.config.seed)
+        handle = self._new(request, job, arrival_ns)
 
         def begin():
             loop.refuse([job])
@@ -166,9 +170,9 @@ class Engine:
 
         loop.ask(change, changes=True)
 
-    def cancel(self, request: int):
-        """Ends a request, by its number, as its handle's `cancel` does."""
-        self._loop.cancel(request)
+    def cancel(self, handle: Handle):
+        """Ends its request as cancelled, as `handle.cancel()` does."""
+        self._loop.cancel(handle)
 
     def close(self):
         """Ends what is open as cancelled, and all threads within a step. Closing twice does nothing.
@@ -200,22 +204,19 @@ class Engine:
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    def _new(self, request: Request, job: Job, arrival_ns: int) -> tuple[Job, Handle]:
-        """The job with its number and arrival, and a handle of it that knows no tokens yet."""
+    def _new(self, request: Request, job: Job, arrival_ns: int) -> Handle:
+        """Of a request that has no number yet."""
         prompt = request.prompt if isinstance(request.prompt, str) else ""
-        result = Result(next(self._numbers), len(job.prompt), arrival_ns, prompt=prompt)
-        job = Job(result.request, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling)
-        return job, Handle(result, self.model, self)
+        return Handle(Result(-1, len(job.prompt), arrival_ns, prompt=prompt), self.model, self)
 
     def _submit(self, request: Request, job: Job, arrival_ns: int, index: int):
         """Starts a request of the run; its handle is `served[index]` from then on, whatever interrupts this call."""
-        loop, (job, handle) = self._loop, self._new(request, job, arrival_ns)
+        loop, handle = self._loop, self._new(request, job, arrival_ns)
 
         def begin():
             try:
                 loop.admit(job, handle, run=True)
             except EngineError:  # closed or broken since it was asked for: it never was under way
-                handle.so_far.request = -1
                 handle.end(Ended(-1, Finish.CANCELLED, None, now_ns(), ()))
 
         try:
@@ -223,7 +224,7 @@ class Engine:
             loop.call(begin, changes=True)
         except KeyboardInterrupt:  # who would wait for a handle that is not under way, or know of one that is?
             loop.served.pop(index, None)
-            loop.cancel(job.id)
+            loop.cancel(handle)
             raise
 
     def _serve(self, requests: list[Request], prepared: list[Job], record: bool) -> Run:

@@ -41,7 +41,7 @@ class Handle:
     def cancel(self):
         """Ends the request as cancelled; tokens that came before are kept. Nothing happens to an ended one."""
         if (engine := self._engine) is not None:
-            engine.cancel(self._result.request)
+            engine.cancel(self)
 
     def result(self, timeout_s: float | None = None) -> Result:
         """The result, once the request has ended. TimeoutError where that takes longer than the limit."""

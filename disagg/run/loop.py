@@ -5,6 +5,7 @@ events. So whatever reads or writes the controller's state does it on this threa
 """
 
 import contextlib
+import itertools
 import os
 import queue
 import threading
@@ -85,6 +86,7 @@ class EngineLoop:
         self.over = threading.Event()  # interrupted, closed or broken: nobody waits for an arrival any more
         self.handles: dict[int, Handle] = {}  # of open requests
         self.served: dict[int, Handle] = {}  # of the run that somebody is serving, by the request's index in it
+        self._numbers = itertools.count()
         self._mutex = threading.Lock()  # of `_ended`
         self._ended = False  # nobody looks into the inbox any more
         self._seen_ns: int | None = None  # when the clock was last looked at, while something was under way
@@ -128,8 +130,9 @@ class EngineLoop:
         if self.broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
 
-    def cancel(self, request: int):
-        self._inbox.put(ev.Cancel(request))
+    def cancel(self, handle: Handle):
+        """Behind whatever was asked for before: also behind the handle's own admission."""
+        self._inbox.put(Call(lambda: self._cancel(handle), Future(), changes=True))
 
     def interrupt(self):
         """Ends the run that somebody is serving."""
@@ -184,12 +187,20 @@ class EngineLoop:
                 raise RequestError(refusal)
 
     def admit(self, job: Job, handle: Handle, run: bool):
-        """A request is under way; its timeline is that of the `run`, or the last entries. EngineError where nothing is
-        taken any more."""
+        """A request gets its number, and is under way; its timeline is that of the `run`, or the last entries.
+        EngineError where nothing is taken any more."""
         self.check_open()
-        handle.so_far.timeline = self.recorder.timeline_of(run)
-        self.handles[job.id] = handle
-        self._take(ev.Submit(job))
+        result = handle.so_far
+        result.request, result.timeline = next(self._numbers), self.recorder.timeline_of(run)
+        self.handles[result.request] = handle
+        arrival_ns = result.arrival_ns
+        self._take(
+            ev.Submit(Job(result.request, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling))
+        )
+
+    def _cancel(self, handle: Handle):
+        if handle.so_far.request in self.handles:
+            self._take(ev.Cancel(handle.so_far.request))
 
     def retune(self, config: Config):
         """New settings: seen by users and by the controller at once."""

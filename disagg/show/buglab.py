@@ -86,7 +86,7 @@ def only_logged(self, flight, error, now_ns):
     journey = self.journeys[flight.piece.transfer]
     journey.flying -= 1
     journey.failed = True
-    self._free_slot(flight, now_ns)
+    self._drop_slots([flight.slot], flight.piece.transfer, now_ns)
     self._drop_waiting(journey, now_ns)
     log.info("transfer %d: %s", flight.piece.transfer, error)
     return []

@@ -58,11 +58,11 @@ def together(engine: Engine, draw: random.Random) -> list:
 
 def count_ends(engine: Engine, ends: Counter):
     """Counts each request's ends as they are told."""
-    obey = engine._obey
+    obey = engine._loop._obey
 
     def counting(command):
         if isinstance(command, cmd.Ended):
             ends[command.request] += 1
         obey(command)
 
-    engine._obey = counting
+    engine._loop._obey = counting

@@ -97,7 +97,7 @@ def run_cell(model: Model, preset: str, kind: str, fault: str, number: int, expe
         lost, wrong = judge(run, expected, engine.injection, fault)
         blocks = 0 if fault in BREAKS else held(engine)
         lost += engine.controller.book.counts["anomalies"] > engine.injection.strays
-        lost += bool(plan.struck) and fault in BREAKS and engine._broken is None
+        lost += bool(plan.struck) and fault in BREAKS and engine.broken is None
     except EngineError as refused:
         lost = int(fault != "refuse" or "refuses this allocation" not in str(refused))
     left = sum((threads() - before).values())

@@ -90,14 +90,14 @@ def at_event(condition: Callable) -> Callable:
     """On the engine's own thread, when it takes this event out of its inbox."""
 
     def hold(engine: Engine, stall: Stall):
-        take = engine._next_event
+        take = engine._loop._next
 
         def late():
             event = take()
             stall(condition(event, stall))
             return event
 
-        engine._next_event = late
+        engine._loop._next = late
 
     return hold
 
