@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import NamedTuple
 
 from disagg.plan import commands as cmd
@@ -193,10 +194,7 @@ class EngineLoop:
         result = handle.so_far
         result.request, result.timeline = next(self._numbers), self.recorder.timeline_of(run)
         self.handles[result.request] = handle
-        arrival_ns = result.arrival_ns
-        self._take(
-            ev.Submit(Job(result.request, job.prompt, job.max_new_tokens, arrival_ns, job.eos_ids, job.sampling))
-        )
+        self._take(ev.Submit(replace(job, id=result.request, arrival_ns=result.arrival_ns)))
 
     def _cancel(self, handle: Handle):
         if handle.so_far.request in self.handles:
