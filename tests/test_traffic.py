@@ -211,18 +211,21 @@ def test_automatic_grouping_puts_layers_together_until_a_copy_is_worth_its_fixed
 @given(st.integers(1, 4), st.lists(st.booleans(), max_size=12))
 def test_nothing_enters_a_ring_slot_before_it_was_free_however_late_its_lane_looks(slots, late):
     """Deadlines of two hops are a function of the wires and the ring, not of when a thread wakes up."""
-    lanes = Traffic(Config(route="staged", block_size=4, ring_slots=slots, link=Link(1e8, fixed_s=1e-5)), layers=12,
-                    token_bytes=24)  # fmt: skip
-    lanes.send(send(1, (5,)), 0)
+    links = Link(1e8, fixed_s=1e-5), Link(1e8, fixed_s=4e-5)
+    config = Config(route="staged", block_size=4, ring_slots=slots, layers_per_copy=1, link=links)
+    lanes = Traffic(config, layers=12, token_bytes=24)
+    lanes.send(send(1, (5,), ready=False), 0)
     lanes.assign(Assign(1, DECODE, (0,)), 0)
+    for layer in range(12):
+        lanes.hand_off(1, layer, 0)
     down, up, turns = [], [], iter(late)
-    while len(up) < 12:
+    for _ in range(200):
         while not (next(turns, False) and up) and (flight := lanes.start("down 0")) is not None:
             down.append(flight)
             lanes.finish(flight)
         if (flight := lanes.start("up 0")) is not None:
             up.append(flight)
             lanes.finish(flight)
+    assert len(up) == 12
     for index in range(slots, 12):
-        freed, busy = up[index - slots].landing_ns, down[index - 1].busy_until_ns
-        assert down[index].start_ns == max(freed, busy)
+        assert down[index].start_ns == max(up[index - slots].landing_ns, down[index - 1].busy_until_ns)
