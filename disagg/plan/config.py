@@ -215,6 +215,10 @@ _COLOCATED = {"prefill_workers": 0, "route": "bulk"}
 _STAGED = {"route": "staged"}
 _PAGED = {**_STAGED, "host_blocks": None}
 
+#: Tokens that a memory holds where its size is left open; an engine takes fewer where an eighth of the free memory has
+#: no room for them.
+DEFAULT_TOKENS = {"prefill_blocks": 4096, "decode_blocks": 8192, "host_blocks": 4096}
+
 #: Each rung adds one idea to the one before it; `two_colocated` is the fair rival on equal hardware.
 PRESETS = {
     "baseline": {**_COLOCATED, "max_batch": 1, "chunk_tokens": 8192},

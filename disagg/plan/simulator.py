@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from disagg.plan.config import Config
+from disagg.plan.blocks import blocks_for
+from disagg.plan.config import DEFAULT_TOKENS, Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.hardware import Hardware, Predicted
 from disagg.plan.intake import job_of
@@ -53,9 +54,12 @@ def world_on(hardware, config: Config, requests: Iterable[Request], record: bool
 def world_of(config: Config, requests: Sequence[Request], speeds, kind: type[World] = World, **how) -> World:
     """A world in which these requests, given as token ids, will arrive. RequestError where an engine would refuse one,
     ConfigError where the model's shape is unknown."""
-    sizes = {name: getattr(config, name) if getattr(config, name) is not None else 4096
-             for name in ("prefill_blocks", "decode_blocks", "host_blocks")}  # fmt: skip
-    world = kind(config.replace(**sizes), speeds, **how)
+    open_sizes = {
+        name: blocks_for(tokens, config.block_size)
+        for name, tokens in DEFAULT_TOKENS.items()
+        if getattr(config, name) is None
+    }
+    world = kind(config.replace(**open_sizes), speeds, **how)
     limits = limits_of(config.model)
     for index, request in enumerate(requests):
         job = job_of(request, limits, seed=config.seed)

@@ -65,6 +65,12 @@ class Overlap(NamedTuple):
     exposed_s: float
     transfer_s: float
 
+    @property
+    def share(self) -> float | None:
+        """H where it is a share of the copying: None also where more was left than was copied, for then the hand-off
+        waited for something else, which receipts name."""
+        return None if self.hidden is None or self.hidden < 0 else self.hidden
+
 
 class Index:
     """A timeline by request, by place and by mark, for those who ask often."""

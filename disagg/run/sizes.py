@@ -5,7 +5,7 @@ import statistics
 import torch
 
 from disagg.plan.blocks import blocks_for
-from disagg.plan.config import Config
+from disagg.plan.config import DEFAULT_TOKENS, Config
 from disagg.plan.errors import ConfigError
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.device import settle
@@ -13,9 +13,6 @@ from disagg.run.device_clock import Moments
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.memory import free_bytes
 from disagg.run.model import Model
-
-#: Tokens that a memory holds by default, where an eighth of the free memory has room for them.
-DEFAULT_TOKENS = {"prefill_blocks": 4096, "decode_blocks": 8192, "host_blocks": 4096}
 
 
 def with_block_counts(config: Config, shape: KVShape) -> Config:

@@ -39,7 +39,7 @@ def cells(runs: dict[str, Run]) -> list[tuple[str, ...]]:
     found = []
     for name, same in same_tokens(runs).items():
         rung = Rung.of(name, runs[name])
-        hidden = "" if rung.hidden is None else f"{rung.hidden:.2f}"
+        hidden = "–" if rung.hidden is None else f"{rung.hidden:.2f}"
         times = f"{rung.ttft_s:.2f} s", f"{rung.second_token_gap_s * 1000:.0f} ms"
         found.append((name, *times, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO"))
     return found

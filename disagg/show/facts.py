@@ -70,11 +70,14 @@ def _counts_of_request(run: Run, index: int) -> str:
 def _times_of_request(run: Run, index: int) -> str:
     result, overlap = run.results[index], run.overlap(index)
     parts = [] if result.ttft_s is None else [f"Token 1 came after {milliseconds(result.ttft_s)}"]
-    if overlap.hidden is not None:
+    if overlap.share is not None:
         parts.append(
-            f"{milliseconds(overlap.transfer_s)} of copying, of which H = {overlap.hidden:.0%} was hidden "
+            f"{milliseconds(overlap.transfer_s)} of copying, of which H = {overlap.share:.0%} was hidden "
             f"and E = {milliseconds(overlap.exposed_s)} was left after token 1"
         )
+    elif overlap.hidden is not None:
+        left = f"left E = {milliseconds(overlap.exposed_s)} after token 1 (H = –)"
+        parts.append(f"{milliseconds(overlap.transfer_s)} of copying {left}")
     elif not _spans_of(run, result.request, "copy"):
         parts.append("nothing was copied")
     if result.second_token_gap_s is not None:
@@ -102,13 +105,13 @@ def _times_of_run(run: Run) -> str:
         f"{name} {run.timeline.busy(place) / 1e9 / seconds:.0%}" for place, name in row_names(run.timeline).items()
     )
     hidden = "nothing was copied"
-    if overlap.hidden is not None:
-        hidden = f"H = {overlap.hidden:.0%} of {milliseconds(overlap.transfer_s)} of copying was hidden"
-        if overlap.hidden < 0:
-            hidden = (
-                f"{_cause(run, overlap.exposed_s)}{milliseconds(overlap.transfer_s)} of copying left "
-                f"E = {milliseconds(overlap.exposed_s)} after tokens 1 (H = {overlap.hidden:.0%})"
-            )
+    if overlap.share is not None:
+        hidden = f"H = {overlap.share:.0%} of {milliseconds(overlap.transfer_s)} of copying was hidden"
+    elif overlap.hidden is not None:
+        hidden = (
+            f"{_cause(run, overlap.exposed_s)}{milliseconds(overlap.transfer_s)} of copying left "
+            f"E = {milliseconds(overlap.exposed_s)} after tokens 1 (H = –)"
+        )
     return f"{plural(len(run.results), 'request')} in {seconds:.1f} s; busy: {busy}; {hidden}."
 
 
@@ -122,7 +125,11 @@ def _cause(run: Run, exposed_s: float) -> str:
     return f"{_CAUSES[name]}: " if waits.get(name, 0.0) * len(served) > exposed_s / 2 else ""
 
 
-_CAUSES = {"link-busy": "copies queued for their wire", "ring-full": "copies waited for a slot of the ring"}
+_CAUSES = {
+    "link-busy": "copies queued for their wire",
+    "ring-full": "copies waited for a slot of the ring",
+    "no-block": "requests waited for free blocks",
+}
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Rung(NamedTuple):
     def of(cls, name: str, run: Run) -> "Rung":
         metrics = run.metrics()
         gaps = metrics.second_token_gap_s.p50
-        return cls(name, metrics.ttft_s.p50, gaps, metrics.tokens_per_s, run.overlap().hidden)
+        return cls(name, metrics.ttft_s.p50, gaps, metrics.tokens_per_s, run.overlap().share)
 
 
 class Column(NamedTuple):

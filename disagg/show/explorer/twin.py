@@ -60,7 +60,8 @@ def _times(metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def _hand_off(overlap: Overlap) -> list[tuple[str, str]]:
-    hidden, wall = ("nothing copied" if share is None else f"{share:.0%}" for share in (overlap.hidden, overlap.wall))
+    none = "–" if overlap.transfer_s else "nothing copied"
+    hidden, wall = (none if share is None else f"{share:.0%}" for share in (overlap.share, overlap.wall))
     return [
         ("H, share of the copying that hides behind prefill", hidden),
         ("W, share of the copying time in which prefill computes", wall),
