@@ -32,6 +32,7 @@ from disagg.plan.request import Stage
 from disagg.run.decode import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.host_lane import HostLane
+from disagg.run.loop import EngineLoop
 from disagg.run.model import Model
 from disagg.run.prefill import PrefillStage
 from disagg.run.tiny import EOS
@@ -145,7 +146,7 @@ DEATHS = {
         lambda patch: before(patch, HostLane, "_move", raise_on_lane("up", Dies("gone"))),
         "lane up 0 .*died: Dies: gone",
     ),
-    "record": (lambda patch: before(patch, Engine, "_record", raise_after(5, Dies("gone"))), "died: Dies: gone"),
+    "record": (lambda patch: before(patch, EngineLoop, "_record", raise_after(5, Dies("gone"))), "died: Dies: gone"),
 }
 
 
@@ -206,26 +207,23 @@ def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_t
 
 
 def test_serve_knows_that_the_engine_broke_as_soon_as_its_requests_have_ended(monkeypatch):
-    """The last request's end is told before `Broken` is; the engine's thread stops between the two."""
-    gate, obey = Gate(), Engine._obey
+    """The last request's end is told before `Broken` is; by then the engine is known to be broken."""
+    known, obey = [], EngineLoop._obey
 
-    def slow(self, command):
-        if isinstance(command, cmd.Broken):
-            gate.hold()
+    def noting(self, command):
+        if isinstance(command, cmd.Ended):
+            known.append(self.broken)
         obey(self, command)
 
-    monkeypatch.setattr(Engine, "_obey", slow)
+    monkeypatch.setattr(EngineLoop, "_obey", noting)
     fail_nth(monkeypatch, "decode", 2, Dies("gone"))
-    with opened(small(), broken=True) as engine:
-        try:
-            with pytest.raises(EngineError, match="died: Dies: gone"):
-                engine.serve(lengths((20, 9)))
-        finally:
-            gate.open()
+    with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="died: Dies: gone"):
+        engine.serve(lengths((20, 9)))
+    assert known == ["decode 0 died: Dies: gone"]
 
 
 def test_a_request_that_comes_while_the_engine_breaks_ends_too(monkeypatch):
-    """Its Submit stands in the inbox behind the worker's death."""
+    """It is asked for behind the worker's death."""
     gate = Gate()
     with opened(small(), broken=True) as engine:
         handle_event = engine.controller.handle
@@ -238,10 +236,19 @@ def test_a_request_that_comes_while_the_engine_breaks_ends_too(monkeypatch):
         engine.controller.handle = slow
         engine._loop._inbox.put(ev.WorkerDied(cmd.Worker("decode", 0), "gone"))
         gate.wait()
-        handle = engine.submit(lengths((20, 9))[0])
+        told = []
+
+        def submit():
+            try:
+                engine.submit(lengths((20, 9))[0])
+            except EngineError as error:
+                told.append(str(error))
+
+        user = threading.Thread(target=submit)
+        user.start()
         gate.open()
-        assert handle.result(LIMIT_S).finish_reason == "failed"
-        assert "decode 0 died: gone" in handle.result().error
+        user.join(LIMIT_S)
+        assert told == ["this engine is broken and must be rebuilt: decode 0 died: gone"] and not engine.open_handles()
 
 
 # ---- cancel ----------------------------------------------------------------------------------------------------------
@@ -617,7 +624,7 @@ def test_closing_while_another_thread_serves(arrival_s):
         engine.close()
         serving.join(LIMIT_S)
         assert not serving.is_alive()
-    assert runs[0].results[0].finish_reason == "cancelled" and runs[0].interrupted == (arrival_s > 0)
+    assert runs[0].results[0].finish_reason == "cancelled" and runs[0].interrupted
 
 
 def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
@@ -631,15 +638,13 @@ def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
 
 
 def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests(monkeypatch):
-    submit, handles = Engine._submit, []
+    submit = Engine._submit
 
     def breaking(self, *what):
-        if handles:
-            self._break("gone")
-            self._check_open()
-        handles.append(submit(self, *what))
-        handles[0].result(LIMIT_S)
-        return handles[0]
+        if first := self._loop.served.get(0):
+            first.result(LIMIT_S)
+            self._loop.ask(lambda: self._loop._break("gone"))
+        submit(self, *what)
 
     monkeypatch.setattr(Engine, "_submit", breaking)
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="rebuilt: gone") as caught:

@@ -15,7 +15,7 @@ from hammer import hammer
 
 from disagg import Config, Engine, Link, Request
 from disagg.plan import events as ev
-from disagg.plan.errors import ConfigError, EngineError
+from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.why import SEARCHED, TOLD, _Look
 from disagg.run import loop as loop_file
 from disagg.run.clock import now_ns
@@ -180,6 +180,39 @@ def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
         assert handle.result(LIMIT_S).finish_reason == "length"
 
 
+def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(monkeypatch):
+    """The clock jumps while a command is handed on, and while a question is answered."""
+    ahead = [0]
+    monkeypatch.setattr(loop_file, "now_ns", lambda: now_ns() + ahead[0])
+    with opened(small(watchdog_s=2.0)) as engine:
+        obey = engine.executor.obey
+
+        def slow(command):
+            obey(command)
+            ahead[0] += 10**10
+
+        engine.executor.obey = slow
+        handle = engine.submit(lengths((20, 5), ignore_eos=True)[0])
+        for _ in range(3):
+            engine._loop.ask(lambda: ahead.__setitem__(0, ahead[0] + 10**11))
+        assert handle.result(LIMIT_S).finish_reason == "length"
+
+
+def test_the_end_that_comes_with_lost_time_is_not_lost(monkeypatch):
+    gate, ahead = Gate(), [0]
+    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
+    monkeypatch.setattr(loop_file, "now_ns", lambda: now_ns() + ahead[0])
+    engine = Engine(small(watchdog_s=2.0), tiny())
+    engine.submit(lengths((20, 5))[0])
+    gate.wait()
+    ahead[0] = 10**11
+    engine._loop._inbox.put(None)  # while the step is still under way
+    engine._loop._thread.join(LIMIT_S)
+    assert not engine._loop._thread.is_alive()
+    gate.open()
+    engine.close()
+
+
 def test_a_worker_that_hangs_is_still_found(monkeypatch):
     gate = Gate()
     before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
@@ -242,6 +275,18 @@ def test_a_forked_process_builds_an_engine_of_its_own():
         assert in_a_fork(build) == 0
 
 
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_without_torchs_threads_is_told_so():
+    with opened(small()):
+
+        def build():
+            with pytest.raises(EngineError, match="threads=2: this process was forked"):
+                Engine(small(threads=2), tiny())
+
+        assert in_a_fork(build) == 0
+
+
 # ---- engines that are left behind ------------------------------------------------------------------------------------
 
 
@@ -253,6 +298,30 @@ def test_a_cell_that_builds_an_engine_again_and_again_leaves_one():
         first = first or len(threads())
         assert len(loop_file.OPEN) == 1 and len(threads()) == first
     engine.close()
+    assert not threads() and not loop_file.OPEN
+
+
+LAST = {
+    "why": lambda engine: engine.why(0),
+    "retune": lambda engine: engine.retune(max_batch=3),
+    "recorded": lambda engine: engine.recorded([]),
+    "open_handles": lambda engine: engine.open_handles(),
+    "submit": lambda engine: engine.submit(Request([1], 1)).result(LIMIT_S),
+    "a refused submit": lambda engine: pytest.raises(RequestError, engine.submit, Request(prompt_of(20), 2000)),
+    "serve": lambda engine: engine.serve(lengths((5, 2))),
+    "interrupt": lambda engine: engine.interrupt(),
+}
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_whatever_was_asked_of_an_engine_last_it_ends_when_nobody_refers_to_it(last):
+    engine = Engine(small(), tiny())
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+    LAST[last](engine)
+    del engine
+    gc.collect()
+    for thread in left:
+        thread.join(LIMIT_S)
     assert not threads() and not loop_file.OPEN
 
 
@@ -335,6 +404,61 @@ def test_a_request_submitted_during_a_run_has_its_whole_receipt_after_it(monkeyp
         gate.open()
         serving.join(LIMIT_S)
         assert sum(line.name == "decode" for line in handle.result(LIMIT_S).receipt.lines) == 39
+
+
+def test_the_end_of_one_run_does_not_cut_into_the_next(monkeypatch):
+    """A second thread serves as soon as the first one's run is over."""
+    from disagg.plan.recorder import Recorder
+
+    runs, order = [], []
+    for name in ("begin", "between_runs"):
+        before(monkeypatch, Recorder, name, lambda self, *what, name=name, **how: order.append(name))
+    with opened(small()) as engine:
+        order.clear()
+
+        def serve():
+            while len(runs) < 20:
+                try:
+                    runs.append(engine.serve(lengths((20, 3))))
+                except EngineError:
+                    """The other one serves."""
+
+        users = [threading.Thread(target=serve) for _ in range(2)]
+        for user in users:
+            user.start()
+        for user in users:
+            user.join(LIMIT_S)
+        assert order[: 2 * len(runs)] == ["begin", "between_runs"] * len(runs)
+    assert all(run.timeline.start_ns and len(run.results[0].receipt.lines) > 3 for run in runs)
+
+
+def test_an_interrupt_leaves_nothing_locked_that_the_engines_thread_needs():
+    """Real signals, many a millisecond, while the main thread asks and waits."""
+    taken, armed = 0, set()
+
+    def interrupt(number, frame):
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+
+    with opened(small()) as engine:
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            for turn in range(300):
+                try:
+                    armed.add(turn)
+                    signal.setitimer(signal.ITIMER_REAL, 2e-5 * (1 + turn % 40))
+                    for _ in range(40):
+                        engine.why(0)
+                    engine.submit(Request([1, 2], 1)).result(LIMIT_S)
+                    armed.clear()
+                except KeyboardInterrupt:
+                    taken += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        assert taken > 50
+        check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
 
 
 def test_a_receipt_that_was_forgotten_says_so(monkeypatch):

@@ -7,6 +7,7 @@ recorded has a recording of its own beside them. Everything but `span` is called
 
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from disagg.plan.batching import Padding
@@ -116,11 +117,12 @@ class Recorder:
     def run(self, config: Config, results: list[Result], interrupted: bool = False) -> Run:
         """What was recorded since `begin`."""
         book, recording = self.book, self._run
+        timeline = recording.timeline if recording.most is None else copy_of(recording.timeline)
         used, padded = self._padding.used_slots, self._padding.padded_slots
         return Run(
             config,
             results,
-            recording.timeline,
+            timeline,
             {name: book.counts[name] - self._counts[name] for name in book.counts},
             Padding(book.padding.used_slots - used, book.padding.padded_slots - padded),
             {pool.name: pool.peak for pool in book.pools()},
@@ -129,6 +131,12 @@ class Recorder:
             interrupted,
             self.machine,
         )
+
+
+def copy_of(timeline: Timeline) -> Timeline:
+    """As it is now: others go on appending to it."""
+    kept = (list(entries) for entries in (timeline.spans, timeline.marks, timeline.moves))
+    return replace(timeline, **dict(zip(("spans", "marks", "moves"), kept, strict=True)), _index=None)
 
 
 def gauges(book: Book) -> list[tuple[str, Callable[[], int | str]]]:

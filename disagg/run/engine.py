@@ -26,7 +26,7 @@ from disagg.plan.why import why
 from disagg.run.clock import now_ns
 from disagg.run.handle import Handle
 from disagg.run.intake import job_of
-from disagg.run.loop import OPEN, EngineLoop
+from disagg.run.loop import OPEN, EngineLoop, check_fork
 from disagg.run.model import Model
 from disagg.run.placing import check_devices, check_model, load
 from disagg.run.punctual import share_the_interpreter
@@ -47,6 +47,7 @@ class Engine:
         ConfigError where a device is not there, or the model is not the config's; EngineError where there is no room.
         """
         check_devices(config)
+        check_fork(config.threads)
         if model is not None:
             check_model(config, model)
         torch.set_num_threads(config.threads)
@@ -134,8 +135,8 @@ class Engine:
             return self._serve(requests, prepared, record)
         finally:
             loop.served = {}
+            loop.call(loop.recorder.between_runs)  # before another thread's run begins
             self._serving = None
-            loop.call(loop.recorder.between_runs)
 
     def interrupt(self):
         """Ends the run that another thread serves, as an interrupt there would: `serve` returns with what there is."""

@@ -78,7 +78,7 @@ class Executor:
 
     def stop(self):
         """Workers after the command in hand, lanes after the copy in hand."""
-        for worker in self.workers.values():
+        for worker in list(self.workers.values()):
             worker.close()
         if self.transfers is not None:
             self.transfers.close()
@@ -86,9 +86,9 @@ class Executor:
     def let_go(self):
         """Memory, once no device can touch it any more; then the parts of a split GPU: pinned memory that their streams
         copied is freed before they go."""
-        for device in {cache.device for cache in self.caches.values()}:
+        for device in {cache.device for cache in list(self.caches.values())}:
             finish(device)
         self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
         self.workers.clear()
-        for part in self.parts.values():
+        for part in list(self.parts.values()):
             part.close()

@@ -1,13 +1,13 @@
 """What `submit` gives back: the answer as it comes, and a way to stop it."""
 
 import queue
-import threading
 from collections.abc import Iterator
 
 from disagg.plan.commands import Ended
 from disagg.plan.request import Finish
 from disagg.plan.results import Result
 from disagg.run.model import Detokenizer, Model
+from disagg.run.threads import Latch
 
 
 class Handle:
@@ -17,7 +17,7 @@ class Handle:
         self._result, self._model = result, model
         self._engine = engine  # which goes on while somebody waits for this
         self._tokens: queue.SimpleQueue = queue.SimpleQueue()
-        self._ended = threading.Event()
+        self._ended = Latch()
 
     def __iter__(self) -> Iterator[str]:
         """Text as tokens come; it can be read once."""
@@ -73,6 +73,7 @@ class Handle:
         self._ended.set()
 
     def orphan(self, ended: Ended):
-        """In a forked process, where nobody else can end it: locks of this one may be held by threads that are gone."""
-        self._tokens, self._ended = queue.SimpleQueue(), threading.Event()
+        """In a forked process, where nobody else can end it: what this one waits with may be locked by threads that
+        are gone."""
+        self._tokens, self._ended = queue.SimpleQueue(), Latch()
         self.end(ended)

@@ -26,7 +26,7 @@ class HostLane:
 
     def wake(self):
         """Something may start now."""
-        with self._changed:
+        with self.transfers.lock:  # itself: an interrupt leaves a Condition's `with` locked
             self._changed.notify_all()
 
     drive = stop = wake  # the lane's thread sees to the rest

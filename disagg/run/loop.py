@@ -9,8 +9,8 @@ import itertools
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from disagg.plan.errors import DisaggError, EngineError, RequestError
 from disagg.plan.faults import FaultPlan
 from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job
+from disagg.run import placing
 from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
@@ -30,28 +31,28 @@ from disagg.run.handle import Handle
 from disagg.run.injection import Injection
 from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model import Model
-from disagg.run.placing import held_in_words
 from disagg.run.punctual import ask_for_short_slices
 from disagg.run.sm_split import in_words as sms_in_words
 from disagg.run.tell import Tell
-from disagg.run.threads import Joinable
+from disagg.run.threads import Joinable, Latch
 
 OPEN: "set[EngineLoop]" = set()  # of this process, from their first thread to the end of their last
 BEAT_S = 1.0  # while something is under way the thread looks at the clock at least so often
-LOST_BEATS = 2  # so many beats without a look: this process was suspended, or its machine was
+LOST_BEATS, LOST_S = 2, 0.1  # so long without a look: this process was suspended, or its machine was
 WAIT_S = 5.0  # for the threads of an engine that nobody refers to any more
 
 FORKED = (
-    "this engine belongs to the process that built it, and a forked one has none of its threads; build a new engine "
-    'here, or start the process with multiprocessing\'s "spawn"'
+    "this engine belongs to the process that built it, and a forked one has none of its threads; start the process "
+    'with multiprocessing\'s "spawn", or build a new engine with threads=1 here'
 )
+_forked = False  # is this process one? torch's own threads did not come along either
 
 
 class Call(NamedTuple):
     """A question, and where its answer goes. One that `changes` state and fails breaks the engine."""
 
     question: Callable[[], object]
-    answer: Future
+    answer: queue.SimpleQueue  # of one (value, error); unlike a Future it holds no lock that an interrupt may leave
     changes: bool = False
 
 
@@ -73,7 +74,7 @@ class EngineLoop:
         try:
             self.executor = Executor(config, model, self.kernel, self._post, tell, progress, self.injection)
         except EngineError as error:
-            raise EngineError(f"{error}{held_in_words(loop.executor.caches for loop in list(OPEN))}") from None
+            raise EngineError(f"{error}{placing.held_in_words(loop.executor.caches for loop in list(OPEN))}") from None
         ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
         self.controller = Controller(
             config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead, pads=self.kernel is None
@@ -84,14 +85,15 @@ class EngineLoop:
         self.breach: Breach | None = None  # what a detector saw; the engine is broken then
         self.broken: str | None = None
         self.closed = False  # takes nothing more
-        self.over = threading.Event()  # interrupted, closed or broken: nobody waits for an arrival any more
+        self.over = Latch()  # interrupted, closed or broken: nobody waits for an arrival any more
         self.handles: dict[int, Handle] = {}  # of open requests
         self.served: dict[int, Handle] = {}  # of the run that somebody is serving, by the request's index in it
         self._numbers = itertools.count()
-        self._mutex = threading.Lock()  # of `_ended`
-        self._ended = False  # nobody looks into the inbox any more
-        self._seen_ns: int | None = None  # when the clock was last looked at, while something was under way
-        self._late: object = None  # an event that came after a stretch of lost time, which is told first
+        self._mutex = threading.RLock()  # of `_ended`
+        self._ended = True  # nobody looks into the inbox: not yet, or not any more
+        self._began: queue.SimpleQueue = queue.SimpleQueue()
+        self._seen_ns = now_ns()  # when the clock was last looked at
+        self._late: deque = deque()  # what came after a stretch of lost time, which is told first
         self._thread = Joinable(target=self._run, name="disagg engine")
 
     def start(self):
@@ -103,13 +105,14 @@ class EngineLoop:
         self.recorder = Recorder(self.controller.book, transfers.traffic, machine)
         self.executor.start()
         self._thread.start()
+        self._began.get()
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
-    def call(self, question: Callable[[], object], changes: bool = False) -> Future:
+    def call(self, question: Callable[[], object], changes: bool = False) -> queue.SimpleQueue:
         """The answer to come of `question()`, asked on the engine's thread between two events, in the order of the
         calls; on this one where that thread has ended, or is this one."""
-        call = Call(question, Future(), changes)
+        call = Call(question, queue.SimpleQueue(), changes)
         with self._mutex:
             asked = not self._ended and threading.current_thread() is not self._thread
             if asked:
@@ -120,7 +123,10 @@ class EngineLoop:
 
     def ask(self, question: Callable[[], object], changes: bool = False):
         """The answer itself, or what the question raised."""
-        return self.call(question, changes).result()
+        value, error = self.call(question, changes).get()
+        if error is not None:
+            raise error
+        return value
 
     def check_open(self):
         """EngineError once it is closed or broken, or where this is another process."""
@@ -133,7 +139,7 @@ class EngineLoop:
 
     def cancel(self, handle: Handle):
         """Behind whatever was asked for before: also behind the handle's own admission."""
-        self._inbox.put(Call(lambda: self._cancel(handle), Future(), changes=True))
+        self._inbox.put(Call(lambda: self._cancel(handle), queue.SimpleQueue(), changes=True))
 
     def interrupt(self):
         """Ends the run that somebody is serving."""
@@ -172,11 +178,11 @@ class EngineLoop:
 
     def orphan(self):
         """In a forked process, where no thread of it is: whoever waits is told, and nobody waits again."""
-        self._mutex, self._inbox, self._ended, self.broken = threading.Lock(), queue.SimpleQueue(), True, FORKED
+        self._mutex, self._inbox, self._ended, self.broken = threading.RLock(), queue.SimpleQueue(), True, FORKED
         for handle in self.handles.values():
             handle.orphan(cmd.Ended(handle.so_far.request, Finish.FAILED, FORKED, now_ns(), ()))
         self.handles.clear()
-        self.over = threading.Event()
+        self.over = Latch()
         self.over.set()
 
     # ---- called by this thread only: what users ask for --------------------------------------------------------------
@@ -219,7 +225,8 @@ class EngineLoop:
     def _run(self):
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
         ask_for_short_slices()
-        abandoned = False
+        abandoned = self._ended = False
+        self._began.put(None)
         try:
             while (item := self._next()) is not None:
                 if item is self:
@@ -230,6 +237,7 @@ class EngineLoop:
                     self._answer(item)
                 else:
                     self._take(item)
+                item = None  # while it waits for the next one, what a question refers to may go
             self.detectors.drained(now_ns())
         except BaseException as error:
             self._fail(error)
@@ -266,18 +274,18 @@ class EngineLoop:
     def _answer(self, call: Call):
         """A question that fails is the asker's; a change that fails for no reason of the asker's breaks the engine."""
         try:
-            call.answer.set_result(call.question())
+            call.answer.put((call.question(), None))
         except BaseException as error:
             if not call.changes or isinstance(error, DisaggError):
-                call.answer.set_exception(error)
+                call.answer.put((None, error))
                 return
             self._fail(error)
-            call.answer.set_exception(EngineError(f"this engine is broken and must be rebuilt: {self.broken}"))
+            call.answer.put((None, EngineError(f"this engine is broken and must be rebuilt: {self.broken}")))
             raise
 
     def _take(self, event):
         """One event into the controller, and its commands carried out."""
-        now = now_ns()
+        now = self._seen_ns if threading.current_thread() is self._thread else now_ns()
         self.recorder.hear(now, event)
         commands = self._decide(event, now)
         self.recorder.note(now)
@@ -304,26 +312,24 @@ class EngineLoop:
         """The inbox's next item; a Tick where a deadline comes first, and before both the time that was lost.
 
         Between two looks at the clock lies a beat, and what the first led to. Where far more has passed, this process
-        did not run, or this thread did not, and workers were not heard: no deadline may pass by that.
+        did not run, or this thread did not, and workers were not heard: no deadline may pass by that. What is taken
+        before the next look is taken at the time of this one.
         """
-        if (late := self._late) is not None:
-            self._late = None
-            return late
+        if self._late:
+            return self._late.popleft()
         beat = min(BEAT_S, self.controller.book.config.watchdog_s / 4)
         while True:
-            deadline, now = self.controller.book.next_deadline_ns, now_ns()
-            since = now if self._seen_ns is None or deadline is None else self._seen_ns
-            wait = None if deadline is None else min(beat, max(0, deadline - now) / 1e9)
+            deadline, since = self.controller.book.next_deadline_ns, self._seen_ns
+            wait = None if deadline is None else min(beat, max(0, deadline - now_ns()) / 1e9)
             try:
                 item = self._inbox.get(timeout=wait)
             except queue.Empty:
                 item = ev.Tick()
-            now = now_ns()
-            self._seen_ns = now if deadline is not None else None
-            if deadline is not None and now - since > LOST_BEATS * beat * 1e9:
-                self._late = item
+            now = self._seen_ns = now_ns()
+            if deadline is not None and now - since > 1e9 * max(LOST_S, LOST_BEATS * beat):
+                self._late.append(item)
                 return ev.TimeLost(now - since)
-            if type(item) is not ev.Tick or now >= deadline:
+            if type(item) is not ev.Tick or deadline is None or now >= deadline:
                 return item
 
     def _obey(self, command):
@@ -364,7 +370,19 @@ class EngineLoop:
         self.recorder.span(span)
 
 
+def check_fork(threads: int):
+    """EngineError where torch would wait for threads that a forked process has not."""
+    if _forked and threads > 1:
+        raise EngineError(
+            f"threads={threads}: this process was forked from one with an engine, and torch's threads did not come "
+            'along; take threads=1, or start the process with multiprocessing\'s "spawn"'
+        )
+
+
 def _in_a_forked_process():
+    global _forked
+    _forked = True
+    placing.in_a_forked_process()
     for loop in OPEN:
         loop.orphan()
     OPEN.clear()

@@ -58,9 +58,17 @@ def load(config: Config, device) -> Model:
 
 def _files(model: str) -> tuple:
     """What tells a folder from itself after a change: names, sizes and times."""
-    folder = Path(model)
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+    try:
+        found = sorted(Path(model).iterdir())
+        return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+    except OSError:  # no folder, or one whose loading says what is wrong
+        return ()
+
+
+def in_a_forked_process():
+    """Whoever loaded a model meanwhile is not there any more."""
+    global _LOADING
+    _LOADING = threading.Lock()
 
 
 def check_model(config: Config, model: Model):

@@ -1,6 +1,42 @@
-"""Threads that can be waited for again after an interrupt."""
+"""Threads and latches that can be waited for again after an interrupt."""
 
+import contextlib
+import queue
 import threading
+from collections import deque
+
+
+class Latch:
+    """As threading.Event; but whoever waits holds no lock meanwhile that an interrupt of the main thread could leave
+    locked, so that `set` never waits."""
+
+    def __init__(self):
+        self._is_set = False
+        self._waiting: deque[queue.SimpleQueue] = deque()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self):
+        self._is_set = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._waiting.popleft().put(None)
+
+    def clear(self):
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Returns once it is set, or after the timeout; whether it is set."""
+        mine = queue.SimpleQueue()
+        self._waiting.append(mine)
+        if not self._is_set:  # whoever sets it from here on finds this one waiting
+            with contextlib.suppress(queue.Empty):
+                mine.get(timeout=timeout)
+                return True
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(mine)
+        return self._is_set
 
 
 class Joinable(threading.Thread):
@@ -8,7 +44,7 @@ class Joinable(threading.Thread):
 
     def __init__(self, **how):
         super().__init__(**how, daemon=True)
-        self._over = threading.Event()
+        self._over = Latch()
 
     def run(self):
         try:

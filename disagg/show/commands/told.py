@@ -70,7 +70,7 @@ def measure(suite, title: str, json: Path | None):
 def end(shortfalls: Iterable[str]):
     """Of every command that measures or records: the last line names what fell short, and the exit code is 1 then."""
     if words := "; ".join(shortfalls):
-        say_plainly(words)
+        say_as_it_is(words)
         raise typer.Exit(1)
 
 
