@@ -66,3 +66,16 @@ def test_batches_is_the_function_in_every_order_of_imports(code):
     check = f"{code}\nimport types\nassert isinstance(batches, types.FunctionType), batches"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
+
+
+def test_whoever_looks_at_all_modules_for_a_name_imports_nothing():
+    """torch's compiler does, with names of its own; what is not installed must not surface there."""
+    code = """
+import sys
+import disagg.show
+sys.modules["ipywidgets"] = sys.modules["matplotlib"] = None
+for module in list(sys.modules.values()):
+    assert getattr(module, "a_name_of_nobody", None) is None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

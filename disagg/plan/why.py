@@ -37,7 +37,7 @@ def why(book: Book, request: int, now_ns: int | None = None) -> str:
 
 def open_in_words(book: Book) -> str:
     """The open requests in a few words, the first ones: their stage, and what they wait for."""
-    look, first = _Look(book), list(book.records.values())[:NAMED]
+    look, first = _Look(book), list(book.records.values())[:TOLD]
     told = [f"request {w.request} ({w.stage}) for {w.what}" for w in map(look.wait, first)]
     more = len(book.records) - len(first)
     return "; ".join([*told, *([f"and {more:,} more"] if more else [])])

@@ -57,7 +57,9 @@ class Executor:
             part = self.parts.get(name.role)
             self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
             self.workers[name].start()
-            self.workers[name].ready.result()  # one after the other: the second compiles little, a capture wants peace
+            # One after the other: the second compiles little, and a capture must not overlap other work of its GPU.
+            if (error := self.workers[name].ready.get()) is not None:
+                raise error
         self._progress("")
 
     def obey(self, command):

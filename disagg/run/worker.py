@@ -5,7 +5,6 @@ Where steps are only launched, a second thread waits for their ends, so that the
 
 import queue
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import torch
 
@@ -33,7 +32,7 @@ class WorkerThread:
         self._injection = injection
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._launched: queue.SimpleQueue = queue.SimpleQueue()
-        self.ready: Future = Future()  # its result comes once the stages are compiled and captured
+        self.ready: queue.SimpleQueue = queue.SimpleQueue()  # of one error or None, once the stages are compiled
         self._finisher = Joinable(target=self._finish, name=f"disagg {name} ends")
         self._thread = Joinable(target=self._run, name=f"disagg {name}")
 
@@ -80,9 +79,9 @@ class WorkerThread:
                         keep_many_codes()
                     stage.prepare(self._progress)
         except BaseException as error:
-            self.ready.set_exception(error)
+            self.ready.put(error)
             return False
-        self.ready.set_result(None)
+        self.ready.put(None)
         return True
 
     def _begin(self, command: Prefill | Decode):

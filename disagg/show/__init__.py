@@ -37,12 +37,13 @@ def _asked_for(module: str, name: str):
 
 
 class _Moved(ModuleType):
-    """A path from which things were once imported, and still may be."""
+    """A path from which `batches` was once imported, and still may be. Whoever looks at all modules for a name of
+    their own, as torch's compiler does, must find nothing here, and import nothing by looking."""
 
     def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _asked_for(_WORDS["batches"], name)
+        if name != "batches":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return _asked_for(_WORDS[name], name)
 
 
 sys.modules["disagg.show.batches"] = _Moved("disagg.show.batches")

@@ -30,7 +30,7 @@ def eight_bins() -> Finding:
     """Padding that is left with eight bins for a long tail of lengths."""
     tail = long_tail(64, longest=1200)
     asked = [Request([7] * length, max_new_tokens=32) for length in tail]
-    config = Config.preset("colocated", chunk_tokens=16384, max_batch=64, bins=even_bounds(tail, 8))
+    config = Config.preset("colocated", chunk_tokens=16384, max_batch=64, decode_blocks=4096, bins=even_bounds(tail, 8))
     return _finding({"waste": Binned.of(simulate(config, asked)).waste}, "64 rows of long-tailed lengths", asked)
 
 
