@@ -59,5 +59,5 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
         (tmp_path / "x.ipynb").write_text(content)
         with pytest.raises(FileError, match="is no notebook"):
             deck.deck(tmp_path / "x.ipynb")
-    with pytest.raises(FileError, match="is no notebook"):
+    with pytest.raises(FileError, match="gone.ipynb can't be read: No such file"):
         deck.deck(tmp_path / "gone.ipynb")

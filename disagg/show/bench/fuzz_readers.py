@@ -173,10 +173,14 @@ def _model() -> Path:
 
 
 def _model_files(folder: Path) -> list[Path]:
+    from safetensors import safe_open
+
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
     paths = [Path(shutil.copy(_model() / name, folder / name)) for name in names]
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": {"lm_head.weight": names[-1]}}))
+    with safe_open(paths[-1], "pt") as weights:
+        held = dict.fromkeys(weights.keys(), names[-1])
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": held}))
     return [*paths, index]
 
 
