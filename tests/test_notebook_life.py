@@ -34,7 +34,7 @@ from disagg.run.model import Model
 from disagg.run.threads import Joinable
 
 ROOT = Path(disagg.__file__).parents[1]
-RERUNS = 50
+RERUNS, BATCHES = 50, 3
 WARM = 10  # runs until pools of the allocator and caches of Python are filled
 GROWN_MIB = 8  # over 50 more; one engine's memories of K/V are as much, so one that stayed behind shows
 FILES = (engine_file.__file__, loop_file.__file__, executor_file.__file__)  # where it is built, led and taken down
@@ -64,19 +64,30 @@ def resident_mib() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
+def grows_no_more(rerun) -> bool:
+    """Is a batch of reruns soon met that takes no more memory? The allocator's pools fill at some time, and once; what
+    stays behind of a rerun is there after each batch."""
+    for _ in range(BATCHES):
+        first = resident_mib()
+        for _ in range(RERUNS):
+            rerun()
+        if resident_mib() - first < GROWN_MIB:
+            return True
+    return False
+
+
 # ---- again and again -------------------------------------------------------------------------------------------------
 
 
 def test_fifty_reruns_of_a_cell_leave_no_thread_no_engine_and_no_memory():
     tokens = [[result.token_ids for result in cell().results] for _ in range(WARM)]
-    first, engines = resident_mib(), []
-    for _ in range(RERUNS):
-        run = cell()
-        engines.append(len(loop_file.OPEN) + len(threads()))
-        tokens.append([result.token_ids for result in run.results])
-    assert engines == [0] * RERUNS
+
+    def rerun():
+        tokens.append([result.token_ids for result in cell().results])
+        assert not loop_file.OPEN and not threads()
+
+    assert grows_no_more(rerun)
     assert all(ids == tokens[0] for ids in tokens)
-    assert resident_mib() - first < GROWN_MIB
 
 
 def test_one_engine_that_stays_behind_would_show():
@@ -194,13 +205,10 @@ def test_fifty_reruns_interrupted_anywhere_leave_nothing(monkeypatch, noted):
     limit = None
     for _ in range(WARM):
         interrupted_cell()
-    first = resident_mib()
-    for _ in range(RERUNS):
-        interrupted_cell()
-    assert resident_mib() - first < GROWN_MIB, seen
+    assert grows_no_more(interrupted_cell), seen
     assert {phase for phase, what in seen if what == "raised"} >= {0, 1, 3, 4}, seen
-    assert seen[2, "returned"] and seen[5, "returned"] and seen.total() == RERUNS + WARM, seen
-    assert sum(count for (_, what), count in seen.items() if what == "missed") < 6, seen
+    assert seen[2, "returned"] and seen[5, "returned"] and seen.total() >= RERUNS + WARM, seen
+    assert sum(count for (_, what), count in seen.items() if what == "missed") < seen.total() / 10, seen
     run = cell("staged", 64)
     assert not run.interrupted
     for (prompt, new), (number, result) in zip(ASKED, enumerate(run.results), strict=True):
