@@ -301,6 +301,25 @@ def test_a_cell_that_builds_an_engine_again_and_again_leaves_one():
     assert not threads() and not loop_file.OPEN
 
 
+def test_memory_of_an_engine_that_is_gone_waits_for_no_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        caches = []
+        for end in (lambda engine: engine.close(), lambda engine: None):
+            engine = Engine(small("paged"), tiny())
+            engine.serve(lengths((20, 3)))
+            caches += [weakref.ref(cache.data) for cache in engine.executor.caches.values()]
+            left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+            end(engine)
+            del engine
+            for thread in left:
+                thread.join(LIMIT_S)
+        assert len(caches) == 6 and not any(cache() is not None for cache in caches)
+    finally:
+        gc.enable()
+
+
 LAST = {
     "why": lambda engine: engine.why(0),
     "retune": lambda engine: engine.retune(max_batch=3),
@@ -428,6 +447,7 @@ def test_the_end_of_one_run_does_not_cut_into_the_next(monkeypatch):
             user.start()
         for user in users:
             user.join(LIMIT_S)
+        engine._loop.ask(lambda: None)  # behind whatever the last run left to be done
         assert order[: 2 * len(runs)] == ["begin", "between_runs"] * len(runs)
     assert all(run.timeline.start_ns and len(run.results[0].receipt.lines) > 3 for run in runs)
 

@@ -90,6 +90,8 @@ class Executor:
         copied is freed before they go."""
         for device in {cache.device for cache in list(self.caches.values())}:
             finish(device)
+        for worker in self.workers.values():
+            worker.let_go()
         self.caches.clear()  # gigabytes, which a notebook wants back before the next engine
         self.workers.clear()
         for part in list(self.parts.values()):

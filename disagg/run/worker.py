@@ -48,6 +48,11 @@ class WorkerThread:
         self._commands.put(None)
         self._thread.join()
 
+    def let_go(self):
+        """Drops model and memory, once its thread has ended: thread and worker refer to each other, and would keep
+        them until the collector runs."""
+        self.prefill = self.decode = None
+
     def _run(self):
         device = (self.prefill or self.decode).cache.device
         yield_to_lanes()
