@@ -123,6 +123,7 @@ class World:
                 if result.finish_reason == "failed" and "fits" not in result.error and "blocks" not in result.error:
                     self.found.append(f"a served request failed: {result.error}")
             done = [r for r in run.results if r.finish_reason in ("eos", "length")]
+            done = [r for r in done if len(r.token_ids) > 1]  # prefill alone gives the first token
             most = max((-(-(r.prompt_tokens + len(r.token_ids) - 1) // 16) for r in done), default=0)
             if most > run.peak_blocks["decode 0"] and len(book.decodes) == 1:
                 self.found.append(f"peak of decode 0 is {run.peak_blocks['decode 0']}, a request held {most}")
