@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run import model as model_module
 from disagg.run import probe, projections, weights
@@ -15,6 +16,7 @@ from disagg.run.kv_cache import KVCache
 from disagg.run.model import Detokenizer, load_model
 from disagg.run.projections import Joined
 from disagg.show.bench.architectures import make_tiny
+from disagg.show.bench.parity import architecture_rows
 
 RIGHT = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2", "gpt_oss"]
 REFUSED = {
@@ -147,6 +149,12 @@ def test_architectures_that_fit_are_exact(architecture, tmp_path):
 def test_architectures_that_do_not_fit_are_refused_with_the_reason(architecture, tmp_path):
     with pytest.raises(ModelError, match=REFUSED[architecture]):
         load_model(str(make_tiny(architecture, tmp_path)))
+
+
+def test_the_bench_of_architectures_serves_every_preset():
+    rows = {row.name: row for row in architecture_rows(lambda _: None, count=2, new_tokens=2, accepted=("qwen2",))}
+    assert all(row.met for row in rows.values())
+    assert rows["parity_wrong_tokens[qwen2]"].n == 2 * 2 * len(PRESETS)
 
 
 @pytest.mark.parametrize(

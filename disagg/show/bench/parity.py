@@ -157,11 +157,11 @@ def suite(say: Say, prompts: int, new_tokens: int) -> Iterator[Row]:
     yield from architecture_rows(say)
 
 
-def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12) -> list[Row]:
+def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12, accepted=ACCEPTED) -> list[Row]:
     """Parity of other architectures, as tiny random models, on every preset; and those that must be refused."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ACCEPTED:
+        for name in accepted:
             say(f"architecture {name}")
             model = load_model(str(make_tiny(name, Path(folder) / name)))
             inputs = [[(7 * index + 13 * place) % 250 for place in range(9 + 5 * index)] for index in range(count)]
@@ -169,7 +169,8 @@ def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12) -> list[Ro
             spread = float(torch.cat([answer.logits for answer in answers]).std())
             total = Parity()
             for preset in PRESETS:
-                config = Config.preset(preset, model="tiny", chunk_tokens=32, decode_blocks=128, prefill_blocks=128)
+                sizes = dict(chunk_tokens=32, decode_blocks=128, prefill_blocks=128)
+                config = Config.preset(preset, model=model.name, **sizes)
                 config = replace(config, host_blocks=64) if config.host_blocks is None else config
                 with Engine(config, model=model) as engine:
                     parity = compare(engine, answers)
