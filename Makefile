@@ -98,14 +98,14 @@ demo: setup ## a tour in the terminal, without notebooks
 	@$(py) -m disagg demo
 
 figures: setup ## every file of figures/ again, from recordings, measured rows and the twin
-	@$(py) -m disagg figure all
-	@$(py) -m disagg claims --refresh --check
+	@$(py) -m benchmarks figure all
+	@$(py) -m benchmarks claims --refresh --check
 
 bench: setup ## measure this machine
-	@$(py) -m disagg bench --suite cpu
+	@$(py) -m benchmarks cpu
 
 soak: setup ## simulated worlds with faults under every detector, then the real engine
-	@$(py) -m disagg soak
+	@$(py) -m benchmarks soak
 
 gpu-smoke: $(stamp) ## does every preset run on this machine's GPUs? Under three minutes; also: python3 tests/gpu_smoke.py
 	@$(py) tests/gpu_smoke.py

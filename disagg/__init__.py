@@ -3,27 +3,51 @@
 from disagg import Config, Engine, Request, simulate
 """
 
+import importlib
+import os
+from typing import TYPE_CHECKING
+
 from disagg.plan.config import Config
-from disagg.plan.difference import diff
 from disagg.plan.errors import DisaggError, PackageError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
-from disagg.plan.simulator import simulate
-from disagg.plan.timeline import Timeline
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
 
-__all__ = ["Config", "Engine", "Link", "Request", "Timeline", "diff", "simulate"]
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from disagg.run.engine import Engine
+    from disagg.run.handle import Handle
+    from disagg.trace.run_diff import diff
+    from disagg.twin.simulate import simulate
+
+__all__ = ["Config", "Engine", "Handle", "Link", "Request", "Result", "Run", "Timeline", "diff", "simulate"]
+__version__ = "0.2.0"
+
+#: Imported when they are first asked for: the engine needs torch, which the rest does without.
+_LATER = {
+    "Engine": "disagg.run.engine",
+    "Handle": "disagg.run.handle",
+    "diff": "disagg.trace.run_diff",
+    "simulate": "disagg.twin.simulate",
+}
 
 
-def __getattr__(name: str):
-    """Engine needs torch, which plan/ must do without: it is imported when it is first asked for."""
-    if name == "Engine":
-        try:
-            from disagg.run.engine import Engine
-        except DisaggError:
-            raise
-        except Exception as error:  # a broken package raises whatever it likes while it is imported
-            raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'disagg' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    except DisaggError:
+        raise
+    except Exception as error:  # a broken package may raise anything while it is imported
+        raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
 
-        return Engine
-    raise AttributeError(f"module 'disagg' has no attribute {name!r}")
+
+def _to_html(run: Run, path: str | os.PathLike[str]) -> object:
+    """Writes the run as one self-contained page: timeline, receipts, blocks over time, texts."""
+    from disagg.show.html_page import to_html
+
+    return to_html(run, path)
+
+
+Run.to_html = _to_html  # type: ignore[attr-defined]  # pictures are made by show/, which results do not import

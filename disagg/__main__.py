@@ -1,5 +1,5 @@
 """python -m disagg"""
 
-from disagg.show.cli import main
+from disagg.cli.main import main
 
 main()

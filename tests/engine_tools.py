@@ -10,7 +10,7 @@ import torch
 from disagg import Config, Engine, Request
 from disagg.plan.config import PRESETS
 from disagg.plan.request import Stage
-from disagg.run.model import load_model
+from disagg.run.model.model import load_model
 
 LIMIT_S = 60.0  # no test comes near it; it turns a hang into a failure
 TOLERANCE = 5e-4  # logits in fp32; 64 x 64 teacher-forced tokens differed by 1e-4 at most

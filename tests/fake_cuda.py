@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import torch
 from fake_driver import FakeDriver
 
-from disagg.run import block_ids, device_clock, engine, executor, stream_copy, transfer
+from disagg.course.buglab.lazy_stream import copy_blocks
+from disagg.run import engine, executor, transfers
 from disagg.run.clock import now_ns
-from disagg.run.lazy_stream import copy_blocks
+from disagg.run.gpu import block_ids, device_clock, stream_copy
 
 
 class FakeEvent:
@@ -92,7 +93,7 @@ def fake_cuda(monkeypatch, host_blocks: int):
     """From here on, caches of other than `host_blocks` blocks pass for those of a GPU."""
     fake_streams(monkeypatch)
     monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
-    monkeypatch.setattr(transfer, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
+    monkeypatch.setattr(transfers, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
 
 
 def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
@@ -107,13 +108,13 @@ def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: FakeStream())
     monkeypatch.setattr(block_ids, "on_device", lambda ids, device: torch.tensor(ids))
-    monkeypatch.setattr(transfer, "reaches", lambda here, there: reach)
+    monkeypatch.setattr(transfers, "reaches", lambda here, there: reach)
 
     def between(config, caches, *rest):
         there = {name: copy.copy(cache) for name, cache in caches.items()}  # the same memory under another address
         for name, cache in there.items():
             cache.device = torch.device(config.device_of(*name))
-        return transfer.Transfers(config, there, *rest)
+        return transfers.Transfers(config, there, *rest)
 
     monkeypatch.setattr(executor, "Transfers", between)
     return driver
@@ -137,8 +138,8 @@ def fake_streams(monkeypatch):
     clock_of = lambda device: clocks.setdefault(device, device_clock.DeviceClock(device))  # noqa: E731
     monkeypatch.setattr(stream_copy, "clock_of", clock_of)
     monkeypatch.setattr(stream_copy, "DeviceDial", FakeDial)
-    monkeypatch.setattr(transfer, "check_triton", lambda: None)
-    monkeypatch.setattr(transfer, "triton_is_here", lambda: True)
+    monkeypatch.setattr(transfers, "check_triton", lambda: None)
+    monkeypatch.setattr(transfers, "triton_is_here", lambda: True)
     monkeypatch.setattr(stream_copy, "copy_blocks", copy_blocks)
 
     def mark(device):
@@ -146,4 +147,4 @@ def fake_streams(monkeypatch):
         event.record()
         return event
 
-    monkeypatch.setattr(transfer, "mark", mark)
+    monkeypatch.setattr(transfers, "mark", mark)

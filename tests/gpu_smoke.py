@@ -26,12 +26,12 @@ from engine_tools import check_greedy, expected_logits, lengths, prompt_of, thre
 
 from disagg.plan.config import PRESETS, Config  # noqa: E402
 from disagg.plan.request import Request  # noqa: E402
-from disagg.plan.results import Run  # noqa: E402
 from disagg.run.attention import describe as attention_in_words  # noqa: E402
 from disagg.run.engine import Engine  # noqa: E402
+from disagg.run.gpu.sm_split import describe  # noqa: E402
 from disagg.run.machine import gpu_in_words  # noqa: E402
-from disagg.run.model import Model, load_model  # noqa: E402
-from disagg.run.sm_split import describe  # noqa: E402
+from disagg.run.model.model import Model, load_model  # noqa: E402
+from disagg.trace.results import Run  # noqa: E402
 
 HUNG_S = 600  # then every thread's stack is written, and the process ends
 LONG = 1500  # tokens of an answer that is stopped

@@ -14,7 +14,7 @@ from collections import Counter
 
 from disagg import Config, Engine, Link, Request
 from disagg.plan.errors import DisaggError
-from disagg.run.model import load_model
+from disagg.run.model.model import load_model
 
 SWITCH_S = 1e-6
 PRESETS = ("baseline", "colocated", "two_colocated", "split", "streamed", "staged", "paged", "dynamic")

@@ -12,19 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from benchmarks.recording_io import load_rows
 from disagg import Config, Engine, Link, Request, Timeline, simulate
-from disagg.plan import archive, files, parts
+from disagg.cli import main as cli
+from disagg.cli import output
 from disagg.plan.blocks import STATES
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DisaggError, EngineError, FileError
-from disagg.plan.recorder import devices
-from disagg.plan.results import Result, Run
-from disagg.plan.schema import KINDS, MOST, _life
-from disagg.plan.timeline import BlockMove, Mark, Span
-from disagg.show import cli
-from disagg.show.bench.files import load_rows
-from disagg.show.commands import told
-from disagg.show.plots import timeline_picture
+from disagg.plan.spans import BlockMove, Mark, Span
+from disagg.show.plots.timeline_plot import timeline_picture
+from disagg.trace import archive, files, parts
+from disagg.trace.recorder import devices
+from disagg.trace.results import Result, Run
+from disagg.trace.schema import KINDS, MOST, _life
 
 
 def simulated(preset: str = "staged", count: int = 6, **changes) -> Run:
@@ -551,7 +551,7 @@ def main(monkeypatch, capsys, *words) -> str:
 
 
 def test_errors_of_the_command_are_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(told, "console", told.Console(width=1000))
+    monkeypatch.setattr(output, "console", output.Console(width=1000))
     path = tmp_path / "[bold]run[" / "x].jsonl"  # the console must not take it for markup
     path.parent.mkdir()
     path.write_text("{}\n")

@@ -12,8 +12,8 @@ from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, 
 from disagg import Config, Engine, Link, Request, simulate
 from disagg.plan.config import RANGES
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
-from disagg.run.placing import check_devices
-from disagg.run.tiny import CONTEXT, VOCAB
+from disagg.run.model.tiny import CONTEXT, VOCAB
+from disagg.run.placement import check_devices
 from disagg.show import panel, watch
 
 INTS = ["prefill_workers", "decode_workers", "layers_per_copy", "ring_slots", "block_size", "chunk_tokens"]

@@ -9,14 +9,15 @@ from test_pages import crowded, traffic
 from disagg import Config, Engine, Request, simulate
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
-from disagg.plan.batches import ENDS, JOINS, LEAVES, batch_steps, padding_of
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Job, Stage
-from disagg.plan.results import Result, Run
-from disagg.plan.timeline import Span, Timeline
-from disagg.plan.world import World
-from disagg.show.batch_history import REASONS, batch_picture, batches, batches_picture
+from disagg.plan.spans import Span
+from disagg.show.plots.batch_plot import REASONS, batch_picture, batches, batches_picture
+from disagg.trace.batch_history import ENDS, JOINS, LEAVES, batch_steps, padding_of
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
+from disagg.twin.simulated_engine import World
 
 TIGHT = {"decode_blocks": 40, "prefill_blocks": 60, "link": 0.05e9}
 

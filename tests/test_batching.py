@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from disagg.plan.batching import Composer, Group, Padding, Row, StepModel, bin_end, bin_of, padding
 from disagg.plan.blocks import Table
 from disagg.plan.request import Job, Record
-from disagg.plan.seats import DecodeSeat
+from disagg.plan.worker_state import DecodeSeat
 
 
 def test_bins_hold_contexts_up_to_their_bound():

@@ -8,10 +8,10 @@ from test_plots import LATEX
 from disagg import Config, Request, simulate
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import RequestError
-from disagg.plan.receipts import NAMES, WORKS
-from disagg.show.bills import INKS, diff_picture, receipt_picture, receipts_picture
-from disagg.show.counters import counters, counters_picture
-from disagg.show.facts import milliseconds
+from disagg.show.plots.counter_plot import counters, counters_picture
+from disagg.show.plots.receipt_plot import INKS, diff_picture, receipt_picture, receipts_picture
+from disagg.show.plots.summaries import milliseconds
+from disagg.trace.receipts import NAMES, WORKS
 
 
 def test_works_are_solid_and_waits_hatched_each_in_its_own_way():

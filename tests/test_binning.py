@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg import Config, Request, simulate
-from disagg.plan.batches import batch_steps
 from disagg.plan.batching import bin_of
-from disagg.run.model import load_model
-from disagg.show.binning import Binned, bins_picture, even_bounds, step_seconds
+from disagg.run.model.model import load_model
+from disagg.show.plots.bin_plot import Binned, bins_picture, even_bounds, step_seconds
+from disagg.trace.batch_history import batch_steps
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 12))

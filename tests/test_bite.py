@@ -4,9 +4,9 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from disagg.show.bench import bite
-from disagg.show.bench.bite import KINDS, mutations
-from disagg.show.bench.notebooks import bites
+from benchmarks.robustness import notebook_mutation
+from benchmarks.robustness.notebook_mutation import KINDS, mutations
+from benchmarks.robustness.notebooks import bites
 
 FIGURE = {"image/png": "aGVsbG8=", "text/plain": "Timeline of 12 spans."}
 
@@ -99,6 +99,6 @@ def test_nbval_turns_red_about_each_and_not_about_what_nobody_sees(tmp_path):
     before = path.read_bytes()
     number, constant, sentence = mutations(nbformat.read(path, 4))
     assert bites(path, number) and bites(path, sentence)
-    unseen = bite.Mutation("constant", "a", constant.start + 12, constant.start + 13, "5", "6")
+    unseen = notebook_mutation.Mutation("constant", "a", constant.start + 12, constant.start + 13, "5", "6")
     assert not bites(path, unseen), "the control: green, because nothing shows it"
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -10,11 +10,11 @@ import threading
 import pytest
 import torch
 
-from disagg.show.bench import buglab as bench
-from disagg.show.buglab import MOMENTS, bug, bugs, run_bug
-from disagg.show.course.chapters import ch08_bug_lab as chapter
-from disagg.show.lab_scenes import SPEEDS, LabWorld, Listener, Played, Real, Simulated, Streams
-from disagg.show.mysteries import CASES, case_of, mystery, story
+from benchmarks.robustness import buglab as bench
+from disagg.course.buglab.bugs import MOMENTS, bug, bugs, run_bug
+from disagg.course.buglab.mysteries import CASES, case_of, mystery, story
+from disagg.course.buglab.scenes import SPEEDS, LabWorld, Listener, Played, Real, Simulated, Streams
+from disagg.course.chapters import ch08_bug_lab as chapter
 
 NAMES = list(bugs())
 EACH = pytest.mark.parametrize("name", NAMES)
@@ -167,7 +167,7 @@ def test_streams_leave_no_thread_and_no_stand_in(name):
 
 def test_the_command_writes_a_row_a_bug_and_one_for_the_shipped_code(tmp_path):
     path = tmp_path / "rows.json"
-    command = [sys.executable, "-m", "disagg", "buglab", "--seeds", "2", "--json", str(path)]
+    command = [sys.executable, "-m", "benchmarks", "buglab", "--seeds", "2", "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}

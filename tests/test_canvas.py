@@ -11,7 +11,7 @@ from test_page import unpack
 from test_plots import MS, hand_made, simulated
 
 import disagg.show
-from disagg.plan.timeline import Span
+from disagg.plan.spans import Span
 from disagg.show.columns import SpanColumns, look, pack
 
 SCRIPT = Path(disagg.show.__file__).with_name("canvas.js")
@@ -30,7 +30,7 @@ def canvas():
 
 
 def test_without_anywidget_a_sentence_says_what_to_do():
-    code = "import sys; sys.modules['anywidget'] = None\nimport disagg.show.page\nimport disagg.show.canvas"
+    code = "import sys; sys.modules['anywidget'] = None\nimport disagg.show.html_page\nimport disagg.show.canvas"
     root = Path(disagg.show.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert 'ImportError: the canvas needs anywidget, which is not installed: pip install "disagg[live]"' in done.stderr

@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from disagg.plan import hardware
+from benchmarks.claims import chapters, claims_file, ledger, simulated
+from benchmarks.claims.arithmetic import worked
+from benchmarks.claims.ledger import found, kept, problems, refresh
+from benchmarks.claims.text_numbers import Passage, numbers_in, one_line
+from benchmarks.commands import app
+from disagg.cli import demo
 from disagg.plan.errors import FileError
 from disagg.plan.link import PRESETS
-from disagg.plan.simulator import Speeds
-from disagg.show import demo
-from disagg.show.claims import chapters, ledger, said, twin
-from disagg.show.claims.ledger import found, kept, problems, refresh
-from disagg.show.claims.prose import Passage, numbers_in, one_line
-from disagg.show.claims.worked import worked
-from disagg.show.cli import app
+from disagg.twin import hardware
+from disagg.twin.simulate import Speeds
 
-ROOT = said.ROOT
+ROOT = claims_file.ROOT
 
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """A checkout's README, notebooks, ledger and measured rows, to change."""
-    for name in ("README.md", "figures/claims.json", "disagg/show/claims/claims.toml"):
+    for name in ("README.md", "figures/claims.json", "benchmarks/claims/claims.toml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "figures" / "measured", tmp_path / "figures" / "measured")
@@ -48,7 +48,7 @@ def test_a_ledger_entry_says_how_to_get_it_again():
     for row in kept().values():
         for name in ("command", "workload", "hardware", "quotes", "numbers"):
             assert row[name], f"{row['id']} has no {name}"
-        assert len(row["workload_sha256"]) == 64 and row["verdict"] in said.VERDICTS
+        assert len(row["workload_sha256"]) == 64 and row["verdict"] in claims_file.VERDICTS
         assert row["interval"] or row["why_no_interval"]
         assert all(low <= high for low, high in (row["interval"] or {}).values())
         if row["verdict"] not in ("reproduced", "predicted only"):
@@ -95,18 +95,18 @@ def test_a_measured_row(copy):
 
 
 def test_the_costs_of_the_virtual_clock(monkeypatch):
-    monkeypatch.setattr("disagg.show.claims.worked.Speeds", lambda: Speeds(step=61_000_000))
+    monkeypatch.setattr("benchmarks.claims.arithmetic.Speeds", lambda: Speeds(step=61_000_000))
     assert any("claim 02-clock: quotes" in text for text in problems())
 
 
 def test_the_costs_of_the_twin(monkeypatch):
     """Rows that cost more change the gain; H of one prompt knows nothing of steps."""
     monkeypatch.setattr(ledger, "found", found.__wrapped__)  # not what is kept for the process
-    monkeypatch.setattr(twin, "crowded", cache(twin.crowded.__wrapped__))
-    monkeypatch.setattr(twin, "SPREADS", (0.0,))
+    monkeypatch.setattr(simulated, "crowded", cache(simulated.crowded.__wrapped__))
+    monkeypatch.setattr(simulated, "SPREADS", (0.0,))
     slow = replace(hardware.DEVICES["l4"], fit=replace(hardware.DEVICES["l4"].fit, row_s=1e-3))
     monkeypatch.setitem(hardware.DEVICES, "l4", slow)
-    everything = said.load()
+    everything = claims_file.load()
     claims = {claim.id: claim for claim in everything.claims}
     stale, same = (ledger.entry(claims[name], everything) for name in ("report-20x", "report-overlap"))
     assert stale["values"] != kept()[stale["id"]]["values"] and stale["quotes"] != kept()[stale["id"]]["quotes"]
@@ -120,7 +120,7 @@ def test_a_setting_that_is_gone(copy):
 
 
 def test_a_claim_that_is_gone_or_not_refreshed(copy):
-    path = copy / "disagg/show/claims/claims.toml"
+    path = copy / "benchmarks/claims/claims.toml"
     change(path, 'id = "01-kv"', 'id = "01-notes"')
     told = problems(copy)
     assert any("claim 01-notes: id" in text for text in told) and any("has claim 01-kv" in text for text in told)
@@ -193,17 +193,17 @@ def test_arithmetic_and_nothing_else():
 
 
 def test_numbers_with_scales():
-    number = said.Number(0.0504)
-    assert f"{number:.0fms} {number:.1fpc} {number:.2f} {said.Number(2.5e9):.1fG}" == "50 5.0 0.05 2.5"
+    number = claims_file.Number(0.0504)
+    assert f"{number:.0fms} {number:.1fpc} {number:.2f} {claims_file.Number(2.5e9):.1fG}" == "50 5.0 0.05 2.5"
 
 
 def test_a_row_may_stand_beside_rows_of_its_name_with_brackets():
-    found = said.nested({"a[1]": 3, "a": 2, "b[x,0.3]": 5})
+    found = claims_file.nested({"a[1]": 3, "a": 2, "b[x,0.3]": 5})
     assert "{a} {a[1]} {b[x,0.3]}".format_map(found) == "2.0 3.0 5.0"
 
 
 def test_what_is_measured_is_what_the_demo_serves():
-    told = said.load().measured["demo"]["workload"]
+    told = claims_file.load().measured["demo"]["workload"]
     assert told["prompt_tokens"] == list(demo.LENGTHS)
     assert (told["new_tokens"], told["spacing_s"]) == (demo.NEW_TOKENS, demo.SPACING_S)
 
@@ -211,7 +211,7 @@ def test_what_is_measured_is_what_the_demo_serves():
 def test_the_reports_numbers_are_given_by_what_the_ledger_says():
     overlap, gain, fair = (found(name).values for name in ("overlap", "gain", "fair"))
     for percent in (60, 96):
-        hidden = twin.handed_off("streamed", 512, overlap[f"wire[{percent}]"] / 1e9).overlap(0).hidden
+        hidden = simulated.handed_off("streamed", 512, overlap[f"wire[{percent}]"] / 1e9).overlap(0).hidden
         assert hidden == pytest.approx(percent / 100, abs=0.002)
     assert overlap["wire[96]"] < PRESETS["pcie4x16"] / 30
     assert gain["dynamic[32]"] > 20 and round(gain["dynamic[4]"]) == 4
@@ -223,7 +223,7 @@ def test_the_reports_numbers_are_given_by_what_the_ledger_says():
 
 
 def test_chapters_numbers_come_from_their_worlds():
-    assert set(chapters.CHAPTERS) <= {claim.origin for claim in said.load().claims if claim.kind == "found"}
+    assert set(chapters.CHAPTERS) <= {claim.origin for claim in claims_file.load().claims if claim.kind == "found"}
     assert chapters.target().values["late"] == 6
 
 
@@ -249,17 +249,17 @@ def test_the_command(monkeypatch):
     ],
 )
 def test_a_wrong_claim_is_refused_in_words(tmp_path, row, match):
-    path = tmp_path / "disagg/show/claims/claims.toml"
+    path = tmp_path / "benchmarks/claims/claims.toml"
     path.parent.mkdir(parents=True)
     path.write_text(f"[[claim]]\n{row}\n", encoding="utf-8")
     with pytest.raises(FileError, match=match):
-        said.load(tmp_path)
+        claims_file.load(tmp_path)
 
 
 def test_a_setting_needs_a_reason(tmp_path):
-    path = tmp_path / "disagg/show/claims/claims.toml"
+    path = tmp_path / "benchmarks/claims/claims.toml"
     path.parent.mkdir(parents=True)
     path.write_text('[[setting]]\nfile = "README.md"\nreason = " "\nquotes = ["3 s"]\n', encoding="utf-8")
     with pytest.raises(FileError, match="without a reason"):
-        said.load(tmp_path)
-    assert replace(said.load().settings[0], reason="x").reason == "x"
+        claims_file.load(tmp_path)
+    assert replace(claims_file.load().settings[0], reason="x").reason == "x"

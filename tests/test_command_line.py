@@ -14,16 +14,27 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from test_plots import simulated
 
+from benchmarks import commands
+from benchmarks.claims import table as claims
+from disagg.cli import learn, main, output
 from disagg.plan.errors import FileError
-from disagg.plan.files import check_writable
-from disagg.show import cli, tables
-from disagg.show.bench import rows as bench_rows
-from disagg.show.claims import table as claims
-from disagg.show.commands import learn, told
-from disagg.show.fronts import COLUMNS
+from disagg.show import report as bench_rows
+from disagg.show import tables
+from disagg.show.plots.pareto_plot import COLUMNS
+from disagg.trace.files import check_writable
+
+MEASURES = {command.name or command.callback.__name__ for command in commands.app.registered_commands}
 
 #: Parameters that name what is read. Every other path is written, and is looked at before any work is done for it.
-READ = {"slides notebooks", "timeline file", "bench --trace", "tune --trace", "validate --calibration", "fuzz --input"}
+READ = {
+    "slides notebooks",
+    "timeline file",
+    "twin --trace",
+    "two-gpu --trace",
+    "tune --trace",
+    "validate --calibration",
+    "fuzz --input",
+}
 LATER = {"slides --folder", "site --folder", "site --cache", "record-gpu --out"}  # folders that are made when needed
 NEEDED = {"tune": ["--ttft", "1", "--tpot", "1"], "timeline": ["run.jsonl"], "slides": ["x.ipynb"],
           "fuzz": ["--reader", "steps", "--minutes", "0"]}  # fmt: skip
@@ -35,7 +46,7 @@ ODD = ["", ".", f"{LONG}/x", "no/such/x", "/dev/full", "/dev/null", "loop/x", "\
 def paths() -> dict[str, bool]:
     """ "command --option" → is it looked at first? Of every parameter that takes a path."""
     found = {}
-    for command in told.app.registered_commands:
+    for command in [*output.app.registered_commands, *commands.app.registered_commands]:
         name = command.name or command.callback.__name__
         for parameter, hint in typing.get_type_hints(command.callback, include_extras=True).items():
             if "pathlib.Path" in str(hint):
@@ -63,9 +74,9 @@ def place(tmp_path, monkeypatch):
 
 def answer(monkeypatch, capsys, *words: str) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["disagg", *words])
-    monkeypatch.setattr(told, "console", told.Console(width=1000))
+    monkeypatch.setattr(output, "console", output.Console(width=1000))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        (commands if words[0] in MEASURES else main).main()
     heard = capsys.readouterr()
     return ended.value.code, heard.out + heard.err
 
@@ -102,7 +113,7 @@ def test_a_full_disk_and_a_folder_that_is_read_only_are_said(tmp_path, monkeypat
         def refuse(*args, number=number):
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr("disagg.plan.files.open", refuse, raising=False)
+        monkeypatch.setattr("disagg.trace.files.open", refuse, raising=False)
         with pytest.raises(FileError, match=f"x can't be written: {os.strerror(number)}"):
             check_writable(tmp_path / "x")
     assert os.listdir(tmp_path) == []
@@ -117,20 +128,20 @@ def test_how_a_command_ends(error, code, words, monkeypatch, capfd):
     def fail():
         raise error
 
-    monkeypatch.setattr("disagg.show.doctor.findings", fail)
-    monkeypatch.setattr(cli, "_nobody_reads", lambda: None)
+    monkeypatch.setattr("disagg.cli.doctor.findings", fail)
+    monkeypatch.setattr(main, "_nobody_reads", lambda: None)
     assert answer(monkeypatch, capfd, "doctor") == (code, words)
 
 
-def disagg(words: str, **how) -> subprocess.CompletedProcess:
-    command = f"{sys.executable} -m disagg {words}"
+def shell(words: str, **how) -> subprocess.CompletedProcess:
+    command = f"{sys.executable} -m {words}"
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=110, **how)
 
 
 def test_a_reader_that_goes_away_and_a_full_disk_behind_a_pipe_leave_no_traceback():
-    done = disagg("claims --json | head -1")
+    done = shell("benchmarks claims --json | head -1")
     assert (done.stdout, done.stderr) == ("{\n", "")
-    done = disagg("claims > /dev/full; echo $?")
+    done = shell("benchmarks claims > /dev/full; echo $?")
     assert done.stderr.count("\n") == 1 and "No space left" in done.stderr and done.stdout == "1\n"
 
 
@@ -165,11 +176,11 @@ def long_rows():
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_every_table_of_the_commands_fits(width, capsys, monkeypatch, place):
-    monkeypatch.setattr(told, "console", told.Console(width=width))
-    bench_rows.show(long_rows(), told.console, "bench, suite cpu")
-    told.table(claims.COLUMNS, claims.rows())
-    told.table(("", ""), [("attention", "many words " * 30)])
-    told.table(
+    monkeypatch.setattr(output, "console", output.Console(width=width))
+    bench_rows.show(long_rows(), output.console, "bench, suite cpu")
+    output.table(claims.COLUMNS, claims.rows())
+    output.table(("", ""), [("attention", "many words " * 30)])
+    output.table(
         COLUMNS,
         [("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "as measured")] * 2,
     )
@@ -181,7 +192,7 @@ def test_every_table_of_the_commands_fits(width, capsys, monkeypatch, place):
 
 
 def test_a_step_that_is_told_in_a_pipe_is_a_line():
-    code = "from disagg.show.commands import told\nwith told.saying() as say: say('step ' * 40); say('two')"
+    code = "from disagg.cli import output\nwith output.saying() as say: say('step ' * 40); say('two')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
     assert not {"\r", "\x1b"} & set(done.stdout) and done.stdout.splitlines()[-1] == "· two"
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -12,8 +12,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from disagg.show.course import check, exercise, predict, progress
-from disagg.show.course.exercise import FILE, Exercise, exercises
+from disagg.course import check, exercise, predict, progress
+from disagg.course.exercise import FILE, Exercise, exercises
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 ALL = pytest.mark.parametrize("task", exercises().values(), ids=lambda task: task.name)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from disagg.plan.law import simplest_hidden
-from disagg.show.curves import law_picture
-from disagg.show.picture import COLOURS
+from disagg.show.plots.law_plot import law_picture
+from disagg.show.plots.picture import COLOURS
+from disagg.trace.law import simplest_hidden
 
 LATEX = r"$\frac$ <img src=x onerror=alert(1)>"
 

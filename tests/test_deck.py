@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from nbformat import v4
 
+from disagg.cli import deck
 from disagg.plan.errors import FileError
-from disagg.show import deck
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "00_start_here.ipynb"
 

@@ -27,9 +27,10 @@ from test_engine import (  # noqa: F401
 
 from disagg import Engine
 from disagg.plan.errors import ConfigError
-from disagg.run import decode_graph, loop
-from disagg.run.model import Model
-from disagg.run.rows import DeviceRows
+from disagg.run import loop
+from disagg.run.gpu import decode_graph
+from disagg.run.gpu.device_rows import DeviceRows
+from disagg.run.model.model import Model
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,15 @@ What the log says is written by hand here: events, commands and moves that a wro
 import pytest
 from hand import DECODE, PREFILL, Hand, make_job
 
+from disagg.monitor.block_monitor import Batch
+from disagg.monitor.monitor import Breach, View, Watch
+from disagg.monitor.transfer_monitor import Carried
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
-from disagg.plan.detectors import Breach, View, Watch
-from disagg.plan.paging import Arm, Choice
+from disagg.plan.preemption import Arm, Choice
 from disagg.plan.request import Finish, Sampling, Stage
-from disagg.plan.timeline import BlockMove
-from disagg.plan.watched_blocks import Batch
-from disagg.plan.watched_transfers import Carried
+from disagg.plan.spans import BlockMove
 
 LAYERS, HOST = 2, cmd.Worker("host", 0)
 

@@ -5,8 +5,8 @@ from engine_tools import LIMIT_S, Gate, before, lengths, opened, small
 
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError
-from disagg.plan.handoff import Transfer
 from disagg.plan.request import Stage
+from disagg.plan.transfer import Transfer
 from disagg.run.host_lane import HostLane
 from disagg.run.loop import EngineLoop
 

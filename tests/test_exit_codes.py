@@ -12,10 +12,10 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg.show import commands
-from disagg.show.bench.gpu import suite
-from disagg.show.bench.rows import Failed, LeftOut, Row, shortfalls
-from disagg.show.commands import told
+from benchmarks.gpu import suite
+from disagg import cli
+from disagg.cli import output
+from disagg.show.report import Failed, LeftOut, Row, shortfalls
 
 figures = st.sampled_from([0.0, 1.0, -1.0, math.inf, math.nan])
 names = st.sampled_from(["step[1]", "gap", "wrong_tokens", "[bold]"])
@@ -27,9 +27,9 @@ anything = st.lists(measured | missing)
 def ended(rows, path=None) -> tuple[int, str]:
     """The exit code of a suite with these rows, and its last line."""
     code = 0
-    with told.console.capture() as said:
+    with output.console.capture() as said:
         try:
-            told.measure(lambda say: iter(rows), "a suite", path)
+            output.measure(lambda say: iter(rows), "a suite", path)
         except typer.Exit as exit_:
             code = exit_.exit_code
     return code, said.get().splitlines()[-1]
@@ -71,5 +71,8 @@ def test_a_group_that_fails_is_no_row_that_the_machine_lacks(monkeypatch):
 
 
 def test_no_command_sets_an_exit_code_by_another_way():
-    sources = {file.name: file.read_text() for file in Path(commands.__file__).parent.glob("*.py")}
-    assert {name: text.count("Exit(") for name, text in sources.items() if "Exit(" in text} == {"told.py": 1}
+    sources = {file.name: file.read_text() for file in Path(cli.__file__).parent.glob("*.py")}
+    assert {name: text.count("typer.Exit(") for name, text in sources.items() if "typer.Exit(" in text} == {
+        "main.py": 1,
+        "output.py": 1,
+    }

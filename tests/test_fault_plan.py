@@ -2,8 +2,8 @@
 
 import pytest
 
+from disagg.monitor.fault_plan import FAULTS, FaultPlan
 from disagg.plan.errors import ConfigError
-from disagg.plan.faults import FAULTS, FaultPlan
 
 
 def struck(plan: FaultPlan, kind: str, count: int = 200) -> list:

@@ -29,14 +29,14 @@ from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Stage
-from disagg.run.decode import DecodeStage
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.host_lane import HostLane
 from disagg.run.loop import EngineLoop
-from disagg.run.model import Model
-from disagg.run.prefill import PrefillStage
-from disagg.run.tiny import EOS
-from disagg.run.transfer import Transfers
+from disagg.run.model.model import Model
+from disagg.run.model.tiny import EOS
+from disagg.run.prefill_worker import PrefillStage
+from disagg.run.transfers import Transfers
 
 PRESETS = ("colocated", "split", "streamed", "staged")
 STAGES = {"prefill": (PrefillStage, ev.PassFailed), "decode": (DecodeStage, ev.StepFailed)}

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.errors import ModelError
-from disagg.run.foreign import INDEX, check_folder
-from disagg.run.model import load_model
-from disagg.show.bench.architectures import make_tiny
+from disagg.run.model.folder_checks import INDEX, check_folder
+from disagg.run.model.model import load_model
 
 NORM, EMBED, HEAD = "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"
 

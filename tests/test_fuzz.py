@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import commands
+from benchmarks.robustness import file_mutation, fuzz
+from benchmarks.robustness.fuzz_readers import READERS, Reader
 from disagg.plan.errors import FileError
-from disagg.show import cli
-from disagg.show.bench import fuzz, mutate
-from disagg.show.bench.fuzz_readers import READERS, Reader
 
 COUNTS = {"recording": 300, "use": 12, "steps": 300, "trace": 400, "folder": 100, "receipt": 20, "settings": 400,
           "progress": 200, "calibration": 200, "shape": 300}  # fmt: skip
@@ -80,33 +80,33 @@ def test_a_reader_that_refuses_what_is_valid_stops_the_run(tmp_path):
 
 def test_the_same_seed_makes_the_same_files():
     content = b'{"a": [1, 2, {"b": "x"}]}\n{"c": null}\n'
-    made = [[mutate.mutated(content, random.Random(f"{seed}")) for seed in range(200)] for _ in range(2)]
+    made = [[file_mutation.mutated(content, random.Random(f"{seed}")) for seed in range(200)] for _ in range(2)]
     assert made[0] == made[1] and len(set(made[0])) > 100
     assert content not in made[0][:20] or len(set(made[0])) > 150
 
 
 def test_every_kind_of_change_can_meet_an_empty_file():
     for seed in range(200):
-        mutate.mutated(b"", random.Random(seed))
+        file_mutation.mutated(b"", random.Random(seed))
 
 
 def test_other_numbers_leave_lines_well_formed():
     content = b'{"h":1}\n{"a":5,"b":6}\n{"a":7}\n{"end":1}\n'
     for seed in range(100):
-        lines = mutate.other_numbers(content, random.Random(seed)).splitlines()
+        lines = file_mutation.other_numbers(content, random.Random(seed)).splitlines()
         assert [sorted(json.loads(line)) for line in lines] == [["h"], ["a", "b"], ["a"], ["end"]]
 
 
 def test_the_command_writes_rows_and_reads_one_file_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fuzz, "peak_bytes", lambda: 2**20)  # of the whole process, in which other tests ran before
-    done = CliRunner().invoke(cli.app, ["fuzz", "--reader", "steps", "--minutes", "0.002", "--json", "rows.json"])
+    done = CliRunner().invoke(commands.app, ["fuzz", "--reader", "steps", "--minutes", "0.002", "--json", "rows.json"])
     assert done.exit_code == 0, done.output
     rows = json.loads(Path("rows.json").read_text())["rows"]
     assert [(row["name"], row["bar"]) for row in rows] == [("fuzz[steps]", "≤ 0"), ("fuzz_peak[steps]", "≤ 1")]
     assert rows[0]["value"] == 0 and rows[0]["n"] > 0 and rows[1]["value"] > 0 and "peak" in rows[0]["note"]
     Path("bad.json").write_text("{}\n")
-    done = CliRunner().invoke(cli.app, ["fuzz", "--reader", "steps", "--input", "bad.json"])
+    done = CliRunner().invoke(commands.app, ["fuzz", "--reader", "steps", "--input", "bad.json"])
     assert isinstance(done.exception, FileError) and "bad.json, line 1" in str(done.exception)
     for words in (["--reader", "nobody"], ["--input", "bad.json"]):
-        assert CliRunner().invoke(cli.app, ["fuzz", *words]).exit_code == 2
+        assert CliRunner().invoke(commands.app, ["fuzz", *words]).exit_code == 2

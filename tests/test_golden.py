@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from disagg.plan import commands, config, events, link, paging, request
+from benchmarks.robustness.random_scenarios import simulate_seed
+from disagg.plan import commands, config, events, link, preemption, request
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import Controller
-from disagg.plan.drawn import simulate_seed
 from disagg.plan.request import Job, Sampling
-from disagg.plan.world import Speeds, World
+from disagg.twin.simulated_engine import Speeds, World
 
 GOLDEN = Path(__file__).parent / "golden"
 SEEDS = range(24)
@@ -96,7 +96,9 @@ def test_worlds_with_faults_go_as_they_did():
 
 def test_a_real_run_is_answered_with_the_same_commands():
     words = {
-        name: value for part in (events, commands, config, link, paging, request) for name, value in vars(part).items()
+        name: value
+        for part in (events, commands, config, link, preemption, request)
+        for name, value in vars(part).items()
     }
     header, *lines = golden("tiny")
     shape = eval(header, {})

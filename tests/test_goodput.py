@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg import Config, Request, simulate
-from disagg.plan import goodput as goodputs
 from disagg.plan.errors import ConfigError, RequestError
-from disagg.plan.goodput import FARTHEST, STEP, Load, Slo, TooShort, goodput, highest
-from disagg.plan.workloads import Lengths, poisson
+from disagg.twin import goodput as goodputs
+from disagg.twin.goodput import FARTHEST, STEP, Load, Slo, TooShort, goodput, highest
+from disagg.twin.workloads import Lengths, poisson
 
 EIGHT = Config(model="random-llama3-8b", dtype="bfloat16", prefill_device="cuda:0", decode_device="cuda:1")
 SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(4), seed=1)

@@ -11,11 +11,11 @@ from disagg.plan.config import PRESETS
 from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace, pick_kernel, split_decode
 from disagg.run.attention.paged import PagedKernel
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
+from disagg.run.gpu.prefill_graph import PrefillGraphs
+from disagg.run.gpu.sm_split import describe, sm_count, split_gpu
+from disagg.run.gpu.stream_copy import Route, copy_blocks
 from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.model import load_model
-from disagg.run.prefill_graph import PrefillGraphs
-from disagg.run.sm_split import describe, sm_count, split_gpu
-from disagg.run.stream_copy import Route, copy_blocks
+from disagg.run.model.model import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
 

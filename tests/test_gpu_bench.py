@@ -8,23 +8,23 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import nanovllm, peers
+from benchmarks.commands import app
+from benchmarks.gpu import right, streaming, suite
+from benchmarks.gpu.fixture import Stand
+from benchmarks.parity import drop_one_block
+from disagg.monitor.monitor import Watch
 from disagg.plan.blocks import BlockPool
 from disagg.plan.config import PRESETS
-from disagg.plan.detectors import Watch
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Cancel
-from disagg.plan.law import Law
 from disagg.plan.request import Request
-from disagg.plan.results import Result
 from disagg.run.engine import Engine
 from disagg.run.handle import Handle
-from disagg.show.bench import nanovllm, peers
-from disagg.show.bench.gpu import right, streaming, suite
-from disagg.show.bench.gpu.stand import Stand
-from disagg.show.bench.parity import drop_one_block
-from disagg.show.bench.rows import LeftOut, Row, write
-from disagg.show.bench.workloads import work_a, work_b
-from disagg.show.cli import app
+from disagg.show.example_prompts import work_a, work_b
+from disagg.show.report import LeftOut, Row, write
+from disagg.trace.law import Law
+from disagg.trace.results import Result
 
 on_cpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="on a GPU the rows take minutes; `bench` itself runs them"
@@ -64,7 +64,7 @@ def test_steps_count_the_bytes_they_read():
 @on_cpu
 def test_the_command_writes_what_it_could_not_measure(tmp_path):
     file = tmp_path / "rows.json"
-    arguments = ["bench", "--suite", "gpu", "--shape", "tiny", "--only", "dynamic_over_nanovllm", "--json", str(file)]
+    arguments = ["gpu", "--shape", "tiny", "--only", "dynamic_over_nanovllm", "--json", str(file)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())

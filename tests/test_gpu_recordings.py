@@ -16,18 +16,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.commands import app
+from benchmarks.gpu import fixture, notebook, record, sharing
 from disagg.plan.errors import ConfigError, EngineError, FileError
 from disagg.plan.link import Link
-from disagg.plan.results import Run
 from disagg.run import machine
-from disagg.show import on_gpu, recordings
-from disagg.show.bench.gpu import record, sharing, stand
-from disagg.show.bench.rows import Failed, LeftOut
-from disagg.show.cli import app
-from disagg.show.curves import dials_picture
-from disagg.show.floors import steps_picture
-from disagg.show.gaps import gaps_beside
+from disagg.show import recordings
+from disagg.show.plots.floor_plot import steps_picture
+from disagg.show.plots.gap_plot import gaps_beside
+from disagg.show.plots.law_plot import dials_picture
 from disagg.show.recordings import RUNGS, StepTime, StepTimes
+from disagg.show.report import Failed, LeftOut
+from disagg.trace.results import Run
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "07_on_a_gpu.ipynb"
@@ -82,7 +82,7 @@ def test_files_are_small(folder):
 
 def test_stored_recordings_can_be_read_and_come_from_a_gpu():
     found = sorted(recordings.FOLDER.glob("gpu_*"))
-    assert len(found) == 4 + 8, "steps, three arrangements and eight dials; `python -m disagg record-gpu` on a GPU"
+    assert len(found) == 4 + 8, "steps, three arrangements and eight dials; `python -m benchmarks record-gpu` on a GPU"
     assert sum(path.stat().st_size for path in found) <= 2_000_000
     for path in found:
         holds = StepTimes.load(path) if path.name == recordings.STEPS_FILE else Run.load(path)
@@ -121,7 +121,7 @@ def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
 def test_rungs_switch_what_they_say(monkeypatch):
     """The model is loaded with projections as they are, and once more joined."""
     loads, configs = [], []
-    load, engine_of = stand.load_model, record.decode_steps.engine_of
+    load, engine_of = fixture.load_model, record.decode_steps.engine_of
 
     def loading(*args, **options):
         loads.append(options["join_projections"])
@@ -131,7 +131,7 @@ def test_rungs_switch_what_they_say(monkeypatch):
         configs.append({**changes, "joined": engine_of(stand, **changes).config.join_projections})
         return engine_of(stand, **changes)
 
-    monkeypatch.setattr(stand, "load_model", loading)
+    monkeypatch.setattr(fixture, "load_model", loading)
     monkeypatch.setattr(record.decode_steps, "engine_of", building)
     made = small_stand()
     made.scale = dataclasses.replace(made.scale, batches=(1,))
@@ -233,7 +233,7 @@ def test_what_is_no_recording_is_refused(tmp_path, content):
 def test_what_is_missing_says_which_command_makes_it(tmp_path):
     for part in ("steps", "timelines", "staged"):
         missing = getattr(recordings, part)(tmp_path / "nowhere")
-        assert not missing and f"`python -m disagg record-gpu --only {part}`" in repr(missing)
+        assert not missing and f"`python -m benchmarks record-gpu --only {part}`" in repr(missing)
         assert recordings.whence(missing) == repr(missing)
 
 
@@ -292,8 +292,8 @@ def test_the_command_needs_no_notebook_packages():
 import sys
 for name in ("ipywidgets", "jupyter", "IPython", "nbformat", "nbconvert", "ipykernel", "gguf", "anywidget", "psutil"):
     sys.modules[name] = None
-import disagg.show.cli, disagg.show.recordings
-from disagg.show.bench.gpu import record
+import disagg.cli.main, disagg.show.recordings
+from benchmarks.gpu import record
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -360,11 +360,11 @@ def test_gaps_are_parted_by_others_prefill(folder):
 
 @on_cpu
 def test_live_says_that_there_is_no_gpu():
-    assert repr(on_gpu.live("steps")) == (
+    assert repr(notebook.live("steps")) == (
         "No GPU that torch can use is at hand here; what is above comes from a recording."
     )
     with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, staged"):
-        on_gpu.live("step")
+        notebook.live("step")
 
 
 @on_cpu
@@ -372,24 +372,24 @@ def test_live_says_that_there_is_no_gpu():
     ("part", "words"), [("steps", "2 rows: the floor"), ("timelines", "SM split: 12 requests"), ("staged", "at dial 4")]
 )
 def test_live_measures_and_draws(monkeypatch, part, words):
-    monkeypatch.setattr(on_gpu, "at_hand", lambda: True)
-    assert words in str(on_gpu.live(part, shape="tiny"))
+    monkeypatch.setattr(notebook, "at_hand", lambda: True)
+    assert words in str(notebook.live(part, shape="tiny"))
 
 
 @on_cpu
 def test_live_says_what_went_wrong(monkeypatch):
-    monkeypatch.setattr(on_gpu, "at_hand", lambda: True)
+    monkeypatch.setattr(notebook, "at_hand", lambda: True)
     monkeypatch.setattr(record, "step_times", lambda stand: (_ for _ in ()).throw(EngineError("out of memory")))
-    assert repr(on_gpu.live("steps", shape="tiny")) == "EngineError: out of memory"
+    assert repr(notebook.live("steps", shape="tiny")) == "EngineError: out of memory"
 
 
 def test_the_slider_plays_the_recording_of_its_dial(folder, monkeypatch):
     monkeypatch.setattr(recordings, "FOLDER", folder)
-    monkeypatch.setattr(on_gpu, "at_hand", lambda: False)
-    dial_run = on_gpu.StagedDial()
+    monkeypatch.setattr(notebook, "at_hand", lambda: False)
+    dial_run = notebook.StagedDial()
     spans = {dial: run.timeline.spans for dial, run in recordings.staged().items()}
-    assert dial_run(on_gpu.link_of(4)).timeline.spans == spans[4.0]
-    assert dial_run(on_gpu.link_of(0)).timeline.spans == spans[0.0]
+    assert dial_run(notebook.link_of(4)).timeline.spans == spans[4.0]
+    assert dial_run(notebook.link_of(0)).timeline.spans == spans[0.0]
     with pytest.raises(FileError, match="no run was recorded at x/c = 1; recorded: 0, 4"):
         dial_run(Link.ratio(1))
     dial_run.close()
@@ -397,17 +397,17 @@ def test_the_slider_plays_the_recording_of_its_dial(folder, monkeypatch):
 
 def test_the_slider_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "FOLDER", tmp_path)
-    monkeypatch.setattr(on_gpu, "at_hand", lambda: False)
+    monkeypatch.setattr(notebook, "at_hand", lambda: False)
     with pytest.raises(FileError, match="record-gpu --only staged"):
-        on_gpu.StagedDial()(None)
+        notebook.StagedDial()(None)
 
 
 @on_cpu
 def test_with_a_gpu_the_slider_serves(monkeypatch):
-    monkeypatch.setattr(on_gpu, "at_hand", lambda: True)
-    dial_run = on_gpu.StagedDial("tiny")
+    monkeypatch.setattr(notebook, "at_hand", lambda: True)
+    dial_run = notebook.StagedDial("tiny")
     try:
-        slow, plain = dial_run(on_gpu.link_of(4)), dial_run(None)
+        slow, plain = dial_run(notebook.link_of(4)), dial_run(None)
         assert slow.config.links[0].dialled and not plain.config.links[0].dialled
         assert len(slow.timeline.hand_off(slow.results[0].request)) == 2 * dial_run._stand.model.layers
     finally:
@@ -465,7 +465,7 @@ def test_the_notebook_runs_without_any(monkeypatch, tmp_path):
 def test_the_notebook_is_named_where_the_others_are():
     readme = (ROOT / "README.md").read_text()
     assert readme.count("| `07_on_a_gpu` |") == 2, "the course, and the lecturer's page"
-    assert "`python -m disagg record-gpu`" in readme
+    assert "`python -m benchmarks record-gpu`" in readme
     assert (ROOT / "notebooks" / "solutions" / NOTEBOOK.name).exists()
 
 
@@ -490,4 +490,4 @@ def test_two_workers_are_recorded_for_three_notebooks(tmp_path):
 def test_what_two_gpus_would_record_is_said(tmp_path):
     words = repr(recordings.pair("crowd", tmp_path))
     assert words.startswith("pair_split.jsonl.gz, pair_two_colocated.jsonl.gz are not in figures/data.")
-    assert "with two NVIDIA GPUs, `python -m disagg record-gpu --two --only crowd` measures" in words
+    assert "with two NVIDIA GPUs, `python -m benchmarks record-gpu --two --only crowd` measures" in words

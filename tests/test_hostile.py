@@ -13,20 +13,20 @@ import pytest
 from hostile import make
 
 from disagg import Config, Link, Request, Timeline, simulate
+from disagg.cli import main, output
+from disagg.course import exercise
 from disagg.plan.errors import ConfigError, FileError, ModelError, RequestError, TraceError
-from disagg.plan.files import MOST_LINES
-from disagg.plan.results import Run
-from disagg.plan.traces import read_trace
-from disagg.run import weights
-from disagg.run.foreign import check_folder
-from disagg.show import cli, recordings
-from disagg.show.batch_history import batches_picture
-from disagg.show.commands import told
-from disagg.show.course import exercise
-from disagg.show.page import page
-from disagg.show.plots import timeline_picture
+from disagg.run.model import weights
+from disagg.run.model.folder_checks import check_folder
+from disagg.show import recordings
+from disagg.show.html_page import page
+from disagg.show.plots.batch_plot import batches_picture
+from disagg.show.plots.live_arrays import Tape, gauges_of, in_order
+from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.show.recordings import StepTimes
-from disagg.show.tape import Tape, gauges_of, in_order
+from disagg.trace.files import MOST_LINES
+from disagg.trace.results import Run
+from disagg.twin.traces import read_trace
 
 ROOT = Path(make.__file__).parents[2]
 RECORDINGS, STEPS, TRACES = make.recordings(), make.steps(), make.traces()
@@ -82,11 +82,11 @@ def test_the_recording_they_are_made_of_is_right(tmp_path):
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_command_says_it_in_one_sentence(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(told, "console", told.Console(width=1000))
+    monkeypatch.setattr(output, "console", output.Console(width=1000))
     monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(tmp_path / name)])
     (tmp_path / name).write_bytes(RECORDINGS[name][0])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main.main()
     out = capsys.readouterr().out
     assert caught.value.code == 1 and out.startswith("FileError: ") and name in out and out.count("\n") == 1
     assert re.search(RECORDINGS[name][1], out), "no letter of it was taken for a style"
@@ -97,8 +97,8 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 from disagg.plan.errors import FileError
-from disagg.plan.results import Run
-from disagg.plan.traces import read_trace
+from disagg.trace.results import Run
+from disagg.twin.traces import read_trace
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         {"run": Run.load, "trace": read_trace}[sys.argv[2]](path)
@@ -155,10 +155,10 @@ def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
     assert timeline_picture(run).png().startswith(b"\x89PNG"), "no formula is set, and none is refused"
     run.timeline.to_perfetto(tmp_path / "trace.json")
     json.loads((tmp_path / "trace.json").read_text("utf-8"))
-    monkeypatch.setattr(told, "console", told.Console(width=1000))
+    monkeypatch.setattr(output, "console", output.Console(width=1000))
     monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(path), "--receipts"])
     with pytest.raises(SystemExit, match="0"):
-        cli.main()
+        main.main()
     assert f"Recorded on {make.MARKUP[0]}." in capsys.readouterr().out
     tape = Tape(run.timeline, {"prefill 0": make.MARKUP[0]})
     assert gauges_of(run.timeline) == [] and tape.gates(1.0) == [f"wanting: {make.MARKUP[2]}"]
@@ -316,9 +316,9 @@ LOAD = """
 import json, resource, shutil, sys
 from pathlib import Path
 from disagg.plan.errors import ModelError
-from disagg.run.model import load_model
-from disagg.run.weights import quiet_transformers
-from disagg.show.bench.architectures import make_tiny
+from disagg.run.model.model import load_model
+from disagg.run.model.weights import quiet_transformers
+from benchmarks.robustness.architectures import make_tiny
 from hostile import make
 place, seen = Path(sys.argv[1]), []
 make_tiny("llama", place / "good")
@@ -480,7 +480,7 @@ def test_no_script_of_ours_makes_markup_of_text_or_asks_for_anything_outside():
 def test_html_widgets_stand_in_files_that_escape():
     """A Label shows text as it is; whoever needs markup imports `escape`."""
     found = []
-    for path in sorted((ROOT / "disagg" / "show").rglob("*.py")):
+    for path in sorted((ROOT / "disagg").rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         names = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
         names += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]

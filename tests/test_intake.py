@@ -16,9 +16,9 @@ from disagg import Config, Request, simulate
 from disagg.plan.errors import ConfigError, DisaggError, RequestError
 from disagg.plan.intake import Limits
 from disagg.plan.intake import job_of as planned
-from disagg.plan.shapes import SHAPES, TINY_CONTEXT, context_of, limits_of
 from disagg.run.intake import job_of
-from disagg.run.text import ByteText
+from disagg.run.model.text import ByteText
+from disagg.twin.model_shapes import SHAPES, TINY_CONTEXT, context_of, limits_of
 
 TINY = limits_of("tiny")
 MODEL = SimpleNamespace(name="tiny", vocab_size=TINY.vocab, context_limit=TINY.context, eos_ids=(256,),

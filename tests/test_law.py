@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg.plan.config import Config
-from disagg.plan.law import Law, simplest_hidden, streamed_exposure_ns
 from disagg.plan.link import Link
 from disagg.plan.request import Request
-from disagg.plan.simulator import Speeds, simulate
+from disagg.trace.law import Law, simplest_hidden, streamed_exposure_ns
+from disagg.twin.simulate import Speeds, simulate
 
 NS = st.integers(0, 1000)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from disagg.run.lazy_stream import LazyEvent, LazyStream, LazyWorld, lazy_gpus
+from disagg.course.buglab.lazy_stream import LazyEvent, LazyStream, LazyWorld, lazy_gpus
 
 
 @pytest.fixture

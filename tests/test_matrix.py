@@ -2,21 +2,21 @@
 
 import pytest
 
-from disagg.plan.faults import FAULTS, FaultPlan
+from benchmarks.robustness import engine_soak, fault_matrix
+from disagg.monitor.fault_injection import Injection
+from disagg.monitor.fault_plan import FAULTS, FaultPlan
 from disagg.run.engine import Engine
-from disagg.run.injection import Injection
-from disagg.run.model import load_model
-from disagg.show.bench import engine_soak, matrix
+from disagg.run.model.model import load_model
 
 
 @pytest.fixture(scope="module")
 def known():
     model = load_model("tiny")
-    return model, matrix.reference(model)
+    return model, fault_matrix.reference(model)
 
 
 def test_every_fault_ends_well(known):
-    found = list(matrix.cells(lambda text: None, ["paged"], most=1))
+    found = list(fault_matrix.cells(lambda text: None, ["paged"], most=1))
     bad = [cell for cell in found if cell.lost or cell.wrong or cell.blocks or cell.threads]
     assert not bad
     struck = {(cell.kind, cell.fault) for cell in found if cell.struck}
@@ -28,21 +28,21 @@ def test_every_fault_ends_well(known):
 def test_a_failure_that_no_fault_explains_is_lost(known, monkeypatch):
     model, expected = known
     monkeypatch.setattr(Injection, "hurt", property(lambda self: set(), lambda self, value: None), raising=False)
-    assert matrix.run_cell(model, "colocated", "prefill", "fail", 1, expected).lost > 0
+    assert fault_matrix.run_cell(model, "colocated", "prefill", "fail", 1, expected).lost > 0
 
 
 def test_wrong_tokens_are_seen(known):
     model, expected = known
     wrong = [[token + 1 for token in tokens] for tokens in expected]
-    assert matrix.run_cell(model, "colocated", "notice", "twice", 1, wrong).wrong == len(expected)
+    assert fault_matrix.run_cell(model, "colocated", "notice", "twice", 1, wrong).wrong == len(expected)
 
 
 def test_without_checksums_a_flipped_byte_fails_nobody(known):
     model, expected = known
-    cell = matrix.config_of("staged", verify_kv=False)
+    cell = fault_matrix.config_of("staged", verify_kv=False)
     plan = FaultPlan({("copy", number): "flip" for number in range(1, 60)})
     with Engine(cell, model, faults=plan) as engine:
-        run = matrix.served(engine)
+        run = fault_matrix.served(engine)
     assert plan.struck["copy flip"] > 20
     assert [r.finish_reason for r in run.results] == ["length"] * len(expected), "nobody looked, so nothing failed"
 

@@ -10,14 +10,16 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.errors import EngineError
-from disagg.run import decode_graph, memory, probe
-from disagg.run.decode_graph import GraphDecodeStage
-from disagg.run.foreign import count_weights
+from disagg.run import memory
+from disagg.run.gpu import decode_graph
+from disagg.run.gpu.decode_graph import GraphDecodeStage
 from disagg.run.kv_cache import KVCache
 from disagg.run.memory import room_for
-from disagg.run.model import Source, load_model
-from disagg.show.bench.architectures import make_tiny
+from disagg.run.model import load_check
+from disagg.run.model.folder_checks import count_weights
+from disagg.run.model.model import Source, load_model
 
 CPU = torch.device("cpu")
 CUDA_SAYS = (
@@ -153,6 +155,6 @@ def test_a_probe_without_memory_is_no_fault_of_the_model(where, monkeypatch):
     def refuse(*args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
 
-    monkeypatch.setattr(probe, where, refuse)
+    monkeypatch.setattr(load_check, where, refuse)
     with pytest.raises(EngineError, match="no room for the weights of tiny on cpu: tried to allocate 64 bytes"):
         load_model("tiny")

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.errors import RequestError
-from disagg.plan.metrics import Percentiles, percentile
 from disagg.plan.request import Request
-from disagg.plan.results import Result, Run
-from disagg.plan.simulator import simulate
-from disagg.plan.timeline import Span, Timeline
+from disagg.plan.spans import Span
+from disagg.trace.metrics import Percentiles, percentile
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
+from disagg.twin.simulate import simulate
 
 S = 10**9
 

@@ -6,17 +6,17 @@ import threading
 import pytest
 import torch
 
+from benchmarks.parity import architecture_rows
+from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, ModelError
-from disagg.run import model as model_module
-from disagg.run import probe, projections, weights
 from disagg.run.attention import paged_attention
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
-from disagg.run.model import Detokenizer, load_model
-from disagg.run.projections import Joined
-from disagg.show.bench.architectures import make_tiny
-from disagg.show.bench.parity import architecture_rows
+from disagg.run.model import load_check, projections, weights
+from disagg.run.model import model as model_module
+from disagg.run.model.model import Detokenizer, load_model
+from disagg.run.model.projections import Joined
 
 RIGHT = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2", "gpt_oss"]
 REFUSED = {
@@ -29,7 +29,7 @@ REFUSED = {
 }
 BLOCK = 8
 needs_smollm2 = pytest.mark.skipif(
-    not weights.smollm2_ready(), reason="needs the converted SmolLM2: disagg.run.weights.convert_smollm2()"
+    not weights.smollm2_ready(), reason="needs the converted SmolLM2: disagg.run.model.weights.convert_smollm2()"
 )
 
 
@@ -137,8 +137,8 @@ def test_tiny_is_the_same_every_time_and_its_answers_wander(tiny):
 @pytest.mark.parametrize("architecture", RIGHT)
 def test_architectures_that_fit_are_exact(architecture, tmp_path):
     model = load_model(str(make_tiny(architecture, tmp_path)))
-    expected = probe.reference_logits(model.reference())
-    found, _ = probe.paged_logits(model)
+    expected = load_check.reference_logits(model.reference())
+    found, _ = load_check.paged_logits(model)
     assert float((found - expected).abs().max()) <= 1e-4 * float(expected.std())
     prompt = model.encode("a prompt that is longer than every window here")
     ids, logits = greedy(model, prompt, 6)
@@ -207,7 +207,7 @@ def test_joined_and_packed_weights_give_what_plain_ones_give(architecture, tmp_p
 def test_joined_without_packing_agrees_too(tmp_path, monkeypatch):
     folder = str(make_tiny("qwen2", tmp_path))
     packed = greedy(load_model(folder), [1, 2, 3], 6)
-    monkeypatch.setattr("disagg.run.projections.can_pack", lambda: False)
+    monkeypatch.setattr("disagg.run.model.projections.can_pack", lambda: False)
     model = load_model(folder)
     assert not any(type(part).__name__ == "PackedLinear" for part in model.module.modules())
     joined = greedy(model, [1, 2, 3], 6)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from disagg.run.norms import ShortNorm, shorten_norms
+from disagg.run.model.norms import ShortNorm, shorten_norms
 
 
 def llama_norm(size: int = 48) -> LlamaRMSNorm:

@@ -23,15 +23,15 @@ from interrupts import interrupt_main
 import disagg
 from disagg import Config, Engine, Request, simulate
 from disagg.plan.errors import EngineError
-from disagg.plan.results import Run
 from disagg.run import engine as engine_file
 from disagg.run import executor as executor_file
 from disagg.run import loop as loop_file
-from disagg.run.decode import DecodeStage
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
-from disagg.run.model import Model
+from disagg.run.model.model import Model
 from disagg.run.threads import Joinable
+from disagg.trace.results import Run
 
 ROOT = Path(disagg.__file__).parents[1]
 RERUNS, BATCHES = 50, 3
@@ -475,7 +475,7 @@ SERVE = """
 import sys, threading
 from pathlib import Path
 from disagg import Config, Engine, Request
-from disagg.run.decode import DecodeStage
+from disagg.run.decode_worker import DecodeStage
 step, steps = DecodeStage.step, []
 def told(self, command):
     steps.append(1)
@@ -492,7 +492,7 @@ print("saved", len(run.results[0].token_ids), flush=True)
 SAVE = """
 import sys, threading
 from disagg import Config, Request, simulate
-from disagg.plan import archive, files
+from disagg.trace import files
 run = simulate(Config(model="tiny"), [Request([1, 2], 2)])
 replace = files.Path.replace
 def held(self, target):

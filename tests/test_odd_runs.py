@@ -16,19 +16,19 @@ from rich.console import Console, Group
 
 import disagg.show
 from disagg import Config, Request, simulate
+from disagg.monitor.checked_simulation import Trial
+from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.errors import ConfigError, DisaggError, EngineError
-from disagg.plan.faults import FaultPlan
-from disagg.plan.results import Result, Run
-from disagg.plan.simulator import world_of
-from disagg.plan.trial import Trial
-from disagg.plan.world import Speeds
 from disagg.show import panel, stepper, watch
-from disagg.show.batch_history import batch_picture
-from disagg.show.facts import sentence
-from disagg.show.film import Film
-from disagg.show.picture import Picture
 from disagg.show.player import Player
-from disagg.show.slides import Slides
+from disagg.show.plots.batch_plot import batch_picture
+from disagg.show.plots.film import Film
+from disagg.show.plots.picture import Picture
+from disagg.show.plots.slides import Slides
+from disagg.show.plots.summaries import sentence
+from disagg.trace.results import Result, Run
+from disagg.twin.simulate import world_of
+from disagg.twin.simulated_engine import Speeds
 
 SHOWN = (Picture, Slides, Player, Film, Group, str)
 GIVEN = {"index": 0, "at_s": 0.0, "width": 80, "a_name": "one", "b_name": "other"}  # what a view asks for besides runs
@@ -38,11 +38,11 @@ NO_WORDS = re.compile(r"to -\d|\bNone\b|\bnan\b|\binf\b|rows \.|of 0\.0 rows|, \
 @functools.cache
 def views() -> dict[str, object]:
     found = {}
-    for module in pkgutil.iter_modules(disagg.show.__path__):
+    for module in pkgutil.walk_packages(disagg.show.__path__, "disagg.show."):
         with contextlib.suppress(ImportError):  # of an extra that is not installed
-            members = inspect.getmembers(importlib.import_module(f"disagg.show.{module.name}"), inspect.isfunction)
-            own = [(name, view) for name, view in members if view.__module__ == f"disagg.show.{module.name}"]
-            found |= {f"{module.name}.{name}": view for name, view in own if name[0] != "_" and is_view(view)}
+            members = inspect.getmembers(importlib.import_module(module.name), inspect.isfunction)
+            own = [(name, view) for name, view in members if view.__module__ == module.name and name[0] != "_"]
+            found |= {f"{module.name.rpartition('.')[2]}.{name}": view for name, view in own if is_view(view)}
     return found
 
 
@@ -119,7 +119,7 @@ def words_of(shown) -> list[str]:
 @pytest.mark.parametrize("run", runs())
 @pytest.mark.parametrize("view", views())
 def test_a_view_shows_an_odd_run_or_says_why_not(view, run, monkeypatch):
-    monkeypatch.setattr("disagg.show.film.FRAMES", 2)
+    monkeypatch.setattr("disagg.show.plots.film.FRAMES", 2)
     try:
         shown = views()[view](**arguments(views()[view], runs()[run]))
     except DisaggError as error:
@@ -133,8 +133,9 @@ def test_a_view_shows_an_odd_run_or_says_why_not(view, run, monkeypatch):
 
 def test_views_are_found():
     """The control."""
-    assert {"batch_history.batches", "pages.microscope", "player.replay", "plots.timeline_picture", "gaps.gaps_picture",
-            "bills.diff_picture", "bills.receipt_picture", "page.page", "facts.sentence"} <= views().keys()  # fmt: skip
+    assert {"batch_plot.batches", "block_plot.microscope", "player.replay", "timeline_plot.timeline_picture",
+            "gap_plot.gaps_picture", "receipt_plot.diff_picture", "receipt_plot.receipt_picture", "html_page.page",
+            "summaries.sentence"} <= views().keys()  # fmt: skip
 
 
 ENGINES = ("baseline", "colocated", "streamed", "paged", "two_colocated")

@@ -19,9 +19,9 @@ from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.why import SEARCHED, TOLD, _Look
 from disagg.run import loop as loop_file
 from disagg.run.clock import now_ns
-from disagg.run.decode import DecodeStage
-from disagg.run.model import load_model
-from disagg.run.prefill import PrefillStage
+from disagg.run.decode_worker import DecodeStage
+from disagg.run.model.model import load_model
+from disagg.run.prefill_worker import PrefillStage
 
 
 def test_users_of_one_engine_find_nothing_wrong_whenever_threads_change():
@@ -427,7 +427,7 @@ def test_a_request_submitted_during_a_run_has_its_whole_receipt_after_it(monkeyp
 
 def test_the_end_of_one_run_does_not_cut_into_the_next(monkeypatch):
     """A second thread serves as soon as the first one's run is over."""
-    from disagg.plan.recorder import Recorder
+    from disagg.trace.recorder import Recorder
 
     runs, order = [], []
     for name in ("begin", "between_runs"):
@@ -482,7 +482,7 @@ def test_an_interrupt_leaves_nothing_locked_that_the_engines_thread_needs():
 
 
 def test_a_receipt_that_was_forgotten_says_so(monkeypatch):
-    from disagg.plan import recorder
+    from disagg.trace import recorder
 
     monkeypatch.setattr(recorder.Recorder.__init__, "__defaults__", ("", 30))
     with opened(small()) as engine:

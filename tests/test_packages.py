@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from disagg.plan.errors import PackageError, first_of
-from disagg.run import model as model_module
-from disagg.run.model import load_model
+from disagg.run.model import model as model_module
+from disagg.run.model.model import load_model
 
 BROKEN = """
 import sys

@@ -12,12 +12,13 @@ from disagg import Config, Request, simulate
 from disagg.plan.blocks import STATES
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
-from disagg.plan.pages import Held, PageMap, decisions
-from disagg.plan.paging import Arm
+from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
-from disagg.plan.timeline import BlockMove, Timeline
-from disagg.show.memories import View
-from disagg.show.pages import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
+from disagg.plan.spans import BlockMove
+from disagg.show.plots.block_plot import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
+from disagg.show.plots.block_words import View
+from disagg.trace.block_map import Held, PageMap, decisions
+from disagg.trace.timeline import Timeline
 
 SIZES = {"decode 0": 7, "host": 5, "prefill 0": 6, "ring": 8}
 

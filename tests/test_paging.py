@@ -3,7 +3,7 @@
 import pytest
 
 from disagg.plan.link import Link
-from disagg.plan.paging import Arm, Costs
+from disagg.plan.preemption import Arm, Costs
 
 
 def choose(costs: Costs, **changes):

@@ -3,8 +3,8 @@
 import pytest
 
 from disagg.plan.link import Link
-from disagg.plan.paging import Arm, Choice, Costs
-from disagg.show.paging import costs_picture, ring_picture
+from disagg.plan.preemption import Arm, Choice, Costs
+from disagg.show.plots.paging_plot import costs_picture, ring_picture
 
 EXPOSED = {"no latency": {1: 182.0, 2: 66.0, 8: 66.0}, "latency": {1: 782.0, 2: 366.0, 8: 86.0}}
 

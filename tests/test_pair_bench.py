@@ -6,12 +6,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.commands import app
+from benchmarks.gpu import pair, suite
+from benchmarks.gpu.fixture import Stand
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
-from disagg.show.bench.gpu import pair, suite
-from disagg.show.bench.gpu.stand import Stand
-from disagg.show.bench.rows import LeftOut, Row
-from disagg.show.cli import app
+from disagg.show.report import LeftOut, Row
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="on GPUs the rows take minutes; `bench` itself runs them"
@@ -52,7 +52,7 @@ def test_every_preset_is_right_with_and_without_peer_access():
 def test_the_command_serves_a_trace_on_both_arrangements(tmp_path):
     file, trace = tmp_path / "rows.json", tmp_path / "AzureLLMInferenceTrace_small.csv"
     trace.write_text(TRACE)
-    arguments = ["bench", "--suite", "two-gpu", "--shape", "tiny", "--only", "traces", "--json", str(file)]
+    arguments = ["two-gpu", "--shape", "tiny", "--only", "traces", "--json", str(file)]
     result = CliRunner().invoke(app, [*arguments, "--trace", str(trace)])
     assert isinstance(result.exception, SystemExit | None), result.output  # small sizes may miss bars of a GPU
     found = json.loads(file.read_text())

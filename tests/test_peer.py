@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from disagg.run import peer
+from disagg.cli import doctor
+from disagg.run.gpu import peer_access
 from disagg.run.machine import machine
-from disagg.show import doctor
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,18 @@ def test_doctor_says_which_gpus_reach_each_other(monkeypatch, count, apart, word
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     if not count:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(peer, "reaches", lambda a, b: (a.index, b.index) not in apart)
-    assert peer.describe() == dict(doctor.findings())["peer access"] == words
+    monkeypatch.setattr(peer_access, "reaches", lambda a, b: (a.index, b.index) not in apart)
+    assert peer_access.describe() == dict(doctor.findings())["peer access"] == words
 
 
 def test_the_driver_is_asked_once_a_pair_and_not_about_a_gpu_and_itself(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: asked.append((a, b)))
     first, second = torch.device("cuda:6"), torch.device("cuda:7")
-    assert peer.reaches(first, first) and not peer.reaches(first, second) and not peer.reaches(first, second)
+    assert (
+        peer_access.reaches(first, first)
+        and not peer_access.reaches(first, second)
+        and not peer_access.reaches(first, second)
+    )
     assert asked == [(first, second)]
-    peer.reaches.cache_clear()
+    peer_access.reaches.cache_clear()

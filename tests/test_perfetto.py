@@ -12,8 +12,9 @@ from test_archive import simulated, timelines
 
 from disagg import Config, Engine, Link, Request
 from disagg.plan.config import PRESETS
-from disagg.plan.perfetto import QUEUES, microseconds
-from disagg.plan.timeline import Span, Timeline
+from disagg.plan.spans import Span
+from disagg.trace.perfetto import QUEUES, microseconds
+from disagg.trace.timeline import Timeline
 
 
 def traced(timeline: Timeline, tmp_path) -> list[dict]:

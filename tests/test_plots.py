@@ -11,15 +11,16 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 import disagg
+from benchmarks.claims.report_figures import FIGURES, make, record
 from disagg import Config, Link, Request, simulate
-from disagg.plan.results import Result, Run
-from disagg.plan.timeline import Span, Timeline
-from disagg.show.facts import first_landed_early, plural, row_names, sentence
-from disagg.show.figures import FIGURES, make, record
-from disagg.show.headline import gain_picture, goodput_picture
-from disagg.show.ladder import ADDS, Rung, ladder_picture
-from disagg.show.picture import COLOURS, HATCHES
-from disagg.show.plots import COLOUR_OF, compare_picture, short_list, timeline_picture
+from disagg.plan.spans import Span
+from disagg.show.plots.picture import COLOURS, HATCHES
+from disagg.show.plots.preset_plot import ADDS, Rung, ladder_picture
+from disagg.show.plots.report_plots import gain_picture, goodput_picture
+from disagg.show.plots.summaries import first_landed_early, plural, row_names, sentence
+from disagg.show.plots.timeline_plot import COLOUR_OF, compare_picture, short_list, timeline_picture
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
 
 MS = 1_000_000
 LATEX = r"$\frac$ <img src=x onerror=alert(1)> </script>"

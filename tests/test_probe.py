@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.robustness import architectures
 from disagg.plan.errors import ModelError
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
-from disagg.run.model import context_limit, load_model
-from disagg.run.probe import within_reach
-from disagg.show.bench import architectures
+from disagg.run.model.load_check import within_reach
+from disagg.run.model.model import context_limit, load_model
 
 MOE = architectures.GROUPED | dict(num_experts_per_tok=2)
 LONGER = {  # architecture → its config, but for the size

@@ -10,12 +10,13 @@ from disagg import Config, Request
 from disagg.plan import events as ev
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
-from disagg.plan.receipts import NAMES, Line, Receipt, _lay
 from disagg.plan.request import Job, Stage
-from disagg.plan.results import Result
-from disagg.plan.simulator import simulate
-from disagg.plan.timeline import Span, Timeline
-from disagg.plan.world import Speeds, World
+from disagg.plan.spans import Span
+from disagg.trace.receipts import NAMES, Line, Receipt, _lay
+from disagg.trace.results import Result
+from disagg.trace.timeline import Timeline
+from disagg.twin.simulate import simulate
+from disagg.twin.simulated_engine import Speeds, World
 
 MS = 1_000_000
 STALL = 50 * MS

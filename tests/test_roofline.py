@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from disagg import Config, Request, simulate
-from disagg.run.model import load_model
-from disagg.show.gaps import gaps_picture
-from disagg.show.roofline import (
+from disagg.run.model.model import load_model
+from disagg.show.plots.gap_plot import gaps_picture
+from disagg.show.plots.roofline import (
     Ceilings,
     Point,
     Sizes,

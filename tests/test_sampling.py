@@ -4,7 +4,7 @@ import torch
 
 from disagg.plan.request import Sampling
 from disagg.run.sampling import Draw, pick_tokens, uniform
-from disagg.run.tell import Tell
+from disagg.run.worker_reports import Tell
 
 GREEDY = Sampling()
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg.plan.queues import POLICIES, Queue, chunk_stop
 from disagg.plan.request import Job, Record
-from disagg.plan.scheduler import POLICIES, Queue, chunk_stop
 
 
 def record(number: int, prompt=1, arrival=0) -> Record:

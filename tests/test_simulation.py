@@ -7,15 +7,15 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.robustness.random_scenarios import SOMETIMES, SeedFailed, simulate_seed
+from disagg.monitor.checked_simulation import SMALL, Trial
+from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.commands import Decode, Join, Worker
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import Controller
-from disagg.plan.drawn import SOMETIMES, SeedFailed, simulate_seed
-from disagg.plan.faults import FaultPlan
-from disagg.plan.mirror import Mirror
 from disagg.plan.request import Job
-from disagg.plan.simulator import Speeds
-from disagg.plan.trial import SMALL, Trial
+from disagg.twin.batch_view import Mirror
+from disagg.twin.simulate import Speeds
 
 SEEDS = int(os.environ.get("SEEDS", 500))
 
@@ -33,7 +33,7 @@ def test_a_seed_that_fails_prints_its_log_and_how_to_run_it_again(monkeypatch):
     with pytest.raises(SeedFailed) as caught:
         simulate_seed(3)
     text = str(caught.value)
-    assert text.startswith("seed 3: ZeroDivisionError: ") and text.endswith("rerun: python -m disagg soak --seed 3")
+    assert text.startswith("seed 3: ZeroDivisionError: ") and text.endswith("rerun: python -m benchmarks soak --seed 3")
     assert len(text.splitlines()) > 5
 
 
@@ -91,7 +91,7 @@ def test_replayed_events_give_the_same_commands(seed):
 
 LOG = """
 import hashlib
-from disagg.plan.drawn import simulate_seed
+from benchmarks.robustness.random_scenarios import simulate_seed
 for seed in range(40):
     world = simulate_seed(seed)
     print(hashlib.sha256(repr((world.log, world.results, world.faults.struck)).encode()).hexdigest())

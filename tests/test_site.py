@@ -15,15 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from disagg import simulate
+from disagg.cli import main
+from disagg.explorer import accuracy, pyodide
+from disagg.explorer.browser import Desk
+from disagg.explorer.settings import CONTROLS, Choice, Settings
+from disagg.explorer.site import build, index, package
+from disagg.explorer.twin import Twin, facts, shown
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, FileError
-from disagg.plan.replay import in_lines
-from disagg.show import cli
-from disagg.show.explorer import accuracy, pyodide
-from disagg.show.explorer.browser import Desk
-from disagg.show.explorer.settings import CONTROLS, Choice, Settings
-from disagg.show.explorer.site import build, index, package
-from disagg.show.explorer.twin import Twin, facts, shown
+from disagg.twin.replay import in_lines
 
 FEW = {"requests": "10", "answer": "8"}
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ import sys
 for name in ("torch", "numpy", "matplotlib", "transformers", "rich"):
     sys.modules[name] = None
 sys.path.insert(0, sys.argv[1])
-from disagg.show.explorer.browser import Desk
+from disagg.explorer.browser import Desk
 import disagg
 assert disagg.__file__.startswith(sys.argv[1])
 desk = Desk()
@@ -131,10 +131,11 @@ def test_what_goes_into_the_browser_runs_alone(tmp_path):
     packed = tmp_path / "disagg.zip"
     packed.write_bytes(package())
     names = zipfile.ZipFile(packed).namelist()
-    assert {n for n in names if not n.startswith("disagg/plan/")} == {
-        "disagg/__init__.py", "disagg/show/__init__.py", "disagg/show/palette.py", "disagg/show/facts.py",
-        "disagg/show/columns.py", "disagg/show/explorer/__init__.py", "disagg/show/explorer/settings.py",
-        "disagg/show/explorer/twin.py", "disagg/show/explorer/browser.py",
+    assert {n for n in names if not n.startswith(("disagg/plan/", "disagg/trace/", "disagg/twin/"))} == {
+        "disagg/__init__.py", "disagg/show/__init__.py", "disagg/show/columns.py", "disagg/show/plots/__init__.py",
+        "disagg/show/plots/palette.py",
+        "disagg/show/plots/summaries.py", "disagg/explorer/__init__.py", "disagg/explorer/settings.py",
+        "disagg/explorer/twin.py", "disagg/explorer/browser.py",
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(packed)], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr
@@ -165,7 +166,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
 
 def test_the_command_says_what_it_wrote(tmp_path, monkeypatch):
     monkeypatch.setattr(pyodide, "files", lambda cache: {})
-    done = CliRunner().invoke(cli.app, ["site", "--folder", str(tmp_path / "site")])
+    done = CliRunner().invoke(main.app, ["site", "--folder", str(tmp_path / "site")])
     assert done.exit_code == 0 and "written:" in done.output, done.output
     assert (tmp_path / "site" / "index.html").exists()
 

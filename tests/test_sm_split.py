@@ -10,11 +10,12 @@ from fake_driver import FakeDriver
 
 from disagg import Config, Engine
 from disagg.plan.errors import ConfigError, EngineError
-from disagg.run import executor, placing, sm_split
-from disagg.run.decode import DecodeStage
+from disagg.run import executor, placement
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.device import new_stream
+from disagg.run.gpu import sm_split
+from disagg.run.gpu.sm_split import choices, describe, share_out, sm_count, split_gpu
 from disagg.run.machine import machine
-from disagg.run.sm_split import choices, describe, share_out, sm_count, split_gpu
 
 GPU = torch.device("cuda", 0)
 
@@ -142,7 +143,7 @@ def test_without_the_bindings_or_a_function_of_the_driver(install, monkeypatch):
 
 def test_doctor_says_why_not_on_a_cpu(monkeypatch):
     """Also where a driver counts GPUs that CUDA can't use: nothing is asked of them."""
-    from disagg.show import doctor
+    from disagg.cli import doctor
 
     def asked(*_):
         raise AssertionError("Torch not compiled with CUDA enabled")
@@ -177,7 +178,7 @@ def on_a_split_cpu(install, monkeypatch):
     driver = install(FakeDriver())
     monkeypatch.setattr(Config, "_check_split", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(placing, "check_split", lambda *_: None)
+    monkeypatch.setattr(placement, "check_split", lambda *_: None)
     monkeypatch.setattr(executor, "split_gpu", lambda device, decode: split_gpu(GPU, decode))
     return driver
 

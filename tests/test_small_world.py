@@ -4,12 +4,12 @@ import copy
 
 import pytest
 
-from disagg.plan.breach import Breach
-from disagg.plan.handoff import LayerBlocks, Transfer
-from disagg.plan.remembering import Memory, WrongContent
-from disagg.plan.small_state import Names, _contents, state_of
-from disagg.plan.small_world import ASTRAY, Choice, explore, small
-from disagg.plan.traffic import Traffic
+from benchmarks.robustness.canonical_state import Names, _contents, state_of
+from benchmarks.robustness.model_checker import ASTRAY, Choice, explore, small
+from disagg.monitor.shadow_memory import Memory, WrongContent
+from disagg.monitor.violation import Breach
+from disagg.plan.transfer import LayerBlocks, Transfer
+from disagg.plan.transfer_scheduler import Traffic
 
 
 @pytest.mark.timeout(600)  # a quarter of a minute; this is for machines that do other things meanwhile

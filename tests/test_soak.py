@@ -1,23 +1,23 @@
-"""`python -m disagg soak`: its rows, what it says of a seed that fails, and one seed run by itself."""
+"""`python -m benchmarks soak`: its rows, what it says of a seed that fails, and one seed run by itself."""
 
 import json
 
 import pytest
 from typer.testing import CliRunner
 
-from disagg.plan.drawn import build
-from disagg.plan.small_world import Explored
-from disagg.plan.trial import Trial
-from disagg.show.bench import soak
-from disagg.show.bench.detectors_cost import rows as cost_rows
-from disagg.show.cli import app
+from benchmarks.commands import app
+from benchmarks.robustness import soak
+from benchmarks.robustness.detectors_cost import rows as cost_rows
+from benchmarks.robustness.model_checker import Explored
+from benchmarks.robustness.random_scenarios import build
+from disagg.monitor.checked_simulation import Trial
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The small world and the real engine have their own tests."""
     monkeypatch.setattr(soak, "explore", lambda world: Explored(10, 20, 1))
-    monkeypatch.setattr(soak.matrix, "rows", lambda say: iter(()))
+    monkeypatch.setattr(soak.fault_matrix, "rows", lambda say: iter(()))
     monkeypatch.setattr(soak.engine_soak, "rows", lambda say, requests: iter(()))
     monkeypatch.setattr(soak.detectors_cost, "rows", lambda say: iter(()))
 
@@ -47,7 +47,7 @@ def test_a_failed_seed_is_counted_told_and_named(monkeypatch):
     said = []
     found = {row.name: row for row in soak.simulated_rows(said.append, 3)}
     assert found["sim_breaches"].value >= 1 and found["sim_breaches"].met is False
-    assert "rerun: python -m disagg soak --seed " in found["sim_breaches"].note
+    assert "rerun: python -m benchmarks soak --seed " in found["sim_breaches"].note
     assert any("seed 1: AssertionError: on purpose" in text for text in said)
 
 
@@ -63,7 +63,7 @@ def test_one_seed_by_itself(monkeypatch):
     assert done.exit_code == 0 and done.output.startswith("seed 5: ") and "all ended well" in done.output
     monkeypatch.setattr(Trial, "finish", lambda self: 1 / 0)
     done = CliRunner().invoke(app, ["soak", "--seed", "5"])
-    assert done.exit_code == 1 and "rerun: python -m disagg soak --seed 5" in done.output
+    assert done.exit_code == 1 and "rerun: python -m benchmarks soak --seed 5" in done.output
 
 
 def test_the_cost_of_detectors_is_their_share_of_a_run():

@@ -17,7 +17,7 @@ LONG_ONE = [600] * 8 + [8192]
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    fake_triton.install(monkeypatch, attention, "shares_kernel", "split_kernel")
+    fake_triton.install(monkeypatch, attention, "shares_kernel", "kernels")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors of a few numbers: threads would only wait for each other
     yield

@@ -9,8 +9,8 @@ import pytest
 from disagg import Config, Request
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
-from disagg.plan.simulator import simulate
-from disagg.plan.stepper import EVERY, Moment, Stepper
+from disagg.twin.simulate import simulate
+from disagg.twin.stepper import EVERY, Moment, Stepper
 
 
 def requests(count=12, seed=0):

@@ -8,10 +8,10 @@ from rich.console import Console
 from test_plots import LATEX, hand_made, simulated
 
 from disagg import Request
-from disagg.show.facts import row_names
-from disagg.show.picture import COLOURS
-from disagg.show.tape import Tape
-from disagg.show.terminal import GLYPHS, blocks, picture, watch, whole
+from disagg.cli.terminal import GLYPHS, blocks, picture, watch, whole
+from disagg.show.plots.live_arrays import Tape
+from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.summaries import row_names
 
 
 def printed(thing, width: int = 80) -> list[str]:

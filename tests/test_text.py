@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, ByT5Tokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from benchmarks.robustness.architectures import byte_tokenizer, make_tiny
 from disagg import Config, Engine, Request
 from disagg.plan.errors import ModelWarning, RequestError
-from disagg.run import weights
-from disagg.run.asked import say_what_is_not_done
-from disagg.run.model import load_model
-from disagg.run.text import ByteText, TokenizerText
-from disagg.show.bench.architectures import byte_tokenizer, make_tiny
+from disagg.run.model import weights
+from disagg.run.model.generation_config import say_what_is_not_done
+from disagg.run.model.model import load_model
+from disagg.run.model.text import ByteText, TokenizerText
 
 needs_smollm2 = pytest.mark.skipif(not weights.smollm2_ready(), reason="SmolLM2 is not converted; `make setup`")
 BYTES = {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}

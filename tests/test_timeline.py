@@ -7,14 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg.plan.batching import Padding
-from disagg.plan.book import Book
 from disagg.plan.config import Config
-from disagg.plan.intervals import intersection, length, union
-from disagg.plan.recorder import BETWEEN_RUNS, Recorder
 from disagg.plan.request import Request
-from disagg.plan.simulator import simulate
-from disagg.plan.timeline import Mark, Overlap, Span, Timeline
-from disagg.plan.traffic import Traffic
+from disagg.plan.spans import Mark, Span
+from disagg.plan.state import Book
+from disagg.plan.transfer_scheduler import Traffic
+from disagg.trace.intervals import intersection, length, union
+from disagg.trace.recorder import BETWEEN_RUNS, Recorder
+from disagg.trace.timeline import Overlap, Timeline
+from disagg.twin.simulate import simulate
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=8)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg.plan import files
 from disagg.plan.errors import TraceError
-from disagg.plan.traces import Arrival, read_trace, scaled
+from disagg.trace import files
+from disagg.twin.traces import Arrival, read_trace, scaled
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 AZURE = HEADER + "2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.0319600,3180,8\n"

@@ -7,7 +7,7 @@ from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
 from disagg.plan.link import Link
-from disagg.plan.traffic import Traffic
+from disagg.plan.transfer_scheduler import Traffic
 
 LAYERS = 3
 DECODE, HOST = Worker("decode", 0), Worker("host", 0)

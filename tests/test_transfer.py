@@ -20,21 +20,21 @@ from engine_tools import (
 )
 from fake_cuda import FakeStream, fake_cuda
 
-import disagg.run
+import disagg.run.gpu
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.copy_cost import cost_of
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
-from disagg.plan.route_cost import cost_of
-from disagg.run.decode import DecodeStage
-from disagg.run.dial import check_triton
+from disagg.run.decode_worker import DecodeStage
+from disagg.run.gpu.link_dial import check_triton
+from disagg.run.gpu.stream_copy import Route, StreamCopier, copy_blocks
+from disagg.run.gpu.stream_lane import AHEAD
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
+from disagg.run.model.tiny import LAYERS
 from disagg.run.scratch import Scratch
-from disagg.run.stream_copy import Route, StreamCopier, copy_blocks
-from disagg.run.stream_lane import AHEAD
-from disagg.run.tiny import LAYERS
-from disagg.run.transfer import Departing, Transfers
+from disagg.run.transfers import Departing, Transfers
 
 SHAPE = KVShape(layers=5, kv_heads=2, head_dim=4, dtype=torch.float32)
 PREFILL, DECODE, HOST = Worker("prefill", 0), Worker("decode", 0), Worker("host", 0)
@@ -467,7 +467,7 @@ def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
 
 def test_a_dial_without_triton_says_what_to_install(gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "disagg.run.spin", raising=False)
+    monkeypatch.delitem(sys.modules, "disagg.run.gpu.device_kernels", raising=False)
     with pytest.raises(ConfigError, match="pip install triton"):
         check_triton()
 
@@ -826,7 +826,7 @@ def test_without_verification_nothing_is_digested(monkeypatch):
     def never(*args):
         raise AssertionError("digested")
 
-    monkeypatch.setattr("disagg.run.transfer.digest", never)
+    monkeypatch.setattr("disagg.run.transfers.digest", never)
     monkeypatch.setattr("disagg.run.host_lane.digest_blocks", never)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     for route in ("bulk", "staged"):
@@ -858,7 +858,7 @@ def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch)
 @pytest.mark.parametrize("head_dim, block_size", [(64, 16), (80, 128), (3, 5)], ids=["words", "tiles", "no_words"])
 def test_the_kernel_copies_blocks_to_blocks_and_touches_nothing_else(monkeypatch, head_dim, block_size):
     """On the CPU, under a triton of few lines; blocks of less than a tile, of more than one, and of no whole words."""
-    fake_triton.install(monkeypatch, disagg.run, "block_kernel")
+    fake_triton.install(monkeypatch, disagg.run.gpu, "block_kernel")
     shape = KVShape(4, 2, head_dim, torch.bfloat16)
     source, target = KVCache(shape, 6, block_size), KVCache(shape, 9, block_size)
     source.data.copy_(torch.randn(source.data.shape))

@@ -8,18 +8,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from disagg import Config, simulate
-from disagg.plan import goodput as goodputs
-from disagg.plan import tuning
-from disagg.plan.candidates import arrangements, base_of, settings
+from disagg.cli import main, output
 from disagg.plan.errors import ConfigError, FileError, RequestError
-from disagg.plan.goodput import Goodput, Load, Probe, Slo, goodput
-from disagg.plan.hardware import Hardware
-from disagg.plan.tuned import Trial, Tuning, trial_of
-from disagg.plan.tuning import tune
-from disagg.plan.workloads import Lengths, poisson
-from disagg.show import cli
-from disagg.show.commands import told
-from disagg.show.fronts import KINDS, effort, front_picture, front_rows, workload
+from disagg.show.plots.pareto_plot import KINDS, effort, front_picture, front_rows, workload
+from disagg.twin import goodput as goodputs
+from disagg.twin import tuning
+from disagg.twin.goodput import Goodput, Load, Probe, Slo, goodput
+from disagg.twin.hardware import Hardware
+from disagg.twin.search_space import arrangements, base_of, settings
+from disagg.twin.tuned import Trial, Tuning, trial_of
+from disagg.twin.tuning import tune
+from disagg.twin.workloads import Lengths, poisson
 
 EIGHT = "random-llama3-8b"
 SOME = poisson(10, 1.0, Lengths(1500, 0.5), Lengths(8), seed=3)
@@ -214,13 +213,13 @@ def test_the_picture_has_a_point_a_measured_trial_and_the_front_in_words(found):
 
 
 def test_the_command_prints_the_front_and_writes_all_trials(tmp_path, monkeypatch):
-    monkeypatch.setattr(told, "console", told.Console(width=300))
+    monkeypatch.setattr(output, "console", output.Console(width=300))
     trace, out, png = (str(tmp_path / name) for name in ("trace.csv", "rows.json", "front.png"))
     with open(trace, "w") as file:
         file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n")
         file.writelines(f"2023-11-16 18:17:{second:02},3000,8\n" for second in range(10))
     limits = ["--ttft", "1.0", "--tpot", "0.12", "--hardware", "1xL4", "--trace", trace, "--lengths", "0.5"]
-    done = CliRunner().invoke(cli.app, ["tune", *limits, "--json", out, "--png", png])
+    done = CliRunner().invoke(main.app, ["tune", *limits, "--json", out, "--png", png])
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "rows.json").read_text())
     trials = [trial_of(row) for row in content["rows"]]

@@ -10,30 +10,32 @@ from engine_tools import opened, small, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import twin_accuracy
+from benchmarks.day_process import _repeated
+from benchmarks.robustness import closed_forms
+from benchmarks.robustness.random_scenarios import simulate_seed
 from disagg import Config, Request, simulate
-from disagg.plan import observed
 from disagg.plan.blocks import BlockPool
-from disagg.plan.calibration import Calibration
 from disagg.plan.commands import Emit
 from disagg.plan.config import PRESETS
-from disagg.plan.counting import Sizes
-from disagg.plan.drawn import simulate_seed
 from disagg.plan.errors import ConfigError, EngineError, FileError
-from disagg.plan.hardware import Costs, Fit, Hardware, Predicted, device_named
 from disagg.plan.link import Link
-from disagg.plan.replay import in_lines, replay
-from disagg.plan.results import Result, Run
-from disagg.plan.shapes import TINY, sizes_of
-from disagg.plan.timeline import Span, Timeline
-from disagg.plan.traces import Arrival
-from disagg.plan.workloads import Lengths, poisson, requests_of
-from disagg.plan.world import Speeds
+from disagg.plan.spans import Span
 from disagg.show import on_record
-from disagg.show.bench import closed_forms, twin
-from disagg.show.bench.day_process import _repeated
 from disagg.show.calibrate import calibrate, calibration, fitted
 from disagg.show.overlay import overlay_picture
 from disagg.show.validate import Compared, Held, predicted, validate
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
+from disagg.twin import samples
+from disagg.twin.calibration import Calibration
+from disagg.twin.hardware import Costs, Fit, Hardware, Predicted, device_named
+from disagg.twin.model_shapes import TINY, sizes_of
+from disagg.twin.replay import in_lines, replay
+from disagg.twin.simulated_engine import Speeds
+from disagg.twin.traces import Arrival
+from disagg.twin.work import Sizes
+from disagg.twin.workloads import Lengths, poisson, requests_of
 
 SIZES = sizes_of("smollm2", "float32")
 CPU = device_named("CPU")
@@ -52,7 +54,7 @@ def served(device, preset="streamed", **changes):
 TRULY = dataclasses.replace(CPU, fit=TRUE)
 
 
-def layer_s(work: observed.Pass) -> float:
+def layer_s(work: samples.Pass) -> float:
     """From one layer's hand-off to the next."""
     return (work.seconds - work.lead_s - work.tail_s) / (SIZES.layers - 1)
 
@@ -64,7 +66,7 @@ def layer_s(work: observed.Pass) -> float:
 def test_works_are_read_off_spans_as_they_were_asked(preset):
     """Each has just the time that the cost model gave it."""
     run, costs = served(TRULY, preset), Costs(SIZES, TRULY)
-    passes, steps = observed.passes(run), observed.steps(run, pads=True)
+    passes, steps = samples.passes(run), samples.steps(run, pads=True)
     assert len(passes) == sum(span.kind == "prefill" for span in run.timeline.spans)
     assert len(steps) == sum(span.kind == "decode" for span in run.timeline.spans)
     for work in passes:
@@ -84,18 +86,18 @@ def test_what_runs_beside_a_pass_or_a_step_is_a_share_of_its_time():
         Span("decode", "decode 0", 300, 500, (1,), count=1), Span("decode", "decode 0", 600, 600, (1,), count=1),
     ]  # fmt: skip
     run = Run(Config(), [Result(0, 9, 0), Result(1, 4, 0)], Timeline(spans))
-    assert [work.beside for work in observed.passes(run)] == [0.25]
-    assert [step.beside for step in observed.steps(run, pads=True)] == [0.5, 0.0], "a step of no time has no share"
+    assert [work.beside for work in samples.passes(run)] == [0.25]
+    assert [step.beside for step in samples.steps(run, pads=True)] == [0.5, 0.0], "a step of no time has no share"
 
 
 def test_turns_are_of_steps_that_follow_one_another():
-    assert set(observed.turns(served(TRULY))) == {TRUE.turn_s}
-    assert set(observed.turns(served(TRULY, "colocated"))) == {TRUE.turn_s}, "a pass between two steps is no turn"
+    assert set(samples.turns(served(TRULY))) == {TRUE.turn_s}
+    assert set(samples.turns(served(TRULY, "colocated"))) == {TRUE.turn_s}, "a pass between two steps is no turn"
 
 
 def test_requests_that_were_computed_again_are_left_out():
     run = served(TRULY, "paged", decode_blocks=40, host_blocks=0)
-    assert run.counts["recomputes"] and len(observed.steps(run, True)) < sum(
+    assert run.counts["recomputes"] and len(samples.steps(run, True)) < sum(
         span.kind == "decode" for span in run.timeline.spans
     )
 
@@ -208,7 +210,7 @@ def test_a_world_that_is_done_is_freed_without_the_collector(monkeypatch):
 def test_a_layer_is_handed_off_before_its_time_is_over():
     """What is left of the last layer is tail: it hides copies, and takes no longer."""
     whole = dataclasses.replace(TRULY, fit=dataclasses.replace(TRUE, handed_off=1.0))
-    early, late = (observed.passes(served(device))[0] for device in (TRULY, whole))
+    early, late = (samples.passes(served(device))[0] for device in (TRULY, whole))
     assert early.seconds == pytest.approx(late.seconds) and layer_s(early) == pytest.approx(layer_s(late))
     assert early.lead_s == pytest.approx(0.3 * layer_s(early), rel=1e-3) and late.lead_s == pytest.approx(layer_s(late))
     assert early.tail_s - late.tail_s == pytest.approx(0.7 * layer_s(early), rel=1e-3)
@@ -236,7 +238,7 @@ def test_tiny_is_counted_as_it_is_made():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_controller_decides_the_same_over_the_same_events(preset):
-    told, again = twin.decisions(preset, tiny())
+    told, again = twin_accuracy.decisions(preset, tiny())
     assert len(told) > 40 and in_lines(told) == in_lines(again)
 
 

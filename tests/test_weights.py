@@ -8,11 +8,11 @@ from collections import namedtuple
 import pytest
 from safetensors import SafetensorError
 
+from benchmarks.robustness.architectures import make_tiny
+from disagg.cli import doctor
 from disagg.plan.errors import ModelError
-from disagg.run import weights
-from disagg.run.model import load_model
-from disagg.show import doctor
-from disagg.show.bench.architectures import make_tiny
+from disagg.run.model import weights
+from disagg.run.model.model import load_model
 
 
 @pytest.fixture

@@ -6,19 +6,19 @@ import re
 import pytest
 from hand import DECODE, PREFILL, Hand, make_job
 
+from disagg.course.buglab import bugs
+from disagg.course.buglab.scenes import LabWorld, Simulated
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
+from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import EngineError
 from disagg.plan.waiting import NAMED, Wait, _named, cycle_of
 from disagg.plan.why import open_in_words, why
-from disagg.plan.wording import command_in_words, event_in_words
-from disagg.plan.world import World
-from disagg.show import buglab
-from disagg.show.lab_scenes import LabWorld, Simulated
+from disagg.twin.simulated_engine import World
 
-SIMULATED = [name for name, bug in buglab.bugs().items() if isinstance(bug.scene, Simulated)]
+SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, Simulated)]
 
 
 def test_what_is_worked_at_waits_for_nobody():
@@ -111,7 +111,7 @@ def test_a_world_that_comes_to_rest_too_early_says_the_same():
 def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
     """What `why` says of each open request, at each event of each scene: a gate or a turn."""
     for seed in (None, 1, 2):
-        scene = buglab.bugs()[bug].scene
+        scene = bugs.bugs()[bug].scene
         world, texts = LabWorld(scene, False, seed), []
         handle = world.controller.handle
 
@@ -121,7 +121,7 @@ def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
             return commands
 
         world.controller.handle = asking
-        with buglab.bug(bug), contextlib.suppress(Exception):
+        with bugs.bug(bug), contextlib.suppress(Exception):
             world.run()
         texts.append(world.controller.broken or "")
         assert len(texts) > 1

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import disagg
 from disagg import Config, Request, simulate
 from disagg.plan.errors import RequestError
-from disagg.plan.prefixes import common, reusable_tokens
-from disagg.plan.traces import Arrival, read_trace, scaled
-from disagg.plan.workloads import MOST_BLOCKS, Lengths, bursts, conversations, day, poisson, requests_of
+from disagg.twin.prefixes import common, reusable_tokens
+from disagg.twin.traces import Arrival, read_trace, scaled
+from disagg.twin.workloads import MOST_BLOCKS, Lengths, bursts, conversations, day, poisson, requests_of
 
 PROMPT, NEW = Lengths(300, 1.0, most=4000), Lengths(40, 0.5)
 KINDS = {"poisson": poisson, "bursts": bursts, "day": day, "conversations": conversations}
@@ -57,7 +57,7 @@ def test_half_of_the_lengths_are_below_the_median_and_some_far_above():
 
 MAKE_ALL = """
 import hashlib
-from disagg.plan.workloads import *
+from disagg.twin.workloads import *
 sizes = Lengths(30, 1.0), Lengths(4, 0.5)
 made = conversations(2, 1, *sizes, system=7)
 made += [arrival for make in (poisson, bursts, day) for arrival in make(5, 3, *sizes, seed=4)]

@@ -14,7 +14,7 @@ class Padding:
     used_slots: int = 0
     padded_slots: int = 0
 
-    def add(self, used: int, padded: int):
+    def add(self, used: int, padded: int) -> None:
         self.used_slots += used
         self.padded_slots += padded
 
@@ -69,14 +69,14 @@ class Group:
     used: int = 0
     longest: int = 0
 
-    def refresh(self, step: int):
+    def refresh(self, step: int) -> None:
         """Called when rows came or went, with the step about to be issued."""
         lengths = [row.context(step) + 1 for row in self.rows.values()]
         self.used, self.longest = sum(lengths), max(lengths, default=0)
         self.ids = tuple(self.rows)
         self.outputs = tuple(row.record.generated for row in self.rows.values())
 
-    def advance(self):
+    def advance(self) -> None:
         """One step later every row is one token longer."""
         self.used += len(self.ids)
         self.longest += 1
@@ -90,12 +90,12 @@ class StepModel:
 
     FORGET, DOUBT = 0.98, 100.0  # old steps fade, but directions that no step explores don't grow doubtful for ever
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.weights = [0.0, 0.0, 0.0]
         self.covariance = [[self.DOUBT if i == j else 0.0 for j in range(3)] for i in range(3)]
         self.seen = 0
 
-    def observe(self, rows: int, tokens: int, seconds: float):
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
         """Written out for three weights, because every step comes here."""
         r, t = float(rows), tokens / 1000
         (a, b, c), (_, d, e), (_, _, f) = self.covariance  # symmetric
@@ -126,13 +126,13 @@ class Composer:
 
     AIM = 0.72  # share of the target that a predicted step may take; a joining request waits out a step of others
 
-    def __init__(self, target_s: float):
+    def __init__(self, target_s: float) -> None:
         self.target_s = target_s
         self.model = StepModel()
         self.largest = 1  # rows of the largest step seen
         self.surprise = 0.0  # how much slower than predicted recent steps were, as a share
 
-    def observe(self, rows: int, tokens: int, seconds: float):
+    def observe(self, rows: int, tokens: int, seconds: float) -> None:
         if self.model.seen > 4:
             slower = seconds / max(self.model.predict(rows, tokens), 1e-6) - 1
             self.surprise = max(0.95 * self.surprise, min(slower, 1.0) / 2)

@@ -16,7 +16,7 @@ STATES = ("free", "in_flight", "used", "quarantined")
 class BlockPool:
     """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
 
-    def __init__(self, name: str, total: int, journal: Callable | None = None):
+    def __init__(self, name: str, total: int, journal: Callable | None = None) -> None:
         """`journal(name, blocks, owner, state)` hears of every move."""
         self.name = name
         self.journal = journal
@@ -52,14 +52,14 @@ class BlockPool:
         self._note(blocks, owner, IN_FLIGHT)
         return blocks
 
-    def mark(self, blocks: list[int], owner: int, state: int):
+    def mark(self, blocks: list[int], owner: int, state: int) -> None:
         """Moves an owner's blocks to another held state."""
         self._check_owner(blocks, owner)
         for block in blocks:
             self._state[block] = state
         self._note(blocks, owner, state)
 
-    def release(self, blocks: list[int], owner: int):
+    def release(self, blocks: list[int], owner: int) -> None:
         """Gives an owner's blocks back; anybody else's, or free ones, are refused."""
         self._check_owner(blocks, owner)
         for block in blocks:
@@ -75,11 +75,11 @@ class BlockPool:
                 found.setdefault((owner, STATES[self._state[block]]), []).append(block)
         return found
 
-    def _note(self, blocks: list[int], owner: int | None, state: int):
+    def _note(self, blocks: list[int], owner: int | None, state: int) -> None:
         if self.journal is not None:
             self.journal(self.name, tuple(blocks), owner, STATES[state])
 
-    def _check_owner(self, blocks: list[int], owner: int):
+    def _check_owner(self, blocks: list[int], owner: int) -> None:
         for block in blocks:
             if self._owner[block] != owner:
                 raise AssertionError(f"{self.name}: block {block} belongs to {self._owner[block]}, not to {owner}")
@@ -88,7 +88,7 @@ class BlockPool:
         """Blocks per state."""
         return {name: self._state.count(state) for state, name in enumerate(STATES)}
 
-    def check(self):
+    def check(self) -> None:
         """Conservation: every block has one state, free ones are listed once, owners fit states."""
         counts = self.counts()
         free = sorted(self._free)
@@ -124,22 +124,22 @@ class Table:
             self.blocks.extend(blocks)
         return blocks
 
-    def commit(self):
+    def commit(self) -> None:
         self.pool.mark(self.blocks, self.owner, USED)
         self.state = USED
 
-    def pin(self, activity: int):
+    def pin(self, activity: int) -> None:
         """Something with this id reads or writes the blocks from now on."""
         self.pins.append(activity)
 
-    def unpin(self, activity: int):
+    def unpin(self, activity: int) -> None:
         """It has stopped; the last one to stop frees a released table."""
         if activity in self.pins:
             self.pins.remove(activity)
             if self.released and not self.pins:
                 self._free()
 
-    def release(self):
+    def release(self) -> None:
         """The owner is done with the blocks: freed at once, or quarantined while anything touches them."""
         if self.released:
             raise AssertionError(f"{self.pool.name}: the blocks of request {self.owner} are released twice")
@@ -150,11 +150,11 @@ class Table:
         else:
             self._free()
 
-    def _free(self):
+    def _free(self) -> None:
         self.pool.release(self.blocks, self.owner)
         self.state = FREE
 
-    def check(self):
+    def check(self) -> None:
         """No block twice in a table, and all of them in the table's state."""
         if self.state != FREE:
             if len(set(self.blocks)) != len(self.blocks):

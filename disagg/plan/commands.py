@@ -7,7 +7,7 @@ A decode worker mirrors its batch, as the static buffers of a captured graph do:
 from typing import NamedTuple
 
 from disagg.plan.config import Config
-from disagg.plan.paging import Choice
+from disagg.plan.preemption import Choice
 from disagg.plan.request import Finish, Sampling
 
 
@@ -17,7 +17,7 @@ class Worker(NamedTuple):
     role: str
     index: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.role} {self.index}"
 
 

@@ -117,21 +117,21 @@ class Config:
         _check_names(changes)
         return cls(**{**PRESETS[name], **changes})
 
-    def _fill_in(self):
+    def _fill_in(self) -> None:
         """What was left at None and depends on the kind of device alone."""
         on_gpu = isinstance(self.decode_device, str) and self.decode_device.startswith("cuda")
         for name, (on_cpu, otherwise) in _BY_DEVICE.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, otherwise if on_gpu else on_cpu)
 
-    def _make_plain(self):
+    def _make_plain(self) -> None:
         """numpy's whole numbers become ints: a config is compared, hashed and saved."""
         for name, value in list(vars(self).items()):
             if is_whole(value):
                 object.__setattr__(self, name, int(value))
         object.__setattr__(self, "bins", tuple(int(bound) for bound in self.bins))
 
-    def _check_bins(self):
+    def _check_bins(self) -> None:
         if not isinstance(self.bins, tuple):
             raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {short(self.bins)}")
         for bound in self.bins:
@@ -139,7 +139,7 @@ class Config:
         if list(self.bins) != sorted(set(self.bins)):
             raise ConfigError(f"bins must rise: got {short(self.bins)}; for example (64, 128, 256, 512)")
 
-    def _check_split(self, on_cpu: bool):
+    def _check_split(self, on_cpu: bool) -> None:
         """That two workers share one GPU. What that GPU can be cut into is known to its driver: run/sm_split."""
         why = None
         if on_cpu:
@@ -154,7 +154,7 @@ class Config:
                 f"here {why}; leave it out"
             )
 
-    def _check_devices(self):
+    def _check_devices(self) -> None:
         kinds = set()
         for name in ("prefill_device", "decode_device"):
             device = getattr(self, name)
@@ -232,7 +232,7 @@ PRESETS = {
 }
 
 
-def _check_names(changes: dict):
+def _check_names(changes: dict) -> None:
     known = [field.name for field in dataclasses.fields(Config)]
     for name in changes:
         if name not in known:
@@ -244,18 +244,18 @@ def _nearest(name, known) -> str:
     return f"; nearest: {close[0]!r}" if close else ""
 
 
-def _check_choice(name: str, value, choices: tuple):
+def _check_choice(name: str, value, choices: tuple) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {short(value)}{_nearest(value, choices)}")
 
 
-def _check_int(name: str, value, least: int, most: int):
+def _check_int(name: str, value, least: int, most: int) -> None:
     if not is_whole(value) or value < least:
         raise ConfigError(f"{name} must be a whole number, {least} or more; got {short(value)}")
     if value > most:
         raise ConfigError(f"{name} must be at most {most:,}; got {short(value)}")
 
 
-def _check_seconds(name: str, value):
+def _check_seconds(name: str, value) -> None:
     if not is_number(value, 0, LONGEST_S) or value == 0:
         raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")

@@ -8,15 +8,15 @@ Notebook: notebooks/00_start_here.ipynb.
 
 from disagg.plan import events as ev
 from disagg.plan.blocks import blocks_for
-from disagg.plan.book import Book
 from disagg.plan.commands import Broken, Emit, Retuned
 from disagg.plan.config import Config
-from disagg.plan.decoding import Decoding
+from disagg.plan.decode_scheduler import Decoding
 from disagg.plan.errors import ConfigError
-from disagg.plan.movement import Movement
-from disagg.plan.prefilling import Prefilling
+from disagg.plan.kv_transfers import Movement
+from disagg.plan.prefill_scheduler import Prefilling
+from disagg.plan.queues import POLICIES
 from disagg.plan.request import Finish, Job
-from disagg.plan.scheduler import POLICIES
+from disagg.plan.state import Book
 from disagg.plan.why import open_in_words
 
 #: Settings that a running engine can change.
@@ -31,7 +31,9 @@ class Controller:
     attention of a bin reads every row as far as the longest; kernels that read the paged cache in place don't.
     """
 
-    def __init__(self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True):
+    def __init__(
+        self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True
+    ) -> None:
         shape = dict(layers=layers, token_bytes=token_bytes)
         self.book = Book(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
         self.movement = Movement(self.book)
@@ -64,7 +66,7 @@ class Controller:
                 )
         return None
 
-    def check_live(self, config: Config):
+    def check_live(self, config: Config) -> None:
         """Raises ConfigError where `config` changes what a running engine can't."""
         old = self.book.config
         for name in vars(old):
@@ -74,30 +76,30 @@ class Controller:
     # ---- events ------------------------------------------------------------------------------------------------------
     # A handler returns True where the event told nothing: it came late, twice or for nobody. Then nothing follows.
 
-    def _submit(self, event: ev.Submit):
+    def _submit(self, event: ev.Submit) -> None:
         self.book.enter(event.job)
         if refusal := self.refusal(event.job):  # a pool has shrunk since it was accepted
             self.book.end(self.book.records[event.job.id], Finish.FAILED, refusal)
 
-    def _cancel(self, event: ev.Cancel):
+    def _cancel(self, event: ev.Cancel) -> bool | None:
         record = self.book.records.get(event.request)
         if record is None:
             return True
         self.book.end(record, Finish.CANCELLED)
 
-    def _tick(self, event: ev.Tick):
+    def _tick(self, event: ev.Tick) -> None:
         """Only deadlines."""
 
-    def _request_failed(self, event: ev.RequestFailed):
+    def _request_failed(self, event: ev.RequestFailed) -> bool | None:
         record = self.book.records.get(event.request)
         if record is None:  # a step more of it was in flight
             return True
         self.book.end(record, Finish.FAILED, event.error)
 
-    def _time_lost(self, event: ev.TimeLost):
+    def _time_lost(self, event: ev.TimeLost) -> None:
         self.book.postpone(event.lost_ns)
 
-    def _retune(self, event: ev.Retune):
+    def _retune(self, event: ev.Retune) -> None:
         book, config = self.book, event.config
         self.check_live(config)
         book.config = config
@@ -169,7 +171,7 @@ class Controller:
             if record is not None:
                 self.book.end(record, Finish.FAILED, f"decode of request {request} failed: {event.error}")
 
-    def _landed(self, event: ev.Landed):
+    def _landed(self, event: ev.Landed) -> bool:
         transfer = self._transfer(event.transfer)
         if transfer is None:
             return True
@@ -189,7 +191,7 @@ class Controller:
             return self._anomaly()
         self.movement.source_read(transfer)
 
-    def _transfer_failed(self, event: ev.TransferFailed):
+    def _transfer_failed(self, event: ev.TransferFailed) -> bool | None:
         transfer = self._transfer(event.transfer)
         if transfer is None or transfer.aborted:
             return True
@@ -204,7 +206,7 @@ class Controller:
             return self._anomaly()
         self.movement.closed(transfer)
 
-    def _worker_died(self, event: ev.WorkerDied):
+    def _worker_died(self, event: ev.WorkerDied) -> None:
         self._break(f"{event.worker} died: {event.error}")
 
     def _anomaly(self) -> bool:
@@ -219,7 +221,7 @@ class Controller:
 
     # ---- after each event --------------------------------------------------------------------------------------------
 
-    def _advance(self):
+    def _advance(self) -> None:
         if self.book.config.colocated:
             for seat in self.book.prefills:
                 self._take_turns(seat)
@@ -231,7 +233,7 @@ class Controller:
             while self.decoding.step(seat):
                 """Until as many are in flight as may be."""
 
-    def _take_turns(self, seat):
+    def _take_turns(self, seat) -> None:
         """One device: a prefill pass and a decode step alternate where both have something to do."""
         decode = seat.decode
         self.movement.assign()
@@ -265,12 +267,12 @@ class Controller:
                     self._break(f"{seat.worker} has not answered a {kind} within {limit}")
         return passed
 
-    def _check_progress(self):
+    def _check_progress(self) -> None:
         """With nothing under way no event will ever come: whoever waits then would wait for ever, and is told so."""
         if self.book.records and not self.book.under_way:
             self._break(f"nothing is under way, but these wait: {open_in_words(self.book)}")
 
-    def _break(self, cause: str):
+    def _break(self, cause: str) -> None:
         """Everything open fails with this cause; nothing is scheduled any more."""
         for record in list(self.book.records.values()):
             self.book.end(record, Finish.FAILED, cause)

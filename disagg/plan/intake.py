@@ -51,7 +51,7 @@ def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | 
     return ids
 
 
-def _check_vocabulary(lists: tuple, limits: Limits):
+def _check_vocabulary(lists: tuple, limits: Limits) -> None:
     for ids in filter(None, lists):
         if min(ids) < 0 or max(ids) >= limits.vocab:
             foreign = next(i for i in ids if not 0 <= i < limits.vocab)

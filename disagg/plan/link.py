@@ -115,7 +115,7 @@ def parse_link(value, device: str = "cpu") -> Link:
 class Wire:
     """The clock of one link: says when each posted copy ends and lands. Copies take the wire one after the other."""
 
-    def __init__(self, link: Link):
+    def __init__(self, link: Link) -> None:
         self.link = link
         self.busy_until_ns = 0
 

@@ -103,7 +103,7 @@ class Request:
         if self.force_ids is not None and (not _are_ids(self.force_ids) or len(self.force_ids) == 0):
             raise RequestError("force_ids must be a list of at least one token id")
 
-    def _make_whole(self, name: str, least: int):
+    def _make_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if is_whole(value) and abs(value) >= MOST:
             raise RequestError(f"{name} must be below {MOST}; got {short(value)}")
@@ -111,7 +111,7 @@ class Request:
             raise RequestError(f"{name} must be a whole number, {least} or more; got {short(value)}")
         object.__setattr__(self, name, int(value))
 
-    def _make_float(self, name: str, low: float, high: float):
+    def _make_float(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if not is_number(value, low, high):
             raise RequestError(f"{name} must be a number from {low} to {high:g}; got {short(value)}")
@@ -185,7 +185,7 @@ class Record:
         """The tables it holds, in any memory."""
         return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
 
-    def unpin(self, activity: int):
+    def unpin(self, activity: int) -> None:
         for table in self.tables:
             table.unpin(activity)
 
@@ -198,7 +198,7 @@ class Record:
     def tokens(self) -> tuple[int, ...]:
         return self.job.prompt + tuple(self.generated)
 
-    def move(self, stage: Stage, now_ns: int, gate: str = ""):
+    def move(self, stage: Stage, now_ns: int, gate: str = "") -> None:
         """The one way to change stage; an illegal move is a bug in the controller, and says so."""
         if stage not in LEGAL_MOVES[self.stage]:
             raise AssertionError(f"request {self.id}: {self.stage.value} → {stage.value} is not a legal move")

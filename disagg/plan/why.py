@@ -9,9 +9,9 @@ cycle, and each queue and pool is gone through once.
 from functools import cached_property
 
 from disagg.plan.blocks import BlockPool
-from disagg.plan.book import Book
+from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Record, Stage
-from disagg.plan.scheduler import BATCH_SLOT
+from disagg.plan.state import Book
 from disagg.plan.waiting import NAMED, Wait, cycle_in_words, cycle_of
 
 WORKING = {Stage.PREFILLING: "prefill", Stage.RUNNING: "decode"}
@@ -46,7 +46,7 @@ def open_in_words(book: Book) -> str:
 class _Look:
     """One look at a book between two events; what several requests wait for is gone through once."""
 
-    def __init__(self, book: Book):
+    def __init__(self, book: Book) -> None:
         self._book = book
         self._holders: dict[str, dict[int, int]] = {}  # pool → request → blocks
 

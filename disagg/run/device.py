@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from disagg.run.sm_split import Part
+from disagg.run.gpu.sm_split import Part
 
 #: Hardware queues of a GPU, read when CUDA starts. With the usual 8, streams share one, and a lane's copy or spin would
 #: hold up a worker's kernels behind it.
@@ -33,13 +33,13 @@ def on(device: torch.device):
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def settle(device: torch.device):
+def settle(device: torch.device) -> None:
     """Waits until all that this thread gave the device has ended; nothing to wait for on a CPU."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
-def finish(device: torch.device):
+def finish(device: torch.device) -> None:
     """Waits until the device has done all that anybody gave it. After an error of CUDA there is nothing to wait for."""
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):

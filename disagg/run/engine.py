@@ -16,21 +16,21 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.commands import Ended
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.faults import FaultPlan
 from disagg.plan.request import Finish, Job, Request, listed
-from disagg.plan.results import Result, Run
 from disagg.plan.why import why
 from disagg.run.clock import now_ns
+from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
 from disagg.run.intake import job_of
 from disagg.run.loop import OPEN, EngineLoop, check_fork
-from disagg.run.model import Model
-from disagg.run.placing import check_devices, check_model, load
-from disagg.run.punctual import share_the_interpreter
+from disagg.run.model.model import Model
+from disagg.run.placement import check_devices, check_model, load
 from disagg.run.sizes import Settings
+from disagg.trace.results import Result, Run
 
 
 class Engine:
@@ -40,7 +40,7 @@ class Engine:
     def __init__(
         self, config: Config, model: Model | None = None, progress: Callable[[str], None] | None = None,
         faults: FaultPlan | None = None,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """Without a `model` the config's is loaded; engines of one model in one process share its weights.
         `faults`: what is to go wrong on the way, for lessons and tests; CPU workers obey it.
 
@@ -103,7 +103,7 @@ class Engine:
         job = job_of(request, self.model, self.config.seed)
         handle = self._new(request, job, arrival_ns)
 
-        def begin():
+        def begin() -> None:
             loop.refuse([job])
             loop.admit(job, handle, run=False)
 
@@ -138,7 +138,7 @@ class Engine:
             loop.call(loop.recorder.between_runs)  # before another thread's run begins
             self._serving = None
 
-    def interrupt(self):
+    def interrupt(self) -> None:
         """Ends the run that another thread serves, as an interrupt there would: `serve` returns with what there is."""
         self._loop.interrupt()
 
@@ -155,13 +155,13 @@ class Engine:
         """What was recorded of the run that is under way, or lately of requests outside of one."""
         return self._loop.ask(lambda: self.recorder.run(self.config, results))
 
-    def retune(self, **changes):
+    def retune(self, **changes) -> None:
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         loop = self._loop
         loop.check_open()
         self._settings.measure_for(loop.config, changes)
 
-        def change():
+        def change() -> None:
             loop.check_open()
             config = self._settings.changed(loop.config, changes)
             self.controller.check_live(config)
@@ -171,11 +171,11 @@ class Engine:
 
         loop.ask(change, changes=True)
 
-    def cancel(self, handle: Handle):
+    def cancel(self, handle: Handle) -> None:
         """Ends its request as cancelled, as `handle.cancel()` does."""
         self._loop.cancel(handle)
 
-    def close(self):
+    def close(self) -> None:
         """Ends what is open as cancelled, and all threads within a step. Closing twice does nothing.
 
         An interrupt is raised when all that has ended; after a second one, closing again goes on.
@@ -186,7 +186,7 @@ class Engine:
             self._close()
             raise
 
-    def _close(self):
+    def _close(self) -> None:
         """May be cut short anywhere, and called again."""
         if self._loop.forked:
             return
@@ -198,7 +198,7 @@ class Engine:
                 self._end()
                 self._gone = True
 
-    def _end(self):
+    def _end(self) -> None:
         """Stops whatever was started."""
         self._loop.end()
         self._finalizer.detach()
@@ -210,11 +210,11 @@ class Engine:
         prompt = request.prompt if isinstance(request.prompt, str) else ""
         return Handle(Result(-1, len(job.prompt), arrival_ns, prompt=prompt), self.model, self)
 
-    def _submit(self, request: Request, job: Job, arrival_ns: int, index: int):
+    def _submit(self, request: Request, job: Job, arrival_ns: int, index: int) -> None:
         """Starts a request of the run; its handle is `served[index]` from then on, whatever interrupts this call."""
         loop, handle = self._loop, self._new(request, job, arrival_ns)
 
-        def begin():
+        def begin() -> None:
             try:
                 loop.admit(job, handle, run=True)
             except EngineError:  # closed or broken since it was asked for: it never was under way
@@ -263,14 +263,14 @@ class Engine:
         return run
 
 
-def one_line(text: str):
+def one_line(text: str) -> None:
     """Progress on one line of the terminal; an empty text clears it."""
     sys.stderr.write(f"\r\033[K{text}")
     sys.stderr.flush()
 
 
 @atexit.register
-def _close_all():
+def _close_all() -> None:
     """No worker is left inside torch while the interpreter goes down."""
     for loop in list(OPEN):
         loop.over.set()

@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 import torch
 
+from disagg.monitor.fault_injection import Injection
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.run.device import finish
-from disagg.run.injection import Injection
-from disagg.run.model import Model
-from disagg.run.placing import make_caches, model_on
-from disagg.run.sm_split import Part, split_gpu
+from disagg.run.gpu.sm_split import Part, split_gpu
+from disagg.run.model.model import Model
+from disagg.run.placement import make_caches, model_on
 from disagg.run.stages import stages_of
-from disagg.run.tell import Tell
-from disagg.run.transfer import Transfers
+from disagg.run.transfers import Transfers
 from disagg.run.worker import WorkerThread
+from disagg.run.worker_reports import Tell
 
 
 class Executor:
@@ -27,7 +27,7 @@ class Executor:
     def __init__(
         self, config: Config, model: Model, kernel, post: Callable, tell: Tell,
         progress: Callable[[str], None], injection: Injection | None,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         """The memories; EngineError where there is no room. `post` takes events."""
         self.config, self.model, self.kernel, self.injection = config, model, kernel, injection
         self._post, self._tell, self._progress = post, tell, progress
@@ -36,13 +36,13 @@ class Executor:
         self.transfers: Transfers | None = None
         self.parts: dict[str, Part] = {}
 
-    def connect(self):
+    def connect(self) -> None:
         """The parts of a split GPU, and the wires: nothing runs yet."""
         split = self.config.sm_split
         self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
         self.transfers = Transfers(self.config, self.caches, self._post, self._tell.record, self.parts, self.injection)
 
-    def start(self):
+    def start(self) -> None:
         """Lanes, then a thread a worker, each with its own module tree over the shared weights."""
         self.transfers.start()
         for name, cache in self.caches.items():
@@ -62,7 +62,7 @@ class Executor:
                 raise error
         self._progress("")
 
-    def obey(self, command):
+    def obey(self, command) -> None:
         """Hands on what is for a worker or a wire; anything else is for somebody else."""
         match command:
             case cmd.Prefill() | cmd.Decode():
@@ -78,14 +78,14 @@ class Executor:
             case cmd.Retuned():
                 self.transfers.retune(command.config)
 
-    def stop(self):
+    def stop(self) -> None:
         """Workers after the command in hand, lanes after the copy in hand."""
         for worker in list(self.workers.values()):
             worker.close()
         if self.transfers is not None:
             self.transfers.close()
 
-    def let_go(self):
+    def let_go(self) -> None:
         """Memory, once no device can touch it any more; then the parts of a split GPU: pinned memory that their streams
         copied is freed before they go."""
         for device in {cache.device for cache in list(self.caches.values())}:

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 
 from disagg.plan.commands import Ended
 from disagg.plan.request import Finish
-from disagg.plan.results import Result
-from disagg.run.model import Detokenizer, Model
+from disagg.run.model.model import Detokenizer, Model
 from disagg.run.threads import Latch
+from disagg.trace.results import Result
 
 
 class Handle:
     """`for piece in handle` streams text; `result()` waits for the end; `cancel()` stops it within a step."""
 
-    def __init__(self, result: Result, model: Model, engine):
+    def __init__(self, result: Result, model: Model, engine) -> None:
         self._result, self._model = result, model
         self._engine = engine  # which goes on while somebody waits for this
         self._tokens: queue.SimpleQueue = queue.SimpleQueue()
@@ -38,7 +38,7 @@ class Handle:
         """The result as it grows: tokens and their times are appended as they come."""
         return self._result
 
-    def cancel(self):
+    def cancel(self) -> None:
         """Ends the request as cancelled; tokens that came before are kept. Nothing happens to an ended one."""
         if (engine := self._engine) is not None:
             engine.cancel(self)
@@ -51,15 +51,15 @@ class Handle:
 
     # ---- called by the engine ----------------------------------------------------------------------------------------
 
-    def push(self, token: int, at_ns: int):
+    def push(self, token: int, at_ns: int) -> None:
         self._result.token_ids.append(token)
         self._result.token_times_ns.append(at_ns)
         self._tokens.put(token)
 
-    def keep_logits(self, row):
+    def keep_logits(self, row) -> None:
         self._result.logits.append(row)
 
-    def end(self, ended: Ended):
+    def end(self, ended: Ended) -> None:
         result = self._result
         result.finish_reason, result.error = ended.finish.value, ended.error
         result.stages, result.ended_ns, result.seat = ended.stages, ended.at_ns, ended.seat
@@ -72,7 +72,7 @@ class Handle:
         self._tokens.put(None)
         self._ended.set()
 
-    def orphan(self, ended: Ended):
+    def orphan(self, ended: Ended) -> None:
         """In a forked process, where nobody else can end it: what this one waits with may be locked by threads that
         are gone."""
         self._tokens, self._ended = queue.SimpleQueue(), Latch()

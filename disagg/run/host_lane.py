@@ -8,23 +8,23 @@ from collections import deque
 
 import torch
 
-from disagg.plan.traffic import Flight, Journey
+from disagg.plan.transfer_scheduler import Flight, Journey
+from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.digest import digest_blocks
 from disagg.run.scratch import Scratch
 
 
 class HostLane:
     """Serves one lane of `transfers`, which decide what goes next and hear how each copy ended."""
 
-    def __init__(self, name: str, transfers):
+    def __init__(self, name: str, transfers) -> None:
         self.name, self.transfers = name, transfers
         self._changed = threading.Condition(transfers.lock)
         self._scratch = Scratch(transfers.shape.dtype)
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
-    def wake(self):
+    def wake(self) -> None:
         """Something may start now."""
         with self.transfers.lock:  # itself: an interrupt leaves a Condition's `with` locked
             self._changed.notify_all()
@@ -33,7 +33,7 @@ class HostLane:
 
     # ---- the lane's thread -------------------------------------------------------------------------------------------
 
-    def serve(self):
+    def serve(self) -> None:
         """Until the engine closes. One copy at a time occupies the wire; landings follow after its latency."""
         closing = self.transfers.closing
         occupying: Flight | None = None
@@ -106,7 +106,7 @@ class HostLane:
             transfers.caches[flight.target].store_blocks(layers, flight.target_blocks, data)
         return data
 
-    def _flip(self, flight: Flight, data: torch.Tensor):
+    def _flip(self, flight: Flight, data: torch.Tensor) -> None:
         """One bit of what arrived: in the ring's slot, or in the target's first block."""
         there = data
         if not flight.hop_one:
@@ -130,7 +130,7 @@ class HostLane:
                 return layer
         return None
 
-    def _note_departure(self, flight: Flight, journey: Journey, data: torch.Tensor):
+    def _note_departure(self, flight: Flight, journey: Journey, data: torch.Tensor) -> None:
         """K/V that no prefill hook reported: all bytes of the blocks as they leave, or as they were spilled."""
         piece, tokens = flight.piece, data.shape[2] * data.shape[3]
         fetching = piece.source.role == "host"

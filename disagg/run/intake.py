@@ -2,7 +2,7 @@
 
 from disagg.plan import intake
 from disagg.plan.request import Job, Request
-from disagg.run.model import Model
+from disagg.run.model.model import Model
 
 
 def job_of(request: Request, model: Model, seed: int = 0) -> Job:

@@ -48,7 +48,7 @@ class KVCache:
     `pinned` asks for page-locked host memory; without a GPU there is none to lock for, and `data.is_pinned()` says so.
     """
 
-    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device="cpu", pinned: bool = False):
+    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device="cpu", pinned: bool = False) -> None:
         self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
         self.device = torch.device(device)
         self.bytes = shape.token_bytes * num_blocks * block_size

@@ -14,27 +14,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from disagg.monitor.fault_injection import Injection
+from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.monitor import Breach, Watch
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
-from disagg.plan.detectors import Breach, Watch
 from disagg.plan.errors import DisaggError, EngineError, RequestError
-from disagg.plan.faults import FaultPlan
-from disagg.plan.recorder import Recorder
 from disagg.plan.request import Finish, Job
-from disagg.run import placing
+from disagg.run import placement
 from disagg.run.attention import pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
+from disagg.run.gpu.sm_split import in_words as sms_in_words
+from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
-from disagg.run.injection import Injection
 from disagg.run.machine import in_words as machine_in_words
-from disagg.run.model import Model
-from disagg.run.punctual import ask_for_short_slices
-from disagg.run.sm_split import in_words as sms_in_words
-from disagg.run.tell import Tell
+from disagg.run.model.model import Model
 from disagg.run.threads import Joinable, Latch
+from disagg.run.worker_reports import Tell
+from disagg.trace.recorder import Recorder
 
 OPEN: "set[EngineLoop]" = set()  # of this process, from their first thread to the end of their last
 BEAT_S = 1.0  # while something is under way the thread looks at the clock at least so often
@@ -59,7 +59,7 @@ class Call(NamedTuple):
 class EngineLoop:
     """Does not know the `Engine` that users hold, so that one that nobody refers to any more can end it."""
 
-    def __init__(self, config: Config, model: Model, progress: Callable[[str], None], faults: FaultPlan | None):
+    def __init__(self, config: Config, model: Model, progress: Callable[[str], None], faults: FaultPlan | None) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
         self.config, self.model = config, model
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
@@ -74,7 +74,9 @@ class EngineLoop:
         try:
             self.executor = Executor(config, model, self.kernel, self._post, tell, progress, self.injection)
         except EngineError as error:
-            raise EngineError(f"{error}{placing.held_in_words(loop.executor.caches for loop in list(OPEN))}") from None
+            raise EngineError(
+                f"{error}{placement.held_in_words(loop.executor.caches for loop in list(OPEN))}"
+            ) from None
         ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
         self.controller = Controller(
             config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead, pads=self.kernel is None
@@ -96,7 +98,7 @@ class EngineLoop:
         self._late: deque = deque()  # what came after a stretch of lost time, which is told first
         self._thread = Joinable(target=self._run, name="disagg engine")
 
-    def start(self):
+    def start(self) -> None:
         """The wires, the workers, and this thread; whatever was started can be stopped by `end`."""
         OPEN.add(self)
         self.executor.connect()
@@ -128,7 +130,7 @@ class EngineLoop:
             raise error
         return value
 
-    def check_open(self):
+    def check_open(self) -> None:
         """EngineError once it is closed or broken, or where this is another process."""
         if self.closed:
             raise EngineError("this engine is closed; build a new one")
@@ -137,11 +139,11 @@ class EngineLoop:
         if self.broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
 
-    def cancel(self, handle: Handle):
+    def cancel(self, handle: Handle) -> None:
         """Behind whatever was asked for before: also behind the handle's own admission."""
         self._inbox.put(Call(lambda: self._cancel(handle), queue.SimpleQueue(), changes=True))
 
-    def interrupt(self):
+    def interrupt(self) -> None:
         """Ends the run that somebody is serving."""
         self.over.set()
         for handle in list(self.served.values()):
@@ -151,7 +153,7 @@ class EngineLoop:
         """Of the requests that have not ended."""
         return self.ask(lambda: list(self.handles.values()))
 
-    def end(self):
+    def end(self) -> None:
         """Stops whatever was started; may be cut short anywhere, and called again."""
         if self.forked:
             return
@@ -161,7 +163,7 @@ class EngineLoop:
         OPEN.discard(self)
         self.executor.let_go()
 
-    def abandon(self):
+    def abandon(self) -> None:
         """Ends it when nobody refers to its engine any more: called on whatever thread the collector runs. So the
         engine's own thread stops everything, and only a thread that is no engine's may wait for it."""
         if self not in OPEN:
@@ -176,7 +178,7 @@ class EngineLoop:
     def forked(self) -> bool:
         return self.broken == FORKED
 
-    def orphan(self):
+    def orphan(self) -> None:
         """In a forked process, where no thread of it is: whoever waits is told, and nobody waits again."""
         self._mutex, self._inbox, self._ended, self.broken = threading.RLock(), queue.SimpleQueue(), True, FORKED
         for handle in self.handles.values():
@@ -187,13 +189,13 @@ class EngineLoop:
 
     # ---- called by this thread only: what users ask for --------------------------------------------------------------
 
-    def refuse(self, jobs: list[Job]):
+    def refuse(self, jobs: list[Job]) -> None:
         """RequestError where one of them can never be served."""
         for job in jobs:
             if refusal := self.controller.refusal(job):
                 raise RequestError(refusal)
 
-    def admit(self, job: Job, handle: Handle, run: bool):
+    def admit(self, job: Job, handle: Handle, run: bool) -> None:
         """A request gets its number, and is under way; its timeline is that of the `run`, or the last entries.
         EngineError where nothing is taken any more."""
         self.check_open()
@@ -202,11 +204,11 @@ class EngineLoop:
         self.handles[result.request] = handle
         self._take(ev.Submit(replace(job, id=result.request, arrival_ns=result.arrival_ns)))
 
-    def _cancel(self, handle: Handle):
+    def _cancel(self, handle: Handle) -> None:
         if handle.so_far.request in self.handles:
             self._take(ev.Cancel(handle.so_far.request))
 
-    def retune(self, config: Config):
+    def retune(self, config: Config) -> None:
         """New settings: seen by users and by the controller at once."""
         self.config = config
         self._take(ev.Retune(config))
@@ -222,7 +224,7 @@ class EngineLoop:
 
     # ---- the thread --------------------------------------------------------------------------------------------------
 
-    def _run(self):
+    def _run(self) -> None:
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
         ask_for_short_slices()
         abandoned = self._ended = False
@@ -250,7 +252,7 @@ class EngineLoop:
                 OPEN.discard(self)
                 self.executor.let_go()
 
-    def _fail(self, error: BaseException):
+    def _fail(self, error: BaseException) -> None:
         """A rule was broken, before any of these commands was carried out; or the controller has a bug."""
         if isinstance(error, Breach):
             self.breach = error
@@ -271,7 +273,7 @@ class EngineLoop:
                     self._answer(Call(item.question, item.answer))
         return abandoned
 
-    def _answer(self, call: Call):
+    def _answer(self, call: Call) -> None:
         """A question that fails is the asker's; a change that fails for no reason of the asker's breaks the engine."""
         try:
             call.answer.put((call.question(), None))
@@ -283,7 +285,7 @@ class EngineLoop:
             call.answer.put((None, EngineError(f"this engine is broken and must be rebuilt: {self.broken}")))
             raise
 
-    def _take(self, event):
+    def _take(self, event) -> None:
         """One event into the controller, and its commands carried out."""
         now = self._seen_ns if threading.current_thread() is self._thread else now_ns()
         self.recorder.hear(now, event)
@@ -332,7 +334,7 @@ class EngineLoop:
             if type(item) is not ev.Tick or deadline is None or now >= deadline:
                 return item
 
-    def _obey(self, command):
+    def _obey(self, command) -> None:
         """The executor's part first, then what is for handles and the recorder."""
         self.executor.obey(command)
         match command:
@@ -348,11 +350,11 @@ class EngineLoop:
             case cmd.Broken():
                 self._fail_open(command.cause)
 
-    def _break(self, cause: str):
+    def _break(self, cause: str) -> None:
         self.broken = self.broken or cause
         self.over.set()
 
-    def _fail_open(self, cause: str):
+    def _fail_open(self, cause: str) -> None:
         """Nobody waits for ever: every open handle ends as failed."""
         self._break(cause)
         for number, handle in list(self.handles.items()):
@@ -361,16 +363,16 @@ class EngineLoop:
 
     # ---- what workers tell, from their threads -----------------------------------------------------------------------
 
-    def _keep(self, request: int, logits):
+    def _keep(self, request: int, logits) -> None:
         handle = self.handles.get(request)
         if handle is not None:
             handle.keep_logits(logits.to(self.model.device))  # of one request, on one device
 
-    def _record(self, span):
+    def _record(self, span) -> None:
         self.recorder.span(span)
 
 
-def check_fork(threads: int):
+def check_fork(threads: int) -> None:
     """EngineError where torch would wait for threads that a forked process has not."""
     if _forked and threads > 1:
         raise EngineError(
@@ -379,10 +381,10 @@ def check_fork(threads: int):
         )
 
 
-def _in_a_forked_process():
+def _in_a_forked_process() -> None:
     global _forked
     _forked = True
-    placing.in_a_forked_process()
+    placement.in_a_forked_process()
     for loop in OPEN:
         loop.orphan()
     OPEN.clear()

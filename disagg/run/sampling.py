@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from disagg.plan.request import Sampling
-from disagg.run.tell import Tell
+from disagg.run.worker_reports import Tell
 
 
 class Draw(NamedTuple):

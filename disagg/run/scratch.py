@@ -8,7 +8,7 @@ import torch
 class Scratch:
     """In host memory, pinned where asked for, or on a GPU; grows to the largest shape ever asked for."""
 
-    def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None):
+    def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None) -> None:
         self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype, device=device)
 
     def view(self, shape: tuple[int, ...]) -> torch.Tensor:

@@ -9,10 +9,10 @@ from disagg.plan.config import DEFAULT_TOKENS, Config
 from disagg.plan.errors import ConfigError
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.device import settle
-from disagg.run.device_clock import Moments
+from disagg.run.gpu.device_clock import Moments
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.memory import free_bytes
-from disagg.run.model import Model
+from disagg.run.model.model import Model
 
 
 def with_block_counts(config: Config, shape: KVShape) -> Config:
@@ -30,13 +30,13 @@ def with_block_counts(config: Config, shape: KVShape) -> Config:
 class Settings:
     """What one engine was built with, and so what a live change may ask for."""
 
-    def __init__(self, config: Config, model: Model):
+    def __init__(self, config: Config, model: Model) -> None:
         self._model = model
         self._compute_s: float | None = None  # c, measured when a link asks for it
         self.first = self._dialled(with_block_counts(config, model.shape))
         self._allocated = {name: getattr(self.first, name) for name in DEFAULT_TOKENS}
 
-    def measure_for(self, config: Config, changes: dict):
+    def measure_for(self, config: Config, changes: dict) -> None:
         """Measures c, where a link among the changes asks for it: passes of the model, on the caller's thread."""
         if "link" in changes and any(link.compute_ratio is not None for link in config.replace(**changes).links):
             self._compute()
@@ -46,7 +46,7 @@ class Settings:
         sizes = {name: most for name, most in self._allocated.items() if changes.get(name, 0) is None}
         return self._dialled(config.replace(**changes | sizes))
 
-    def check_growth(self, config: Config, captured: bool):
+    def check_growth(self, config: Config, captured: bool) -> None:
         """ConfigError where a live change asks for more than was allocated, or than the places that were `captured`."""
         for name, most in self._allocated.items():
             if getattr(config, name) > most:

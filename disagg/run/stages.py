@@ -2,13 +2,13 @@
 
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
-from disagg.run.decode import DecodeStage
-from disagg.run.decode_graph import GraphDecodeStage
+from disagg.run.decode_worker import DecodeStage
+from disagg.run.gpu.decode_graph import GraphDecodeStage
 from disagg.run.kv_cache import KVCache
-from disagg.run.model import Model
-from disagg.run.prefill import PrefillStage
-from disagg.run.tell import Tell
-from disagg.run.transfer import Transfers
+from disagg.run.model.model import Model
+from disagg.run.prefill_worker import PrefillStage
+from disagg.run.transfers import Transfers
+from disagg.run.worker_reports import Tell
 
 
 def stages_of(

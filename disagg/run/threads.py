@@ -10,20 +10,20 @@ class Latch:
     """As threading.Event; but whoever waits holds no lock meanwhile that an interrupt of the main thread could leave
     locked, so that `set` never waits."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._is_set = False
         self._waiting: deque[queue.SimpleQueue] = deque()
 
     def is_set(self) -> bool:
         return self._is_set
 
-    def set(self):
+    def set(self) -> None:
         self._is_set = True
         with contextlib.suppress(IndexError):
             while True:
                 self._waiting.popleft().put(None)
 
-    def clear(self):
+    def clear(self) -> None:
         self._is_set = False
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -42,17 +42,17 @@ class Latch:
 class Joinable(threading.Thread):
     """Before Python 3.13 an interrupted `join` took the thread for ended, and the next one returned at once."""
 
-    def __init__(self, **how):
+    def __init__(self, **how) -> None:
         super().__init__(**how, daemon=True)
         self._over = Latch()
 
-    def run(self):
+    def run(self) -> None:
         try:
             super().run()
         finally:
             self._over.set()
 
-    def join(self, timeout: float | None = None):
+    def join(self, timeout: float | None = None) -> None:
         """Returns when it has ended, or after the timeout; at once where it was never started."""
         if self.ident is not None and self._over.wait(timeout):
             super().join(timeout)

@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 import torch
 
+from disagg.monitor.fault_injection import Injection
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.events import PassFailed, StepFailed, WorkerDied
-from disagg.run.decode import DecodeStage
-from disagg.run.decode_graph import Launched
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.device import own_stream
-from disagg.run.injection import Injection
-from disagg.run.model import keep_many_codes
-from disagg.run.prefill import PrefillStage
-from disagg.run.punctual import yield_to_lanes
-from disagg.run.sm_split import Part
+from disagg.run.gpu.decode_graph import Launched
+from disagg.run.gpu.sm_split import Part
+from disagg.run.gpu.thread_priority import yield_to_lanes
+from disagg.run.model.model import keep_many_codes
+from disagg.run.prefill_worker import PrefillStage
 from disagg.run.threads import Joinable
 
 
@@ -26,7 +26,7 @@ class WorkerThread:
 
     def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable,
                  progress: Callable[[str], None] = lambda text: None, part: Part | None = None,
-                 injection: Injection | None = None):  # fmt: skip
+                 injection: Injection | None = None) -> None:  # fmt: skip
         self.name, self.prefill, self.decode, self._post, self._progress = name, prefill, decode, post, progress
         self._part = part  # of the GPU's SMs; None: all
         self._injection = injection
@@ -36,24 +36,24 @@ class WorkerThread:
         self._finisher = Joinable(target=self._finish, name=f"disagg {name} ends")
         self._thread = Joinable(target=self._run, name=f"disagg {name}")
 
-    def start(self):
+    def start(self) -> None:
         """By whoever can close it, should this be interrupted."""
         self._thread.start()
 
-    def give(self, command):
+    def give(self, command) -> None:
         self._commands.put(command)
 
-    def close(self):
+    def close(self) -> None:
         """Ends after the command in hand."""
         self._commands.put(None)
         self._thread.join()
 
-    def let_go(self):
+    def let_go(self) -> None:
         """Drops model and memory, once its thread has ended: thread and worker refer to each other, and would keep
         them until the collector runs."""
         self.prefill = self.decode = None
 
-    def _run(self):
+    def _run(self) -> None:
         device = (self.prefill or self.decode).cache.device
         yield_to_lanes()
         try:
@@ -94,12 +94,12 @@ class WorkerThread:
             self._injection.work(command)
         return (self.prefill if isinstance(command, Prefill) else self.decode).step(command)
 
-    def _end_elsewhere(self, command, launched: Launched):
+    def _end_elsewhere(self, command, launched: Launched) -> None:
         if self._finisher.ident is None:
             self._finisher.start()
         self._launched.put((command, launched))
 
-    def _finish(self):
+    def _finish(self) -> None:
         """The finisher's thread: the ends of launched steps, in order."""
         try:
             while (pair := self._launched.get()) is not None:

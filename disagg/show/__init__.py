@@ -4,8 +4,6 @@ from disagg.show import watch, panel, replay, stepper, microscope, batches
 """
 
 import importlib
-import sys
-from types import ModuleType
 
 from disagg.plan.errors import DisaggError, PackageError
 
@@ -14,36 +12,19 @@ _WORDS = {  # none is a module's name: importing that would put it in the functi
     "panel": "disagg.show.player",  # the same with controls that stay live
     "replay": "disagg.show.player",  # a recorded run
     "stepper": "disagg.show.stepping",  # the controller, one event at a time
-    "microscope": "disagg.show.pages",  # the blocks of every memory
-    "batches": "disagg.show.batch_history",  # the decode batch of each step
+    "microscope": "disagg.show.plots.block_plot",  # the blocks of every memory
+    "batches": "disagg.show.plots.batch_plot",  # the decode batch of each step
 }
 __all__ = [*_WORDS]
 
 
 def __getattr__(name: str):
     """These need torch and ipywidgets, which are imported when one of them is first asked for."""
-    if name in _WORDS:
-        return _asked_for(_WORDS[name], name)
-    raise AttributeError(f"module 'disagg.show' has no attribute {name!r}")
-
-
-def _asked_for(module: str, name: str):
+    if name not in _WORDS:
+        raise AttributeError(f"module 'disagg.show' has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(_WORDS[name]), name)
     except DisaggError:
         raise
     except Exception as error:  # a broken package raises whatever it likes while it is imported
         raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
-
-
-class _Moved(ModuleType):
-    """A path from which `batches` was once imported, and still may be. Whoever looks at all modules for a name of
-    their own, as torch's compiler does, must find nothing here, and import nothing by looking."""
-
-    def __getattr__(self, name: str):
-        if name != "batches":
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return _asked_for(_WORDS[name], name)
-
-
-sys.modules["disagg.show.batches"] = _Moved("disagg.show.batches")

@@ -21,16 +21,16 @@ import psutil
 import torch
 from scipy.optimize import least_squares
 
-from disagg.plan import observed
-from disagg.plan.calibration import Calibration
-from disagg.plan.counting import Sizes
 from disagg.plan.errors import EngineError
-from disagg.plan.hardware import DEVICES, LIKE_H200, Costs, Device, Fit, Hardware
 from disagg.plan.link import PRESETS
 from disagg.plan.request import Request
-from disagg.plan.results import Run
 from disagg.run.engine import Engine
-from disagg.show.roofline import measure_ceilings
+from disagg.show.plots.roofline import measure_ceilings
+from disagg.trace.results import Run
+from disagg.twin import samples
+from disagg.twin.calibration import Calibration
+from disagg.twin.hardware import DEVICES, LIKE_H200, Costs, Device, Fit, Hardware
+from disagg.twin.work import Sizes
 
 LIMIT_S, FITTING_S, CROWDS = 60.0, 5.0, 3
 SOFT = 0.1  # relative errors above it count less than their square
@@ -79,7 +79,7 @@ def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Dev
         if len(found[kind]) < len(names):
             raise EngineError(f"a calibration needs {len(names)} {kind} at least, and {len(found[kind])} were seen")
         device = _fit(device, sizes, names, found[kind])
-    idle = [seconds for run in runs for seconds in observed.turns(run)]
+    idle = [seconds for run in runs for seconds in samples.turns(run)]
     told = dict(turn_s=statistics.median(idle) if idle else 0.0, handed_off=_handed_off(Costs(sizes, device), runs))
     return dataclasses.replace(device, fit=dataclasses.replace(device.fit, **told))
 
@@ -88,7 +88,7 @@ def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
     """Where in its share of a pass a layer is handed off, as the first and the last one tell. The shares are equal: the
     twin knows no time that belongs to a pass's start or end alone."""
     found = []
-    for work in chain.from_iterable(map(observed.passes, runs)):
+    for work in chain.from_iterable(map(samples.passes, runs)):
         head_s = costs.head_s(work.ending) * _slower(costs.device.fit.beside_pass, work.beside)
         share_s = (work.seconds - head_s) / costs.sizes.layers
         found.append((work.lead_s / share_s + 1 - (work.tail_s - head_s) / share_s) / 2)
@@ -110,18 +110,18 @@ def works(runs: Iterable[Run], pads: bool) -> dict[str, list[Work]]:
     """What the cost model is asked to explain."""
     found: dict[str, list[Work]] = {kind: [] for kind in TOLD_BY}
     for run in runs:
-        found["steps"] += [(_step(step), step.seconds) for step in observed.steps(run, pads)]
-        found["passes"] += [(_pass(work), work.seconds) for work in observed.passes(run)]
+        found["steps"] += [(_step(step), step.seconds) for step in samples.steps(run, pads)]
+        found["passes"] += [(_pass(work), work.seconds) for work in samples.passes(run)]
         if not any(link.dialled for link in run.config.links):
-            found["copies"] += [(_copy(copy), copy.seconds) for copy in observed.copies(run)]
+            found["copies"] += [(_copy(copy), copy.seconds) for copy in samples.copies(run)]
     return {kind: [(says, took) for says, took in pairs if took > 0] for kind, pairs in found.items()}
 
 
-def _step(step: observed.Step) -> Callable[[Costs], float]:
+def _step(step: samples.Step) -> Callable[[Costs], float]:
     return lambda costs: costs.step_s(step.rows, step.tokens) * _slower(costs.device.fit.beside_step, step.beside)
 
 
-def _pass(work: observed.Pass) -> Callable[[Costs], float]:
+def _pass(work: samples.Pass) -> Callable[[Costs], float]:
     def says(costs: Costs) -> float:
         alone = costs.pass_s(work.chunks) + costs.head_s(work.ending)
         return alone * _slower(costs.device.fit.beside_pass, work.beside)
@@ -129,7 +129,7 @@ def _pass(work: observed.Pass) -> Callable[[Costs], float]:
     return says
 
 
-def _copy(copy: observed.Copy) -> Callable[[Costs], float]:
+def _copy(copy: samples.Copy) -> Callable[[Costs], float]:
     def says(costs: Costs) -> float:
         device, direct = costs.device, copy.lane.startswith("direct")
         rate = PRESETS[device.link if direct else device.host_link]

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from disagg.plan.results import Run
-from disagg.plan.timeline import Span, Timeline
+from disagg.plan.spans import Span
 from disagg.show.columns import SpanColumns, look
-from disagg.show.facts import sentence
+from disagg.show.plots.summaries import sentence
+from disagg.trace.results import Run
+from disagg.trace.timeline import Timeline
 
 try:
     import anywidget
@@ -29,7 +30,7 @@ class TimelineCanvas(anywidget.AnyWidget):
     playing = traitlets.Bool(False).tag(sync=True)
     request = traitlets.Int(None, allow_none=True).tag(sync=True)
 
-    def __init__(self, shown: Run | Timeline):
+    def __init__(self, shown: Run | Timeline) -> None:
         timeline = shown.timeline if isinstance(shown, Run) else shown
         numbers = {r.request: index for index, r in enumerate(shown.results)} if isinstance(shown, Run) else {}
         self._spans = SpanColumns(timeline.start_ns, numbers)
@@ -39,28 +40,28 @@ class TimelineCanvas(anywidget.AnyWidget):
         super().__init__(look=look(), header=header, columns=columns)
         self.on_msg(self._asked)
 
-    def extend(self, spans: Iterable[Span]):
+    def extend(self, spans: Iterable[Span]) -> None:
         """Shows more spans; only these are sent."""
         self._send_from(self._spans.add(spans))
 
-    def play(self):
+    def play(self) -> None:
         """Moves the playhead on; the visible stretch takes ten seconds."""
         self.playing = True
 
-    def pause(self):
+    def pause(self) -> None:
         self.playing = False
 
-    def seek(self, ms: float):
+    def seek(self, ms: float) -> None:
         """Puts the playhead at a time since the start of the run."""
         self.at_ms = float(ms)
 
-    def _asked(self, widget, content: dict, buffers):
+    def _asked(self, widget, content: dict, buffers) -> None:
         """A view that came later, or missed a message, says how many spans it has."""
         have = content.get("have") if isinstance(content, dict) else None
         if isinstance(have, int) and 0 <= have < len(self._spans.spans):
             self._send_from(have)
 
-    def _send_from(self, first: int):
+    def _send_from(self, first: int) -> None:
         header, columns = self._spans.chunk(first)
         self.send(header, [columns])
 

@@ -6,9 +6,10 @@ the lowest first; the sign in bit 0).
 
 from collections.abc import Iterable, Sequence
 
-from disagg.plan.timeline import BlockMove, Span, Timeline
-from disagg.show.facts import row_names
-from disagg.show.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND
+from disagg.plan.spans import BlockMove, Span
+from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND
+from disagg.show.plots.summaries import row_names
+from disagg.trace.timeline import Timeline
 
 KINDS = tuple(COLOUR_OF)
 STATES = ("free", "in_flight", "used", "quarantined")
@@ -25,7 +26,7 @@ def pack(columns: Iterable[Sequence[int]]) -> bytes:
     return bytes(out)
 
 
-def _put(out: bytearray, value: int):
+def _put(out: bytearray, value: int) -> None:
     while value > 127:
         out.append(value & 127 | 128)
         value >>= 7
@@ -46,7 +47,7 @@ class SpanColumns:
     `numbers` says which number a student reads for a request's id; without it the ids stand for themselves.
     """
 
-    def __init__(self, start_ns: int = 0, numbers: dict[int, int] | None = None):
+    def __init__(self, start_ns: int = 0, numbers: dict[int, int] | None = None) -> None:
         self.spans: list[Span] = []
         self._start_ns, self._numbers = start_ns, numbers or {}
         self._kinds: dict[tuple[str, str], Span] = {}  # one span for each place and kind: enough to name the rows

@@ -5,7 +5,7 @@ from functools import partial
 
 import ipywidgets
 
-from disagg.plan.scheduler import POLICIES
+from disagg.plan.queues import POLICIES
 from disagg.run.engine import Engine
 from disagg.show.widgets import SPEEDS, close_widgets, link_name
 
@@ -15,7 +15,7 @@ BINS = ((), (64, 128), (64, 128, 256, 512, 1024))
 class Dials:
     """A control a setting. A refusal is raised to whoever carries the change out, and the control goes back."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         config, wide = engine.config, ipywidgets.Layout(width="290px")
         self._choices = {
@@ -37,12 +37,12 @@ class Dials:
                                                        continuous_update=False, layout=wide)  # fmt: skip
         self.box = ipywidgets.HBox(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
 
-    def wire(self, wish: Callable[[Callable], object]):
+    def wire(self, wish: Callable[[Callable], object]) -> None:
         """From here on a moved control asks for its change."""
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: wish(partial(self._retune, name)), "value")
 
-    def _retune(self, name: str):
+    def _retune(self, name: str) -> None:
         now, asked = getattr(self._engine.config, name), self._asked(name)
         if asked == now:
             return
@@ -56,7 +56,7 @@ class Dials:
         value = self.controls[name].value
         return self._choices[name][0][value] if name in self._choices else value
 
-    def close(self):
+    def close(self) -> None:
         close_widgets(*self.controls.values(), self.box)
 
 

@@ -10,17 +10,17 @@ import base64
 import threading
 from collections.abc import Callable, Iterable
 
-from disagg.plan.recorder import gauges
 from disagg.plan.request import Request, listed
-from disagg.plan.results import Result, Run
-from disagg.plan.timeline import Timeline
 from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
-from disagg.show.facts import plural
-from disagg.show.frame import COLUMNS, Frame
-from disagg.show.plots import timeline_picture
-from disagg.show.tape import Tape, in_order, rows_of
+from disagg.show.plots.live_arrays import Tape, in_order, rows_of
+from disagg.show.plots.live_frame import COLUMNS, Frame
+from disagg.show.plots.summaries import plural
+from disagg.show.plots.timeline_plot import timeline_picture
+from disagg.trace.recorder import gauges
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
 
 WINDOW_MS = 6000.0
 LINES = 8  # requests whose text is shown
@@ -52,7 +52,7 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
 class Look:
     """What is seen of an engine: a tape that follows its timeline, a frame, and the text of its requests."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         rows = rows_of(engine.config)
         names = {name for name, _ in gauges(engine.controller.book) if not name.startswith("gate ")}
@@ -60,11 +60,11 @@ class Look:
         self.frame = Frame(rows, in_order(names))
         self._begin(engine.recorder.timeline, now_ns())
 
-    def _begin(self, timeline: Timeline, origin_ns: int):
+    def _begin(self, timeline: Timeline, origin_ns: int) -> None:
         self.tape = Tape(timeline, self.frame.rows, origin_ns)
         self.results: dict[int, Result] = {}
 
-    def follow(self):
+    def follow(self) -> None:
         """Takes what is new; a run that begins starts a tape of its own, and its end leaves that in place."""
         timeline = self.engine.recorder.timeline
         if timeline is not self.tape.timeline and timeline.start_ns:
@@ -96,7 +96,7 @@ class Look:
 class Serving:
     """`engine.serve` in a thread of its own."""
 
-    def __init__(self, engine: Engine, requests: list[Request]):
+    def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self._engine, self._requests = engine, requests
         self._over = threading.Event()
         self._run: Run | None = None
@@ -104,7 +104,7 @@ class Serving:
         self._thread = Joinable(target=self._serve, name="disagg serving")
         self._thread.start()
 
-    def _serve(self):
+    def _serve(self) -> None:
         try:
             self._run = self._engine.serve(self._requests)
         except BaseException as error:  # raised again by whoever asks for the run
@@ -116,7 +116,7 @@ class Serving:
         """True once the run is over."""
         return self._over.wait(timeout_s)
 
-    def stop(self):
+    def stop(self) -> None:
         """Ends what is served. Again and again: the thread may not have begun."""
         while not self._over.wait(0.02):
             self._engine.interrupt()
@@ -132,7 +132,7 @@ class Serving:
 class Open:
     """Requests of `submit` that others wait for: nothing is served, nothing is ended."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def wait(self, timeout_s: float) -> bool:
@@ -144,7 +144,7 @@ class Open:
                 return False
         return not self._engine.open_handles()
 
-    def stop(self):
+    def stop(self) -> None:
         """They are others'."""
 
     def run(self, look: Look) -> Run:
@@ -162,13 +162,13 @@ class Open:
 class Screen:
     """One display that is drawn again and again under the same plain text; outside a notebook, that text once."""
 
-    def __init__(self, words: str):
+    def __init__(self, words: str) -> None:
         self._words, self._handle = words, None
         self._shown = in_notebook()
         if not self._shown:
             print(words)
 
-    def show(self, png: bytes, alt: str):
+    def show(self, png: bytes, alt: str) -> None:
         if not self._shown:
             return
         from IPython.display import DisplayHandle

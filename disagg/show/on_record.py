@@ -7,14 +7,14 @@ the crowd as a run, are predicted. Notebook: notebooks/06_twin_and_claims.ipynb.
 import dataclasses
 from pathlib import Path
 
-from disagg.plan.calibration import Calibration
-from disagg.plan.hardware import device_named
 from disagg.plan.request import Request
-from disagg.plan.results import Run
-from disagg.plan.shapes import sizes_of
 from disagg.show import recordings
 from disagg.show.calibrate import calibration, fitted
 from disagg.show.validate import Compared, predicted
+from disagg.trace.results import Run
+from disagg.twin.calibration import Calibration
+from disagg.twin.hardware import device_named
+from disagg.twin.model_shapes import sizes_of
 
 
 def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:

@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
-from disagg.plan.results import Run
-from disagg.plan.timeline import Span
-from disagg.show.facts import plural, row_names
-from disagg.show.picture import COLOURS, FAINT, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
-from disagg.show.plots import COLOUR_OF, LEGEND, time_axis
+from disagg.plan.spans import Span
+from disagg.show.plots.picture import COLOURS, FAINT, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots.summaries import plural, row_names
+from disagg.show.plots.timeline_plot import COLOUR_OF, LEGEND, time_axis
 from disagg.show.validate import Compared
+from disagg.trace.results import Run
 
 TALL = 0.42  # of a row, for each of the two
 WORDS = {"ttft_p50": "median TTFT", "ttft_p90": "p90 TTFT", "tpot_p50": "median TPOT", "tpot_p90": "p90 TPOT",
@@ -78,7 +78,7 @@ def _hatched(boxes: np.ndarray, kind: str) -> PolyCollection:
     return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
 
 
-def _legend(figure, kinds: set[str], size: float):
+def _legend(figure, kinds: set[str], size: float) -> None:
     patches = [Patch(color=COLOURS[kind], label=LEGEND[kind]) for kind in LEGEND if kind in kinds]
     patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted"))
     figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)

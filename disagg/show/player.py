@@ -12,16 +12,16 @@ from functools import partial
 import ipywidgets
 
 from disagg.plan.request import Request, listed
-from disagg.plan.results import Run
 from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
 from disagg.show.dials import Dials
-from disagg.show.facts import plural, row_names
-from disagg.show.frame import Frame
 from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.playhead import SPEEDS, Playhead
-from disagg.show.tape import Tape, gauges_of
+from disagg.show.plots.live_arrays import Tape, gauges_of
+from disagg.show.plots.live_frame import Frame
+from disagg.show.plots.summaries import plural, row_names
 from disagg.show.widgets import close_widgets, no_math, row
+from disagg.trace.results import Run
 
 UPDATES_PER_S = 8
 PARTS = 1000  # of the time slider: a range that grew would make front ends send old values back, rounded
@@ -43,12 +43,12 @@ class RunSource:
 
     title, over, dials = "Replay", True, None
 
-    def __init__(self, run: Run, decode: Callable[[list[int]], str] | None = None):
+    def __init__(self, run: Run, decode: Callable[[list[int]], str] | None = None) -> None:
         rows = row_names(run.timeline)
         self.tape, self.frame = Tape(run.timeline, rows), Frame(rows, gauges_of(run.timeline))
         self.what, self._results, self._decode = plural(len(run.results), "request"), run.results, decode
 
-    def follow(self):
+    def follow(self) -> None:
         """Nothing is new."""
 
     @property
@@ -58,7 +58,7 @@ class RunSource:
     def lines(self, at_ms: float) -> tuple[str, ...]:
         return text_lines(self._results, self.tape.origin_ns + round(1e6 * at_ms), self._decode)
 
-    def close(self):
+    def close(self) -> None:
         """Nothing runs."""
 
 
@@ -67,13 +67,13 @@ class LiveSource:
 
     title = "Live panel"
 
-    def __init__(self, engine: Engine, requests: list[Request]):
+    def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self._engine, self._requests, self._serving = engine, requests, None
         self._look, self.what = Look(engine), plural(len(requests), "request")
         self.frame, self.dials = self._look.frame, Dials(engine)
         self.last: Run | None = None  # of Start
 
-    def start(self):
+    def start(self) -> None:
         """Serves the requests; what the engine can't do is raised by `follow`."""
         if self._serving is None:
             self._serving = Serving(self._engine, self._requests)
@@ -86,7 +86,7 @@ class LiveSource:
     def over(self) -> bool:
         return self._serving is None
 
-    def follow(self):
+    def follow(self) -> None:
         """Takes what is new, and the run at its end."""
         self._look.follow()
         if self._serving is not None and self._serving.wait(0):
@@ -101,7 +101,7 @@ class LiveSource:
     def lines(self, at_ms: float) -> tuple[str, ...]:
         return self._look.lines(at_ms)
 
-    def close(self):
+    def close(self) -> None:
         if self._serving is not None:
             self._serving.stop()
         self.dials.close()
@@ -110,7 +110,7 @@ class LiveSource:
 class Player:
     """The controls, the picture, and lines of text. `last` of a panel is the last Run; `close()` ends everything."""
 
-    def __init__(self, source: RunSource | LiveSource, key: object, speed: float | None = None):
+    def __init__(self, source: RunSource | LiveSource, key: object, speed: float | None = None) -> None:
         self.source, self._key = source, key
         self.playhead = Playhead(speed)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
@@ -129,7 +129,7 @@ class Player:
     def last(self) -> Run | None:
         return getattr(self.source, "last", None)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the run that it serves, its thread, and every widget. Closing twice does nothing."""
         if self._closed:
             return
@@ -141,7 +141,7 @@ class Player:
         if _OPEN.get(id(self._key)) is self:
             del _OPEN[id(self._key)]
 
-    def wish(self, action: Callable[[], object]):
+    def wish(self, action: Callable[[], object]) -> None:
         """Asks the one thread that moves and draws to do something."""
         self._inbox.put(action)
 
@@ -158,7 +158,7 @@ class Player:
 
     # ---- widgets -----------------------------------------------------------------------------------------------------
 
-    def _make_widgets(self):
+    def _make_widgets(self) -> None:
         actions = {
             "Pause": ("Stop or move the playhead", self._play),
             "Back": ("To where the span before begins or ends", partial(self._step, False)),
@@ -196,18 +196,18 @@ class Player:
         if self.source.dials:
             self.source.dials.wire(self._by_hand)
 
-    def _by_hand(self, action: Callable[[], object]):
+    def _by_hand(self, action: Callable[[], object]) -> None:
         """A button or a dial: what went wrong before is no longer shown."""
         self.wish(lambda: setattr(self, "_error", ""))
         self.wish(action)
 
-    def _on_time(self, change):
+    def _on_time(self, change) -> None:
         if change.new != self._told:  # by a hand, not by the ticker
             self.wish(partial(self.playhead.scrub, change.new / PARTS * self.source.end_ms))
 
     # ---- one thread --------------------------------------------------------------------------------------------------
 
-    def _tick(self):
+    def _tick(self) -> None:
         """Takes wishes, moves the playhead, draws."""
         before = time.perf_counter()
         while True:
@@ -221,7 +221,7 @@ class Player:
             self._turn(wish, 1e3 * (now - before))
             before = now
 
-    def _nothing(self):
+    def _nothing(self) -> None:
         """The wish of an update."""
 
     def _at_rest(self) -> bool:
@@ -229,21 +229,21 @@ class Player:
         moves = self.playhead.playing and self.playhead.at_ms < self.source.end_ms
         return bool(self.image.value) and self.source.over and not moves
 
-    def _turn(self, wish: Callable[[], object], elapsed_ms: float):
+    def _turn(self, wish: Callable[[], object], elapsed_ms: float) -> None:
         self._try(self.source.follow)
         self.playhead.advance(elapsed_ms, self.source.end_ms)
         self._try(wish)  # also where the run has just failed
         self._try(self._draw)
         self._say()
 
-    def _try(self, action: Callable[[], object]):
+    def _try(self, action: Callable[[], object]) -> None:
         """Does it; what goes wrong is shown, for nobody else would see it."""
         try:
             action()
         except Exception as error:
             self._error = f"{type(error).__name__}: {error}"
 
-    def _draw(self):
+    def _draw(self) -> None:
         source, at_ms = self.source, self.playhead.at_ms
         self.image.value = source.frame.png(source.tape, at_ms, WINDOW_MS)
         self._told = round(PARTS * min(1.0, at_ms / max(1e-9, source.end_ms)))
@@ -254,22 +254,22 @@ class Player:
         for label, line in zip(self.texts, (*lines, *[""] * LINES), strict=False):
             label.value = no_math(line)
 
-    def _say(self):
+    def _say(self) -> None:
         """The gates in words, or what went wrong."""
         words = [self._error] if self._error else self.source.tape.gates(self.playhead.at_ms)
         self.words.value = no_math("; ".join(words))[:160]
 
     # ---- wishes ------------------------------------------------------------------------------------------------------
 
-    def _start(self):
+    def _start(self) -> None:
         self.source.start()
         self.playhead.playing, self.playhead.speed = True, self._speeds[self.speed.value]
 
-    def _play(self):
+    def _play(self) -> None:
         self.playhead.play(self.source.end_ms)
 
-    def _step(self, forward: bool):
+    def _step(self, forward: bool) -> None:
         self.playhead.step(self.source.tape, forward)
 
-    def _set_speed(self, index: int):
+    def _set_speed(self, index: int) -> None:
         self.playhead.speed = self._speeds[index]

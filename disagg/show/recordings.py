@@ -1,6 +1,6 @@
 """Recordings of one GPU and of two, for those who have none: which files there are, and what stands in them.
 
-`python -m disagg record-gpu` writes them to figures/data. Timelines are runs as `Run.save` writes them; the times of
+`python -m benchmarks record-gpu` writes them to figures/data. Timelines are runs as `Run.save` writes them; times of
 decode steps are one JSON object. All of them are read as data and checked, and nothing in them is ever run.
 Notebook: notebooks/07_on_a_gpu.ipynb; those of two GPUs are in 02_disaggregation to 04_cpu_paging.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 import disagg
 from disagg.plan.checks import short
 from disagg.plan.errors import FileError
-from disagg.plan.files import json_lines, located, whole
-from disagg.plan.results import Run
-from disagg.plan.schema import NAME, POSITIVE, WHOLE, Field, check
+from disagg.trace.files import json_lines, located, whole
+from disagg.trace.results import Run
+from disagg.trace.schema import NAME, POSITIVE, WHOLE, Field, check
 
 FOLDER = Path(disagg.__file__).parents[1] / "figures" / "data"
-COMMAND = "python -m disagg record-gpu"
+COMMAND = "python -m benchmarks record-gpu"
 
 RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the one before
 #: How one GPU is shared: in the file's name, and in words.
@@ -51,7 +51,7 @@ def pair_file(name: str) -> str:
 class Missing:
     """Stands for a part of which files are not there: false, and a sentence that says which command makes them."""
 
-    def __init__(self, part: str, names: list[str], pair: bool = False):
+    def __init__(self, part: str, names: list[str], pair: bool = False) -> None:
         self.part, self.names, self.pair = part, names, pair
 
     def __bool__(self) -> bool:
@@ -150,7 +150,7 @@ class StepTimes:
         time = self.of(rung, rows)
         return time.seconds / (time.nbytes / self.copy)
 
-    def save(self, path: str | Path):
+    def save(self, path: str | Path) -> None:
         """Writes the file whole or not at all; packed where its name ends in .gz. FileError."""
         row = {"recording": "steps", "version": VERSION, **asdict(self)}
         with whole(path, check=StepTimes.load) as file:

@@ -12,10 +12,10 @@ import ipywidgets
 
 from disagg.plan.config import Config
 from disagg.plan.request import Request
-from disagg.plan.results import Run
-from disagg.plan.stepper import Moment, Stepper
-from disagg.show.facts import plural
+from disagg.show.plots.summaries import plural
 from disagg.show.widgets import close_widgets, row
+from disagg.trace.results import Run
+from disagg.twin.stepper import Moment, Stepper
 
 STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
@@ -23,7 +23,7 @@ STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 class StepperView:
     """A panel over a `Stepper`. `step()` and `back()` do what the buttons do; closing twice does nothing."""
 
-    def __init__(self, stepper: Stepper):
+    def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
         wide, last = ipywidgets.Layout(width="520px"), max(1, len(stepper) - 1)
         self.back_button = ipywidgets.Button(description="Back", tooltip="To the event before")
@@ -39,11 +39,11 @@ class StepperView:
         self.slider.observe(lambda change: self._show(change["new"]), names="value")
         self._show(0)
 
-    def step(self):
+    def step(self) -> None:
         """One event on."""
         self.slider.value = min(self.slider.value + 1, len(self.stepper) - 1)
 
-    def back(self):
+    def back(self) -> None:
         """One event back."""
         self.slider.value = max(self.slider.value - 1, 0)
 
@@ -51,7 +51,7 @@ class StepperView:
         """Both futures of the moment shown: as it was, and with other settings from there on."""
         return self.stepper.fork(**changes)
 
-    def close(self):
+    def close(self) -> None:
         close_widgets(*self.panel.children[0].children, *self.panel.children, self.panel)
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class StepperView:
         """The panel, and a sentence that stands for it where no kernel runs."""
         return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
-    def _show(self, number: int):
+    def _show(self, number: int) -> None:
         moment = self.stepper.go(number)
         before = self.stepper.at(number - 1) if number else None
         self.words.value, self.table.value = _words(moment, len(self.stepper)), _table(before, moment)

@@ -4,18 +4,21 @@ The twin gets the calibration and the requests, and nothing of the run that it i
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from disagg.plan.calibration import Calibration
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request
-from disagg.plan.results import Run
-from disagg.plan.simulator import simulate
-from disagg.plan.workloads import Lengths, bursts, poisson, requests_of
 from disagg.run.engine import Engine
-from disagg.run.model import Model
+from disagg.run.model.model import Model
+from disagg.show.calibrate import calibrate
+from disagg.show.report import Row
+from disagg.trace.results import Run
+from disagg.twin.calibration import Calibration
+from disagg.twin.simulate import simulate
+from disagg.twin.workloads import Lengths, bursts, poisson, requests_of
 
 #: Figure → how a run gives it; None where it has none.
 FIGURES: dict[str, Callable[[Run], float | None]] = {
@@ -96,3 +99,38 @@ def validate(
 def predicted(real: Run, requests: Sequence[Request], calibration: Calibration) -> Run:
     """The same requests under the virtual clock, with the real run's memories and wires."""
     return simulate(real.config, requests, hardware=calibration.hardware)
+
+
+BARS = {"median": 15, "worst": 25}  # per cent, on held-out workloads
+
+
+def cpu_rows(
+    say: Callable[[str], None],
+    model: Model,
+    calibration: Calibration | None = None,
+    keep: Callable[["Compared"], None] = lambda compared: None,
+) -> Iterator[Row]:
+    """Calibrated here, then held-out workloads: how far off each figure is. `keep` gets each pair of runs."""
+    if calibration is None:
+        say("calibrating")
+        with Engine(Config.preset("streamed", model=model.name), model=model) as engine:
+            calibration = calibrate(engine)
+    yield Row("calibrate_s", calibration.seconds, "s", 60, 1, str(calibration))
+    compared = []
+    for each in validate(calibration, model, say=say):
+        keep(each)
+        compared.append(each)
+    yield from error_rows("cpu_error_pct", compared, BARS)
+
+
+def error_rows(name: str, compared: Sequence[Compared], bars: dict[str, float]) -> Iterator[Row]:
+    """A row a figure and workload, then the median and the worst of all."""
+    found = []
+    for each in compared:
+        for figure, error in each.errors().items():
+            real, twin = each.figures()[figure]
+            found.append(error)
+            unit = "points" if figure == "H" else "%"
+            yield Row(f"{name}[{each.name}: {figure}]", error, unit, note=f"measured {real:.4g}, predicted {twin:.4g}")
+    for which, value in (("median", statistics.median(found)), ("worst", max(found))):
+        yield Row(f"{name}[{which}]", value, "%", bars.get(which), len(found))

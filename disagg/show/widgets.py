@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 
 from disagg.plan.link import Link
-from disagg.plan.results import Run
-from disagg.show.picture import Picture
-from disagg.show.plots import timeline_picture
+from disagg.show.plots.picture import Picture
+from disagg.show.plots.timeline_plot import timeline_picture
+from disagg.trace.results import Run
 
 #: Bytes a second, from slow to fast, each about twice the one before; None is the plain wire.
 SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
@@ -50,7 +50,7 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(widgets, layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
-def close_widgets(*widgets: ipywidgets.Widget):
+def close_widgets(*widgets: ipywidgets.Widget) -> None:
     """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
     for widget in widgets:
         for part in (getattr(widget, "style", None), getattr(widget, "layout", None), widget):
@@ -61,18 +61,18 @@ def close_widgets(*widgets: ipywidgets.Widget):
 class Words:
     """A sentence in a few lines of plain text: a Label shows tags as they are typed, and does not wrap."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         tight = [ipywidgets.Layout(height="22px", margin="0 2px") for _ in range(LINES)]
         self._lines = [ipywidgets.Label(layout=layout) for layout in tight]
         self.box = ipywidgets.VBox()
 
-    def say(self, text: str):
+    def say(self, text: str) -> None:
         lines = textwrap.wrap(no_math(text), COLUMNS, max_lines=LINES, placeholder=" …")
         for label, line in zip(self._lines, lines, strict=False):
             label.value = line
         self.box.children = self._lines[: len(lines)]
 
-    def close(self):
+    def close(self) -> None:
         close_widgets(*self._lines, self.box)
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class LinkSlider:
         values: Sequence = SPEEDS,
         value=20e6,
         draw: Callable[[Run], Picture] | None = None,
-    ):
+    ) -> None:
         if value not in values:
             raise ValueError(f"the slider starts at {link_name(value)}, which is not among its values")
         self._run_with_link, self._values = run_with_link, tuple(values)
@@ -120,7 +120,7 @@ class LinkSlider:
         """The chosen link."""
         return self._values[self.slider.value]
 
-    def run(self):
+    def run(self) -> None:
         """Runs over the chosen link and shows the picture; an error is shown as text, and the panel stays usable."""
         name = link_name(self.link)
         self.button.disabled = True
@@ -136,7 +136,7 @@ class LinkSlider:
         finally:
             self.button.disabled = False
 
-    def close(self):
+    def close(self) -> None:
         self.words.close()
         close_widgets(self.slider, self.button, *self.panel.children, self.panel)
 

@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from disagg.show.bench.explorer import (
+from benchmarks.explorer import (  # fmt: skip
     CACHE,
     COMPARED,
     differing,
@@ -12,9 +12,9 @@ from disagg.show.bench.explorer import (
     permalink,
     served,
     until_answered,
-)  # fmt: skip
-from disagg.show.explorer.settings import CONTROLS
-from disagg.show.explorer.site import build
+)
+from disagg.explorer.settings import CONTROLS
+from disagg.explorer.site import build
 
 FEW = {"requests": "10"}
 LONG = 60_000  # a busy machine may take so many ms to start Python

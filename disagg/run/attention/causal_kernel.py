@@ -13,7 +13,7 @@ def attend(
     query, key, value, starts, out, scale, query_row, query_head, key_row, key_head, value_row, value_head,
     GROUP: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """`starts` [prompts + 1] int32: where each prompt's tokens begin. `scale` includes log2(e)."""
     head, prompt = tl.program_id(1), tl.program_id(2)
     first = tl.load(starts + prompt)

@@ -28,7 +28,7 @@ class Options(NamedTuple):
 class Workspace:
     """Gather buffers of one worker thread, kept between layers and steps: fresh large ones cost page faults."""
 
-    def __init__(self, kind: str = "sdpa"):
+    def __init__(self, kind: str = "sdpa") -> None:
         self.kind = kind
         self._buffer = None
 
@@ -44,7 +44,7 @@ class Workspace:
 class View:
     """Which slots one segment or group reads in every layer with the same window, and the mask over them."""
 
-    def __init__(self, slots: torch.Tensor | None, allowed: torch.Tensor | None, cache: KVCache):
+    def __init__(self, slots: torch.Tensor | None, allowed: torch.Tensor | None, cache: KVCache) -> None:
         self.slots = None if slots is None else slots.to(cache.device, non_blocking=True)
         self.mask = None  # 0 where a query may look, -inf elsewhere; in the cache's dtype, so that no layer converts it
         if allowed is not None and not bool(allowed.all()):
@@ -57,7 +57,7 @@ class PrefillPlan:
 
     phase = "prefill"
 
-    def __init__(self, batch: PrefillBatch, cache: KVCache, workspace: Workspace):
+    def __init__(self, batch: PrefillBatch, cache: KVCache, workspace: Workspace) -> None:
         self.batch, self.cache, self.workspace, self.rows = batch, cache, workspace, batch.rows()
         slots = [slots_of(seg.blocks, seg.start, seg.stop, cache.block_size) for seg in batch.segments]
         self.slots = torch.cat(slots).to(cache.device, non_blocking=True)
@@ -102,7 +102,7 @@ class DecodePlan:
 
     phase = "decode"
 
-    def __init__(self, batch: DecodeBatch, cache: KVCache, workspace: Workspace):
+    def __init__(self, batch: DecodeBatch, cache: KVCache, workspace: Workspace) -> None:
         self.batch, self.cache, self.workspace = batch, cache, workspace
         self.slots = torch.cat([self._new_slots(*group) for group in batch.groups]).to(cache.device, non_blocking=True)
         self._strips: dict[tuple[int, int | None], list[tuple[range, View]]] = {}

@@ -16,11 +16,11 @@ from disagg.run.kv_cache import KVCache, slots_of
 class PagedKernel:
     """What all share: whole prompts and decode steps run kernels of our own, whoever computes chunks."""
 
-    def packed(self, query, key, value, cu, longest: int, scale, out):
+    def packed(self, query, key, value, cu, longest: int, scale, out) -> None:
         """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other, into `out`."""
         attend_packed(query, key, value, cu, longest, scale, out)
 
-    def store(self, cache: KVCache, layer: int, slots, key, value):
+    def store(self, cache: KVCache, layer: int, slots, key, value) -> None:
         """Stores key and value [T, kv_heads, head_dim] of one layer at slots [T]."""
         from disagg.run.attention import store_kernel  # needs triton
 
@@ -41,7 +41,7 @@ class FlashKernel(PagedKernel):
 
     name = "flash-attn"
 
-    def __init__(self):
+    def __init__(self) -> None:
         import flash_attn  # CUDA only, and an extra
 
         self._varlen = flash_attn.flash_attn_varlen_func
@@ -58,7 +58,7 @@ class VarlenKernel(PagedKernel):
 
     name = "varlen_attn of PyTorch"
 
-    def __init__(self):
+    def __init__(self) -> None:
         import inspect
 
         from torch.nn.attention.varlen import varlen_attn
@@ -79,7 +79,7 @@ class PagedPrefill:
 
     phase = "prefill"
 
-    def __init__(self, batch: PrefillBatch, cache: KVCache, kernel):
+    def __init__(self, batch: PrefillBatch, cache: KVCache, kernel) -> None:
         self.batch, self.cache, self.kernel = batch, cache, kernel
         segments, size, device = batch.segments, cache.block_size, cache.device
         self.count = len(batch.tokens)
@@ -126,7 +126,7 @@ class PagedDecode:
 
     phase = "decode"
 
-    def __init__(self, cache: KVCache, kernel, table: torch.Tensor, lengths: torch.Tensor):
+    def __init__(self, cache: KVCache, kernel, table: torch.Tensor, lengths: torch.Tensor) -> None:
         self.cache = cache
         self._attend = kernel.decoder(cache, table, lengths)
 

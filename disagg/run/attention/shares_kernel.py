@@ -12,7 +12,7 @@ def cut(
     lengths, items, rows, programs,
     KV_HEADS: tl.constexpr, TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
     ROWS_PAD: tl.constexpr, FIELDS: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """lengths [rows] -> items [.., FIELDS]: row, start, stop, the row's first item, the row's shares."""
     row, every = tl.program_id(0), tl.arange(0, ROWS_PAD)
     length, all_lengths = tl.load(lengths + row), tl.load(lengths + every, every < rows, other=0)

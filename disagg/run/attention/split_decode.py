@@ -9,8 +9,8 @@ import torch
 
 from disagg.run.attention.causal import power_of_two
 from disagg.run.attention.shares import FIELDS, PROGRAMS_PER_SM, cut
+from disagg.run.gpu.sm_split import sm_count
 from disagg.run.kv_cache import KVCache
-from disagg.run.sm_split import sm_count
 
 SHORT = 32, dict(num_warps=2, num_stages=3)  # tile and launch of short shares: small programs
 LONG = 64, dict(num_warps=4, num_stages=2)
@@ -23,10 +23,10 @@ class SplitDecode:
     cut into shares when it is made, which a step's graph captures: once for all layers.
     """
 
-    def __init__(self, cache: KVCache, table: torch.Tensor, lengths: torch.Tensor):
-        from disagg.run.attention import split_kernel  # needs triton
+    def __init__(self, cache: KVCache, table: torch.Tensor, lengths: torch.Tensor) -> None:
+        from disagg.run.attention import kernels  # needs triton
 
-        self._kernel, self._table, self._lengths, self._block = split_kernel.attend, table, lengths, cache.block_size
+        self._kernel, self._table, self._lengths, self._block = kernels.attend, table, lengths, cache.block_size
         kv_heads, sms = cache.shape.kv_heads, sm_count(cache.device)
         pairs = len(lengths) * kv_heads
         tile, self._launch = SHORT if PROGRAMS_PER_SM * sms >= 2 * pairs else LONG

@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def store(key, value, slots, keys, values, key_row, value_row, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr):
+def store(key, value, slots, keys, values, key_row, value_row, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr) -> None:
     """key and value: rows of WIDTH numbers, `key_row` and `value_row` apart; keys and values [slots, WIDTH]."""
     token, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_PAD)
     place = tl.load(slots + token) * WIDTH + cols

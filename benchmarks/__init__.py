@@ -1,0 +1,1 @@
+"""Measures what the workbench claims, each figure by one command and in one form (`python -m benchmarks`)."""

@@ -1,0 +1,182 @@
+"""The ledger, figures/claims.json: worked out from claims.toml and its origins, kept, and compared with what is said.
+
+for problem in problems():
+    print(problem)
+
+Notebook: notebooks/06_twin_and_claims.ipynb.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from benchmarks.claims.arithmetic import worked
+from benchmarks.claims.chapters import CHAPTERS
+from benchmarks.claims.claims_file import ROOT, Claim, Said, load
+from benchmarks.claims.evidence import Finding, digest
+from benchmarks.claims.measured import measured
+from benchmarks.claims.notebook_outputs import stored
+from benchmarks.claims.recorded import RECORDED
+from benchmarks.claims.simulated import TWIN
+from benchmarks.claims.text_numbers import Passage, numbers_in, one_line, passages
+from disagg.plan.errors import FileError
+from disagg.trace.files import whole
+
+REFRESH = "python -m benchmarks claims --refresh"
+
+
+def finding(claim: Claim, said: Said, root: Path = ROOT) -> Finding:
+    """What backs a claim, computed anew. FileError."""
+    if claim.kind == "measured":
+        if claim.origin not in said.measured:
+            raise FileError(f"claim {claim.id}: claims.toml has no [measured.{claim.origin}]")
+        return measured(root, claim.origin, said.measured[claim.origin])
+    if claim.kind == "found":
+        return found(claim.origin)
+    if claim.kind == "cell":
+        return stored(claim, root)
+    command, words = f"python -m benchmarks claims --only {claim.id}", json.dumps(claim.origin, ensure_ascii=False)
+    values = worked(claim.origin)
+    return Finding(values, command, words, digest(claim.origin), "any: arithmetic", why_no_interval="exact")
+
+
+@cache
+def found(name: str) -> Finding:
+    """What the twin or a recording gives. FileError."""
+    functions = {**TWIN, **RECORDED, **CHAPTERS}
+    if name not in functions:
+        raise FileError(f"{name!r} is no finding; known: {', '.join(functions)}")
+    return functions[name]()
+
+
+def entry(claim: Claim, said: Said, root: Path = ROOT) -> dict:
+    """A claim as the ledger keeps it. FileError."""
+    backed = finding(claim, said, root)
+    quotes = claim.rendered(backed.values)
+    asked = claim.asked if claim.kind != "cell" else list(backed.values)
+    interval = {name: [_short(value) for value in backed.interval[name]] for name in asked
+                if name in (backed.interval or {})}  # fmt: skip
+    return {
+        "id": claim.id,
+        "file": claim.file,
+        "quotes": list(quotes),
+        "numbers": [number for quote in quotes for number in numbers_in(quote)],
+        "values": {name: _short(backed.values[name]) for name in asked},
+        "kind": claim.kind,
+        "origin": claim.origin,
+        "command": backed.command,
+        "workload": backed.workload,
+        "workload_sha256": backed.workload_sha256,
+        "baseline": claim.baseline or backed.baseline or None,
+        "hardware": backed.hardware,
+        "interval": interval or None,
+        "why_no_interval": None if interval else backed.why_no_interval or "one value",
+        "verdict": claim.verdict,
+        "conditions": claim.fill(claim.conditions, backed.values) or None,
+    }
+
+
+def _short(value: float) -> float:
+    """Six digits: libraries of other machines may round the last ones otherwise."""
+    return float(f"{value:.6g}")
+
+
+def kept(root: Path = ROOT) -> dict[str, dict]:
+    """The ledger as it is stored, by id; empty where there is none. FileError."""
+    path = root / "figures" / "claims.json"
+    try:
+        return {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))["claims"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path.name}: {type(error).__name__}: {error}") from None
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def problems(root: Path = ROOT) -> list[str]:
+    """Stale numbers and unbacked ones, in words; nothing where README, notebooks and origins agree."""
+    said, texts = load(root), passages(root)
+    return [*_stale(said, root), *_missing(said, texts, root), *_unbacked(said, texts, root)]
+
+
+def _stale(said: Said, root: Path) -> Iterator[str]:
+    """Claims whose origin gives something else than the ledger keeps."""
+    before = kept(root)
+    for claim in said.claims:
+        try:
+            now = entry(claim, said, root)
+        except FileError as error:
+            yield str(error)
+            continue
+        old = before.pop(claim.id, {})
+        if changed := [name for name in now if now[name] != old.get(name)]:
+            name = changed[0]
+            yield f"stale: claim {claim.id}: {name} is {now[name]!r}, and the ledger has {old.get(name)!r}; {REFRESH}"
+    yield from (f"stale: the ledger has claim {name}, and claims.toml has not; {REFRESH}" for name in before)
+
+
+def _quotes(said: Said, root: Path) -> Iterator[tuple[str, str, str]]:
+    """(file, quote, whose it is), of the ledger and of the settings."""
+    for row in kept(root).values():
+        yield from ((row["file"], quote, f"claim {row['id']}") for quote in row["quotes"])
+    for setting in said.settings:
+        yield from ((setting.file, quote, f"the setting {setting.reason!r}") for quote in setting.quotes)
+
+
+def _missing(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
+    for file, quote, whose in _quotes(said, root):
+        if not any(text.file == file and one_line(quote) in text.text for text in texts):
+            yield f"stale: {file} does not say {quote!r}, as {whose} has it"
+
+
+def _unbacked(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
+    quotes = list(_quotes(said, root))
+    for text in texts:
+        spans = text.spans(quote for file, quote, _ in quotes if file == text.file)
+        for number in text.numbers():
+            if not any(start <= number.start() and number.end() <= stop for start, stop in spans):
+                around = text.text[max(0, number.start() - 50) : number.end() + 30]
+                where = f"{text.file}, cell {text.cell}" if text.cell else text.file
+                yield f"unbacked: {number[0].strip()!r} in {where}: …{around}…"
+
+
+# ---- refreshing ------------------------------------------------------------------------------------------------------
+
+
+def refresh(root: Path = ROOT) -> list[str]:
+    """Writes the ledger anew, and README where a number of a quote changed; returns what is left to do by hand."""
+    said = load(root)
+    rows, failed = [], []
+    for claim in said.claims:
+        try:
+            rows.append(entry(claim, said, root))
+        except FileError as error:
+            failed.append(str(error))
+    if failed:
+        return failed
+    _rewrite(root / "README.md", said.claims, rows)
+    with whole(root / "figures" / "claims.json") as out:
+        out.write(json.dumps({"claims": rows}, indent=1, ensure_ascii=False).encode() + b"\n")
+    return problems(root)
+
+
+def _rewrite(readme: Path, claims: Iterable[Claim], rows: Iterable[dict]) -> None:
+    """Puts each quote in the place of the one with the same words and other numbers, where there is just one."""
+    text = readme.read_text(encoding="utf-8")
+    for claim, row in zip(claims, rows, strict=True):
+        for quote, now in zip(claim.quotes, row["quotes"], strict=True):
+            if claim.file == "README.md" and claim.kind != "cell" and one_line(now) not in one_line(text):
+                place = _any_numbers(quote)
+                text = place.sub(lambda _, now=now: now, text) if len(place.findall(text)) == 1 else text
+    with whole(readme) as out:
+        out.write(text.encode())
+
+
+def _any_numbers(quote: str) -> re.Pattern:
+    """What a quote looks like whatever its numbers are, and wherever its lines break."""
+    words = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in re.split(r"{[^{}]*}", quote)]
+    return re.compile(r"[-\w.,]+(?: \w+)*?".join(words))

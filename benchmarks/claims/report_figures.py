@@ -1,0 +1,116 @@
+"""The pictures in figures/: each is one function of a recording, of measured rows or of the twin, and none of a clock.
+
+`make figures` draws all of them again; the same data give the same bytes. `record` makes a new recording.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.claims import claims_file, measured, simulated
+from disagg.plan.config import PRESETS, Config
+from disagg.plan.link import Link
+from disagg.plan.request import Request
+from disagg.show import recordings
+from disagg.show.example_prompts import QUESTIONS
+from disagg.show.plots.film import Film, film
+from disagg.show.plots.law_plot import law_picture
+from disagg.show.plots.picture import Picture
+from disagg.show.plots.preset_plot import Rung, ladder_picture
+from disagg.show.plots.report_plots import gain_picture, goodput_picture
+from disagg.show.plots.timeline_plot import timeline_picture
+from disagg.trace.files import folder as made
+from disagg.trace.results import Run
+
+RECORDING = recordings.FOLDER / "seven_questions.jsonl.gz"
+
+
+def record(path: str | Path = RECORDING, model: str = "smollm2", new_tokens: int = 24) -> Run:
+    """Serves seven questions, 0.2 s apart, over a link about as fast as this machine computes, and keeps the run."""
+    from disagg.run.engine import Engine
+
+    requests = [
+        Request(question, max_new_tokens=new_tokens, arrival_s=0.2 * index) for index, question in enumerate(QUESTIONS)
+    ]
+    with Engine(Config.preset("streamed", model=model, link=Link.ratio(0.8))) as engine:
+        engine.serve(requests[:1])  # the first pass of a process also pays for start-up
+        run = engine.serve(requests)
+    run.save(path, overwrite=True)
+    return run
+
+
+# ---- of a recording, and of measured rows ----------------------------------------------------------------------------
+
+
+def first_run(recording: Path = RECORDING) -> Picture:
+    """Seven questions through preset `streamed`."""
+    return timeline_picture(Run.load(recording))
+
+
+def demo_gif(recording: Path = RECORDING) -> Film:
+    """The same questions as a film: spans, queues and answers as they come, at half speed."""
+    run = Run.load(recording)
+    return film(run, _decoder(run.config.model))
+
+
+def _decoder(model: str) -> Callable[[list[int]], str]:
+    from disagg.run.model.text import ByteText, TokenizerText
+    from disagg.run.model.weights import convert_smollm2
+
+    return ByteText().decode if model == "tiny" else TokenizerText(convert_smollm2(), chat=False).decode
+
+
+def demo() -> Picture:
+    """The ladder that `python -m disagg demo` climbs, from its measured rows."""
+    return ladder_picture([_rung(name, measured.rows(claims_file.ROOT, "demo")) for name in PRESETS])
+
+
+def _rung(name: str, rows: Mapping[str, float]) -> Rung:
+    ttft, gap, rate = (rows[f"{row}[{name}]"] for row in ("ttft_p50_s", "second_token_gap_p50_s", "tokens_per_s"))
+    return Rung(name, ttft, gap, rate, rows.get(f"hidden_fraction[{name}]"))
+
+
+# ---- of the twin -----------------------------------------------------------------------------------------------------
+
+
+def law_report() -> Picture:
+    """The report's 60 and 96 % on the law, as the twin finds them on two L4."""
+    values = simulated.overlap().values
+    points = [(values[f"ratio[{percent}]"], percent / 100) for percent in (60, 96)]
+    return law_picture({"60 % and 96 % on two L4, by the twin": points}, layers=32)
+
+
+def gain() -> Picture:
+    """The report's 20x and 4x as a number of rows."""
+    rows = (2, 4, 8, 16, 32)
+    curves = {
+        preset: [(count, simulated.over(preset, count, "baseline", 1)[0]) for count in rows]
+        for preset in simulated.PRESETS_COMPARED
+    }
+    return gain_picture(curves, (4, 20), simulated.HARDWARE)
+
+
+def goodput() -> Picture:
+    """Goodput of a split pair, of its rival, and of one L4, under a narrow and a wider limit."""
+    return goodput_picture(simulated.goodput_curves(), simulated.HARDWARE)
+
+
+#: How each is made, and its file's name.
+FIGURES = {
+    "first_run": (first_run, "first_run.png"),
+    "demo_gif": (demo_gif, "demo.gif"),
+    "demo": (demo, "demo.png"),
+    "law_report": (law_report, "law_report.png"),
+    "gain_2xL4": (gain, "gain_2xL4.png"),
+    "goodput_2xL4": (goodput, "goodput_2xL4.png"),
+}
+
+
+def make(name: str, folder: str | Path = "figures", **options) -> Path:
+    """Draws figure `name` and writes its file into the folder."""
+    if name not in FIGURES:
+        raise ValueError(f"figure {name!r} is unknown; known: {', '.join(FIGURES)}")
+    draw, file = FIGURES[name]
+    path = Path(folder) / file
+    made(path.parent)
+    draw(**options).save(path)
+    return path

@@ -1,0 +1,167 @@
+"""The report's numbers on two L4 GPUs, as the twin predicts them: which wire, which rival, how many rows.
+
+Llama-3-8B in bfloat16. Its times come from data sheets and from what one H200 was measured to reach (twin/hardware.py);
+nobody has measured this pair. Notebooks: notebooks/03_layer_streaming.ipynb, notebooks/05_dynamic_batching.ipynb,
+notebooks/06_twin_and_claims.ipynb.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+from benchmarks.claims.evidence import Finding, digest_of_requests
+from disagg.plan.config import Config
+from disagg.plan.link import PRESETS, Link
+from disagg.plan.request import Request
+from disagg.trace.results import Run
+from disagg.twin.simulate import simulate
+from disagg.twin.traces import Arrival
+from disagg.twin.workloads import Lengths, poisson
+
+PAIR = "2xL4"
+HARDWARE = "2 × NVIDIA L4 by data sheet, predicted"
+COMMAND = "python -m benchmarks claims --only {}"
+
+PROMPTS = (512, 128, 2048)  # the first is the one that is quoted
+ROWS = (4, 32)
+SPREADS = (0.0, 0.2)  # of lengths, log-normal; what the first gives is quoted
+FAST, SEEDS = 0.6, (1, 2)  # requests a second; the first seed is quoted
+RATES = (0.06, 0.1, 0.15, 0.25, 0.4, 0.5, 0.6, 0.7)
+TTFT_LIMIT_S, TPOT_LIMITS_MS = 16.0, (88, 150)
+PRESETS_COMPARED = ("colocated", "dynamic", "two_colocated")
+
+
+def on_pair(preset: str, **changes) -> Config:
+    """A preset on one L4 where it needs one, else on both."""
+    second = "cuda:0" if preset in ("baseline", "colocated") else "cuda:1"
+    devices = {"prefill_device": "cuda:0", "decode_device": second}
+    return Config.preset(preset, model="random-llama3-8b", dtype="bfloat16", **devices, **changes)
+
+
+# ---- 60 and 96 % -----------------------------------------------------------------------------------------------------
+
+
+def _alike(arrivals: Iterable[Arrival]) -> list[Request]:
+    """Requests whose tokens are all alike: only their number counts here."""
+    return [Request([7] * one.prompt_tokens, one.new_tokens, one.at_s) for one in arrivals]
+
+
+def prompt_of(tokens: int) -> list[Request]:
+    return [Request([7] * tokens, 4)]
+
+
+def handed_off(preset: str, tokens: int, gb_s: float) -> Run:
+    """One prompt over a wire of so many GB/s."""
+    return simulate(on_pair(preset, link=Link(gb_s * 1e9)), prompt_of(tokens), hardware=PAIR)
+
+
+def wire_for(hidden: float, tokens: int) -> Run:
+    """The run over the slowest wire on which H reaches a share, by halving between 1 MB/s and 1 TB/s."""
+    low, high = 1e-3, 1e3
+    for _ in range(36):
+        middle = (low * high) ** 0.5
+        enough = handed_off("streamed", tokens, middle).overlap(0).hidden >= hidden
+        low, high = (low, middle) if enough else (middle, high)
+    return handed_off("streamed", tokens, high)
+
+
+def overlap() -> Finding:
+    """Which wire hides 60 % of a hand-off, and which 96 %; and what PCIe hides."""
+    values, interval = {}, {}
+    for percent in (60, 96):
+        runs = [wire_for(percent / 100, tokens) for tokens in PROMPTS]
+        laws = [run.law(0) for run in runs]
+        wires = [run.config.links[0].bandwidth for run in runs]
+        ratios = [law.compute_s / law.hops_s[0] for law in laws]
+        for name, found in ((f"wire[{percent}]", wires), (f"ratio[{percent}]", ratios)):
+            values[name], interval[name] = found[0], (min(found), max(found))
+    pcie = PRESETS["pcie4x16"]
+    values["pcie"] = pcie
+    for preset in ("split", "streamed"):
+        found = [handed_off(preset, tokens, pcie / 1e9).overlap(0).hidden for tokens in PROMPTS]
+        values[f"pcie_hidden[{preset}]"], interval[f"pcie_hidden[{preset}]"] = found[0], (min(found), max(found))
+    words = f"one prompt of {PROMPTS[0]} tokens, layer by layer; the interval over prompts of {min(PROMPTS)} to "
+    asked = [request for tokens in PROMPTS for request in prompt_of(tokens)]
+    return _finding("report-overlap", values, f"{words}{max(PROMPTS)}", asked, "none: H is a share", interval)
+
+
+# ---- 20x and 4x ------------------------------------------------------------------------------------------------------
+
+
+def crowd(spread: float) -> list[Request]:
+    """64 requests at nearly one instant: prompts of 256 tokens, answers of 64, or around that."""
+    arrivals = poisson(64, per_s=1000, prompt=Lengths(256, spread), new=Lengths(64, spread))
+    return _alike(arrivals)
+
+
+@cache
+def crowded(preset: str, rows: int, spread: float) -> float:
+    """Tokens a second for the crowd, with at most so many rows in a decode step."""
+    run = simulate(on_pair(preset, max_batch=rows), crowd(spread), hardware=PAIR)
+    return run.metrics().tokens_per_s
+
+
+def over(preset: str, rows: int, rival: str, rival_rows: int) -> list[float]:
+    """The gain over a rival, for each spread."""
+    return [crowded(preset, rows, spread) / crowded(rival, rival_rows, spread) for spread in SPREADS]
+
+
+def gain() -> Finding:
+    """Tokens a second over one request at a time, and over the fair rival, by rows that may share a step."""
+    values, interval = {}, {}
+    for rows in ROWS:
+        found = {preset: over(preset, rows, "baseline", 1) for preset in PRESETS_COMPARED}
+        found["over_rival"] = over("dynamic", rows, "two_colocated", rows)
+        for name, gains in found.items():
+            values[f"{name}[{rows}]"], interval[f"{name}[{rows}]"] = gains[0], (min(gains), max(gains))
+    words = "64 requests at once, each of 256 tokens and 64 new ones; the interval down to lengths of spread 0.2"
+    asked = [request for spread in SPREADS for request in crowd(spread)]
+    return _finding("report-20x", values, words, asked, "`baseline`: one request at a time on one L4", interval)
+
+
+# ---- 4x as goodput ---------------------------------------------------------------------------------------------------
+
+
+def readers(per_s: float, seed: int) -> list[Request]:
+    """60 requests at a rate, enough for a queue to show: prompts around 6,000 tokens, answers around 64."""
+    arrivals = poisson(60, per_s, prompt=Lengths(6000, 0.3), new=Lengths(64, 0.3), seed=seed)
+    return _alike(arrivals)
+
+
+@cache
+def within(preset: str, per_s: float, seed: int) -> dict[int, float]:
+    """Share of the readers that keep the limit on TTFT and one on TPOT, by the latter in ms."""
+    run = simulate(on_pair(preset), readers(per_s, seed), hardware=PAIR)
+    return {limit: run.metrics(TTFT_LIMIT_S, limit / 1e3).attainment for limit in TPOT_LIMITS_MS}
+
+
+def fair() -> Finding:
+    """Which share keeps its limits: `streamed` at a rate, its rival at parts of it, once under a wider limit."""
+    narrow, wide = TPOT_LIMITS_MS
+    asked = {"streamed": ("streamed", FAST, narrow), "quarter": ("two_colocated", FAST / 4, narrow),
+             "tenth": ("two_colocated", FAST / 10, narrow), "half": ("two_colocated", FAST / 2, wide)}  # fmt: skip
+    parts = {"rate_half": 2, "rate_quarter": 4, "rate_tenth": 10}
+    values, interval = {"rate": FAST} | {name: FAST / part for name, part in parts.items()}, {}
+    for name, (preset, per_s, limit) in asked.items():
+        shares = [within(preset, per_s, seed)[limit] for seed in SEEDS]
+        values[f"met[{name}]"], interval[f"met[{name}]"] = shares[0], (min(shares), max(shares))
+    words = f"60 Poisson arrivals, prompts around 6,000 tokens, answers around 64, TTFT within {TTFT_LIMIT_S:g} s"
+    requests = [request for seed in SEEDS for request in readers(FAST, seed)]
+    return _finding("report-4x-goodput", values, words, requests, "`two_colocated`: the same two GPUs", interval)
+
+
+def goodput_curves() -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Shares within the limits over the rate, by limit and preset."""
+    return {
+        f"TPOT within {limit} ms": {
+            preset: [(rate, within(preset, rate, SEEDS[0])[limit]) for rate in RATES]
+            for preset in ("streamed", "two_colocated", "colocated")
+        }
+        for limit in TPOT_LIMITS_MS
+    }
+
+
+def _finding(claim: str, values: dict, words: str, asked: Sequence[Request], baseline: str, interval: dict) -> Finding:
+    return Finding(values, COMMAND.format(claim), words, digest_of_requests(asked), HARDWARE, baseline, interval)
+
+
+TWIN = {"overlap": overlap, "gain": gain, "fair": fair}

@@ -1,0 +1,247 @@
+"""What two cores give: workers side by side, against generate, paged, binned, under a target, and without leaks."""
+
+import gc
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import torch
+
+from benchmarks import peers, speed
+from benchmarks.parity import Parity, forced, reference_continuations
+from disagg.plan import events as ev
+from disagg.plan.config import Config
+from disagg.plan.link import Link
+from disagg.plan.request import Job, Request
+from disagg.run.engine import Engine
+from disagg.run.model.model import Model, load_model
+from disagg.run.sizes import compute_of_a_layer
+from disagg.show.example_prompts import long_tail, prompts, work_c
+from disagg.show.report import Row
+from disagg.twin.simulated_engine import Speeds, World
+
+Say = Callable[[str], None]
+EVEN_TOKENS = 140  # context at which both arms cost the same by speeds measured alone; at work it is about half
+
+READY = """
+import time
+from disagg import Config, Engine, Request
+with Engine(Config.preset("dynamic", model={model!r})) as engine:
+    for piece in engine.submit(Request("Why is the sky blue?", max_new_tokens=4)):
+        print("first token", flush=True)
+        break
+"""
+
+
+def ready_row(say: Say, model_name: str, repeats: int = 3) -> Row:
+    """From the start of a Python process to the first token, with the model converted before."""
+    times = []
+    for index in range(repeats):
+        say(f"a fresh process, {index + 1} of {repeats}")
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-c", READY.format(model=model_name)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        times.append(time.perf_counter() - start)
+        process.communicate()
+    return Row("ready_s", statistics.median(times), "s", 10, repeats, "process start to first token of `dynamic`")
+
+
+def both_workers_row(say: Say, model: Model) -> list[Row]:
+    """Prefill and decode rates together, as shares of the same alone."""
+    say("prefill alone, decode alone, both")
+    count, steps = 16, 120
+    short = prompts(model, [128] * count + [256] * 8)
+    prefills = [Request(prompt, 1, ignore_eos=True) for prompt in short[:count]]
+    decodes = [Request(prompt, steps, ignore_eos=True) for prompt in short[count:]]
+    with Engine(Config.preset("streamed", model=model.name, chunk_tokens=128), model=model) as engine:
+        kept: dict[str, list[float]] = {"prefill": [], "decode": []}
+        engine.serve(prefills[:2] + decodes[:2])
+        for _ in range(3):
+            alone = median_ns(engine.serve(prefills), "prefill"), median_ns(full(engine.serve(decodes), 8), "decode")
+            both = engine.serve(decodes + prefills)
+            steps_ns = [span for span in both.timeline.spans if span.kind == "decode" and span.count == 8]
+            window = steps_ns[0].start_ns, steps_ns[-1].end_ns
+            inside = [s for s in both.timeline.spans if s.kind == "prefill" and len(s.requests) == 1
+                      and s.count == 128 and s.start_ns >= window[0] and s.end_ns <= window[1]]  # fmt: skip
+            first, last = inside[0].start_ns, inside[-1].end_ns
+            beside = [s for s in steps_ns if s.start_ns >= first and s.end_ns <= last]
+            kept["prefill"].append(alone[0] / statistics.median(s.end_ns - s.start_ns for s in inside))
+            kept["decode"].append(alone[1] / statistics.median(s.end_ns - s.start_ns for s in beside))
+    return [
+        Row(f"both_workers_kept[{name}]", statistics.median(shares), "of alone", 0.85, len(shares),
+            "rates of passes of 128 tokens and of steps of 8 rows", at_most=False)
+        for name, shares in kept.items()
+    ]  # fmt: skip
+
+
+def full(run, rows: int):
+    """The run with only its steps of that many rows."""
+    run.timeline.spans = [s for s in run.timeline.spans if s.kind != "decode" or s.count == rows]
+    return run
+
+
+def median_ns(run, kind: str) -> float:
+    return statistics.median(s.end_ns - s.start_ns for s in run.timeline.spans if s.kind == kind)
+
+
+def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
+    """Preset `dynamic`, a core each, against `generate` on both cores, alternating."""
+    requests, module = work_c(model), model.reference()
+    ours, theirs = [], []
+    for index in range(repeats):
+        say(f"work C, round {index + 1} of {repeats}")
+        theirs.append(peers.one_by_one(module, requests)[0])
+        with Engine(Config.preset("dynamic", model=model.name), model=model) as engine:
+            ours.append(engine.serve(requests).metrics().tokens_per_s)
+    ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
+    note = f"work C: {statistics.median(ours):.1f} against {statistics.median(theirs):.1f} new tokens/s"
+    return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
+
+
+def paging_link(model: Model) -> Link:
+    """A wire of this machine's proportions: shorter contexts are cheaper to compute again, longer ones to spill."""
+    token_s = compute_of_a_layer(model) * model.layers / 128
+    return Link(bandwidth=4 * model.shape.token_bytes / token_s, fixed_s=EVEN_TOKENS * token_s / 4)
+
+
+def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 160) -> list[Row]:
+    """A decode pool a quarter of what the work wants: K/V go to the host or are computed again, tokens stay."""
+    lengths = [16 + (index * 29) % 48 + new_tokens for index in range(count)]
+    say("paged: the reference's logits")
+    torch.set_num_threads(1)
+    answers = reference_continuations(model, prompts(model, lengths), new_tokens)
+    requests, link = forced(answers), paging_link(model)
+    config = Config.preset("paged", model=model.name, link=link, layers_per_copy=model.layers, decode_blocks=1024)
+    say("paged: unlimited")
+    with Engine(config, model=model) as engine:
+        run = engine.serve(requests)
+        full_rate, peak = run.metrics().tokens_per_s, run.peak_blocks["decode 0"]
+    say(f"paged: {peak // 4} of {peak} blocks")
+    with Engine(config.replace(decode_blocks=peak // 4, host_blocks=peak // 4), model=model) as engine:
+        run = engine.serve(requests)
+    parity = Parity()
+    for result, answer in zip(run.results, answers, strict=True):
+        parity.add(torch.stack(result.logits), answer)
+    rate, counts = run.metrics().tokens_per_s, run.counts
+    rows = [
+        Row("paged_parity[max_logit_diff]", parity.largest, "logits", 5e-4, parity.positions),
+        Row("paged_parity[wrong_tokens]", parity.wrong, "tokens", 0, parity.positions),
+        Row("paged_over_full", rate / full_rate, "×", 0.5, 1, f"{rate:.1f} against {full_rate:.1f} tokens/s; "
+            f"{peak // 4} of {peak} blocks", at_most=False),
+    ]  # fmt: skip
+    lengths = sorted(choice.tokens for choice in run.choices)
+    note = f"contexts preempted: {lengths[0]} to {lengths[-1]} tokens, median {lengths[len(lengths) // 2]}"
+    for name in ("spills", "fetches", "recomputes"):
+        rows.append(Row(f"paged_{name}", counts.get(name, 0), "", 20, 1, note, at_most=False))
+    return rows
+
+
+def target_row(say: Say, model: Model, count: int = 48, new_tokens: int = 64) -> list[Row]:
+    """A target for the gaps that a fixed batch misses: adaptive composition must hold it."""
+    inputs = prompts(model, [32 + (index * 41) % 160 for index in range(count)])
+    requests = [Request(prompt, new_tokens, ignore_eos=True) for prompt in inputs]
+    say("a fixed batch of 32")
+    with Engine(Config.preset("dynamic", model=model.name, itl_target_s=None), model=model) as engine:
+        fixed = engine.serve(requests).metrics()
+    target = 0.6 * fixed.itl_s.p99
+    say(f"adaptive, target {target * 1000:.0f} ms")
+    with Engine(Config.preset("dynamic", model=model.name, itl_target_s=target), model=model) as engine:
+        adaptive = engine.serve(requests).metrics()
+    note = (
+        f"target {target * 1000:.0f} ms; fixed batch of 32: p99 {fixed.itl_s.p99 / target:.2f} of it at "
+        f"{fixed.tokens_per_s:.1f} tokens/s, adaptive {adaptive.tokens_per_s:.1f}; second tokens' gaps pooled too"
+    )
+    gaps = count * (new_tokens - 1)
+    return [
+        Row("itl_p99_over_target", adaptive.itl_s.p99 / target, "of target", 1.1, gaps, note),
+        Row("itl_p99_over_target[fixed batch]", fixed.itl_s.p99 / target, "of target", None, gaps),
+    ]
+
+
+def bin_rows(say: Say) -> list[Row]:
+    """Padding measured by the worker against the formula, and with bins against without (tiny model: counts only)."""
+    model = load_model("tiny")
+    lengths = long_tail(96, 1200)
+    requests = [Request([(5 * i + k) % 250 for k in range(n)], 48, ignore_eos=True) for i, n in enumerate(lengths)]
+    waste, mismatches = {}, 0
+    for name, bins in (("one bin", ()), ("bins", (32, 64, 128, 256, 512, 1024))):
+        say(f"long-tail lengths, {name}")
+        with Engine(Config.preset("dynamic", model="tiny", bins=bins, itl_target_s=None), model=model) as engine:
+            run = engine.serve(requests)
+        waste[name] = run.padding.padded_slots - run.padding.used_slots
+        mismatches += run.counts["padding_mismatches"]
+    note = (
+        f"slots read for nothing: {waste['bins']:,} against {waste['one bin']:,}; median length {sorted(lengths)[48]}"
+    )
+    return [
+        Row("bin_waste_error", mismatches, "steps", 0, 2 * 96, "steps whose measured slots differ from the formula"),
+        Row("bin_waste_over_unbinned", waste["bins"] / waste["one bin"], "×", 0.5, 96, note),
+    ]
+
+
+def leak_row(say: Say, count: int = 2000) -> Row:
+    """Resident memory over many short requests with cancels, after a warm-up of as many."""
+    draw, process = random.Random(0), psutil.Process()
+    with Engine(Config.preset("paged", model="tiny", decode_blocks=64, host_blocks=32)) as engine:
+        sizes = []
+        for phase in ("warm-up", "measured"):
+            say(f"{count} requests with cancels, {phase}")
+            for _ in range(count // 20):
+                handles = [
+                    engine.submit(Request([3] * draw.randint(1, 60), draw.randint(1, 24), ignore_eos=True))
+                    for _ in range(20)
+                ]
+                for handle in handles:
+                    if draw.random() < 0.3:
+                        handle.cancel()
+                for handle in handles:
+                    handle.result()
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    growth = (sizes[1] - sizes[0]) / count
+    return Row(
+        "rss_growth_bytes_per_request", growth, "bytes", 1024, count, "30 % cancelled, after a warm-up of as many"
+    )
+
+
+def controller_row(say: Say, running: int = 256) -> Row:
+    """Microseconds of the controller alone an event, in a virtual world with a full batch."""
+    say(f"controller at {running} running")
+    config = Config.preset("streamed", model="tiny", max_batch=running, decode_blocks=8192, prefill_blocks=4096)
+    world = World(config, Speeds(prefill_pass=100_000, prefill_token=10_000, step_row=100_000))
+    spent, at_full = [], []
+    handle = world.controller.handle
+
+    def timed(event, now_ns):
+        full = sum(len(seat.rows) for seat in world.controller.book.decodes) >= running * 0.95
+        start = time.perf_counter_ns()
+        commands = handle(event, now_ns)
+        (at_full if full else spent).append((time.perf_counter_ns() - start, isinstance(event, ev.Stepped)))
+        return commands
+
+    world.controller.handle = timed
+    for index in range(4 * running):
+        world.submit(Job(index, (1,) * (64 + index % 64), 64 + index % 64, index * 2_000_000))
+    world.run()
+    steps = [ns for ns, stepped in at_full if stepped]
+    note = f"with {running} running; events of decode steps alone {statistics.mean(steps) / 1000:.0f} µs"
+    mean = statistics.mean(ns for ns, _ in at_full) / 1000
+    return Row("controller_us_per_event", mean, "µs", 100, len(at_full), note)
+
+
+def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
+    """The rows as they are measured, the quick ones first."""
+    model = load_model(model_name)
+    yield controller_row(say)
+    yield leak_row(say)
+    yield from bin_rows(say)
+    yield ready_row(say, model_name)
+    yield from both_workers_row(say, model)
+    yield over_generate_row(say, model)
+    yield from target_row(say, model)
+    yield from paged_rows(say, model)
+    yield from speed.suite(say, model)

@@ -1,0 +1,101 @@
+"""The most that this device does, measured in the run whose rows are divided by it."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from disagg.show.report import Row
+
+
+class Limits(NamedTuple):
+    """In bytes/s and FLOP/s."""
+
+    copy: float  # device memory, bytes read and written
+    matmul: float  # bfloat16 on a GPU
+    down: float  # device to pinned host memory
+    up: float
+
+    @property
+    def words(self) -> str:
+        """For the note of a row."""
+        return (
+            f"this run: copy {self.copy / 1e9:,.0f} GB/s, matmul {self.matmul / 1e12:.3g} TFLOP/s, "
+            f"pinned {self.down / 1e9:.3g} down and {self.up / 1e9:.3g} up GB/s"
+        )
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 10, warm: int = 3) -> float:
+    """Median seconds of a piece of device work, by events on a GPU."""
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        with torch.cuda.device(device):  # events stand on the current device
+            return seconds(work, device, repeats, warm)
+    for _ in range(warm):
+        work()
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            work()
+            last.record()
+            last.synchronize()
+            times.append(first.elapsed_time(last) / 1e3)
+        else:
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure(device: torch.device, side: int, copied_bytes: int, pinned_bytes: int) -> Limits:
+    """All four; what they took is given back."""
+    limits = Limits(
+        copied_bytes / copy_s(device, copied_bytes // 2), 2 * side**3 / product_s(device, side),
+        *(pinned_bytes / took for took in pinned_s(device, pinned_bytes)),
+    )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return limits
+
+
+def copy_s(device: torch.device, nbytes: int) -> float:
+    source, target = (torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
+    return seconds(lambda: target.copy_(source), device)
+
+
+def product_s(device: torch.device, side: int) -> float:
+    """Random data: zeros run faster than any model's weights."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return seconds(lambda: torch.mm(left, right, out=out), device)
+
+
+def sustained_s(device: torch.device, side: int, lasting_s: float) -> float:
+    """As `product_s`, of products back to back for so long that the clock has fallen to what the power allows."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    count = max(2, round(lasting_s / product_s(device, side)))
+    return seconds(lambda: [torch.mm(left, right, out=out) for _ in range(count)], device, repeats=1, warm=1) / count
+
+
+def pinned_s(device: torch.device, nbytes: int) -> tuple[float, float]:
+    """Down to pinned host memory, and up."""
+    here = torch.empty(nbytes, dtype=torch.uint8, device=device)
+    host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    down, up = (lambda: host.copy_(here, non_blocking=True)), (lambda: here.copy_(host, non_blocking=True))
+    return seconds(down, device), seconds(up, device)
+
+
+def rows(stand) -> Iterator[Row]:
+    limits, scale = stand.limits, stand.scale
+    yield Row("ceiling_copy", limits.copy / 1e9, "GB/s", n=10, note="device memory, bytes read and written, median")
+    yield Row("ceiling_matmul", limits.matmul / 1e12, "TFLOP/s", n=10, note=f"{scale.side}³, random data, median")
+    note = f"as above, back to back for {scale.lasting_s:g} s: the clock falls to what the power allows"
+    yield Row("ceiling_matmul[sustained]", stand.sustained / 1e12, "TFLOP/s", note=note)
+    yield Row("ceiling_pinned[down]", limits.down / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")
+    yield Row("ceiling_pinned[up]", limits.up / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")

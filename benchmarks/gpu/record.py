@@ -1,0 +1,181 @@
+"""Recordings of these GPUs for those who have none (`python -m benchmarks record-gpu`): measured as the suites measure.
+
+Parts may be asked for alone, and each file is written as soon as it is measured. What stands in the files, and where
+they are read, is in `disagg/show/recordings.py`.
+"""
+
+import statistics
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gpu import sharing, streaming
+from benchmarks.gpu import steps as decode_steps
+from benchmarks.gpu.fixture import Say, Stand
+from disagg.plan.errors import ConfigError, FileError
+from disagg.plan.request import Request
+from disagg.run.engine import Engine
+from disagg.run.machine import gpu_in_words
+from disagg.show import recordings
+from disagg.show.recordings import StepTime, StepTimes
+from disagg.show.report import Failed, LeftOut
+from disagg.trace.results import Run
+
+#: What is switched on, rung by rung.
+RUNGS = {
+    "eager": dict(compile=False, graphs=False, join_projections=False),
+    "compiled": dict(compile=True, graphs=False, join_projections=False),
+    "graph": dict(compile=True, graphs=True, join_projections=False),
+    "joined": dict(compile=True, graphs=True, join_projections=True),
+}
+SIZES = dict(steps=32, rounds=1, repeats=5)  # of a recording, within the sizes of the suite
+
+
+def make_stand(shape: str, say: Say, sm_split: int = 32, pair: bool = False) -> Stand:
+    """A stand whose work takes a minute or two a part."""
+    stand = Stand(shape, say, sm_split, pair)
+    stand.scale = replace(stand.scale, **{name: min(most, getattr(stand.scale, name)) for name, most in SIZES.items()})
+    return stand
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+def step_times(stand: Stand) -> StepTimes:
+    """Decode steps on each rung. A CPU has no graphs, and its steps stay as they are."""
+    times, limits = [], stand.limits
+    for rung, switches in RUNGS.items():
+        stand.join(switches["join_projections"])
+        stand.say(f"steps, {rung}")
+        engine = decode_steps.engine_of(stand, **{**switches, "graphs": switches["graphs"] and stand.on_gpu})
+        for batch in stand.scale.batches:
+            found = decode_steps.measure(stand, engine, batch)
+            seconds, gap_s, nbytes, context = map(
+                statistics.median, (found.seconds, found.gaps_s, found.nbytes, found.contexts)
+            )
+            times.append(StepTime(rung, batch, seconds, gap_s, round(nbytes), float(context), len(found.seconds)))
+    return StepTimes(gpu_in_words(), stand.name, *limits, tuple(times))
+
+
+def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
+    """Readers beside long prompts, in each arrangement of the GPU."""
+    stand.join(True)
+    for name, run in sharing.side_by_side(stand):
+        yield name, named(run) if isinstance(run, Run) else run
+
+
+def staged_runs(stand: Stand) -> Iterator[tuple[float, Run]]:
+    """One prompt over the staged route at each dial: of the repeats the one with the median H."""
+    stand.join(True)
+    engine = streaming.staged_engine(stand)
+    compute_s, _ = streaming.compute_alone(stand, engine)
+    dials = {f"{dial:g}": dial for dial in stand.scale.dials}
+    for _, dial, runs in streaming.over_dials(stand, engine, dials, compute_s):
+        yield dial, named(sorted(runs, key=lambda run: run.overlap(0).hidden)[len(runs) // 2])
+
+
+def crowd_runs(stand: Stand) -> Iterator[tuple[str, Run]]:
+    """Two GPUs, readers beside long prompts: split, and as two that do both."""
+    requests = sharing.mixed(stand)
+    lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
+    for name in recordings.PAIR["crowd"]:
+        engine = stand.engine(name, lengths, prefill=sum(lengths), max_batch=len(requests))
+        yield name, named(twice(engine, requests))
+
+
+def route_runs(stand: Stand) -> Iterator[tuple[str, Run]]:
+    """Two GPUs, one prompt in one pass, by each route."""
+    tokens = stand.scale.streamed
+    for route in recordings.PAIR["routes"]:
+        engine = stand.engine(sharing.ROUTES[route], [tokens + 8] * 2, chunk_tokens=tokens, max_batch=8)
+        yield route, named(twice(engine, stand.requests([tokens], 8)))
+
+
+def paged_runs(stand: Stand) -> Iterator[tuple[str, Run]]:
+    """Two GPUs, answers that grow beyond the blocks of decode: some are spilled to the host and fetched again."""
+    block, count = stand.scale.block, stand.scale.mixed[0]
+    prompt, new = 2 * block - block // 16, block + block // 2  # from two blocks to four
+    engine = stand.engine("paged", [prompt + new] * count, prefill=count * prompt, max_batch=count,
+                          host_blocks=4 * count)  # fmt: skip
+    engine.retune(decode_blocks=2 * count + 2)
+    yield "paged", named(twice(engine, stand.requests([prompt] * count, new)))
+
+
+def twice(engine: Engine, requests: list[Request]) -> Run:
+    """The second of two runs: the first one also pays for start-up."""
+    engine.serve(requests)
+    return engine.serve(requests)
+
+
+def named(run: Run) -> Run:
+    """With what its times depend on, beside the machine."""
+    run.machine = f"{gpu_in_words()}; {run.machine}"
+    return run
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+def _write_steps(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
+    path = folder / recordings.STEPS_FILE
+    step_times(stand).save(path)
+    yield path
+
+
+def _write_timelines(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
+    for name, run in side_by_side(stand):
+        yield run if isinstance(run, LeftOut) else _saved(run, folder / recordings.timeline_file(name))
+
+
+def _write_staged(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
+    for dial, run in staged_runs(stand):
+        yield _saved(run, folder / recordings.staged_file(dial))
+
+
+def _write_pair(runs: Callable[[Stand], Iterator[tuple[str, Run]]], stand: Stand, folder: Path) -> Iterator[Path]:
+    for name, run in runs(stand):
+        yield _saved(run, folder / recordings.pair_file(name))
+
+
+def _saved(run: Run, path: Path) -> Path:
+    run.save(path, overwrite=True)
+    return path
+
+
+Parts = dict[str, Callable[[Stand, Path], Iterator[Path | LeftOut]]]
+ONE_GPU: Parts = {"steps": _write_steps, "timelines": _write_timelines, "staged": _write_staged}
+TWO_GPUS: Parts = {
+    "crowd": partial(_write_pair, crowd_runs),
+    "routes": partial(_write_pair, route_runs),
+    "paged": partial(_write_pair, paged_runs),
+}
+
+
+def chosen(parts: Parts, only: str | None) -> Parts:
+    """Parts by name, comma between; all where nothing is said."""
+    asked = [name.strip() for name in only.split(",")] if only else list(parts)
+    for name in asked:
+        if name not in parts:
+            raise ConfigError(f"--only {name}: no such part; known: {', '.join(parts)}")
+    return {name: write for name, write in parts.items() if name in asked}
+
+
+def record(stand: Stand, folder: Path, only: str | None = None) -> Iterator[Path | LeftOut]:
+    """Each file when it is written; a part that fails leaves the others standing, with its reason and a traceback."""
+    parts = chosen(TWO_GPUS if stand.pair else ONE_GPU, only)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder} can't be made: {error.strerror or error}") from None
+    try:
+        for part, write in parts.items():
+            try:
+                yield from write(stand, folder)
+            except Exception as error:
+                traceback.print_exc()
+                stand.close()
+                yield Failed.of(part, error)
+    finally:
+        stand.close()

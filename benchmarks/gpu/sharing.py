@@ -1,0 +1,184 @@
+"""One GPU for both workers: what prefill and hand-offs do to decode's gaps, by SMs and by streams."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from benchmarks.gpu.fixture import Stand
+from benchmarks.gpu.steps import full_steps
+from disagg.plan.errors import DisaggError, EngineError
+from disagg.plan.link import Link
+from disagg.plan.request import Request
+from disagg.plan.spans import Span
+from disagg.run.engine import Engine
+from disagg.run.gpu.sm_split import in_words as sms_in_words
+from disagg.run.handle import Handle
+from disagg.show.report import Failed, LeftOut, Row
+from disagg.trace.metrics import percentile
+from disagg.trace.results import Run
+
+ROUTES = {"bulk": "split", "direct": "streamed", "staged": "staged"}  # route → preset
+
+
+def gaps_between(run: Run, rows: int, start_ns: int, end_ns: int) -> list[float]:
+    """Seconds from step to next step where both hold all the residents and nobody else, within a window."""
+    steps = full_steps(run, rows)
+    pairs = zip(steps, steps[1:], strict=False)
+    return [(b.end_ns - a.end_ns) / 1e9 for a, b in pairs
+            if b.index == a.index + 1 and a.start_ns >= start_ns and b.end_ns <= end_ns]  # fmt: skip
+
+
+def passes_of(run: Run) -> list[Span]:
+    """Prefill passes by start."""
+    return sorted((span for span in run.timeline.spans if span.kind == "prefill"), key=lambda span: span.start_ns)
+
+
+@contextlib.contextmanager
+def company(engine: Engine, residents: list[Request]) -> Iterator[list[Handle]]:
+    """Requests that decode already when the block begins, so that no pass mixes them with others; then cancelled."""
+    handles = [engine.submit(request) for request in residents]
+    while any(len(handle.so_far.token_ids) < 2 and not handle.done for handle in handles):
+        time.sleep(0.002)
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.cancel()
+        for handle in handles:
+            handle.result()
+
+
+def pool(stand: Stand, tokens: int, count: int) -> list[int]:
+    """Final lengths of the residents and of those who are handed off beside them."""
+    return [stand.scale.context + stand.scale.beside] * stand.scale.residents + [tokens + 2] * count
+
+
+# ---- beside back-to-back prefills ------------------------------------------------------------------------------------
+
+
+def split_rows(stand: Stand) -> Iterator[Row]:
+    """Alone on the whole GPU, then beside long prefills: shared by streams, and split by SMs."""
+    scale, limit = stand.scale, pool(stand, 0, 0)
+    options = dict(chunk_tokens=scale.long, max_batch=scale.residents, prefill=3 * scale.long)
+    engine = stand.engine("streamed", limit, **options)
+    stand.say("decode alone, prefill alone, on the whole device")
+    residents = stand.requests(stand.resident_prompts, scale.beside)
+    prefills = stand.requests([scale.long] * scale.long_count, 1, seed=1)
+    for _ in range(2):
+        run = engine.serve(residents)
+        gap = percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99)
+        rate = rate_of(passes_of(engine.serve(prefills)))
+    streams = beside(engine, residents, prefills, stand)
+    engine = stand.engine("streamed", limit, **options, **stand.split)
+    split = beside(engine, residents, prefills, stand)
+    how = sms_in_words(engine.executor.parts).removeprefix(", ") or "no SM split on this device"
+    for name, (gaps, kept), bars in (("", split, (2.0, 0.65)), ("[streams]", streams, (None, None))):
+        p99 = percentile(gaps, 0.99)
+        words = how if not name else "shared by streams alone"
+        note = f"{words}: p99 {1e3 * p99:.1f} ms, p50 {1e3 * percentile(gaps, 0.5):.1f}; alone p99 {1e3 * gap:.1f} ms"
+        yield Row(f"split_gap_p99_over_alone{name}", p99 / gap, "×", bars[0], len(gaps), note)
+        note = f"{words}: {kept:.2f} prefills of {scale.long} tokens a second, alone {rate:.2f}"
+        yield Row(f"split_prefill_kept{name}", kept / rate, "of alone", bars[1], scale.long_count, note, at_most=False)
+
+
+def rate_of(passes: list[Span]) -> float:
+    """Passes a second, back to back."""
+    return len(passes) * 1e9 / (passes[-1].end_ns - passes[0].start_ns)
+
+
+def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[float], float]:
+    """Gaps of the residents while prefills follow each other, and prefills a second; the second of two runs."""
+    scale = stand.scale
+    for index in range(2):
+        stand.say(f"decode beside prefills, {index + 1} of 2")
+        with company(engine, residents):
+            run = engine.serve(prefills)
+    steps = full_steps(run, scale.residents)
+    passes = [span for span in passes_of(run) if steps and span.end_ns <= steps[-1].end_ns]
+    gaps = gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns) if passes else []
+    if not gaps:
+        raise EngineError("the residents did not decode beside a whole prefill: ask them for more tokens")
+    return gaps, rate_of(passes)
+
+
+#: How a GPU is shared: the preset, and whether decode has SMs of its own.
+ARRANGEMENTS = {"colocated": ("colocated", False), "streams": ("streamed", False), "sm_split": ("streamed", True)}
+
+
+def mixed(stand: Stand) -> list[Request]:
+    """Readers who decode, and long prompts that arrive together a little later."""
+    readers, prompt, new, count, after_s = stand.scale.mixed
+    late = [replace(request, arrival_s=after_s) for request in stand.requests([stand.scale.long] * count, 4, seed=1)]
+    return stand.requests([prompt] * readers, new) + late
+
+
+def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
+    """The same work in each arrangement; an arrangement that this device can't have is left out with its reason."""
+    requests = mixed(stand)
+    lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
+    for name, (preset, split) in ARRANGEMENTS.items():
+        try:
+            engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests),
+                                  **(stand.split if split else {}))  # fmt: skip
+            for index in range(2):  # the first run of an engine also pays for start-up
+                stand.say(f"readers beside long prompts, {name}, {index + 1} of 2")
+                run = engine.serve(requests)
+            yield name, run
+        except DisaggError as error:
+            stand.close()
+            yield name, Failed.of(name, error)
+
+
+# ---- beside hand-offs ------------------------------------------------------------------------------------------------
+
+
+def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
+    """Each route: the residents' gaps beside prefills that are handed off, over the same prefills that are not."""
+    scale = stand.scale
+    residents = stand.requests(stand.resident_prompts, 3 * scale.beside // 5)
+    for route, preset in ROUTES.items():
+        engine = stand.engine(preset, pool(stand, scale.streamed, scale.hand_offs), max_batch=scale.residents + 16,
+                              **stand.split)  # fmt: skip
+        found: dict[int, list[float]] = {1: [], 2: []}
+        for index in range(1 + scale.rounds):
+            stand.say(f"decode beside hand-offs, {route}, round {index} of {scale.rounds}")
+            for new in (1, 2) if index % 2 else (2, 1):
+                with company(engine, residents):
+                    run = engine.serve(stand.requests([scale.streamed] * scale.hand_offs, new, seed=index))
+                passes = passes_of(run)
+                if index:
+                    found[new] += gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns)
+        without, with_ = (percentile(found[new], 0.99) for new in (1, 2))
+        if not without or not with_:
+            yield LeftOut(f"decode_gap_p99[{route}]", "no two steps of all residents lay beside the prefills")
+            continue
+        note = (f"{1e3 * with_:.2f} against {1e3 * without:.2f} ms, p50 {1e3 * percentile(found[2], 0.5):.2f} and "
+                f"{1e3 * percentile(found[1], 0.5):.2f}; steps that a newcomer shares left out")  # fmt: skip
+        yield Row(f"decode_gap_p99[{route}]", with_ / without, "of no transfer", 1.05, len(found[2]), note)
+
+
+def second_token_rows(stand: Stand) -> Iterator[Row]:
+    """A burst of short and long prompts on the staged route, by transfer order: without a dial, and on a slow wire."""
+    scale = stand.scale
+    lengths = [scale.prompts[(5 * index) % len(scale.prompts)] for index in range(scale.hand_offs)]
+    engine = stand.engine("staged", [length + 8 for length in lengths], prefill=sum(lengths), max_batch=scale.residents,
+                          **stand.split)  # fmt: skip
+    slow = None
+    for wire in ("", ", slow wire"):
+        for policy in ("fcfs", "shortest"):
+            stand.say(f"second tokens, {policy}{wire}")
+            engine.retune(policy=policy, link=Link(slow) if wire else None)
+            gaps = []
+            for index in range(1 + scale.rounds):
+                run = engine.serve(stand.requests(lengths, 8, seed=index))
+                if index:
+                    gaps += [result.second_token_gap_s for result in run.results]
+            if slow is None:
+                spans = [span for span in run.timeline.spans if span.kind == "prefill"]
+                busy = sum(span.end_ns - span.start_ns for span in spans) / 1e9
+                slow = sum(lengths) * stand.model.shape.token_bytes / busy / 2  # half of what prefill makes
+            note = f"p50 {1e3 * percentile(gaps, 0.5):.1f} ms, staged" + (f", {slow / 1e9:.3g} GB/s" if wire else "")
+            yield Row(
+                f"second_token_gap_p99[{policy}{wire}]", 1e3 * percentile(gaps, 0.99), "ms", n=len(gaps), note=note
+            )

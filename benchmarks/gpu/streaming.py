@@ -1,0 +1,138 @@
+"""Prefill at work and its layers on the way: share of the matmul peak, what streaming costs, and the law.
+
+Staged route: two real hops through pinned memory, on one device. Each prompt is one pass.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator
+
+from benchmarks.gpu.fixture import Stand
+from disagg.plan.spans import Span
+from disagg.run.engine import Engine
+from disagg.show.plots.roofline import prefill_work
+from disagg.show.report import Row
+from disagg.trace.law import Law
+from disagg.trace.results import Run
+
+BARS = {2048: 0.78, 8192: 0.76}  # share of matmul peak, by tokens
+PAIR = (0.60, 0.96)  # hidden fractions of the seed report: where the law puts them, they are measured
+
+
+def staged_engine(stand: Stand) -> Engine:
+    longest = max(stand.scale.prompts)
+    return stand.engine("staged", [longest + 2] * 2, chunk_tokens=longest, max_batch=max(stand.scale.batches[:2]))
+
+
+def one_pass(run: Run) -> Span:
+    """The only prefill pass of a run."""
+    (found,) = [span for span in run.timeline.spans if span.kind == "prefill"]
+    return found
+
+
+def seconds(span: Span) -> float:
+    return (span.end_ns - span.start_ns) / 1e9
+
+
+def compute_of(span: Span) -> tuple[float, float]:
+    """c and the tail of a pass, in seconds: between hand-offs, and from the last hand-off to the end."""
+    marks = span.hand_offs_ns
+    return (marks[-1] - marks[0]) / 1e9 / (len(marks) - 1), (span.end_ns - marks[-1]) / 1e9
+
+
+def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[Run, Run]:
+    """The same prompt without and with a hand-off; which comes first alternates."""
+    order = (1, 2) if seed % 2 else (2, 1)
+    found = {new: engine.serve(stand.requests([tokens], new, seed)) for new in order}
+    return found[1], found[2]
+
+
+def prefill_rows(stand: Stand) -> Iterator[Row]:
+    """No dial: pinned memory is the wire."""
+    scale, engine, slows = stand.scale, staged_engine(stand), {}
+    for tokens in scale.prompts:
+        stand.say(f"prefill of {tokens} tokens, with and without its layers streamed")
+        shares, late, slow, took = [], [], [], []
+        flops = prefill_work(stand.sizes, tokens).flops
+        for index in range(2 + scale.repeats):
+            off, on = pair_of_runs(stand, engine, tokens, index)
+            if index < 2:
+                continue
+            took.append(seconds(one_pass(on)))
+            shares.append(flops / took[-1] / stand.limits.matmul)
+            slow.append(100 * (took[-1] / seconds(one_pass(off)) - 1))
+            overlap = on.overlap(0)
+            late.append(overlap.exposed_s / (overlap.transfer_s / stand.model.layers))
+        ms, n = 1e3 * statistics.median(took), scale.repeats
+        lasting = flops / (ms / 1e3) / stand.sustained
+        note = f"{ms:.1f} ms, staged hand-off on; {lasting:.2f} of what products sustain; {stand.limits.words}"
+        yield Row(f"prefill_share[{tokens}]", statistics.median(shares), "of matmul", BARS.get(tokens), n, note,
+                  at_most=False)  # fmt: skip
+        note = f"E ÷ both hops of one layer; a layer's hops take {1e3 * overlap.transfer_s / stand.model.layers:.3f} ms"
+        yield Row(f"exposed_layers[{tokens}]", statistics.median(late), "layers", 1, n, note)
+        slows[tokens] = statistics.median(slow)
+    note = "with against without, alternating, no dial; " + ", ".join(f"{n}: {v:.1f} %" for n, v in slows.items())
+    value = slows.get(scale.streamed, max(slows.values()))
+    yield Row("streaming_slows_prefill_pct", value, "%", 3, scale.repeats, note)
+
+
+def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:
+    """c and the tail in seconds, of passes whose layers stay where they are; medians of five."""
+    tokens = stand.scale.streamed
+    for index in range(3):
+        pair_of_runs(stand, engine, tokens, index)
+    found = [compute_of(one_pass(pair_of_runs(stand, engine, tokens, index)[0])) for index in range(5)]
+    return statistics.median(c for c, _ in found), statistics.median(tail for _, tail in found)
+
+
+def over_dials(
+    stand: Stand, engine: Engine, dials: dict[str, float], compute_s: float
+) -> Iterator[tuple[str, float, list[Run]]]:
+    """Each dial by its name, a layer's hop in its compute, and runs of one prompt each; then the dial is off again."""
+    tokens = stand.scale.streamed
+    for name, ratio in dials.items():
+        stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
+        wire = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
+        engine.retune(link=wire)
+        yield name, ratio, [pair_of_runs(stand, engine, tokens, index)[1] for index in range(stand.scale.repeats)]
+    engine.retune(link=None)
+
+
+def law_rows(stand: Stand) -> Iterator[Row]:
+    """H measured against the two-hop law with the pass's own c, x and tail; and against what could be foretold."""
+    scale, engine = stand.scale, staged_engine(stand)
+    compute_s, tail_s = compute_alone(stand, engine)
+    dials = {f"{ratio:g}": ratio for ratio in scale.dials}
+    for hidden in PAIR:
+        ratio = dial_for(
+            hidden, Law(stand.model.layers, compute_s, (0.0, 0.0), tail_s, ring_slots=engine.config.ring_slots)
+        )
+        if ratio is not None:
+            dials[f"{hidden:.0%}"] = ratio
+    for name, ratio, runs in over_dials(stand, engine, dials, compute_s):
+        hop_s = ratio * compute_s
+        same, foretold, measured, law_says = [], [], [], []
+        for on in runs:
+            law, hidden = on.law(0), on.overlap(0).hidden
+            blind = dataclasses.replace(law, compute_s=compute_s, tail_s=tail_s,
+                                        hops_s=(hop_s, hop_s) if ratio else law.hops_s)  # fmt: skip
+            same.append(100 * abs(hidden - law.hidden))
+            foretold.append(100 * abs(hidden - blind.hidden))
+            measured.append(hidden)
+            law_says.append(law.hidden)
+        note = (
+            f"H measured {statistics.median(measured):.3f}, law {statistics.median(law_says):.3f}, hop {ratio:.2f} c, "
+            f"c {1e3 * compute_s:.3f} ms, tail {1e3 * tail_s:.2f} ms; worst {max(same):.1f}; with c and tail of passes "
+            f"without a hand-off {statistics.median(foretold):.1f}"
+        )
+        yield Row(f"law_error_points[{name}]", statistics.median(same), "points", 3, scale.repeats, note)
+
+
+def dial_for(hidden: float, law: Law) -> float | None:
+    """The hop, in a layer's compute, at which the law gives this hidden fraction; None where no hop does."""
+    low, high = 0.01, 16.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = dataclasses.replace(law, hops_s=(middle * law.compute_s,) * 2).hidden
+        low, high = (middle, high) if found > hidden else (low, middle)
+    return low if abs(found - hidden) < 0.01 else None

@@ -1,0 +1,108 @@
+"""The rows of the GPU suites by group, cheap and telling ones first; a group that fails leaves the others standing."""
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.gpu import ceilings, dial, paging, pair, pair_rivals, ready, right, rivals, sharing, steps, streaming
+from benchmarks.gpu.fixture import Say, Stand
+from disagg.plan.errors import ConfigError
+from disagg.show.report import Failed, LeftOut, Row
+
+
+class Group(NamedTuple):
+    """Rows that are measured together, by name without what stands in brackets."""
+
+    names: tuple[str, ...]
+    rows: Callable[[Stand], Iterator[Row | LeftOut]]
+
+
+PARITY = ("gpu_parity_max_logit_diff", "gpu_parity_wrong_tokens")
+ONE_GPU = {
+    "ceilings": Group(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceilings.rows),
+    "steps": Group(("step_over_floor", "gap_over_graph"), steps.rows),
+    "prefill": Group(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
+    "law": Group(("law_error_points",), streaming.law_rows),
+    "split": Group(("split_gap_p99_over_alone", "split_prefill_kept"), sharing.split_rows),
+    "gaps": Group(("decode_gap_p99",), sharing.gap_rows),
+    "order": Group(("second_token_gap_p99",), sharing.second_token_rows),
+    "dial": Group(("dial_error_pct",), dial.rows),
+    "right": Group(
+        (
+            *PARITY,
+            "bf16_error_over_hf",
+            "cancel_lost",
+            "cancel_leaked_blocks",
+            "cancel_wrong",
+        ),
+        right.rows,
+    ),
+    "paged": Group(
+        ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paging.rows
+    ),
+    "generate": Group(
+        ("dynamic_over_generate_batch", "dynamic_over_generate", "generate_ttft_p50_over_ours"), rivals.generate_rows
+    ),
+    "nanovllm": Group(("colocated_over_nanovllm", "dynamic_over_nanovllm"), rivals.nanovllm_rows),
+    "ready": Group(("ready_s",), ready.rows),
+}
+
+
+def two_gpus(traces: list[Path]) -> dict[str, Group]:
+    """Groups of the pair; `traces` are files of arrivals."""
+    return {
+        "ceilings": ONE_GPU["ceilings"],
+        "link": Group(("ceiling_peer",), pair.link_rows),
+        "law": Group(("pair_law_error_points", "pair_exposed_layers"), pair.law_rows),
+        "peer": Group(("automatic_over_best", "peer_bandwidth_share"), pair.peer_rows),
+        "gaps": Group(("pair_gap_p99_over_alone",), pair.gap_rows),
+        "right": Group(PARITY, pair.right_rows),
+        "nanovllm": Group(("pair_over_nanovllm", "two_colocated_over_nanovllm"), pair_rivals.nanovllm_rows),
+        "generate": Group(("pair_over_generate_batch",), pair_rivals.generate_rows),
+        "traces": Group(("pair_goodput_over_two_colocated",), partial(pair_rivals.trace_rows, traces=traces)),
+    }
+
+
+def chosen(groups: dict[str, Group], only: str | None) -> dict[str, Group]:
+    """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
+    if not only:
+        return groups
+    found, asked = {}, [name.strip().partition("[")[0] for name in only.split(",")]
+    for name in asked:
+        hits = {group: groups[group] for group in groups if name == group or name in groups[group].names}
+        if not hits:
+            rows = ", ".join(row for group in groups.values() for row in group.names)
+            raise ConfigError(f"--only {name}: no such row; groups: {', '.join(groups)}; rows: {rows}")
+        found |= hits
+    return {name: group for name, group in groups.items() if name in found}
+
+
+def one(say: Say, shape: str, only: str | None = None, sm_split: int = 32) -> Iterator[Row | LeftOut]:
+    """The rows of one GPU that plays both devices."""
+    return measured(chosen(ONE_GPU, only), Stand(shape, say, sm_split))
+
+
+def two(say: Say, shape: str, only: str | None = None, traces: Iterable[Path] = ()) -> Iterator[Row | LeftOut]:
+    """The rows of two GPUs."""
+    return measured(chosen(two_gpus(list(traces)), only), Stand(shape, say, pair=True))
+
+
+def measured(groups: dict[str, Group], stand: Stand) -> Iterator[Row | LeftOut]:
+    """Rows as they are measured; a group that fails is a row with the reason, and a traceback."""
+    try:
+        if "ceilings" not in groups and set(groups) != {"ready"}:
+            yield from ceilings.rows(stand)  # they stand in the file of every run
+        for name, group in groups.items():
+            given = set()
+            try:
+                for row in group.rows(stand):
+                    given.add(row.name)
+                    yield row
+            except Exception as error:
+                traceback.print_exc()
+                stand.close()
+                yield Failed.of(name, error, f" (after {len(given)} rows of this group)")
+    finally:
+        stand.close()

@@ -1,0 +1,119 @@
+"""The law of layer-wise streaming on real prefill, and how well the dialled link keeps its word."""
+
+import statistics
+from collections.abc import Callable, Iterator
+
+from disagg.plan.config import Config
+from disagg.plan.link import Link
+from disagg.plan.request import Request
+from disagg.plan.spans import Span
+from disagg.run.engine import Engine
+from disagg.run.model.model import Model, load_model
+from disagg.show.example_prompts import prompts
+from disagg.show.report import Row
+from disagg.trace.law import Law
+from disagg.trace.metrics import percentile
+from disagg.trace.results import Run
+
+TOKENS = 128  # one prompt, one chunk, whole blocks
+RATIOS = (0.25, 0.5, 1.0, 1.6, 4.0)  # x/c: transfer of a layer over its compute
+SHORTEST_S = 0.008  # the dial is measured on copies of about a layer's compute, as the lessons use them
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.5)  # GB/s
+Say = Callable[[str], None]
+
+
+def compute_of(span: Span) -> tuple[float, float]:
+    """c and the tail of a pass, in seconds: between hand-offs, and from the last hand-off to the end."""
+    marks = span.hand_offs_ns
+    return (marks[-1] - marks[0]) / 1e9 / (len(marks) - 1), (span.end_ns - marks[-1]) / 1e9
+
+
+def one_pass(run: Run) -> Span:
+    return next(span for span in run.timeline.spans if span.kind == "prefill")
+
+
+def law_rows(say: Say, model: Model, repeats: int = 7) -> list[Row]:
+    """Measured H against the law, for each x/c and for one hop and two; c once from runs without a transfer."""
+    rows, slow_down = [], []
+    for preset, hops in (("streamed", 1), ("staged", 2)):
+        with Engine(Config.preset(preset, model=model.name), model=model) as engine:
+            prompt = prompts(model, [TOKENS])[0]
+            without, moving = Request(prompt, 1, ignore_eos=True), Request(prompt, 2, ignore_eos=True)
+            for _ in range(3):
+                engine.serve([moving])
+            c = statistics.median(compute_of(one_pass(engine.serve([without])))[0] for _ in range(repeats))
+            for ratio in RATIOS:
+                say(f"{preset}: x/c = {ratio}")
+                x = ratio * c
+                engine.retune(link=model.shape.layer_token_bytes * TOKENS / x)
+                errors, same, hidden, slow = [], [], [], []
+                for _ in range(repeats):
+                    off, on = one_pass(engine.serve([without])), engine.serve([moving])
+                    measured = on.overlap(0).hidden
+                    hidden.append(measured)
+                    ring = engine.config.ring_slots if hops == 2 else None
+                    for span, into in ((off, errors), (one_pass(on), same)):
+                        law = Law(model.layers, compute_of(span)[0], (x,) * hops, compute_of(span)[1], ring_slots=ring)
+                        into.append(abs(measured - law.hidden) * 100)
+                    slow.append((one_pass(on).end_ns - one_pass(on).start_ns) / (off.end_ns - off.start_ns) - 1)
+                slow_down += slow if ratio == 4.0 else []
+                where = f"[{ratio:g}, {hops} hop{'s' * (hops > 1)}]"
+                note = f"H measured {statistics.median(hidden):.3f}; hand-off before attention; median of runs"
+                rows.append(Row(f"law_error_points{where}", statistics.median(errors), "points", 5, repeats, note))
+                note = f"worst {max(same):.2f}; worst with c of a run without transfer {max(errors):.2f}"
+                rows.append(
+                    Row(f"law_error_points_same_run{where}", statistics.median(same), "points", 3, repeats, note)
+                )
+    note = "pass with against without streaming, x/c = 4, both routes, alternating"
+    slowed = statistics.median(slow_down) * 100
+    rows.append(Row("streaming_slows_prefill_pct", slowed, "%", 5, len(slow_down), note))
+    return rows
+
+
+def first_layer_row(say: Say, model: Model, count: int = 32) -> Row:
+    """Does the first layer land before the last one is computed?"""
+    say(f"{count} streamed requests")
+    with Engine(Config.preset("streamed", model=model.name), model=model) as engine:
+        inputs = prompts(model, [64 + (index * 29) % 130 for index in range(count)])
+        run = engine.serve([Request(prompt, 4, ignore_eos=True) for prompt in inputs])
+    passes = {request: span for span in run.timeline.spans if span.kind == "prefill" for request in span.firsts}
+    early = 0
+    for result in run.results:
+        landed = min(span.end_ns for span in run.timeline.hand_off(result.request) if span.index == 0)
+        early += landed < passes[result.request].hand_offs_ns[-1]
+    note = "landing of layer 0 against the hand-off of the last layer, undialled"
+    return Row("first_layer_lands_before_last_computes", early, f"of {count}", count, count, note, at_most=False)
+
+
+def link_rows(say: Say, model: Model) -> Iterator[Row]:
+    """(landing - deadline) / x where x ≥ 2 ms, with both workers busy and pauses between copies."""
+    for rate in RATES:
+        say(f"link {rate} GB/s, both workers busy")
+        layer_bytes = model.shape.layer_token_bytes
+        tokens = TOKENS
+        group = min(model.layers, -(-round(rate * 1e9 * SHORTEST_S) // (tokens * layer_bytes)))
+        link = Link(bandwidth=rate * 1e9)
+        busy = 1.5 * max(model.layers * tokens * layer_bytes / link.bandwidth, 0.3)
+        count = 6 if busy > 1 else 60
+        inputs = prompts(model, [tokens] * count + [128] * round(busy * count / 0.3) + [64] * 4)
+        requests = [Request(p, 2, busy * i, ignore_eos=True) for i, p in enumerate(inputs[:count])]
+        requests += [Request(p, 1, 0.3 * i, ignore_eos=True) for i, p in enumerate(inputs[count:-4])]  # prefill only
+        steps = min(1500, round(busy * count / 0.06))
+        requests += [Request(p, steps, 0.0, ignore_eos=True) for p in inputs[-4:]]  # decode
+        config = Config.preset("streamed", model=model.name, link=link, layers_per_copy=group, chunk_tokens=128)
+        with Engine(config, model=model) as engine:
+            spans = engine.serve(requests).timeline.spans
+        copies = [span for span in spans if span.kind == "copy" and span.occupied_ns >= 2_000_000]
+        late = [100 * (span.end_ns - span.deadline_ns) / span.occupied_ns for span in copies]
+        x_ms = statistics.median(span.occupied_ns for span in copies) / 1e6
+        moved = sum(s.nbytes for s in copies) / sum(s.end_ns - s.start_ns for s in copies)
+        note = f"p95; x = {x_ms:.2f} ms, p50 {percentile(late, 0.5):.2f} %, achieved {moved:.4g} GB/s"
+        yield Row(f"link_error_pct[{rate:g}]", percentile(late, 0.95), "% of x", 5, len(copies), note)
+
+
+def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
+    """The rows as they are measured."""
+    model = load_model(model_name)
+    yield first_layer_row(say, model)
+    yield from link_rows(say, model)
+    yield from law_rows(say, model)

@@ -1,0 +1,125 @@
+"""What makes two states of a small world the same: all that decides what can happen, and nothing that only counts.
+
+Ids of passes, steps and transfers grow with every event; here they stand by their order. Blocks and slots are names,
+any of which does as well as another: here they are numbered as they are met. Times are left out.
+"""
+
+from disagg.plan.blocks import Table
+from disagg.plan.transfer import Transfer
+
+
+def state_of(world) -> tuple:
+    """A key: equal for worlds that nothing to come can tell apart."""
+    book, traffic = world.book, world.traffic
+    live = [*book.transfers, *(s.passing.id for s in book.prefills if s.passing)]
+    live += [step.id for seat in book.decodes for step in seat.steps]
+    rank = {number: index for index, number in enumerate(sorted(live))}
+    names = Names()
+    return (
+        world.struck, world.lost,
+        tuple((r, result.finish_reason) for r, result in world.results.items()),
+        tuple(_record(record, rank, names) for record in book.records.values()),
+        tuple(_transfer(book.transfers[number], rank, names) for number in sorted(book.transfers)),
+        tuple(tuple(sorted(pool.holdings())) for pool in (*book.pools(), traffic.ring)),
+        tuple(_queue(queue) for queue in book.queues()),
+        tuple(_prefill_seat(seat) for seat in book.prefills),
+        tuple(_decode_seat(seat, rank, names) for seat in book.decodes),
+        tuple(_journey(traffic.journeys[number]) for number in sorted(traffic.journeys)),
+        tuple(_lane(lane, names) for lane in traffic.lanes.values()),
+        tuple(sorted(world.busy_lanes)),
+        tuple(
+            (actor, tuple(_pending(entry, rank, names) for entry in world.queues[actor]))
+            for actor in sorted(world.queues)
+        ),
+        _contents(world.memory.contents(), names),
+        tuple(number in rank for number in book._due),
+    )  # fmt: skip
+
+
+class Names:
+    """Numbers for blocks and slots, in the order in which they are met."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple, int] = {}
+
+    def of(self, place: str, block: int | None) -> int | None:
+        return None if block is None else self._numbers.setdefault((place, block), len(self._numbers))
+
+    def known(self, place: str, block: int) -> int | None:
+        return self._numbers.get((place, block))
+
+
+def _contents(held: list[tuple], names: Names) -> tuple:
+    """What blocks and slots hold that something still has; the rest is as good as wiped."""
+    found = [(names.known(*key[:2]), key[2:], tuple(sorted(layers.items()))) for key, layers in held]
+    return tuple(sorted((entry for entry in found if entry[0] is not None), key=str))
+
+
+def _table(table: Table | None, rank: dict, names: Names) -> tuple | None:
+    if table is None:
+        return None
+    blocks = tuple(names.of(table.pool.name, block) for block in table.blocks)
+    return table.pool.name, blocks, table.state, table.released, tuple(rank.get(p) for p in table.pins)
+
+
+def _record(record, rank: dict, names: Names) -> tuple:
+    tables = (record.prefill_table, record.decode_table, record.host_table)
+    return (
+        record.id, record.stage.value, record.prefilled, len(record.generated), record.seat, record.finish,
+        tuple(_table(table, rank, names) for table in tables), rank.get(record.transfer),
+    )  # fmt: skip
+
+
+def _transfer(transfer: Transfer, rank: dict, names: Names) -> tuple:
+    return (
+        transfer.record.id, transfer.route, tuple(transfer.landed.bits), transfer.blocks, transfer.sent,
+        transfer.source_read, transfer.aborted, transfer.posted_ns is None,
+        tuple(_table(table, rank, names) for table in transfer.touched),
+    )  # fmt: skip
+
+
+def _queue(queue) -> tuple:
+    return tuple(record.id for record in queue)
+
+
+def _prefill_seat(seat) -> tuple:
+    passing = tuple((record.id, final) for record, final in seat.passing.items) if seat.passing else None
+    return passing, tuple(record.id for record in seat.partial), seat.prefilled_last
+
+
+def _decode_seat(seat, rank: dict, names: Names) -> tuple:
+    now = seat.next_step
+    rows = tuple((r, row.joined - now, row.last_step - now, row.bin) for r, row in seat.rows.items())
+    steps = tuple(
+        (step.requests, tuple(sorted(step.dropped)), tuple(_table(table, rank, names) for table in step.pinned))
+        for step in seat.steps
+    )
+    return rows, steps, tuple(seat.left), tuple(join.request for join in seat.joins), len(seat.grown)
+
+
+def _journey(journey) -> tuple:
+    return (
+        journey.send.request, journey.pieces, journey.read, journey.landed, journey.flying, journey.blocks_sent,
+        journey.next_layer, journey.assign is None, len(journey.parked), journey.aborted, journey.failed,
+    )  # fmt: skip
+
+
+def _lane(lane, names: Names) -> tuple:
+    entries = sorted(lane.ready, key=lambda entry: entry[:2])
+    return tuple((piece.part, piece.request, names.of("ring", slot)) for _, _, piece, slot, _ in entries)
+
+
+def _pending(entry: tuple, rank: dict, names: Names) -> tuple:
+    """An action in a queue, without ids and times."""
+    _, _, action, args = entry
+    name, what = action.__name__, args[0]
+    if name in ("land", "_land"):
+        return name, what.piece.request, what.piece.part, names.of("ring", what.slot), rank.get(what.piece.transfer)
+    if name == "write_layer":
+        return name, args[2], tuple((chunk.request, chunk.start) for chunk in args[1])
+    if name == "_hand_off":
+        return name, args[1], tuple(rank.get(number) for number in what)
+    if name == "_lane_free":
+        return name, what
+    number = getattr(what, "transfer", getattr(what, "pass_id", None))
+    return name, type(what).__name__, rank.get(number), getattr(what, "tokens", ()), getattr(what, "parts", ())

@@ -1,0 +1,113 @@
+"""Readers of files against files made wrong at random: nothing but the reader's own error may come back.
+
+An input that brings anything else, a message that does not name its file, or more than ten seconds is kept, with the
+line that reads it again. The input in hand lies in the folder as well, for whoever finds the process gone.
+"""
+
+import hashlib
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from benchmarks.robustness.fuzz_readers import READERS, Reader
+from disagg.show.report import Row
+
+FOLDER = Path("build/fuzz")
+MOST_S = 10.0  # for one input
+GIB = 2**30
+LONGEST_MESSAGE = 1000
+
+
+@dataclass
+class Outcome:
+    """What one reader did with its inputs."""
+
+    inputs: int = 0
+    refused: int = 0
+    wrong: int = 0
+    slowest_s: float = 0.0
+    failures: dict[str, Path] = field(default_factory=dict)  # by what came back: the first input that did
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def suite(
+    say: Callable[[str], None], reader: str = "all", minutes: float = 10.0, seed: int = 0, folder: Path = FOLDER
+) -> Iterator[Row]:
+    """Two rows a reader: inputs that brought what they must not, and the memory that was needed."""
+    for name in READERS if reader == "all" else (reader,):
+        say(f"reader {name}, {minutes:g} min")
+        until = time.perf_counter() + 60 * minutes
+        found = fuzz(READERS[name], lambda done, until=until: time.perf_counter() < until, seed, folder, say)
+        note = f"{found.refused} refused in words, slowest {found.slowest_s:.1f} s, peak {peak_bytes() / 2**20:.0f} MiB"
+        yield Row(f"fuzz[{name}]", found.wrong, "", 0, found.inputs, note)
+        yield Row(f"fuzz_peak[{name}]", peak_bytes() / GIB, "GiB", 1, found.inputs, "of the process, since its start")
+
+
+def fuzz(
+    reader: Reader, go_on: Callable[[int], bool], seed: int, folder: Path, say: Callable[[str], None] = print
+) -> Outcome:
+    """Reads one input after the other; the same seed makes the same ones."""
+    found, place = Outcome(), folder / reader.name
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as good:
+        seeds = reader.seeds(Path(good))
+        contents = {path.name: path.read_bytes() for path in seeds}
+        for path in seeds:
+            reader.read(path)  # what is valid must be taken
+        while go_on(found.inputs):
+            draw = Random(f"{reader.name} {seed} {found.inputs}")
+            name = draw.choice(list(contents))
+            path = place / name
+            path.write_bytes(reader.mutate(contents[name], draw))
+            start = time.perf_counter()
+            wrong = attempt(reader, path)
+            seconds = time.perf_counter() - start
+            found.inputs, found.slowest_s = found.inputs + 1, max(found.slowest_s, seconds)
+            found.refused += wrong == ""
+            if wrong or seconds > MOST_S:
+                _keep(found, reader, path, wrong or f"took more than {MOST_S:g} s", say)
+    return found
+
+
+def attempt(reader: Reader, path: Path) -> str | None:
+    """None where the file was taken, "" where it was refused in words, else what came back instead."""
+    try:
+        reader.read(path)
+    except reader.errors as error:
+        return _wrong_words(str(error), path.name if reader.names_file else "")
+    except Exception as error:
+        frame = error.__traceback__
+        while frame.tb_next:
+            frame = frame.tb_next
+        where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
+        return f"{type(error).__name__} at {where}: {' '.join(str(error).split())[:120]!r}"
+    return None
+
+
+def _wrong_words(text: str, name: str) -> str:
+    if name not in text:
+        return "a message without the file's name"
+    if "\n" in text or len(text) > LONGEST_MESSAGE:
+        return "a message of more than a line"
+    return "" if text.encode("utf-8", "replace") == text.encode("utf-8", "surrogatepass") else "a message of no text"
+
+
+def _keep(found: Outcome, reader: Reader, path: Path, wrong: str, say: Callable[[str], None]) -> None:
+    found.wrong += 1
+    kind = wrong.split(": ")[0]
+    if kind in found.failures:
+        return
+    kept = path.parent / hashlib.sha256(path.read_bytes()).hexdigest()[:12] / path.name
+    kept.parent.mkdir(exist_ok=True)
+    found.failures[kind] = Path(shutil.copy(path, kept))
+    say(f"{reader.name}: {wrong}; again: python -m benchmarks fuzz --reader {reader.name} --input {kept}")

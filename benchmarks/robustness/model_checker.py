@@ -1,0 +1,195 @@
+"""Every order of events in a small world: two requests, three layers, a ring of two, one fault or cancel anywhere.
+
+A copy, a pass or a step fails; where asked for, a landing's notice is lost, or a notice is told twice or late.
+
+No clock orders anything here: of all that is under way, whatever is next in its own queue may happen next. A worker's
+answers keep their order, and so do the copies of a lane. States that were seen are not entered again; each is reached
+with all detectors on and with memory that remembers, and each end is checked.
+
+    explore().states
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from benchmarks.robustness.canonical_state import state_of
+from disagg.monitor.checked_simulation import Trial
+from disagg.monitor.fault_plan import FaultPlan
+from disagg.plan import events as ev
+from disagg.plan.config import Config
+from disagg.plan.link import Link
+from disagg.plan.request import Job
+
+
+class Explored(NamedTuple):
+    states: int
+    steps: int  # ways from one state to another
+    ends: int  # states in which nothing is left to happen
+
+
+class Choice(NamedTuple):
+    """What happens next: the first in an actor's queue, with a fault or without; or a cancel."""
+
+    actor: str
+    fault: tuple[str, str] | None = None
+    cancel: int | None = None
+
+
+DEADLINE = Choice("deadline")
+ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
+
+
+class SmallWorld(Trial):
+    """A trial whose actions wait in one queue an actor, until `do` picks one."""
+
+    def __init__(self, config: Config, notices: bool = False) -> None:
+        self.queues: dict[str, list] = {}
+        self.struck = False  # the one fault or cancel has been
+        self.notices = notices  # may be lost, told twice, or told late
+        super().__init__(config, record=False)
+
+    def __deepcopy__(self, memo: dict) -> "SmallWorld":
+        """A world of its own; what never changes, and what only looks back, is shared."""
+        shared = [
+            self.config,
+            self.speeds,
+            self.recorder,
+            self.jobs,
+            self.order,
+            self.faults,
+            *self.watch.waiting.passes.values(),
+        ]
+        shared += [arg for queue in self.queues.values() for _, _, _, args in queue for arg in args if _is_plain(arg)]
+        for journey in self.traffic.journeys.values():
+            shared += [journey.send, journey.assign, *journey.parked]
+        shared += [entry[2] for lane in self.traffic.lanes.values() for entry in lane.ready]
+        shared += [result.timeline for result in self.results.values()]
+        memo.update((id(thing), thing) for thing in shared)
+        memo[id(self.log)], memo[id(self.commands)] = list(self.log), []
+        memo[id(self.watch._tail)] = self.watch._tail.copy()
+        twin = object.__new__(SmallWorld)
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
+
+    def at(self, when_ns: int, action, *args) -> None:
+        self._sequence += 1
+        queue = self.queues.setdefault(_actor(action, args), [])
+        queue.append((when_ns, self._sequence, action, args))
+        queue.sort(key=lambda entry: entry[:2])
+
+    def choices(self) -> Iterator[Choice]:
+        """All that may happen next."""
+        for actor, queue in self.queues.items():
+            if not queue:
+                continue
+            yield Choice(actor)
+            if not self.struck:
+                for fault in _faults(queue[0], self.notices):
+                    yield Choice(actor, fault)
+        if not self.struck:
+            for request in self.book.records:
+                yield Choice("", cancel=request)
+        if self.book.next_deadline_ns is not None and not any(self.queues.values()):
+            yield DEADLINE  # nothing else will happen any more
+
+    def do(self, choice: Choice) -> None:
+        if choice == DEADLINE:
+            self.now_ns = max(self.now_ns, self.book.next_deadline_ns)
+            self.take(ev.Tick())
+            return
+        if choice.cancel is not None:
+            self.struck = True
+            self.cancel(choice.cancel)
+            return
+        if choice.fault is not None:
+            kind, fault = choice.fault
+            self.faults = FaultPlan({(kind, 1): fault})
+        queue = self.queues[choice.actor]
+        _, _, action, args = queue.pop(0)
+        action(*args)
+        while queue and _goes_along(queue[0]):
+            _, _, action, args = queue.pop(0)
+            action(*args)
+        self.struck |= bool(self.faults.struck)  # not every landing is told
+        self.faults.stop()
+
+    def check_end(self) -> None:
+        self.check_drained()
+        self.check_answers()
+
+
+def _is_plain(thing) -> bool:
+    return isinstance(thing, tuple) and not isinstance(thing, list)
+
+
+def _actor(action, args: tuple) -> str:
+    """Whose queue an action waits in."""
+    name = action.__name__
+    if name in ("land", "_land"):
+        return args[0].lane
+    if name == "_lane_free":
+        return args[0]
+    if name in ("write_layer", "_hand_off") or isinstance(args[0], ev.Prefilled):
+        return "prefill"
+    return {"Submit": "arrivals", "Stepped": "decode"}.get(type(args[0]).__name__, "notices")
+
+
+def _goes_along(entry: tuple) -> bool:
+    """A layer is handed off as it is written, and a wire is free as its copy lands."""
+    return entry[2].__name__ in ("_hand_off", "_lane_free")
+
+
+def _faults(entry: tuple, notices: bool) -> list[tuple[str, str]]:
+    """What may strike an action: it fails; or, where they are in question, what it tells goes astray."""
+    _, _, action, args = entry
+    if action.__name__ == "land":
+        return [("copy", "fail"), *(ASTRAY if notices else ())]
+    kind = {ev.Prefilled: "prefill", ev.Stepped: "decode"}.get(type(args[0]))
+    return [(kind, "fail"), *(ASTRAY[1:2] if notices else ())] if kind else []
+
+
+def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
+    """Two requests of two blocks each, handed off through a ring of two; a decode device for one and a half.
+
+    The wires have a latency, so that one may be free before its copy lands.
+    """
+    config = Config.preset(
+        "staged", block_size=2, prefill_blocks=4, decode_blocks=4, chunk_tokens=4, ring_slots=2, layers_per_copy=1,
+        link=Link(latency_s=1e-9), watchdog_s=1.0, itl_target_s=None, host_blocks=0,
+    )  # fmt: skip
+    world = SmallWorld(config, notices)
+    for index in range(2):
+        world.submit(Job(index, (1, 2, 3), new_tokens, 0))
+        world.do(Choice("arrivals"))
+    return world
+
+
+def explore(world: SmallWorld | None = None) -> Explored:
+    """Goes every way from a world; a Breach or a wrong answer names the choices that led there."""
+    world = world or small()
+    seen, ways = {state_of(world): None}, [(world, ())]
+    steps = ends = 0
+    while ways:
+        here, path = ways.pop()
+        choices = list(here.choices())
+        if not choices:
+            ends += 1
+            _checked(path, here.check_end)
+        for choice in choices:
+            following = here if choice is choices[-1] else copy.deepcopy(here)
+            steps += 1
+            _checked(path + (choice,), following.do, choice)
+            if (state := state_of(following)) not in seen:
+                seen[state] = None
+                ways.append((following, path + (choice,)))
+    return Explored(len(seen), steps, ends)
+
+
+def _checked(path: tuple, action, *args):
+    try:
+        return action(*args)
+    except AssertionError as error:
+        words = [f"{c.actor or f'cancel {c.cancel}'}{' ' + ' '.join(c.fault) if c.fault else ''}" for c in path]
+        raise AssertionError(f"{error}\nafter: {'; '.join(words)}") from error

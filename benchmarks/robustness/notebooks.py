@@ -1,0 +1,146 @@
+"""The notebooks, measured: seconds of each from the top, green under strict nbval, and red once something is changed.
+
+Everything happens in a copy of the folder, and the stored notebooks are left as they are.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import nbformat
+
+import disagg
+from benchmarks.robustness.notebook_mutation import KINDS, Mutation, mutations
+from disagg.plan.errors import FileError
+from disagg.show.report import Row
+
+Say = Callable[[str], None]
+
+CHECKOUT = Path(disagg.__file__).parents[1]
+LIMIT_S = 600  # of one command: a hung notebook ends the bench, in words
+#: Strict runs: as it is, three times in a row, and then as on another machine.
+RUNS = ({}, {}, {}, {"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"})
+
+
+def suite(say: Say) -> Iterator[Row]:
+    """The rows as they are measured."""
+    with copied() as folder:
+        yield from seconds_rows(say, folder)
+        yield green_row(say, folder)
+        yield bite_row(say, folder)
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """The notebooks in a temporary folder, solutions too; what students left there stays behind."""
+    source = CHECKOUT / "notebooks"
+    if not source.is_dir():
+        raise FileError(f"no notebooks beside the package in {CHECKOUT}; run this in the project's folder")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "notebooks"
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*", "Untitled*", "*.nbconvert.ipynb"))
+        yield folder
+
+
+def named(folder: Path) -> dict[str, Path]:
+    """Notebooks by name without the ending, `solutions/…` among them."""
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.ipynb"))}
+
+
+def seconds_rows(say: Say, folder: Path) -> Iterator[Row]:
+    """Restart and run all, kernel start included; without any network where the system can take it away."""
+    total, cut = 0.0, offline()
+    how = "no network" if cut else "no Hub; this system can't cut a process off its network"
+    for name, path in named(folder).items():
+        say(f"{name}: restart and run all")
+        start = time.perf_counter()
+        done = command(*cut, sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute",
+                       "--KernelManager.transport=ipc", "--log-level=ERROR", "--output", "done.nbconvert.ipynb",
+                       path.name, folder=path.parent)  # fmt: skip
+        took = time.perf_counter() - start
+        if done.returncode:
+            raise FileError(f"{name} does not run from the top: {done.stderr[-600:]}")
+        total += took
+        yield Row(f"notebook_s[{name}]", took, "s", 60, 1, how)
+        (path.parent / "done.nbconvert.ipynb").unlink()
+    yield Row("notebook_s[all]", total, "s", 300, len(named(folder)), "the sum, solutions included")
+
+
+def green_row(say: Say, folder: Path) -> Row:
+    """Strict nbval on all notebooks, again and again."""
+    found, red = 0, []
+    for number, settings in enumerate(RUNS, 1):
+        say(f"strict nbval, {number} of {len(RUNS)}{': ' + ' '.join(settings.values()) if settings else ''}")
+        done = nbval(*named(folder).values(), folder=folder, **settings)
+        found += done.returncode == 0
+        red += [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    note = "three times as it is, once with " + ", ".join(f"{k}={v}" for k, v in RUNS[-1].items())
+    return Row("nbval_green", 100 * found / len(RUNS), "%", 100, len(RUNS), "; ".join([note, *red]), at_most=False)
+
+
+def bite_row(say: Say, folder: Path) -> Row:
+    """Every mutation in a copy of its notebook; the note is the table, a line each."""
+    lines, caught = [], []
+    for name, path in named(folder).items():
+        found = mutations(nbformat.read(path, as_version=4))
+        for mutation in found:
+            say(f"{name}: {mutation}")
+            caught.append(bites(path, mutation))
+            lines.append(f"{'caught' if caught[-1] else 'MISSED'}: {name}, {mutation}")
+        if missing := set(KINDS) - {mutation.kind for mutation in found}:
+            lines.append(f"{name} has no {' and no '.join(sorted(missing))}")
+    share = 100 * sum(caught) / max(1, len(caught))
+    return Row("bite_caught_pct", share, "%", 100, len(caught), "\n".join(lines), at_most=False)
+
+
+def bites(path: Path, mutation: Mutation) -> bool:
+    """Is nbval red about the changed copy? It stops at the first cell that differs."""
+    changed = path.with_name("changed.ipynb")
+    nbformat.write(mutation.applied(nbformat.read(path, as_version=4)), changed)
+    try:
+        done = nbval(changed, "-x", folder=path.parent)
+    finally:
+        changed.unlink()
+    if done.returncode not in (0, 1):  # 1: some cell failed; anything else is no verdict
+        raise FileError(f"nbval could not run {path.name}: {(done.stdout + done.stderr)[-600:]}")
+    return done.returncode == 1
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def nbval(*arguments, folder: Path, **settings: str) -> subprocess.CompletedProcess:
+    """Strict, as `make test` runs it."""
+    sanitize = CHECKOUT / "tests" / "nbval_sanitize.cfg"
+    return command(sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120",
+                   "--nbval-sanitize-with", sanitize, "-p", "no:cacheprovider", "-q", "--rootdir", folder, *arguments,
+                   folder=folder, **settings)  # fmt: skip
+
+
+def command(*parts, folder: Path, **settings: str) -> subprocess.CompletedProcess:
+    """Runs it where nothing is downloaded, and with this checkout's package."""
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "JUPYTER_PLATFORM_DIRS": "1", **settings}
+    try:
+        return subprocess.run([str(part) for part in parts], cwd=folder, env=environment, capture_output=True,
+                              text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise FileError(f"after {LIMIT_S} s still busy: {' '.join(map(str, parts[-2:]))}") from None
+
+
+@cache
+def offline() -> tuple[str, ...]:
+    """What to put before a command so that it has no network, not even the loopback; nothing where that is refused."""
+    prefix = ("unshare", "--map-root-user", "--net")
+    try:
+        allowed = subprocess.run([*prefix, "true"], capture_output=True, timeout=10).returncode == 0
+    except OSError:
+        allowed = False
+    return prefix if allowed else ()

@@ -1,0 +1,105 @@
+"""What the commands share: the application, the console, and ways to show and store what they find."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from disagg.show import tables
+from disagg.trace.files import check_writable
+from disagg.trace.files import folder as made
+
+app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
+console = Console()
+
+
+def out_file(words: str, name: str | None = None):
+    """An option that names a file to write, which is refused before any work is done for it."""
+    return typer.Option(*([name] if name else []), help=words, callback=_writable)
+
+
+def out_folder(words: str):
+    """An option that names a folder to write to, which is made before any work is done for it."""
+    return typer.Option(help=words, callback=lambda path: None if path is None else made(path))
+
+
+def _writable(path: Path | None) -> Path | None:
+    if path is not None:
+        if path.parts[:1] == ("build",):  # ours, in the checkout
+            made(path.parent)
+        check_writable(path)
+    return path
+
+
+JsonFile = Annotated[Path | None, out_file("also write the rows to this file", "--json")]
+
+
+def table(columns: tuple[str, ...], rows, title: str = "") -> None:
+    """Shows a table as wide as the terminal, or 80 columns."""
+    say_as_it_is(*([title] if title else []), *tables.table(columns, rows, console.width))
+
+
+def say_plainly(*texts: str) -> None:
+    """Sentences, in which nothing is markup, broken between words."""
+    say_as_it_is(*(line for text in texts for line in tables.wrapped(text, console.width)))
+
+
+def say_as_it_is(*lines: str) -> None:
+    """Text that may be copied or read by a program."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def measure(suite, title: str, json: Path | None) -> None:
+    """Runs a suite and shows its rows; the file is written after each, so that an interrupt loses nothing."""
+    from disagg.show.report import show, write
+
+    rows = []
+    with saying() as say:
+        for row in suite(say):
+            rows.append(row)
+            if json is not None:
+                write(json, rows)
+    show(rows, console, title)
+    finish(rows, json)
+
+
+def end(shortfalls: Iterable[str]) -> None:
+    """Of every command that measures or records: the last line names what fell short, and the exit code is 1 then."""
+    if words := "; ".join(shortfalls):
+        say_as_it_is(words)
+        raise typer.Exit(1)
+
+
+class saying:
+    """A spinner with the step in hand; one line a step where there is no terminal."""
+
+    def __enter__(self):
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=None)
+        self._progress.start()
+        return self._say
+
+    def _say(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+        if not console.is_terminal:
+            say_plainly(f"· {text}")
+
+    def __exit__(self, *exc):
+        self._progress.stop()
+
+
+def finish(rows, json: Path | None) -> None:
+    """Writes the rows where a file is wanted, whatever they say, and ends as they say."""
+    from disagg.show.report import shortfalls, write
+
+    if json is not None:
+        write(json, rows)
+        say_as_it_is(f"written: {json}")
+    end(shortfalls(rows))

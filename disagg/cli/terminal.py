@@ -1,0 +1,113 @@
+"""The timeline as letters: `python -m disagg watch`. Each kind has a glyph of its own, so that colour is not needed."""
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from disagg.plan.request import Request
+from disagg.run.engine import Engine
+from disagg.show.live import WINDOW_MS, Look, Serving, end_of, text_lines
+from disagg.show.plots.live_arrays import Tape, gauges_of
+from disagg.show.plots.live_frame import gauge_words, short_names, window_for
+from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.summaries import row_names, sentence
+from disagg.show.plots.timeline_plot import LEGEND
+from disagg.trace.results import Run
+
+GLYPHS = {"prefill": "█", "link": "▒", "decode": "▄", "paging": "x"}
+LEVELS = " ▁▂▃▄▅▆▇█"
+NAMES, VALUES = 15, 13  # columns of a row's name, and of a gauge's value
+
+
+def watch(engine: Engine, requests: list[Request], console: Console, updates_per_s: float = 8) -> Run:
+    """Serves requests and draws meanwhile; an interrupt ends them. Without a terminal, one picture is printed."""
+    serving, look = Serving(engine, requests), Look(engine)
+    try:
+        if console.is_terminal:
+            _animate(serving, look, console, 1 / updates_per_s)
+        while not serving.wait(1.0):
+            pass
+    except KeyboardInterrupt:
+        serving.stop()
+    run = serving.run()
+    console.print(whole(run, console.width))
+    return run
+
+
+def _animate(serving: Serving, look: Look, console: Console, every_s: float) -> None:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while not serving.wait(every_s):
+            look.follow()
+            lines = look.lines(at_ms := look.now_ms)
+            gauges = look.frame.gauges
+            live.update(picture(look.tape, gauges, at_ms, WINDOW_MS, lines, console.width), refresh=True)
+
+
+def whole(run: Run, width: int) -> Group:
+    """All of a run, and its sentence."""
+    tape = Tape(run.timeline, row_names(run.timeline))
+    end_ms = max(1.0, end_of(tape, run.results))
+    lines = text_lines(run.results, tape.origin_ns + round(1e6 * end_ms) + 1, None)
+    drawn = picture(tape, gauges_of(run.timeline), end_ms, end_ms, lines, width, still=True)
+    return Group(drawn, Text(sentence(run)))
+
+
+def picture(
+    tape: Tape, gauges: list[str], at_ms: float, window_ms: float, lines: tuple[str, ...], width: int,
+    still: bool = False,
+) -> Group:  # fmt: skip
+    """Rows of blocks, gauges, the scale of time, and lines of text as they are; no longer than the terminal is wide."""
+    window = (0.0, window_ms) if still else window_for(at_ms, window_ms)
+    columns = max(10, width - NAMES - VALUES - 2)
+    table = Table(box=None, padding=0, show_header=False, width=NAMES + columns + VALUES + 2)
+    for size in (NAMES + 1, columns, VALUES + 1):
+        table.add_column(width=size, no_wrap=True, overflow="ellipsis")
+    for row, name in enumerate(tape.rows.values()):
+        table.add_row(Text(name), blocks(tape, row, window, at_ms, columns))
+    for name, short in zip(gauges, short_names(gauges), strict=True):
+        table.add_row(
+            Text(short), sparks(tape, name, window, at_ms, columns), Text(" " + gauge_words(tape, name, at_ms))
+        )
+    table.add_row(Text("s"), scale(window, columns))
+    legend = Text("  ").join(Text(f"{GLYPHS[kind]} {LEGEND[kind]}", style=COLOURS[kind]) for kind in GLYPHS)
+    texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+    return Group(legend, table, *texts)
+
+
+def blocks(tape: Tape, row: int, window: tuple[float, float], at_ms: float, columns: int) -> Text:
+    """A glyph a slice of time: the kind that took most of it."""
+    slice_ms = (window[1] - window[0]) / columns
+    edges = window[0] + slice_ms * np.arange(columns + 1)
+    taken = np.zeros((len(COLOURS), columns))
+    for index, kind in enumerate(COLOURS):
+        for start, end, place in tape.boxes(kind, window[0], at_ms):
+            if place == row:
+                low = int(max(0, (start - window[0]) // slice_ms))
+                high = int(min(columns, (min(end, at_ms) - window[0]) // slice_ms + 1))
+                taken[index, low:high] += np.minimum(edges[low + 1 : high + 1], end) - np.maximum(
+                    edges[low:high], start
+                )
+    kinds, text = list(COLOURS), Text()
+    for column in range(columns):
+        most = int(taken[:, column].argmax())
+        busy = taken[most, column] > 0
+        text.append(GLYPHS[kinds[most]] if busy else " ", style=COLOURS[kinds[most]] if busy else "")
+    return text
+
+
+def sparks(tape: Tape, name: str, window: tuple[float, float], at_ms: float, columns: int) -> Text:
+    """A gauge's value at the end of each slice of time, up to the playhead."""
+    ends = window[0] + (window[1] - window[0]) / columns * np.arange(1, columns + 1)
+    shown = int(np.searchsorted(ends, at_ms, "right"))
+    most = tape.most(name)
+    heights = (min(1.0, tape.value(name, end) / most) for end in ends[:shown])
+    return Text("".join(LEVELS[int(np.ceil(height * (len(LEVELS) - 1)))] for height in heights))
+
+
+def scale(window: tuple[float, float], columns: int) -> Text:
+    """The seconds at the left, the middle and the right."""
+    left, middle, right = (f"{ms / 1e3:.3g}" for ms in (window[0], sum(window) / 2, window[1]))
+    half = columns // 2
+    return Text(f"{left:<{half}}{middle:<{columns - half - len(right)}}{right}")

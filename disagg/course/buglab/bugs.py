@@ -1,0 +1,315 @@
+"""The bug lab: ten bugs that real serving systems had, each put back into one method for as long as you look at it.
+
+    with bug("freed early"):
+        ...  # Table.release frees blocks that a copy still reads
+    print(run_bug("freed early").caught_by)
+
+Nothing here is a switch in the shipped code: `bug` replaces a method of its class and puts it back.
+Notebook: notebooks/08_bug_lab.ipynb.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from disagg.course.buglab.scenes import WIRE, Real, Simulated, Streams
+from disagg.monitor.violation import Breach
+from disagg.plan.blocks import Table
+from disagg.plan.commands import Ended, Worker
+from disagg.plan.config import Config
+from disagg.plan.controller import Controller
+from disagg.plan.kv_transfers import Movement
+from disagg.plan.request import Finish, Request, Stage
+from disagg.plan.transfer import LayerBlocks
+from disagg.plan.transfer_scheduler import Traffic
+from disagg.run.gpu.stream_copy import StreamCopier
+from disagg.run.kv_cache import KVCache
+from disagg.trace.results import Run
+from disagg.twin.simulated_engine import fake_token
+
+log = logging.getLogger("disagg.buglab")
+
+# ---- the ten replacements: each takes the place of one method --------------------------------------------------------
+
+shipped_launch, shipped_move = StreamCopier.launch, StreamCopier._move
+
+
+def event_first(self, *copy, **fields):
+    """In place of StreamCopier.launch: the event that says "ended" is recorded, and then the copy is enqueued."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(self.streams[-1])
+    aloft = shipped_launch(self, *copy, **fields)
+    return aloft._replace(start=event, end=event, seen=event, written=None)
+
+
+def into_a_temporary(self, layers, blocks, data) -> None:
+    """In place of KVCache.write_blocks: indexing with a list of blocks makes a copy, and that copy is written."""
+    self._layers(layers)[:, :, blocks].copy_(data)
+
+
+def on_another_stream(self, route, *ids) -> None:
+    """In place of StreamCopier._move: bytes are received on a stream that nothing orders after or before the lane's."""
+    with torch.cuda.stream(torch.cuda.Stream(self.devices[-1])):
+        shipped_move(self, route, *ids)
+
+
+def failed_is_landed(self, event) -> None:
+    """In place of Controller._transfer_failed: a transfer that has come to an end is taken for one that landed."""
+    transfer = self._transfer(event.transfer)
+    if transfer is not None and not transfer.aborted:
+        self.movement.complete(transfer)
+
+
+def ending_is_freeing(self) -> None:
+    """In place of Table.release: nobody asks what still reads or writes the blocks."""
+    self.released = True
+    self.pins.clear()
+    self._free()
+
+
+def keeps_what_it_has(self, record) -> None:
+    """In place of Movement.recompute: its blocks on the decode device are kept, for it will need them again."""
+    book = self.book
+    book.counts["recomputes"] += 1
+    book.drop(record, "host_table")
+    record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
+    book.move(record, Stage.QUEUED)
+    book.enqueue(record)
+
+
+def only_logged(self, flight, error, now_ns):
+    """In place of Traffic.fail: nothing else of the transfer starts, and a line in the log is all that is said."""
+    journey = self.journeys[flight.piece.transfer]
+    journey.flying -= 1
+    journey.failed = True
+    self._drop_slots([flight.slot], flight.piece.transfer, now_ns)
+    self._drop_waiting(journey, now_ns)
+    log.info("transfer %d: %s", flight.piece.transfer, error)
+    return []
+
+
+def counted(self, part) -> bool:
+    """In place of LayerBlocks.add: how many came is counted, not which; each one fills the next free layer."""
+    for block in range(part.block, part.block_end):
+        for _ in range(part.layer, part.layer_end):
+            free = [layer for layer, bits in enumerate(self.bits) if not bits >> block & 1]
+            if free:
+                self.bits[free[0]] |= 1 << block
+    return True
+
+
+def whole_blocks_only(self, record, stop, layers_ready) -> None:
+    """In place of Movement.offer: tokens are divided by the size of a block, and what is left over stays behind."""
+    book, size = self.book, self.book.config.block_size
+    if record.transfer is None:
+        self._open(book.config.route, record, record.prefill_table, record.prefill_target // size)
+        book.wanting.push(record)
+    transfer = book.transfers[record.transfer]
+    self._send(transfer, Worker("prefill", record.prefill_seat), stop // size, layers_ready)
+
+
+def frees_again(self, event):
+    """In place of Controller._cancel: a request that has ended, but whose blocks wait for a step, ends once more."""
+    book, record = self.book, self.book.records.get(event.request)
+    if record is not None:
+        return book.end(record, Finish.CANCELLED)
+    waiting = [table for seat in book.decodes for step in seat.steps for table in step.pinned]
+    for table in waiting:
+        if table.owner == event.request:
+            table._free()  # and the step will do so too
+            book.out.append(Ended(event.request, Finish.CANCELLED, None, book.now_ns, ()))
+
+
+#: What may have to come before what.
+MOMENTS = {
+    "all landed": "every block of every layer has landed",
+    "blocks freed": "the blocks are free for the next request",
+    "blocks given up": "blocks of one memory are given up",
+    "blocks waited for": "blocks of another memory are waited for",
+    "bytes received": "the bytes have been received on their stream",
+    "bytes written": "the bytes are in the blocks",
+    "copies ended": "the last copy that reads or writes the blocks has ended",
+    "copy done": "the copy counts as done",
+    "copy enqueued": "the copy is put on the stream",
+    "decode starts": "decode reads the blocks",
+    "event recorded": "the event that others wait for is recorded",
+    "failure told": "the failure is told to whoever waits",
+    "hand-off whole": "the hand-off counts as whole",
+    "last block sent": "the last, partly filled block is sent",
+    "step ended": "the step that still writes the blocks has ended",
+    "stream goes on": "the stream that decode waits for goes on",
+    "waiting ends": "the other side stops waiting",
+}
+
+# ---- what is known of each -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One bug: what it replaces, where it happened for real, and what must catch it."""
+
+    name: str
+    owner: type
+    method: str
+    replacement: Callable
+    detector: str
+    scene: Simulated | Real | Streams
+    before: str  # the missing edge, by names of MOMENTS: this must come first,
+    after: str  # and this only then
+    symptom: str  # what a user sees
+    threads: tuple[str, ...]  # project and number
+    story: str  # what happened there
+
+    @property
+    def edge(self) -> str:
+        """The missing ordering edge, in words."""
+        return f"{MOMENTS[self.before]} → {MOMENTS[self.after]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run_bug` found: what a user would have, and what the detectors said."""
+
+    bug: str
+    run: Run | None
+    facts: tuple[str, ...]
+    breach: Breach | None
+    error: str | None
+
+    @property
+    def caught_by(self) -> str | None:
+        """The detector that raised."""
+        return None if self.breach is None else self.breach.detector
+
+    @property
+    def silent(self) -> bool:
+        """Nothing failed and nothing stopped: whoever only looks for errors sees none."""
+        return not (self.error or any("failed" in fact for fact in self.facts))
+
+
+@contextlib.contextmanager
+def bug(name: str) -> Iterator[Bug]:
+    """While it is open, one shipped method is replaced by its broken form; then it is put back, whatever happened."""
+    found = bugs()
+    if name not in found:
+        raise ValueError(f"there is no bug {name!r}; known: {', '.join(found)}")
+    one = found[name]
+    shipped = one.owner.__dict__[one.method]
+    setattr(one.owner, one.method, one.replacement)
+    try:
+        yield one
+    finally:
+        setattr(one.owner, one.method, shipped)
+
+
+def run_bug(name: str) -> Outcome:
+    """Plays the bug's scene as a user would see it, and once more with the detectors."""
+    with bug(name) as one:
+        watched = one.scene.play(watched=True)
+        seen = one.scene.play(watched=False) if isinstance(one.scene, Simulated) else watched
+    return Outcome(name, seen.run, seen.facts, watched.breach, seen.error or watched.error)
+
+
+def same(count: int, prompt: int, new: int, every_ms: float = 0.0) -> tuple[Request, ...]:
+    """Requests of equal lengths, one after the other."""
+    return tuple(Request([1] * prompt, new, every_ms * index / 1e3) for index in range(count))
+
+
+def small(preset: str = "streamed", **changes) -> Config:
+    """A preset with a slow wire and pools of a few blocks."""
+    sizes = dict(prefill_blocks=8, decode_blocks=16, chunk_tokens=64, layers_per_copy=1)
+    return Config.preset(preset, **{"link": WIRE, **sizes, **changes})
+
+
+@cache
+def bugs() -> dict[str, Bug]:
+    """All ten, by name."""
+    late = Request([1] * 64, 8, 0.021)
+    found = [
+        Bug(
+            "event first", StreamCopier, "launch", event_first, "Digest", Streams(),
+            "copy enqueued", "event recorded",
+            "The answer begins well and then makes no sense. Nothing failed, and a second try is often fine.",
+            ("LLMServe/DistServe, worker.py, swap_blocks",),
+            "The event that readers wait for was recorded on the stream before the swap it was to cover.",
+        ),
+        Bug(
+            "temporary", KVCache, "write_blocks", into_a_temporary, "Digest",
+            Real(small(model="tiny", link=None, decode_blocks=64, prefill_blocks=64), same(2, 40, 4)),
+            "bytes written", "copy done",
+            "Every request fails right after prefill. Without checksums, every answer would be nonsense.",
+            ("huggingface/transformers, offloading_manager.py at 06252198",),
+            "dst[ids].copy_(src) writes into the tensor that indexing has just made, and dst stays as it was.",
+        ),
+        Bug(
+            "unordered", StreamCopier, "_move", on_another_stream, "Digest", Streams("staged"),
+            "bytes received", "stream goes on",
+            "Now and then an answer is garbled, more often under load. Nothing is logged.",
+            ("vllm-project/vllm PR 20263", "vllm-project/vllm #45704"),
+            "A buffer was made on one stream and received into on another, with no event between the two.",
+        ),
+        Bug(
+            "partial", Controller, "_transfer_failed", failed_is_landed, "Landing",
+            Simulated(small("staged"), same(1, 64, 6), fails=6),
+            "all landed", "decode starts",
+            "The connection broke for a moment. The answer came in full and without an error, and it is nonsense.",
+            ("vllm-project/vllm PR 40364", "vllm-project/vllm PR 52232"),
+            "A load that was aborted or had failed half-way was treated like one that had finished.",
+        ),
+        Bug(
+            "freed early", Table, "release", ending_is_freeing, "InUse",
+            Simulated(small(prefill_blocks=5, decode_blocks=5), (*same(1, 64, 6), late), cancels=((0, 20.0),)),
+            "copies ended", "blocks freed",
+            "One user presses Stop, and another one's answer turns into nonsense.",
+            ("vllm-project/vllm PR 56104", "NVIDIA/TensorRT-LLM #12542", "sgl-project/sglang PR 27731"),
+            "Blocks went to the next request while a transfer still read or wrote them.",
+        ),
+        Bug(
+            "two-sided", Movement, "recompute", keeps_what_it_has, "Watchdog",
+            Simulated(small(prefill_blocks=8, decode_blocks=10), same(6, 60, 40, 20)),
+            "blocks given up", "blocks waited for",
+            "Under load everything stands still. No request fails by itself, and no device does anything.",
+            ("sgl-project/sglang #9726", "NVIDIA/TensorRT-LLM PR 12313"),
+            "What would have given blocks back waited for blocks that were held: a circle that no time resolves.",
+        ),
+        Bug(
+            "lost notice", Traffic, "fail", only_logged, "Watchdog",
+            Simulated(small(), same(2, 64, 6, 10), fails=3),
+            "failure told", "waiting ends",
+            "One request hangs for two minutes and then times out. The others are fine.",
+            ("vllm-project/vllm PR 50754", "vllm-project/vllm #46283"),
+            "A transfer that could not be started was logged, and the receiver went on waiting for its notices.",
+        ),
+        Bug(
+            "counted", LayerBlocks, "add", counted, "Ledger",
+            Simulated(small("staged"), same(1, 64, 6), twice=2),
+            "all landed", "decode starts",
+            "After a short network trouble one answer is nonsense. Nothing failed.",
+            ("vllm-project/vllm #51786", "vllm-project/vllm #43226"),
+            "Notices were counted up to an expected number, so a repeated one stood for a missing one.",
+        ),
+        Bug(
+            "last block", Movement, "offer", whole_blocks_only, "Landing",
+            Simulated(small(), same(1, 100, 6)),
+            "last block sent", "hand-off whole",
+            "Answers ignore the end of the question, except where its length is a multiple of 16.",
+            ("LMCache/LMCache #2540", "vllm-project/vllm PR 46972"),
+            "Only whole blocks or chunks were saved and sent; what was left over at the end was not.",
+        ),
+        Bug(
+            "ends twice", Controller, "_cancel", frees_again, "OneEnd",
+            Simulated(
+                small(), (*same(1, 32, 20), Request([1] * 32, 20, 0.005)), cancels=((0, 65.0),),
+                eos_ids=frozenset({fake_token(0, 4)}), steps_in_flight=2,
+            ),
+            "step ended", "blocks freed",
+            "Someone closes the page just as the answer ends, and the whole server goes down.",
+            ("vllm-project/vllm PR 25067",),
+            "An abort that came after a request had finished freed blocks that were still kept for a transfer.",
+        ),
+    ]  # fmt: skip
+    return {one.name: one for one in found}

@@ -1,0 +1,70 @@
+"""Cases for whoever wants to find the bug: what a user sees, without its name, and the story of it afterwards.
+
+Notebook: notebooks/08_bug_lab.ipynb.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from disagg.course.buglab.bugs import Outcome, bugs, run_bug
+from disagg.course.exercise import exercises
+from disagg.trace.results import Run
+
+CASES = {
+    "A": "freed early",
+    "B": "lost notice",
+    "C": "counted",
+    "D": "two-sided",
+    "E": "event first",
+    "F": "last block",
+}
+LOOK_AT = {"A": 1, "B": 0, "C": 0, "D": 2, "F": 0}  # whose receipt
+
+
+@dataclass(frozen=True)
+class Mystery:
+    """A case: the complaint, the facts, and a receipt where there was a run."""
+
+    letter: str
+    symptom: str
+    found: Outcome
+
+    @property
+    def run(self) -> Run | None:
+        """For the pictures."""
+        return self.found.run
+
+    def __str__(self) -> str:
+        lines = [f"Case {self.letter}. {self.symptom}", "", *(f"  {fact}" for fact in self.found.facts)]
+        if self.letter in LOOK_AT:
+            lines += ["", *str(self.run.results[LOOK_AT[self.letter]].receipt).splitlines()]
+        return "\n".join(lines)
+
+
+def mystery(letter: str) -> Mystery:
+    """Plays a case; its bug is put back for as long as that takes."""
+    name = case_of(letter)
+    return Mystery(letter.upper(), bugs()[name].symptom, run_bug(name))
+
+
+def case_of(letter: str) -> str:
+    """The bug's name."""
+    if letter.upper() not in CASES:
+        raise ValueError(f"there is no case {letter!r}; there are {', '.join(CASES)}")
+    return CASES[letter.upper()]
+
+
+def story(letter: str, given: Callable) -> str:
+    """Where the bug comes from and what caught it, for whoever has found it: `given` is the answer to the exercise."""
+    one = bugs()[case_of(letter)]
+    if not exercises()[f"case_{letter.lower()}"].verdict(given)[0]:
+        return f"Solve case {letter.upper()} first: its story names the bug."
+    lines = [
+        f"{one.name}: {one.story}",
+        f"missing edge: {one.edge}",
+        f"seen in: {'; '.join(one.threads)}",
+        f"put back here: {inspect.getdoc(one.replacement)}",
+        f"caught by: {run_bug(one.name).breach.summary}",
+    ]
+    return "\n".join(lines)

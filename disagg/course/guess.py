@@ -1,0 +1,70 @@
+"""Predict first: a slider takes the guess before the cell runs, and the answer is drawn on top of the guess."""
+
+import textwrap
+
+import ipywidgets
+
+from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.widgets import COLUMNS, close_widgets, no_math
+
+
+class Guess:
+    """A question with a slider; `compare(answer)` shows guess and answer on one axis."""
+
+    def __init__(self, question: str, low: float, high: float, unit: str) -> None:
+        if not low < high:
+            raise ValueError(f"a guess needs room: low is {low} and high is {high}")
+        self.question, self.unit = question, unit
+        whole = high - low >= 20
+        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+        self.slider = kind(
+            value=round((low + high) / 2) if whole else (low + high) / 2,
+            min=low, max=high, step=1 if whole else (high - low) / 100, description="my guess",
+            layout=ipywidgets.Layout(width="520px"),
+        )  # fmt: skip
+        lines = textwrap.wrap(no_math(f"{question} ({unit})"), COLUMNS)  # a Label does not wrap
+        self.panel = ipywidgets.VBox([*map(ipywidgets.Label, lines), self.slider])
+
+    @property
+    def value(self) -> float:
+        return self.slider.value
+
+    def compare(self, answer: float, *, times: bool = True, projector: bool = False) -> Picture:
+        """Guess and answer as two bars. `times=False` keeps numbers out of the sentence, for checked cells."""
+        size = font_size(projector)
+        figure = new_figure(0.11 * size, 12.0 if projector else WIDTH_IN)
+        left = 0.0975 * size / figure.get_figwidth()
+        axes = figure.add_axes((left, 0.42, 0.93 - left, 0.5))
+        plain_axes(axes, size)
+        axes.barh([1], [self.value], height=0.55, color="none", edgecolor=INK, hatch="///")
+        axes.barh([0], [answer], height=0.55, color=COLOURS["prefill"])
+        for row, value in ((1, self.value), (0, answer)):
+            axes.text(max(0, value), row, f"  {_plain(value)}", va="center", fontsize=size, color=INK)
+        axes.set_yticks([1, 0], ["guess", "answer"])
+        axes.set_xlim(min(0, answer, self.value), 1.15 * max(self.value, answer, 1e-9))
+        axes.set_xlabel(self.unit, fontsize=size, color=INK, parse_math=False)
+        words = (
+            f"{self.question} You guessed {_plain(self.value)} {self.unit}; the answer is {_plain(answer)} {self.unit}."
+        )
+        return Picture(figure, words, words if times else f"{self.question} Guess and answer stand side by side.")
+
+    def close(self) -> None:
+        """Closes every part. Closing twice does nothing."""
+        close_widgets(*self.panel.children, self.panel)
+
+    def __repr__(self) -> str:
+        return f"{self.question} A slider from {self.slider.min:g} to {self.slider.max:g} {self.unit} takes your guess."
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """The slider, and a sentence that stands for it where no kernel runs."""
+        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
+
+
+def predict(question: str, low: float, high: float, unit: str) -> Guess:
+    """Asks for a guess before the answer is measured."""
+    return Guess(question, low, high, unit)
+
+
+def _plain(value: float) -> str:
+    """Three digits, and never an exponent for a large number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,145 @@
+"""What a reader of the explorer can choose, in one table: the page's controls, permalinks and checks all follow it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from disagg.plan.checks import short
+from disagg.plan.config import POLICIES, PRESETS, Config
+from disagg.plan.errors import ConfigError
+from disagg.plan.link import PRESETS as WIRES
+from disagg.plan.request import Request
+from disagg.twin.hardware import DEVICES
+from disagg.twin.model_shapes import RANDOM, SHAPES
+from disagg.twin.workloads import Lengths, poisson
+
+OWN = "own"  # the wire that the devices have
+SPREAD = 0.7  # of prompts' and answers' lengths
+MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values; `options` gives each its words."""
+
+    label: str
+    default: str
+    options: Mapping[str, str]
+
+    def read(self, name: str, text: str) -> str:
+        if text not in self.options:
+            raise ConfigError(f"{name} {short(text)} is unknown; known: {', '.join(self.options)}")
+        return text
+
+
+@dataclass(frozen=True)
+class Number:
+    """A whole number in steps."""
+
+    label: str
+    default: int
+    least: int
+    most: int
+    step: int = 1
+
+    def read(self, name: str, text: str) -> int:
+        value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+        if value is None or not self.least <= value <= self.most or (value - self.least) % self.step:
+            steps = "" if self.step == 1 else f" in steps of {self.step}"
+            raise ConfigError(
+                f"{name} must be a whole number from {self.least} to {self.most}{steps}; got {short(text)}"
+            )
+        return value
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:g} GB/s"
+
+
+_PRESETS = {
+    "baseline": "one device, one request at a time",
+    "colocated": "one device, many requests share each step",
+    "split": "two devices, K/V handed off after prefill",
+    "streamed": "two devices, K/V leaves layer by layer",
+    "staged": "two devices, layer by layer through host memory",
+    "paged": "K/V may wait in host memory",
+    "dynamic": "rows of like length together",
+    "two_colocated": "the rival: two devices, each does everything",
+}
+_DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
+_POLICIES = {"fcfs": "first come, first served", "shortest": "shortest first"}
+
+#: Name in a permalink → what can be chosen. The names are for ever: links that people kept say them.
+CONTROLS: dict[str, Choice | Number] = {
+    "preset": Choice("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
+    "model": Choice("model", "llama3-8b", {name: name for name in SHAPES}),
+    "hardware": Choice(
+        "hardware", "2xA100", _DEVICES | {pair: pair.replace("+", " for prefill, ") + " for decode" for pair in MIXED}
+    ),
+    "link": Choice(
+        "link between the two", "25gbe",
+        {OWN: "what the devices have"} | {name: f"{name}, {_rate(rate)}" for name, rate in WIRES.items()},
+    ),
+    "policy": Choice("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
+    "requests": Number("requests", 100, 10, 300, 10),
+    "rate": Number("arrivals a second", 10, 1, 64),
+    "prompt": Number("median prompt, tokens", 800, 50, 4000, 50),
+    "answer": Number("median answer, tokens", 32, 1, 128),
+    "seed": Number("seed of the load", 0, 0, 99),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One choice of each. `Settings.parse` is the one way in from outside."""
+
+    preset: str
+    model: str
+    hardware: str
+    link: str
+    policy: str
+    requests: int
+    rate: int
+    prompt: int
+    answer: int
+    seed: int
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> "Settings":
+        """From names and texts, as a permalink has them; what is left out is as at the start. ConfigError."""
+        for name, text in given.items():
+            if name not in CONTROLS or not isinstance(text, str):
+                raise ConfigError(f"setting {short(name)} is unknown; known: {', '.join(CONTROLS)}")
+        return cls(**{
+            name: control.read(name, given[name]) if name in given else control.default
+            for name, control in CONTROLS.items()
+        })  # fmt: skip
+
+    @property
+    def config(self) -> Config:
+        """As on a machine with these devices; where it can't be, ConfigError."""
+        on_cpu, alone = self.hardware == "2xCPU", self.preset in ("baseline", "colocated")
+        first, second = ("cpu", "cpu") if on_cpu else ("cuda:0", "cuda:0" if alone else "cuda:1")
+        return Config.preset(
+            self.preset,
+            model=RANDOM + self.model,
+            dtype="float32" if on_cpu else "bfloat16",
+            prefill_device=first,
+            decode_device=second,
+            link=None if self.link == OWN else self.link,
+            policy=self.policy,
+        )
+
+    @property
+    def asked(self) -> tuple[Request, ...]:
+        return load(self.requests, self.rate, self.prompt, self.answer, self.seed)
+
+
+@lru_cache(maxsize=4)
+def load(count: int, rate: int, prompt: int, answer: int, seed: int) -> tuple[Request, ...]:
+    """Requests by chance, the same for the same seed. Only lengths matter to the twin: every token is 0. They are kept,
+    as most controls leave them as they are."""
+    prompts, answers = Lengths(prompt, SPREAD, most=16_000), Lengths(answer, SPREAD, most=1000)
+    arrivals = poisson(count, rate, prompts, answers, seed)
+    return tuple(Request([0] * a.prompt_tokens, a.new_tokens, a.at_s, ignore_eos=True) for a in arrivals)

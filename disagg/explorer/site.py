@@ -1,0 +1,99 @@
+"""Builds the explorer: a folder that any static host can serve. Nothing in it asks for anything outside the folder."""
+
+import base64
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+import disagg
+from disagg.explorer import accuracy, pyodide
+from disagg.explorer.settings import CONTROLS, Choice, Number, Settings
+from disagg.explorer.twin import Twin, shown
+from disagg.plan.errors import FileError
+from disagg.trace.files import folder as made
+from disagg.trace.files import whole
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent
+WINGS = ("plan", "trace", "twin")  # pure Python as a whole
+BESIDE = ("__init__.py", "show/__init__.py", "show/columns.py", "show/plots/__init__.py", "show/plots/palette.py",
+          "show/plots/summaries.py", "explorer/__init__.py", "explorer/settings.py", "explorer/twin.py",
+          "explorer/browser.py")  # fmt: skip
+COPIED = (PACKAGE / "show/canvas.js", PACKAGE / "show/page.css", HERE / "explorer.css", HERE / "explorer.js",
+          HERE / "worker.js")  # fmt: skip
+
+
+def build(folder: Path, cache: Path | None, ledger: Path = accuracy.LEDGER) -> Path:
+    """Writes the folder anew and returns it; without a cache, all but Pyodide. FileError, also where it holds other
+    things than a site."""
+    made(folder)
+    if not (folder / "disagg.zip").exists() and any(folder.iterdir()):
+        raise FileError(f"{folder} holds something else than an explorer; name a new folder")
+    files = {"index.html": index(accuracy.sentences(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
+    files |= {path.name: path.read_bytes() for path in COPIED}
+    if cache is not None:
+        files |= {f"pyodide/{name}": content for name, content in pyodide.files(cache).items()}
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        path = folder / name
+        made(path.parent)
+        with whole(path) as out:
+            out.write(content)
+    return folder
+
+
+def package() -> bytes:
+    """The Python that goes into the browser, packed: the same files give the same bytes."""
+    wings = (path for wing in WINGS for path in sorted((PACKAGE / wing).glob("*.py")))
+    paths = [*(PACKAGE / name for name in BESIDE), *wings]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
+            name = path.relative_to(PACKAGE.parent).as_posix()
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def start() -> bytes:
+    """What the page shows while Python is still loading: the answer to the settings of the start."""
+    said, columns = shown(Twin(Settings.parse({})).run())
+    return json.dumps({"said": said, "columns": base64.b64encode(columns).decode()}).encode()
+
+
+def index(measured: list[str]) -> str:
+    """The page, with its controls and with what is known of the twin's error."""
+    template = (HERE / "index.html").read_text("utf-8")
+    parts = {
+        "controls": "\n".join(_controls()),
+        "accuracy": "\n".join(f"<p>{escape(text)}</p>" for text in measured),
+        "version": escape(disagg.__version__),
+        "pyodide": escape(pyodide.VERSION),
+    }
+    for name, text in parts.items():
+        template = template.replace(f"<!--{name}-->", text)
+    return template
+
+
+def _controls() -> Iterable[str]:
+    for name, control in CONTROLS.items():
+        field = _select(name, control) if isinstance(control, Choice) else _slider(name, control)
+        yield f'<div class="control"><label for="{name}">{escape(control.label)}</label>{field}</div>'
+
+
+def _select(name: str, control: Choice) -> str:
+    options = "".join(
+        f'<option value="{escape(value)}"{" selected" * (value == control.default)}>{escape(words)}</option>'
+        for value, words in control.options.items()
+    )
+    return f'<select id="{name}" name="{name}">{options}</select>'
+
+
+def _slider(name: str, control: Number) -> str:
+    return (
+        f'<output for="{name}">{control.default}</output><input type="range" id="{name}" name="{name}" '
+        f'min="{control.least}" max="{control.most}" step="{control.step}" value="{control.default}">'
+    )

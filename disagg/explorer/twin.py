@@ -1,0 +1,73 @@
+"""One run of the twin in slices, so that a newer wish can end it, and what the page is told of it."""
+
+from disagg.explorer.settings import Settings
+from disagg.show.columns import SpanColumns, look
+from disagg.show.plots.summaries import milliseconds, row_names, sentence
+from disagg.trace.metrics import Metrics
+from disagg.trace.results import Run
+from disagg.trace.timeline import Overlap
+from disagg.twin.simulate import world_on
+
+TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
+
+
+class Twin:
+    """`advance` until it says that all has happened; then `run`, the same Run as `simulate` gives."""
+
+    def __init__(self, settings: Settings) -> None:
+        """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
+        self.world = world_on(settings.hardware, settings.config, settings.asked)
+
+    def advance(self, actions: int) -> bool:
+        """Lets so many things happen; False where nothing is left to."""
+        step = self.world.step
+        return all(step() for _ in range(actions))
+
+    def run(self) -> Run:
+        self.world.run()  # to the end; an open request would be named
+        return self.world.so_far()
+
+
+def shown(run: Run) -> tuple[dict, bytes]:
+    """What the page draws and says: a dict of plain values, and the spans as columns."""
+    spans = SpanColumns(run.timeline.start_ns)
+    spans.add(run.timeline.spans)
+    header, columns = spans.chunk()
+    answer = {
+        "look": look(), "header": header, "sentence": sentence(run), "counts": sentence(run, times=False),
+        "facts": facts(run),
+    }  # fmt: skip
+    return answer, columns
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The run's numbers by name, each with its unit."""
+    metrics, overlap = run.metrics(TTFT_LIMIT_S, TPOT_LIMIT_S), run.overlap()
+    return [*_times(metrics), *_hand_off(overlap), *_busy(run, metrics)]
+
+
+def _times(metrics: Metrics) -> list[tuple[str, str]]:
+    def both(found) -> str:
+        return "none" if found.p50 is None else f"{milliseconds(found.p50)}; {milliseconds(found.p99)}"
+
+    return [
+        ("TTFT, half and 99 % of the requests within", both(metrics.ttft_s)),
+        ("second-token gap, likewise", both(metrics.second_token_gap_s)),
+        ("TPOT, likewise", both(metrics.tpot_s)),
+        ("new tokens a second", f"{metrics.tokens_per_s:.0f}"),
+        (f"requests within TTFT {TTFT_LIMIT_S:g} s and TPOT {milliseconds(TPOT_LIMIT_S)}", f"{metrics.attainment:.0%}"),
+    ]
+
+
+def _hand_off(overlap: Overlap) -> list[tuple[str, str]]:
+    none = "–" if overlap.transfer_s else "nothing copied"
+    hidden, wall = (none if share is None else f"{share:.0%}" for share in (overlap.share, overlap.wall))
+    return [
+        ("H, share of the copying that hides behind prefill", hidden),
+        ("W, share of the copying time in which prefill computes", wall),
+        ("E, copying left after tokens 1, all requests", milliseconds(overlap.exposed_s)),
+    ]
+
+
+def _busy(run: Run, metrics: Metrics) -> list[tuple[str, str]]:
+    return [(f"{name} busy", f"{metrics.busy[place]:.0%}") for place, name in row_names(run.timeline).items()]

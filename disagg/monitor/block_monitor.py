@@ -1,0 +1,221 @@
+"""Three detectors of memory: Conservation, Alias, InUse. Whose each block is, and what still reads or writes it.
+
+The owner of a block is rebuilt from the moves that pools report, what uses it from the commands that were given and
+the events that ended them. No pool and no table of the controller is asked.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from disagg.plan.blocks import STATES
+from disagg.plan.commands import Decode, Worker
+from disagg.plan.config import Config
+from disagg.plan.spans import BlockMove
+
+FREE, IN_FLIGHT, USED, QUARANTINED = STATES
+CHANGES = {
+    FREE: (IN_FLIGHT,),
+    IN_FLIGHT: (IN_FLIGHT, USED, QUARANTINED, FREE),
+    USED: (QUARANTINED, FREE),
+    QUARANTINED: (FREE,),
+}
+
+
+def place(worker: Worker) -> str:
+    """The name of a worker's pool."""
+    return "host" if worker.role == "host" else str(worker)
+
+
+def pool_sizes(config: Config) -> dict[str, int]:
+    """Every memory's blocks."""
+    sizes = {f"prefill {index}": config.prefill_blocks for index in range(config.prefill_workers)}
+    sizes |= {f"decode {index}": config.decode_blocks for index in range(config.decode_workers)}
+    return {**sizes, "host": config.host_blocks}
+
+
+@dataclass(eq=False)
+class Row:
+    """A request in a decode batch: steps [joined, left) read and write these blocks."""
+
+    joined: int
+    blocks: dict[int, None]
+    left: int | None = None
+
+
+@dataclass(eq=False)
+class Batch:
+    """A decode worker's batch, and its steps in flight."""
+
+    pool: str
+    steps: deque[int] = field(default_factory=deque)
+    rows: dict[int, Row] = field(default_factory=dict)
+    leaving: dict[int, Row] = field(default_factory=dict)
+    gone: dict[int, None] = field(default_factory=dict)  # rows of requests that have ended since the last step
+
+    def uses(self, request: int, block: int) -> bool:
+        """Does a step in flight read or write this block for the request?"""
+        row = self.rows.get(request) or self.leaving.get(request)
+        if row is None or not self.steps or block not in row.blocks:
+            return False
+        return self.steps[-1] >= row.joined and (row.left is None or self.steps[0] < row.left)
+
+    def running(self) -> list[int]:
+        """Requests of the oldest step in flight."""
+        step, rows = self.steps[0], [*self.rows.items(), *self.leaving.items()]
+        return [r for r, row in rows if row.joined <= step and (row.left is None or step < row.left)]
+
+    def take(self, command: Decode) -> None:
+        """A step is given: who left, who joined, who grew."""
+        for request in command.left:
+            row = self.rows.pop(request, None)
+            self.gone.pop(request, None)
+            if row is not None and self.steps:
+                row.left = command.step
+                self.leaving[request] = row
+        for join in command.joins:
+            self.rows[join.request] = Row(command.step, dict.fromkeys(join.blocks))
+        for request, block in command.grown:
+            self.rows[request].blocks[block] = None
+        self.steps.append(command.step)
+
+    def end(self) -> None:
+        """The oldest step in flight has ended."""
+        ended = self.steps.popleft()
+        for request in [r for r, row in self.leaving.items() if row.left <= ended + 1]:
+            del self.leaving[request]
+
+
+class BlockWatch:
+    """Hears of every move, and of every pass, step and copy that begins or ends. `breach` raises."""
+
+    def __init__(self, config: Config, breach: Callable) -> None:
+        self._breach = breach
+        self.sizes = pool_sizes(config)
+        self._state = {pool: [FREE] * size for pool, size in self.sizes.items()}
+        self._owner: dict[str, list[int | None]] = {pool: [None] * size for pool, size in self.sizes.items()}
+        self.sums = {pool: {**dict.fromkeys(STATES, 0), FREE: size} for pool, size in self.sizes.items()}
+        self._touched: dict[str, dict[int, int]] = {pool: {} for pool in self.sizes}  # block → passes and copies
+        self.holds: dict[int, dict[str, dict[int, None]]] = {}  # request → pool → its blocks
+        self.batches = {
+            Worker("decode", i): Batch(str(Worker("decode", i))) for i in range(config.decode_workers)
+        }  # fmt: skip
+        self._batch_of = {batch.pool: batch for batch in self.batches.values()}
+        self._ghosts: dict[int, None] = {}  # ended requests that still hold blocks
+
+    # ---- moves -------------------------------------------------------------------------------------------------------
+
+    def moved(self, move: BlockMove) -> None:
+        """Blocks of one owner change state."""
+        pool, state, owner, blocks = move.pool, move.state, move.owner, move.blocks
+        size = self.sizes.get(pool, 0)
+        if state not in CHANGES or (state == FREE) != (owner is None):
+            self._breach("Conservation", f"{pool}: {state} blocks owned by {owner}", owner, blocks)
+        states, owners, sums = self._state[pool], self._owner[pool], self.sums[pool]
+        for block in blocks:
+            if not 0 <= block < size:
+                self._breach("Conservation", f"{pool} has no block {block}, only {size} of them", owner, blocks)
+            before, had = states[block], owners[block]
+            if had is not None and owner is not None and owner != had:
+                self._breach("Alias", f"{pool}: block {block} is request {had}'s and becomes {owner}'s", had, blocks)
+            if state == before == FREE:
+                self._breach("Alias", f"{pool}: block {block} is freed twice", owner, blocks)
+            if state not in CHANGES[before]:
+                self._breach("Conservation", f"{pool}: block {block} goes from {before} to {state}", had, blocks)
+            if (state == FREE or before == FREE) and (what := self._user(pool, had, block)):
+                done = "freed" if state == FREE else f"given to request {owner}"
+                self._breach("InUse", f"{pool}: block {block} is {done} while {what} it", had, blocks)
+            states[block], owners[block] = state, owner
+            sums[before] -= 1
+            sums[state] += 1
+            if state == FREE:
+                self._let_go(had, pool, block)
+            elif before == FREE:
+                self.holds.setdefault(owner, {}).setdefault(pool, {})[block] = None
+
+    def owner(self, pool: str, blocks: tuple[int, ...]) -> int | None:
+        """Whose the first of them is."""
+        owners = self._owner.get(pool, ())
+        return owners[blocks[0]] if blocks and 0 <= blocks[0] < len(owners) else None
+
+    def _let_go(self, request: int, pool: str, block: int) -> None:
+        held = self.holds[request]
+        del held[pool][block]
+        if not held[pool]:
+            del held[pool]
+            if not held:
+                del self.holds[request]
+
+    def _user(self, pool: str, owner: int | None, block: int) -> str:
+        """What reads or writes the block, in words; "" where nothing does."""
+        if block in self._touched[pool]:
+            return "a pass or a copy uses"
+        batch = self._batch_of.get(pool)
+        if batch is not None and batch.steps and owner is not None and batch.uses(owner, block):
+            return f"step {batch.steps[0]} uses"
+        return ""
+
+    # ---- users -------------------------------------------------------------------------------------------------------
+
+    def own(self, what: str, request: int, pool: str, blocks: Iterable[int]) -> None:
+        """A command names these blocks: each must be the request's, and none twice."""
+        owners, size, blocks = self._owner[pool], self.sizes[pool], tuple(blocks)
+        if len(dict.fromkeys(blocks)) != len(blocks):
+            self._breach("Alias", f"{what}: a block of {pool} stands twice in {list(blocks)}", request, blocks)
+        for block in blocks:
+            if not 0 <= block < size or owners[block] != request:
+                whose = owners[block] if 0 <= block < size else "nobody's"
+                text = f"{what} names block {block} of {pool} for request {request}, but its owner is {whose}"
+                self._breach("Alias" if isinstance(whose, int) else "InUse", text, request, blocks)
+
+    def touch(self, pool: str, blocks: Iterable[int]) -> None:
+        """A pass or a copy uses these from now on."""
+        touched = self._touched[pool]
+        for block in blocks:
+            touched[block] = touched.get(block, 0) + 1
+
+    def leave(self, pool: str, blocks: Iterable[int]) -> None:
+        """It has ended."""
+        touched = self._touched[pool]
+        for block in blocks:
+            if touched[block] == 1:
+                del touched[block]
+            else:
+                touched[block] -= 1
+
+    # ---- ends --------------------------------------------------------------------------------------------------------
+
+    def ended(self, request: int) -> None:
+        """A request has ended: what nothing uses must go back, and no further step may have it."""
+        if request in self.holds:
+            self._ghosts[request] = None
+        for batch in self.batches.values():
+            if request in batch.rows:
+                batch.gone[request] = None
+
+    def check_ghosts(self) -> None:
+        """Quarantine ends with the last user; a block that nothing will ever give back is lost."""
+        for request in list(self._ghosts):
+            held = self.holds.get(request)
+            if held is None:
+                del self._ghosts[request]
+                continue
+            for pool, blocks in held.items():
+                if not any(self._user(pool, request, block) for block in blocks):
+                    sums = " + ".join(f"{count} {state}" for state, count in self.sums[pool].items())
+                    text = f"request {request} has ended and nothing uses its blocks of {pool}, yet they are not free"
+                    self._breach("Conservation", f"{text}: {sums} of {self.sizes[pool]}", request, tuple(blocks))
+
+    def compare(self, pool: str, counts: dict[str, int]) -> None:
+        """A pool's own counts against those of its moves: free + used + in flight + quarantined = total."""
+        if counts != self.sums[pool] or sum(counts.values()) != self.sizes[pool]:
+            self._breach("Conservation", f"{pool} counts {counts}, its moves give {self.sums[pool]}", None, ())
+
+    def drained(self) -> None:
+        """Nobody holds a block, and nothing uses one."""
+        for request, pools in self.holds.items():
+            for pool, blocks in pools.items():
+                self._breach("Drain", f"{len(blocks)} blocks of {pool} are never given back", request, tuple(blocks))
+        for pool, touched in self._touched.items():
+            if touched:
+                self._breach("Drain", f"something still uses blocks of {pool}", None, tuple(touched))

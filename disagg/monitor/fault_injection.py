@@ -1,0 +1,121 @@
+"""A fault plan obeyed by the real engine: its inbox, workers, lanes and allocations ask here before they act.
+
+An engine without a plan has none of this. Nothing sleeps: a stalled copy goes on once the others have moved on.
+Notebook: notebooks/08_bug_lab.ipynb.
+"""
+
+import threading
+from collections.abc import Callable
+
+from disagg.monitor.fault_plan import FaultPlan
+from disagg.plan import events as ev
+from disagg.plan.commands import Decode, Prefill
+from disagg.plan.errors import EngineError
+from disagg.plan.transfer_scheduler import Flight
+
+NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
+STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
+LATE_S = 0.02  # a late notice is told after so long, behind whatever was told meanwhile
+NOBODY = 10**9  # the id of a transfer that never was
+
+
+class Struck(RuntimeError):
+    """What a plan made fail."""
+
+
+class Died(BaseException):
+    """Ends a worker's thread: no guard catches it."""
+
+
+class Injection:
+    """One engine's plan. Any thread may ask; `hurt` are the requests that a fault may fail."""
+
+    def __init__(self, plan: FaultPlan, put: Callable[[object], None]) -> None:
+        self.plan, self._put = plan, put
+        self.hurt: set[int] = set()
+        self.strays = 0  # notices that nobody should have sent
+        self._working = threading.local()  # the command that a worker's thread carries out
+        self._moved = threading.Condition()
+        self._posted = 0
+        self._transfers: dict[int, int] = {}  # transfer → request, of copies that flew
+
+    def strike(self, kind: str) -> str | None:
+        with self._moved:
+            return self.plan.strike(kind)
+
+    # ---- seams -------------------------------------------------------------------------------------------------------
+
+    def post(self, event) -> None:
+        """The way into the inbox."""
+        told = [event]
+        if isinstance(event, ev.Landed) and self.strike("landing") == "lose":
+            self.hurt.add(self._transfers[event.transfer])
+            told = []
+        elif isinstance(event, NOTICES):
+            match self.strike("notice"):
+                case "twice":
+                    told, self.strays = [event, event], self.strays + 1
+                case "late":
+                    threading.Timer(LATE_S, self._put, [event]).start()
+                    told, self.strays = [], self.strays + 1  # by then it may be of a transfer that has ended
+                case "unknown":
+                    told, self.strays = [event, ev.SourceRead(NOBODY)], self.strays + 1
+        for notice in told:
+            self._put(notice)
+        with self._moved:
+            self._posted += 1
+            self._moved.notify_all()
+
+    def work(self, command: Prefill | Decode) -> None:
+        """Before a pass or a step."""
+        if self.strike("worker") == "die":
+            raise Died("the plan ends this worker")
+        self._working.command = command
+
+    def guard(self, model):
+        """A worker's model, which raises where the plan says so: by then the worker has followed its command."""
+        for kind in ("prefill", "decode"):
+            setattr(model, kind, self._guarded(kind, getattr(model, kind)))
+        return model
+
+    def _guarded(self, kind: str, compute: Callable) -> Callable:
+        def guarded(*args, **options):
+            if self.strike(kind) == "fail":
+                command = self._working.command
+                chunks = command.chunks if isinstance(command, Prefill) else ()
+                groups = command.groups if isinstance(command, Decode) else ()
+                self.hurt.update([chunk.request for chunk in chunks] + [row for group in groups for row in group])
+                raise Struck(f"the plan fails this {kind}")
+            return compute(*args, **options)
+
+        return guarded
+
+    def copy(self, flight: Flight) -> bool:
+        """Before a copy: raises where it fails, waits where the wire stalls; whether one byte of it is to flip."""
+        piece = flight.piece
+        self._transfers[piece.transfer] = piece.request
+        paging = flight.lane.startswith("spill") or piece.source.role == "host"
+        fault = self.strike("paging" if paging else "copy")
+        if fault in ("fail", "flip") and not paging:
+            self.hurt.add(piece.request)  # a spill or a fetch that fails is computed again
+        if fault == "fail":
+            raise Struck("the plan fails this copy")
+        if fault == "stall":
+            with self._moved:
+                goal = self._posted + STALL_EVENTS
+                self._moved.wait_for(lambda: self._posted >= goal, STALL_S)
+        return fault == "flip"
+
+    def allocate(self, what: str) -> None:
+        """Before memory is taken."""
+        if self.strike("allocation") == "refuse":
+            raise EngineError(f"no room for {what}: the plan refuses this allocation")
+
+    def after_event(self, loop) -> None:
+        """After an event of the controller: perhaps somebody cancels, or interrupts all."""
+        match self.strike("event"):
+            case "cancel":
+                if handles := loop.open_handles():
+                    self.plan.pick(handles).cancel()
+            case "interrupt":
+                loop.interrupt()

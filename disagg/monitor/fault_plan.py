@@ -1,0 +1,98 @@
+"""What goes wrong, and when: a plan names the nth event of a kind, and the fault that strikes it.
+
+    FaultPlan({("copy", 3): "fail", ("notice", 7): "twice"})        # the third copy, the seventh notice
+    FaultPlan.drawn(seed, kinds=("copy", "notice late"), rate=0.05)  # by chance, the same for the same seed
+
+Whoever obeys a plan (simulator, link, fake workers) calls `strike(kind)` at each event of that kind.
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from disagg.plan.errors import ConfigError
+
+#: Kind of event → what may strike it.
+FAULTS = {
+    "copy": ("fail", "flip", "stall"),  # of a hand-off; a flipped byte is found by its digest, a stalled wire is slow
+    "paging": ("fail", "flip", "stall"),  # the same for a spill or a fetch
+    "notice": ("twice", "late", "unknown"),  # told again; after others that came later; or of what never was
+    "landing": ("lose",),  # a notice that nobody hears
+    "prefill": ("fail",),
+    "decode": ("fail",),
+    "worker": ("die",),
+    "allocation": ("refuse",),
+    "event": ("cancel", "interrupt"),  # of one open request, of all
+    "paged": ("cancel",),  # an event while somebody is spilled, or on the way there or back: of one of those
+}
+
+
+class FaultPlan:
+    """Counts the events of each kind. Plain data without a clock; an empty plan is a quiet world."""
+
+    def __init__(self, strikes: Mapping[tuple[str, int], str] | None = None) -> None:
+        self.strikes = dict(strikes or {})
+        for (kind, number), fault in self.strikes.items():
+            _faults_of(f"{kind} {fault}")
+            if number < 1:
+                raise ConfigError(f"events of a kind are counted from 1; got ({kind!r}, {number})")
+        self.counts: Counter[str] = Counter()  # events so far, by kind
+        self.struck: Counter[str] = Counter()  # "kind fault" → how often
+        self._rates: dict[str, dict[str, float]] = {}
+        self._dice = random.Random(0)
+        self._most: int | None = None
+
+    @classmethod
+    def drawn(cls, seed: int, kinds: Iterable[str] | Mapping[str, float], rate: float = 0.05,
+              most: int | None = None) -> "FaultPlan":  # fmt: skip
+        """Each event of these kinds ("copy": all its faults; "copy fail": one) is struck with this chance, or with
+        its kind's own. After `most` strikes nothing goes wrong any more."""
+        plan = cls()
+        for name, chance in (kinds if isinstance(kinds, Mapping) else dict.fromkeys(kinds, rate)).items():
+            for fault in _faults_of(name):
+                plan._rates.setdefault(name.split()[0], {})[fault] = chance
+        plan._dice, plan._most = random.Random(seed), most
+        return plan
+
+    def strike(self, kind: str) -> str | None:
+        """Counts an event; the fault that strikes it, or None."""
+        self.counts[kind] += 1
+        fault = self.strikes.get((kind, self.counts[kind])) if self.strikes else None
+        if fault is None and kind in self._rates:
+            fault = self._draw(self._rates[kind])
+        if fault is not None:
+            self.struck[f"{kind} {fault}"] += 1
+            if self._most is not None and self.struck.total() >= self._most:
+                self.stop()
+        return fault
+
+    def _draw(self, rates: dict[str, float]) -> str | None:
+        die = self._dice.random()
+        for fault, rate in rates.items():
+            if die < rate:
+                return fault
+            die -= rate
+        return None
+
+    def pick(self, among: list):
+        """Whom or what a fault strikes: drawn by the same seed."""
+        return self._dice.choice(among)
+
+    def stop(self) -> None:
+        """Nothing goes wrong from here on."""
+        self.strikes, self._rates = {}, {}
+
+    @property
+    def quiet(self) -> bool:
+        """Can nothing go wrong any more?"""
+        return not self.strikes and not self._rates
+
+
+def _faults_of(name: str) -> tuple[str, ...]:
+    kind, _, fault = name.partition(" ")
+    if kind not in FAULTS:
+        raise ConfigError(f"no kind of event is called {kind!r}; known: {', '.join(FAULTS)}")
+    if fault and fault not in FAULTS[kind]:
+        raise ConfigError(f"{fault!r} can't strike a {kind}; what can: {', '.join(FAULTS[kind])}")
+    return (fault,) if fault else FAULTS[kind]

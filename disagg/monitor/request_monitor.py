@@ -1,0 +1,107 @@
+"""The detector of ends, OneEnd: every request ends once, by legal moves, for a reason that the log holds.
+
+Who was in what failed ends with it, and nobody else does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from disagg.plan import commands as cmd
+from disagg.plan.request import LEGAL_MOVES, Finish, Job, Stage
+
+
+@dataclass(eq=False)
+class View:
+    """An open request, as the log has it."""
+
+    job: Job
+    since_ns: int  # its last change
+    given: int = 0  # tokens emitted
+    last: int | None = None
+    prefilling: bool = False  # from its first chunk to the end of its last
+    prefilled: bool = False
+    transfer: int | None = None  # open, or its last one
+    arrived: bool = False  # its K/V are whole on a decode device
+    due: int | None = None  # blocks that just arrived there, until it joins
+    paged: bool = False  # or whole in host memory
+    running: bool = False
+    cancelled: bool = False
+
+    def is_due(self, finish: Finish, error: str | None) -> bool:
+        """Does the log hold a reason to end like this?"""
+        match finish:
+            case Finish.EOS:
+                return self.last in self.job.eos_ids
+            case Finish.LENGTH:
+                return self.given == self.job.max_new_tokens
+            case Finish.CANCELLED:
+                return self.cancelled
+        return bool(error)
+
+
+class RequestWatch:
+    """The open requests, and those that the event in hand may end or must end. `breach` raises."""
+
+    def __init__(self, breach: Callable) -> None:
+        self._breach = breach
+        self.open: dict[int, View] = {}
+        self.left: dict[int, View] = {}  # ended by this event
+        self.may_fail: dict[int, None] | None = {}  # None: anybody
+        self.must_end: list[int] = []
+        self._bystander: int | None = None
+
+    def begin(self) -> None:
+        """A new event."""
+        self.must_end, self._bystander, self.may_fail = [], None, {}
+        self.left.clear()
+
+    def submit(self, job: Job, now_ns: int) -> None:
+        self.open.setdefault(job.id, View(job, now_ns))
+        self.fails(job.id)
+
+    def fails(self, request: int, surely: bool = False) -> None:
+        """The event may end it as failed; `surely`: it has to."""
+        if self.may_fail is not None:
+            self.may_fail[request] = None
+        if surely and request in self.open:
+            self.must_end.append(request)
+
+    def get(self, request: int, what: str) -> View:
+        """The view of an open request; anybody else has no part in what the controller says."""
+        view = self.open.get(request)
+        if view is None:
+            self._breach("OneEnd", f"request {request} {what} after its end, or before it came", request)
+        return view
+
+    def emit(self, command: cmd.Emit) -> None:
+        for request, token in zip(command.requests, command.tokens, strict=True):
+            view = self.open.get(request)
+            if view is None:
+                self._breach("OneEnd", f"a token for request {request}, which is not open", request)
+            view.given += 1
+            view.last = token
+
+    def end(self, command: cmd.Ended) -> View:
+        request, finish = command.request, command.finish
+        view = self.get(request, "ends")
+        stages = [stage for _, stage in command.stages]
+        for before, after in zip(stages, stages[1:], strict=False):
+            if after not in LEGAL_MOVES[before]:
+                self._breach("OneEnd", f"{before.value} → {after.value} is no legal move", request)
+        if (stages[0], stages[-1]) != (Stage.QUEUED, Stage.ENDED):
+            self._breach("OneEnd", "its stages do not go from queued to ended", request)
+        if not view.is_due(finish, command.error):
+            text = f"it ends as {finish.value} after {view.given} tokens, and nothing in the log asks for that"
+            self._breach("OneEnd", text, request)
+        if finish is Finish.FAILED and self.may_fail is not None and request not in self.may_fail:
+            self._bystander = request
+        self.left[request] = self.open.pop(request)
+        return view
+
+    def check_after(self) -> None:
+        """After the event's last command."""
+        if self._bystander is not None:
+            self._breach("OneEnd", "a bystander fails: it was not in what failed", self._bystander)
+        for request in self.must_end:
+            if request in self.open:
+                self._breach("OneEnd", "its pass or step failed, and it goes on", request)

@@ -1,0 +1,69 @@
+"""Fake memory that remembers who wrote what: a block holds, a layer, (request, table position, tokens filled).
+
+Prefill chunks write it, copies move it, each decode step reads all of it, and free blocks are wiped. So a block freed
+early, a copy begun late and a part never sent show as wrong content. A flipped byte is content of nobody.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from disagg.plan.blocks import blocks_for
+from disagg.plan.commands import Chunk
+
+FLIPPED = (None, None, None)
+
+
+class WrongContent(AssertionError):
+    """Something read what it must not have found."""
+
+
+class Memory:
+    """Every memory of one machine, and the ring: (place, block) or ("ring", slot, index) → {layer: content}."""
+
+    def __init__(self, layers: int, block_size: int) -> None:
+        self.layers, self.block_size = layers, block_size
+        self._held: dict[tuple, dict[int, tuple]] = {}
+
+    def wipe(self, place: str, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._held.pop((place, block), None)
+
+    def write_layer(self, place: str, chunks: Sequence[Chunk], layer: int) -> None:
+        """A pass has computed a layer of its chunks; what lies before a chunk must be there already."""
+        size = self.block_size
+        for chunk in chunks:
+            first = chunk.start // size
+            for position, block in enumerate(chunk.blocks):
+                if position < first:
+                    self._expect(place, block, (layer,), (chunk.request, position, size))
+                else:
+                    filled = min(size, chunk.stop - position * size)
+                    self._held.setdefault((place, block), {})[layer] = (chunk.request, position, filled)
+
+    def read_row(self, place: str, request: int, context: int, blocks: Sequence[int]) -> None:
+        """Attention of one row reads its whole context."""
+        size = self.block_size
+        for position in range(blocks_for(context, size)):
+            wanted = request, position, min(size, context - position * size)
+            self._expect(place, blocks[position], range(self.layers), wanted)
+
+    def write_row(self, place: str, request: int, context: int, blocks: Sequence[int]) -> None:
+        """A step adds one token to a row."""
+        position = context // self.block_size
+        content = request, position, context % self.block_size + 1
+        self._held[place, blocks[position]] = dict.fromkeys(range(self.layers), content)
+
+    def read(self, key: tuple, layer: int) -> tuple | None:
+        return self._held.get(key, {}).get(layer)
+
+    def write(self, key: tuple, layer: int, content: tuple) -> None:
+        self._held.setdefault(key, {})[layer] = content
+
+    def contents(self) -> list[tuple]:
+        """All of it: (place and block, content by layer)."""
+        return list(self._held.items())
+
+    def _expect(self, place: str, block: int, layers: Iterable[int], wanted: tuple) -> None:
+        held = self._held.get((place, block), {})
+        for layer in layers:
+            if held.get(layer) != wanted:
+                raise WrongContent(f"{place} block {block} layer {layer} holds {held.get(layer)}, read as {wanted}")

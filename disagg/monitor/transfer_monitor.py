@@ -1,0 +1,158 @@
+"""Two detectors of transfers: Landing and Ledger. What was sent, what landed, and how often each was told.
+
+A transfer's id is used once, and it ends once. Decode starts when the set landed equals the set due.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from disagg.monitor.block_monitor import BlockWatch, place
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+
+NAMED = 4
+
+
+@dataclass(eq=False)
+class Carried:
+    """An open transfer, as the log has it."""
+
+    id: int
+    route: str
+    request: int
+    source: str
+    due: int  # table positions
+    landed: list[int]  # a bit a table position, by layer
+    blocks: list[int] = field(default_factory=list)  # of the source, as far as sent
+    target: str | None = None
+    target_blocks: tuple[int, ...] = ()
+    source_read: bool = False
+    aborted: bool = False
+    repeats: int = 0  # notices of it that had come before
+
+    @property
+    def complete(self) -> bool:
+        return all(bits == (1 << self.due) - 1 for bits in self.landed)
+
+    def missing(self) -> list[str]:
+        """Pairs that are due and have not landed, the first few in words."""
+        pairs = [
+            f"(layer {layer}, block {block})"
+            for layer, bits in enumerate(self.landed)
+            for block in range(self.due)
+            if not bits >> block & 1
+        ]
+        more = len(pairs) - NAMED
+        return pairs[:NAMED] + [f"{more} more"] * (more > 0)
+
+
+class TransferWatch:
+    """Hears of every transfer's commands and notices. `breach` raises; a notice that came before returns False."""
+
+    def __init__(self, layers: int, blocks: BlockWatch, breach: Callable) -> None:
+        self._layers, self._blocks, self._breach = layers, blocks, breach
+        self.open: dict[int, Carried] = {}
+        self._last_id = 0  # ids only grow, so that a used one is known by its size
+
+    # ---- commands ----------------------------------------------------------------------------------------------------
+
+    def send(self, command: cmd.Send) -> Carried:
+        """Blocks may travel: in order, no further than is due, under an id of their own."""
+        carried, number = self.open.get(command.transfer), command.transfer
+        if carried is None:
+            if number <= self._last_id:
+                self._breach("Ledger", f"transfer {number} has ended, and its id is used again", command.request)
+            self._last_id = number
+            bits = [0] * self._layers
+            carried = Carried(number, command.route, command.request, place(command.source), command.due_blocks, bits)
+            self.open[number] = carried
+        if (carried.request, carried.due) != (command.request, command.due_blocks) or carried.aborted:
+            self._breach(
+                "Ledger", f"transfer {number} of request {carried.request} is sent as another", command.request
+            )
+        sent = len(carried.blocks)
+        if command.first_block != sent or sent + len(command.blocks) > carried.due:
+            text = f"transfer {number} sends blocks from {command.first_block}, after {sent} of {carried.due}"
+            self._breach("Landing", text, command.request, command.blocks)
+        self._blocks.own(f"transfer {number}", command.request, carried.source, command.blocks)
+        self._blocks.touch(carried.source, command.blocks)
+        carried.blocks.extend(command.blocks)
+        return carried
+
+    def assign(self, command: cmd.Assign) -> Carried:
+        """The target's blocks: given once."""
+        carried = self._carried(command.transfer, "gets a target")
+        if carried.target is not None or carried.aborted:
+            self._breach("Ledger", f"transfer {carried.id} gets a second target, or one after its end", carried.request)
+        if len(command.blocks) != carried.due:
+            text = f"transfer {carried.id} gets {len(command.blocks)} blocks for the {carried.due} that are due"
+            self._breach("Landing", text, carried.request, command.blocks)
+        carried.target, carried.target_blocks = place(command.target), command.blocks
+        self._blocks.own(f"transfer {carried.id}", carried.request, carried.target, command.blocks)
+        self._blocks.touch(carried.target, command.blocks)
+        return carried
+
+    def abort(self, command: cmd.Abort) -> Carried:
+        carried = self._carried(command.transfer, "is aborted")
+        if carried.aborted:
+            self._breach("Ledger", f"transfer {carried.id} is aborted twice", carried.request)
+        carried.aborted = True
+        return carried
+
+    def _carried(self, number: int, what: str) -> Carried:
+        if number not in self.open:
+            self._breach("Ledger", f"transfer {number} {what} after its end, or before its start")
+        return self.open[number]
+
+    # ---- notices -----------------------------------------------------------------------------------------------------
+
+    def landed(self, event: ev.Landed) -> bool:
+        """Adds to the set; False where nothing of it is new."""
+        carried = self.open.get(event.transfer)
+        if carried is None:
+            return False
+        fresh = False
+        for part in event.parts:
+            mask = (1 << part.block_end) - (1 << part.block)
+            layers = range(part.layer, part.layer_end)
+            if any(carried.landed[layer] & mask for layer in layers):
+                carried.repeats += 1
+                continue
+            fresh = True
+            for layer in layers:
+                carried.landed[layer] |= mask
+        return fresh
+
+    def source_read(self, number: int) -> bool:
+        """Hop one is through: then all that is due has been sent."""
+        carried = self.open.get(number)
+        if carried is None or carried.source_read:
+            return False
+        if len(carried.blocks) < carried.due:
+            self.check_sent(carried)
+        carried.source_read = True
+        self._blocks.leave(carried.source, carried.blocks)
+        return True
+
+    def check_sent(self, carried: Carried) -> None:
+        """All is said to be sent."""
+        if len(carried.blocks) != carried.due:
+            text = f"transfer {carried.id} has sent {len(carried.blocks)} of {carried.due} blocks, and calls that all"
+            self._breach("Landing", text, carried.request, tuple(carried.blocks))
+
+    def check_complete(self, carried: Carried, what: str) -> None:
+        """Decode would read it: the set landed must be the set due."""
+        if not carried.complete:
+            missing = ", ".join(carried.missing())
+            if carried.repeats:
+                text = f"{what} after {carried.repeats} repeated notices, without {missing}: a second one was counted"
+                self._breach("Ledger", text, carried.request, carried.target_blocks)
+            self._breach("Landing", f"{what} without {missing}", carried.request, carried.target_blocks)
+
+    def close(self, carried: Carried) -> None:
+        """No copy of it runs any more, nor will."""
+        del self.open[carried.id]
+        if not carried.source_read:
+            self._blocks.leave(carried.source, carried.blocks)
+        if carried.target is not None:
+            self._blocks.leave(carried.target, carried.target_blocks)

@@ -1,0 +1,101 @@
+"""The detector of waiting, Watchdog: what has a deadline since when, and who waits for which memory's blocks."""
+
+from collections.abc import Callable
+
+from disagg.monitor.block_monitor import BlockWatch
+from disagg.monitor.request_monitor import View
+from disagg.monitor.transfer_monitor import TransferWatch
+from disagg.plan.config import Config
+from disagg.plan.spans import BlockMove
+from disagg.plan.waiting import Wait, cycle_in_words, cycle_of
+
+NAMED = 4
+
+
+class WaitWatch:
+    """`begun` holds what is under way: ("pass", worker), ("step", worker, number) or ("transfer", id) → since when."""
+
+    def __init__(self, config: Config, blocks: BlockWatch, transfers: TransferWatch, breach: Callable) -> None:
+        self._config, self._blocks, self._transfers, self._breach = config, blocks, transfers, breach
+        self._limit = round(config.watchdog_s * 1e9)
+        self.begun: dict[tuple, int] = {}  # the earliest first
+        self.passes: dict = {}  # prefill worker → its pass
+
+    def overdue(self, now_ns: int) -> bool:
+        """Has anything's deadline passed?"""
+        return bool(self.begun) and next(iter(self.begun.values())) + self._limit <= now_ns
+
+    def postpone(self, lost_ns: int) -> None:
+        """Time in which nobody could run counts for nobody."""
+        self.begun = {what: since + lost_ns for what, since in self.begun.items()}
+
+    def check(self, now_ns: int, views: dict[int, View]) -> None:
+        """Nothing may be overdue."""
+        if not self.overdue(now_ns):
+            return
+        what, since = next(iter(self.begun.items()))
+        age = f"{(now_ns - since) / 1e9:g} s, longer than watchdog_s={self._config.watchdog_s:g}"
+        requests = self._requests(what)
+        text = f"{self._in_words(what, requests)} takes {age}; {self.in_words(now_ns, views)}"
+        self._breach("Watchdog", text, requests[0] if requests else None)
+
+    def check_progress(self, now_ns: int, views: dict[int, View]) -> None:
+        """With nothing under way, whoever is open waits for ever."""
+        if views and not self.begun:
+            text = f"nothing is under way; {self.in_words(now_ns, views)}"
+            self._breach("Watchdog", text, next(iter(views)))
+
+    def broken(self, now_ns: int, views: dict[int, View], freed: list[BlockMove]) -> None:
+        """The controller gave up without a cause: how it was before it ended these and freed those."""
+        for move in freed:
+            held = self._blocks.holds.setdefault(move.owner, {}).setdefault(move.pool, {})
+            held.update(dict.fromkeys(move.blocks))
+        text = f"nothing is under way; {self.in_words(now_ns, views)}"
+        self._breach("Watchdog", text, next(iter(views), None))
+
+    def in_words(self, now_ns: int, views: dict[int, View]) -> str:
+        """Gates, holders and ages of those who wait, the first few, and the cycle where there is one."""
+        waits = {request: self._wait(view) for request, view in views.items() if not view.running}
+        lines = [wait.in_words(now_ns) for wait in list(waits.values())[:NAMED]]
+        return ". ".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])]) or "nobody else waits"
+
+    def _wait(self, view: View) -> Wait:
+        request, blocks = view.job.id, self._blocks
+        held = {pool: len(owned) for pool, owned in blocks.holds.get(request, {}).items()}
+        stage, role = self._gate(view, held)
+        holders = {}
+        for other, pools in blocks.holds.items():
+            count = sum(len(owned) for pool, owned in pools.items() if pool.startswith(role))
+            if count:
+                holders[other] = count
+        free = sum(sums["free"] for pool, sums in blocks.sums.items() if pool.startswith(role))
+        return Wait(request, stage, f"{role} blocks", view.since_ns, held, holders, free)
+
+    def _gate(self, view: View, held: dict[str, int]) -> tuple[str, str]:
+        """Its stage by the log, and the memory it wants next."""
+        here = "decode" if self._config.colocated else "prefill"
+        if view.arrived:
+            return "landed", "decode"
+        if view.paged:
+            return "spilled", "decode"
+        if view.prefilled:
+            return "handing off", "decode"
+        if view.prefilling:
+            return "prefilling", here
+        if view.transfer in self._transfers.open:
+            return "spilling", "decode"
+        return "queued", "decode" if any(pool.startswith(here) for pool in held) else here
+
+    def _requests(self, what: tuple) -> list[int]:
+        kind, key = what[:2]
+        if kind == "pass":
+            return [chunk.request for chunk in self.passes[key].chunks]
+        return self._blocks.batches[key].running() if kind == "step" else [self._transfers.open[key].request]
+
+    def _in_words(self, what: tuple, requests: list[int]) -> str:
+        kind, key = what[:2]
+        named = ", ".join(map(str, requests))
+        if kind != "transfer":
+            return f"a {kind} of {key} with requests {named}"
+        carried = self._transfers.open[key]
+        return f"the {carried.route} transfer of request {named} from {carried.source} to {carried.target}"

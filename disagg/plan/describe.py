@@ -1,0 +1,116 @@
+"""The controller's events, commands and reasons in words, for whoever steps through its decisions."""
+
+from typing import NamedTuple
+
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+
+
+class Reason(NamedTuple):
+    """A rule that fired, and the numbers it compared."""
+
+    rule: str
+    numbers: dict
+
+    def __str__(self) -> str:
+        return RULES[self.rule].format(**self.numbers)
+
+
+RULES = {
+    "admit": "request {request} starts prefill: it takes {need} of the {available} free blocks of {pool}",
+    "admit: no slot": "request {request} stays in its queue: {ahead} requests are on their way to {limit} places "
+    "in the batch",
+    "admit: no block": "request {request} stays in its queue: it needs {need} blocks of {pool}, {available} are free",
+    "chunk": "the pass takes tokens {start} to {stop} of request {request}'s {target}; its budget was {budget}",
+    "target": "request {request} gets {need} of the {available} free blocks of {pool} ({growth} stay for rows to grow)",
+    "target: no block": "request {request} waits for {pool}: {need} blocks and {growth} for rows to grow are more than "
+    "the {available} free",
+    "join": "request {request} joins the batch as row {rows} of at most {limit}",
+    "join: no slot": "request {request} has landed and waits: the batch has {rows} of at most {limit} rows",
+    "grow": "request {request} takes one more block of {pool} for its token {context}; {available} were free",
+    "grow: no block": "request {request} needs a block of {pool} for its token {context}, and none is free",
+    "preempt": "request {victim} makes room for request {request}: it is the last by policy {policy}",
+    "spill": "request {request} is spilled: {spill_ms} ms there and back, against {recompute_ms} ms to recompute",
+    "recompute": "request {request} is computed again: {recompute_ms} ms, against {spill_ms} ms to spill and fetch",
+    "end": "request {request} ends ({finish}); its blocks {blocks}",
+}
+
+
+def event_in_words(event) -> str:
+    """What happened, in one sentence without a stop."""
+    match event:
+        case ev.Submit(job):
+            return f"request {job.id} arrived: {len(job.prompt)} prompt tokens, at most {job.max_new_tokens} new ones"
+        case ev.Cancel(request):
+            return f"request {request} was cancelled"
+        case ev.RequestFailed():
+            return f"request {event.request} failed: {event.error}"
+        case ev.TimeLost():
+            return f"nothing ran for {event.lost_ns / 1e9:.1f} s: deadlines move by as much"
+        case ev.Retune():
+            return "the settings changed"
+        case ev.Tick():
+            return "time passed: deadlines are checked"
+        case ev.Prefilled():
+            took = (event.ended_ns - event.started_ns) / 1e6
+            return (
+                f"{event.worker} ended pass {event.pass_id} after {took:.1f} ms with {len(event.tokens)} first tokens"
+            )
+        case ev.Stepped():
+            took = (event.ended_ns - event.started_ns) / 1e6
+            rows = f"{len(event.tokens)} rows"
+            return (
+                f"{event.worker} ended step {event.step} after {took:.1f} ms: {rows}, {event.padded_slots} slots read"
+            )
+        case ev.PassFailed() | ev.StepFailed():
+            return f"{event.worker} failed: {event.error}"
+        case ev.Landed():
+            parts = ", ".join(_part(part) for part in event.parts)
+            return f"{parts} of transfer {event.transfer} landed ({event.nbytes} bytes)"
+        case ev.SourceRead(transfer):
+            return f"the source of transfer {transfer} has been read"
+        case ev.TransferFailed():
+            return f"transfer {event.transfer} failed: {event.error}"
+        case ev.TransferClosed(transfer):
+            return f"the last copy of transfer {transfer} has ended"
+        case ev.WorkerDied():
+            return f"{event.worker} died: {event.error}"
+
+
+def command_in_words(command) -> str:
+    """What the controller says, in one sentence without a stop."""
+    match command:
+        case cmd.Prefill():
+            chunks = ", ".join(f"request {c.request} tokens {c.start} to {c.stop}" for c in command.chunks)
+            return f"{command.worker}: run pass {command.pass_id} ({chunks})"
+        case cmd.Decode():
+            rows = sum(map(len, command.groups))
+            changes = [f"{len(command.joins)} join"] * bool(command.joins) + [f"{len(command.left)} left"] * bool(
+                command.left
+            )
+            return f"{command.worker}: run step {command.step} with {rows} rows" + "".join(f", {c}" for c in changes)
+        case cmd.Send():
+            how = "at once" if command.layers_ready else "layer by layer"
+            blocks = f"{len(command.blocks)} of {command.due_blocks} blocks"
+            return f"{command.source}: {blocks} of request {command.request} may travel {how} ({command.route})"
+        case cmd.Assign():
+            return f"transfer {command.transfer} lands on {command.target} in {len(command.blocks)} blocks"
+        case cmd.Abort(transfer):
+            return f"start no more copies of transfer {transfer}"
+        case cmd.Emit():
+            return f"a token each for requests {', '.join(map(str, command.requests))}"
+        case cmd.Ended():
+            return f"request {command.request} has ended: {command.finish.value}"
+        case cmd.Preempted(choice):
+            return f"request {choice.request} leaves its seat: {choice.arm.value}"
+        case cmd.Retuned():
+            return "new wires and granularity are in force"
+        case cmd.Broken(cause):
+            return f"broken: {cause}"
+
+
+def _part(part: ev.Part) -> str:
+    layers = (
+        f"layer {part.layer}" if part.layer_end == part.layer + 1 else f"layers {part.layer} to {part.layer_end - 1}"
+    )
+    return f"{layers}, blocks {part.block} to {part.block_end - 1},"

@@ -1,0 +1,68 @@
+"""The paging decision: a preempted request's K/V are spilled to the host or computed again, whichever costs less.
+
+Notebook: notebooks/04_cpu_paging.ipynb.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from disagg.plan.link import Link
+
+
+class Arm(Enum):
+    SPILL = "spill"
+    RECOMPUTE = "recompute"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One recorded decision with both costs in ns (spill: there and back)."""
+
+    request: int
+    tokens: int
+    spill_ns: int | None  # None where the host has no room
+    recompute_ns: int | None  # None where no prefill speed is known yet
+    arm: Arm
+
+
+@dataclass
+class Costs:
+    """Measured speeds of this run: exponential means over what was observed."""
+
+    out: Link = Link()
+    back: Link = Link()
+    copy_ns_per_byte: float = 0.2
+    prefill_ns_per_token: float | None = None
+    recent: float = 0.2
+
+    def observe_copy(self, nbytes: int, took_ns: int) -> None:
+        if nbytes:
+            self.copy_ns_per_byte += self.recent * (took_ns / nbytes - self.copy_ns_per_byte)
+
+    def observe_prefill(self, tokens: int, took_ns: int) -> None:
+        speed = took_ns / max(1, tokens)
+        known = self.prefill_ns_per_token
+        self.prefill_ns_per_token = speed if known is None else known + self.recent * (speed - known)
+
+    def choose(
+        self, request: int, tokens: int, nbytes: int, *, host_room: bool, prefill_backlog: int, bytes_ahead: int
+    ) -> Choice:
+        """The cheaper arm, backlogs counted: tokens queued before a prefill, bytes that page before a spill."""
+        spill = recompute = None
+        if host_room:
+            spill = (
+                self._copy_ns(self.out, nbytes)
+                + self._copy_ns(self.back, nbytes)
+                + self._copy_ns(self.out, bytes_ahead)
+            )
+        if self.prefill_ns_per_token is not None:
+            recompute = round((tokens + prefill_backlog) * self.prefill_ns_per_token)
+        spills = spill is not None and (recompute is None or spill <= recompute)
+        return Choice(request, tokens, spill, recompute, Arm.SPILL if spills else Arm.RECOMPUTE)
+
+    def _copy_ns(self, link: Link, nbytes: int) -> int:
+        """One copy: what the dial says, or what copies were measured to take, whichever is longer."""
+        if nbytes == 0:
+            return 0
+        dialled = link.occupancy_ns(nbytes) + round(link.latency_s * 1e9)
+        return max(dialled, round(nbytes * self.copy_ns_per_byte))

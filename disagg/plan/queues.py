@@ -1,0 +1,85 @@
+"""Order and admission: queues sorted by policy, and chunks packed into a prefill pass."""
+
+import heapq
+from collections.abc import Callable, Iterator
+
+from disagg.plan.request import Record
+
+Key = Callable[[Record], tuple]
+
+BATCH_SLOT = "batch slot"  # the gate of who waits for a place in a decode batch
+
+
+def _fcfs(record: Record) -> tuple:
+    return (record.job.arrival_ns, record.id)
+
+
+def _shortest(record: Record) -> tuple:
+    return (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id)
+
+
+#: A policy is a sort key: smaller goes first, in prefill, on the links and onto the decode device.
+POLICIES: dict[str, Key] = {"fcfs": _fcfs, "shortest": _shortest}
+
+
+class Queue:
+    """Records that wait for one thing, the first by policy on top. Those removed are skipped when they surface."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self._heap: list[tuple[tuple, int, Record]] = []
+        self._members: dict[int, int] = {}  # request → the number of its valid entry
+        self._entries = 0
+        self.gate = ""  # what held its head when it was last looked at; "" where only time, or nobody, waits
+
+    def push(self, record: Record) -> None:
+        self._entries += 1
+        self._members[record.id] = self._entries
+        heapq.heappush(self._heap, (self.key(record), self._entries, record))
+
+    def remove(self, record: Record) -> None:
+        self._members.pop(record.id, None)
+
+    def peek(self) -> Record | None:
+        while self._heap:
+            _, entry, record = self._heap[0]
+            if self._members.get(record.id) == entry:
+                return record
+            heapq.heappop(self._heap)
+        return None
+
+    def pop(self) -> Record | None:
+        record = self.peek()
+        if record is not None:
+            self.remove(record)
+        return record
+
+    def reorder(self, key: Key) -> None:
+        """A new policy for everybody who waits."""
+        waiting = list(self)
+        self.key, self._heap, self._members = key, [], {}
+        for record in waiting:
+            self.push(record)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, record: Record) -> bool:
+        return record.id in self._members
+
+    def ahead_of(self, record: Record, first: int) -> tuple[tuple[int, ...], int]:
+        """The requests before a member, the first few, and how many they are; in one pass, without sorting."""
+        mine = (self.key(record), self._members[record.id])
+        ahead = [e for e in self._heap if e[:2] < mine and self._members.get(e[2].id) == e[1]]
+        return tuple(entry[2].id for entry in heapq.nsmallest(first, ahead)), len(ahead)
+
+    def __iter__(self) -> Iterator[Record]:
+        """In the order of the policy."""
+        return iter([record for _, entry, record in sorted(self._heap) if self._members.get(record.id) == entry])
+
+
+def chunk_stop(start: int, target: int, budget: int, block_size: int) -> int:
+    """Where a chunk from `start` ends under a budget of tokens: the target, or the last whole block before it."""
+    if target - start <= budget:
+        return target
+    return start + budget // block_size * block_size

@@ -1,0 +1,47 @@
+"""What is recorded while requests are served: spans of work, marks of counters, and moves of blocks."""
+
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """One piece of work. Times in ns on the engine's clock."""
+
+    kind: str  # the work: prefill (a pass), decode (a step), copy (of a hand-off), spill, fetch
+    place: str  # the worker's or lane's name, such as "prefill 0" or "up 0"
+    start_ns: int
+    end_ns: int
+    requests: tuple[int, ...]
+    index: int = 0  # pass, step, or first layer
+    count: int = 0  # tokens of a pass, rows of a step, layers of a copy
+    nbytes: int = 0
+    firsts: tuple[int, ...] = ()  # requests that got a token from this pass
+    hand_offs_ns: tuple[int, ...] = ()  # when the pass handed each layer off
+    deadline_ns: int = 0  # when the dial said that the copy lands
+    transfer: int = 0
+    occupied_ns: int = 0  # what the copy kept its wire busy, by the wire's account
+    ready_ns: int = 0  # since when it could have begun: the command was given, or the piece was ready for its wire
+    blocks: int = 0  # blocks it reads or writes
+    groups: tuple[int, ...] = ()  # rows of a step, bin by bin
+
+    @property
+    def busy_end_ns(self) -> int:
+        """When its place was free again: a copy's wire may be so before the copy lands."""
+        return self.start_ns + self.occupied_ns if self.occupied_ns else self.end_ns
+
+
+class Mark(NamedTuple):
+    """From this instant on something counted or named has this value: a queue's length, free blocks, a gate."""
+
+    at_ns: int
+    name: str
+    value: int | str
+
+
+class BlockMove(NamedTuple):
+    """Blocks of a memory change state: free, in_flight, used or quarantined; nobody owns free ones."""
+
+    at_ns: int
+    pool: str
+    state: str
+    owner: int | None
+    blocks: tuple[int, ...]

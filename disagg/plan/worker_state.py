@@ -1,0 +1,253 @@
+"""The controller's picture of its workers: what each holds, what it was told, what it has not answered yet."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+from disagg.plan.batching import Composer, Group, Row, bin_end, bin_of
+from disagg.plan.blocks import BlockPool, Table
+from disagg.plan.commands import Decode, Join, Worker
+from disagg.plan.queues import Queue
+from disagg.plan.request import Record
+
+
+class Pass(NamedTuple):
+    """A prefill pass in flight: its records, each with whether its last chunk is in it."""
+
+    id: int
+    items: tuple[tuple[Record, bool], ...]
+    tokens: int
+
+
+@dataclass(eq=False)
+class PrefillSeat:
+    """A prefill worker. Colocated, it is the same worker as a decode seat's, and shares that seat's pool."""
+
+    worker: Worker
+    pool: BlockPool
+    queue: Queue
+    decode: "DecodeSeat | None" = None
+    partial: list[Record] = field(default_factory=list)  # admitted, not yet prefilled to the end
+    passing: Pass | None = None
+    prefilled_last: bool = False  # colocated: whose turn it is
+
+    @property
+    def waiting(self) -> bool:
+        """Is there anything to prefill?"""
+        return bool(self.partial) or self.queue.peek() is not None
+
+
+@dataclass(eq=False)
+class Step:
+    """A decode step in flight."""
+
+    id: int
+    number: int
+    requests: tuple[int, ...]
+    outputs: tuple
+    used_slots: int
+    padded_slots: int
+    pinned: list[Table] = field(default_factory=list)  # tables of requests that ended while it ran
+    dropped: set[int] = field(default_factory=set)  # requests whose token of this step is nobody's
+
+    def kept(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Requests and tokens without the dropped ones."""
+        if not self.dropped:
+            return self.requests, tokens
+        pairs = [pair for pair in zip(self.requests, tokens, strict=True) if pair[0] not in self.dropped]
+        return tuple(request for request, _ in pairs), tuple(token for _, token in pairs)
+
+
+class Issued(NamedTuple):
+    """The batch as the last step had it: the next one has the same, unless a group has changed."""
+
+    groups: list[Group]
+    ids: tuple[tuple[int, ...], ...]
+    requests: tuple[int, ...]
+    outputs: tuple
+
+
+@dataclass(eq=False)
+class DecodeSeat:
+    """A decode worker: the batch as the next step will see it, and the steps in flight.
+
+    Rows are looked at only in the step in which something is due: a block, another bin, the last token.
+    """
+
+    worker: Worker
+    pool: BlockPool
+    landed: Queue
+    block_size: int
+    bins: tuple[int, ...]
+    composer: Composer | None = None
+    pads: bool = True  # attention of a bin reads every row as far as the longest
+    rows: dict[int, Row] = field(default_factory=dict)
+    steps: deque[Step] = field(default_factory=deque)
+    next_step: int = 0
+    groups: dict[int, Group] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)  # bins whose group came to differ
+    agenda: dict[int, list[Row]] = field(default_factory=dict)
+    endings: dict[int, list[Row]] = field(default_factory=dict)
+    left: list[int] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
+    grown: list[tuple[int, int]] = field(default_factory=list)
+    _issued: Issued = Issued([], (), (), ())
+
+    @property
+    def tokens(self) -> int:
+        """Context tokens that the next step reads."""
+        return sum(group.used for group in self.groups.values())
+
+    def limit(self, max_batch: int) -> int:
+        """Rows that prefill may work towards."""
+        return self.composer.limit(self._typical, max_batch) if self.composer else max_batch
+
+    def room(self, max_batch: int) -> int:
+        """Rows that the next step may have."""
+        return self.composer.room(self._typical, max_batch) if self.composer else max_batch
+
+    @property
+    def _typical(self) -> float:
+        """Context tokens of a row."""
+        return self.tokens / len(self.rows) if self.rows else 128
+
+    def join(self, record: Record) -> None:
+        """The record's next step is the next one issued."""
+        row = Row(record, self.next_step, record.context, self.next_step + record.left - 1)
+        self.rows[record.id] = row
+        self.joins.append(
+            Join(
+                record.id,
+                record.generated[-1],
+                record.context,
+                tuple(record.decode_table.blocks),
+                len(record.generated),
+                record.job.sampling,
+            )
+        )
+        self.endings.setdefault(row.last_step, []).append(row)
+        self._enter(row)
+        self.plan(row)
+
+    def leave(self, record: Record) -> None:
+        """Out of the batch from the next step on."""
+        row = self.rows.pop(record.id, None)
+        if row is None:
+            return
+        del self.groups[row.bin].rows[record.id]
+        self.changed.add(row.bin)
+        fresh = [join for join in self.joins if join.request == record.id]
+        if fresh:
+            self.joins.remove(fresh[0])
+        else:
+            self.left.append(record.id)
+        self.grown = [pair for pair in self.grown if pair[0] != record.id]
+
+    def due(self) -> list[Row]:
+        """Rows of which something is due in the next step."""
+        return [row for row in self.agenda.pop(self.next_step, ()) if self.rows.get(row.record.id) is row]
+
+    def is_full(self, record: Record) -> bool:
+        """Does a record outside the batch need a block for its next token?"""
+        return record.context >= len(record.decode_table.blocks) * self.block_size
+
+    def needs_block(self, row: Row) -> bool:
+        return row.context(self.next_step) >= len(row.record.decode_table.blocks) * self.block_size
+
+    def short_of_blocks(self) -> bool:
+        """Do more rows need a block for the next step than there are?"""
+        rows = [row for row in self.agenda.get(self.next_step, ()) if self.rows.get(row.record.id) is row]
+        return sum(self.needs_block(row) for row in rows) > self.pool.available
+
+    def rebin(self, row: Row) -> None:
+        """Moves a row whose context has left its bin."""
+        if bin_of(row.context(self.next_step) + 1, self.bins) != row.bin:
+            del self.groups[row.bin].rows[row.record.id]
+            self.changed.add(row.bin)
+            self._enter(row)
+
+    def _enter(self, row: Row) -> None:
+        row.bin = bin_of(row.context(self.next_step) + 1, self.bins)
+        self.groups.setdefault(row.bin, Group()).rows[row.record.id] = row
+        self.changed.add(row.bin)
+
+    def plan(self, row: Row) -> None:
+        """Notes the next step at which the row must be looked at."""
+        shift = row.joined - row.base
+        steps = [len(row.record.decode_table.blocks) * self.block_size + shift, row.last_step + 1]
+        end = bin_end(row.context(self.next_step) + 1, self.bins)
+        if end is not None:
+            steps.append(end - 1 + shift)
+        self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
+
+    def issue(self, step_id: int, now_ns: int, alone: bool) -> Decode:
+        """The next step's command; the seat then stands one step further."""
+        if self.changed:
+            self._compose()
+        issued = self._issued
+        command = Decode(
+            self.worker,
+            self.next_step,
+            tuple(self.left),
+            tuple(self.joins),
+            tuple(self.grown),
+            issued.ids,
+            now_ns,
+            alone,
+        )
+        used, padded = 0, 0
+        for group in issued.groups:
+            used += group.used
+            padded += group.longest * len(group.ids) if self.pads else group.used
+            group.advance()
+        self.steps.append(Step(step_id, self.next_step, issued.requests, issued.outputs, used, padded))
+        self.next_step += 1
+        self.left, self.joins, self.grown = [], [], []
+        return command
+
+    def _compose(self) -> None:
+        """Looks anew at the groups that came to differ."""
+        for index in sorted(self.changed):
+            self.groups[index].refresh(self.next_step)
+            if not self.groups[index].rows:
+                del self.groups[index]
+        self.changed.clear()
+        groups = [self.groups[index] for index in sorted(self.groups)]
+        ids = tuple(group.ids for group in groups)
+        outputs = tuple(chain.from_iterable(group.outputs for group in groups))
+        self._issued = Issued(groups, ids, tuple(chain.from_iterable(ids)), outputs)
+
+    def pin_in_flight(self, record: Record) -> None:
+        """The record ends while a step still writes its blocks: they wait for that step, its token is dropped."""
+        for step in self.steps:
+            if record.id in step.requests:
+                record.decode_table.pin(step.id)
+                step.pinned.append(record.decode_table)
+                step.dropped.add(record.id)
+
+    def take_tokens(self, step: Step, tokens: tuple[int, ...], eos_ids: frozenset[int]) -> list[Record]:
+        """Hands the step's tokens to its records; returns those that may end with them."""
+        for output, token in zip(step.outputs, tokens, strict=True):
+            output.append(token)
+        ending = [row.record for row in self.endings.pop(step.number, ())]
+        if not eos_ids.isdisjoint(tokens):
+            by_request = dict(zip(step.requests, tokens, strict=True))
+            ending += [row.record for row in self.rows.values() if by_request.get(row.record.id) in eos_ids]
+        alive = [r for r in dict.fromkeys(ending) if r.finish is None and r.id in step.requests]
+        return [record for record in alive if record.id not in step.dropped]
+
+    def retune(self, bins: tuple[int, ...], itl_target_s: float | None) -> None:
+        """New bins and target from the next step on."""
+        if itl_target_s is None:
+            self.composer = None
+        elif self.composer is None:
+            self.composer = Composer(itl_target_s)
+        else:
+            self.composer.target_s = itl_target_s
+        if bins != self.bins:
+            self.bins, self.groups, self.agenda = bins, {}, {}
+            self.changed.clear()
+            for row in self.rows.values():
+                self._enter(row)
+                self.plan(row)

@@ -1,0 +1,85 @@
+"""Decode on one worker: a mirror of the batch that the controller composes, and one token a row each step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from disagg.plan.commands import Decode, Join
+from disagg.plan.events import Stepped
+from disagg.plan.spans import Span
+from disagg.run.batch import DecodeBatch
+from disagg.run.clock import now_ns
+from disagg.run.kv_cache import KVCache
+from disagg.run.model.model import Model
+from disagg.run.sampling import Draw, pick_tokens
+from disagg.run.worker_reports import Tell
+
+
+@dataclass
+class Row:
+    """A row of the batch as this worker knows it: the token it takes in, and where its K/V lie."""
+
+    join: Join
+    token: int
+    context: int
+    token_index: int
+    blocks: list[int]
+
+
+class DecodeStage:
+    """Carries out `Decode` commands with one model and the cache of its device."""
+
+    def __init__(self, model: Model, cache: KVCache, tell: Tell) -> None:
+        self.model, self.cache, self._tell = model, cache, tell
+        self.rows: dict[int, Row] = {}
+
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """Nothing is compiled here."""
+
+    def close(self) -> None:
+        """Nothing here belongs to a stream."""
+
+    def step(self, command: Decode) -> Stepped:
+        """One step: follow the changes, run, pick a token a row, report."""
+        started = now_ns()
+        self._follow(command)
+        order = [request for group in command.groups for request in group]
+        rows = [self.rows[request] for request in order]
+        batch = self._batch(command, rows)
+        logits = self.model.decode(self.cache, batch)
+        draws = [Draw(r.join.request, r.join.sampling, r.context + 1, r.token_index) for r in rows]
+        tokens = pick_tokens(logits, draws, self._tell)
+        for row, token in zip(rows, tokens, strict=True):
+            row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
+        ended = now_ns()
+        sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
+        self._tell.record(
+            Span(
+                "decode", str(command.worker), started, ended, tuple(order), command.step, len(rows),
+                ready_ns=command.at_ns, blocks=blocks, groups=sizes,
+            )
+        )  # fmt: skip
+        used, padded = batch.used_slots, batch.padded_slots
+        return Stepped(command.worker, command.step, tokens, started, ended, used, padded)
+
+    def _follow(self, command: Decode) -> None:
+        """Brings the mirror to what the command says: who left, who joined, whose table grew."""
+        for request in command.left:
+            del self.rows[request]
+        for join in command.joins:
+            self.rows[join.request] = Row(join, join.token, join.context, join.token_index, list(join.blocks))
+        for request, block in command.grown:
+            self.rows[request].blocks.append(block)
+
+    def _batch(self, command: Decode, rows: list[Row]) -> DecodeBatch:
+        """Tokens and positions [B], and a padded block table [b, n] a bin."""
+        groups, first = [], 0
+        for group in command.groups:
+            tables = [self.rows[request].blocks for request in group]
+            longest = max(map(len, tables))
+            padded = torch.tensor([table + table[:1] * (longest - len(table)) for table in tables])
+            groups.append((first, first + len(group), padded))
+            first += len(group)
+        tokens = torch.tensor([row.token for row in rows])
+        return DecodeBatch(tokens, torch.tensor([row.context for row in rows]), groups)

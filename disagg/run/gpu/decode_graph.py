@@ -1,0 +1,219 @@
+"""Decode on a GPU: the batch lives on the device, and a step is one replay of a CUDA graph.
+
+A step is launched without waiting for the one before: its rows take in the tokens that the last step left on the
+device. With `graphs=False` the same step runs kernel by kernel, for comparison. On a GPU split by SMs each size has two
+graphs: on decode's own SMs, and on all of them for steps beside which nothing prefills.
+Notebook: notebooks/07_on_a_gpu.ipynb.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from disagg.plan.commands import Decode, Join
+from disagg.plan.events import Stepped
+from disagg.plan.spans import Span
+from disagg.run.attention import PagedDecode
+from disagg.run.device import settle
+from disagg.run.gpu.device_clock import Moments
+from disagg.run.gpu.device_rows import DeviceRows
+from disagg.run.kv_cache import KVCache
+from disagg.run.memory import RESERVE_BYTES, room_for
+from disagg.run.model.model import Model
+from disagg.run.sampling import draw_token, greedy, not_finite
+from disagg.run.worker_reports import Tell
+
+ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
+
+
+@dataclass
+class Row:
+    """A row of the batch as the host knows it: its place on the device, and what it has been given so far."""
+
+    join: Join
+    place: int
+    context: int
+    token_index: int
+    blocks: int
+
+
+def buckets(max_batch: int) -> list[int]:
+    """Batch sizes that get a graph: a step runs in the smallest that holds it."""
+    return sorted({min(size, max_batch) for size in (1, 2, 4, *range(8, max_batch + 8, 8))})
+
+
+class GraphDecodeStage:
+    """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
+
+    def __init__(
+        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, tell: Tell, split: bool = False
+    ) -> None:
+        self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
+        self._tell, self._split = tell, split
+        width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
+        self.state = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
+        self.rows: dict[int, Row] = {}
+        self._free = list(range(places - 1, -1, -1))
+        self._captured: dict[tuple, tuple] = {}  # stream and bucket → graph, logits, picked
+        self._last = None  # the stream of the latest step
+        self._outputs = [self._pinned(2 * places) for _ in range(3)]  # at most two steps are in flight
+        self._sizes = buckets(places)
+
+    def close(self) -> None:
+        """Drops what belongs to the stream while that is there: graphs, and pinned memory that it reads or writes."""
+        self._captured.clear()
+        self._outputs.clear()
+        self.state = None
+
+    # ---- before the first step ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """Runs each size once, which compiles it, and captures it, the largest first: they share its memory."""
+        device = self.cache.device
+        self._last = self._own = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        self._whole = torch.cuda.Stream(device) if self._split else self._own
+        what, pool, sizes = "warm-up", None, {self._sizes[-1], self._sizes[0]}
+        if self.graphs:
+            what, pool, sizes = "capture", torch.cuda.graph_pool_handle(), self._sizes
+        runs = [(stream, size) for stream in dict.fromkeys((self._own, self._whole)) for size in sorted(sizes)[::-1]]
+        for done, (stream, size) in enumerate(runs, start=1):
+            progress(f"{what} of a decode step, {done} of {len(runs)}")
+            with self._on(stream), room_for(f"a decode step of {size} rows", device, ADVICE, RESERVE_BYTES):
+                self._run(size)
+                if self.graphs:
+                    self._captured[stream, size] = self._capture(size, pool)
+        with self._on(self._own):
+            settle(device)
+
+    def _capture(self, size: int, pool) -> tuple:
+        settle(self.cache.device)
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            outputs = self._run(size)
+        finally:
+            graph.capture_end()
+        return graph, *outputs
+
+    def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The step itself, on the first `size` rows of the order: logits [size, vocab], and [2, size] the best tokens
+        and which of them are sound."""
+        state = self.state
+        order = state.order[:size].long()
+        tokens, lengths = state.tokens[order].long(), state.lengths[order]
+        plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
+        logits = self.model.call(plan, tokens, lengths.long())
+        picked = greedy(logits)
+        state.tokens.index_copy_(0, order, picked[0])
+        state.lengths.index_add_(0, order, torch.ones_like(picked[0]))
+        state.lengths[-1:].zero_()  # the padding place stays empty
+        return logits, picked
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, command: Decode) -> "Launched":
+        """Launches the step; what it gives is known when `finish` returns."""
+        with self._on(self._whole if command.alone else self._own):
+            return self._launch(command)
+
+    def _on(self, stream):
+        """A context in which work goes to this stream, behind all of the steps before."""
+        if stream is not None and stream != self._last:
+            stream.wait_stream(self._last)
+        self._last = stream
+        return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+    def _launch(self, command: Decode) -> "Launched":
+        self._follow(command)
+        order = [request for group in command.groups for request in group]
+        rows = [self.rows[request] for request in order]
+        size = next(size for size in self._sizes if size >= len(rows))
+        for row in rows:
+            if row.join.sampling.force_ids is not None and row.token_index > row.join.token_index:
+                self.state.set_token(row.place, row.join.sampling.force_ids[row.token_index - 1])
+        self.state.set_order([row.place for row in rows], size)
+        moments = Moments(self.cache.device)
+        moments.mark()
+        self.state.upload()
+        if self.graphs:
+            graph, logits, picked = self._captured[self._last, size]
+            graph.replay()
+        else:
+            logits, picked = self._run(size)
+        kept = self._sample(rows, logits, picked)
+        self._outputs.append(self._outputs.pop(0))
+        out = self._outputs[-1][: 2 * size].view(2, size)
+        out.copy_(picked, non_blocking=True)
+        moments.mark()
+        launched = Launched(self, command, [(row.join, row.context, row.token_index, row.blocks) for row in rows], out,
+                            kept, moments)  # fmt: skip
+        for row in rows:
+            row.context, row.token_index = row.context + 1, row.token_index + 1
+        return launched
+
+    def _follow(self, command: Decode) -> None:
+        """Brings the mirror and the device's rows to what the command says."""
+        for request in command.left:
+            self._free.append(self.rows.pop(request).place)
+        for join in command.joins:
+            row = Row(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
+            self.rows[join.request] = row
+            self.state.set_row(row.place, join.token, join.context, list(join.blocks))
+        for request, block in command.grown:
+            row = self.rows[request]
+            self.state.set_block(row.place, row.blocks, block)
+            row.blocks += 1
+
+    def _sample(self, rows: list[Row], logits: torch.Tensor, picked: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """Rows that are drawn get their token on the device; returns the logits that requests asked to keep."""
+        kept = []
+        for index, row in enumerate(rows):
+            sampling = row.join.sampling
+            if sampling.keep_logits:
+                kept.append((row.join.request, logits[index].clone()))
+            if sampling.temperature > 0.0 and sampling.force_ids is None:
+                picked[0, index] = draw_token(logits[index], sampling, row.context + 1)
+                self.state.tokens[row.place] = picked[0, index]
+        return kept
+
+    def _pinned(self, count: int) -> torch.Tensor:
+        return torch.empty(count, dtype=torch.int32, pin_memory=self.cache.device.type == "cuda")
+
+
+@dataclass
+class Launched:
+    """A step on its way."""
+
+    stage: GraphDecodeStage
+    command: Decode
+    rows: list[tuple[Join, int, int, int]]  # join, context before the step, index of its token, blocks
+    out: torch.Tensor  # [2, size of the step]: tokens, and which of them are sound
+    kept: list[tuple[int, torch.Tensor]]
+    moments: Moments  # its start and end
+
+    def finish(self) -> Stepped:
+        """Waits for the step's tokens and reports them."""
+        command, rows = self.command, self.rows
+        self.moments.wait()
+        started, ended = self.moments.read()
+        tell, (tokens, sound) = self.stage._tell, self.out[:, : len(rows)].tolist()
+        for index, (join, _, token_index, _) in enumerate(rows):
+            if join.sampling.force_ids is not None:
+                tokens[index] = join.sampling.force_ids[token_index]
+            if not sound[index]:
+                tell.fail(join.request, not_finite(join.request, token_index))
+        for request, logits in self.kept:
+            tell.keep(request, logits)
+        requests, sizes = tuple(join.request for join, *_ in rows), tuple(map(len, command.groups))
+        tell.record(
+            Span(
+                "decode", str(command.worker), started, ended, requests, command.step, len(rows),
+                ready_ns=command.at_ns, blocks=sum(blocks for *_, blocks in rows), groups=sizes,
+            )
+        )  # fmt: skip
+        used = sum(context + 1 for _, context, _, _ in rows)
+        return Stepped(command.worker, command.step, tuple(tokens), started, ended, used, used)

@@ -1,0 +1,131 @@
+"""When work on a GPU began and ended, on the host's clock: CUDA events, read against an anchor.
+
+An anchor is an event that ended between two readings of the host's clock; half of that bracket is its error. Events
+count in float32 milliseconds and the two clocks drift apart, so the anchor is renewed every few seconds.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from disagg.run.clock import now_ns
+
+RENEW_NS = 2_000_000_000
+LONGEST_NS = 5 * RENEW_NS  # beyond this float32 says too little about the rate
+WIDE_NS = 100_000  # of error; clocks drift by less in the time between two anchors
+TRIES = 12  # of a bracket; the narrowest counts
+
+
+class Anchor(NamedTuple):
+    """`event` ended at at_ns, give or take error_ns; a second by events is `rate` seconds of the host's clock."""
+
+    event: object
+    at_ns: int
+    error_ns: int
+    rate: float = 1.0
+
+    def ns(self, event) -> int:
+        """Host time of an ended event of the same device; a negative one lies before the anchor."""
+        return self.at_ns + round(self.event.elapsed_time(event) * 1e6 * self.rate)
+
+    def renewed(self, fresh: "Anchor") -> "Anchor":
+        """The fresh anchor with the rate between the two, and what this one would have been off by as its error.
+
+        This one again where the fresh one stood behind somebody's work and says less.
+        """
+        if fresh.error_ns > WIDE_NS:
+            return self
+        gap = fresh.at_ns - self.at_ns
+        if not RENEW_NS // 2 <= gap <= LONGEST_NS:
+            return fresh._replace(rate=self.rate)
+        missed = abs(self.ns(fresh.event) - fresh.at_ns)
+        rate = gap / (self.event.elapsed_time(fresh.event) * 1e6)
+        return fresh._replace(error_ns=max(fresh.error_ns, missed), rate=rate)
+
+
+def bracket(ended: Callable[[], object], now: Callable[[], int] = now_ns, tries: int = TRIES) -> Anchor:
+    """The narrowest of some brackets; `ended` records an event and returns it once it has ended."""
+    found = []
+    for _ in range(tries):
+        before = now()
+        event = ended()
+        after = now()
+        found.append(Anchor(event, (before + after) // 2, (after - before + 1) // 2))
+    return min(found, key=lambda anchor: anchor.error_ns)
+
+
+class DeviceClock:
+    """The anchor of one device; any thread may ask for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        # idle but for anchors, so that they end at once; nobody else takes a stream from the pool of this priority
+        self._stream = torch.cuda.Stream(device, priority=-2)
+        self._renewing = threading.Lock()
+        self._anchor = bracket(self._ended)
+
+    @property
+    def error_ns(self) -> int:
+        return self._anchor.error_ns
+
+    def anchor(self) -> Anchor:
+        """The anchor in force. Keep it with events that are recorded now. An old one is renewed on a thread of its own:
+        on a busy GPU even an idle stream's event may take as long as somebody's prefill."""
+        if now_ns() - self._anchor.at_ns > RENEW_NS and self._renewing.acquire(blocking=False):
+            threading.Thread(target=self._renew, name="disagg clock", daemon=True).start()
+        return self._anchor
+
+    def _renew(self) -> None:
+        try:
+            self._anchor = self._anchor.renewed(bracket(self._ended))
+        finally:
+            self._renewing.release()
+
+    def _ended(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        event.synchronize()  # spins: the stream is idle, so this takes microseconds
+        return event
+
+
+_clocks = functools.cache(DeviceClock)
+
+
+def clock_of(device: torch.device) -> DeviceClock:
+    """The process's one clock of a CUDA device."""
+    return _clocks(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
+
+
+class Moments:
+    """When a thread's work came by: host times on a CPU; on a GPU events on its stream, read once they have ended."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._marks = device, []
+        self._anchor = clock_of(device).anchor() if device.type == "cuda" else None
+
+    def mark(self) -> None:
+        if self._anchor is None:
+            self._marks.append(now_ns())
+        else:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self._marks.append(event)
+
+    def keep_up(self, ahead: int) -> None:
+        """Until no more than so many of them are still to come."""
+        if self._anchor is not None and len(self._marks) > ahead:
+            self._marks[-1 - ahead].synchronize()
+
+    def wait(self) -> None:
+        """Until the last one has been."""
+        if self._anchor is not None:
+            self._marks[-1].synchronize()
+
+    def read(self) -> tuple[int, ...]:
+        """Host times in ns of moments that have been; on a GPU give or take the anchor's error, and never after now."""
+        if self._anchor is None:
+            return tuple(self._marks)
+        now = now_ns()
+        return tuple(min(self._anchor.ns(event), now) for event in self._marks)

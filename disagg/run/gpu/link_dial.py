@@ -1,0 +1,66 @@
+"""The link dial of a GPU: the rule of plan/link.Wire on the device's own timer, kept by kernels on a lane's stream.
+
+A count of cycles would lie here: clocks fall while matrices multiply. `globaltimer` counts nanoseconds.
+"""
+
+import importlib.util
+import threading
+
+import torch
+
+from disagg.plan.errors import ConfigError
+
+ENQUEUED_NS = 2_000_000  # a copy waits this long for the host to enqueue all of it
+_building = threading.Lock()  # two lanes must not compile the kernels at once
+
+
+def check_triton() -> None:
+    """ConfigError where the kernels of a dial can't be had."""
+    if not triton_is_here():
+        raise ConfigError(
+            "a link on a GPU is dialled by a small Triton kernel, and triton is not here: `pip install triton`, or "
+            "leave `link` at None"
+        )
+
+
+def triton_is_here() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+class DeviceDial:
+    """Made and used under a lane's stream; `stop` may come from another thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        check_triton()
+        from disagg.run.gpu import device_kernels
+
+        self._post, self._hold = device_kernels.post[(1,)], device_kernels.hold[(1,)]
+        self._aside = torch.cuda.Stream(device)
+        with _building:
+            self._state = torch.zeros(2, dtype=torch.int64, device=device)
+            self._enqueued, self._number = torch.zeros(1, dtype=torch.int64, pin_memory=True), 0
+            self.post(0)
+            self.hold()
+            self.go()
+            torch.cuda.current_stream(device).synchronize()  # once, at the start: compiled, and zeros are there
+
+    def post(self, occupancy_ns: int) -> None:
+        """A copy takes the wire, when the stream comes here and the host has called `go`: called before it is enqueued.
+
+        A copy that began while the host still enqueued it would last as long as the host takes, not as the dial says.
+        """
+        self._number += 1
+        self._post(self._state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)
+
+    def go(self) -> None:
+        """All of the copy is on the stream."""
+        self._enqueued[0] = self._number
+
+    def hold(self) -> None:
+        """What follows on this stream waits until the wire would be free."""
+        self._hold(self._state, num_warps=1)
+
+    def stop(self) -> None:
+        """No hold waits any more: the engine closes."""
+        with torch.cuda.stream(self._aside):
+            self._state[1:].fill_(1)

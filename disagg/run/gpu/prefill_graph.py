@@ -1,0 +1,170 @@
+"""Prefill passes as CUDA graphs in pieces: all that lies between two attentions is one replay.
+
+A pass costs the host thousands of calls, and threads that want the interpreter meanwhile hold each other up. One graph
+of the whole pass would leave out the hand-offs, which are Python; so the capture ends where a layer attends, and the
+next one begins behind it (as vLLM's piecewise graphs do). Attention, the cache and the hook run as they always do.
+Notebook: notebooks/07_on_a_gpu.ipynb.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from disagg.run.attention import Options, PagedPrefill
+from disagg.run.batch import PrefillBatch
+from disagg.run.device import settle
+from disagg.run.kv_cache import KVCache
+from disagg.run.memory import RESERVE_BYTES, room_for
+from disagg.run.model.model import PASS_STEP, Model
+
+ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
+MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass in which more requests end runs without
+
+
+def sizes(most: int) -> list[int]:
+    """Tokens of the passes that get a graph: four in each doubling, so that padding is an eighth on average at most."""
+    found, size = [], PASS_STEP
+    while size < most:
+        found.append(size)
+        size += max(PASS_STEP, 1 << (size.bit_length() - 3))
+    return [*found, most]
+
+
+class Cut(NamedTuple):
+    """Where a layer attends: its tensors lie in the graphs' memory, at the same place in every replay."""
+
+    layer: int
+    query: torch.Tensor  # [T, kv_heads, group, head_dim]
+    key: torch.Tensor  # [T, kv_heads, head_dim]
+    value: torch.Tensor
+    out: torch.Tensor  # contiguous, of the shape of `query`
+    options: Options
+
+
+class Pieces(NamedTuple):
+    """A pass of one size: a graph before each cut and one behind the last; logits [MOST_LOGITS, vocab]."""
+
+    graphs: list[torch.cuda.CUDAGraph]
+    cuts: list[Cut]
+    logits: torch.Tensor
+
+
+class DryPlan:
+    """The plan of a pass that attends to nothing, and leaves the cache alone."""
+
+    phase = "prefill"
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+
+    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+        return torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+
+
+class CutPlan(DryPlan):
+    """The plan of a pass that is being captured: where a layer attends, a piece ends and the next one begins."""
+
+    def __init__(self, cache: KVCache, pool) -> None:
+        super().__init__(cache)
+        self._pool = pool
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.cuts: list[Cut] = []
+
+    def begin(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        self.graphs.append(graph)
+
+    def end(self) -> None:
+        self.graphs[-1].capture_end()
+
+    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        self.end()
+        self.cuts.append(Cut(layer, *map(unowned, (query, key, value, out)), options))
+        self.begin()
+        return out
+
+
+class PrefillGraphs:
+    """Captured passes of one worker; `prepare` makes them on the worker's stream, `run` replays them there."""
+
+    def __init__(self, model: Model, cache: KVCache, kernel, chunk_tokens: int) -> None:
+        self.model, self.cache, self.kernel = model, cache, kernel
+        self._sizes = sizes(chunk_tokens)
+        self._pieces: dict[int, Pieces] = {}
+        lengths = [chunk_tokens, chunk_tokens, MOST_LOGITS]
+        self._ids, self._places, self._wanted = (self._zeros(length) for length in lengths)
+        self._staged = [torch.zeros(length, dtype=torch.long, pin_memory=self._pinned) for length in lengths]
+
+    def close(self) -> None:
+        """Drops what belongs to the stream while that is there."""
+        self._pieces.clear()
+        self._staged.clear()
+
+    @torch.inference_mode()
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """The largest size first: the others use its memory."""
+        pool = torch.cuda.graph_pool_handle()
+        for done, size in enumerate(reversed(self._sizes)):
+            progress(f"capture of a prefill pass, {done + 1} of {len(self._sizes)}")
+            with room_for(f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES):
+                self._pieces[size] = self._capture(size, pool)
+        settle(self.cache.device)
+
+    def fits(self, batch: PrefillBatch) -> bool:
+        """Is there a graph for this pass?"""
+        return len(batch.tokens) <= self._sizes[-1] and len(batch.wants_logits) <= MOST_LOGITS
+
+    @torch.inference_mode()
+    def run(self, batch: PrefillBatch) -> torch.Tensor:
+        """One packed pass; logits [len(batch.wants_logits), vocab], which the next pass overwrites."""
+        size = next(size for size in self._sizes if size >= len(batch.tokens))
+        pieces, plan = self._pieces[size], PagedPrefill(batch, self.cache, self.kernel)
+        inputs = (batch.tokens, batch.positions(), batch.logit_rows())
+        for kept, staged, new in zip((self._ids, self._places, self._wanted), self._staged, inputs, strict=True):
+            length = min(size, len(kept))
+            staged[: len(new)] = new
+            staged[len(new) : length] = 0  # padding, which must not point beyond this pass
+            kept[:length].copy_(staged[:length], non_blocking=True)
+        for graph, cut in zip(pieces.graphs, pieces.cuts, strict=False):
+            graph.replay()
+            plan.attend(cut.layer, cut.query, cut.key, cut.value, cut.options, cut.out)
+        pieces.graphs[-1].replay()
+        return pieces.logits[: len(batch.wants_logits)]
+
+    def _capture(self, size: int, pool) -> Pieces:
+        inputs = (self._ids[:size], self._places[:size], self._wanted)
+        self.model.logits(DryPlan(self.cache), *inputs)  # what a size needs once can't happen in a capture
+        settle(self.cache.device)
+        plan = CutPlan(self.cache, pool)
+        plan.begin()
+        try:
+            logits = self.model.logits(plan, *inputs)
+        finally:
+            plan.end()
+        return Pieces(plan.graphs, plan.cuts, unowned(logits))
+
+    @property
+    def _pinned(self) -> bool:
+        return self.cache.device.type == "cuda"
+
+    def _zeros(self, length: int) -> torch.Tensor:
+        return torch.zeros(length, dtype=torch.long, device=self.cache.device)
+
+
+def unowned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory under a tensor that keeps nothing alive: the graphs do, and reuse it from layer to layer."""
+    bits = tensor.view(torch.int16)
+    return torch.as_tensor(_Memory(bits), device=tensor.device).view(tensor.dtype)
+
+
+class _Memory:
+    """Where 16-bit values lie, for torch (and numpy) to look at."""
+
+    def __init__(self, bits: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = dict(
+            shape=tuple(bits.shape), strides=tuple(2 * step for step in bits.stride()), typestr="<i2",
+            data=(bits.data_ptr(), False), version=3,
+        )  # fmt: skip

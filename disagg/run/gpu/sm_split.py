@@ -1,0 +1,194 @@
+"""One GPU split by SMs: decode's kernels run on one part of them, prefill's on the rest, and no SM is in both.
+
+Streams alone do not share a GPU: the blocks of a prefill's products hold every SM, and a decode step of any priority
+waits for them. A part is a green context of the driver, with streams of its own; memory, kernels and events are those
+of the device's one primary context, as without a split.
+The driver is asked through cuda.bindings, which torch's CUDA builds bring along. `torch.cuda.green_contexts` would not
+do: it cuts each context from the whole GPU afresh, so that two of them overlap.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from disagg.plan.errors import ConfigError, DisaggError, EngineError
+
+GRAIN = 8  # SMs: least part and step from Hopper on, and a multiple of those before; drivers before CUDA 13 don't say
+OLDEST = 12050  # CUDA 12.5, the first with cuGreenCtxStreamCreate
+REMEDY = "leave sm_split at None: the two workers then share the SMs through streams alone"
+
+_SMS: dict[int, int] = {}  # stream of a part → SMs of the part, while both are there
+
+
+# ---- where to cut ----------------------------------------------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """SMs of each part."""
+
+    prefill: int
+    decode: int
+
+
+def choices(sms: int, least: int = GRAIN, step: int = GRAIN) -> range:
+    """What decode can have of a GPU: a multiple of `step`, and `least` or more on both sides."""
+    return range(-(-least // step) * step, sms - least + 1, step)
+
+
+def share_out(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> Sizes:
+    """`decode` of the GPU's SMs for decode, the others for prefill; ConfigError where it can't be cut there."""
+    possible = choices(sms, least, step)
+    if not possible:
+        raise ConfigError(f"sm_split={decode}: this GPU's {sms} SMs make no two parts of {least} or more; {REMEDY}")
+    if decode not in possible:
+        nearest = min(possible, key=lambda count: abs(count - decode))
+        raise ConfigError(
+            f"sm_split={decode}: of this GPU's {sms} SMs decode can have {possible[0]} to {possible[-1]} in steps of "
+            f"{step}, so that prefill keeps {least} or more; take {nearest}, or {REMEDY}"
+        )
+    return Sizes(sms - decode, decode)
+
+
+def check_split(device: torch.device, decode: int) -> Sizes:
+    """The parts that this GPU would be cut into, before anything is made; ConfigError or EngineError if it can't."""
+    gpu = Whole.of(load_driver(), device)
+    return share_out(gpu.sms, decode, gpu.least, gpu.step)
+
+
+# ---- the cut ---------------------------------------------------------------------------------------------------------
+
+
+def split_gpu(device: torch.device, decode: int) -> dict[str, "Part"]:
+    """The two parts by role. Cut once: decode's group, and what remains of the same cut for prefill."""
+    sizes, driver = check_split(device, decode), load_driver()
+    flags = 0  # with bit 0 parts could be smaller, but kernels that work in clusters of SMs would not run on them
+    whole = Whole.of(driver, device).resource
+    (group,), _, rest = ask(driver.cuDevSmResourceSplitByCount, 1, whole, flags, sizes.decode)
+    parts: dict[str, Part] = {}
+    try:
+        for role, resource in (("decode", group), ("prefill", rest)):
+            parts[role] = Part(driver, device, resource)
+    except BaseException:
+        for part in parts.values():
+            part.close()
+        raise
+    return parts
+
+
+class Part:
+    """Some SMs of a GPU, and the streams whose kernels run on them and nowhere else; graphs captured there as well.
+
+    Before `close`: the threads that use its streams have ended, graphs captured there are gone, and so is pinned memory
+    that was copied there. When torch frees that, it records an event on the stream.
+    """
+
+    def __init__(self, driver, device: torch.device, resource) -> None:
+        self.device, self.sms, self._driver = device, resource.sm.smCount, driver
+        described = ask(driver.cuDevResourceGenerateDesc, [resource], 1)
+        flags = int(driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)  # the driver demands it
+        self._context = ask(driver.cuGreenCtxCreate, described, ask(driver.cuDeviceGet, _index(device)), flags)
+        self._streams: list = []
+
+    def stream(self, priority: int = 0) -> torch.cuda.Stream:
+        """A new stream on these SMs; negative priorities go first, among the part's own streams."""
+        flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        stream = ask(self._driver.cuGreenCtxStreamCreate, self._context, flags, priority)
+        self._streams.append(stream)
+        _SMS[int(stream)] = self.sms
+        return torch.cuda.ExternalStream(int(stream), device=self.device)
+
+    def close(self) -> None:
+        """Streams first, then their context; a second time does nothing. What the driver says no longer matters."""
+        for stream in self._streams:
+            _SMS.pop(int(stream), None)  # the next stream may get this number
+            self._driver.cuStreamSynchronize(stream)
+            self._driver.cuStreamDestroy(stream)
+        self._streams.clear()
+        if self._context is not None:
+            self._driver.cuGreenCtxDestroy(self._context)
+            self._context = None
+
+
+def sm_count(device: torch.device) -> int:
+    """SMs that this thread's kernels can have on a GPU now: those of its worker's part, or all."""
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return _SMS.get(stream) or torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def in_words(parts: dict[str, Part]) -> str:
+    """What a caption adds to the machine."""
+    return f", {parts['decode'].sms} SMs for decode and {parts['prefill'].sms} for prefill" if parts else ""
+
+
+def describe() -> str:
+    """One sentence for `doctor`: whether the first GPU can be split, and why not."""
+    if not torch.cuda.is_available():
+        return "not here: sm_split cuts a GPU in two, and torch finds none"
+    try:
+        gpu = Whole.of(load_driver(), torch.device("cuda", 0))
+        possible = choices(gpu.sms, gpu.least, gpu.step)
+        share_out(gpu.sms, possible[0] if possible else gpu.least, gpu.least, gpu.step)
+    except DisaggError as error:
+        return f"not here: {error}"
+    return (
+        f"possible: sm_split={possible[0]} to {possible[-1]} in steps of {gpu.step} for decode, the rest of cuda:0's "
+        f"{gpu.sms} SMs for prefill"
+    )
+
+
+# ---- the driver ------------------------------------------------------------------------------------------------------
+
+
+class Whole(NamedTuple):
+    """The SMs of a GPU before the cut: the driver's record of them, how many, and the least part and step of a cut."""
+
+    resource: object
+    sms: int
+    least: int
+    step: int
+
+    @classmethod
+    def of(cls, driver, device: torch.device) -> "Whole":
+        kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+        resource = ask(driver.cuDeviceGetDevResource, ask(driver.cuDeviceGet, _index(device)), kind)
+        least, step = (getattr(resource.sm, name, 0) for name in ("minSmPartitionSize", "smCoscheduledAlignment"))
+        return cls(resource, resource.sm.smCount, least or GRAIN, step or GRAIN)
+
+
+def load_driver():
+    """cuda.bindings' driver module, initialised; ConfigError where it is not there, or too old for green contexts."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise ConfigError(
+            f"sm_split asks the CUDA driver through cuda.bindings, and that is not here ({error}): "
+            f"`pip install cuda-bindings`, or {REMEDY}"
+        ) from None
+    ask(driver.cuInit, 0)
+    version = ask(driver.cuDriverGetVersion)
+    if version < OLDEST:
+        raise ConfigError(
+            f"sm_split needs green contexts, which drivers have from CUDA {_dotted(OLDEST)} on; this driver is of CUDA "
+            f"{_dotted(version)}. Update it, or {REMEDY}"
+        )
+    return driver
+
+
+def ask(call, *arguments):
+    """What a driver call gives: nothing, one thing, or a tuple; EngineError with the driver's word where it fails."""
+    try:
+        error, *found = call(*arguments)
+    except RuntimeError as missing:  # no such library, or no such function in it
+        raise EngineError(f"sm_split: {call.__name__} can't be called ({missing}); {REMEDY}") from None
+    if int(error):
+        raise EngineError(f"sm_split: {call.__name__} failed with {error.name}; {REMEDY}")
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _dotted(version: int) -> str:
+    """12050 -> 12.5"""
+    return f"{version // 1000}.{version % 1000 // 10}"

@@ -1,0 +1,53 @@
+"""What a model folder asks for and does not get here: said once, when it is loaded."""
+
+import warnings
+from pathlib import Path
+
+from disagg.plan.checks import short
+from disagg.plan.errors import ModelWarning
+from disagg.run.model.folder_checks import read_json
+
+GREEDY = {  # fields of generation_config.json that change a greedy answer, and the values that ask for nothing
+    "repetition_penalty": (1,), "encoder_repetition_penalty": (1,), "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "bad_words_ids": ([],), "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (), "min_length": (0,),
+    "min_new_tokens": (0,), "exponential_decay_length_penalty": (), "sequence_bias": ({}, []), "guidance_scale": (1,),
+    "num_beams": (1,), "penalty_alpha": (0,), "dola_layers": (), "constraints": ([],), "force_words_ids": ([],),
+    "watermarking_config": (), "token_healing": (False,), "stop_strings": ([], ""), "max_time": (),
+    "num_return_sequences": (1,),
+}  # fmt: skip
+LENGTH = {"max_new_tokens": (), "max_length": (20,)}  # these and the following each Request brings
+SAMPLING = {
+    "do_sample": (False,), "temperature": (1,), "top_k": (0, 50), "top_p": (1,), "min_p": (0,), "top_h": (),
+    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
+}  # fmt: skip
+
+
+def say_what_is_not_done(folder: Path, module, text) -> None:
+    """One ModelWarning for a chat template that is not rendered, and one for settings that are not followed."""
+    if text.drops_template:
+        warn(
+            f"{folder.name}: its chat template is not rendered, since only a pinned file's is; a prompt goes in as "
+            "plain text. For a chat, render it with the model's own tokenizer and pass its token ids as the prompt"
+        )
+    config = getattr(module, "generation_config", None)
+    asked = dict(vars(config)) if config is not None else {}
+    if (folder / "generation_config.json").is_file():
+        asked |= read_json(folder / "generation_config.json")
+    words = []
+    if changed := in_words(asked, GREEDY):
+        words.append(f"it asks for {changed}, which is not followed: tokens may differ from generate()'s")
+    if own := in_words(asked, LENGTH | (SAMPLING if asked.get("do_sample") else {})):
+        words.append(f"it asks for {own}; how long an answer is and how it is sampled is each Request's own")
+    if words:
+        warn(f"{folder.name}: generation_config: {'; '.join(words)}")
+
+
+def in_words(asked: dict, neutral: dict[str, tuple]) -> str:
+    """The fields whose values ask for something."""
+    fields = [name for name, values in neutral.items() if asked.get(name) is not None and asked[name] not in values]
+    return ", ".join(f"{name} {short(asked[name])}" for name in fields)
+
+
+def warn(text: str) -> None:
+    warnings.warn(text, ModelWarning, stacklevel=4)

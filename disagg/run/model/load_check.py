@@ -1,0 +1,144 @@
+"""The check at load: a few logits through the paged path against the model's own forward with its own attention.
+
+Some architectures take a registered attention and silently compute something else (their own mask, bias or scale), and
+comparing tokens would not show it. Windows, chunks and scalings that the config lets begin beyond the probe's 12 tokens
+are made to begin within them, for a second probe of the same module.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedConfig
+
+from disagg.plan.errors import EngineError, ModelError
+from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
+from disagg.run.kv_cache import KVCache
+from disagg.run.memory import is_shortage
+from disagg.run.model.text import first_line
+
+LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
+_COUNTS_TOKENS = re.compile(r"window|chunk|local_attention|floor")
+_COUNTS_OTHERS = re.compile(r"layers|pattern|feed_forward|time_step|lm_head")
+REACH = 4  # tokens: a window or chunk of as many is left and entered in each prompt
+# Rounding in fp32 gave up to 2e-6 of the logits' standard deviation in tiny models and 3e-5 in SmolLM2; the wrong
+# architectures were off by 1e-2 and more. In 16 bits rounding has long tails (32 random layers in bfloat16: 5 % of the
+# standard deviation in the mean, 25 % at worst), so there the root of the mean square counts.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+
+def probe_prompts(vocab_size: int) -> list[torch.Tensor]:
+    """Token ids of two prompts, each with the tokens that its decode steps are fed."""
+    generator = torch.Generator().manual_seed(20)
+    return [torch.randint(0, vocab_size, (length + STEPS,), generator=generator) for length in LENGTHS]
+
+
+@torch.inference_mode()
+def reference_logits(module: torch.nn.Module) -> torch.Tensor:
+    """Logits [prompt, 1 + STEPS, vocab] of the last prompt token and of each step, from whole forwards."""
+    device = next(module.parameters()).device
+    rows = []
+    for ids in probe_prompts(module.config.vocab_size):
+        try:
+            rows.append(module(input_ids=ids[None].to(device), use_cache=False).logits[0, -1 - STEPS :])
+        except Exception as error:  # its own forward failing is a fact about the model, whatever the type
+            if is_shortage(error):
+                raise
+            raise ModelError(f"{type(module).__name__}: its own forward fails: {first_line(error)}") from None
+    return torch.stack(rows)
+
+
+def paged_logits(model) -> tuple[torch.Tensor, list[int]]:
+    """The same logits through one packed and one chunked pass and decode steps, and the layers that were handed off."""
+    prompts, handed = probe_prompts(model.vocab_size), []
+    blocks = -(-max(map(len, prompts)) // BLOCK)
+    cache = KVCache(model.shape, 2 * blocks, BLOCK, model.device)
+    tables = torch.randperm(2 * blocks, generator=torch.Generator().manual_seed(1)).view(2, blocks)
+    a, b = LENGTHS
+    both = PrefillBatch(
+        tokens=torch.cat([prompts[0][:a], prompts[1][:CHUNK]]),
+        segments=[Segment(0, a, tables[0]), Segment(0, CHUNK, tables[1])],
+        wants_logits=[0],
+        on_layer=lambda layer, key, value: handed.append(layer),
+    )
+    rest = PrefillBatch(prompts[1][CHUNK:b], [Segment(CHUNK, b, tables[1])], [0])
+    out = [torch.cat([model.prefill(cache, both), model.prefill(cache, rest)])]
+    for step in range(STEPS):
+        positions = torch.tensor([a + step, b + step])
+        tokens = torch.stack([ids[place] for ids, place in zip(prompts, positions, strict=True)])
+        out.append(model.decode(cache, DecodeBatch(tokens, positions, [(0, 2, tables)])))
+    return torch.stack(out, dim=1), handed
+
+
+@contextlib.contextmanager
+def within_reach(module: torch.nn.Module, context: int) -> Iterator[dict[str, int]]:
+    """While open, what begins beyond REACH tokens and within the context begins at REACH; yields name → its own size.
+
+    The settings are read where transformers keeps them: in the configs, and as attributes of the modules.
+    """
+    holders = {id(holder): holder for part in module.modules() for holder in (part, *_configs(part))}
+    changed = []
+    for holder in holders.values():
+        for name, value in vars(holder).items():
+            if type(value) is int and REACH < value < context and _counts_tokens(name):
+                changed.append((vars(holder), name, value))
+    try:
+        for place, name, _ in changed:
+            place[name] = REACH
+        yield {name: value for _, name, value in changed}
+    finally:
+        for place, name, value in changed:
+            place[name] = value
+
+
+def _counts_tokens(name: str) -> bool:
+    return bool(_COUNTS_TOKENS.search(name)) and not _COUNTS_OTHERS.search(name)
+
+
+def _configs(holder) -> Iterator:
+    """The configs that a module holds, and those in them."""
+    for value in list(vars(holder).values()):
+        if isinstance(value, PreTrainedConfig):
+            yield value
+            yield from _configs(value)
+
+
+def expected_logits(module: torch.nn.Module, context: int) -> list[torch.Tensor]:
+    """The untouched module's logits for both probes; the second is there where something begins beyond the first."""
+    found = [reference_logits(module)]
+    with within_reach(module, context) as begins:
+        return [*found, reference_logits(module)] if begins else found
+
+
+def check_model(model, expected: list[torch.Tensor]) -> None:
+    """Refuse a model whose paged logits are not its own as far as its context reaches; ModelError says where."""
+    check_logits(model, expected[0])
+    with within_reach(model.module, model.context_limit) as begins:
+        if begins:
+            try:
+                check_logits(model, expected[1])
+            except ModelError as error:
+                where = ", ".join(f"{name} {value:,}" for name, value in sorted(begins.items()))
+                raise ModelError(f"beyond {where} of config.json (probed as {REACH} tokens): {error}") from None
+
+
+def check_logits(model, expected: torch.Tensor) -> None:
+    """Refuse a model whose paged logits are not its own; ModelError says by how much."""
+    name = type(model.module).__name__
+    try:
+        found, handed = paged_logits(model)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    except Exception as error:  # a model that can't take the paged call may fail anywhere in its own code
+        if isinstance(error, EngineError) or is_shortage(error):
+            raise
+        raise ModelError(f"{name} fails in the paged call: {first_line(error)}") from None
+    if handed != list(range(model.layers)):
+        raise ModelError(f"{name} hands off layers {handed}; the cache needs each of {model.layers} once, in order")
+    expected, found = expected.float(), found.float()
+    limit = TOLERANCE[model.shape.dtype] * float(expected.std() + 1e-6)
+    off = (found - expected).abs()
+    worst = float(off.max()) if model.shape.dtype == torch.float32 else float(off.square().mean().sqrt())
+    if not worst <= limit:
+        raise ModelError(f"{name}: paged logits differ from its own forward by {worst:.2g}; the limit is {limit:.2g}")

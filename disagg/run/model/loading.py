@@ -1,0 +1,59 @@
+"""The module of a model folder: each tensor from the files that folder_checks.py checked, none left over."""
+
+from pathlib import Path
+
+import torch
+
+from disagg.plan.errors import ModelError, first_of
+from disagg.run.memory import is_shortage
+from disagg.run.model import weights
+from disagg.run.model.folder_checks import check_promise
+from disagg.run.model.text import first_line
+
+
+def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch.nn.Module:
+    """The module of a checked folder, with the attention that transformers would give it; ModelError where its files
+    and its config.json do not belong together. A pinned folder was checked when it was written."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if not pinned:
+            check_promise(folder, config)
+        options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
+        options |= dict(
+            local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
+        )  # refused below, by name
+        with weights.quiet_transformers():
+            module, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
+        if is_shortage(error):
+            raise
+        raise ModelError(f"{folder.name}: transformers can't load it: {first_line(first_of(error))}") from None
+    check_tensor_names(folder, module, info)
+    return module
+
+
+def check_tensor_names(folder: Path, module: torch.nn.Module, info: dict) -> None:
+    """Every tensor of the module must have come from the files, in its shape, and every tensor of the files must have
+    a place; transformers would fill in noise, drop the rest, and untie what the files hold apart."""
+    untied = set(module.get_expanded_tied_weights_keys(all_submodels=True)) - set(module.all_tied_weights_keys)
+    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if info[problem]:
+            first = min(map(str, info[problem]))
+            raise ModelError(
+                f"{folder.name}: {len(info[problem])} {problem.replace('_', ' ')}, the first is {first}: these are not "
+                f"the weights of the {type(module).__name__} that config.json declares"
+            )
+    if untied:
+        raise ModelError(
+            f"{folder.name}: config.json ties {min(untied)} to another tensor, but the files hold values of its own "
+            "for it; set tie_word_embeddings to false, or remove it"
+        )
+
+
+def own(config) -> str | None:
+    """Attention of the reference: eager where softcap needs it, else what transformers chooses."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None

@@ -1,0 +1,286 @@
+"""The model: Hugging Face's own module, fed with packed prefill passes and decode steps over a paged KV cache.
+
+Loading goes: check the files → load → ask the untouched module for a few logits → switch its attention to ours, join
+and pack its projections, shorten its norms → ask again through the paged path (load_check.py) → hand out, or refuse
+with the reason.
+"""
+
+import copy
+import inspect
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from disagg.plan.checks import is_whole, short
+from disagg.plan.errors import ConfigError, ModelError, PackageError
+from disagg.run.attention import (
+    NAME,
+    DecodePlan,
+    PagedPrefill,
+    PrefillPlan,
+    Workspace,
+    announced,
+    choose,
+    number_layers,
+)
+from disagg.run.batch import DecodeBatch, PrefillBatch
+from disagg.run.device import finish
+from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.memory import check_room, room_for
+from disagg.run.model import weights
+from disagg.run.model.folder_checks import check_folder, count_weights
+from disagg.run.model.generation_config import say_what_is_not_done
+from disagg.run.model.load_check import check_model, expected_logits
+from disagg.run.model.loading import load_folder
+from disagg.run.model.norms import shorten_norms
+from disagg.run.model.projections import join_projections as join
+from disagg.run.model.projections import pack_linears
+from disagg.run.model.random_models import RANDOM, SHAPES, make_random
+from disagg.run.model.text import ByteText, TokenizerText, first_line
+from disagg.run.model.tiny import make_tiny_llama
+
+MOST_CODES = 64  # of a class of layers
+PASS_STEP = 64  # compiled passes are padded to a multiple: products like it, and few sizes are met
+WEIGHTS_ADVICE = 'Take a smaller model, dtype="bfloat16", or another device; close engines that still hold memory.'
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Source:
+    """Where the untouched module comes from: a folder, the seed of `tiny`, or a shape with random weights."""
+
+    def __init__(self, name: str, dtype: torch.dtype, device) -> None:
+        self.name, self.dtype, self.device = name, dtype, torch.device(device)
+        made = name == "tiny" or name.startswith(RANDOM)
+        self.folder = None if made else weights.smollm2_folder() if name == "smollm2" else Path(name)
+
+    def prepare(self, progress: weights.Progress) -> None:
+        """Check the name or the files, and convert SmolLM2 where that never happened."""
+        if self.name.startswith(RANDOM) and self.name.removeprefix(RANDOM) not in SHAPES:
+            known = ", ".join(RANDOM + shape for shape in SHAPES)
+            raise ModelError(f"{self.name}: no such shape; known: {known}")
+        if self.name == "smollm2":
+            weights.check_smollm2(weights.convert_smollm2(progress))
+        if self.folder is not None:
+            check_folder(self.folder)
+
+    def text(self):
+        """Tokenizer; only SmolLM2's chat template is pinned and may be rendered."""
+        return ByteText() if self.folder is None else TokenizerText(self.folder, chat=self.name == "smollm2")
+
+    def module(self) -> torch.nn.Module:
+        """A fresh module tree with its own attention and plain weights; EngineError where they can't fit."""
+        self._check_room()
+        if self.name.startswith(RANDOM):
+            module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
+            return module.eval().requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
+            module = (
+                make_tiny_llama()
+                if self.folder is None
+                else load_folder(self.folder, self.dtype, pinned=self.name == "smollm2")
+            )
+        for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
+            parameter.data = parameter.data.to(self.dtype)
+        return module.to(self.device).eval().requires_grad_(False)
+
+    def _check_room(self) -> None:
+        at, count = self.device, 0
+        if self.folder is not None:
+            at, count = torch.device("cpu"), count_weights(self.folder)  # files are read there, whatever comes then
+        elif self.name.startswith(RANDOM):
+            made = make_random(self.name.removeprefix(RANDOM), self.dtype, "meta")
+            count = sum(weight.numel() for weight in made.parameters())
+        check_room(f"the weights of {self.name}", at, count * self.dtype.itemsize, WEIGHTS_ADVICE)
+
+
+class Model:
+    """One worker thread's model. `shape` is what a token stores; ids and batches are CPU tensors."""
+
+    def __init__(self, module: torch.nn.Module, source: Source, text, attention: str) -> None:
+        self.module, self.source, self.text, self.attention = module, source, text, attention
+        self.name, self.config = source.name, module.config
+        self.shape = kv_shape(self.config, source.dtype)
+        self.layers, self.vocab_size = self.shape.layers, self.config.vocab_size
+        self.context_limit, self.eos_ids = context_limit(self.config), eos_ids(module, text)
+        self.device = source.device
+        self._workspace = Workspace(attention)
+        self.compiled = False
+        self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
+
+    def compile(self, **how) -> None:
+        """Compile one layer for all: they differ in their weights alone, and all sizes share the code.
+
+        Kernels are tuned on the first size that they meet, so that ought to be a large one. Whoever calls it first
+        calls `keep_many_codes`.
+        """
+        for layer in layers_of(self.module, self.layers):
+            layer.compile(fullgraph=True, dynamic=True, **how)
+        self.compiled = True
+
+    def prefill(self, cache: KVCache, batch: PrefillBatch, kernel=None) -> torch.Tensor:
+        """Run one packed pass; logits [len(batch.wants_logits), vocab]. A kernel reads the cache in place."""
+        plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
+        ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
+        if self.compiled:
+            ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
+        return self.logits(plan, *(x.to(self.device, non_blocking=True) for x in (ids, places, wanted)))
+
+    def logits(self, plan, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """The module over a prefill plan: logits of the rows `wanted`; all three [T], [T] and [n] on its device."""
+        if self._keeps_logits:
+            return self.call(plan, ids, positions, logits_to_keep=wanted)
+        return self.call(plan, ids, positions)[wanted]  # it computes the logits of all rows
+
+    def decode(self, cache: KVCache, batch: DecodeBatch) -> torch.Tensor:
+        """Run one step over gathered slots; logits [B, vocab]."""
+        ids, places = (x.to(self.device, non_blocking=True) for x in (batch.tokens, batch.positions))
+        return self.call(DecodePlan(batch, cache, self._workspace), ids, places)
+
+    @torch.inference_mode()
+    def call(self, plan, ids: torch.Tensor, positions: torch.Tensor, **options) -> torch.Tensor:
+        """The module over a plan: ids and positions [T] on its device, logits [T or those kept, vocab]."""
+        with announced(plan):
+            out = self.module(input_ids=ids[None], position_ids=positions[None], plan=plan, use_cache=False, **options)
+        return out.logits[0]
+
+    def encode(self, text: str, chat: bool = True) -> list[int]:
+        """Token ids of a prompt; with chat, SmolLM2 gets it as the user's turn."""
+        return self.text.encode(text, chat)
+
+    def decode_text(self, ids: list[int]) -> str:
+        """Text of token ids, up to the first that can't be decoded."""
+        return self.text.decode(ids)
+
+    def read(self, ids: list[int]) -> tuple[str, str | None]:
+        """Their text, as the pieces of a Detokenizer join to, and in words why it stops where an id has none."""
+        return self.text.read(ids)
+
+    def replica(self, device=None) -> "Model":
+        """Another module tree with its own buffers, for a second worker thread: over the same weights, or over a copy
+        of them on another device. EngineError where that has no room for them."""
+        source = self.source if device is None else Source(self.name, self.source.dtype, device)
+        weights = {id(parameter): parameter for parameter in self.module.parameters()}
+        if source.device != self.device:
+            with room_for(f"the weights of {self.name}", source.device, WEIGHTS_ADVICE):
+                weights = {key: torch.nn.Parameter(w.to(source.device), False) for key, w in weights.items()}
+                finish(source.device)  # the worker's stream waits for nobody
+        module = copy.deepcopy(self.module, weights).to(source.device)
+        return Model(module, source, self.text, self.attention)
+
+    def reference(self) -> torch.nn.Module:
+        """The untouched Hugging Face module with its own attention and weights, to measure parity against."""
+        return self.source.module()
+
+
+class Detokenizer:
+    """Text of a growing answer, piece by piece; never half a character, and nothing after an id that has no text."""
+
+    def __init__(self, model: Model) -> None:
+        self._inner = model.text.detokenizer()
+
+    def push(self, token: int) -> str:
+        """Text that this token completes, perhaps none."""
+        return self._inner.push(token)
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        return self._inner.flush()
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    attention: str = "auto",
+    join_projections: bool = True,
+    device="cpu",
+    progress: weights.Progress = None,
+) -> Model:
+    """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face format; ModelError if it is not right.
+
+    What a folder asks for and does not get, a chat template or a repetition penalty, is said in a ModelWarning.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
+    source.prepare(progress)
+    with room_for(f"the weights of {source.name}", source.device, WEIGHTS_ADVICE):
+        try:
+            module = source.module()
+        except ImportError as error:
+            raise PackageError.of(error) from error
+        text = source.text()
+        check_architecture(module)
+        expected = expected_logits(module, context_limit(module.config))
+        module.config._attn_implementation = NAME
+        number_layers(module)
+        if join_projections:
+            join(module)
+            if source.device.type == "cpu":
+                pack_linears(module)
+                shorten_norms(module)
+        model = Model(module, source, text, kind)
+        check_model(model, expected)
+    if source.folder is not None:
+        say_what_is_not_done(source.folder, module, text)
+    return model
+
+
+def keep_many_codes() -> None:
+    """For this thread: torch compiles a class of layers for each model, type and device that it meets in the process,
+    and would refuse at the ninth."""
+    torch._dynamo.config.recompile_limit = MOST_CODES
+
+
+def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+    """The list of the model's layers."""
+    return next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+
+
+def check_architecture(module: torch.nn.Module) -> None:
+    """Refuse by name what paged attention can't carry, before any probe."""
+    name = type(module).__name__
+    if getattr(module, "_is_stateful", False):
+        raise ModelError(f"{name} keeps a recurrent state instead of K/V per token; a paged KV cache can't hold that")
+    if not module.is_backend_compatible():
+        raise ModelError(f"{name} does not call attention through AttentionInterface, so the paged one would never run")
+    kv_shape(module.config, torch.float32)
+
+
+def kv_shape(config, dtype: torch.dtype) -> KVShape:
+    """What the config declares that a token stores in each layer."""
+    try:
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return KVShape(config.num_hidden_layers, int(kv_heads), int(head_dim), dtype)
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(f"{config.model_type}: the config declares no single KV shape ({first_line(error)})") from None
+
+
+def context_limit(config) -> int:
+    """Longest context in tokens. Rotary scalings that depend on the longest row of a batch are used below it only."""
+    limit = getattr(config, "max_position_embeddings", None)
+    limit = 2048 if limit is None else limit
+    rope = getattr(config, "rope_parameters", None) or {}
+    limits = [limit]
+    for part in (rope, *rope.values()):  # one for all layers, or one for each type of layer
+        if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            limits.append(part.get("original_max_position_embeddings") or own or limit)
+    for limit in limits:
+        if not is_whole(limit) or limit < 1:
+            raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")
+    return int(min(limits))
+
+
+def eos_ids(module: torch.nn.Module, text) -> tuple[int, ...]:
+    """Every id that ends an answer, from the generation config, the config and the tokenizer."""
+    found = set(text.eos_ids)
+    for config in (module.config, getattr(module, "generation_config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list | tuple) else () if ids is None else (ids,))
+    if not all(map(is_whole, found)):
+        raise ModelError(f"eos_token_id holds {short(found)}; token ids are whole numbers")
+    return tuple(sorted(found))

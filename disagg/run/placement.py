@@ -1,0 +1,127 @@
+"""What stands on which device: the devices that a config names, a model on each of them, and the memories of K/V."""
+
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from disagg.monitor.fault_injection import Injection
+from disagg.plan.commands import Worker
+from disagg.plan.config import Config
+from disagg.plan.errors import ConfigError
+from disagg.run.gpu.sm_split import check_split
+from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.model.model import DTYPES, Model, load_model
+
+LEAST_THREADS = 2  # that any machine may take: a lesson compares one with two
+
+
+def check_devices(config: Config) -> None:
+    """ConfigError where a device or a core is not there or can't be split, or a name stands in place of a Config."""
+    if not isinstance(config, Config):
+        raise ConfigError(f'Engine takes a Config, as in Engine(Config.preset("dynamic")); got {config!r}')
+    cores = os.cpu_count() or 1
+    if config.threads > max(cores, LEAST_THREADS):
+        raise ConfigError(
+            f"threads={config.threads}: this machine has {cores} cores, and more threads than cores slow each other "
+            f"down; take {max(cores, LEAST_THREADS)} or fewer"
+        )
+    for name in ("prefill_device", "decode_device"):
+        device = getattr(config, name)
+        count = torch.cuda.device_count() if device.startswith("cuda") else 1
+        index = int(device.partition(":")[2] or 0)
+        if index >= count:
+            raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
+    if config.sm_split is not None:
+        check_split(torch.device(config.decode_device), config.sm_split)
+
+
+_LOADED: "weakref.WeakValueDictionary[tuple, Model]" = weakref.WeakValueDictionary()  # while an engine has it
+_LOADING = threading.Lock()
+
+
+def load(config: Config, device) -> Model:
+    """The config's model on a device; one that another engine of this process has is shared, if its files are as they
+    were."""
+    options = dict(dtype=config.dtype, attention=config.attention, join_projections=config.join_projections)
+    key = (str(config.model), str(torch.device(device)), *options.values(), _files(config.model))
+    with _LOADING:
+        model = _LOADED.get(key)
+        if model is None:
+            model = _LOADED[key] = load_model(config.model, **options, device=device)
+        return model
+
+
+def _files(model: str) -> tuple:
+    """What tells a folder from itself after a change: names, sizes and times."""
+    try:
+        found = sorted(Path(model).iterdir())
+        return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+    except OSError:  # no folder, or one whose loading says what is wrong
+        return ()
+
+
+def in_a_forked_process() -> None:
+    """Whoever loaded a model meanwhile is not there any more."""
+    global _LOADING
+    _LOADING = threading.Lock()
+
+
+def check_model(config: Config, model: Model) -> None:
+    """ConfigError where a model that is handed over is not the one that the config names."""
+    if str(model.name) != str(config.model):
+        raise ConfigError(
+            f"the config names the model {config.model!r}, and the one handed over is {model.name!r}; "
+            f"say Config.preset(…, model={str(model.name)!r})"
+        )
+    if model.shape.dtype != DTYPES[config.dtype]:
+        dtype = str(model.shape.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"the config says dtype={config.dtype!r}, and the model handed over is in {dtype}; say dtype={dtype!r}"
+        )
+
+
+def model_on(device: torch.device, model: Model, compiled: bool) -> Model:
+    """A worker's own module tree: over the model's weights, or over a copy of them on another device."""
+    replica = model.replica(device)
+    if compiled:
+        replica.compile()
+    return replica
+
+
+def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injection | None) -> dict[Worker, KVCache]:
+    """The memory of each worker, and host memory where requests are paged. `spare`: decode gets one block more than
+    its pool knows of, where the rows that pad a graph write."""
+    sizes = {Worker("decode", i): config.decode_blocks + spare for i in range(config.decode_workers)}
+    sizes |= {Worker("prefill", i): config.prefill_blocks for i in range(config.prefill_workers)}
+    if config.host_blocks:
+        sizes[Worker("host", 0)] = config.host_blocks
+    if injection is not None:
+        for name in sizes:
+            injection.allocate(f"the KV cache of {name}")
+    pinned = config.decode_device != "cpu"
+    caches: dict[Worker, KVCache] = {}
+    try:
+        for name, blocks in sizes.items():
+            at = config.device_of(*name)
+            caches[name] = KVCache(shape, blocks, config.block_size, at, pinned and name.role == "host")
+    except BaseException:
+        caches.clear()  # a notebook keeps the last error, an error its frames, and they would keep what was allocated
+        raise
+    return caches
+
+
+def held_in_words(open_memories: Iterable[dict[Worker, KVCache]]) -> str:
+    """A sentence for who finds no room: what other engines hold; nothing where there is no other."""
+    engines = [caches for caches in open_memories if caches]
+    held: dict[str, int] = {}
+    for cache in chain.from_iterable(list(caches.values()) for caches in engines):
+        held[str(cache.device)] = held.get(str(cache.device), 0) + cache.bytes
+    if not held:
+        return ""
+    sizes = ", ".join(f"{nbytes:,} bytes on {device}" for device, nbytes in held.items())
+    return f" Engines still open: {len(engines)}; they hold {sizes}; close() those that are done"

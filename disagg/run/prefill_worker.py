@@ -1,0 +1,98 @@
+"""Prefill on one worker: a pass packs chunks of several requests, and hands each layer off from inside the model."""
+
+from collections.abc import Callable
+
+import torch
+
+from disagg.plan.blocks import blocks_for
+from disagg.plan.commands import Prefill
+from disagg.plan.events import Prefilled
+from disagg.plan.spans import Span
+from disagg.run.batch import PrefillBatch, Segment
+from disagg.run.clock import now_ns
+from disagg.run.device import settle
+from disagg.run.gpu.device_clock import Moments
+from disagg.run.gpu.prefill_graph import PrefillGraphs
+from disagg.run.kv_cache import KVCache
+from disagg.run.model.model import PASS_STEP, Model
+from disagg.run.sampling import Draw, pick_tokens
+from disagg.run.transfers import Departing, Transfers
+from disagg.run.worker_reports import Tell
+
+AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
+
+
+class PrefillStage:
+    """Carries out `Prefill` commands with one model and the cache of its device."""
+
+    def __init__(
+        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, tell: Tell, most: int, graphs: bool
+    ) -> None:
+        self.model, self.cache, self.kernel, self.transfers = model, cache, kernel, transfers
+        self._tell, self._most = tell, most  # tokens of a pass, at the start
+        self._graphs = PrefillGraphs(model, cache, kernel, most) if graphs else None
+
+    def prepare(self, progress: Callable[[str], None]) -> None:
+        """Compiles, where the model is to be compiled, by running passes through the empty cache, the largest one
+        first; then captures, where graphs are wanted."""
+        if self.model.compiled:
+            size = self.cache.block_size
+            for tokens, start in ((self._most, 0), (3 * PASS_STEP, 0), (PASS_STEP, size)):
+                progress(f"compiling prefill: a pass of {tokens} tokens")
+                blocks = list(range(min(blocks_for(start + tokens, size), self.cache.num_blocks)))
+                segment = Segment(start, min(start + tokens, len(blocks) * size), blocks)
+                if segment.num_tokens > 0:
+                    ids = torch.zeros(segment.num_tokens, dtype=torch.long)
+                    self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
+            settle(self.cache.device)
+        if self._graphs is not None:
+            self._graphs.prepare(progress)
+
+    def close(self) -> None:
+        """Drops what belongs to the stream while that is there."""
+        if self._graphs is not None:
+            self._graphs.close()
+
+    def step(self, command: Prefill) -> Prefilled:
+        """One pass: pack, run, pick the first tokens, report."""
+        started, marks = now_ns(), Moments(self.cache.device)
+        batch = self._pack(command, marks)
+        if self._graphs is not None and self._graphs.fits(batch):
+            logits = self._graphs.run(batch)
+        else:
+            logits = self.model.prefill(self.cache, batch, self.kernel)
+        settle(self.cache.device)  # a copy to the host that has to wait for the pass holds up all threads' launches
+        finals = [chunk for chunk in command.chunks if chunk.final]
+        draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
+        tokens = pick_tokens(logits, draws, self._tell)
+        ended = now_ns()
+        requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
+        self._tell.record(
+            Span(
+                "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
+                firsts=firsts, hand_offs_ns=marks.read(), ready_ns=command.at_ns,
+                blocks=sum(len(chunk.blocks) for chunk in command.chunks),
+            )
+        )  # fmt: skip
+        return Prefilled(command.worker, command.pass_id, tokens, started, ended)
+
+    def _pack(self, command: Prefill, marks: Moments) -> PrefillBatch:
+        """Chunks one after the other; each layer marks its hand-off, and travels where its chunk has a transfer."""
+        tokens = torch.tensor([token for chunk in command.chunks for token in chunk.tokens])
+        segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
+        finals = [index for index, chunk in enumerate(command.chunks) if chunk.final]
+        batch = PrefillBatch(tokens, segments, finals)
+        departing = [
+            Departing(chunk.transfer, chunk.start // self.cache.block_size, slice(rows.start, rows.stop))
+            for chunk, rows in zip(command.chunks, batch.rows(), strict=True)
+            if chunk.transfer is not None
+        ]
+
+        def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+            marks.mark()
+            if departing:
+                self.transfers.hand_off(layer, departing, key, value)
+            marks.keep_up(AHEAD)
+
+        batch.on_layer = hand_off
+        return batch

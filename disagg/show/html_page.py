@@ -1,0 +1,188 @@
+"""A run as one HTML file that needs neither Python nor a network: timeline, receipts, blocks over time, texts, config.
+
+What comes from outside is escaped; a policy in the page forbids every request, and any script but the one written here.
+Without JavaScript all but the timeline and the blocks can still be read.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from disagg.plan.errors import EngineError
+from disagg.show.columns import SpanColumns, look, move_columns
+from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.summaries import milliseconds, sentence
+from disagg.trace.files import whole
+from disagg.trace.receipts import NAMES, WORKS, Receipt
+from disagg.trace.results import Result, Run
+
+HERE = Path(__file__).parent
+#: The colour of a receipt's line is that of the work it is, or waits for.
+COLOUR_OF_LINE = {
+    **dict.fromkeys(("prefill", "recompute", "queue"), "prefill"),
+    **dict.fromkeys(("transfer", "link-busy", "ring-full"), "link"),
+    **dict.fromkeys(("decode", "step-boundary", "device-busy", "batch-slot", "no-block"), "decode"),
+    **dict.fromkeys(("spill", "fetch", "spilled"), "paging"),
+}
+OTHER = "#888888"
+
+
+def to_html(run: Run, path) -> Path:
+    """Writes the page, whole or not at all. FileError where it can't."""
+    path = Path(path)
+    with whole(path) as file:
+        file.write(page(run).encode("utf-8", "replace"))
+    return path
+
+
+def page(run: Run) -> str:
+    style = (HERE / "page.css").read_text("utf-8")
+    script = "\n".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "page.js"))
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    title = f"disagg: {len(run.results)} requests, {run.config.route}" if run.results else "disagg: a run"
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>",
+        f"<h1>{escape(title)}</h1><p>{escape(sentence(run))} {escape(sentence(run, times=False))}</p>",
+        "<h2>Timeline</h2><noscript><p>The timeline and the blocks need JavaScript; the rest does not.</p></noscript>"
+        '<div id="timeline"></div>',
+        "<h2>Blocks over time</h2><p>Full: used; half: in flight; crossed: quarantined; empty: free. The number is the "
+        "request. Memories that were never used are left out, and so are blocks that never were.</p>"
+        '<input id="scrub" type="range" min="0" step="any" value="0" aria-label="time in ms"><div id="pages"></div>',
+        *_receipts(run),
+        *_texts(run),
+        *_config(run),
+        *_data(run),
+        f'<script type="module">{script}</script></body></html>',
+    ]
+    return "\n".join(parts)
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _numbers(run: Run) -> dict[int, int]:
+    return {result.request: index for index, result in enumerate(run.results)}
+
+
+# ---- what the script reads -------------------------------------------------------------------------------------------
+
+
+def _data(run: Run) -> Iterable[str]:
+    numbers, timeline = _numbers(run), run.timeline
+    spans = SpanColumns(timeline.start_ns, numbers)
+    spans.add(timeline.spans)
+    header, columns = spans.chunk()
+    pools = sorted({move.pool for move in timeline.moves}, key=lambda name: (name.startswith("decode"), name))
+    sizes = [[pool, timeline.sizes.get(pool, 0)] for pool in pools]
+    data = json.dumps({"look": look(), "header": header, "pools": sizes}).replace("<", "\\u003c")
+    moves = move_columns(timeline.moves, pools, timeline.start_ns, numbers)
+    yield f'<script type="application/json" id="data">{data}</script>'
+    for name, packed in (("columns", columns), ("moves", moves)):
+        yield f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
+
+
+# ---- what can be read without a script -------------------------------------------------------------------------------
+
+
+def _receipt(result: Result) -> Receipt | None:
+    try:
+        return result.receipt
+    except EngineError:  # nothing was recorded: the table says so
+        return None
+
+
+def _receipts(run: Run) -> Iterable[str]:
+    receipts = [_receipt(result) for result in run.results]
+    totals = [{} if r is None else r.totals() for r in receipts]
+    names = [name for name in NAMES if any(name in total for total in totals)]
+    yield "<h2>Receipts: where the milliseconds went</h2>"
+    known = [total for total, receipt in zip(totals, receipts, strict=True) if receipt]
+    if known:
+        sums = sum((Counter(total) for total in known), Counter())
+        yield _bar({name: sums[name] / len(known) for name in names if sums[name]})
+    heads = [
+        "request",
+        "prompt tokens",
+        "new tokens",
+        "ended",
+        "TTFT",
+        "second-token gap",
+        *names,
+        "unaccounted",
+        "total",
+    ]
+    rows = [
+        [str(index), str(result.prompt_tokens), str(len(result.token_ids)), result.finish_reason,
+         _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(total.get(name)) for name in names),
+         *(("not recorded", "") if receipt is None else (_ms(receipt.unaccounted_s), _ms(receipt.total_s)))]
+        for index, (result, receipt, total) in enumerate(zip(run.results, receipts, totals, strict=True))
+    ]  # fmt: skip
+    yield f'<div class="wide">{_table(heads, rows)}</div><p>Times in ms; an empty cell is none.</p>'
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.1f}"
+
+
+def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
+    head = "".join(f"<th scope=col>{escape(text)}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _bar(means: dict[str, float]) -> str:
+    """Works are full, waits pale with a frame of the same colour; attributes, as the policy forbids inline styles."""
+    whole, x, boxes = sum(means.values()), 0.0, []
+    for name, seconds in means.items():
+        width, colour = 100 * seconds / whole, COLOURS.get(COLOUR_OF_LINE.get(name), OTHER)
+        opacity = 1 if name in WORKS else 0.3
+        boxes.append(
+            f'<rect x="{x:.3f}%" width="{width:.3f}%" y="2" height="30" fill="{colour}" fill-opacity="{opacity}" '
+            f'stroke="{colour}"><title>{name} {milliseconds(seconds)}</title></rect>'
+        )
+        if width > 9:
+            ink = "#ffffff" if name in ("prefill", "recompute") else "#111111" if name in WORKS else "currentColor"
+            boxes.append(f'<text x="{x + 0.6:.3f}%" y="21" fill="{ink}">{name}</text>')
+        x += width
+    words = ", ".join(f"{name} {milliseconds(s)} ({s / whole:.0%})" for name, s in means.items())
+    text = f"Mean of a request, {milliseconds(whole)}: {words}. Full: work; pale: waiting."
+    return f'<svg class="bar" role="img" aria-label="{escape(text)}">{"".join(boxes)}</svg><p>{escape(text)}</p>'
+
+
+def _texts(run: Run) -> Iterable[str]:
+    yield "<h2>Prompts and answers</h2>"
+    for index, result in enumerate(run.results):
+        prompt = result.prompt or "the prompt was given as token ids"
+        answer = result.text or _ids(result.token_ids)
+        failed = f"<p>{escape(result.error)}</p>" if result.error else ""
+        yield (
+            f"<details{' open' * (index == 0)}><summary>request {index}: {result.prompt_tokens} prompt tokens, "
+            f"{len(result.token_ids)} new, {escape(result.finish_reason)}</summary>"
+            f"<pre>{escape(prompt)}</pre><pre>{escape(answer)}</pre>{failed}</details>"
+        )
+
+
+def _ids(ids: Sequence[int], most: int = 64) -> str:
+    shown = " ".join(map(str, ids[:most]))
+    return f"token ids {shown}{f' … ({len(ids)})' if len(ids) > most else ''}" if len(ids) else "no tokens"
+
+
+def _config(run: Run) -> Iterable[str]:
+    """A model's folder by its last name: where it lies is nobody's business who reads the page."""
+    values = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
+    fields = {name: "–" if value is None else str(value) for name, value in values.items()}
+    fields["model"] = fields["model"].replace("\\", "/").rstrip("/").rpartition("/")[2]
+    yield f"<h2>Config and machine</h2><p>{escape(run.machine or 'machine not recorded')}</p>"
+    yield _table(["field", "value"], [[name, value] for name, value in fields.items()])

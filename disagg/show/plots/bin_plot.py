@@ -1,0 +1,121 @@
+"""Where bins stop paying: slots read, padding among them, and groups of a step, against the number of bins.
+
+Notebook: notebooks/05_dynamic_batching.ipynb.
+"""
+
+import statistics
+from collections.abc import Sequence
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+import torch
+from matplotlib.patches import Patch
+
+from disagg.plan.batching import bin_of
+from disagg.plan.blocks import blocks_for
+from disagg.run.batch import DecodeBatch
+from disagg.run.clock import now_ns
+from disagg.run.kv_cache import KVCache
+from disagg.run.model.model import Model
+from disagg.show.plots.picture import COLOURS, FAINT, INK, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots.summaries import plural
+from disagg.trace.batch_history import batch_steps, padding_of
+from disagg.trace.results import Run
+
+BLOCK = 16  # tokens
+PADDING, CALLS = "///", "..."  # hatches
+
+
+def even_bounds(lengths: Sequence[int], bins: int) -> tuple[int, ...]:
+    """Bounds that put about as many of these lengths into each bin; fewer where lengths are equal."""
+    ordered = sorted(lengths)
+    return tuple(sorted({ordered[len(ordered) * index // bins - 1] for index in range(1, bins)}))
+
+
+class Binned(NamedTuple):
+    """Means of a decode step with a number of bins."""
+
+    bins: int
+    used: float  # slots that held a token
+    padded: float  # all slots that attention read
+    groups: float  # bins with a row in them: a call of attention in each layer
+
+    @classmethod
+    def of(cls, run: Run) -> "Binned":
+        steps = batch_steps(run)
+        total, groups = padding_of(steps), sum(len(step.bins) for step in steps)
+        means = (part / len(steps) for part in (total.used_slots, total.padded_slots, groups))
+        return cls(len(run.config.bins) + 1, *means)
+
+    @property
+    def waste(self) -> float:
+        return 1 - self.used / self.padded
+
+
+def bins_picture(found: Sequence[Binned], slot_us: float, group_us: float, *, projector: bool = False) -> Picture:
+    """Attention's time in a step as bars: tokens, padding, calls. Prices are of a slot and of a group, all layers."""
+    size = font_size(projector)
+    row, head, foot = 0.036 * size, 0.04 * size, 0.052 * size
+    height = row * len(found) + head + foot
+    figure = new_figure(height, 12.0 if projector else 9.0)
+    left = 0.085 * size / figure.get_figwidth()
+    axes = figure.add_axes((left, foot / height, 0.98 - left, row * len(found) / height))
+    plain_axes(axes, size)
+    costs = [_parts_ms(one, slot_us, group_us) for one in found]
+    looks = ((COLOURS["decode"], "", FAINT), ("white", PADDING, "#777777"), ("#BBBBBB", CALLS, INK))
+    for y, (one, parts) in enumerate(zip(found, costs, strict=True)):
+        start = 0.0
+        for part, (colour, hatch, edge) in zip(parts, looks, strict=True):
+            axes.barh(-y, part, left=start, height=0.66, color=colour, hatch=hatch, edgecolor=edge, linewidth=0)
+            start += part
+        words = f"  {start:.0f} ms: {one.waste:.0%} padding, {plural(round(one.groups), 'group')}"
+        axes.text(start, -y, words, va="center", fontsize=size, color=INK)
+    axes.set_xlim(0, 1.55 * max(map(sum, costs)))
+    axes.set_ylim(0.5 - len(found), 0.5)
+    axes.set_yticks([-y for y in range(len(found))], [plural(one.bins, "bin") for one in found])
+    axes.set_xlabel("ms of attention in a step", fontsize=size, color=INK)
+    names = ("tokens", "padding", "calls")
+    patches = [Patch(facecolor=colour, hatch=hatch, edgecolor=edge, linewidth=0, label=name)
+               for name, (colour, hatch, edge) in zip(names, looks, strict=True)]  # fmt: skip
+    figure.legend(handles=patches, loc="upper right", ncols=3, frameon=False, fontsize=size,
+                  bbox_to_anchor=(0.985, 1.0), borderaxespad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    finding = _finding(found, costs)
+    rows = " ".join(f"{plural(one.bins, 'bin')}: {sum(parts):.0f} ms, {one.waste:.0%} padding, {one.groups:.1f} groups."
+                    for one, parts in zip(found, costs, strict=True))  # fmt: skip
+    return Picture(figure, f"Bars of attention's time by number of bins. {rows} {finding}", finding)
+
+
+def _parts_ms(one: Binned, slot_us: float, group_us: float) -> tuple[float, float, float]:
+    return one.used * slot_us / 1e3, (one.padded - one.used) * slot_us / 1e3, one.groups * group_us / 1e3
+
+
+def _finding(found: Sequence[Binned], costs: list[tuple]) -> str:
+    first, last = found[0], found[-1]
+    best = min(range(len(found)), key=lambda index: sum(costs[index]))
+    return (
+        f"Padding falls from {first.waste:.0%} of the slots with {plural(first.bins, 'bin')} to {last.waste:.0%} with "
+        f"{last.bins}, groups of a step rise from {first.groups:.1f} to {last.groups:.1f}; cheapest: "
+        f"{plural(found[best].bins, 'bin')}, {sum(costs[best]):.0f} ms of attention in a step."
+    )
+
+
+def step_seconds(model: Model, lengths: Sequence[int], bounds: tuple[int, ...], repeats: int = 5) -> float:
+    """Median seconds of a real decode step: rows of these lengths in these bins, over K/V of zeros."""
+    ordered, sizes = sorted(lengths), [blocks_for(length, BLOCK) for length in sorted(lengths)]
+    cache = KVCache(model.shape, sum(sizes), BLOCK, model.device)
+    cache.data.zero_()
+    ends = list(accumulate(sizes))
+    tables = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+    groups = []
+    for _, rows in groupby(range(len(ordered)), key=lambda row: bin_of(ordered[row], bounds)):
+        rows = list(rows)
+        wide = sizes[rows[-1]]
+        padded = [tables[row] + tables[row][:1] * (wide - sizes[row]) for row in rows]
+        groups.append((rows[0], rows[-1] + 1, torch.tensor(padded)))
+    batch = DecodeBatch(torch.zeros(len(ordered), dtype=torch.long), torch.tensor(ordered) - 1, groups)
+    times = []
+    for _ in range(repeats + 1):
+        start = now_ns()
+        model.decode(cache, batch)
+        times.append((now_ns() - start) / 1e9)
+    return statistics.median(times[1:])

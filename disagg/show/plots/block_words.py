@@ -1,0 +1,97 @@
+"""What pictures of memories share: their names, a colour and number a request, and sentences on who holds what."""
+
+from disagg.plan.preemption import Arm
+from disagg.show.plots.summaries import milliseconds, plural
+from disagg.trace.block_map import Decision, PageMap, decisions
+from disagg.trace.results import Run
+
+#: Eight light colours of Paul Tol's, which people with any colour vision can tell apart, under dark numbers.
+REQUESTS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")
+FOLLOWED, PALE = REQUESTS[0], "#E4E4E4"  # far enough apart in greyscale
+STATE_NAMES = {"free": "free", "in_flight": "in flight", "used": "used", "quarantined": "quarantined"}
+
+
+class View:
+    """What both pictures need of a run: its page map, names of memories, and numbers of requests."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.map = run, PageMap(run.timeline)
+        self.numbers = {result.request: index for index, result in enumerate(run.results)}
+        self.decisions = decisions(run.results, run.choices)
+        self.pools = [pool for pool in self.map.sizes if self.map.touched(pool)]
+        roles = [pool.split()[0] for pool in self.map.sizes]
+        self.names = {pool: _memory(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
+
+    def colour(self, owner: int, followed: int | None) -> str:
+        if followed is not None:
+            return FOLLOWED if owner == followed else PALE
+        return REQUESTS[self.number(owner) % len(REQUESTS)]
+
+    def number(self, owner: int) -> int:
+        """Its place among the results; a request of another caller keeps the engine's number."""
+        return self.numbers.get(owner, owner)
+
+    def seconds(self, at_ns: int) -> float:
+        return (at_ns - self.map.start_ns) / 1e9
+
+    def request(self, index: int | None) -> int | None:
+        return None if index is None else self.run.results[index].request
+
+
+def _memory(pool: str, several: bool) -> str:
+    role, _, number = pool.partition(" ")
+    return "host memory" if role == "host" else f"{role} device {number}" if several else f"{role} device"
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def decision_words(view: View, decision: Decision) -> str:
+    """What was decided, with both costs."""
+    choice, costs = decision.choice, []
+    if choice.spill_ns is None:
+        costs.append("no room in host memory to spill")
+    else:
+        costs.append(f"{milliseconds(choice.spill_ns / 1e9)} to spill and fetch")
+    if choice.recompute_ns is None:
+        costs.append("no prefill speed known yet to compute again")
+    else:
+        costs.append(f"{milliseconds(choice.recompute_ns / 1e9)} to compute again")
+    verb = "was spilled" if choice.arm is Arm.SPILL else "is computed again"
+    who = f"request {view.number(choice.request)} ({plural(choice.tokens, 'token')})"
+    return f"at {view.seconds(decision.at_ns):.2f} s {who} lost its blocks and {verb}: {', '.join(costs)}"
+
+
+def where(view: View, pool: str) -> str:
+    return "in host memory" if pool == "host" else f"on the {view.names[pool]}"
+
+
+def counts_words(view: View, at_ns: int) -> str:
+    """Blocks held in each memory, and what is not simply used."""
+    parts = []
+    for pool, counts in view.map.counts_at(at_ns).items():
+        special = [f"{n} {STATE_NAMES[s]}" for s, n in counts.items() if s in ("in_flight", "quarantined") and n]
+        held = sum(counts.values()) - counts["free"]
+        within = f" ({', '.join(special)})" if special else ""
+        parts.append(f"{view.names[pool]} {held} of {view.map.sizes[pool]}{within}")
+    return f"blocks held: {', '.join(parts)}"
+
+
+def follow_words(view: View, request: int, at_ns: int) -> str:
+    """Where one request's K/V are."""
+    here = [
+        f"{sum(held.owner == request for held in blocks)} {where(view, pool)}"
+        for pool, blocks in view.map.at(at_ns).items()
+        if any(held.owner == request for held in blocks)
+    ]
+    return f"request {view.number(request)} holds {' and '.join(here) or 'none'}"
+
+
+def owners_words(view: View, at_ns: int) -> str:
+    """Every memory's blocks by owner and state, for the alt text."""
+    parts = []
+    for pool, blocks in view.map.at(at_ns).items():
+        held = [(view.number(h.owner), STATE_NAMES[h.state]) for h in blocks if h.owner is not None]
+        each = [f"request {owner} {held.count((owner, state))} {state}" for owner, state in sorted(set(held))]
+        parts.append(f"{view.names[pool]}: {', '.join(each) or 'all free'}")
+    return "; ".join(parts)

@@ -1,0 +1,98 @@
+"""Pictures of two choices: how many slots a ring needs, and whether to spill or to compute again.
+
+Notebook: notebooks/04_cpu_paging.ipynb.
+"""
+
+from collections.abc import Sequence
+
+from disagg.plan.preemption import Arm, Choice
+from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots.summaries import plural
+
+LINES = (("link", "o", "-"), ("prefill", "s", "--"), ("decode", "^", ":"), ("paging", "D", "-."))
+
+
+def ring_picture(exposed_ms: dict[str, dict[int, float]], *, projector: bool = False) -> Picture:
+    """Exposed time over the slots of the ring, a line a setting: name → slots → ms."""
+    size = font_size(projector)
+    figure, axes = _axes(size, projector, 3.0)
+    counts = sorted({slots for line in exposed_ms.values() for slots in line})
+    lowest = {slots: min(line[slots] for line in exposed_ms.values() if slots in line) for slots in counts}
+    highest = max(value for line in exposed_ms.values() for value in line.values()) or 1
+    for (name, line), (colour, marker, dash) in zip(exposed_ms.items(), LINES, strict=False):
+        places, values = [counts.index(slots) for slots in line], list(line.values())
+        axes.plot(places, values, dash, marker=marker, color=COLOURS[colour], linewidth=2, markersize=8, label=name)
+        for slots, value in line.items():
+            below = value == lowest[slots]
+            axes.annotate(f"{value:.0f}", (counts.index(slots), value), xytext=(0, -8 if below else 8), ha="center",
+                          va="top" if below else "bottom", textcoords="offset points", fontsize=size,
+                          color=INK)  # fmt: skip
+    axes.set_xticks(range(len(counts)), [str(slots) for slots in counts])
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.1 * highest])
+    axes.set_ylim(-0.15 * highest, 1.2 * highest)
+    axes.set_xlim(-0.3, len(counts) - 0.7)
+    _words(axes, "slots of the ring", "ms exposed (E)", size)
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{value:.0f} ms with {plural(slots, 'slot')}" for slots, value in line.items())
+        for name, line in exposed_ms.items()
+    )
+    finding = f"{told[:1].upper()}{told[1:]}."
+    return Picture(figure, f"Lines of exposed time, slots of the ring to the right. {finding}", finding)
+
+
+def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Picture:
+    """Both costs of a preemption over the tokens of the request; shaded where it is cheaper to spill."""
+    size, choices = font_size(projector), sorted(choices, key=lambda choice: choice.tokens)
+    figure, axes = _axes(size, projector, 3.4)
+    tokens = [choice.tokens for choice in choices]
+    for name, attribute, (colour, dash) in (
+        ("spill and fetch", "spill_ns", ("paging", "-")),
+        ("compute again", "recompute_ns", ("prefill", "--")),
+    ):
+        costs = [getattr(choice, attribute) / 1e6 for choice in choices]
+        axes.plot(tokens, costs, dash, color=COLOURS[colour], linewidth=2.4, label=name)
+    for choice, after in zip(choices, [*tokens[1:], tokens[-1]], strict=True):
+        if choice.arm is Arm.SPILL:
+            axes.axvspan(choice.tokens - 0.5, after - 0.5, color=COLOURS["paging"], alpha=0.12, linewidth=0, zorder=0)
+    axes.set_xlim(tokens[0], tokens[-1])
+    axes.set_ylim(0)
+    _words(axes, "tokens of context (shaded: it is cheaper to spill)", "ms", size)
+    finding = _costs_words(choices)
+    last = choices[-1]
+    alt = (
+        f"Two lines of cost over the length of the context. {finding} At {last.tokens} tokens: "
+        f"{last.spill_ns / 1e6:.0f} ms to spill and fetch, {last.recompute_ns / 1e6:.0f} ms to compute again."
+    )
+    return Picture(figure, alt, finding)
+
+
+def _costs_words(choices: list[Choice]) -> str:
+    """From where on one arm wins for good."""
+    spills = [choice.tokens for choice in choices if choice.arm is Arm.SPILL]
+    again = [choice.tokens for choice in choices if choice.arm is Arm.RECOMPUTE]
+    reach = f"from {choices[0].tokens} to {choices[-1].tokens} tokens"
+    if not spills or not again:
+        return f"It costs less to {'spill and fetch' if spills else 'compute again'} at every length {reach}."
+    lasting = min([tokens for tokens in spills if tokens > again[-1]], default=None)
+    words = f"Below {spills[0]} tokens it costs less to compute again"
+    if lasting is None:
+        return f"{words}; above, it changes with the length up to {choices[-1].tokens} tokens."
+    between = f"; up to {again[-1]} it changes with the length" if lasting > spills[0] else ""
+    return f"{words}{between}; from {lasting} on it costs less to spill and fetch."
+
+
+def _axes(size: float, projector: bool, tall_in: float):
+    width = 12.0 if projector else WIDTH_IN
+    height = tall_in * size / 12
+    figure = new_figure(height, width)
+    left, foot = 0.07 * size / width, 0.05 * size / height
+    axes = figure.add_axes((left, foot, 0.97 - left, 0.96 - foot))
+    plain_axes(axes, size)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    return figure, axes
+
+
+def _words(axes, right: str, up: str, size: float) -> None:
+    axes.set_xlabel(right, fontsize=size, color=INK)
+    axes.set_ylabel(up, fontsize=size, color=INK)
+    axes.legend(frameon=False, fontsize=size, loc="best")

@@ -1,0 +1,123 @@
+"""Cost against goodput: every arrangement that `tune` measured, and the front of those that nothing as cheap beats.
+
+Notebook: notebooks/06_twin_and_claims.ipynb.
+"""
+
+import json
+from pathlib import Path
+
+from disagg.show.plots.picture import INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots.summaries import plural
+from disagg.twin.traces import Arrival, read_trace, scaled
+from disagg.twin.tuned import Trial, Tuning
+from disagg.twin.workloads import Lengths, poisson
+
+KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill and decode apart")}
+
+
+def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
+    """A point a trial with its goodput, and a line along the front; a shape says whether it splits."""
+    size = font_size(projector)
+    figure = new_figure(0.29 * size, 12.0 if projector else WIDTH_IN)
+    width, height = figure.get_size_inches()
+    left, foot, top = 0.075 * size / width, 0.05 * size / height, 0.035 * size / height
+    axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
+    front, measured = found.front, [trial for trial in found.trials if trial.per_s]
+    axes.plot([t.cost for t in front], [t.per_s for t in front], color=INK, linewidth=2, label="front",
+              drawstyle="steps-post", zorder=2)  # fmt: skip
+    for colocated, (marker, label) in KINDS.items():
+        if some := [t for t in measured if t.config.colocated == colocated]:
+            axes.plot([t.cost for t in some], [t.per_s for t in some], marker, markersize=0.75 * size, color="white",
+                      markeredgecolor=INK, markeredgewidth=1.8, label=label, zorder=3)  # fmt: skip
+    for trial in front:
+        axes.annotate(trial.arrangement, (trial.cost, trial.per_s), xytext=(-0.7 * size, 0.2 * size), ha="right",
+                      va="bottom", textcoords="offset points", fontsize=size, color=INK)  # fmt: skip
+    _frame(axes, measured, found, size)
+    figure.legend(loc="upper right", ncols=3, frameon=False, fontsize=size, bbox_to_anchor=(0.985, 1.0),
+                  borderaxespad=0.2, columnspacing=1.4)  # fmt: skip
+    finding = front_in_words(found)
+    told = " ".join(f"{_cost(found, t)}: {t.per_s:.3g} requests a second, {t.words}." for t in front)
+    return Picture(figure, f"Goodput over cost. {finding} {told}".strip(), finding)
+
+
+def _frame(axes, measured: list[Trial], found: Tuning, size: float) -> None:
+    plain_axes(axes, size)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    most = max((trial.cost for trial in measured), default=1.0)
+    axes.set_xlim(0, 1.08 * most)
+    axes.set_ylim(0, 1.15 * max((trial.per_s for trial in measured), default=1.0))
+    if not found.priced:
+        axes.set_xticks(range(1, round(most) + 1))
+    axes.set_xlabel("cost, per hour" if found.priced else "cost, devices", fontsize=size, color=INK)
+    axes.set_ylabel("goodput, requests/s", fontsize=size, color=INK)
+
+
+def front_in_words(found: Tuning) -> str:
+    """The best, what it needs, and how far behind the best of the other kind is."""
+    best, limits = found.best, f"TTFT {found.slo.ttft_s:g} s and TPOT {found.slo.tpot_s:g} s"
+    if not best.per_s:
+        return (
+            f"No rate was found at which {found.slo.share:.0%} of the requests meet {limits}; {best.words} came "
+            f"closest, with {best.attainment:.0%}."
+        )
+    said = f"Highest goodput under {limits}: {best.per_s:.3g} requests a second, on {best.words}."
+    other = found.best_of(not best.config.colocated)
+    kind = "a split" if best.config.colocated else "no split"
+    if other is None:
+        return f"{said} With {kind}, nothing came near it."
+    return f"{said} With {kind}, {other.per_s / best.per_s:.0%} of that: {other.words}."
+
+
+def front_rows(found: Tuning) -> list[tuple[str, ...]]:
+    """The front as a table's rows, the cheapest first."""
+    return [
+        (t.arrangement, _cost(found, t), f"{t.per_s:.3g}", f"{t.attainment:.0%}", *_settings(t)) for t in found.front
+    ]
+
+
+COLUMNS = ("who", "cost", "goodput, requests/s", "within limits", "chunk", "batch", "route", "layers a copy")
+
+
+def _settings(trial: Trial) -> tuple[str, ...]:
+    config = trial.config
+    budgets = f"{config.chunk_tokens:,}", str(config.max_batch)
+    if config.colocated:
+        return *budgets, "", ""
+    ring = f", ring of {config.ring_slots}" if config.route == "staged" else ""
+    return *budgets, config.route + ring, str(config.layers_per_copy or "as measured")
+
+
+def _cost(found: Tuning, trial: Trial) -> str:
+    return f"{trial.cost:g} an hour" if found.priced else plural(trial.devices, "device")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def workload(trace: Path | None, lengths: float, count: int, prompt: int, new: int, seed: int) -> list[Arrival]:
+    """The first arrivals of a trace, lengths scaled; or drawn ones, whose prompts and answers have long tails."""
+    if trace is not None:
+        return scaled(read_trace(trace)[:count], lengths)
+    return poisson(count, 4.0, Lengths(prompt, 1.0, most=10 * prompt), Lengths(new, 0.7, most=10 * new), seed)
+
+
+def effort(found: Tuning) -> str:
+    """What was done for it, and what could not be."""
+    requests, skipped = found.load.requests, found.skipped
+    said = f"{plural(len(found.trials), 'candidate')}, {plural(found.simulations, 'simulation')}"
+    if found.best.per_s:
+        seconds = len(requests) / found.best.per_s
+        said += f"; at the best rate the {len(requests)} requests arrive within {seconds:.3g} s"
+    reasons = dict.fromkeys(trial.why for trial in skipped)
+    return ". ".join([said, *(f"{sum(t.why == why for t in skipped)} {why}" for why in reasons)]) + "."
+
+
+def as_json(found: Tuning, asked: dict) -> bytes:
+    """All trials as rows, the front by their numbers, and what `workload` was asked for, so that each runs again."""
+    asked = {**asked, "trace": None if asked["trace"] is None else asked["trace"].name}
+    content = {
+        "workload": asked,
+        "hardware": found.hardware.words, "slo": vars(found.slo), "requests": len(found.load.requests),
+        "front": [found.trials.index(trial) for trial in found.front], "rows": [trial.row for trial in found.trials],
+    }  # fmt: skip
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

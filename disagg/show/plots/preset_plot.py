@@ -1,0 +1,117 @@
+"""The ladder of presets: what each rung adds, and how rungs compare on the same requests.
+
+Notebook: notebooks/00_start_here.ipynb.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from disagg.show.plots.picture import COLOURS, FAINT, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.trace.results import Run
+
+#: What each preset adds to the one before it, in the order of the course.
+ADDS = {
+    "baseline": "one device, one request at a time",
+    "colocated": "many requests share each step",
+    "split": "a second device; K/V handed off after prefill",
+    "streamed": "K/V leaves layer by layer, during prefill",
+    "staged": "K/V passes host memory, through a small ring",
+    "paged": "K/V may wait in host memory and come back",
+    "dynamic": "rows of like length together; steps kept short",
+    "two_colocated": "the rival: two devices, each does everything",
+}
+
+
+class Rung(NamedTuple):
+    """One preset's numbers: medians over the requests, and `hidden` None where nothing is handed off."""
+
+    name: str
+    ttft_s: float | None
+    second_token_gap_s: float | None
+    tokens_per_s: float
+    hidden: float | None
+
+    @classmethod
+    def of(cls, name: str, run: Run) -> "Rung":
+        metrics = run.metrics()
+        gaps = metrics.second_token_gap_s.p50
+        return cls(name, metrics.ttft_s.p50, gaps, metrics.tokens_per_s, run.overlap().share)
+
+
+class Column(NamedTuple):
+    title: str
+    unit: str
+    values: list[float | None]
+    colour: str
+
+
+def ladder_picture(rungs: Iterable[Rung] | dict[str, Run], *, projector: bool = False) -> Picture:
+    """Bars for TTFT, second-token gap, tokens a second and H, a row a preset; takes Rungs, or runs by preset name."""
+    rungs = [Rung.of(*pair) for pair in rungs.items()] if isinstance(rungs, dict) else list(rungs)
+    size = font_size(projector)
+    figure = new_figure((0.03 * len(rungs) + 0.075) * size, 12.0 if projector else WIDTH_IN)
+    columns = _columns(rungs)
+    panels = figure.subplots(1, len(columns), sharey=True)
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(0.125 * size / width, 0.01 / height, 0.99, 1 - 0.052 * size / height, wspace=0.12)
+    for axes, column in zip(panels, columns, strict=True):
+        _bars(axes, column, size)
+    panels[0].set_yticks([-row for row in range(len(rungs))], [rung.name for rung in rungs], parse_math=False)
+    panels[0].set_ylim(-len(rungs) + 0.5, 0.5)
+    finding = _finding(rungs)
+    return Picture(figure, f"Bars for {len(rungs)} presets. {_table_in_words(rungs)} {finding}", finding)
+
+
+def _columns(rungs: list[Rung]) -> list[Column]:
+    def in_ms(name):
+        return [None if getattr(rung, name) is None else 1e3 * getattr(rung, name) for rung in rungs]
+
+    hidden = [None if rung.hidden is None else 100 * rung.hidden for rung in rungs]
+    return [
+        Column("TTFT", "ms", in_ms("ttft_s"), "prefill"),
+        Column("second-token gap", "ms", in_ms("second_token_gap_s"), "link"),
+        Column("throughput", "tokens/s", [rung.tokens_per_s for rung in rungs], "decode"),
+        Column("H, hidden copying", "%", hidden, "link"),
+    ]
+
+
+def _bars(axes, column: Column, size: float) -> None:
+    """Bars from 0, each with its value in front of it, so that no axis has to be read."""
+    plain_axes(axes, size)
+    rows = [-row for row in range(len(column.values))]
+    lengths = [max(0.0, value or 0.0) for value in column.values]
+    axes.barh(rows, lengths, height=0.62, color=COLOURS[column.colour], hatch=HATCHES[column.colour], edgecolor=FAINT,
+              linewidth=0)  # fmt: skip
+    longest = max(lengths, default=0) or 1.0
+    for row, value, length in zip(rows, column.values, lengths, strict=True):
+        axes.text(length + 0.03 * longest, row, _short(value), va="center", fontsize=size, color=INK)
+    axes.set_xlim(0, 1.75 * longest)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.spines["left"].set_visible(True)
+    axes.set_title(f"{column.title}\n({column.unit})", loc="left", fontsize=size, color=INK)
+
+
+def _finding(rungs: list[Rung]) -> str:
+    """The most tokens a second, and the shortest and longest second-token gap."""
+    fastest = max(rungs, key=lambda rung: rung.tokens_per_s)
+    gaps = {rung.name: rung.second_token_gap_s for rung in rungs if rung.second_token_gap_s is not None}
+    first = f"Most tokens a second: {fastest.name} ({_short(fastest.tokens_per_s)})"
+    if len(gaps) < 2:
+        return first + "."
+    low, high = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
+    span = f"{_short(1e3 * gaps[low])} ms with {low} to {_short(1e3 * gaps[high])} ms with {high}"
+    return f"{first}; the second-token gap goes from {span}."
+
+
+def _table_in_words(rungs: list[Rung]) -> str:
+    """Every number of the picture."""
+    columns = _columns(rungs)
+    return " ".join(
+        f"{rung.name}: " + ", ".join(f"{c.title} {_short(c.values[row])} {c.unit}" for c in columns) + "."
+        for row, rung in enumerate(rungs)
+    ).replace("none %", "none")
+
+
+def _short(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f}" if abs(value) < 10 else f"{value:.0f}"

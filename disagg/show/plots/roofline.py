@@ -1,0 +1,176 @@
+"""The roofline: what a piece of work asks for (plan/counting), what a machine gives, and both in one picture.
+
+Notebook: notebooks/01_baseline.ipynb.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from disagg.show.plots.picture import COLOURS, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots.summaries import plural
+from disagg.trace.results import Run
+from disagg.twin.work import Sizes, Work, prefill_work, step_work
+
+__all__ = ["Ceilings", "Point", "Sizes", "Work", "beside_picture", "best_s", "measure_ceilings", "prefill_work",
+           "roofline_picture", "seconds_of", "step_work"]  # fmt: skip
+
+
+class Ceilings(NamedTuple):
+    """The most that a machine can do."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+    @property
+    def ridge(self) -> float:
+        """FLOPs a byte above which compute is the limit, and below which memory is."""
+        return self.flops_per_s / self.bytes_per_s
+
+
+# ---- measured --------------------------------------------------------------------------------------------------------
+
+
+def best_s(work: Callable[[], object], repeats: int = 5) -> float:
+    """The shortest of several runs: a ceiling is the best that was ever seen."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure_ceilings(threads: int = 1, side: int = 1024, rows: int = 32_768, repeats: int = 5) -> Ceilings:
+    """FLOP/s of a product of two square matrices; bytes/s of a matrix far larger than caches, times one vector, or
+    copied (read and written), whichever is faster. In float32. The number of torch threads is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        square, out = torch.ones(side, side), torch.empty(side, side)
+        flops_per_s = 2 * side**3 / best_s(lambda: torch.mm(square, square, out=out), repeats)
+        tall, vector = torch.ones(rows, 2048), torch.ones(2048)
+        read = tall.nbytes / best_s(lambda: tall @ vector, repeats)
+        half = rows // 2
+        copied = tall.nbytes / best_s(lambda: tall[:half].copy_(tall[half:]), repeats)  # half is read, half written
+        return Ceilings(flops_per_s, max(read, copied))
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds_of(run: Run, kind: str, count: int) -> float:
+    """Median seconds of the run's passes ("prefill") of `count` tokens, or steps ("decode") of `count` rows."""
+    return statistics.median((s.end_ns - s.start_ns) / 1e9 for s in run.timeline.spans
+                             if (s.kind, s.count) == (kind, count))  # fmt: skip
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """A piece of work by name; `seconds` None where it was only counted."""
+
+    name: str
+    kind: str  # prefill or decode
+    work: Work
+    seconds: float | None = None
+
+
+def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool = False) -> Picture:
+    """Both ceilings over FLOPs a byte. A point without seconds stands under its ceiling as a ring, on the roof."""
+    size = font_size(projector)
+    width_in, height = 12.0 if projector else WIDTH_IN, 0.3 * size
+    figure = new_figure(height, width_in)
+    left, foot = 0.095 * size / width_in, 0.05 * size / height
+    axes = figure.add_axes((left, foot, 0.975 - left, 0.97 - foot))
+    plain_axes(axes, size)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low = 0.4 * min([ceilings.ridge, *(p.work.intensity for p in points)])
+    high = 6 * max([ceilings.ridge, *(p.work.intensity for p in points)])
+    corners = [low, ceilings.ridge, high]
+    axes.plot(corners, [_roof(ceilings, x) / 1e9 for x in corners], color=INK, linewidth=2, label="roof")
+    axes.axvline(ceilings.ridge, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    lowest = 0.5 * min(_height(ceilings, p) for p in points) / 1e9
+    axes.set_xlim(low, high)
+    axes.set_ylim(lowest, 3 * ceilings.flops_per_s / 1e9)
+    for x, side, words in ((0.93, "right", "memory is the limit"), (1.07, "left", "compute is the limit")):
+        axes.text(x * ceilings.ridge, 1.8 * ceilings.flops_per_s / 1e9, words, ha=side, fontsize=size, color=INK)
+    for point in points:
+        x, y = point.work.intensity, _height(ceilings, point) / 1e9
+        marker = "o" if point.kind == "decode" else "s"
+        face = "white" if point.seconds is None else COLOURS[point.kind]
+        axes.plot([x], [y], marker, markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face,
+                  markeredgewidth=2, label=point.name)  # fmt: skip
+        axes.annotate(point.name, (x, y), xytext=(0.7 * size, -0.9 * size), textcoords="offset points",
+                      fontsize=size, color=INK, va="center")  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: "")
+    axes.set_xlabel("FLOPs for every byte", fontsize=size, color=INK)
+    axes.set_ylabel("GFLOP/s", fontsize=size, color=INK)
+    finding = f"The ridge is at {ceilings.ridge:.1f} FLOPs a byte. " + " ".join(
+        _point_words(ceilings, point) for point in points
+    )
+    return Picture(figure, f"Roofline, FLOPs a byte to the right, GFLOP/s upwards. {finding}", finding)
+
+
+def _roof(ceilings: Ceilings, intensity: float) -> float:
+    return min(ceilings.flops_per_s, ceilings.bytes_per_s * intensity)
+
+
+def _height(ceilings: Ceilings, point: Point) -> float:
+    """FLOP/s that were measured, or that the roof allows."""
+    return _roof(ceilings, point.work.intensity) if point.seconds is None else point.work.flops / point.seconds
+
+
+def _point_words(ceilings: Ceilings, point: Point) -> str:
+    limit = "compute" if point.work.intensity > ceilings.ridge else "memory"
+    words = f"{point.name.capitalize()}: {point.work.intensity:.1f} FLOPs a byte, the limit is {limit}"
+    least = point.work.seconds(ceilings)
+    if point.seconds is None:
+        return f"{words}, {1e3 * least:.0f} ms at least."
+    return f"{words}; {1e3 * point.seconds:.0f} ms measured, {least / point.seconds:.0%} of the ceiling."
+
+
+def beside_picture(pairs: dict[str, dict[str, tuple[float, float]]], *, projector: bool = False) -> Picture:
+    """Predicted (hatched) and measured seconds as bars; a panel for "prefill", one for "decode", a pair of bars a name.
+
+    beside_picture({"prefill": {"64 tokens": (0.14, 0.21)}, "decode": {"1 row": (0.04, 0.05)}})
+    """
+    size = font_size(projector)
+    rows = max(len(panel) for panel in pairs.values())
+    height, width_in = (0.046 * rows + 0.085) * size, 12.0 if projector else WIDTH_IN
+    figure = new_figure(height, width_in)
+    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    figure.subplots_adjust(0.1 * size / width_in, 0.05 * size / height, 0.985, 1 - 0.035 * size / height, wspace=0.3)
+    for axes, (kind, panel) in zip(panels, pairs.items(), strict=True):
+        plain_axes(axes, size)
+        longest = 1e3 * max(max(pair) for pair in panel.values())
+        for row, (predicted, measured) in enumerate(panel.values()):
+            style = dict(color="none", edgecolor=INK, hatch="///")
+            axes.barh(-row + 0.2, 1e3 * predicted, 0.36, label="predicted", **style)
+            axes.barh(-row - 0.2, 1e3 * measured, 0.36, color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white",
+                      linewidth=0, label="measured")  # fmt: skip
+            for shift, value in ((0.2, predicted), (-0.2, measured)):
+                axes.text(1e3 * value + 0.02 * longest, -row + shift, f"{1e3 * value:.0f}", va="center",
+                          fontsize=0.9 * size, color=INK)  # fmt: skip
+        axes.set_xlim(0, 1.18 * longest)
+        axes.set_ylim(0.55 - rows, 0.55)
+        axes.set_yticks([-row for row in range(len(panel))], list(panel))
+        axes.set_xlabel("ms", fontsize=size, color=INK)
+        axes.set_title(f"{kind} (hatched: predicted)", loc="left", fontsize=size, color=INK)
+    finding = " ".join(_panel_words(kind, panel) for kind, panel in pairs.items())
+    told = " ".join(f"{kind} {name}: {1e3 * p:.1f} and {1e3 * m:.1f} ms."
+                    for kind, panel in pairs.items() for name, (p, m) in panel.items())  # fmt: skip
+    return Picture(figure, f"Predicted and measured times side by side. {finding} {told}", finding)
+
+
+def _panel_words(kind: str, panel: dict[str, tuple[float, float]]) -> str:
+    factors = [measured / predicted for predicted, measured in panel.values()]
+    cases = plural(len(panel), "case")
+    return f"{kind.capitalize()} took {min(factors):.1f} to {max(factors):.1f} times as long as predicted ({cases})."

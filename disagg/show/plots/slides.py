@@ -1,0 +1,74 @@
+"""A slider over numbered pictures, with Back and Step, a choice of what to follow, and the picture's sentence as text.
+
+It computes nothing itself: `draw(number, choice)` gives the picture. One place draws; no Output widget, no HTML.
+"""
+
+from collections.abc import Callable, Sequence
+
+import ipywidgets
+
+from disagg.plan.errors import EngineError
+from disagg.show.plots.picture import Picture
+from disagg.show.widgets import Words, close_widgets, row
+
+
+class Slides:
+    """`show()` draws what the controls say; `step(by)` moves the slider; `close()` closes every part, twice too."""
+
+    def __init__(
+        self,
+        title: str,
+        count: int,
+        draw: Callable[[int, int], Picture],
+        unit: str,
+        choices: Sequence[str] = (),
+    ) -> None:
+        if count < 1:
+            raise EngineError(f"{title}: no {unit} was recorded to step through")
+        self.title, self._draw, self._unit = title, draw, unit
+        self.slider = ipywidgets.IntSlider(
+            0, 0, count - 1, description=unit, continuous_update=False, layout=ipywidgets.Layout(width="480px")
+        )
+        self.back = ipywidgets.Button(description="Back", tooltip=f"To the {unit} before", layout=_narrow())
+        self.forth = ipywidgets.Button(description="Step", tooltip=f"To the next {unit}", layout=_narrow())
+        options = [(name, index) for index, name in enumerate(choices or ("all",))]
+        self.choice = ipywidgets.Dropdown(options=options, value=0, description="follow")
+        self.words = Words()
+        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
+        controls = row(self.slider, self.back, self.forth, *([self.choice] if choices else []))
+        self.panel = ipywidgets.VBox([ipywidgets.Label(title), controls, self.words.box, self.image])
+        self.back.on_click(lambda button: self.step(-1))
+        self.forth.on_click(lambda button: self.step(1))
+        for control in (self.slider, self.choice):
+            control.observe(lambda change: self.show(), "value")
+        self.show()
+
+    def step(self, by: int) -> None:
+        """Moves the slider, which draws; at its ends it stays, by itself."""
+        self.slider.value += by
+
+    def show(self) -> None:
+        """Draws what the controls say; an error is shown as text, and the panel stays usable."""
+        self.back.disabled, self.forth.disabled = self.slider.value == 0, self.slider.value == self.slider.max
+        try:
+            picture = self._draw(self.slider.value, self.choice.value)
+            self.image.value = picture.png()
+            self.words.say(picture.finding)
+        except Exception as error:  # a callback's exception would vanish: nobody catches it
+            self.words.say(f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        self.words.close()
+        close_widgets(self.slider, self.back, self.forth, self.choice, *self.panel.children, self.panel)
+
+    def __repr__(self) -> str:
+        following = f", following {self.choice.label}" if self.choice.label != "all" else ""
+        return f"{self.title}: slider at {self._unit} {self.slider.value}{following}; buttons Back and Step."
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        """The panel, and a sentence that stands for it where no kernel runs."""
+        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
+
+
+def _narrow() -> ipywidgets.Layout:
+    return ipywidgets.Layout(width="76px")

@@ -1,0 +1,124 @@
+"""A recording that is longer than one file may be: its lines in files beside the one that was named, which tells them.
+
+The named file then holds one line, with how many lines each part has and what they hash to. A part is named by its hash
+too, so one of a run that was written over is never taken for another's, and each is read within `files.py`'s bounds.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from disagg.plan.checks import is_whole, short
+from disagg.plan.errors import FileError
+from disagg.trace import files
+
+MOST = 16  # parts of a recording
+
+
+def write(path: Path, file, rows: Iterable[bytes], before: list[Path]) -> list[Path]:
+    """All lines to the `file` that will be `path`, or to parts beside it where they are too many. Returns the parts;
+    those of `before` belong to the recording that is there, and stay where this one fails."""
+    parts, said = [], []
+    try:
+        for index, (content, last) in enumerate(_chunks(rows)):
+            if last and not parts:
+                file.write(content)
+                return []
+            if index == MOST:
+                raise FileError(
+                    f"it is longer than {MOST} parts of {files.MOST_BYTES:,} bytes; serve fewer requests at once, or "
+                    "with record=False"
+                )
+            count, digest = content.count(b"\n"), hashlib.sha256(content).hexdigest()
+            parts.append(named(path, index, digest))
+            said.append([count, digest])
+            with files.whole(parts[-1]) as part:
+                part.write(content)
+        file.write(json.dumps({"disagg": "parts", "version": 1, "parts": said}).encode() + b"\n")
+    except BaseException:
+        remove(parts, but=before)
+        raise
+    return parts
+
+
+def remove(parts: list[Path], but: list[Path]) -> None:
+    for part in parts:
+        if part not in but:
+            part.unlink(missing_ok=True)
+
+
+def _chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """The lines in pieces that a file may hold, and whether each is the last one."""
+    lines, size = [], 0
+    for line in rows:
+        if lines and (size + len(line) > files.MOST_BYTES or len(lines) == files.MOST_LINES):
+            yield b"".join(lines), False
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    yield b"".join(lines), True
+
+
+def named(path: Path, index: int, digest: str) -> Path:
+    """Beside the recording, under its name with the part's number and hash."""
+    stem, suffix = _split(path)
+    return path.with_name(f"{stem}.part{index + 1}-{digest[:16]}{suffix}")
+
+
+def _split(path: Path) -> tuple[str, str]:
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    return path.name.removesuffix(suffix), suffix
+
+
+def rows_of(path: Path, beside: Path) -> Iterator[tuple[Path, int, dict]]:
+    """(file, line, object) of a recording, whether in one file or in parts beside `beside`. FileError."""
+    for number, row in files.json_lines(path):
+        if number > 1 or row.get("disagg") != "parts":
+            yield path, number, row
+            continue
+        yield from _rows_in_parts(path, row, beside)
+        return  # what follows such a line is nobody's
+
+
+def _rows_in_parts(path: Path, head: dict, beside: Path) -> Iterator[tuple[Path, int, dict]]:
+    parts = head.get("parts")
+    if head.keys() != {"disagg", "version", "parts"} or head["version"] != 1 or not _are_parts(parts):
+        raise FileError(f"{path}, line 1: it does not tell its parts as this package does: {short(head)}")
+    for index, (count, digest) in enumerate(parts):
+        part, found, number = named(beside, index, digest), hashlib.sha256(), 0
+        if part.is_symlink() or not part.is_file():
+            raise FileError(f"{path}: its part {part.name} is not beside it; parts are copied and renamed with it")
+        for number, row in files.json_lines(part, heard=found.update):
+            yield part, number, row
+        if (number, found.hexdigest()) != (count, digest):
+            raise FileError(f"{part} is not the part that {beside.name} tells of; it has been changed")
+
+
+def _are_parts(parts) -> bool:
+    return type(parts) is list and 1 <= len(parts) <= MOST and all(
+        type(part) is list and len(part) == 2 and is_whole(part[0])
+        and type(part[1]) is str and re.fullmatch("[0-9a-f]{64}", part[1], re.ASCII) for part in parts
+    )  # fmt: skip
+
+
+def told(path: Path) -> list[Path]:
+    """The parts that a recording tells of; none where it tells of none, or is none."""
+    try:
+        _, row = next(files.json_lines(path))
+    except FileError:
+        return []
+    parts = row.get("parts")
+    return [named(path, i, digest) for i, (_, digest) in enumerate(parts)] if _are_parts(parts) else []
+
+
+def remove_leftovers(path: Path, kept: list[Path], before: list[Path]) -> None:
+    """Parts that the recording no longer tells of: those of `before`, and what a killed process left."""
+    stem, suffix = _split(path)
+    pattern = re.compile(rf"{re.escape(stem)}\.part\d+-[0-9a-f]{{16}}{re.escape(suffix)}")
+    young = path.stat().st_mtime - files.LEFT_S
+    for other in path.parent.iterdir():
+        stale = pattern.fullmatch(other.name) and other not in kept
+        if stale and (other in before or other.lstat().st_mtime < young):
+            other.unlink(missing_ok=True)

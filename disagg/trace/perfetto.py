@@ -1,0 +1,222 @@
+"""A timeline as trace events, the JSON that https://ui.perfetto.dev and chrome://tracing open.
+
+A process is a device or a link, a thread a worker or a lane, in the order in which a request passes them. A slice is a
+pass, a step, or the time for which a copy kept its wire busy; a pass holds a slice a layer, and an arrow leads from
+the layer that completed a piece of K/V, over the first hop where there are two, to the copy that lands it.
+"""
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from disagg.plan.spans import Span
+from disagg.trace.files import whole
+from disagg.trace.timeline import Timeline
+
+QUEUES = "queues and memory"  # the process of counters and gates
+
+
+def export(timeline: Timeline, path: str | os.PathLike) -> None:
+    """Writes the trace, whole or not at all; packed where the name ends in .gz. FileError where it can't."""
+    with whole(path) as file:
+        file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
+        for index, event in enumerate(Trace(timeline).events()):
+            text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+            file.write((",\n" * (index > 0) + text).encode("utf-8", "replace"))
+        file.write(b"\n]}\n")
+
+
+def microseconds(ns: int) -> float:
+    """The µs that a reader who multiplies by 1000 and cuts off takes back to the same ns."""
+    found = ns / 1000
+    return found if int(found * 1000.0) == ns else math.nextafter(found, math.inf)
+
+
+class Trace:
+    """Numbers processes and threads, and turns what was recorded into events."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        starts = [span.start_ns for span in timeline.spans] + [mark.at_ns for mark in timeline.marks]
+        self.origin_ns = min(starts, default=timeline.start_ns)
+        self._processes: dict[str, int] = {}
+        self._threads: dict[tuple[str, str], int] = {}
+        self._tracks = self._lay_out()
+
+    def events(self) -> Iterator[dict]:
+        """Names first, then slices, arrows, gates and counters."""
+        body = [*self._slices(), *self._arrows(), *self._gates(), *self._counters()]
+        yield from self._names()
+        yield from sorted(body, key=lambda event: event["ts"])
+
+    # ---- where -------------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> dict[int, tuple[int, int]]:
+        """(pid, tid) of each span by its rank; one that overlaps another of its place gets a second thread."""
+        found: dict[int, tuple[int, int]] = {}
+        spans = sorted(enumerate(self.timeline.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
+        for place in self.timeline.places:
+            self._thread(self._process_of(place), place)
+            ends: list[int] = []
+            for rank, span in (pair for pair in spans if pair[1].place == place):
+                track = next((i for i, end in enumerate(ends) if end <= span.start_ns), len(ends))
+                ends[track : track + 1] = [_end_ns(span)]
+                name = place if track == 0 else f"{place} ({track + 1})"
+                found[rank] = self._thread(self._process_of(place), name)
+        return found
+
+    def _process_of(self, place: str) -> str:
+        device, role = self.timeline.devices.get(place, place), place.split()[0]
+        return f"{role} on {device}" if role in ("prefill", "decode") else device
+
+    def _thread(self, process: str, thread: str) -> tuple[int, int]:
+        """Their numbers. A thread is never numbered as its process: that one would count as the main thread."""
+        pid = self._processes.setdefault(process, len(self._processes) + 1)
+        return pid, self._threads.setdefault((process, thread), 1001 + len(self._threads))
+
+    def _names(self) -> Iterator[dict]:
+        for process, pid in self._processes.items():
+            yield _about("process_name", pid, 0, name=process)
+            yield _about("process_sort_index", pid, 0, sort_index=pid)
+        for (process, thread), tid in self._threads.items():
+            pid = self._processes[process]
+            yield _about("thread_name", pid, tid, name=thread)
+            yield _about("thread_sort_index", pid, tid, sort_index=tid)
+
+    def _at(self, ns: int) -> float:
+        return microseconds(ns - self.origin_ns)
+
+    # ---- slices ------------------------------------------------------------------------------------------------------
+
+    def _slice(self, name: str, kind: str, where: tuple[int, int], start_ns: int, end_ns: int, **args) -> dict:
+        pid, tid = where
+        times = {"ts": self._at(start_ns), "dur": microseconds(end_ns - start_ns)}
+        return {"ph": "X", "name": name, "cat": kind, **times, "pid": pid, "tid": tid, "args": args}
+
+    def _slices(self) -> Iterator[dict]:
+        for rank, span in enumerate(self.timeline.spans):
+            where = self._tracks[rank]
+            yield self._slice(_name(span), span.kind, where, span.start_ns, _end_ns(span), **_args(span))
+            for layer, start, end in _layers(span):
+                yield self._slice(f"layer {layer}", "layer", where, start, end)
+
+    def _gates(self) -> Iterator[dict]:
+        """A slice for as long as a queue was held up by something named."""
+        last = max([self.timeline.end_ns, *(mark.at_ns for mark in self.timeline.marks)], default=self.origin_ns)
+        named = sorted((m for m in self.timeline.marks if isinstance(m.value, str)), key=lambda m: (m.name, m.at_ns))
+        for name, group in groupby(named, key=lambda mark: mark.name):
+            marks = list(group)
+            where = self._thread(QUEUES, name)
+            for mark, until in zip(marks, [*(m.at_ns for m in marks[1:]), last], strict=True):
+                if mark.value and until > mark.at_ns:
+                    yield self._slice(mark.value, "gate", where, mark.at_ns, until)
+
+    def _counters(self) -> Iterator[dict]:
+        for mark in self.timeline.marks:
+            if isinstance(mark.value, int):
+                pid, tid = self._thread(QUEUES, "counters")
+                yield {"ph": "C", "name": mark.name, "ts": self._at(mark.at_ns), "pid": pid, "tid": tid,
+                       "args": {"value": mark.value}}  # fmt: skip
+
+    # ---- arrows ------------------------------------------------------------------------------------------------------
+
+    def _arrows(self) -> Iterator[dict]:
+        """From the layer's slice to each copy of the piece; both ends in the last ns of their slice."""
+        number = 0
+        for source, hops in self._journeys():
+            rank, layer = source
+            span = self.timeline.spans[rank]
+            start, end = next(((start, end) for index, start, end in _layers(span) if index == layer), (0, 0))
+            ends = [(rank, start, end)]
+            ends += [(hop, self.timeline.spans[hop].start_ns, _end_ns(self.timeline.spans[hop])) for hop in hops]
+            if any(start >= end for _, start, end in ends):
+                continue  # nothing can point at a slice without length
+            number += 1
+            for index, (rank, _, end) in enumerate(ends):
+                pid, tid = self._tracks[rank]
+                phase = "s" if index == 0 else "f" if index == len(hops) else "t"
+                yield {"ph": phase, "name": "hand-off", "cat": "hand-off", "id": number, "ts": self._at(end - 1),
+                       "pid": pid, "tid": tid, "bp": "e"}  # fmt: skip
+
+    def _journeys(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """((rank of a pass, its layer), ranks of the copies that carry the piece on, hop by hop)."""
+        passes: dict[tuple[int, int], list[tuple[int, int]]] = {}  # request, layer → (hand-off, rank)
+        copies: dict[tuple[int, int], dict[int, list[int]]] = {}  # request, last layer → transfer → ranks
+        for rank, span in self._by_start():
+            if span.kind == "prefill":
+                for layer, at in enumerate(span.hand_offs_ns):
+                    for request in span.requests:
+                        passes.setdefault((request, layer), []).append((at, rank))
+            elif span.kind == "copy" and span.requests:
+                key = span.requests[0], span.index + span.count - 1
+                copies.setdefault(key, {}).setdefault(span.transfer, []).append(rank)
+        for key, transfers in copies.items():
+            journeys = [hops for ranks in transfers.values() for hops in self._hops(ranks)]
+            for source, hops in self._sources(passes.get(key, []), journeys):
+                yield (source, key[1]), hops
+
+    def _sources(self, hand_offs: list[tuple[int, int]], journeys: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
+        """A piece a pass, in order; else, as when all goes at once, the last pass before the piece was ready."""
+        each = len(hand_offs) == len(journeys)
+        for index, hops in enumerate(journeys):
+            ready = self.timeline.spans[hops[0]].ready_ns
+            before = index + 1 if each else bisect_right(hand_offs, (ready, math.inf))
+            if before:
+                yield hand_offs[before - 1][1], hops
+
+    def _by_start(self) -> list[tuple[int, Span]]:
+        return sorted(enumerate(self.timeline.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
+
+    def _hops(self, ranks: Iterable[int]) -> Iterator[list[int]]:
+        """The copies of the same layers, each piece with those of its hops: pieces keep their order on every wire."""
+        lanes: dict[bool, list[int]] = {False: [], True: []}
+        for rank in ranks:
+            lanes[self.timeline.spans[rank].place.startswith("up")].append(rank)
+        for index, rank in enumerate(lanes[False]):
+            yield [rank, *lanes[True][index : index + 1]]
+
+
+def _about(what: str, pid: int, tid: int, **args) -> dict:
+    return {"ph": "M", "name": what, "ts": 0, "pid": pid, "tid": tid, "args": args}
+
+
+def _end_ns(span: Span) -> int:
+    """A copy ends here when its wire is free again: it may land later, while the next one is on the wire."""
+    return min(span.busy_end_ns, span.end_ns)
+
+
+def _layers(span: Span) -> Iterator[tuple[int, int, int]]:
+    """(layer, start, end) of a pass: each lasts from the hand-off before it to its own."""
+    start = span.start_ns
+    for layer, end in enumerate(span.hand_offs_ns):
+        yield layer, start, end
+        start = end
+
+
+def _name(span: Span) -> str:
+    match span.kind:
+        case "prefill":
+            return f"pass {span.index}"
+        case "decode":
+            return f"step {span.index}"
+    layers = f"layer {span.index}" if span.count == 1 else f"layers {span.index}–{span.index + span.count - 1}"
+    return layers if span.kind == "copy" else f"{span.kind} {layers}"
+
+
+def _args(span: Span) -> dict:
+    """What a click on the slice shows."""
+    found: dict[str, object] = {"requests": list(span.requests)}
+    match span.kind:
+        case "prefill":
+            found |= {"tokens": span.count, "blocks": span.blocks, "first tokens of": list(span.firsts)}
+        case "decode":
+            found |= {"rows": span.count, "rows by bin": list(span.groups)}
+        case _:
+            found |= {"layers": span.count, "bytes": span.nbytes, "blocks": span.blocks, "transfer": span.transfer}
+            found |= {"landed after (µs)": microseconds(span.end_ns - span.start_ns)}
+    if span.ready_ns:
+        found["waited (µs)"] = microseconds(max(0, span.start_ns - span.ready_ns))
+    return found

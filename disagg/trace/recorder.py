@@ -1,0 +1,163 @@
+"""Keeps what happens around one controller: spans, marks, moves of blocks, the log of events, and what a run counts.
+
+Both clocks use it. Workers and lanes report spans; after each event `note` writes a mark for every queue, gate, pool
+and batch that changed. The last entries are kept at all times, for requests that belong to no run; a run that is
+recorded has a recording of its own beside them. Everything but `span` is called on the controller's thread.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from disagg.plan.batching import Padding
+from disagg.plan.config import Config
+from disagg.plan.spans import BlockMove, Mark, Span
+from disagg.plan.state import Book
+from disagg.plan.transfer_scheduler import Traffic
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
+
+BETWEEN_RUNS = 10_000  # entries of each kind kept for requests that belong to no run
+
+
+class Recording:
+    """A timeline, the log of events and the choices made, from one instant on; the last `most` of each, or all."""
+
+    def __init__(self, most: int | None, start_ns: int, devices: dict[str, str], sizes: dict[str, int]) -> None:
+        make = list if most is None else partial(deque, maxlen=most)
+        self.most = most
+        self.log, self.choices, self.moves = make(), make(), make()
+        self.timeline = Timeline(make(), start_ns, make(), self.moves, devices, sizes)
+
+
+class Recorder:
+    def __init__(self, book: Book, traffic: Traffic, machine: str = "", last: int = BETWEEN_RUNS) -> None:
+        """`last`: entries of each kind that are kept at all times; 0 where every request belongs to a run."""
+        self.book, self.traffic, self.machine = book, traffic, machine
+        self._gauges = gauges(book)
+        traffic.on_ring = self._ring
+        self._always = self._open(last, 0)
+        self.between_runs()
+
+    def begin(self, start_ns: int, record: bool = True, beside: bool = False) -> None:
+        """A run starts: from here on everything is kept. With `record=False` nothing but the counts is; the last
+        entries only where there are requests `beside` the run, which may want them."""
+        run = self._open(None, start_ns)
+        always = (self._always,) if (record or beside) and self._always.most else ()
+        self._use(run, (run, *always) if record else always)
+        for pool in self.book.pools():
+            pool.peak = pool.held
+            for (owner, state), blocks in pool.holdings().items() if record else ():
+                run.moves.append(BlockMove(start_ns, pool.name, state, owner, tuple(blocks)))
+
+    def between_runs(self) -> None:
+        """No run is under way: only the last entries are kept."""
+        self._use(self._always, (self._always,))
+
+    def _open(self, most: int | None, start_ns: int) -> Recording:
+        sizes = {pool.name: pool.total for pool in (*self.book.pools(), self.traffic.ring) if pool.total}
+        return Recording(most, start_ns, devices(self.book.config), sizes)
+
+    def _use(self, run: Recording, kept: tuple[Recording, ...]) -> None:
+        """`run` is what counts from now on, and `kept` is written to."""
+        book = self.book
+        self._run, self._kept = run, kept
+        self._last: list = [None] * len(self._gauges)
+        self._counts, self._padding = Counter(book.counts), Padding(book.padding.used_slots, book.padding.padded_slots)
+        book.moves = [recording.moves for recording in kept]
+
+    @property
+    def on(self) -> bool:
+        """Is anything kept?"""
+        return bool(self._kept)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Of the run that is under way, or else the last entries."""
+        return self._run.timeline
+
+    def timeline_of(self, run: bool) -> Timeline | None:
+        """Where a request that begins now will find its spans; None where they are not kept."""
+        kept = self._run if run else self._always
+        return kept.timeline if kept in self._kept else None
+
+    def span(self, span: Span) -> None:
+        """Called by workers and lanes, from their threads."""
+        for recording in self._kept:
+            recording.timeline.spans.append(span)
+
+    def hear(self, now_ns: int, event) -> None:
+        """Logs an event before the controller takes it."""
+        for recording in self._kept:
+            recording.log.append((now_ns, event))
+
+    def choose(self, choice) -> None:
+        """Keeps why a request was spilled, or is computed again."""
+        for recording in self._kept:
+            recording.choices.append(choice)
+
+    def note(self, now_ns: int) -> None:
+        """Marks what the event changed, after the controller took it."""
+        if not self._kept:
+            return
+        last = self._last
+        for index, (name, read) in enumerate(self._gauges):
+            value = read()
+            if value != last[index]:
+                last[index] = value
+                self._mark(Mark(now_ns, name, value))
+
+    def _ring(self, at_ns: int, held: int) -> None:
+        self._mark(Mark(at_ns, "ring", held))
+
+    def _mark(self, mark: Mark) -> None:
+        for recording in self._kept:
+            recording.timeline.marks.append(mark)
+
+    def run(self, config: Config, results: list[Result], interrupted: bool = False) -> Run:
+        """What was recorded since `begin`."""
+        book, recording = self.book, self._run
+        timeline = recording.timeline if recording.most is None else copy_of(recording.timeline)
+        used, padded = self._padding.used_slots, self._padding.padded_slots
+        return Run(
+            config,
+            results,
+            timeline,
+            {name: book.counts[name] - self._counts[name] for name in book.counts},
+            Padding(book.padding.used_slots - used, book.padding.padded_slots - padded),
+            {pool.name: pool.peak for pool in book.pools()},
+            list(recording.choices),
+            list(recording.log),
+            interrupted,
+            self.machine,
+        )
+
+
+def copy_of(timeline: Timeline) -> Timeline:
+    """As it is now: others go on appending to it."""
+    kept = (list(entries) for entries in (timeline.spans, timeline.marks, timeline.moves))
+    return replace(timeline, **dict(zip(("spans", "marks", "moves"), kept, strict=True)), _index=None)
+
+
+def gauges(book: Book) -> list[tuple[str, Callable[[], int | str]]]:
+    """(name, how to read it): lengths of queues, what gates them, free blocks, rows of each batch."""
+    found: list[tuple[str, Callable]] = []
+    queues = {id(seat.queue): (f"{seat.worker} queue", seat.queue) for seat in reversed(book.prefills)}
+    queues |= {id(seat.landed): (f"{seat.worker} landed", seat.landed) for seat in book.decodes}
+    queues[id(book.wanting)] = ("wanting", book.wanting)
+    for name, queue in queues.values():
+        found += [(name, partial(len, queue)), (f"gate {name}", partial(getattr, queue, "gate"))]
+    found += [(f"free {pool.name}", partial(getattr, pool, "available")) for pool in book.pools() if pool.total]
+    return found + [(f"batch {seat.worker.index}", partial(len, seat.rows)) for seat in book.decodes]
+
+
+def devices(config: Config) -> dict[str, str]:
+    """Worker, lane or memory → the device, link or memory it stands on."""
+    counts = {"prefill": config.prefill_workers, "decode": config.decode_workers}
+    found = {f"{role} {i}": config.device_of(role, i) for role, count in counts.items() for i in range(count)}
+    first, second = ("link to host", "link to decode") if config.route == "staged" else ("link", "link to decode")
+    found |= {f"{name} {i}": first for name in ("direct", "down") for i in range(config.prefill_workers)}
+    found |= {f"up {i}": second for i in range(config.decode_workers)}
+    found |= {f"spill {i}": "link to host" for i in range(config.decode_workers)}
+    return {**found, "host": "host memory"}

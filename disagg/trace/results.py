@@ -1,0 +1,120 @@
+"""What a run gives back: a result a request, the timeline, and the counts of the whole."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from disagg.plan.batching import Padding
+from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
+from disagg.plan.preemption import Choice
+from disagg.trace.law import Law
+from disagg.trace.metrics import Metrics, measure
+from disagg.trace.receipts import NAMES, Receipt, receipt
+from disagg.trace.timeline import Overlap, Timeline
+
+
+@dataclass
+class Result:
+    """One request's answer. Times are seconds from its arrival, queue included."""
+
+    request: int
+    prompt_tokens: int
+    arrival_ns: int
+    token_ids: list[int] = field(default_factory=list)
+    token_times_ns: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str = ""  # eos, length, cancelled, failed
+    error: str | None = None
+    logits: list = field(default_factory=list)  # a row a token, where the request asked to keep them
+    stages: tuple = ()  # (ns, stage) in order
+    ended_ns: int = 0
+    seat: int | None = None  # the decode worker it was on last
+    prompt: str = ""  # as it was given; "" where it was given as token ids
+    timeline: Timeline | None = field(default=None, repr=False, compare=False)  # what was recorded meanwhile
+
+    @property
+    def receipt(self) -> Receipt:
+        """Where its time went, as named waits and works; EngineError before its end, or where nothing was recorded."""
+        if self.timeline is None or not self.finish_reason:
+            raise EngineError(
+                f"request {self.request} has no receipt: it has not ended, or it was served with record=False"
+            )
+        if not self.timeline.reaches(self.arrival_ns):
+            raise EngineError(
+                f"request {self.request} has no receipt any more: outside of a run only the last "
+                f"{len(self.timeline.spans):,} spans are kept; ask sooner, or let serve() serve it"
+            )
+        return receipt(self, self.timeline)
+
+    @property
+    def ttft_s(self) -> float | None:
+        return (self.token_times_ns[0] - self.arrival_ns) / 1e9 if self.token_times_ns else None
+
+    @property
+    def itl_s(self) -> list[float]:
+        """All gaps between tokens, the second token's included."""
+        times = self.token_times_ns
+        return [(b - a) / 1e9 for a, b in zip(times, times[1:], strict=False)]
+
+    @property
+    def second_token_gap_s(self) -> float | None:
+        gaps = self.itl_s[:1]
+        return gaps[0] if gaps else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        times = self.token_times_ns
+        return (times[-1] - times[0]) / 1e9 / (len(times) - 1) if len(times) > 1 else None
+
+
+@dataclass
+class Run:
+    """The results of `serve` or `simulate`, in the order of the requests."""
+
+    config: Config
+    results: list[Result]
+    timeline: Timeline
+    counts: dict[str, int] = field(default_factory=dict)
+    padding: Padding = field(default_factory=Padding)
+    peak_blocks: dict[str, int] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)  # spill or recompute, with both costs
+    log: list = field(default_factory=list)  # (ns, event) as the controller consumed them
+    interrupted: bool = False
+    machine: str = ""  # on which it was measured, in words
+
+    def save(self, path, overwrite: bool = False) -> None:
+        """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
+        from disagg.trace.archive import save
+
+        save(path, self.timeline, self, overwrite)
+
+    @classmethod
+    def load(cls, path, within=None) -> "Run":
+        """What `save` wrote; `within` is a folder that the path must not leave. FileError."""
+        from disagg.trace.archive import load_run
+
+        return load_run(path, within)
+
+    @property
+    def anomalies(self) -> int:
+        """Notices that came late, twice or for nothing; 0 where no fault was injected."""
+        return self.counts.get("anomalies", 0)
+
+    def metrics(self, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
+        return measure(self, ttft_limit_s, tpot_limit_s)
+
+    def receipts(self) -> dict[str, float]:
+        """Mean seconds of a request by name: where the milliseconds went."""
+        sums: Counter[str] = Counter()
+        served = [result for result in self.results if result.request >= 0]  # an interrupt leaves some that never were
+        for result in served:
+            sums.update(result.receipt.totals())
+        return {name: sums[name] / len(served) for name in NAMES if name in sums}
+
+    def law(self, index: int) -> Law | None:
+        """What the law predicts for one result's hand-off, beside `overlap`; None where it does not hold."""
+        return self.timeline.law(self.results[index].request, self.config.ring_slots)
+
+    def overlap(self, index: int | None = None) -> Overlap:
+        """H, W and E of one result, or of the run."""
+        return self.timeline.overlap(None if index is None else self.results[index].request)

@@ -1,0 +1,162 @@
+"""Two runs on the same requests: what became faster or slower, where the time went, whether the tokens are equal.
+
+Notebook: notebooks/02_disaggregation.ipynb.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import NamedTuple
+
+from disagg.plan.errors import DifferenceError
+from disagg.trace.receipts import NAMES
+from disagg.trace.results import Result, Run
+
+TIMES = {"TTFT": "ttft_s", "second-token gap": "second_token_gap_s", "end to end": "end_to_end_s"}
+UNACCOUNTED = "unaccounted"
+SAME_S = 5e-5  # a mean change that prints as 0.0 ms
+
+
+class Change(NamedTuple):
+    """Seconds in one run and in the other."""
+
+    before_s: float
+    after_s: float
+
+    @property
+    def by_s(self) -> float:
+        return self.after_s - self.before_s
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Of one request, or of all together. A time is None where a run does not have it."""
+
+    ttft_s: Change | None
+    second_token_gap_s: Change | None
+    end_to_end_s: Change
+    receipt: dict[str, Change]  # by name, and what no name covers
+
+
+@dataclass(frozen=True)
+class RequestDifference:
+    """One request, by its place in the list that was served; `differs_at` is None where all tokens are equal."""
+
+    index: int
+    changes: Changes
+    differs_at: int | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`total` sums over the requests that have the time in both runs."""
+
+    requests: tuple[RequestDifference, ...]
+    total: Changes
+
+    @property
+    def differing(self) -> tuple[RequestDifference, ...]:
+        """Requests with other tokens."""
+        return tuple(request for request in self.requests if request.differs_at is not None)
+
+    @property
+    def finding(self) -> str:
+        """One sentence."""
+        by_s = self._mean_s(self.total.end_to_end_s.by_s)
+        if abs(by_s) < SAME_S:
+            return f"A request takes as long in both runs, on average; {self._tokens()}."
+        word = "longer" if by_s > 0 else "shorter"
+        most = max(self.total.receipt.items(), key=lambda item: item[1].by_s * by_s, default=None)
+        cause = f", above all {most[0]} ({_ms(self._mean_s(most[1].by_s))})" if most else ""
+        return f"A request takes {1e3 * abs(by_s):.1f} ms {word} on average{cause}; {self._tokens()}."
+
+    def _tokens(self) -> str:
+        if not self.differing:
+            return "all tokens are equal"
+        first = self.differing[0]
+        return (
+            f"{len(self.differing)} of {len(self.requests)} requests have other tokens, "
+            f"request {first.index} from token {first.differs_at + 1} on"
+        )
+
+    def __str__(self) -> str:
+        """As a table: milliseconds of a request on average, before, after and by how much."""
+        rows = {name: getattr(self.total, attribute) for name, attribute in TIMES.items()}
+        rows |= {f"  {name}": change for name, change in self.total.receipt.items() if change != (0.0, 0.0)}
+        lines = [self.finding, f"{'ms a request':<18}{'before':>10}{'after':>10}{'change':>10}"]
+        for name, change in rows.items():
+            if change is not None:
+                before, after, by = (1e3 * self._mean_s(s) for s in (change.before_s, change.after_s, change.by_s))
+                lines.append(f"{name:<18}{before:>10.1f}{after:>10.1f}{by:>+10.1f}")
+        return "\n".join(lines)
+
+    def _mean_s(self, seconds: float) -> float:
+        return seconds / max(1, len(self.requests))
+
+
+def diff(a: Run, b: Run) -> Difference:
+    """From run `a` to run `b`; DifferenceError where they served other requests."""
+    _check(a, b)
+    found = []
+    for index, (before, after) in enumerate(zip(a.results, b.results, strict=True)):
+        found.append(RequestDifference(index, _changes(before, after), _differs_at(before, after)))
+    return Difference(tuple(found), _sum([request.changes for request in found]))
+
+
+def _check(a: Run, b: Run) -> None:
+    advice = "compare two runs of the same list of requests"
+    if len(a.results) != len(b.results):
+        raise DifferenceError(f"one run served {len(a.results)} requests, the other {len(b.results)}; {advice}")
+    for index, (before, after) in enumerate(zip(a.results, b.results, strict=True)):
+        if before.prompt_tokens != after.prompt_tokens:
+            lengths = f"{before.prompt_tokens} tokens in one run and {after.prompt_tokens} in the other"
+            raise DifferenceError(f"the prompt of request {index} has {lengths}; {advice}")
+
+
+def _changes(before: Result, after: Result) -> Changes:
+    bills = _bill(before), _bill(after)
+    names = [name for name in (*NAMES, UNACCOUNTED) if name in bills[0] or name in bills[1]]
+    receipt = {name: Change(*(bill.get(name, 0.0) for bill in bills)) for name in names}
+    ends = Change(_end_to_end_s(before), _end_to_end_s(after))
+    gaps = _both(before.second_token_gap_s, after.second_token_gap_s)
+    return Changes(_both(before.ttft_s, after.ttft_s), gaps, ends, receipt)
+
+
+def _bill(result: Result) -> dict[str, float]:
+    """The receipt's seconds by name; nothing where nothing was recorded."""
+    if result.timeline is None:
+        return {}
+    receipt = result.receipt
+    return {**receipt.totals(), UNACCOUNTED: receipt.unaccounted_s}
+
+
+def _end_to_end_s(result: Result) -> float:
+    return max(0, result.ended_ns - result.arrival_ns) / 1e9
+
+
+def _both(before_s: float | None, after_s: float | None) -> Change | None:
+    return None if before_s is None or after_s is None else Change(before_s, after_s)
+
+
+def _differs_at(before: Result, after: Result) -> int | None:
+    pairs = zip_longest(before.token_ids, after.token_ids)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+
+
+def _sum(changes: list[Changes]) -> Changes:
+    def add(parts: Iterable[Change | None]) -> Change | None:
+        known = [part for part in parts if part is not None]
+        return Change(sum(c.before_s for c in known), sum(c.after_s for c in known)) if known else None
+
+    receipts = [change.receipt for change in changes]
+    names = [name for name in (*NAMES, UNACCOUNTED) if any(name in receipt for receipt in receipts)]
+    return Changes(
+        add(change.ttft_s for change in changes),
+        add(change.second_token_gap_s for change in changes),
+        add(change.end_to_end_s for change in changes) or Change(0.0, 0.0),
+        {name: add(receipt.get(name) for receipt in receipts) for name in names},
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:+.1f} ms"

@@ -1,0 +1,215 @@
+"""What a line of a recording may hold: its fields by name, and what each of them has to be.
+
+The first field of a line names its kind, and stands for one field of the record: {"span": "copy", "place": "up 0", …}.
+Fields that are at their record's default are left out.
+"""
+
+import re
+from collections.abc import Callable, Container
+from dataclasses import MISSING
+from dataclasses import fields as fields_of
+from enum import Enum
+from typing import NamedTuple
+
+from disagg.plan.blocks import STATES
+from disagg.plan.checks import is_number, is_text, short
+from disagg.plan.errors import FileError
+from disagg.plan.preemption import Arm, Choice
+from disagg.plan.request import LEGAL_MOVES, Finish, Stage
+from disagg.plan.spans import BlockMove, Mark, Span
+from disagg.trace.results import Result
+
+KINDS = ("prefill", "decode", "copy", "spill", "fetch")
+ROLES = ("prefill", "decode", "direct", "down", "up", "spill")
+MOST = 2**62  # ns, bytes, tokens
+MOST_BLOCKS = 10_000_000  # of all memories: whoever draws them makes room for each
+MOST_PLACES = 256  # rows of a picture
+LONGEST_NAME = 1000
+
+
+class Field(NamedTuple):
+    """A test, and the words for what passes it."""
+
+    holds: Callable[[object], bool]
+    wanted: str
+
+
+def _whole(value) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+def _name(value) -> bool:
+    return type(value) is str and len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def _wholes(value) -> bool:
+    return type(value) is list and all(map(_whole, value))
+
+
+def _counter(value) -> bool:
+    """A queue, a memory's free blocks, a batch, the ring; or what gates a queue."""
+    return type(value) is str and bool(_COUNTER.fullmatch(value))
+
+
+def _rising(value) -> bool:
+    return _wholes(value) and value == sorted(value)
+
+
+def _life(value) -> bool:
+    """[ns, stage] pairs, each stage a legal move from the one before."""
+    if type(value) is not list or not all(type(pair) is list and len(pair) == 2 for pair in value):
+        return False
+    times, names = [at for at, _ in value], [name for _, name in value]
+    if not _rising(times) or not all(type(name) is str and name in _STAGES for name in names):
+        return False
+    return all(Stage(b) in LEGAL_MOVES[Stage(a)] for a, b in zip(names, names[1:], strict=False))
+
+
+def _place(value) -> bool:
+    """A worker, a lane or a memory, such as "up 0"."""
+    role, _, number = value.partition(" ") if type(value) is str else ("", "", "")
+    return value == "host" or (role in ROLES and number.isdecimal() and number.isascii() and len(number) <= 4)
+
+
+def _row(value) -> bool:
+    """A worker or a lane: what has a row in a picture."""
+    return value != "host" and _place(value)
+
+
+def _counts(value) -> bool:
+    return type(value) is dict and all(map(_name, value)) and all(map(_whole, value.values()))
+
+
+def _sizes(value) -> bool:
+    return (
+        _counts(value) and all(name == "ring" or _place(name) for name in value) and sum(value.values()) <= MOST_BLOCKS
+    )
+
+
+def _devices(value) -> bool:
+    if type(value) is not dict or len(value) > MOST_PLACES:
+        return False
+    return all(map(_place, value)) and all(map(_name, value.values()))
+
+
+def _one_of(words) -> Field:
+    return Field(lambda value: type(value) is str and value in words, f"one of {', '.join(filter(None, words))}")
+
+
+def _or_null(field: Field) -> Field:
+    return Field(lambda value: value is None or field.holds(value), f"{field.wanted}, or null")
+
+
+_COUNTER = re.compile(
+    r"(gate )?((prefill|decode) \d{1,4} queue|decode \d{1,4} landed|wanting)"
+    r"|free (host|(prefill|decode) \d{1,4})|batch \d{1,4}|ring",
+    re.ASCII,
+)
+_STAGES = [stage.value for stage in Stage]
+POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
+WHOLE = Field(_whole, "a whole number, 0 or more")
+WHOLES = Field(_wholes, "a list of whole numbers, 0 or more")
+TIMES = Field(_rising, "a list of times in ns, in order")
+NAME = Field(_name, "a short text on one line")
+COUNTER = Field(_counter, "the name of a queue, a batch, a gate, the ring or free blocks")
+TEXT = Field(is_text, "text")
+ROW = Field(_row, "a worker or a lane")
+COUNTS = Field(_counts, "whole numbers by name")
+YES_NO = Field(lambda value: type(value) is bool, "true or false")
+
+
+class Shape:
+    """A kind of line. `stands_for` is the field that the line's first one gives; `also` are fields no record has."""
+
+    def __init__(self, make: type, stands_for: str, fields: dict[str, Field], also: tuple[str, ...] = ()) -> None:
+        self.make, self.stands_for, self.fields = make, stands_for, fields
+        self.names = [name for name in fields if name not in also]
+        self.defaults = {name: value for name, value in _defaults(make).items() if name in fields}
+
+    def row(self, kind: str, record) -> dict:
+        """The record as a line."""
+        row = {kind: plain(getattr(record, self.stands_for))}
+        for name in self.names:
+            value = getattr(record, name)
+            if name != self.stands_for and (name not in self.defaults or value != self.defaults[name]):
+                row[name] = plain(value)
+        return row
+
+
+def check(row: dict, fields: dict[str, Field], may_lack: Container[str] = ()) -> None:
+    """FileError where a field is unknown, wrong or missing."""
+    for name, value in row.items():
+        field = fields.get(name)
+        if field is None:
+            raise FileError(f"field {name[:40]!r} is unknown; known: {', '.join(fields)}")
+        holds, wanted = field
+        if not holds(value):
+            raise FileError(f"{name} must be {wanted}; got {short(value)}")
+    if len(row) < len(fields):
+        for name in fields:
+            if name not in row and name not in may_lack:
+                raise FileError(f"field {name!r} is missing")
+
+
+def _defaults(make: type) -> dict:
+    if issubclass(make, tuple):
+        return make._field_defaults
+    return {field.name: field.default for field in fields_of(make) if field.default is not MISSING}
+
+
+def plain(value):
+    """As JSON holds it: tuples as lists, an enum's word as text."""
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+SHAPES = {
+    "span": Shape(
+        Span, "kind",
+        {
+            "kind": _one_of(KINDS), "place": ROW, "start_ns": WHOLE, "end_ns": WHOLE, "requests": WHOLES,
+            "index": WHOLE, "count": WHOLE, "nbytes": WHOLE, "firsts": WHOLES, "hand_offs_ns": TIMES,
+            "deadline_ns": WHOLE, "transfer": WHOLE, "occupied_ns": WHOLE, "ready_ns": WHOLE, "blocks": WHOLE,
+            "groups": WHOLES,
+        },
+    ),
+    "mark": Shape(
+        Mark, "name",
+        {"name": COUNTER, "at_ns": WHOLE,
+         "value": Field(lambda v: _whole(v) or _name(v), f"{WHOLE.wanted}, or a name")},
+    ),
+    "move": Shape(
+        BlockMove, "pool",
+        {"pool": NAME, "at_ns": WHOLE, "state": _one_of(STATES), "owner": _or_null(WHOLE), "blocks": WHOLES},
+    ),
+    "choice": Shape(
+        Choice, "request",
+        {
+            "request": WHOLE, "tokens": WHOLE, "spill_ns": _or_null(WHOLE), "recompute_ns": _or_null(WHOLE),
+            "arm": _one_of([arm.value for arm in Arm]),
+        },
+    ),
+    "result": Shape(
+        Result, "request",
+        {
+            "request": Field(lambda v: _whole(v) or (type(v) is int and v == -1), "a number, or -1: it never started"),
+            "prompt_tokens": WHOLE, "arrival_ns": WHOLE, "token_ids": WHOLES, "token_times_ns": TIMES, "text": TEXT,
+            "prompt": TEXT,
+            "finish_reason": _one_of(["", *(finish.value for finish in Finish)]), "error": _or_null(TEXT),
+            "stages": Field(_life, "pairs of a time in ns and a stage, in legal order"), "ended_ns": WHOLE,
+            "seat": _or_null(WHOLE), "recorded": YES_NO,
+        },
+        also=("recorded",),
+    ),
+}  # fmt: skip
+
+#: The first line; a timeline alone ends with `sizes`.
+HEADER = {
+    "holds": _one_of(("run", "timeline")), "version": WHOLE, "start_ns": WHOLE,
+    "devices": Field(_devices, f"devices by worker, lane or memory, {MOST_PLACES} or fewer"),
+    "sizes": Field(_sizes, f"blocks or slots by memory, {MOST_BLOCKS} or fewer in all"),
+    "config": Field(lambda value: type(value) is dict, "fields of a Config"), "machine": NAME, "counts": COUNTS,
+    "padding": Field(lambda value: _wholes(value) and len(value) == 2, "slots used, and all that were read"),
+    "peak_blocks": COUNTS, "interrupted": YES_NO,
+}  # fmt: skip

@@ -1,0 +1,154 @@
+"""What happened when: spans of passes, steps and copies, marks of queues and gates, and moves of blocks, on one clock.
+
+H, hidden fraction: 1 - exposed / all transfer time, of one request's hand-off. W, wall overlap: the share of the
+union of copies during which a prefill pass ran. E, exposed: from token 1 to the last layer landed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from disagg.plan.spans import BlockMove, Mark, Span
+from disagg.trace.index import Index
+from disagg.trace.intervals import intersection, length, union
+from disagg.trace.law import Law
+
+
+class Overlap(NamedTuple):
+    """One request's hand-off, or a run's: seconds, and fractions (None where nothing was handed off)."""
+
+    hidden: float | None
+    wall: float | None
+    exposed_s: float
+    transfer_s: float
+
+    @property
+    def share(self) -> float | None:
+        """H where it is a share of the copying: None also where more was left than was copied, for then the hand-off
+        waited for something else, which receipts name."""
+        return None if self.hidden is None or self.hidden < 0 else self.hidden
+
+
+@dataclass
+class Timeline:
+    """What was recorded while requests were served; workers append, whoever draws reads."""
+
+    spans: list[Span] = field(default_factory=list)
+    start_ns: int = 0
+    marks: list[Mark] = field(default_factory=list)
+    moves: list[BlockMove] = field(default_factory=list)
+    devices: dict[str, str] = field(default_factory=dict)  # worker, lane or memory → the device or link it stands on
+    sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
+    _index: tuple[tuple, Index] | None = field(default=None, repr=False, compare=False)
+
+    def save(self, path, overwrite: bool = False) -> None:
+        """Writes a recording: JSON lines, packed where the name ends in .gz. Whole or not at all; FileError."""
+        from disagg.trace.archive import save
+
+        save(path, self, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path, within=None) -> "Timeline":
+        """From a recording of a timeline or of a run; `within` is a folder that the path must not leave. FileError."""
+        from disagg.trace.archive import load_timeline
+
+        return load_timeline(path, within)
+
+    def to_perfetto(self, path) -> None:
+        """Writes trace events for https://ui.perfetto.dev, packed where the name ends in .gz."""
+        from disagg.trace.perfetto import export
+
+        export(self, path)
+
+    def index(self) -> Index:
+        """Spans and marks as they are now, ready to be asked; kept until more are recorded."""
+        spans, marks = list(self.spans), list(self.marks)  # at once: others may be appending
+        now = len(spans), len(marks), *spans[-1:], *marks[-1:]  # where only the last are kept, their number stays
+        if self._index is None or self._index[0] != now:
+            self._index = now, Index(spans, marks, self.sizes)
+        return self._index[1]
+
+    def reaches(self, at_ns: int) -> bool:
+        """Is everything from that instant on still here? Where only the last entries are kept, earlier ones go."""
+        spans, marks = self.spans, self.marks
+        ends = [(spans, spans[0].end_ns)] if spans else []
+        ends += [(marks, marks[0].at_ns)] if marks else []
+        return not any(len(kept) == getattr(kept, "maxlen", None) and first > at_ns for kept, first in ends)
+
+    @property
+    def places(self) -> list[str]:
+        """Workers and lanes, in the order in which a request passes them."""
+        order = ["prefill", "down", "direct", "up", "decode", "spill"]
+        names = {span.place for span in self.spans}
+        return sorted(names, key=lambda name: (order.index(name.split()[0]), name))
+
+    @property
+    def end_ns(self) -> int:
+        return max((span.end_ns for span in self.spans), default=self.start_ns)
+
+    def busy(self, place: str) -> int:
+        """ns in which the place did something."""
+        return length((s.start_ns, s.end_ns) for s in self.spans if s.place == place)
+
+    def hand_off(self, request: int) -> list[Span]:
+        """The copies of a request's first hand-off."""
+        copies = [s for s in self.spans if s.kind == "copy" and s.requests == (request,)]
+        first = min((s.transfer for s in copies), default=0)
+        return [s for s in copies if s.transfer == first]
+
+    def prefill_end_ns(self, request: int) -> int | None:
+        """When the request's token 1 existed."""
+        return min((s.end_ns for s in self.spans if request in s.firsts), default=None)
+
+    def law(self, request: int, ring_slots: int | None = None) -> Law | None:
+        """The law with this request's own c, x and tail; None where it does not hold: chunked, packed, or in one
+        copy after prefill."""
+        copies = self.hand_off(request)
+        passes = [s for s in self.spans if s.kind == "prefill" and request in s.requests]
+        layers = len(passes[0].hand_offs_ns) if passes else 0
+        group = max((s.count for s in copies), default=layers)
+        if len(passes) != 1 or len(passes[0].requests) != 1 or layers < 2 or not copies:
+            return None
+        if group == layers and copies[0].start_ns >= passes[0].end_ns:
+            return None
+        marks = passes[0].hand_offs_ns
+        lanes = sorted({s.place for s in copies})
+        hops = tuple(sum(s.occupied_ns for s in copies if s.place == lane) / 1e9 / layers for lane in lanes)
+        compute, tail = (marks[-1] - marks[0]) / 1e9 / (layers - 1), (passes[0].end_ns - marks[-1]) / 1e9
+        flying = [[s.deadline_ns - s.busy_end_ns for s in copies if s.place == lane] for lane in lanes]
+        latency = sum(max(0, min(times)) for times in flying) / 1e9
+        return Law(layers, compute, hops, tail, group, ring_slots if len(hops) > 1 else None, latency)
+
+    def overlap(self, request: int | None = None) -> Overlap:
+        """H, W and E of one request's hand-off; or of the run: transfer-weighted H, and the sum of E."""
+        if request is None:
+            return self._run_overlap()
+        copies, end = self.hand_off(request), self.prefill_end_ns(request)
+        if not copies or end is None:
+            return Overlap(None, None, 0.0, 0.0)
+        total = sum(s.occupied_ns for s in copies)
+        exposed = max(0, max(s.end_ns for s in copies) - end)
+        return Overlap(1 - exposed / total if total else None, self._wall(copies), exposed / 1e9, total / 1e9)
+
+    def _run_overlap(self) -> Overlap:
+        """In one pass over the spans: asking request by request would read them all for each."""
+        hand_offs: dict[int, list[Span]] = {}
+        ends: dict[int, int] = {}  # when token 1 existed
+        for span in self.spans:
+            if span.kind == "copy":
+                hand_offs.setdefault(span.requests[0], []).append(span)
+            for request in span.firsts:
+                ends[request] = min(ends.get(request, span.end_ns), span.end_ns)
+        total_ns = exposed_ns = 0
+        for request in hand_offs.keys() & ends.keys():
+            first = min(s.transfer for s in hand_offs[request])
+            copies = [s for s in hand_offs[request] if s.transfer == first]
+            total_ns += sum(s.occupied_ns for s in copies)
+            exposed_ns += max(0, max(s.end_ns for s in copies) - ends[request])
+        wall = self._wall([s for copies in hand_offs.values() for s in copies])
+        return Overlap(1 - exposed_ns / total_ns if total_ns else None, wall, exposed_ns / 1e9, total_ns / 1e9)
+
+    def _wall(self, copies: Iterable[Span]) -> float | None:
+        moving = union((s.start_ns, s.end_ns) for s in copies)
+        computing = [(s.start_ns, s.end_ns) for s in self.spans if s.kind == "prefill"]
+        return length(intersection(moving, computing)) / length(moving) if moving else None

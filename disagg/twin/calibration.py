@@ -1,0 +1,85 @@
+"""A machine's own cost model: what a short run showed of it, how far off the fit is, and where it was measured."""
+
+import dataclasses
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from disagg.plan import link
+from disagg.plan.checks import is_number, short
+from disagg.plan.errors import FileError
+from disagg.trace.files import json_lines, located, whole
+from disagg.trace.schema import NAME, POSITIVE, WHOLE, Field, check
+from disagg.twin.hardware import Device, Fit, Hardware
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`hardware` goes to `simulate`. Residuals are medians of |predicted / measured - 1|, by kind of work."""
+
+    machine: str
+    model: str
+    hardware: Hardware
+    residuals: dict[str, float]
+    seen: dict[str, int]  # works that were fitted, by kind
+    seconds: float  # that the run took
+
+    def __str__(self) -> str:
+        off = ", ".join(f"{name} {value:.1%} of {self.seen[name]}" for name, value in self.residuals.items())
+        return f"{self.model} on {self.machine}: half of the works are predicted within {off}"
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the file whole or not at all. FileError."""
+        row = {"calibration": VERSION, **asdict(self)}
+        with whole(path, check=Calibration.load) as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Calibration":
+        """What `save` wrote. FileError."""
+        rows = [row for _, row in json_lines(Path(path))]
+        try:
+            if len(rows) != 1:
+                raise FileError(f"one line holds a calibration; there are {len(rows)}")
+            return cls._of(rows[0])
+        except FileError as error:
+            raise located(Path(path), 1, error) from None
+
+    @classmethod
+    def _of(cls, row: dict) -> "Calibration":
+        check(row, _FIELDS)
+        if row.pop("calibration") != VERSION:
+            raise FileError(f"it is no calibration in version {VERSION}")
+        check(row["hardware"], _HARDWARE)
+        sides = {side: _device(row["hardware"][side]) for side in ("prefill", "decode")}
+        return cls(**{**row, "hardware": Hardware(**sides, count=row["hardware"]["count"])})
+
+
+def _device(row: dict) -> Device:
+    check(row, _DEVICE)
+    check(row["fit"], _FIT)
+    for name in ("link", "host_link"):
+        if row[name] not in link.PRESETS:
+            raise FileError(f"{name} {short(row[name])} is no preset of plan/link")
+    return Device(**{**row, "fit": Fit(**row["fit"])})
+
+
+def _numbers(value) -> bool:
+    return type(value) is dict and all(type(name) is str and is_number(x, 0, 1e18) for name, x in value.items())
+
+
+_SECONDS = Field(lambda value: is_number(value, 0, 1e6), "seconds, from 0 to 1e6")
+_NUMBERS = Field(_numbers, "an object of numbers, 0 or more")
+_OBJECT = Field(lambda value: type(value) is dict, "an object")
+_FIELDS = {"calibration": WHOLE, "machine": NAME, "model": NAME, "hardware": _OBJECT, "residuals": _NUMBERS,
+           "seen": _NUMBERS, "seconds": _SECONDS}  # fmt: skip
+_HARDWARE = {"prefill": _OBJECT, "decode": _OBJECT, "count": WHOLE}
+_DEVICE = {"name": NAME, "flops_per_s": POSITIVE, "bytes_per_s": POSITIVE, "memory": WHOLE, "link": NAME,
+           "host_link": NAME, "source": NAME, "fit": _OBJECT}  # fmt: skip
+_FIT = {
+    field.name: NAME if field.name == "source" else _SECONDS if field.name.endswith("_s") else POSITIVE
+    for field in dataclasses.fields(Fit)
+}

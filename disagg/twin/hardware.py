@@ -1,0 +1,248 @@
+"""What devices and links give, by data sheet and by measurement, and what work of a model takes on them.
+
+    simulate(Config.preset("streamed", model="random-llama3-8b"), requests, hardware="2xL4")
+
+A roofline with shares: a pass takes a fixed time and then the slower of computing and reading, each at the share of the
+device's peak that a real engine was measured to reach on one GPU. Nothing here is fitted to the machine at hand.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from disagg.plan import link
+from disagg.plan.checks import short
+from disagg.plan.config import Config
+from disagg.plan.copy_cost import RouteCost
+from disagg.plan.errors import ConfigError
+from disagg.twin.model_shapes import sizes_of
+from disagg.twin.work import Sizes, layers_flops
+
+DIALLED = 128  # tokens of the prompt whose layers `Link.ratio` is about
+MOST_BLOCKS = 2**17  # of a memory that nobody gave a size: more are never held, and each is an entry in a list
+MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is activations and what the system holds
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is reached of a device's peaks, and what each pass, step and copy costs besides."""
+
+    products: float  # share of FLOP/s, in matrix products
+    attention: float  # share of FLOP/s, in prefill's attention
+    reading: float  # share of bytes/s, of weights
+    kv: float  # share of bytes/s, of K/V in a decode step
+    copying: float = 1.0  # share of a link's bytes/s
+    pass_s: float = 0.0  # fixed cost of a prefill pass
+    step_s: float = 0.0  # of a decode step
+    row_s: float = 0.0  # of each of its rows
+    batch_s: float = 0.0  # and once more, where it has several
+    copy_s: float = 0.0  # of a copy
+    turn_s: float = 0.0  # from a worker's answer to what it does next, where that had to be decided first
+    beside_pass: float = 1.0  # times as long does a pass take while another worker computes
+    beside_step: float = 1.0  # and a step
+    handed_off: float = 1.0  # share of a layer's time after which its K/V go: the rest is attention and MLP
+    source: str = "assumption"
+
+
+#: Fitted to one H200 under this package's engine (Llama-3-8B shape, November 2026: passes of 2,048 and 8,192 tokens in
+#: 47.5 and 217 ms, steps of 1, 16 and 64 rows at context 1,024 in 4.87, 5.44 and 7.28 ms; `python -m benchmarks gpu`).
+#: That other GPUs reach the same shares is an assumption.
+LIKE_H200 = Fit(
+    0.66, 0.40, 0.75, 0.75, pass_s=1e-3, step_s=6.6e-4, copy_s=5e-5, source="as one H200; assumption elsewhere"
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator, or one CPU core."""
+
+    name: str
+    flops_per_s: float  # dense matrix products in the model's 16 bits; on a CPU in fp32
+    bytes_per_s: float  # of its memory
+    memory: int  # bytes
+    link: str  # to its neighbours, by name in plan/link
+    host_link: str  # to pinned host memory
+    source: str
+    fit: Fit = LIKE_H200
+
+
+_GB, _TF = 10**9, 10**12
+#: By data sheet; FLOP/s without sparsity. An 80 GB card's memory is counted as 80 · 10⁹ bytes.
+DEVICES = {
+    device.name.lower(): device
+    for device in (
+        Device("L4", 121 * _TF, 300 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", "NVIDIA L4 data sheet, 2023"),
+        Device("A10", 125 * _TF, 600 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", "NVIDIA A10 data sheet, 2021"),
+        Device("A100", 312 * _TF, 2039 * _GB, 80 * _GB, "nvlink3", "pcie4x16", "NVIDIA A100 80GB SXM data sheet, 2021"),
+        Device("H100", 989 * _TF, 3350 * _GB, 80 * _GB, "nvlink4", "pcie5x16", "NVIDIA H100 SXM data sheet, 2023"),
+        Device("H200", 989 * _TF, 4800 * _GB, 141 * _GB, "nvlink4", "pcie5x16", "NVIDIA H200 SXM data sheet, 2023"),
+        Device("RTX4090", 165 * _TF, 1008 * _GB, 24 * _GB, "pcie4x16", "pcie4x16",
+               "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums"),
+        Device("CPU", 0.1 * _TF, 11 * _GB, 8 * _GB, "memory", "memory",
+               "one Zen 3 core with AVX2, measured, November 2026",
+               Fit(0.83, 0.4, 0.9, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption")),
+    )
+}  # fmt: skip
+
+
+def device_named(name: str) -> Device:
+    """A device by name, whatever its case; ConfigError with the nearest."""
+    found = DEVICES.get(name.lower().replace(" ", "").replace("-", "")) if isinstance(name, str) else None
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), DEVICES, n=1) if isinstance(name, str) else []
+        words = f"; nearest: {DEVICES[near[0]].name!r}" if near else ""
+        raise ConfigError(
+            f"hardware {short(name)} is unknown{words}; known: {', '.join(d.name for d in DEVICES.values())}, and as "
+            'many as "2xL4"'
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices of a prefill and a decode worker, and how many there are in all."""
+
+    prefill: Device
+    decode: Device
+    count: int = 2
+
+    @classmethod
+    def parse(cls, value) -> "Hardware":
+        """From "2xL4", "H100+L4" (prefill on the first, decode on the second), a Device, or itself. ConfigError."""
+        if isinstance(value, Hardware):
+            return value
+        if isinstance(value, Device):
+            return cls(value, value)
+        if isinstance(value, str) and "+" in value:
+            first, _, second = value.partition("+")
+            return cls(device_named(first.strip()), device_named(second.strip()))
+        found = re.fullmatch(r"(?:(\d{1,4})\s*[x×]\s*)?(.+)", value.strip()) if isinstance(value, str) else None
+        count, name = (found[1], found[2]) if found else (None, value)
+        device = device_named(name)
+        if count is not None and int(count) < 1:
+            raise ConfigError(f"hardware {short(value)}: there must be one device at least")
+        return cls(device, device, int(count or 2))
+
+    @property
+    def words(self) -> str:
+        if self.prefill == self.decode:
+            return f"{self.count} × {self.prefill.name}"
+        return f"{self.prefill.name} for prefill, {self.decode.name} for decode"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model's work takes on one device, in seconds. Linear in what is counted, so that it can be fitted."""
+
+    sizes: Sizes
+    device: Device
+
+    def pass_s(self, chunks: Sequence[tuple[int, int]]) -> float:
+        """All layers of a prefill pass over chunks [start, stop), without the output head."""
+        sizes, device, fit = self.sizes, self.device, self.device.fit
+        tokens = sum(stop - start for start, stop in chunks)
+        products = 2 * sizes.weights * tokens
+        attention = layers_flops(sizes, chunks) - products
+        computing = products / (fit.products * device.flops_per_s) + attention / (fit.attention * device.flops_per_s)
+        return fit.pass_s + max(computing, sizes.itemsize * sizes.weights / (fit.reading * device.bytes_per_s))
+
+    def head_s(self, rows: int) -> float:
+        """The output head over so many rows; where none asks for it, it is not read."""
+        if not rows:
+            return 0.0
+        sizes, device, fit = self.sizes, self.device, self.device.fit
+        computing = 2 * sizes.head_weights * rows / (fit.products * device.flops_per_s)
+        return max(computing, sizes.itemsize * sizes.head_weights / (fit.reading * device.bytes_per_s))
+
+    def step_s(self, rows: int, tokens: int) -> float:
+        """A decode step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
+        sizes, device, fit = self.sizes, self.device, self.device.fit
+        computing = 2 * (sizes.weights + sizes.head_weights) * rows / (fit.products * device.flops_per_s)
+        reading = (sizes.weight_bytes / fit.reading + sizes.token_bytes * tokens / fit.kv) / device.bytes_per_s
+        return fit.step_s + rows * fit.row_s + (fit.batch_s if rows > 1 else 0.0) + max(computing, reading)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Times of a model on given hardware, as a simulated world asks for them: in whole ns."""
+
+    prefill: Costs
+    decode: Costs
+    hop_bytes_per_s: float  # of a hop through host memory, and of spills and fetches
+    link_bytes_per_s: float  # of the direct wire
+    pads: bool = False
+    steps_in_flight: int = 2
+
+    @classmethod
+    def of(cls, config: Config, hardware: Hardware) -> "Predicted":
+        """Of the config's model. ConfigError where there are fewer devices than workers, or too little memory."""
+        sizes = sizes_of(config.model, config.dtype)
+        prefill = hardware.decode if config.colocated else hardware.prefill
+        workers = config.prefill_workers + config.decode_workers
+        if workers > hardware.count:
+            raise ConfigError(f"{workers} workers need as many devices, and {hardware.words} are {hardware.count}")
+        on_cpu = hardware.decode.name == "CPU"
+        return cls(
+            Costs(sizes, prefill), Costs(sizes, hardware.decode), link.PRESETS[hardware.decode.host_link],
+            link.PRESETS[hardware.prefill.link], on_cpu, 1 if on_cpu else 2,
+        )  # fmt: skip
+
+    @property
+    def layers(self) -> int:
+        return self.decode.sizes.layers
+
+    @property
+    def token_bytes(self) -> int:
+        return self.decode.sizes.token_bytes
+
+    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
+        """As `Speeds.pass_ns`; only prompts that end ask for the output head."""
+        costs, fit = self.prefill, self.prefill.device.fit
+        slow = fit.beside_pass if beside else 1.0
+        layer_ns = round(1e9 * slow * costs.pass_s(chunks) / self.layers)
+        lead_ns = round(fit.handed_off * layer_ns)
+        return lead_ns, layer_ns, layer_ns - lead_ns + round(1e9 * slow * costs.head_s(ending))
+
+    def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
+        """As `Speeds.step_ns`."""
+        slow = self.decode.device.fit.beside_step if beside else 1.0
+        return round(1e9 * slow * self.decode.step_s(rows, tokens))
+
+    @property
+    def turn_ns(self) -> int:
+        """As `Speeds.turn_ns`."""
+        return round(1e9 * self.decode.device.fit.turn_s)
+
+    def copy_ns(self, lane: str, nbytes: int) -> int:
+        """As `Speeds.copy_ns`."""
+        return round(1e9 * (self.decode.device.fit.copy_s + nbytes / self._rate(lane)))
+
+    def cost(self, lane: str) -> RouteCost:
+        """Of the direct wire, or of a hop between a device and host memory."""
+        return RouteCost(self.decode.device.fit.copy_s, self._rate(lane))
+
+    def _rate(self, lane: str) -> float:
+        rate = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s
+        return rate * self.decode.device.fit.copying
+
+    def sized(self, config: Config) -> Config:
+        """The config with what was left open: block counts by the devices' memory, and a link's ratio by their speed.
+        ConfigError with the bytes that are missing."""
+        block_bytes, changes = config.block_size * self.token_bytes, {}
+        for name, costs in (("prefill_blocks", self.prefill), ("decode_blocks", self.decode)):
+            device, weights = costs.device, costs.sizes.weight_bytes
+            room, wanted = int(MEMORY_SHARE * device.memory) - weights, getattr(config, name)
+            need = (wanted or 1) * block_bytes
+            if room < need:
+                raise ConfigError(
+                    f"{config.model} does not fit {device.name}: weights of {weights:,} bytes and {wanted or 1} blocks "
+                    f"of K/V need {weights + need:,}, which is {need - room:,} more than {MEMORY_SHARE:.0%} of its "
+                    f"{device.memory:,}. Take another device, a smaller model or dtype, or fewer blocks"
+                )
+            changes[name] = min(room // block_bytes, MOST_BLOCKS) if wanted is None else wanted
+        if config.host_blocks is None:
+            changes["host_blocks"] = changes["decode_blocks"]
+        layer_s, nbytes = self.prefill.pass_s([(0, DIALLED)]) / self.layers, DIALLED * self.token_bytes // self.layers
+        changes["link"] = tuple(link.against(layer_s, nbytes) for link in config.links)
+        return config.replace(**changes)

@@ -1,0 +1,125 @@
+"""What a run says of its works: every pass, step and copy, what was asked of it, and how long it took.
+
+Read from spans and results alone, so a recording will do. Requests that were computed again after a preemption are left
+out: from then on their spans don't say what they read.
+"""
+
+from typing import NamedTuple
+
+from disagg.plan.request import Stage
+from disagg.plan.spans import Span
+from disagg.trace.intervals import intersection, length, union
+from disagg.trace.results import Run
+
+
+class Pass(NamedTuple):
+    """A prefill pass. Seconds: all of it, until its first layer is handed off, and after its last."""
+
+    chunks: tuple[tuple[int, int], ...]  # [start, stop) of each prompt in it
+    ending: int  # prompts that end in it, and so ask for the output head
+    seconds: float
+    lead_s: float
+    tail_s: float
+    beside: float  # share of its time in which another worker computed
+
+
+class Step(NamedTuple):
+    """A decode step."""
+
+    rows: int
+    tokens: int  # whose K/V it reads, padding and the new ones included
+    seconds: float
+    beside: float
+
+
+class Copy(NamedTuple):
+    """A copy, without the wire's latency."""
+
+    lane: str
+    nbytes: int
+    seconds: float
+
+
+def passes(run: Run) -> list[Pass]:
+    """In order of their start; without those that hold a request that is computed again."""
+    done: dict[int, int] = {}
+    prompts, again = _prompts(run), _again(run)
+    found, beside = [], _Beside(run)
+    for span in _spans(run, "prefill"):
+        chunks, left = [], span.count
+        for request in span.requests:
+            start = done.get(request, 0)
+            due = prompts.get(request, 0) - start
+            stop = start + (due if request in span.firsts else min(due, left))
+            chunks.append((start, stop))
+            done[request], left = stop, left - (stop - start)
+        if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns:
+            first, last = span.hand_offs_ns[0], span.hand_offs_ns[-1]
+            took = [ns / 1e9 for ns in (span.end_ns - span.start_ns, first - span.start_ns, span.end_ns - last)]
+            found.append(Pass(tuple(chunks), len(span.firsts), *took, beside.share(span)))
+    return found
+
+
+def steps(run: Run, pads: bool) -> list[Step]:
+    """In order of their start; `pads` where a row of a group is read as far as the group's longest."""
+    contexts, again = _prompts(run), _again(run)
+    found, beside = [], _Beside(run)
+    for span in _spans(run, "decode"):
+        for request in span.requests:
+            contexts[request] = contexts.get(request, 0) + 1
+        if again.isdisjoint(span.requests):
+            lengths = iter([contexts[request] for request in span.requests])
+            groups = [[next(lengths) for _ in range(size)] for size in span.groups or (span.count,)]
+            tokens = sum(max(group) * len(group) if pads else sum(group) for group in groups)
+            found.append(Step(span.count, tokens, (span.end_ns - span.start_ns) / 1e9, beside.share(span)))
+    return found
+
+
+def copies(run: Run) -> list[Copy]:
+    """Of hand-offs, spills and fetches."""
+    spans = [span for span in run.timeline.spans if span.kind in ("copy", "spill", "fetch")]
+    return [Copy(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9) for span in spans]
+
+
+def turns(run: Run) -> list[float]:
+    """Seconds from a step's end to the start of the next of the same rows, where that was decided after it: the host's
+    share."""
+    found, last = [], {}
+    for span in sorted(run.timeline.spans, key=lambda span: span.start_ns):
+        before = last.get(span.place)
+        last[span.place] = span
+        if before is None or {span.kind, before.kind} != {"decode"} or before.end_ns > span.ready_ns:
+            continue
+        if not set(before.requests).isdisjoint(span.requests):
+            found.append((span.start_ns - before.end_ns) / 1e9)
+    return found
+
+
+class _Beside:
+    """Which share of a span's time other workers computed."""
+
+    def __init__(self, run: Run) -> None:
+        self._work = {
+            place: union((span.start_ns, span.end_ns) for span in run.timeline.spans if span.place != place
+                         and span.kind in ("prefill", "decode"))
+            for place in {span.place for span in run.timeline.spans}
+        }  # fmt: skip
+
+    def share(self, span: Span) -> float:
+        took = span.end_ns - span.start_ns
+        return length(intersection(self._work[span.place], [(span.start_ns, span.end_ns)])) / took if took else 0.0
+
+
+def _spans(run: Run, kind: str) -> list[Span]:
+    return sorted((span for span in run.timeline.spans if span.kind == kind), key=lambda span: span.start_ns)
+
+
+def _prompts(run: Run) -> dict[int, int]:
+    return {result.request: result.prompt_tokens for result in run.results}
+
+
+def _again(run: Run) -> set[int]:
+    """Requests that came back to the queue, or began before the run was recorded."""
+    known = {result.request for result in run.results}
+    back = {r.request for r in run.results if sum(stage is Stage.QUEUED for _, stage in r.stages) > 1}
+    return back | {request for span in run.timeline.spans for request in span.requests if request not in known}

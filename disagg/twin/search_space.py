@@ -1,0 +1,116 @@
+"""What `tune` tries: who works on which device, and then one setting at a time.
+
+Every arrangement of up to `count` devices stands beside its rivals that do not split: as many devices, each doing both.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from disagg.plan.config import Config
+from disagg.plan.errors import ConfigError
+from disagg.twin.hardware import Device, Hardware
+from disagg.twin.model_shapes import sizes_of
+
+MOST_DEVICES = 16
+CHUNKS = (256, 512, 1024, 2048, 4096, 8192)  # tokens of one prefill pass
+BATCHES = (8, 16, 32, 64, 128, 256)  # rows of one decode step
+WIDE = 128  # of them, to judge an arrangement by
+LAYERS = (1, 2, 4, 8, 16)  # of a copy; None besides: as the wire's fixed cost and bandwidth ask for
+RINGS = (2, 4, 8, 16, 32)  # slots between the two hops of "staged"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config, and the devices that it is to run on, one for each worker."""
+
+    config: Config
+    hardware: Hardware
+    refused: str = ""  # why it can't be tried
+
+    @property
+    def devices(self) -> int:
+        return self.hardware.count
+
+    @property
+    def each_device(self) -> list[Device]:
+        first, second = self.hardware.prefill, self.hardware.decode
+        return [first] * self.devices if first == second else [first, second]
+
+    @property
+    def place(self) -> str:
+        """The devices in words that `Hardware.parse` reads."""
+        one, other = self.hardware.prefill.name, self.hardware.decode.name
+        return f"{self.hardware.count}x{one}" if one == other else f"{one}+{other}"
+
+    @property
+    def arrangement(self) -> str:
+        """Who does what, in words."""
+        config = self.config
+        if config.colocated:
+            return "one for both" if config.decode_workers == 1 else f"{config.decode_workers}, each for both"
+        return f"{config.prefill_workers} prefill + {config.decode_workers} decode"
+
+    def but(self, **changes) -> "Candidate":
+        return Candidate(self.config.replace(**changes), self.hardware)
+
+
+def base_of(config: Config | str | os.PathLike, hardware: Hardware) -> Config:
+    """A Config as it is; of a model's name, a config for such devices: GPUs compute in bfloat16. ConfigError."""
+    if isinstance(config, Config):
+        if config.sm_split is not None:
+            raise ConfigError("sm_split: the twin does not know how a GPU behaves that is cut by SMs; leave it out")
+        return config.replace(link=tuple(config.link)) if isinstance(config.link, list) else config
+    if hardware.decode.name == "CPU":
+        return Config(model=config)
+    return Config(model=config, dtype="bfloat16", prefill_device="cuda:0", decode_device="cuda:1")
+
+
+def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
+    """Every way to share out up to all devices, the fewest devices first. ConfigError for more than MOST_DEVICES."""
+    if hardware.count > MOST_DEVICES:
+        raise ConfigError(f"tune shares out up to {MOST_DEVICES} devices; {hardware.words} are {hardware.count}")
+    first, second = hardware.prefill, hardware.decode
+    if first != second:
+        rival = colocated(base, Hardware(first, second, 2))
+        unknown = "the twin gives workers that do both one kind of device"
+        return [
+            colocated(base, Hardware(first, first, 1)), colocated(base, Hardware(second, second, 1)),
+            split(base, Hardware(first, second, 2), 1), split(base, Hardware(second, first, 2), 1),
+            Candidate(rival.config, rival.hardware, unknown),
+        ]  # fmt: skip
+    found = []
+    for count in range(1, hardware.count + 1):
+        devices = Hardware(first, second, count)
+        found += [colocated(base, devices), *(split(base, devices, prefill) for prefill in range(1, count))]
+    return found
+
+
+def colocated(base: Config, hardware: Hardware) -> Candidate:
+    """The rival: every device does both."""
+    alone = {"decode_device": base.prefill_device} if hardware.count == 1 else {}
+    both = base.replace(prefill_workers=0, decode_workers=hardware.count, route="bulk", **alone)
+    return Candidate(both, hardware)
+
+
+def split(base: Config, hardware: Hardware, prefill: int) -> Candidate:
+    """So many devices prefill and the others decode; K/V go straight, layers as they are computed."""
+    route = "direct" if base.colocated or base.route == "bulk" else base.route
+    decode = hardware.count - prefill
+    return Candidate(base.replace(prefill_workers=prefill, decode_workers=decode, route=route), hardware)
+
+
+def starts(candidate: Candidate) -> list[Candidate]:
+    """As it is, and with a batch that does not bind: one decode device for three may need more rows than were given."""
+    return [candidate] if candidate.refused else list(dict.fromkeys([candidate, candidate.but(max_batch=WIDE)]))
+
+
+def settings(candidate: Candidate) -> Iterator[list[dict]]:
+    """What may be changed of an arrangement, one setting after the other: all changes that each one has."""
+    config = candidate.config
+    yield [{"chunk_tokens": tokens} for tokens in CHUNKS if tokens % config.block_size == 0]
+    yield [{"max_batch": rows} for rows in BATCHES]
+    if not config.colocated:
+        layers = sizes_of(config.model, config.dtype).layers
+        yield [{"layers_per_copy": some} for some in (None, *LAYERS) if some is None or some <= layers]
+        yield [{"route": "bulk"}, {"route": "direct"}, *({"route": "staged", "ring_slots": slots} for slots in RINGS)]
