@@ -22,7 +22,7 @@ from disagg.run.model.model import Model, load_model
 from disagg.run.sizes import compute_of_a_layer
 from disagg.show.example_prompts import long_tail, prompts, work_c
 from disagg.show.report import Row
-from disagg.twin.simulated_engine import Speeds, World
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 Say = Callable[[str], None]
 EVEN_TOKENS = 140  # context at which both arms cost the same by speeds measured alone; at work it is about half
@@ -212,12 +212,12 @@ def controller_row(say: Say, running: int = 256) -> Row:
     """Microseconds of the controller alone an event, in a virtual world with a full batch."""
     say(f"controller at {running} running")
     config = Config.preset("streamed", model="tiny", max_batch=running, decode_blocks=8192, prefill_blocks=4096)
-    world = World(config, Speeds(prefill_pass=100_000, prefill_token=10_000, step_row=100_000))
+    world = SimulatedEngine(config, Speeds(prefill_pass=100_000, prefill_token=10_000, step_row=100_000))
     spent, at_full = [], []
     handle = world.controller.handle
 
     def timed(event, now_ns):
-        full = sum(len(seat.rows) for seat in world.controller.book.decodes) >= running * 0.95
+        full = sum(len(seat.rows) for seat in world.controller.state.decodes) >= running * 0.95
         start = time.perf_counter_ns()
         commands = handle(event, now_ns)
         (at_full if full else spent).append((time.perf_counter_ns() - start, isinstance(event, ev.Stepped)))

@@ -59,7 +59,7 @@ def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
         engine.retune(max_batch=3)
         for handle in handles:
             handle.result()
-        ahead = engine.controller.book.steps_in_flight
+        ahead = engine.controller.state.steps_in_flight
     shape = {"layers": model.shape.layers, "token_bytes": model.shape.token_bytes}
     return told, replay(first, heard, **shape, steps_in_flight=ahead, pads=engine.kernel is None)
 

@@ -87,11 +87,11 @@ def lengths(*pairs, **fields) -> list[Request]:
     return [Request(prompt_of(n, seed), new, **fields) for seed, (n, new) in enumerate(pairs)]
 
 
-class Watch:
+class Monitor:
     """Checks the controller's books after every event, and lets a test wait for a state without sleeping."""
 
     def __init__(self, engine: Engine):
-        self.engine, self.book = engine, engine.controller.book
+        self.engine, self.state = engine, engine.controller.state
         self.events: list = []  # in the order in which the controller took them
         self.error: BaseException | None = None
         self._changed = threading.Condition()
@@ -103,33 +103,33 @@ class Watch:
             commands = self._handle(event, now_ns)
             self.events.append(event)
             try:
-                self.book.check()
+                self.state.check()
             except AssertionError as error:
                 self.error = self.error or error
             self._changed.notify_all()
         return commands
 
     def until(self, condition, what: str = "the awaited state"):
-        """Returns once `condition(book)` holds after some event."""
+        """Returns once `condition(state)` holds after some event."""
         with self._changed:
-            came = self._changed.wait_for(lambda: condition(self.book), LIMIT_S)
-            now = {r.id: (r.stage.value, r.gate) for r in self.book.records.values()}
+            came = self._changed.wait_for(lambda: condition(self.state), LIMIT_S)
+            now = {r.id: (r.stage.value, r.gate) for r in self.state.records.values()}
         assert came, f"{what} never came; now {now}"
 
     def until_stage(self, request: int, stage: Stage):
-        self.until(lambda book: request in book.records and book.records[request].stage is stage, stage.value)
+        self.until(lambda state: request in state.records and state.records[request].stage is stage, stage.value)
 
     def until_idle(self):
-        self.until(lambda book: not held(self.engine), "idleness")
+        self.until(lambda state: not held(self.engine), "idleness")
 
 
 def held(engine: Engine) -> dict:
     """Whatever requests, passes, steps, transfers and blocks the controller still holds."""
-    book = engine.controller.book
-    found = {"records": len(book.records), "transfers": len(book.transfers), "deadlines": len(book._due)}
-    found["passes"] = sum(seat.passing is not None for seat in book.prefills)
-    found["steps"] = sum(len(seat.steps) for seat in book.decodes)
-    found |= {pool.name: pool.held for pool in book.pools()}
+    state = engine.controller.state
+    found = {"records": len(state.records), "transfers": len(state.transfers), "deadlines": len(state._due)}
+    found["passes"] = sum(seat.passing is not None for seat in state.prefills)
+    found["steps"] = sum(len(seat.steps) for seat in state.decodes)
+    found |= {pool.name: pool.held for pool in state.pools()}
     return {name: count for name, count in found.items() if count}
 
 
@@ -139,10 +139,10 @@ def threads() -> list[str]:
 
 @contextlib.contextmanager
 def opened(config: Config, anomalies: int = 0, broken: bool = False):
-    """An engine over the shared model. When it is closed nothing may be held or running, and every book must agree."""
+    """An engine over the shared model. When it is closed nothing may be held or running, and every state must agree."""
     before = threads()
     engine = Engine(config, tiny())
-    engine.watch = Watch(engine)
+    engine.watch = Monitor(engine)
     try:
         yield engine
     finally:
@@ -155,8 +155,8 @@ def opened(config: Config, anomalies: int = 0, broken: bool = False):
         assert engine.executor.transfers.traffic.journeys == {}
         assert engine.executor.transfers.traffic.ring.held == 0
         assert engine.executor.transfers._spilled == {}
-        assert engine.controller.book.counts["anomalies"] == anomalies
-        assert engine.controller.book.counts["padding_mismatches"] == 0
+        assert engine.controller.state.counts["anomalies"] == anomalies
+        assert engine.controller.state.counts["padding_mismatches"] == 0
 
 
 class Gate:

@@ -22,7 +22,7 @@ ENDS = ("eos", "length", "cancelled", "failed")
 LIMIT_S = 120.0
 
 
-class World:
+class SimulatedEngine:
     """One engine and what its users do; `found` is what went wrong."""
 
     def __init__(self, seed: int, model):
@@ -112,7 +112,7 @@ class World:
         self.check()
 
     def check(self):
-        engine, book = self.engine, self.engine.controller.book
+        engine, state = self.engine, self.engine.controller.state
         for handle in self.handles:
             if not handle.done or handle.so_far.finish_reason not in ENDS:
                 self.found.append(f"request {handle.so_far.request} is lost: {handle.so_far.finish_reason!r}")
@@ -125,27 +125,27 @@ class World:
             done = [r for r in run.results if r.finish_reason in ("eos", "length")]
             done = [r for r in done if len(r.token_ids) > 1]  # prefill alone gives the first token
             most = max((-(-(r.prompt_tokens + len(r.token_ids) - 1) // 16) for r in done), default=0)
-            if most > run.peak_blocks["decode 0"] and len(book.decodes) == 1:
+            if most > run.peak_blocks["decode 0"] and len(state.decodes) == 1:
                 self.found.append(f"peak of decode 0 is {run.peak_blocks['decode 0']}, a request held {most}")
             for pool, peak in run.peak_blocks.items():
-                total = next(p.total for p in book.pools() if p.name == pool)
+                total = next(p.total for p in state.pools() if p.name == pool)
                 if not 0 <= peak <= total:
                     self.found.append(f"peak of {pool} is {peak} of {total}")
             if any(count < 0 for count in run.counts.values()) or run.anomalies:
                 self.found.append(f"counts are {run.counts}")
-        held = {pool.name: pool.held for pool in book.pools() if pool.held}
-        if held or book.records or book.transfers or engine.breach or book.counts["padding_mismatches"]:
-            self.found.append(f"left over: {held} {list(book.records)} {list(book.transfers)} {engine.breach}")
+        held = {pool.name: pool.held for pool in state.pools() if pool.held}
+        if held or state.records or state.transfers or engine.breach or state.counts["padding_mismatches"]:
+            self.found.append(f"left over: {held} {list(state.records)} {list(state.transfers)} {engine.breach}")
         now = {name: getattr(engine.config, name) for name in self.settings}
-        if engine.config != book.config or now != self.settings:
-            self.found.append(f"{self.settings} were set; users see {now}, the controller {book.config}")
+        if engine.config != state.config or now != self.settings:
+            self.found.append(f"{self.settings} were set; users see {now}, the controller {state.config}")
 
 
 def hammer(worlds: int, first: int = 0, say=print) -> tuple[list[str], Counter]:
     """What went wrong in so many worlds, each with its seed; and what was done how often."""
     found, seen, before, model = [], Counter(), sys.getswitchinterval(), load_model("tiny")
     for seed in range(first, first + worlds):
-        world = World(seed, model)
+        world = SimulatedEngine(seed, model)
         sys.setswitchinterval(SWITCH_S)
         try:
             world.run()

@@ -21,7 +21,7 @@ class Hand:
         sizes = {"block_size": 4, "prefill_blocks": 8, "decode_blocks": 8, "host_blocks": 0, "watchdog_s": 1.0}
         config = Config.preset(preset, **{**sizes, "chunk_tokens": 64, **changes})
         self.controller = Controller(config, layers=LAYERS, token_bytes=2 * LAYERS, steps_in_flight=steps)
-        self.book = self.controller.book
+        self.state = self.controller.state
         self.now = 0
         self.pass_ns = 10**6  # what a pass says it took: dear, so that a spill is cheaper
         self.out: list = []  # commands of the last event
@@ -31,7 +31,7 @@ class Hand:
         self.now += after
         self.out = self.controller.handle(event, self.now)
         self.log += self.out
-        self.book.check()
+        self.state.check()
         return self.out
 
     def last(self, kind):
@@ -42,11 +42,11 @@ class Hand:
         return [type(command).__name__ for command in self.out]
 
     def stage(self, request=0) -> str:
-        return self.book.records[request].stage.value
+        return self.state.records[request].stage.value
 
     def held(self) -> tuple[int, ...]:
         """Blocks held, a pool: prefill, decode, host (colocated: decode, host)."""
-        return tuple(pool.held for pool in self.book.pools())
+        return tuple(pool.held for pool in self.state.pools())
 
     def submit(self, request=0, prompt=6, new=4, eos=()):
         return self.tell(ev.Submit(make_job(request, prompt, new, eos, self.now)))
@@ -60,7 +60,7 @@ class Hand:
 
     def stepped(self, *tokens, step=None):
         """The oldest step in flight ends."""
-        seat = self.book.decodes[0]
+        seat = self.state.decodes[0]
         oldest = seat.steps[0]
         number = oldest.number if step is None else step
         event = ev.Stepped(DECODE, number, tokens, self.now, self.now + 1, oldest.used_slots, oldest.padded_slots)
@@ -76,7 +76,7 @@ class Hand:
     def land_all(self, transfer=None):
         """Everything due of the last transfer."""
         number = self.transfer if transfer is None else transfer
-        blocks = self.book.transfers[number].blocks
+        blocks = self.state.transfers[number].blocks
         return self.landed(ev.Part(0, LAYERS, 0, blocks), transfer=number)
 
     @property
@@ -94,4 +94,4 @@ class Hand:
 
     @property
     def anomalies(self) -> int:
-        return self.book.counts["anomalies"]
+        return self.state.counts["anomalies"]

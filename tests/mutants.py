@@ -33,8 +33,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PLAN, REASONS, REACH = ROOT / "disagg" / "plan", ROOT / "tests" / "mutants.txt", ROOT / "build" / "mutants.json"
 CORE = (
-    "batching blocks book controller decoding handoff law link metrics movement paging prefilling seats scheduler "
-    "traffic"
+    "batching blocks state controller decode_scheduler transfer link kv_transfers preemption prefill_scheduler "
+    "queues transfer_scheduler worker_state"
 )
 NAMES = (
     "batching blocks config controller detectors fault_plan law link metrics paging scheduler simulation small_world "

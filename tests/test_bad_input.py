@@ -358,7 +358,7 @@ def test_a_change_that_cannot_be_is_refused_and_the_engine_goes_on(case):
     with opened(small()) as engine:
         old = engine.config
         refused(ConfigError, match, lambda: engine.retune(**changes))
-        assert engine.config == old == engine.controller.book.config
+        assert engine.config == old == engine.controller.state.config
         check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
 
 
@@ -373,7 +373,7 @@ def test_a_pool_set_back_to_none_is_what_it_was_at_the_start():
 def test_what_no_longer_fits_after_a_change_fails_in_words():
     with opened(small()) as engine:
         handle = engine.submit(Request(prompt_of(40), 200, ignore_eos=True))
-        engine.watch.until(lambda book: 0 in book.records and book.records[0].generated)
+        engine.watch.until(lambda state: 0 in state.records and state.records[0].generated)
         engine.retune(decode_blocks=8)
         result = handle.result()
         assert result.finish_reason == "failed" and "need 15 blocks of 16, but decode 0 has 8" in result.error

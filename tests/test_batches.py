@@ -17,12 +17,12 @@ from disagg.show.plots.batch_plot import REASONS, batch_picture, batches, batche
 from disagg.trace.batch_history import ENDS, JOINS, LEAVES, batch_steps, padding_of
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
-from disagg.twin.simulated_engine import World
+from disagg.twin.simulated_engine import SimulatedEngine
 
 TIGHT = {"decode_blocks": 40, "prefill_blocks": 60, "link": 0.05e9}
 
 
-class Listening(World):
+class Listening(SimulatedEngine):
     """A virtual world that keeps the decode commands."""
 
     def __init__(self, *args, **more):

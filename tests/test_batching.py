@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from disagg.plan.batching import Composer, Group, Padding, Row, StepModel, bin_end, bin_of, padding
 from disagg.plan.blocks import Table
 from disagg.plan.request import Job, Record
-from disagg.plan.worker_state import DecodeSeat
+from disagg.plan.worker_state import DecodeWorkerState
 
 
 def test_bins_hold_contexts_up_to_their_bound():
@@ -117,7 +117,7 @@ def test_an_impossible_target_still_runs_one_row():
     assert composer.limit(100, 64) == 1
 
 
-def decoding(seat: DecodeSeat, request: int, context: int) -> Record:
+def decoding(seat: DecodeWorkerState, request: int, context: int) -> Record:
     record = Record(Job(request, (0,) * context, 9, 0))
     record.decode_table = Table.reserve(seat.pool, 9, request)
     record.generated.append(7)
@@ -126,7 +126,7 @@ def decoding(seat: DecodeSeat, request: int, context: int) -> Record:
 
 def test_a_row_that_joins_stands_in_the_bin_of_what_its_step_reads():
     hand = Hand(bins=(8,), decode_blocks=64)
-    seat = hand.book.decodes[0]
+    seat = hand.state.decodes[0]
     for request, context in enumerate((7, 8)):
         seat.join(decoding(seat, request, context))
     assert seat.issue(1, 0, True).groups == ((0,), (1,)), "they read 8 and 9"
@@ -134,7 +134,7 @@ def test_a_row_that_joins_stands_in_the_bin_of_what_its_step_reads():
 
 def test_who_leaves_before_its_first_step_never_joins():
     hand = Hand(decode_blocks=64)
-    seat = hand.book.decodes[0]
+    seat = hand.state.decodes[0]
     records = [decoding(seat, request, 5) for request in range(2)]
     for record in records:
         seat.join(record)

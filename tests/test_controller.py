@@ -37,7 +37,7 @@ def test_a_split_request_step_by_step():
     assert [stage.value for _, stage in ended.stages] == [
         "queued", "prefilling", "handing off", "landed", "running", "ended"
     ]  # fmt: skip
-    assert hand.book.next_deadline_ns is None and hand.anomalies == 0
+    assert hand.state.next_deadline_ns is None and hand.anomalies == 0
 
 
 def test_bulk_sends_after_prefill_and_streams_send_before_it():
@@ -104,7 +104,7 @@ def test_decode_blocks_are_reserved_when_something_is_about_to_travel():
     assert hand.held() == (3, 2, 0)
     hand.prefilled(1)
     assert hand.kinds() == ["Emit", "Send"], "no place yet: four blocks are needed, two are there"
-    assert hand.book.records[1].gate == "decode 0 blocks"
+    assert hand.state.records[1].gate == "decode 0 blocks"
     hand.cancel(0)
     assert hand.held() == (3, 2, 0), "the step in flight still writes them"
     hand.stepped(5)
@@ -145,14 +145,14 @@ def test_a_full_baseline_names_the_gate():
     hand.prefilled(11)
     hand.submit(1)
     hand.stepped(12)
-    assert (hand.stage(1), hand.book.records[1].gate) == ("queued", "batch slot")
+    assert (hand.stage(1), hand.state.records[1].gate) == ("queued", "batch slot")
 
 
 def test_two_colocated_take_turns_by_arrival():
     hand = Hand("two_colocated")
     for request in range(3):
         hand.submit(request)
-    assert [record.seat for record in hand.book.records.values()] == [0, 1, 0]
+    assert [record.seat for record in hand.state.records.values()] == [0, 1, 0]
 
 
 def test_illegal_moves_are_refused():
@@ -177,7 +177,7 @@ def spilling(**changes) -> Hand:
         hand.prefilled(request)
         hand.land_all()
     while "Preempted" not in hand.kinds():
-        hand.stepped(*(50 for _ in hand.book.decodes[0].steps[0].requests))
+        hand.stepped(*(50 for _ in hand.state.decodes[0].steps[0].requests))
     return hand
 
 
@@ -192,11 +192,11 @@ def fetching() -> Hand:
 
 def test_spill_and_fetch_step_by_step():
     hand = spilling()
-    record = hand.book.records[1]
+    record = hand.state.records[1]
     choice = hand.last(cmd.Preempted).choice
     assert choice.arm.value == "spill" and choice.spill_ns < choice.recompute_ns
     assert (hand.stage(0), hand.stage(1), hand.held()) == ("landed", "spilling", (0, 4, 2))
-    assert hand.book.records[0].gate == "decode 0 blocks"
+    assert hand.state.records[0].gate == "decode 0 blocks"
     hand.land_all()
     assert (hand.stage(0), hand.stage(1), hand.held()) == ("running", "spilled", (0, 3, 2))
     hand.cancel(0)
@@ -207,7 +207,7 @@ def test_spill_and_fetch_step_by_step():
     assert (hand.stage(1), hand.held()) == ("running", (0, 2, 0))
     join = hand.last(cmd.Decode).joins[0]
     assert (join.context, join.token_index) == (record.context, len(record.generated))
-    counted = [hand.book.counts[name] for name in ("preemptions", "spills", "fetches", "recomputes")]
+    counted = [hand.state.counts[name] for name in ("preemptions", "spills", "fetches", "recomputes")]
     assert counted == [1, 1, 1, 0]
 
 
@@ -223,7 +223,7 @@ def test_without_host_room_the_youngest_is_computed_again():
     assert (hand.stage(0), hand.stage(1)) == ("running", "queued")
     hand.stepped(50)
     chunk = hand.last(cmd.Prefill).chunks[0]
-    record = hand.book.records[1]
+    record = hand.state.records[1]
     assert chunk.tokens == record.job.prompt + tuple(record.generated)
     assert (chunk.token_index, chunk.final) == (len(record.generated), True)
 
@@ -234,8 +234,8 @@ def test_a_failing_spill_or_fetch_is_computed_again_once_its_copies_have_ended(b
     hand.tell(ev.TransferFailed(hand.transfer, "fault"))
     assert hand.stage(1) == bring.__name__ and isinstance(hand.out[0], cmd.Abort)
     hand.tell(ev.TransferClosed(hand.transfer))
-    assert hand.stage(1) in ("queued", "prefilling") and hand.book.records[1].host_table is None
-    assert (hand.book.counts["recomputes"], hand.ended().get(1), hand.held()[2]) == (1, None, 0)
+    assert hand.stage(1) in ("queued", "prefilling") and hand.state.records[1].host_table is None
+    assert (hand.state.counts["recomputes"], hand.ended().get(1), hand.held()[2]) == (1, None, 0)
 
 
 # ---- what broke once -----------------------------------------------------------------------------------------------
@@ -271,16 +271,16 @@ def test_two_failing_copies_of_one_spill_count_once():
     assert hand.stage(1) == "spilling"
     hand.tell(ev.TransferFailed(hand.transfer, "first"))
     hand.tell(ev.TransferFailed(hand.transfer, "second, of a copy that was under way too"))
-    assert hand.book.counts["paging_failures"] == 1
+    assert hand.state.counts["paging_failures"] == 1
     assert sum(isinstance(command, cmd.Abort) for command in hand.log) == 1
 
 
 def test_a_second_landing_teaches_the_costs_nothing():
     hand = spilling()
     hand.landed(hand.part(0))
-    known = hand.book.costs.copy_ns_per_byte
+    known = hand.state.costs.copy_ns_per_byte
     hand.tell(ev.Landed(hand.transfer, (hand.part(0),), 16, 10**6))
-    assert (hand.anomalies, hand.book.costs.copy_ns_per_byte) == (1, known)
+    assert (hand.anomalies, hand.state.costs.copy_ns_per_byte) == (1, known)
 
 
 def test_blocks_freed_for_a_row_are_not_given_back_to_the_one_that_was_spilled_for_it():
@@ -288,11 +288,11 @@ def test_blocks_freed_for_a_row_are_not_given_back_to_the_one_that_was_spilled_f
     assert (hand.stage(0), hand.stage(1)) == ("landed", "spilling")
     hand.land_all()
     assert (hand.stage(0), hand.stage(1)) == ("running", "spilled")
-    assert hand.last(cmd.Decode).joins[0].blocks == tuple(hand.book.records[0].decode_table.blocks)
+    assert hand.last(cmd.Decode).joins[0].blocks == tuple(hand.state.records[0].decode_table.blocks)
 
 
 def retuned(hand: Hand, **changes) -> list:
-    return hand.tell(ev.Retune(hand.book.config.replace(**changes)))
+    return hand.tell(ev.Retune(hand.state.config.replace(**changes)))
 
 
 def test_what_no_longer_fits_a_shrunk_pool_is_refused_or_fails_in_words():
@@ -339,13 +339,13 @@ OPEN = [stage.value for stage in Stage if stage is not Stage.ENDED]
 def test_cancel_ends_at_once_and_frees_when_nothing_touches_the_blocks(stage):
     hand, request = at(stage)
     assert hand.stage(request) == stage
-    record = hand.book.records[request]
+    record = hand.state.records[request]
     tables = record.tables
     hand.cancel(request)
     assert hand.ended()[request] == "cancelled"
     assert [command.request for command in hand.log if isinstance(command, cmd.Ended)].count(request) == 1
     busy = {"prefilling", "handing off", "running", "spilling", "fetching"}
-    quarantined = sum(pool.counts()["quarantined"] for pool in hand.book.pools())
+    quarantined = sum(pool.counts()["quarantined"] for pool in hand.state.pools())
     assert (quarantined > 0) == (stage in busy)
     match stage:
         case "prefilling":
@@ -358,7 +358,7 @@ def test_cancel_ends_at_once_and_frees_when_nothing_touches_the_blocks(stage):
             assert hand.last(cmd.Abort).transfer == hand.transfer
             hand.tell(ev.TransferClosed(hand.transfer))
     assert all(table.released and not table.pins for table in tables)
-    assert sum(pool.counts()["quarantined"] for pool in hand.book.pools()) == 0
+    assert sum(pool.counts()["quarantined"] for pool in hand.state.pools()) == 0
     assert hand.anomalies == 0
     hand.cancel(request)
     assert [command.request for command in hand.log if isinstance(command, cmd.Ended)].count(request) == 1
@@ -399,7 +399,7 @@ def test_one_step_ahead_drops_the_extra_token_and_returns_blocks_when_that_step_
     assert hand.out == []
     hand.stepped(77)
     assert hand.kinds() == ["Emit", "Ended"] and hand.ended() == {0: "eos"}
-    assert hand.book.decodes[0].pool.counts()["quarantined"] == 2
+    assert hand.state.decodes[0].pool.counts()["quarantined"] == 2
     hand.stepped(12)
     assert hand.last(cmd.Emit).requests == () and hand.held() == (0, 0, 0)
 
@@ -425,11 +425,11 @@ def test_no_step_ahead_where_a_row_would_have_no_block():
     hand.stepped(20)
     assert hand.last(cmd.Decode).joins[0].request == 1
     hand.stepped(21)
-    assert len(hand.book.decodes[0].steps) == 1 and hand.stage(1) == "running"
+    assert len(hand.state.decodes[0].steps) == 1 and hand.stage(1) == "running"
     hand.stepped(22, 12)
     first = next(command for command in hand.out if isinstance(command, cmd.Decode))
     assert first.left == (1,), "it sits out until there is a block"
-    assert (hand.stage(1), hand.book.records[1].gate) == ("landed", "decode 0 blocks")
+    assert (hand.stage(1), hand.state.records[1].gate) == ("landed", "decode 0 blocks")
 
 
 def test_nobody_is_preempted_under_a_step_in_flight():
@@ -461,12 +461,12 @@ def test_a_deadline_never_moves():
     hand = Hand()
     hand.submit()
     hand.prefilled(11)
-    due = hand.book.next_deadline_ns
+    due = hand.state.next_deadline_ns
     assert due == hand.now + SECOND
     hand.landed(hand.part(0))
     hand.submit(1)
     hand.tell(ev.Tick(), after=due - 1 - hand.now)
-    assert hand.book.next_deadline_ns == due and hand.stage() == "handing off"
+    assert hand.state.next_deadline_ns == due and hand.stage() == "handing off"
     hand.now = due - 1
     hand.tell(ev.Tick())
     assert hand.ended()[0] == "failed"
@@ -481,14 +481,14 @@ def test_a_deadline_that_passes_makes_room_even_at_an_event_that_tells_nothing()
     hand.prefilled(11)
     hand.prefilled(11)
     assert hand.stage(2) == "queued"
-    hand.now = hand.book.next_deadline_ns - 1
+    hand.now = hand.state.next_deadline_ns - 1
     hand.landed(hand.part(0), transfer=99)
     assert hand.ended() == {0: "failed"} and hand.last(cmd.Prefill).chunks[0].request == 2
 
 
 def test_a_request_that_no_longer_fits_fails_in_words():
     hand = Hand()
-    hand.tell(ev.Retune(hand.book.config.replace(decode_blocks=2)))
+    hand.tell(ev.Retune(hand.state.config.replace(decode_blocks=2)))
     hand.submit(prompt=6, new=4)
     assert hand.ended() == {0: "failed"}
     words = "prompt of 6 tokens and 4 new ones need 3 blocks of 4, but decode 0 has 2; shorten"
@@ -500,7 +500,7 @@ def test_a_streamed_deadline_starts_when_only_copies_are_left():
     hand.submit()
     hand.tell(ev.Tick(), after=SECOND)
     hand.prefilled(11)
-    assert hand.book.next_deadline_ns == hand.now + 2 * SECOND
+    assert hand.state.next_deadline_ns == hand.now + 2 * SECOND
 
 
 def test_an_overdue_transfer_stays_quarantined_until_closed_and_breaks_the_engine_if_it_never_is():
@@ -567,11 +567,11 @@ def test_a_failed_step_fails_its_rows_and_nobody_else():
 
 def view(hand: Hand) -> tuple:
     """What a stray notice must leave as it is."""
-    book = hand.book
+    state = hand.state
     return (
-        {r.id: (r.stage, tuple(r.generated), r.prefilled, r.transfer, len(r.tables)) for r in book.records.values()},
-        [pool.counts() for pool in book.pools()], sorted(book.transfers), book.next_deadline_ns, book.backlog,
-        book.padding.used_slots, [tuple(step.requests for step in seat.steps) for seat in book.decodes],
+        {r.id: (r.stage, tuple(r.generated), r.prefilled, r.transfer, len(r.tables)) for r in state.records.values()},
+        [pool.counts() for pool in state.pools()], sorted(state.transfers), state.next_deadline_ns, state.backlog,
+        state.padding.used_slots, [tuple(step.requests for step in seat.steps) for seat in state.decodes],
     )  # fmt: skip
 
 
@@ -611,7 +611,7 @@ def test_every_notice_twice_changes_nothing_and_is_counted():
     assert hand.stage() == "running"
     twice(ev.Stepped(DECODE, 0, (12,), 0, 1, 7, 7))
     twice(ev.Stepped(DECODE, 1, (13,), 0, 1, 8, 8))
-    assert hand.ended() == {0: "length"} and hand.book.counts["padding_mismatches"] == 0
+    assert hand.ended() == {0: "length"} and hand.state.counts["padding_mismatches"] == 0
 
 
 def test_steps_out_of_order_are_counted():
@@ -619,14 +619,14 @@ def test_steps_out_of_order_are_counted():
     hand.run_one()
     hand.tell(ev.Tick())
     hand.stepped(12, step=1)
-    assert hand.anomalies == 1 and len(hand.book.decodes[0].steps) == 2
+    assert hand.anomalies == 1 and len(hand.state.decodes[0].steps) == 2
 
 
 def test_a_step_that_read_other_slots_than_planned_shows():
     hand = Hand()
     hand.run_one()
     hand.tell(ev.Stepped(DECODE, 0, (12,), 0, 1, 7, 64))
-    assert hand.book.counts["padding_mismatches"] == 1
+    assert hand.state.counts["padding_mismatches"] == 1
 
 
 # ---- retune ----------------------------------------------------------------------------------------------------------
@@ -635,14 +635,14 @@ def test_a_step_that_read_other_slots_than_planned_shows():
 def test_what_a_running_engine_cannot_change_is_named():
     hand = Hand()
     with pytest.raises(ConfigError, match="block_size can't change while the engine runs; those that can: link, "):
-        hand.controller.check_live(hand.book.config.replace(block_size=8))
+        hand.controller.check_live(hand.state.config.replace(block_size=8))
 
 
 def test_shrinking_a_pool_drains_it_first():
     hand = Hand()
     hand.run_one(0, prompt=14, new=8)
     retuned(hand, decode_blocks=6)
-    pool = hand.book.decodes[0].pool
+    pool = hand.state.decodes[0].pool
     assert (pool.held, pool.available, pool.total) == (4, 2, 8)
     hand.submit(1, prompt=10, new=2)
     hand.prefilled(11)
@@ -660,7 +660,7 @@ def test_retune_reorders_the_queue_and_changes_the_batch():
     assert [hand.stage(request) for request in range(3)] == ["handing off", "queued", "queued"]
     hand.land_all()
     assert hand.last(cmd.Prefill).chunks[0].request == 2
-    assert hand.book.decodes[0].bins == (8, 16)
+    assert hand.state.decodes[0].bins == (8, 16)
 
 
 def test_new_bins_regroup_the_rows_that_run():
@@ -751,14 +751,14 @@ def test_a_request_that_fills_the_pool_exactly_is_served_and_one_more_token_is_r
     hand.submit(prompt=20, new=12)
     hand.prefilled(1)
     hand.land_all()
-    while hand.book.records:
+    while hand.state.records:
         hand.stepped(5)
-    assert hand.ended() == {0: "length"} and hand.book.decodes[0].pool.peak == 8
+    assert hand.ended() == {0: "length"} and hand.state.decodes[0].pool.peak == 8
 
 
 def test_an_idle_controller_does_nothing():
     hand = Hand()
-    assert hand.tell(ev.Tick(), after=10 * SECOND) == [] and hand.book.next_deadline_ns is None
+    assert hand.tell(ev.Tick(), after=10 * SECOND) == [] and hand.state.next_deadline_ns is None
 
 
 def test_a_target_keeps_prefill_from_running_ahead_of_the_batch():
@@ -766,7 +766,7 @@ def test_a_target_keeps_prefill_from_running_ahead_of_the_batch():
     hand.submit(0)
     hand.submit(1)
     hand.prefilled(11)
-    assert (hand.stage(1), hand.book.records[1].gate) == ("queued", "batch slot")
+    assert (hand.stage(1), hand.state.records[1].gate) == ("queued", "batch slot")
 
 
 def test_nothing_under_way_and_somebody_waiting_breaks_in_words():

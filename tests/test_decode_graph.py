@@ -43,7 +43,7 @@ def test_a_step_is_launched_before_the_last_one_is_known():
     with Engine(small("colocated")) as it:
         decode = next(iter(it.executor.workers.values())).decode
         inner = decode.step
-        decode.step = lambda command: ahead.append(len(it.controller.book.decodes[0].steps)) or inner(command)
+        decode.step = lambda command: ahead.append(len(it.controller.state.decodes[0].steps)) or inner(command)
         run = it.serve(lengths((5, 12), (9, 12)))
     assert max(ahead) == 2 and run.anomalies == 0
     assert run.metrics().padding_waste == 0  # the kernel reads no slot that holds nothing

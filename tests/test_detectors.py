@@ -7,7 +7,7 @@ import pytest
 from hand import DECODE, PREFILL, Hand, make_job
 
 from disagg.monitor.block_monitor import Batch
-from disagg.monitor.monitor import Breach, View, Watch
+from disagg.monitor.monitor import InvariantViolation, Monitor, View
 from disagg.monitor.transfer_monitor import Carried
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -28,7 +28,7 @@ class Log:
     def __init__(self, alone=False):
         sizes = {"block_size": 4, "prefill_blocks": 4, "decode_blocks": 4, "host_blocks": 4, "watchdog_s": 1.0}
         config = Config.preset("split", **sizes, chunk_tokens=64, prefill_workers=2)
-        self.watch = Watch(config, layers=LAYERS)
+        self.watch = Monitor(config, layers=LAYERS)
         self.now = 0
         if not alone:
             self.submit(99).move("prefill 1", "in_flight", 99, 0, 1)
@@ -199,13 +199,13 @@ BREACHES = {
                        for what, case in BREACHES[name].items()],
 )  # fmt: skip
 def test_each_detector_raises_under_its_own_name(detector, case):
-    with pytest.raises(Breach) as caught:
+    with pytest.raises(InvariantViolation) as caught:
         case(Log(alone=detector in ("Watchdog", "Drain")))
     assert caught.value.detector == detector, caught.value
 
 
 def test_a_breach_names_detector_request_blocks_and_the_last_events():
-    with pytest.raises(Breach) as caught:
+    with pytest.raises(InvariantViolation) as caught:
         Log().running().hear(ev.Tick()).move("decode 0", "free", None, 2)
     breach = caught.value
     assert (breach.detector, breach.request, breach.blocks) == ("InUse", 0, (2,))
@@ -218,7 +218,7 @@ def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
     log = Log(alone=True).submit()
     log.watch.requests.open[1] = View(make_job(1), 1)
     log.move("prefill 0", "in_flight", 0, 0, 1, 2, 3).move("decode 0", "in_flight", 1, 0, 1, 2, 3)
-    with pytest.raises(Breach, match="cycle: request 0 → request 1 → request 0") as caught:
+    with pytest.raises(InvariantViolation, match="cycle: request 0 → request 1 → request 0") as caught:
         log.hear(ev.Tick())
     assert caught.value.detector == "Watchdog"
     assert (
@@ -230,7 +230,9 @@ def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
 def test_a_break_without_a_cause_names_those_it_ended_with_what_they_held():
     log = Log(alone=True).submit(0).ended()
     log.submit(1).move("prefill 0", "in_flight", 1, 0, 1).move("prefill 0", "free", None, 0, 1).ended(request=1)
-    with pytest.raises(Breach, match="^Watchdog: nothing is under way; request 1 .*, holds 2 of prefill 0") as caught:
+    with pytest.raises(
+        InvariantViolation, match="^Watchdog: nothing is under way; request 1 .*, holds 2 of prefill 0"
+    ) as caught:
         log.obey(cmd.Broken("nothing is under way"))
     assert "request 0" not in caught.value.what
 
@@ -245,8 +247,8 @@ class Checked(Hand):
 
     def __init__(self, *args, **changes):
         super().__init__(*args, **changes)
-        self.watch = Watch(self.book.config, layers=LAYERS)
-        self.book.on_move = self.watch.moved
+        self.watch = Monitor(self.state.config, layers=LAYERS)
+        self.state.on_move = self.watch.moved
 
     def tell(self, event, after=1):
         self.watch.hear(self.now + after, event)
@@ -254,7 +256,7 @@ class Checked(Hand):
         for command in commands:
             self.watch.obey(self.now, command)
         self.watch.settle()
-        for pool in self.book.pools():
+        for pool in self.state.pools():
             self.watch.blocks.compare(pool.name, pool.counts())
         return commands
 
@@ -278,17 +280,19 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
     """Though there be something to start: that waits for an event that tells something."""
     hand = Hand()
     hand.submit()
-    hand.book.enter(make_job(1, prompt=3))
-    hand.book.prefills[0].passing = None
-    hand.book.prefills[0].partial.clear()
+    hand.state.enter(make_job(1, prompt=3))
+    hand.state.prefills[0].passing = None
+    hand.state.prefills[0].partial.clear()
     assert hand.controller.handle(stray, 5) == []
     assert hand.controller.handle(ev.Tick(), 6) != []
 
 
 def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
-    assert Breach("Alias", "it is owned", 3, (4, 5)).summary == "Alias: it is owned (request 3; blocks 4, 5)"
-    assert Breach("Drain", "not empty").summary == "Drain: not empty"
-    assert str(Breach("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
+    assert (
+        InvariantViolation("Alias", "it is owned", 3, (4, 5)).summary == "Alias: it is owned (request 3; blocks 4, 5)"
+    )
+    assert InvariantViolation("Drain", "not empty").summary == "Drain: not empty"
+    assert str(InvariantViolation("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
 
 
 def test_what_landed_before_a_recompute_counts_no_more():

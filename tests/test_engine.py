@@ -297,7 +297,7 @@ def test_policies_change_the_order_and_no_answer(policy):
         engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
         handles = [engine.submit(request) for request in requests]
         gate.wait()
-        engine.watch.until(lambda book: len(book.records) == 4)
+        engine.watch.until(lambda state: len(state.records) == 4)
         gate.open()
         results = [handle.result() for handle in handles]
     for request, result in zip(requests, results, strict=True):
@@ -491,12 +491,12 @@ def test_a_live_change_takes_force_and_changes_no_answer(change):
     requests = [Request(prompt_of(20 + 9 * n, n), 24, ignore_eos=True) for n in range(6)]
     with opened(small("dynamic")) as engine:
         handles = [engine.submit(request) for request in requests[:4]]
-        engine.watch.until(lambda book: any(len(r.generated) > 5 for r in book.records.values()))
+        engine.watch.until(lambda state: any(len(r.generated) > 5 for r in state.records.values()))
         engine.retune(**CHANGES[change])
         handles += [engine.submit(request) for request in requests[4:]]
         results = [handle.result() for handle in handles]
         for name, value in CHANGES[change].items():
-            assert getattr(engine.controller.book.config, name) == value == getattr(engine.config, name)
+            assert getattr(engine.controller.state.config, name) == value == getattr(engine.config, name)
         run = engine.serve(requests[:4])
     for request, result in zip(requests, results, strict=True):
         check_greedy(request.prompt, result, 24, ignore_eos=True)

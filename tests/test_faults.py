@@ -188,7 +188,7 @@ def test_a_dead_thread_breaks_the_engine_in_words(monkeypatch, quiet_threads, de
         ):
             with pytest.raises(EngineError, match=cause):
                 call()
-        assert engine.controller.book.next_deadline_ns is None, "the loop would wake up for deadlines for ever"
+        assert engine.controller.state.next_deadline_ns is None, "the loop would wake up for deadlines for ever"
 
 
 def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_threads):
@@ -265,7 +265,7 @@ def test_a_cancel_in_each_stage(stage):
 
         def cancelling():
             if not cancelled:
-                for record in engine.controller.book.records.values():
+                for record in engine.controller.state.records.values():
                     if record.stage is stage:
                         cancelled.append(record.id)
                         return ev.Cancel(record.id)
@@ -292,7 +292,7 @@ def test_a_cancel_during_a_pass_or_a_step_ends_at_once_and_frees_later(monkeypat
         handle.cancel()
         result = handle.result(LIMIT_S)
         assert result.finish_reason == "cancelled" and len(result.token_ids) == (method == "decode")
-        pools = [pool.counts()["quarantined"] for pool in engine.controller.book.pools()]
+        pools = [pool.counts()["quarantined"] for pool in engine.controller.state.pools()]
         assert sum(pools) >= 3, "the worker still writes to them"
         gate.open()
         check_greedy(prompt_of(20), other.result(LIMIT_S), 9)
@@ -314,11 +314,11 @@ def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
         gate.wait()
         engine.watch.until_stage(0, Stage.HANDING_OFF)
         if lane == "up":
-            engine.watch.until(lambda book: book.prefills[0].pool.held == 0, "hop one's end")
+            engine.watch.until(lambda state: state.prefills[0].pool.held == 0, "hop one's end")
         handle.cancel()
         handle.cancel()
         assert handle.result(LIMIT_S).finish_reason == "cancelled"
-        counts = {pool.name: pool.counts()["quarantined"] for pool in engine.controller.book.pools()}
+        counts = {pool.name: pool.counts()["quarantined"] for pool in engine.controller.state.pools()}
         assert counts == {"prefill 0": 0 if lane == "up" else 3, "decode 0": 3, "host": 0}
         gate.open()
         engine.watch.until_idle()
@@ -341,7 +341,7 @@ def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkey
         victim = handles[flights[0].piece.request]
         victim.cancel()
         assert victim.result(LIMIT_S).finish_reason == "cancelled"
-        engine.watch.until(lambda book: book.host.counts()["quarantined"] > 0)
+        engine.watch.until(lambda state: state.host.counts()["quarantined"] > 0)
         gate.open()
         check_others(LONG, [handle.result(LIMIT_S) for handle in handles])
         engine.watch.until_idle()
@@ -391,7 +391,7 @@ def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(mo
         rest = [engine.submit(request) for request in requests[1:]]
         gate.wait()
         check_greedy(requests[0].prompt, first.result(LIMIT_S), 60, ignore_eos=True)  # decode went on to its end
-        engine.watch.until(lambda book: any(r.gate == "prefill 0 blocks" for r in book.records.values()))
+        engine.watch.until(lambda state: any(r.gate == "prefill 0 blocks" for r in state.records.values()))
         assert not any(handle.done for handle in rest)
         engine.executor.transfers.lock.acquire()
         try:
@@ -474,11 +474,11 @@ def test_a_copy_that_never_ends_fails_its_request_and_then_breaks_the_engine(mon
         engine.watch.until_stage(0, Stage.HANDING_OFF)
         move_clock(monkeypatch, engine, 121)
         assert "has not landed within 120 s" in handle.result(LIMIT_S).error
-        assert engine.controller.book.decodes[0].pool.counts()["quarantined"] == 3
+        assert engine.controller.state.decodes[0].pool.counts()["quarantined"] == 3
         other = engine.submit(lengths((20, 9))[0])
         move_clock(monkeypatch, engine, 242)
         assert "copy of request 0 has not ended within 120 s" in other.result(LIMIT_S).error
-        assert engine.controller.book.decodes[0].pool.counts()["quarantined"] >= 3
+        assert engine.controller.state.decodes[0].pool.counts()["quarantined"] >= 3
         gate.open()
 
 

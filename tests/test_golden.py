@@ -21,7 +21,7 @@ from disagg.plan import commands, config, events, link, preemption, request
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import Controller
 from disagg.plan.request import Job, Sampling
-from disagg.twin.simulated_engine import Speeds, World
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 GOLDEN = Path(__file__).parent / "golden"
 SEEDS = range(24)
@@ -41,7 +41,7 @@ def new_names(text: str) -> str:
     return re.sub(r"[A-Za-z_]\w*", lambda word: pairs.get(word[0], word[0]), text)
 
 
-class Listening(World):
+class Listening(SimulatedEngine):
     """A world that keeps what its controller hears and says."""
 
     def __init__(self, config: Config):
@@ -70,7 +70,7 @@ def world_lines(preset: str) -> list[str]:
         world.submit(Job(number, prompt, rng.randrange(1, 30), now, eos, sampling=Sampling(seed=number)))
     for number in (5, 11):
         world.at(number * 70_000_000, world.deliver, events.Cancel(number))
-    world.at(700_000_000, lambda: world.retune(world.controller.book.config.replace(max_batch=3)))
+    world.at(700_000_000, lambda: world.retune(world.controller.state.config.replace(max_batch=3)))
     world.run()
     return world.lines
 
@@ -111,7 +111,7 @@ def test_a_real_run_is_answered_with_the_same_commands():
             answers, heard = iter(said), heard + 1
         else:
             assert old_names(repr(next(answers))) == entry
-    assert heard > 50 and controller.book.records == {}
+    assert heard > 50 and controller.state.records == {}
 
 
 def tiny_lines() -> list[str]:

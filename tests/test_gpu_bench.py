@@ -13,7 +13,7 @@ from benchmarks.commands import app
 from benchmarks.gpu import right, streaming, suite
 from benchmarks.gpu.fixture import Stand
 from benchmarks.parity import drop_one_block
-from disagg.monitor.monitor import Watch
+from disagg.monitor.monitor import Monitor
 from disagg.plan.blocks import BlockPool
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, EngineError
@@ -167,7 +167,7 @@ def astray(handle: Handle):
 def test_blocks_that_stay_and_cancels_that_go_astray_are_counted(monkeypatch):
     """The engine's own detectors would stop it before anything is counted."""
     for name in ("hear", "moved", "obey", "settle", "watchdog", "drained"):
-        monkeypatch.setattr(Watch, name, lambda self, *what: None)
+        monkeypatch.setattr(Monitor, name, lambda self, *what: None)
     release = BlockPool.release
     monkeypatch.setattr(BlockPool, "release", lambda pool, blocks, owner: release(pool, blocks[owner == 7 :], owner))
     monkeypatch.setattr(Handle, "cancel", astray)

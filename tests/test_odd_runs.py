@@ -16,7 +16,7 @@ from rich.console import Console, Group
 
 import disagg.show
 from disagg import Config, Request, simulate
-from disagg.monitor.checked_simulation import Trial
+from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.errors import ConfigError, DisaggError, EngineError
 from disagg.show import panel, stepper, watch
@@ -72,7 +72,7 @@ def arguments(view, run: Run) -> dict | None:
 
 def trial(strikes: dict, requests: int = 1, preset: str = "streamed") -> Run:
     asked = [Request([1] * 20, 4) for _ in range(requests)]
-    world = world_of(Config.preset(preset), asked, Speeds(), kind=Trial, faults=FaultPlan(strikes))
+    world = world_of(Config.preset(preset), asked, Speeds(), kind=CheckedSimulation, faults=FaultPlan(strikes))
     world.run()
     return world.so_far()
 

@@ -54,11 +54,11 @@ class Owned(dict):
 
 def test_nobody_but_the_engines_thread_looks_into_the_controllers_tables():
     with opened(small("paged")) as engine:
-        book, look = engine.controller.book, engine.watch
+        state, look = engine.controller.state, engine.watch
         engine.controller.handle = look._handle  # the tests' own watch looks from other threads
-        counts = CountsOf(book.counts)
-        records = book.records = Owned(book.records)
-        book.counts = counts
+        counts = CountsOf(state.counts)
+        records = state.records = Owned(state.records)
+        state.counts = counts
         engine.serve(lengths((20, 5), (30, 2)))
         handle = engine.submit(lengths((20, 50))[0])
         engine.why(handle), engine.retune(max_batch=3), engine.retune(decode_blocks=20), engine.recorded([])
@@ -102,7 +102,7 @@ def test_changes_of_two_threads_are_both_kept(monkeypatch):
             user.join(LIMIT_S)
         config = engine.config
         assert (config.max_batch, config.layers_per_copy, config.chunk_tokens) == (7, 3, 32)
-        assert config == engine.controller.book.config and at == ["disagg engine"] * 3
+        assert config == engine.controller.state.config and at == ["disagg engine"] * 3
 
 
 def test_a_pool_that_was_shrunk_and_set_back_takes_at_once_what_fits_again():
@@ -175,7 +175,7 @@ def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
         handle = engine.submit(lengths((20, 5), ignore_eos=True)[0])
         gate.wait()
         ahead[0] = round(lost_s * 1e9)
-        engine.watch.until(lambda book: any(isinstance(e, ev.TimeLost) for e in engine.watch.events), "lost time")
+        engine.watch.until(lambda state: any(isinstance(e, ev.TimeLost) for e in engine.watch.events), "lost time")
         gate.open()
         assert handle.result(LIMIT_S).finish_reason == "length"
 

@@ -16,7 +16,7 @@ from disagg.trace.receipts import NAMES, Line, Receipt, _lay
 from disagg.trace.results import Result
 from disagg.trace.timeline import Timeline
 from disagg.twin.simulate import simulate
-from disagg.twin.simulated_engine import Speeds, World
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 MS = 1_000_000
 STALL = 50 * MS
@@ -50,7 +50,7 @@ def test_a_cancelled_request_has_a_whole_receipt_too(preset):
     quiet = simulate(config, jobs)
     for number in range(0, len(quiet.log), len(quiet.log) // 25):
         at = quiet.log[number][0]
-        world = World(quiet.config.replace(decode_blocks=60, prefill_blocks=40, host_blocks=0))
+        world = SimulatedEngine(quiet.config.replace(decode_blocks=60, prefill_blocks=40, host_blocks=0))
         for _, event in quiet.log:
             if isinstance(event, ev.Submit):
                 world.submit(event.job)
@@ -111,7 +111,7 @@ def test_each_instant_goes_to_the_first_claim_that_covers_it(lines):
 # ---- a stall moves one line ------------------------------------------------------------------------------------------
 
 
-class Stalled(World):
+class Stalled(SimulatedEngine):
     """A virtual world in which one thing, once, takes 50 ms longer."""
 
     def __init__(self, config, where: str | None, request: int):

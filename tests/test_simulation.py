@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 
 from benchmarks.robustness.random_scenarios import SOMETIMES, SeedFailed, simulate_seed
-from disagg.monitor.checked_simulation import SMALL, Trial
+from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.commands import Decode, Join, Worker
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import Controller
 from disagg.plan.request import Job
-from disagg.twin.batch_view import Mirror
+from disagg.twin.batch_view import BatchView
 from disagg.twin.simulate import Speeds
 
 SEEDS = int(os.environ.get("SEEDS", 500))
@@ -29,7 +29,7 @@ def test_every_seed_ends_well():
 
 
 def test_a_seed_that_fails_prints_its_log_and_how_to_run_it_again(monkeypatch):
-    monkeypatch.setattr(Trial, "check_answers", lambda self: 1 / 0)
+    monkeypatch.setattr(CheckedSimulation, "check_answers", lambda self: 1 / 0)
     with pytest.raises(SeedFailed) as caught:
         simulate_seed(3)
     text = str(caught.value)
@@ -37,13 +37,13 @@ def test_a_seed_that_fails_prints_its_log_and_how_to_run_it_again(monkeypatch):
     assert len(text.splitlines()) > 5
 
 
-def crowded(preset: str, seed=0, faults=None) -> Trial:
+def crowded(preset: str, seed=0, faults=None) -> CheckedSimulation:
     """Three requests in pools that hold one and a half of them: chunks, hand-offs and paging, as far as preset goes."""
     config = Config.preset(
         preset, block_size=2, prefill_blocks=9, decode_blocks=9, chunk_tokens=4, host_blocks=20, ring_slots=2,
         itl_target_s=None, link=1e8, watchdog_s=1.0,
     )  # fmt: skip
-    world = Trial(config, Speeds(**{**vars(SMALL), "prefill_token": 3000}), 2, seed, faults)
+    world = CheckedSimulation(config, Speeds(**{**vars(SMALL), "prefill_token": 3000}), 2, seed, faults)
     for index in range(3):
         world.submit(Job(index, tuple(range(5 + index)), 9, 100 * index))
     return world
@@ -85,7 +85,7 @@ def test_replayed_events_give_the_same_commands(seed):
     """The log of events is the controller's only input."""
     world = simulate_seed(seed)
     shape = {"layers": world.speeds.layers, "token_bytes": world.speeds.token_bytes}
-    fresh = Controller(world.config, **shape, steps_in_flight=world.book.steps_in_flight)
+    fresh = Controller(world.config, **shape, steps_in_flight=world.state.steps_in_flight)
     assert [command for now, event in world.log for command in fresh.handle(event, now)] == world.commands
 
 
@@ -116,7 +116,7 @@ def test_a_workers_picture_forgets_a_row_that_left():
         joins = tuple(Join(request, 7, context, (), 1, None) for request, context in joins)
         return Decode(Worker("decode", 0), number, left, joins, (), groups, 0, True)
 
-    mirror = Mirror()
+    mirror = BatchView()
     assert mirror.follow(step(4, ((5, 6),), joins=((5, 3), (6, 8)))) == (4 + 9, 9 + 9)
     assert mirror.follow(step(5, ((6,),), left=(5,))) == (10, 10)
     assert mirror.context(6) == 9
@@ -172,7 +172,7 @@ def test_each_notice_comes_twice_late_or_of_nobody(preset, fault):
     for number in range(1, faults.counts["notice"] + 1):
         world = crowded(preset, faults=FaultPlan({("notice", number): fault})).finish()
         assert [result.finish_reason for result in world.results.values()] == ["length"] * 3
-        assert fault == "late" or world.book.counts["anomalies"] == 1
+        assert fault == "late" or world.state.counts["anomalies"] == 1
 
 
 def test_everything_is_interrupted_at_each_event():

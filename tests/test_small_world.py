@@ -7,9 +7,9 @@ import pytest
 from benchmarks.robustness.canonical_state import Names, _contents, state_of
 from benchmarks.robustness.model_checker import ASTRAY, Choice, explore, small
 from disagg.monitor.shadow_memory import Memory, WrongContent
-from disagg.monitor.violation import Breach
+from disagg.monitor.violation import InvariantViolation
 from disagg.plan.transfer import LayerBlocks, Transfer
-from disagg.plan.transfer_scheduler import Traffic
+from disagg.plan.transfer_scheduler import TransferScheduler
 
 
 @pytest.mark.timeout(600)  # a quarter of a minute; this is for machines that do other things meanwhile
@@ -45,7 +45,7 @@ def test_lost_doubled_and_late_notices_may_strike_and_a_deadline_ends_what_they_
 MUTANTS = {
     "a transfer pins nothing": (Transfer, "touch", lambda self, table: self.touched.append(table), "InUse"),
     "landed is counted, not collected": (LayerBlocks, "covers", lambda self, blocks: any(self.bits), "Landing"),
-    "an abort closes at once": (Traffic, "_close_if_done", lambda self, number: [], "Drain|Watchdog"),
+    "an abort closes at once": (TransferScheduler, "_close_if_done", lambda self, number: [], "Drain|Watchdog"),
 }
 
 
@@ -55,7 +55,7 @@ def test_it_finds_what_is_wrong_and_the_way_there(monkeypatch, mutant):
     monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(AssertionError, match=f"(?s)({detector}): .*after: ") as caught:
         explore()
-    assert isinstance(caught.value.__cause__, Breach)
+    assert isinstance(caught.value.__cause__, InvariantViolation)
 
 
 def test_a_copy_of_a_world_is_the_same_state_and_goes_its_own_way():
@@ -69,8 +69,8 @@ def test_a_copy_of_a_world_is_the_same_state_and_goes_its_own_way():
 
 def test_names_of_blocks_and_ids_of_passes_do_not_tell_states_apart():
     first, second = small(), small()
-    second.book.new_id()
-    for pool in second.book.pools():
+    second.state.new_id()
+    for pool in second.state.pools():
         pool._free.reverse()
     for world in (first, second):
         for _ in range(5):  # the first pass to its end, and a layer of the second

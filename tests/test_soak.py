@@ -10,7 +10,7 @@ from benchmarks.robustness import soak
 from benchmarks.robustness.detectors_cost import rows as cost_rows
 from benchmarks.robustness.model_checker import Explored
 from benchmarks.robustness.random_scenarios import build
-from disagg.monitor.checked_simulation import Trial
+from disagg.monitor.checked_simulation import CheckedSimulation
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +36,14 @@ def test_the_rows_and_their_bars():
 
 
 def test_a_failed_seed_is_counted_told_and_named(monkeypatch):
-    finish = Trial.finish
+    finish = CheckedSimulation.finish
 
     def failing(self):
         assert len(self.jobs) != len(soak_jobs), "on purpose [here]"
         return finish(self)
 
     soak_jobs = build(1).jobs
-    monkeypatch.setattr(Trial, "finish", failing)
+    monkeypatch.setattr(CheckedSimulation, "finish", failing)
     said = []
     found = {row.name: row for row in soak.simulated_rows(said.append, 3)}
     assert found["sim_breaches"].value >= 1 and found["sim_breaches"].met is False
@@ -61,7 +61,7 @@ def test_the_command_writes_a_file(tmp_path):
 def test_one_seed_by_itself(monkeypatch):
     done = CliRunner().invoke(app, ["soak", "--seed", "5"])
     assert done.exit_code == 0 and done.output.startswith("seed 5: ") and "all ended well" in done.output
-    monkeypatch.setattr(Trial, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(CheckedSimulation, "finish", lambda self: 1 / 0)
     done = CliRunner().invoke(app, ["soak", "--seed", "5"])
     assert done.exit_code == 1 and "rerun: python -m benchmarks soak --seed 5" in done.output
 

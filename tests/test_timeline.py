@@ -10,8 +10,8 @@ from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.request import Request
 from disagg.plan.spans import Mark, Span
-from disagg.plan.state import Book
-from disagg.plan.transfer_scheduler import Traffic
+from disagg.plan.state import ControllerState
+from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.intervals import intersection, length, union
 from disagg.trace.recorder import BETWEEN_RUNS, Recorder
 from disagg.trace.timeline import Overlap, Timeline
@@ -133,14 +133,14 @@ def test_the_law_holds_where_all_layers_travel_in_one_copy_before_prefill_ends()
 def test_a_recorder_tells_sizes_and_counts_a_run_from_its_begin_on():
     shape = dict(layers=2, token_bytes=4)
     config = Config.preset("staged", prefill_blocks=8, decode_blocks=9, ring_slots=2)
-    book, traffic = Book(config, **shape, steps_in_flight=1), Traffic(config, **shape)
-    recorder = Recorder(book, traffic)
+    state, traffic = ControllerState(config, **shape, steps_in_flight=1), TransferScheduler(config, **shape)
+    recorder = Recorder(state, traffic)
     assert recorder.timeline.sizes == {"prefill 0": 8, "decode 0": 9, "ring": 2}
     traffic.on_ring(5, 1)
     assert recorder.timeline.marks == deque([Mark(5, "ring", 1)], BETWEEN_RUNS), "the last entries are kept"
-    book.padding.add(3, 4)
+    state.padding.add(3, 4)
     recorder.begin(7)
-    book.padding.add(30, 40)
+    state.padding.add(30, 40)
     run = recorder.run(config, [])
     assert (run.padding, list(run.timeline.marks), run.timeline.start_ns) == (Padding(30, 40), [], 7)
 

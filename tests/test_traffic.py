@@ -7,15 +7,15 @@ from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
 from disagg.plan.link import Link
-from disagg.plan.transfer_scheduler import Traffic
+from disagg.plan.transfer_scheduler import TransferScheduler
 
 LAYERS = 3
 DECODE, HOST = Worker("decode", 0), Worker("host", 0)
 
 
-def traffic(route="staged", **changes) -> Traffic:
+def traffic(route="staged", **changes) -> TransferScheduler:
     config = Config(route=route, block_size=4, **{"ring_slots": 2, "host_blocks": 8, **changes})
-    return Traffic(config, layers=LAYERS, token_bytes=2 * LAYERS)
+    return TransferScheduler(config, layers=LAYERS, token_bytes=2 * LAYERS)
 
 
 def send(transfer=1, blocks=(5, 6), *, route="staged", first=0, due=None, priority=(0,), ready=True, source=None):
@@ -37,7 +37,7 @@ def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     assert lanes.start("up 0").target_blocks == (0,)
 
 
-def fly(lanes: Traffic, name: str):
+def fly(lanes: TransferScheduler, name: str):
     """One copy over a lane: the flight, and the notices it leads to."""
     flight = lanes.start(name)
     return flight, lanes.finish(flight)
@@ -57,7 +57,7 @@ def test_a_bulk_transfer_is_one_piece_and_one_landing():
 @given(st.integers(0, 3), st.integers(1, 4) | st.none(), st.integers(0, 60))
 def test_the_layers_after_which_copies_start_are_told_ahead(blocks, layers_per_copy, least_bytes):
     config = Config(route="direct", block_size=4, layers_per_copy=layers_per_copy)
-    lanes = Traffic(config, layers=5, token_bytes=10)
+    lanes = TransferScheduler(config, layers=5, token_bytes=10)
     lanes.measured(config, least_bytes)
     lanes.send(send(1, tuple(range(blocks)), route="direct", ready=False), 0)
     told = lanes.copied_after(1)
@@ -213,7 +213,7 @@ def test_nothing_enters_a_ring_slot_before_it_was_free_however_late_its_lane_loo
     """Deadlines of two hops are a function of the wires and the ring, not of when a thread wakes up."""
     links = Link(1e8, fixed_s=1e-5), Link(1e8, fixed_s=4e-5)
     config = Config(route="staged", block_size=4, ring_slots=slots, layers_per_copy=1, link=links)
-    lanes = Traffic(config, layers=12, token_bytes=24)
+    lanes = TransferScheduler(config, layers=12, token_bytes=24)
     lanes.send(send(1, (5,), ready=False), 0)
     lanes.assign(Assign(1, DECODE, (0,)), 0)
     for layer in range(12):

@@ -16,7 +16,7 @@ from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import EngineError
 from disagg.plan.waiting import NAMED, Wait, _named, cycle_of
 from disagg.plan.why import open_in_words, why
-from disagg.twin.simulated_engine import World
+from disagg.twin.simulated_engine import SimulatedEngine
 
 SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, Simulated)]
 
@@ -25,7 +25,7 @@ def test_what_is_worked_at_waits_for_nobody():
     hand = Hand()
     hand.submit()
     expected = "request 0 (prefilling) waits for nobody: its prefill is under way, 0.0 ms since it began"
-    assert why(hand.book, 0) == expected
+    assert why(hand.state, 0) == expected
 
 
 def test_who_waits_for_blocks_hears_who_holds_them():
@@ -33,7 +33,7 @@ def test_who_waits_for_blocks_hears_who_holds_them():
     hand.submit(0, prompt=8, new=2)
     hand.submit(1, prompt=8, new=2)
     hand.prefilled(1)
-    text = why(hand.book, 1, hand.now + 3_000_000).splitlines()
+    text = why(hand.state, 1, hand.now + 3_000_000).splitlines()
     assert text[0] == ("request 1 (queued) waits for 3.0 ms for prefill 0 blocks; held by request 0 (2); 1 free")
     assert text[1].startswith("request 0 (handing off) waits for 3.0 ms for bulk transfer, holds 2 of prefill 0, ")
     assert text[1].endswith("; 0 of 4 (layer, block) pairs have landed")
@@ -44,8 +44,8 @@ def test_who_waits_for_a_place_hears_who_sits_there():
     hand.run_one(0)
     hand.run_one(1)
     hand.stepped(2)
-    assert why(hand.book, 1).startswith("request 1 (landed) waits for 0.0 ms for batch slot, holds ")
-    assert "; held by request 0 (1)" in why(hand.book, 1).splitlines()[0]
+    assert why(hand.state, 1).startswith("request 1 (landed) waits for 0.0 ms for batch slot, holds ")
+    assert "; held by request 0 (1)" in why(hand.state, 1).splitlines()[0]
 
 
 def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
@@ -53,11 +53,11 @@ def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
     for request in range(3):
         hand.submit(request, prompt=8, new=2)
     hand.prefilled(1)
-    text = why(hand.book, 2, hand.now).splitlines()[0]
+    text = why(hand.state, 2, hand.now).splitlines()[0]
     assert text == (
         "request 2 (queued) waits for 0.0 ms for prefill 0 blocks behind request 1; held by request 0 (2); 1 free"
     )
-    assert "behind" not in why(hand.book, 1).splitlines()[0], "the head is behind nobody"
+    assert "behind" not in why(hand.state, 1).splitlines()[0], "the head is behind nobody"
 
 
 def test_a_long_queue_names_the_first_few_who_are_ahead():
@@ -65,10 +65,10 @@ def test_a_long_queue_names_the_first_few_who_are_ahead():
     for request in range(8):
         hand.submit(request, prompt=8, new=2)
     first = ", ".join(f"request {request}" for request in range(1, 5))
-    assert f"for prefill 0 blocks behind {first};" not in why(hand.book, 7)
+    assert f"for prefill 0 blocks behind {first};" not in why(hand.state, 7)
     hand.prefilled(1)
-    assert f"for prefill 0 blocks behind {first};" in why(hand.book, 5)
-    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(hand.book, 7)
+    assert f"for prefill 0 blocks behind {first};" in why(hand.state, 5)
+    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(hand.state, 7)
 
 
 @pytest.mark.parametrize("preset", ["split", "streamed", "staged", "colocated"])
@@ -77,9 +77,9 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
     hand = Hand(preset)
     for request in range(3):
         hand.submit(request)
-    assert why(hand.book, 1, hand.now).startswith("request 1 (queued) waits for 0.0 ms for its turn")
-    assert why(hand.book, 2, hand.now).startswith("request 2 (queued) waits for 0.0 ms for its turn behind request 1")
-    assert open_in_words(hand.book) == (
+    assert why(hand.state, 1, hand.now).startswith("request 1 (queued) waits for 0.0 ms for its turn")
+    assert why(hand.state, 2, hand.now).startswith("request 2 (queued) waits for 0.0 ms for its turn behind request 1")
+    assert open_in_words(hand.state) == (
         "request 0 (prefilling) for its turn; request 1 (queued) for its turn; "
         "request 2 (queued) for its turn behind request 1"
     )
@@ -89,7 +89,7 @@ def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
     """Also those who are not at the head of their queue, and who never were."""
     hand = Hand()
     for request in range(3):
-        hand.book.enter(make_job(request))
+        hand.state.enter(make_job(request))
     hand.controller.prefilling._admit = lambda seat, record: False
     hand.submit(3)
     ahead = [f"request {request}" for request in range(3)]
@@ -99,9 +99,9 @@ def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
 
 
 def test_a_world_that_comes_to_rest_too_early_says_the_same():
-    world = World(Config(model="tiny", prefill_blocks=8, host_blocks=0, decode_blocks=8))
+    world = SimulatedEngine(Config(model="tiny", prefill_blocks=8, host_blocks=0, decode_blocks=8))
     for request in range(2):
-        world.controller.book.enter(make_job(request))
+        world.controller.state.enter(make_job(request))
     words = "nothing left to happen, but these wait: request 0 .queued. for its turn; request 1 .* behind request 0$"
     with pytest.raises(EngineError, match=words):
         world.run()
@@ -117,7 +117,7 @@ def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
 
         def asking(event, now_ns, world=world, handle=handle, texts=texts):
             commands = handle(event, now_ns)
-            texts.extend(why(world.controller.book, request) for request in world.controller.book.records)
+            texts.extend(why(world.controller.state, request) for request in world.controller.state.records)
             return commands
 
         world.controller.handle = asking
@@ -132,20 +132,20 @@ def test_nobody_waits_after_the_end():
     hand = Hand()
     hand.submit()
     hand.cancel()
-    assert why(hand.book, 0) == why(hand.book, 0, 5) == "request 0 is not open: it has ended, or never came"
+    assert why(hand.state, 0) == why(hand.state, 0, 5) == "request 0 is not open: it has ended, or never came"
 
 
 def test_a_cycle_is_printed():
     """Each holds what the other wants, as with a reservation in two halves."""
     hand = Hand()
-    book = hand.book
+    state = hand.state
     for request in range(2):
-        book.enter(make_job(request))
-        book.prefills[0].queue.remove(book.records[request])
-    first, second = book.records[0], book.records[1]
-    first.prefill_table, first.gate = Table.reserve(book.prefills[0].pool, 8, 0), "decode 0 blocks"
-    second.decode_table, second.gate = Table.reserve(book.decodes[0].pool, 8, 1), "prefill 0 blocks"
-    text = why(book, 0, 2_000_000)
+        state.enter(make_job(request))
+        state.prefills[0].queue.remove(state.records[request])
+    first, second = state.records[0], state.records[1]
+    first.prefill_table, first.gate = Table.reserve(state.prefills[0].pool, 8, 0), "decode 0 blocks"
+    second.decode_table, second.gate = Table.reserve(state.decodes[0].pool, 8, 1), "prefill 0 blocks"
+    text = why(state, 0, 2_000_000)
     assert text.splitlines() == [
         "request 0 (queued) waits for 2.0 ms for decode 0 blocks, holds 8 of prefill 0; held by request 1 (8); 0 free",
         "request 1 (queued) waits for 2.0 ms for prefill 0 blocks, holds 8 of decode 0; held by request 0 (8); 0 free",
@@ -155,14 +155,14 @@ def test_a_cycle_is_printed():
 
 def test_what_one_holds_itself_is_not_what_one_waits_for():
     hand = Hand()
-    book = hand.book
+    state = hand.state
     for request in range(2):
-        book.enter(make_job(request))
-        record = book.records[request]
-        book.prefills[0].queue.remove(record)
-        record.decode_table = Table.reserve(book.decodes[0].pool, 4, request)
-    book.records[0].gate = "decode 0 blocks"
-    assert why(book, 0, 2_000_000).splitlines() == [
+        state.enter(make_job(request))
+        record = state.records[request]
+        state.prefills[0].queue.remove(record)
+        record.decode_table = Table.reserve(state.decodes[0].pool, 4, request)
+    state.records[0].gate = "decode 0 blocks"
+    assert why(state, 0, 2_000_000).splitlines() == [
         "request 0 (queued) waits for 2.0 ms for decode 0 blocks, holds 4 of decode 0; held by request 1 (4); 0 free",
         "request 1 (queued) waits for 2.0 ms for its turn, holds 4 of decode 0",
     ]
@@ -207,9 +207,9 @@ def test_one_more_than_are_named_is_counted():
 def test_who_finds_no_place_is_told_how_many_are_ahead():
     hand = Hand("colocated", max_batch=1)
     hand.submit(0)
-    hand.book.reasons = []
+    hand.state.reasons = []
     hand.submit(1)
     hand.prefilled(1)
     hand.stepped(2)
     words = "request 1 stays in its queue: 1 requests are on their way to 1 places in the batch"
-    assert words in [str(reason) for reason in hand.book.reasons]
+    assert words in [str(reason) for reason in hand.state.reasons]

@@ -80,7 +80,7 @@ def exact_rows(stand: Stand, presets: Iterable[str] = (), said: str = "", **chan
     for preset in presets or PRESETS:
         stand.say(f"fp32: preset {preset}{said}")
         with opened(stand, preset, model, answers, block_size=EXACT_BLOCK, verify_kv=True, **changes) as engine:
-            parity, config, counts = compare(engine, answers), engine.config, engine.controller.book.counts
+            parity, config, counts = compare(engine, answers), engine.config, engine.controller.state.counts
         stops = "source, ring and destination" if config.route == "staged" else "source and destination"
         note = f"{model.name}, fp32 without TF32, {count} texts × {new} forced tokens; "
         note += "nothing is handed off" if config.colocated else f"checksums of K/V agree at {stops}"
@@ -178,14 +178,14 @@ def cancel_rows(stand: Stand, known: Known) -> Iterator[Row]:
         missing = lost(asked, results)  # before the engine is closed, which ends what is open
         pairs = list(zip(asked, results, strict=True))
         errors = torch.cat([off(torch.stack(r.logits), a.answer.logits[: len(r.logits)]) for a, r in pairs if r.logits])
-    counts, cancelled = engine.controller.book.counts, [r for r in results if r.finish_reason == "cancelled"]
+    counts, cancelled = engine.controller.state.counts, [r for r in results if r.finish_reason == "cancelled"]
     stages = Counter(result.stages[-2][1].value for result in cancelled)
     note = (
         f"{len(cancelled)} cancelled ({', '.join(f'{n} {stage}' for stage, n in stages.most_common())}); "
         f"{counts['spills']} spills, {counts['recomputes']} recomputes, {counts['anomalies']} anomalies"
     )
     yield Row("cancel_lost", missing + counts["anomalies"], "requests", 0, count, note)
-    held = {pool.name: pool.held for pool in engine.controller.book.pools()}
+    held = {pool.name: pool.held for pool in engine.controller.state.pools()}
     yield Row("cancel_leaked_blocks", sum(held.values()), "blocks", 0, count, f"held after all have ended: {held}")
     limit = FAR * max(float(off(a.logits, b.logits).max()) for a, b in zip(known.theirs, known.exact, strict=True))
     short = sum(not told_right(ask, result) for ask, result in pairs)

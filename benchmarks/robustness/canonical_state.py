@@ -10,20 +10,20 @@ from disagg.plan.transfer import Transfer
 
 def state_of(world) -> tuple:
     """A key: equal for worlds that nothing to come can tell apart."""
-    book, traffic = world.book, world.traffic
-    live = [*book.transfers, *(s.passing.id for s in book.prefills if s.passing)]
-    live += [step.id for seat in book.decodes for step in seat.steps]
+    state, traffic = world.state, world.traffic
+    live = [*state.transfers, *(s.passing.id for s in state.prefills if s.passing)]
+    live += [step.id for seat in state.decodes for step in seat.steps]
     rank = {number: index for index, number in enumerate(sorted(live))}
     names = Names()
     return (
         world.struck, world.lost,
         tuple((r, result.finish_reason) for r, result in world.results.items()),
-        tuple(_record(record, rank, names) for record in book.records.values()),
-        tuple(_transfer(book.transfers[number], rank, names) for number in sorted(book.transfers)),
-        tuple(tuple(sorted(pool.holdings())) for pool in (*book.pools(), traffic.ring)),
-        tuple(_queue(queue) for queue in book.queues()),
-        tuple(_prefill_seat(seat) for seat in book.prefills),
-        tuple(_decode_seat(seat, rank, names) for seat in book.decodes),
+        tuple(_record(record, rank, names) for record in state.records.values()),
+        tuple(_transfer(state.transfers[number], rank, names) for number in sorted(state.transfers)),
+        tuple(tuple(sorted(pool.holdings())) for pool in (*state.pools(), traffic.ring)),
+        tuple(_queue(queue) for queue in state.queues()),
+        tuple(_prefill_seat(seat) for seat in state.prefills),
+        tuple(_decode_seat(seat, rank, names) for seat in state.decodes),
         tuple(_journey(traffic.journeys[number]) for number in sorted(traffic.journeys)),
         tuple(_lane(lane, names) for lane in traffic.lanes.values()),
         tuple(sorted(world.busy_lanes)),
@@ -32,7 +32,7 @@ def state_of(world) -> tuple:
             for actor in sorted(world.queues)
         ),
         _contents(world.memory.contents(), names),
-        tuple(number in rank for number in book._due),
+        tuple(number in rank for number in state._due),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ It is the most that they can cost in throughput: as if nothing else went on mean
 import time
 from collections.abc import Callable, Iterator
 
-from disagg.monitor.monitor import Watch
+from disagg.monitor.monitor import Monitor
 from disagg.plan.config import Config
 from disagg.run.engine import Engine
 from disagg.run.model.model import load_model
@@ -20,7 +20,7 @@ CALLS = ("hear", "obey", "settle", "moved", "watchdog")
 class Timed:
     """A detector whose calls are timed. They do not call each other."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Monitor) -> None:
         self.seconds = 0.0
         for name in CALLS:
             setattr(watch, name, self._timed(getattr(watch, name)))
@@ -41,7 +41,7 @@ def rows(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     with Engine(Config.preset("dynamic", model=model_name), model) as engine:
         engine.serve(work_c(model))
         timed = Timed(engine.detectors)
-        engine.controller.book.on_move = engine.detectors.moved
+        engine.controller.state.on_move = engine.detectors.moved
         run = engine.serve(work_c(model))
     metrics = run.metrics()
     note = f"{timed.seconds:.3f} of {metrics.seconds:.1f} s, {metrics.new_tokens} tokens, {model_name}, preset dynamic"

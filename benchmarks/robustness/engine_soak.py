@@ -33,7 +33,7 @@ def rows(say: Say, count: int = 10_000) -> Iterator[Row]:
                 reasons.update(result.finish_reason for result in together(engine, draw))
             gc.collect()
             sizes.append(process.memory_info().rss)
-        left, anomalies = held(engine), engine.controller.book.counts["anomalies"]
+        left, anomalies = held(engine), engine.controller.state.counts["anomalies"]
         asked, strays = reasons.total(), engine.injection.strays
     lost = sum(n for reason, n in reasons.items() if reason not in ENDS) + (asked - len(ends)) + (anomalies > strays)
     note = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from benchmarks.robustness.canonical_state import state_of
-from disagg.monitor.checked_simulation import Trial
+from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import events as ev
 from disagg.plan.config import Config
@@ -40,7 +40,7 @@ DEADLINE = Choice("deadline")
 ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
 
 
-class SmallWorld(Trial):
+class SmallWorld(CheckedSimulation):
     """A trial whose actions wait in one queue an actor, until `do` picks one."""
 
     def __init__(self, config: Config, notices: bool = False) -> None:
@@ -89,14 +89,14 @@ class SmallWorld(Trial):
                 for fault in _faults(queue[0], self.notices):
                     yield Choice(actor, fault)
         if not self.struck:
-            for request in self.book.records:
+            for request in self.state.records:
                 yield Choice("", cancel=request)
-        if self.book.next_deadline_ns is not None and not any(self.queues.values()):
+        if self.state.next_deadline_ns is not None and not any(self.queues.values()):
             yield DEADLINE  # nothing else will happen any more
 
     def do(self, choice: Choice) -> None:
         if choice == DEADLINE:
-            self.now_ns = max(self.now_ns, self.book.next_deadline_ns)
+            self.now_ns = max(self.now_ns, self.state.next_deadline_ns)
             self.take(ev.Tick())
             return
         if choice.cancel is not None:
@@ -167,7 +167,7 @@ def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
 
 
 def explore(world: SmallWorld | None = None) -> Explored:
-    """Goes every way from a world; a Breach or a wrong answer names the choices that led there."""
+    """Goes every way from a world; a InvariantViolation or a wrong answer names the choices that led there."""
     world = world or small()
     seen, ways = {state_of(world): None}, [(world, ())]
     steps = ends = 0

@@ -5,7 +5,7 @@ simulate_seed(7)    # a world that has ended well, or a SeedFailed with its log 
 
 import random
 
-from disagg.monitor.checked_simulation import SMALL, Trial
+from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.violation import entry_in_words
 from disagg.plan.blocks import blocks_for
@@ -37,7 +37,7 @@ SOMETIMES = (
 class SeedFailed(AssertionError):
     """A seed that did not end well: what was wrong, the last of its log, and the line that runs it again."""
 
-    def __init__(self, seed: int, error: BaseException, world: Trial | None) -> None:
+    def __init__(self, seed: int, error: BaseException, world: CheckedSimulation | None) -> None:
         self.seed, self.error = seed, error
         log = world.log[-TAIL:] if world else []
         tail = "\n".join(f"  {entry_in_words(now, event)}" for now, event in log)
@@ -45,7 +45,7 @@ class SeedFailed(AssertionError):
         super().__init__(f"seed {seed}: {type(error).__name__}: {error}\nlast events:\n{tail}\nrerun: {again}")
 
 
-def simulate_seed(seed: int) -> Trial:
+def simulate_seed(seed: int) -> CheckedSimulation:
     """The seed's world, ended well; SeedFailed where it did not."""
     world = None
     try:
@@ -61,7 +61,7 @@ def simulate_seed(seed: int) -> Trial:
     return world
 
 
-def build(seed: int) -> Trial:
+def build(seed: int) -> CheckedSimulation:
     """The world before its first event."""
     rng = random.Random(seed)
     jobs = draw_jobs(rng)
@@ -71,7 +71,7 @@ def build(seed: int) -> Trial:
         "prefill_token": rng.choice((30, 3000)),
     }  # fmt: skip
     speeds = Speeds(**{**vars(SMALL), **changes})
-    world = Trial(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
+    world = CheckedSimulation(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
     for job in jobs:
         world.submit(job)
     fit = fits(jobs, config.block_size)
@@ -124,7 +124,7 @@ def draw_faults(rng: random.Random, seed: int) -> FaultPlan:
     return FaultPlan.drawn(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.5}, most=40)
 
 
-def draw_retune(rng: random.Random, world: Trial, fit: int) -> None:
+def draw_retune(rng: random.Random, world: CheckedSimulation, fit: int) -> None:
     if world.controller.broken:
         return
     world.retune(

@@ -29,7 +29,7 @@ class Stall:
 
     def arm(self, armed: bool) -> None:
         self.armed = armed
-        self.step = self.engine.controller.book.decodes[0].next_step
+        self.step = self.engine.controller.state.decodes[0].next_step
 
     def __call__(self, condition: bool):
         if self.armed and condition:

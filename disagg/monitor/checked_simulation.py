@@ -9,14 +9,14 @@ import random
 from collections import Counter
 
 from disagg.monitor.fault_plan import FaultPlan
-from disagg.monitor.monitor import Watch
+from disagg.monitor.monitor import Monitor
 from disagg.monitor.shadow_memory import FLIPPED, Memory
-from disagg.monitor.violation import Breach
+from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.request import Job, Stage
-from disagg.twin.simulated_engine import Speeds, World, fake_token
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds, fake_token
 
 #: A model of three layers and round costs, so that many things happen at the same instant.
 SMALL = Speeds(
@@ -31,7 +31,7 @@ PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
 STALL_NS = 50_000
 
 
-class Trial(World):
+class CheckedSimulation(SimulatedEngine):
     """`seed` draws the order of simultaneous events; `faults` says what goes wrong."""
 
     def __init__(self, config: Config, speeds: Speeds = SMALL, steps_in_flight: int = 1, seed: int = 0,
@@ -39,9 +39,9 @@ class Trial(World):
         super().__init__(config, speeds, steps_in_flight, record)
         self.log: list = []  # (when, event): the controller's only input
         self.order, self.faults = random.Random(seed), faults or FaultPlan()
-        self.watch = Watch(config, layers=speeds.layers)
+        self.watch = Monitor(config, layers=speeds.layers)
         self.memory = Memory(speeds.layers, config.block_size)
-        self.book.on_move = self._moved
+        self.state.on_move = self._moved
         self.jobs: dict[int, Job] = {}
         self.carried: dict = {}  # a copy in the air → what it read when it began
         self.tables: dict = {}  # decode worker → request → blocks, as the worker mirrors them
@@ -53,13 +53,13 @@ class Trial(World):
         self.lost = 0
         self.seen: Counter = Counter()  # what happened at least once, for the sometimes-counters
         self._changed: dict[str, None] = {}  # pools with a move in this event
-        self._pools = {pool.name: pool for pool in self.book.pools()}
+        self._pools = {pool.name: pool for pool in self.state.pools()}
         self._begin_copy = self.traffic.start
         self.traffic.start = self._start_copy
 
     @property
-    def book(self):
-        return self.controller.book
+    def state(self):
+        return self.controller.state
 
     def _tie(self):
         return self.order.random()
@@ -76,7 +76,7 @@ class Trial(World):
 
     def cancel(self, request: int) -> None:
         """Cancels now, in whatever stage the request is."""
-        record = self.book.records.get(request)
+        record = self.state.records.get(request)
         if record is not None:
             self.seen[f"cancel {record.stage.value}"] += 1
             self.cancelled[request] = None
@@ -84,7 +84,7 @@ class Trial(World):
 
     def retune(self, **changes) -> None:
         self.seen["retune"] += 1
-        config = self.book.config.replace(**changes)
+        config = self.state.config.replace(**changes)
         self.take(ev.Retune(config))
         self.traffic.retune(config)
 
@@ -96,7 +96,7 @@ class Trial(World):
             while self.step():
                 limit_steps -= 1
                 assert limit_steps, "the world does not come to an end"
-            due = self.book.next_deadline_ns
+            due = self.state.next_deadline_ns
             if due is None or self.controller.broken:
                 break
             self.now_ns = max(self.now_ns, due)
@@ -106,7 +106,7 @@ class Trial(World):
             self.take(ev.Tick())
         super().run()
 
-    def finish(self) -> "Trial":
+    def finish(self) -> "CheckedSimulation":
         """Runs, then checks that nothing is left and every answer is right."""
         self.run()
         if self.controller.broken:
@@ -121,7 +121,7 @@ class Trial(World):
     def happened(self) -> Counter:
         """What happened how often: faults, rare branches, ends."""
         ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
-        return self.seen + self.book.counts + self.faults.struck + ends
+        return self.seen + self.state.counts + self.faults.struck + ends
 
     @property
     def watched(self) -> list[int]:
@@ -158,14 +158,14 @@ class Trial(World):
             self._pools[name].check()
             self.watch.blocks.compare(name, self._pools[name].counts())
         self._changed.clear()
-        for record in self.book.records.values():
+        for record in self.state.records.values():
             for table in record.tables:
                 table.check()
 
     # ---- faults ------------------------------------------------------------------------------------------------------
 
     def _strike_requests(self) -> None:
-        records, faults = self.book.records, self.faults
+        records, faults = self.state.records, self.faults
         paged = [record.id for record in records.values() if record.stage in PAGED]
         if paged and faults.strike("paged"):
             self.cancel(faults.pick(paged))
@@ -187,14 +187,14 @@ class Trial(World):
             case ev.Stepped() if faults.strike("decode"):
                 self.hurt.update((row[0], None) for row in self.running[event.worker, event.step])
                 event = ev.StepFailed(event.worker, event.step, "fault")
-            case ev.Landed() if event.transfer in self.book.transfers and faults.strike("landing"):
+            case ev.Landed() if event.transfer in self.state.transfers and faults.strike("landing"):
                 self._hurt_by(event.transfer)
                 self.lost += 1
                 return None
         if isinstance(event, (ev.Prefilled, ev.Stepped)) and faults.strike("worker"):
             self.hurt.update(dict.fromkeys(self.jobs))
             self.seen["worker die"] += 1
-            return ev.WorkerDied(event.worker, "fault: request " + ", ".join(map(str, self.book.records)))
+            return ev.WorkerDied(event.worker, "fault: request " + ", ".join(map(str, self.state.records)))
         if isinstance(event, NOTICES):
             match faults.strike("notice"):
                 case "twice":
@@ -208,8 +208,8 @@ class Trial(World):
 
     def _hurt_by(self, transfer: int) -> None:
         """A hand-off that fails takes its request along; a spill or a fetch does not."""
-        if self.book.transfers[transfer].route not in PAGING:
-            self.hurt[self.book.transfers[transfer].record.id] = None
+        if self.state.transfers[transfer].route not in PAGING:
+            self.hurt[self.state.transfers[transfer].record.id] = None
 
     # ---- commands ----------------------------------------------------------------------------------------------------
 
@@ -259,7 +259,7 @@ class Trial(World):
     def land(self, flight) -> None:
         piece, fault = flight.piece, None
         if not self.faults.quiet:
-            paging = self.book.transfers[piece.transfer].route in PAGING
+            paging = self.state.transfers[piece.transfer].route in PAGING
             fault = self.faults.strike("paging" if paging else "copy")
         if fault == "stall":
             self.at(self.now_ns + STALL_NS, self._land, flight, None)
@@ -285,7 +285,7 @@ class Trial(World):
             self.traffic.ring.check()
 
     def _fail_copy(self, flight, fault: str) -> None:
-        if flight.piece.transfer in self.book.transfers:
+        if flight.piece.transfer in self.state.transfers:
             self._hurt_by(flight.piece.transfer)
         for notice in self.traffic.fail(flight, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
@@ -303,31 +303,31 @@ class Trial(World):
 
     def check_drained(self) -> None:
         """Nothing held, nothing running, nothing owed, and everybody ended once."""
-        book, traffic = self.book, self.traffic
+        state, traffic = self.state, self.traffic
         self.watch.drained(self.now_ns)
-        for pool in (*book.pools(), traffic.ring):
+        for pool in (*state.pools(), traffic.ring):
             if pool.held:
-                raise Breach("Drain", f"{pool.name} still holds blocks: {pool.counts()}")
+                raise InvariantViolation("Drain", f"{pool.name} still holds blocks: {pool.counts()}")
         left = {
-            "requests": book.records, "transfers": book.transfers, "journeys": traffic.journeys,
+            "requests": state.records, "transfers": state.transfers, "journeys": traffic.journeys,
             "pieces": [lane.name for lane in traffic.lanes.values() if lane.ready],
-            "deadlines": book.next_deadline_ns, "backlog": book.backlog,
-            "queued": [len(queue) for queue in book.queues() if len(queue)],
-            "seats": [seat.worker for seat in book.decodes if seat.rows or seat.steps],
-            "passes": [seat.worker for seat in book.prefills if seat.partial or seat.passing],
+            "deadlines": state.next_deadline_ns, "backlog": state.backlog,
+            "queued": [len(queue) for queue in state.queues() if len(queue)],
+            "seats": [seat.worker for seat in state.decodes if seat.rows or seat.steps],
+            "passes": [seat.worker for seat in state.prefills if seat.partial or seat.passing],
             "copies": self.carried, "steps": self.running,
         }  # fmt: skip
         if held := {name: what for name, what in left.items() if what}:
-            raise Breach("Drain", f"at the end there is still {held}")
-        assert book.population == Counter({Stage.ENDED: len(self.jobs)}), book.population
+            raise InvariantViolation("Drain", f"at the end there is still {held}")
+        assert state.population == Counter({Stage.ENDED: len(self.jobs)}), state.population
 
     def check_answers(self) -> None:
         """Tokens equal the fake model's; only those that a fault or a cancel touched may end early."""
         strays = self.watch.strays
-        assert self.book.counts["anomalies"] == strays, f"{self.book.counts['anomalies']} anomalies, {strays} strays"
+        assert self.state.counts["anomalies"] == strays, f"{self.state.counts['anomalies']} anomalies, {strays} strays"
         noticed = [name for name in self.faults.struck if name.startswith("notice")]
         assert not strays or noticed, f"{strays} notices told nothing, and no fault was injected"
-        assert self.book.counts["padding_mismatches"] == 0
+        assert self.state.counts["padding_mismatches"] == 0
         for index, job in self.jobs.items():
             result, answer, reason = self.results[index], *answer_of(job)
             if result.finish_reason == "failed":
@@ -338,9 +338,9 @@ class Trial(World):
             elif result.finish_reason or not self.controller.broken:
                 ended = result.finish_reason, result.token_ids
                 if ended != (reason, answer):
-                    raise Breach("Tokens", f"{ended}, not {reason} {answer}", index)
+                    raise InvariantViolation("Tokens", f"{ended}, not {reason} {answer}", index)
             if result.token_ids != answer[: len(result.token_ids)]:
-                raise Breach("Tokens", f"{result.token_ids}, not {answer}", index)
+                raise InvariantViolation("Tokens", f"{result.token_ids}, not {answer}", index)
 
 
 def str_of(worker: cmd.Worker) -> str:

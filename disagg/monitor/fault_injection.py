@@ -11,7 +11,7 @@ from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import EngineError
-from disagg.plan.transfer_scheduler import Flight
+from disagg.plan.transfer_scheduler import ActiveCopy
 
 NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
@@ -90,7 +90,7 @@ class Injection:
 
         return guarded
 
-    def copy(self, flight: Flight) -> bool:
+    def copy(self, flight: ActiveCopy) -> bool:
         """Before a copy: raises where it fails, waits where the wire stalls; whether one byte of it is to flip."""
         piece = flight.piece
         self._transfers[piece.transfer] = piece.request

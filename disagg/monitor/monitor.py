@@ -1,6 +1,6 @@
-"""The detectors: they hear what the controller hears and says, keep a view of their own, and raise a Breach.
+"""The detectors: they hear what the controller hears and says, and raise an InvariantViolation.
 
-    watch = Watch(config, layers=30)
+    watch = Monitor(config, layers=30)
     watch.hear(now, event)                     # before the controller handles it
     commands = controller.handle(event, now)   # meanwhile each move of blocks goes to watch.moved
     for command in commands: watch.obey(now, command)
@@ -17,7 +17,7 @@ from typing import Never
 from disagg.monitor.block_monitor import BlockWatch, place
 from disagg.monitor.request_monitor import RequestWatch, View
 from disagg.monitor.transfer_monitor import Carried, TransferWatch
-from disagg.monitor.violation import Breach, entry_in_words
+from disagg.monitor.violation import InvariantViolation, entry_in_words
 from disagg.monitor.wait_monitor import WaitWatch
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -28,7 +28,7 @@ from disagg.plan.spans import BlockMove
 TAIL = 12  # log entries that a breach shows
 
 
-class Watch:
+class Monitor:
     """All detectors of one controller. After a breach, or once the controller is broken, it says nothing more."""
 
     def __init__(self, config: Config, *, layers: int) -> None:
@@ -132,7 +132,7 @@ class Watch:
 
     def _breach(self, detector: str, what: str, request: int | None = None, blocks=()) -> Never:
         self.broken = True
-        raise Breach(detector, what, request, blocks, (entry_in_words(*entry) for entry in self._tail))
+        raise InvariantViolation(detector, what, request, blocks, (entry_in_words(*entry) for entry in self._tail))
 
     def _changed(self, what: str, request: int | None, blocks=()) -> None:
         why = (
@@ -348,29 +348,29 @@ class Watch:
 
 
 _HEARS = {
-    ev.Submit: Watch._submit,
-    ev.Cancel: Watch._cancel,
-    ev.Retune: Watch._retune,
-    ev.RequestFailed: Watch._request_failed,
-    ev.TimeLost: Watch._time_lost,
-    ev.WorkerDied: Watch._worker_died,
-    ev.Prefilled: Watch._pass_ended,
-    ev.PassFailed: Watch._pass_ended,
-    ev.Stepped: Watch._step_ended,
-    ev.StepFailed: Watch._step_ended,
-    ev.Landed: Watch._landed,
-    ev.SourceRead: Watch._source_read,
-    ev.TransferFailed: Watch._transfer_failed,
-    ev.TransferClosed: Watch._transfer_closed,
+    ev.Submit: Monitor._submit,
+    ev.Cancel: Monitor._cancel,
+    ev.Retune: Monitor._retune,
+    ev.RequestFailed: Monitor._request_failed,
+    ev.TimeLost: Monitor._time_lost,
+    ev.WorkerDied: Monitor._worker_died,
+    ev.Prefilled: Monitor._pass_ended,
+    ev.PassFailed: Monitor._pass_ended,
+    ev.Stepped: Monitor._step_ended,
+    ev.StepFailed: Monitor._step_ended,
+    ev.Landed: Monitor._landed,
+    ev.SourceRead: Monitor._source_read,
+    ev.TransferFailed: Monitor._transfer_failed,
+    ev.TransferClosed: Monitor._transfer_closed,
 }
 _OBEYS = {
-    cmd.Prefill: Watch._prefill,
-    cmd.Decode: Watch._decode,
-    cmd.Send: Watch._send,
-    cmd.Assign: Watch._assign,
-    cmd.Abort: Watch._abort,
-    cmd.Emit: Watch._emit,
-    cmd.Ended: Watch._ended,
-    cmd.Preempted: Watch._preempted,
-    cmd.Broken: Watch._broken,
+    cmd.Prefill: Monitor._prefill,
+    cmd.Decode: Monitor._decode,
+    cmd.Send: Monitor._send,
+    cmd.Assign: Monitor._assign,
+    cmd.Abort: Monitor._abort,
+    cmd.Emit: Monitor._emit,
+    cmd.Ended: Monitor._ended,
+    cmd.Preempted: Monitor._preempted,
+    cmd.Broken: Monitor._broken,
 }

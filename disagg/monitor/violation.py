@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from disagg.plan.describe import command_in_words, event_in_words
 
 
-class Breach(AssertionError):
+class InvariantViolation(AssertionError):
     """Raised by a detector, under its name. `events` are the last entries of the log, in words."""
 
     def __init__(self, detector: str, what: str, request: int | None = None, blocks: Iterable[int] = (),

@@ -10,13 +10,13 @@ from disagg.plan import events as ev
 from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Broken, Emit, Retuned
 from disagg.plan.config import Config
-from disagg.plan.decode_scheduler import Decoding
+from disagg.plan.decode_scheduler import DecodeScheduler
 from disagg.plan.errors import ConfigError
-from disagg.plan.kv_transfers import Movement
-from disagg.plan.prefill_scheduler import Prefilling
+from disagg.plan.kv_transfers import KVTransfers
+from disagg.plan.prefill_scheduler import PrefillScheduler
 from disagg.plan.queues import POLICIES
 from disagg.plan.request import Finish, Job
-from disagg.plan.state import Book
+from disagg.plan.state import ControllerState
 from disagg.plan.why import open_in_words
 
 #: Settings that a running engine can change.
@@ -35,29 +35,29 @@ class Controller:
         self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True
     ) -> None:
         shape = dict(layers=layers, token_bytes=token_bytes)
-        self.book = Book(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
-        self.movement = Movement(self.book)
-        self.prefilling = Prefilling(self.book, self.movement)
-        self.decoding = Decoding(self.book, self.movement)
+        self.state = ControllerState(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
+        self.movement = KVTransfers(self.state)
+        self.prefilling = PrefillScheduler(self.state, self.movement)
+        self.decoding = DecodeScheduler(self.state, self.movement)
         self.broken: str | None = None
 
     def handle(self, event, now_ns: int) -> list:
         """Takes one event, returns the commands it leads to. A broken controller takes none."""
-        book = self.book
-        book.now_ns, book.out = now_ns, []
+        state = self.state
+        state.now_ns, state.out = now_ns, []
         if not self.broken:
             told_nothing = getattr(self, _HANDLERS[type(event)])(event)
             expired = self._expire()
             if not self.broken and (expired or not told_nothing):
                 self._advance()
                 self._check_progress()
-        return book.out
+        return state.out
 
     def refusal(self, job: Job) -> str | None:
         """Why this job can never be served by these pools, in words; None where it can. Changes nothing."""
-        size = self.book.config.block_size
+        size = self.state.config.block_size
         need = blocks_for(len(job.prompt) + job.max_new_tokens, size)
-        for pool in self.book.pools()[:-1]:
+        for pool in self.state.pools()[:-1]:
             if need > pool.capacity:
                 return (
                     f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of "
@@ -68,7 +68,7 @@ class Controller:
 
     def check_live(self, config: Config) -> None:
         """Raises ConfigError where `config` changes what a running engine can't."""
-        old = self.book.config
+        old = self.state.config
         for name in vars(old):
             if getattr(old, name) != getattr(config, name) and name not in LIVE:
                 raise ConfigError(f"{name} can't change while the engine runs; those that can: {', '.join(LIVE)}")
@@ -77,108 +77,108 @@ class Controller:
     # A handler returns True where the event told nothing: it came late, twice or for nobody. Then nothing follows.
 
     def _submit(self, event: ev.Submit) -> None:
-        self.book.enter(event.job)
+        self.state.enter(event.job)
         if refusal := self.refusal(event.job):  # a pool has shrunk since it was accepted
-            self.book.end(self.book.records[event.job.id], Finish.FAILED, refusal)
+            self.state.end(self.state.records[event.job.id], Finish.FAILED, refusal)
 
     def _cancel(self, event: ev.Cancel) -> bool | None:
-        record = self.book.records.get(event.request)
+        record = self.state.records.get(event.request)
         if record is None:
             return True
-        self.book.end(record, Finish.CANCELLED)
+        self.state.end(record, Finish.CANCELLED)
 
     def _tick(self, event: ev.Tick) -> None:
         """Only deadlines."""
 
     def _request_failed(self, event: ev.RequestFailed) -> bool | None:
-        record = self.book.records.get(event.request)
+        record = self.state.records.get(event.request)
         if record is None:  # a step more of it was in flight
             return True
-        self.book.end(record, Finish.FAILED, event.error)
+        self.state.end(record, Finish.FAILED, event.error)
 
     def _time_lost(self, event: ev.TimeLost) -> None:
-        self.book.postpone(event.lost_ns)
+        self.state.postpone(event.lost_ns)
 
     def _retune(self, event: ev.Retune) -> None:
-        book, config = self.book, event.config
+        state, config = self.state, event.config
         self.check_live(config)
-        book.config = config
-        book.host.capacity = min(book.host.total, config.host_blocks)
-        for seat in book.prefills:
+        state.config = config
+        state.host.capacity = min(state.host.total, config.host_blocks)
+        for seat in state.prefills:
             seat.pool.capacity = min(seat.pool.total, config.prefill_blocks)
-        for seat in book.decodes:
+        for seat in state.decodes:
             seat.pool.capacity = min(seat.pool.total, config.decode_blocks)
             seat.retune(config.bins, config.itl_target_s)
-        book.costs.out, book.costs.back = config.links
-        for queue in book.queues():
+        state.costs.out, state.costs.back = config.links
+        for queue in state.queues():
             queue.reorder(POLICIES[config.policy])
-        book.out.append(Retuned(config))
-        for record in list(book.records.values()):
+        state.out.append(Retuned(config))
+        for record in list(state.records.values()):
             if refusal := self.refusal(record.job):
-                book.end(record, Finish.FAILED, f"request {record.id} no longer fits: {refusal}")
+                state.end(record, Finish.FAILED, f"request {record.id} no longer fits: {refusal}")
 
     def _prefilled(self, event: ev.Prefilled):
-        seat = self.book.prefills[event.worker.index]
+        seat = self.state.prefills[event.worker.index]
         if seat.passing is None or seat.passing.id != event.pass_id:
             return self._anomaly()
-        self.book.costs.observe_prefill(seat.passing.tokens, event.ended_ns - event.started_ns)
+        self.state.costs.observe_prefill(seat.passing.tokens, event.ended_ns - event.started_ns)
         first = self.prefilling.finish(seat, event.tokens)
         if first:
             ids = tuple(record.id for record in first)
-            self.book.out.append(Emit(ids, tuple(record.generated[-1] for record in first), event.ended_ns))
+            self.state.out.append(Emit(ids, tuple(record.generated[-1] for record in first), event.ended_ns))
         for record in first:
-            if self.book.end_if_done(record):
+            if self.state.end_if_done(record):
                 continue
             if seat.decode is None:
                 self.movement.prefilled(record)
             else:
                 record.decode_table.commit()
-                self.book.arrive(record)
+                self.state.arrive(record)
 
     def _pass_failed(self, event: ev.PassFailed):
-        seat = self.book.prefills[event.worker.index]
+        seat = self.state.prefills[event.worker.index]
         if seat.passing is None or seat.passing.id != event.pass_id:
             return self._anomaly()
         for record in self.prefilling.finish_failed(seat):
-            self.book.end(record, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
+            self.state.end(record, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
 
     def _stepped(self, event: ev.Stepped):
-        book, seat = self.book, self.book.decodes[event.worker.index]
+        state, seat = self.state, self.state.decodes[event.worker.index]
         if not seat.steps or seat.steps[0].number != event.step:
             return self._anomaly()
         step = self.decoding.finish(seat)
-        book.padding.add(step.used_slots, step.padded_slots)
-        book.counts["padding_mismatches"] += (step.used_slots, step.padded_slots) != (
+        state.padding.add(step.used_slots, step.padded_slots)
+        state.counts["padding_mismatches"] += (step.used_slots, step.padded_slots) != (
             event.used_slots,
             event.padded_slots,
         )
         if seat.composer:
             seconds = (event.ended_ns - event.started_ns) / 1e9
             seat.composer.observe(len(step.requests), step.used_slots, seconds)
-        ending = seat.take_tokens(step, event.tokens, book.eos_ids)
+        ending = seat.take_tokens(step, event.tokens, state.eos_ids)
         requests, tokens = step.kept(event.tokens)
-        book.out.append(Emit(requests, tokens, event.ended_ns))
+        state.out.append(Emit(requests, tokens, event.ended_ns))
         for record in ending:
-            book.end_if_done(record)
+            state.end_if_done(record)
 
     def _step_failed(self, event: ev.StepFailed):
-        seat = self.book.decodes[event.worker.index]
+        seat = self.state.decodes[event.worker.index]
         if not seat.steps or seat.steps[0].number != event.step:
             return self._anomaly()
         step = self.decoding.finish(seat)
         for request in step.requests:
-            record = self.book.records.get(request)
+            record = self.state.records.get(request)
             if record is not None:
-                self.book.end(record, Finish.FAILED, f"decode of request {request} failed: {event.error}")
+                self.state.end(record, Finish.FAILED, f"decode of request {request} failed: {event.error}")
 
     def _landed(self, event: ev.Landed) -> bool:
         transfer = self._transfer(event.transfer)
         if transfer is None:
             return True
         fresh = [transfer.landed.add(part) for part in event.parts]
-        self.book.counts["anomalies"] += fresh.count(False)
+        self.state.counts["anomalies"] += fresh.count(False)
         if transfer.route in ("spill", "fetch") and all(fresh):
-            self.book.costs.observe_copy(event.nbytes, event.took_ns)
+            self.state.costs.observe_copy(event.nbytes, event.took_ns)
         if transfer.complete and not transfer.aborted:
             self.movement.complete(transfer)
         return not any(fresh)
@@ -210,26 +210,26 @@ class Controller:
         self._break(f"{event.worker} died: {event.error}")
 
     def _anomaly(self) -> bool:
-        self.book.counts["anomalies"] += 1
+        self.state.counts["anomalies"] += 1
         return True
 
     def _transfer(self, number: int):
         """The open transfer of a notice; a notice for any other changes nothing and is counted."""
-        transfer = self.book.transfers.get(number)
-        self.book.counts["anomalies"] += transfer is None
+        transfer = self.state.transfers.get(number)
+        self.state.counts["anomalies"] += transfer is None
         return transfer
 
     # ---- after each event --------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        if self.book.config.colocated:
-            for seat in self.book.prefills:
+        if self.state.config.colocated:
+            for seat in self.state.prefills:
                 self._take_turns(seat)
             return
-        for seat in self.book.prefills:
+        for seat in self.state.prefills:
             self.prefilling.fill(seat)
         self.movement.assign()
-        for seat in self.book.decodes:
+        for seat in self.state.decodes:
             while self.decoding.step(seat):
                 """Until as many are in flight as may be."""
 
@@ -254,8 +254,8 @@ class Controller:
 
         True where one had passed.
         """
-        limit, passed = f"{self.book.config.watchdog_s:g} s", False
-        while not self.broken and (overdue := self.book.overdue()) is not None:
+        limit, passed = f"{self.state.config.watchdog_s:g} s", False
+        while not self.broken and (overdue := self.state.overdue()) is not None:
             passed = True
             match overdue:
                 case ("transfer", transfer):
@@ -269,16 +269,16 @@ class Controller:
 
     def _check_progress(self) -> None:
         """With nothing under way no event will ever come: whoever waits then would wait for ever, and is told so."""
-        if self.book.records and not self.book.under_way:
-            self._break(f"nothing is under way, but these wait: {open_in_words(self.book)}")
+        if self.state.records and not self.state.under_way:
+            self._break(f"nothing is under way, but these wait: {open_in_words(self.state)}")
 
     def _break(self, cause: str) -> None:
         """Everything open fails with this cause; nothing is scheduled any more."""
-        for record in list(self.book.records.values()):
-            self.book.end(record, Finish.FAILED, cause)
+        for record in list(self.state.records.values()):
+            self.state.end(record, Finish.FAILED, cause)
         self.broken = cause
-        self.book.settle_all()
-        self.book.out.append(Broken(cause))
+        self.state.settle_all()
+        self.state.out.append(Broken(cause))
 
 
 _HANDLERS = {

@@ -1,4 +1,4 @@
-"""The controller's book: every request, transfer, queue, pool and deadline, and the few moves that all share."""
+"""The controller's state: every request, transfer, queue, pool and deadline, and the few moves that all share."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from disagg.plan.queues import POLICIES, Queue
 from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.spans import BlockMove
 from disagg.plan.transfer import Transfer
-from disagg.plan.worker_state import DecodeSeat, PrefillSeat
+from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 
-class Book:
+class ControllerState:
     """State and bookkeeping; what happens next is decided in prefilling, movement and decoding."""
 
     def __init__(
@@ -32,9 +32,9 @@ class Book:
         self.decodes = [self._decode_seat(index, key) for index in range(config.decode_workers)]
         shared = Queue(key)
         self.prefills = [
-            PrefillSeat(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
+            PrefillWorkerState(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
-        ] or [PrefillSeat(seat.worker, seat.pool, Queue(key), seat) for seat in self.decodes]
+        ] or [PrefillWorkerState(seat.worker, seat.pool, Queue(key), seat) for seat in self.decodes]
         self.wanting = Queue(key)  # hand-offs and spilled requests that want blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
@@ -50,11 +50,11 @@ class Book:
         self._ids = 0
         self._due: dict[int, tuple[int, str, object]] = {}  # activity → (deadline, kind, what), the earliest first
 
-    def _decode_seat(self, index: int, key) -> DecodeSeat:
+    def _decode_seat(self, index: int, key) -> DecodeWorkerState:
         config = self.config
         pool = self._pool(f"decode {index}", config.decode_blocks)
         composer = Composer(config.itl_target_s) if config.itl_target_s else None
-        return DecodeSeat(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer,
+        return DecodeWorkerState(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer,
                           pads=self._pads)  # fmt: skip
 
     def _pool(self, name: str, blocks: int) -> BlockPool:
@@ -138,7 +138,7 @@ class Book:
             self.settle(transfer.id)
             self.deadline(transfer.id, "close", transfer)
 
-    def reserve_decode(self, seat: DecodeSeat, record: Record, tokens: int) -> Table | None:
+    def reserve_decode(self, seat: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
         """Blocks for `tokens` on a seat, which leave rows some to grow into; None if they are not there.
 
         The first landed request that needs a block goes before: it may be what the others were preempted for.

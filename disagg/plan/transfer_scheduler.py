@@ -24,7 +24,7 @@ from disagg.plan.link import Wire
 from disagg.plan.spans import Span
 
 
-class Piece(NamedTuple):
+class CopyTask(NamedTuple):
     """Layers [layer, layer_end) of the table positions [block, block_end), read from `blocks` of the source."""
 
     transfer: int
@@ -43,10 +43,10 @@ class Piece(NamedTuple):
 
 
 @dataclass(eq=False)
-class Flight:
+class ActiveCopy:
     """A piece on one wire: its times by the wire's account, its ring slot where it uses one, and where it goes."""
 
-    piece: Piece
+    piece: CopyTask
     lane: str
     start_ns: int
     busy_until_ns: int
@@ -74,7 +74,7 @@ class Flight:
 
 
 @dataclass(eq=False)
-class Journey:
+class TransferProgress:
     """What is known of an open transfer."""
 
     send: Send
@@ -85,7 +85,7 @@ class Journey:
     blocks_sent: int = 0
     next_layer: int = 0  # layers of the last Send that are in pieces; the rest waits for prefill
     assign: Assign | None = None
-    parked: list[Piece] = field(default_factory=list)  # pieces that wait for the target's blocks
+    parked: list[CopyTask] = field(default_factory=list)  # pieces that wait for the target's blocks
     digests: dict = field(default_factory=dict)  # (layer, block) → what left the source there, for whoever checks
     written: dict = field(default_factory=dict)  # (layer, block) → the event behind its K/V, where a GPU still writes
     aborted: bool = False
@@ -101,10 +101,10 @@ class Lane:
 
     def __init__(self, name: str, wire: Wire) -> None:
         self.name, self.wire, self.down = name, wire, name.startswith("down")
-        self.ready: list[tuple[tuple, int, Piece, int | None, int]] = []  # priority, order, piece, slot, since when
+        self.ready: list[tuple[tuple, int, CopyTask, int | None, int]] = []  # priority, order, piece, slot, since when
 
 
-class Traffic:
+class TransferScheduler:
     def __init__(self, config: Config, *, layers: int, token_bytes: int) -> None:
         self.layers = layers
         self.layer_block_bytes = config.block_size * token_bytes // layers
@@ -118,7 +118,7 @@ class Traffic:
             names += [f"up {i}" for i in range(config.decode_workers)]
         self.lanes = {name: Lane(name, Wire(second if name.startswith("up") else first)) for name in names}
         self.ring = BlockPool("ring", config.ring_slots if config.route == "staged" else 0)
-        self.journeys: dict[int, Journey] = {}
+        self.journeys: dict[int, TransferProgress] = {}
         self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # hears how many slots are held
         self.queued = 0  # pieces that wait on all lanes
         self._order = 0
@@ -135,13 +135,13 @@ class Traffic:
 
     def send(self, send: Send, now_ns: int) -> None:
         """Blocks may travel: at once, or a group of layers at a time as `hand_off` reports them."""
-        journey = self.journeys.setdefault(send.transfer, Journey(send))
+        journey = self.journeys.setdefault(send.transfer, TransferProgress(send))
         journey.send, journey.next_layer = send, 0
         journey.blocks_sent += len(send.blocks)
         if send.layers_ready:
             self._make(journey, self.layers, now_ns)
 
-    def hand_off(self, transfer: int, layer: int, now_ns: int) -> Piece | None:
+    def hand_off(self, transfer: int, layer: int, now_ns: int) -> CopyTask | None:
         """Prefill has written this layer's K/V of the last Send; returns the piece that became ready with it."""
         journey = self.journeys.get(transfer)
         if journey is None or journey.aborted or journey.failed:
@@ -180,7 +180,7 @@ class Traffic:
 
     # ---- what the lanes do -------------------------------------------------------------------------------------------
 
-    def start(self, name: str) -> Flight | None:
+    def start(self, name: str) -> ActiveCopy | None:
         """Puts the lane's next piece on its wire; None while there is none, or no ring slot for it."""
         lane = self.lanes[name]
         if not lane.ready or (lane.down and not self.ring.available):
@@ -198,9 +198,9 @@ class Traffic:
         target, blocks = None, ()
         if journey.assign is not None and not lane.down:
             target, blocks = journey.assign.target, journey.assign.blocks[piece.block : piece.block_end]
-        return Flight(piece, name, *times, slot, target, blocks, ready_ns, lane.down)
+        return ActiveCopy(piece, name, *times, slot, target, blocks, ready_ns, lane.down)
 
-    def finish(self, flight: Flight) -> list:
+    def finish(self, flight: ActiveCopy) -> list:
         """A copy has landed: passes the piece on, or returns the notices for the controller.
 
         What follows counts from the landing by the wire, not from when a thread noticed it.
@@ -225,7 +225,7 @@ class Traffic:
             del self.journeys[piece.transfer]
         return notices
 
-    def fail(self, flight: Flight, error: str, now_ns: int) -> list:
+    def fail(self, flight: ActiveCopy, error: str, now_ns: int) -> list:
         """A copy failed, or its bytes are wrong: nothing else of this transfer starts."""
         journey = self.journeys[flight.piece.transfer]
         journey.flying -= 1
@@ -254,11 +254,11 @@ class Traffic:
         self.layers_per_copy = 1 if automatic else config.layers_per_copy
         self.least_bytes = self.measured_bytes if automatic else 0
 
-    def _make(self, journey: Journey, layer_end: int, now_ns: int) -> Piece:
+    def _make(self, journey: TransferProgress, layer_end: int, now_ns: int) -> CopyTask:
         send, layer = journey.send, journey.next_layer
         nbytes = (layer_end - layer) * len(send.blocks) * self.layer_block_bytes
         end = send.first_block + len(send.blocks)
-        piece = Piece(
+        piece = CopyTask(
             send.transfer, send.request, send.source, layer, layer_end, send.first_block, end, send.blocks, nbytes
         )
         journey.pieces += 1
@@ -269,13 +269,13 @@ class Traffic:
             self._push(journey, piece, None, now_ns)
         return piece
 
-    def _push(self, journey: Journey, piece: Piece, slot: int | None, now_ns: int) -> None:
+    def _push(self, journey: TransferProgress, piece: CopyTask, slot: int | None, now_ns: int) -> None:
         lane = self.lane_of(journey, second_hop=slot is not None)
         self._order += 1
         self.queued += 1
         heapq.heappush(lane.ready, (journey.send.priority, self._order, piece, slot, now_ns))
 
-    def lane_of(self, journey: Journey, second_hop: bool = False) -> Lane:
+    def lane_of(self, journey: TransferProgress, second_hop: bool = False) -> Lane:
         """Where its pieces go first, or second."""
         send = journey.send
         if second_hop or send.route == "fetch":
@@ -283,7 +283,7 @@ class Traffic:
         name = {"staged": "down", "spill": "spill"}.get(send.route, "direct")
         return self.lanes[f"{name} {send.source.index}"]
 
-    def _drop_waiting(self, journey: Journey, now_ns: int) -> None:
+    def _drop_waiting(self, journey: TransferProgress, now_ns: int) -> None:
         """Takes a transfer's pieces off every queue, and gives back the ring slots they hold."""
         transfer = journey.send.transfer
         for lane in self.lanes.values():

@@ -1,6 +1,6 @@
-"""Why does a request wait? The gate that holds it, who holds that gate, and for how long; read from the book.
+"""Why does a request wait? The gate that holds it, who holds that gate, and for how long; read from the state.
 
-print(why(engine.controller.book, 3))
+print(why(engine.controller.state, 3))
 
 The engine's thread answers, so the work is bounded: a few requests are told in full, a few dozen are searched for a
 cycle, and each queue and pool is gone through once.
@@ -11,23 +11,23 @@ from functools import cached_property
 from disagg.plan.blocks import BlockPool
 from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Record, Stage
-from disagg.plan.state import Book
+from disagg.plan.state import ControllerState
 from disagg.plan.waiting import NAMED, Wait, cycle_in_words, cycle_of
 
 WORKING = {Stage.PREFILLING: "prefill", Stage.RUNNING: "decode"}
 TOLD, SEARCHED = 8, 64  # requests of a chain that get a line, and that are searched for a cycle
 
 
-def why(book: Book, request: int, now_ns: int | None = None) -> str:
+def why(state: ControllerState, request: int, now_ns: int | None = None) -> str:
     """One request in words, then whoever it waits for in turn, and the cycle where they wait for one another."""
-    now_ns = book.now_ns if now_ns is None else now_ns
-    if request not in book.records:
+    now_ns = state.now_ns if now_ns is None else now_ns
+    if request not in state.records:
         return f"request {request} is not open: it has ended, or never came"
-    look, waits, following = _Look(book), {}, [request]
+    look, waits, following = _Look(state), {}, [request]
     while following and len(waits) < SEARCHED:
         here = following.pop(0)
-        if here in book.records and here not in waits:
-            waits[here] = look.wait(book.records[here], ahead=len(waits) < TOLD)
+        if here in state.records and here not in waits:
+            waits[here] = look.wait(state.records[here], ahead=len(waits) < TOLD)
             following += list(waits[here].holders)[:SEARCHED]
     lines = [look.in_words(wait, now_ns) for wait in list(waits.values())[:TOLD]]
     if len(waits) > TOLD:
@@ -35,19 +35,19 @@ def why(book: Book, request: int, now_ns: int | None = None) -> str:
     return "\n".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])])
 
 
-def open_in_words(book: Book) -> str:
+def open_in_words(state: ControllerState) -> str:
     """The open requests in a few words, the first ones: their stage, and what they wait for."""
-    look, first = _Look(book), list(book.records.values())[:TOLD]
+    look, first = _Look(state), list(state.records.values())[:TOLD]
     told = [f"request {w.request} ({w.stage}) for {w.what}" for w in map(look.wait, first)]
-    more = len(book.records) - len(first)
+    more = len(state.records) - len(first)
     return "; ".join([*told, *([f"and {more:,} more"] if more else [])])
 
 
 class _Look:
-    """One look at a book between two events; what several requests wait for is gone through once."""
+    """One look at a state between two events; what several requests wait for is gone through once."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, state: ControllerState) -> None:
+        self._book = state
         self._holders: dict[str, dict[int, int]] = {}  # pool → request → blocks
 
     def wait(self, record: Record, ahead: bool = True) -> Wait:

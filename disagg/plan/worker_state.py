@@ -21,13 +21,13 @@ class Pass(NamedTuple):
 
 
 @dataclass(eq=False)
-class PrefillSeat:
+class PrefillWorkerState:
     """A prefill worker. Colocated, it is the same worker as a decode seat's, and shares that seat's pool."""
 
     worker: Worker
     pool: BlockPool
     queue: Queue
-    decode: "DecodeSeat | None" = None
+    decode: "DecodeWorkerState | None" = None
     partial: list[Record] = field(default_factory=list)  # admitted, not yet prefilled to the end
     passing: Pass | None = None
     prefilled_last: bool = False  # colocated: whose turn it is
@@ -69,7 +69,7 @@ class Issued(NamedTuple):
 
 
 @dataclass(eq=False)
-class DecodeSeat:
+class DecodeWorkerState:
     """A decode worker: the batch as the next step will see it, and the steps in flight.
 
     Rows are looked at only in the step in which something is due: a block, another bin, the last token.

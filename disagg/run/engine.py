@@ -149,7 +149,7 @@ class Engine:
     def why(self, request: int | Handle) -> str:
         """What an open request waits for, who holds that, and for how long; in words, as of the last event."""
         number = request.so_far.request if isinstance(request, Handle) else request
-        return self._loop.ask(lambda: why(self.controller.book, number, now_ns()))
+        return self._loop.ask(lambda: why(self.controller.state, number, now_ns()))
 
     def recorded(self, results: list[Result]) -> Run:
         """What was recorded of the run that is under way, or lately of requests outside of one."""

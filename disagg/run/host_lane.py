@@ -8,7 +8,7 @@ from collections import deque
 
 import torch
 
-from disagg.plan.transfer_scheduler import Flight, Journey
+from disagg.plan.transfer_scheduler import ActiveCopy, TransferProgress
 from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.scratch import Scratch
@@ -36,8 +36,8 @@ class HostLane:
     def serve(self) -> None:
         """Until the engine closes. One copy at a time occupies the wire; landings follow after its latency."""
         closing = self.transfers.closing
-        occupying: Flight | None = None
-        flying: deque[Flight] = deque()
+        occupying: ActiveCopy | None = None
+        flying: deque[ActiveCopy] = deque()
         while not closing.is_set():
             now = now_ns()
             if flying and flying[0].landing_ns <= now:
@@ -59,7 +59,7 @@ class HostLane:
         for flight in flying:
             self.transfers.give_up(flight)
 
-    def _next(self, landing_ns: int | None) -> Flight | None:
+    def _next(self, landing_ns: int | None) -> ActiveCopy | None:
         """The next copy; None when it is time for a landing, or to stop. Its last part is waited out exactly."""
         transfers = self.transfers
         with self._changed:
@@ -73,7 +73,7 @@ class HostLane:
 
     # ---- one copy ----------------------------------------------------------------------------------------------------
 
-    def _copy(self, flight: Flight) -> bool:
+    def _copy(self, flight: ActiveCopy) -> bool:
         """Moves the bytes and checks what arrived, within the time that the dial gives; False where it failed."""
         transfers, began = self.transfers, now_ns()
         try:
@@ -93,7 +93,7 @@ class HostLane:
             flight.start_ns, flight.busy_until_ns, flight.landing_ns = began, moved, now_ns()
         return True
 
-    def _move(self, flight: Flight) -> torch.Tensor:
+    def _move(self, flight: ActiveCopy) -> torch.Tensor:
         """From the source's blocks or the ring's slot to the slot or the target's blocks; returns what it read."""
         piece, transfers = flight.piece, self.transfers
         layers = range(piece.layer, piece.layer_end)
@@ -106,7 +106,7 @@ class HostLane:
             transfers.caches[flight.target].store_blocks(layers, flight.target_blocks, data)
         return data
 
-    def _flip(self, flight: Flight, data: torch.Tensor) -> None:
+    def _flip(self, flight: ActiveCopy, data: torch.Tensor) -> None:
         """One bit of what arrived: in the ring's slot, or in the target's first block."""
         there = data
         if not flight.hop_one:
@@ -114,7 +114,7 @@ class HostLane:
         first = there[0, 0, 0, 0, 0].view(torch.uint8)
         first[0] = first[0] ^ 1
 
-    def _wrong_layer(self, flight: Flight, data: torch.Tensor) -> int | None:
+    def _wrong_layer(self, flight: ActiveCopy, data: torch.Tensor) -> int | None:
         """The first layer whose bytes are not those that left; `data` is what the copy read."""
         piece, transfers = flight.piece, self.transfers
         journey = transfers.traffic.journeys[piece.transfer]
@@ -130,7 +130,7 @@ class HostLane:
                 return layer
         return None
 
-    def _note_departure(self, flight: Flight, journey: Journey, data: torch.Tensor) -> None:
+    def _note_departure(self, flight: ActiveCopy, journey: TransferProgress, data: torch.Tensor) -> None:
         """K/V that no prefill hook reported: all bytes of the blocks as they leave, or as they were spilled."""
         piece, tokens = flight.piece, data.shape[2] * data.shape[3]
         fetching = piece.source.role == "host"

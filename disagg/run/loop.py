@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from disagg.monitor.fault_injection import Injection
 from disagg.monitor.fault_plan import FaultPlan
-from disagg.monitor.monitor import Breach, Watch
+from disagg.monitor.monitor import InvariantViolation, Monitor
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
@@ -81,10 +81,10 @@ class EngineLoop:
         self.controller = Controller(
             config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead, pads=self.kernel is None
         )
-        self.detectors = Watch(config, layers=shape.layers)
-        self.controller.book.on_move = self.detectors.moved
+        self.detectors = Monitor(config, layers=shape.layers)
+        self.controller.state.on_move = self.detectors.moved
         self.recorder: Recorder | None = None
-        self.breach: Breach | None = None  # what a detector saw; the engine is broken then
+        self.breach: InvariantViolation | None = None  # what a detector saw; the engine is broken then
         self.broken: str | None = None
         self.closed = False  # takes nothing more
         self.over = Latch()  # interrupted, closed or broken: nobody waits for an arrival any more
@@ -104,7 +104,7 @@ class EngineLoop:
         self.executor.connect()
         transfers = self.executor.transfers
         machine = machine_in_words() + sms_in_words(self.executor.parts) + transfers.clock_in_words()
-        self.recorder = Recorder(self.controller.book, transfers.traffic, machine)
+        self.recorder = Recorder(self.controller.state, transfers.traffic, machine)
         self.executor.start()
         self._thread.start()
         self._began.get()
@@ -243,7 +243,7 @@ class EngineLoop:
             self.detectors.drained(now_ns())
         except BaseException as error:
             self._fail(error)
-            if not isinstance(error, Breach):
+            if not isinstance(error, InvariantViolation):
                 raise
         finally:
             abandoned = self._answer_the_rest() or abandoned
@@ -254,10 +254,10 @@ class EngineLoop:
 
     def _fail(self, error: BaseException) -> None:
         """A rule was broken, before any of these commands was carried out; or the controller has a bug."""
-        if isinstance(error, Breach):
+        if isinstance(error, InvariantViolation):
             self.breach = error
         cause = f"the controller failed: {type(error).__name__}: {error}"
-        self._fail_open(error.summary if isinstance(error, Breach) else cause)
+        self._fail_open(error.summary if isinstance(error, InvariantViolation) else cause)
 
     def _answer_the_rest(self) -> bool:
         """Calls that came while the thread ended: from now on they are answered where they are made. True where nobody
@@ -319,9 +319,9 @@ class EngineLoop:
         """
         if self._late:
             return self._late.popleft()
-        beat = min(BEAT_S, self.controller.book.config.watchdog_s / 4)
+        beat = min(BEAT_S, self.controller.state.config.watchdog_s / 4)
         while True:
-            deadline, since = self.controller.book.next_deadline_ns, self._seen_ns
+            deadline, since = self.controller.state.next_deadline_ns, self._seen_ns
             wait = None if deadline is None else min(beat, max(0, deadline - now_ns()) / 1e9)
             try:
                 item = self._inbox.get(timeout=wait)

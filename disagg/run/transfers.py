@@ -23,7 +23,7 @@ from disagg.plan.copy_cost import RouteCost
 from disagg.plan.errors import EngineError
 from disagg.plan.events import WorkerDied
 from disagg.plan.spans import Span
-from disagg.plan.transfer_scheduler import Flight, Journey, Piece, Traffic
+from disagg.plan.transfer_scheduler import ActiveCopy, CopyTask, TransferProgress, TransferScheduler
 from disagg.run.checksum import checksum, digest
 from disagg.run.clock import now_ns
 from disagg.run.device import mark
@@ -68,7 +68,7 @@ class Transfers:
         injection: Injection | None = None,
     ) -> None:
         shape = next(iter(caches.values())).shape
-        self.traffic = Traffic(config, layers=shape.layers, token_bytes=shape.token_bytes)
+        self.traffic = TransferScheduler(config, layers=shape.layers, token_bytes=shape.token_bytes)
         self.config, self.caches, self.shape, self.verify = config, caches, shape, config.verify_kv
         self._post, self._record, self.injection = post, record, injection
         self.lock = threading.RLock()  # of the traffic
@@ -162,21 +162,21 @@ class Transfers:
                 with self._watched(name):
                     lane.drive()
 
-    def start_copy(self, name: str) -> Flight | None:
+    def start_copy(self, name: str) -> ActiveCopy | None:
         """The lane's next copy; None where nothing may start."""
         with self.lock:
             return None if self.closing.is_set() else self.traffic.start(name)
 
-    def ring_view(self, flight: Flight) -> torch.Tensor:
+    def ring_view(self, flight: ActiveCopy) -> torch.Tensor:
         """The slot's buffer in the shape of the piece; a larger piece than ever before enlarges it."""
         return self._ring[flight.slot].view(self.bytes_of(flight.piece))
 
-    def bytes_of(self, piece: Piece) -> tuple[int, ...]:
+    def bytes_of(self, piece: CopyTask) -> tuple[int, ...]:
         """Shape of a piece's bytes: [layers, 2, blocks, block_size, kv_heads, head_dim]."""
         shape, block = self.shape, self.config.block_size
         return (piece.layer_end - piece.layer, 2, len(piece.blocks), block, shape.kv_heads, shape.head_dim)
 
-    def keep_spilled(self, journey: Journey, digests: list) -> None:
+    def keep_spilled(self, journey: TransferProgress, digests: list) -> None:
         """What a request's layers were when they left for host memory."""
         with self.lock:
             if not journey.aborted:  # else its request may have been forgotten already
@@ -191,25 +191,25 @@ class Transfers:
 
     # ---- how a copy ends ---------------------------------------------------------------------------------------------
 
-    def land(self, flight: Flight, at_ns: int) -> None:
+    def land(self, flight: ActiveCopy, at_ns: int) -> None:
         with self.lock:
             notices = self.traffic.finish(flight)
             self._record(flight.span(at_ns))
             self._tell(notices)
         self.drive()
 
-    def give_up(self, flight: Flight) -> None:
+    def give_up(self, flight: ActiveCopy) -> None:
         self._failed(flight, f"copy on lane {flight.lane!r} was given up: the engine closes")
 
-    def raised(self, flight: Flight, error: Exception) -> None:
+    def raised(self, flight: ActiveCopy, error: Exception) -> None:
         self._failed(flight, f"copy on lane {flight.lane!r} failed: {type(error).__name__}: {error}")
 
-    def differs(self, flight: Flight, layer: int) -> None:
+    def differs(self, flight: ActiveCopy, layer: int) -> None:
         piece = flight.piece
         where = f"layer {layer}, blocks {piece.block} to {piece.block_end - 1}"
         self._failed(flight, f"digest differs after hop {flight.lane!r}: request {piece.request}, {where}")
 
-    def _failed(self, flight: Flight, error: str) -> None:
+    def _failed(self, flight: ActiveCopy, error: str) -> None:
         with self.lock:
             self._tell(self.traffic.fail(flight, error, now_ns()))
 

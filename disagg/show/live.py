@@ -55,7 +55,7 @@ class Look:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         rows = rows_of(engine.config)
-        names = {name for name, _ in gauges(engine.controller.book) if not name.startswith("gate ")}
+        names = {name for name, _ in gauges(engine.controller.state) if not name.startswith("gate ")}
         names |= {"ring"} & set(engine.recorder.timeline.sizes)
         self.frame = Frame(rows, in_order(names))
         self._begin(engine.recorder.timeline, now_ns())

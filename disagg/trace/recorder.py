@@ -13,8 +13,8 @@ from functools import partial
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.spans import BlockMove, Mark, Span
-from disagg.plan.state import Book
-from disagg.plan.transfer_scheduler import Traffic
+from disagg.plan.state import ControllerState
+from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
 
@@ -32,10 +32,12 @@ class Recording:
 
 
 class Recorder:
-    def __init__(self, book: Book, traffic: Traffic, machine: str = "", last: int = BETWEEN_RUNS) -> None:
+    def __init__(
+        self, state: ControllerState, traffic: TransferScheduler, machine: str = "", last: int = BETWEEN_RUNS
+    ) -> None:
         """`last`: entries of each kind that are kept at all times; 0 where every request belongs to a run."""
-        self.book, self.traffic, self.machine = book, traffic, machine
-        self._gauges = gauges(book)
+        self.state, self.traffic, self.machine = state, traffic, machine
+        self._gauges = gauges(state)
         traffic.on_ring = self._ring
         self._always = self._open(last, 0)
         self.between_runs()
@@ -46,7 +48,7 @@ class Recorder:
         run = self._open(None, start_ns)
         always = (self._always,) if (record or beside) and self._always.most else ()
         self._use(run, (run, *always) if record else always)
-        for pool in self.book.pools():
+        for pool in self.state.pools():
             pool.peak = pool.held
             for (owner, state), blocks in pool.holdings().items() if record else ():
                 run.moves.append(BlockMove(start_ns, pool.name, state, owner, tuple(blocks)))
@@ -56,16 +58,19 @@ class Recorder:
         self._use(self._always, (self._always,))
 
     def _open(self, most: int | None, start_ns: int) -> Recording:
-        sizes = {pool.name: pool.total for pool in (*self.book.pools(), self.traffic.ring) if pool.total}
-        return Recording(most, start_ns, devices(self.book.config), sizes)
+        sizes = {pool.name: pool.total for pool in (*self.state.pools(), self.traffic.ring) if pool.total}
+        return Recording(most, start_ns, devices(self.state.config), sizes)
 
     def _use(self, run: Recording, kept: tuple[Recording, ...]) -> None:
         """`run` is what counts from now on, and `kept` is written to."""
-        book = self.book
+        state = self.state
         self._run, self._kept = run, kept
         self._last: list = [None] * len(self._gauges)
-        self._counts, self._padding = Counter(book.counts), Padding(book.padding.used_slots, book.padding.padded_slots)
-        book.moves = [recording.moves for recording in kept]
+        self._counts, self._padding = (
+            Counter(state.counts),
+            Padding(state.padding.used_slots, state.padding.padded_slots),
+        )
+        state.moves = [recording.moves for recording in kept]
 
     @property
     def on(self) -> bool:
@@ -117,16 +122,16 @@ class Recorder:
 
     def run(self, config: Config, results: list[Result], interrupted: bool = False) -> Run:
         """What was recorded since `begin`."""
-        book, recording = self.book, self._run
+        state, recording = self.state, self._run
         timeline = recording.timeline if recording.most is None else copy_of(recording.timeline)
         used, padded = self._padding.used_slots, self._padding.padded_slots
         return Run(
             config,
             results,
             timeline,
-            {name: book.counts[name] - self._counts[name] for name in book.counts},
-            Padding(book.padding.used_slots - used, book.padding.padded_slots - padded),
-            {pool.name: pool.peak for pool in book.pools()},
+            {name: state.counts[name] - self._counts[name] for name in state.counts},
+            Padding(state.padding.used_slots - used, state.padding.padded_slots - padded),
+            {pool.name: pool.peak for pool in state.pools()},
             list(recording.choices),
             list(recording.log),
             interrupted,
@@ -140,16 +145,16 @@ def copy_of(timeline: Timeline) -> Timeline:
     return replace(timeline, **dict(zip(("spans", "marks", "moves"), kept, strict=True)), _index=None)
 
 
-def gauges(book: Book) -> list[tuple[str, Callable[[], int | str]]]:
+def gauges(state: ControllerState) -> list[tuple[str, Callable[[], int | str]]]:
     """(name, how to read it): lengths of queues, what gates them, free blocks, rows of each batch."""
     found: list[tuple[str, Callable]] = []
-    queues = {id(seat.queue): (f"{seat.worker} queue", seat.queue) for seat in reversed(book.prefills)}
-    queues |= {id(seat.landed): (f"{seat.worker} landed", seat.landed) for seat in book.decodes}
-    queues[id(book.wanting)] = ("wanting", book.wanting)
+    queues = {id(seat.queue): (f"{seat.worker} queue", seat.queue) for seat in reversed(state.prefills)}
+    queues |= {id(seat.landed): (f"{seat.worker} landed", seat.landed) for seat in state.decodes}
+    queues[id(state.wanting)] = ("wanting", state.wanting)
     for name, queue in queues.values():
         found += [(name, partial(len, queue)), (f"gate {name}", partial(getattr, queue, "gate"))]
-    found += [(f"free {pool.name}", partial(getattr, pool, "available")) for pool in book.pools() if pool.total]
-    return found + [(f"batch {seat.worker.index}", partial(len, seat.rows)) for seat in book.decodes]
+    found += [(f"free {pool.name}", partial(getattr, pool, "available")) for pool in state.pools() if pool.total]
+    return found + [(f"batch {seat.worker.index}", partial(len, seat.rows)) for seat in state.decodes]
 
 
 def devices(config: Config) -> dict[str, str]:

@@ -21,7 +21,7 @@ class _Group(NamedTuple):
     longest: int
 
 
-class Mirror:
+class BatchView:
     def __init__(self) -> None:
         self._rows: dict[int, tuple[int, int]] = {}  # request → context and token index, as of step 0
         self._step = 0

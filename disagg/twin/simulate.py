@@ -13,7 +13,7 @@ from disagg.plan.request import Request, listed
 from disagg.trace.results import Run
 from disagg.twin.hardware import Hardware, Predicted
 from disagg.twin.model_shapes import limits_of
-from disagg.twin.simulated_engine import Speeds, World
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 
 def simulate(
@@ -39,7 +39,7 @@ def simulate(
     return run
 
 
-def world_on(hardware, config: Config, requests: Iterable[Request], record: bool = True) -> World:
+def world_on(hardware, config: Config, requests: Iterable[Request], record: bool = True) -> SimulatedEngine:
     """A world of predicted times in which these requests will arrive. ConfigError as `simulate`."""
     hardware = Hardware.parse(hardware)
     speeds = Predicted.of(config, hardware)
@@ -51,7 +51,9 @@ def world_on(hardware, config: Config, requests: Iterable[Request], record: bool
     return world
 
 
-def world_of(config: Config, requests: Sequence[Request], speeds, kind: type[World] = World, **how) -> World:
+def world_of(
+    config: Config, requests: Sequence[Request], speeds, kind: type[SimulatedEngine] = SimulatedEngine, **how
+) -> SimulatedEngine:
     """A world in which these requests, given as token ids, will arrive. RequestError where an engine would refuse one,
     ConfigError where the model's shape is unknown."""
     open_sizes = {

@@ -1,7 +1,7 @@
 """One controller and its traffic under a virtual clock, with workers that take time.
 
-`World` obeys commands with events at computed times; one heap, one order, no thread. `Speeds` are round numbers; real
-figures need the cost model of hardware.py.
+`SimulatedEngine` obeys commands with events at computed times; one heap, one order, no thread. `Speeds` are round
+numbers; real figures need the cost model of hardware.py.
 """
 
 import heapq
@@ -17,11 +17,11 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.request import Job
 from disagg.plan.spans import Span
-from disagg.plan.transfer_scheduler import Flight, Traffic
+from disagg.plan.transfer_scheduler import ActiveCopy, TransferScheduler
 from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
-from disagg.twin.batch_view import Mirror
+from disagg.twin.batch_view import BatchView
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def fake_token(request: int, index: int) -> int:
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
-class World:
+class SimulatedEngine:
     """One controller, its traffic, and workers that take time. `step` advances by one event."""
 
     def __init__(
@@ -72,16 +72,16 @@ class World:
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
         ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
         self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
-        self.traffic = Traffic(config, **shape)
+        self.traffic = TransferScheduler(config, **shape)
         self.now_ns = 0
         self.results: dict[int, Result] = {}
-        self.recorder = Recorder(self.controller.book, self.traffic, "virtual clock", last=0)
+        self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
         self.recorder.begin(0, record)
         self.busy_lanes: set[str] = set()
         self._heap: list = []
         self._sequence = 0
         self._free_ns: dict[cmd.Worker, int] = {}
-        self._mirrors: dict[cmd.Worker, Mirror] = {}
+        self._mirrors: dict[cmd.Worker, BatchView] = {}
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
 
     def at(self, when_ns: int, action, *args) -> None:
@@ -123,18 +123,18 @@ class World:
             limit_steps -= 1
             if not limit_steps:
                 raise EngineError("the simulated world does not come to an end")
-        if stuck := open_in_words(self.controller.book):
+        if stuck := open_in_words(self.controller.state):
             raise EngineError(f"nothing left to happen, but these wait: {stuck}")
 
     def so_far(self) -> Run:
         """What has been recorded up to now."""
-        return self.recorder.run(self.controller.book.config, list(self.results.values()))
+        return self.recorder.run(self.controller.state.config, list(self.results.values()))
 
     def close(self) -> None:
         """Its parts hold each other no longer: a world that is done is freed at once, and not by the collector some
         time. The lists of a GPU's blocks are long."""
         self.traffic.on_ring = None
-        for pool in self.controller.book.pools():
+        for pool in self.controller.state.pools():
             pool.journal = None
 
     def deliver(self, event) -> None:
@@ -217,8 +217,8 @@ class World:
 
     def _beside(self, worker: cmd.Worker) -> bool:
         """Does another worker compute now, or is about to?"""
-        book = self.controller.book
-        busy = [seat.worker for seat in book.prefills if seat.passing] + [s.worker for s in book.decodes if s.steps]
+        state = self.controller.state
+        busy = [seat.worker for seat in state.prefills if seat.passing] + [s.worker for s in state.decodes if s.steps]
         return any(other != worker for other in busy)
 
     def _hand_off(self, transfers: list[int], layer: int) -> None:
@@ -229,7 +229,7 @@ class World:
     def _decode(self, command: cmd.Decode) -> None:
         worker, token = command.worker, self._token
         if worker not in self._mirrors:
-            self._mirrors[worker] = Mirror()
+            self._mirrors[worker] = BatchView()
         used, padded = self._mirrors[worker].follow(command)
         tokens = tuple([token(request, index) for request, index in self._mirrors[worker].rows()])
         padded = padded if self.speeds.pads else used
@@ -267,7 +267,7 @@ class World:
                 if lane.ready and name not in busy and (flight := traffic.start(name)) is not None:
                     self._fly(flight, lane.wire.link.dialled)
 
-    def _fly(self, flight: Flight, dialled: bool) -> None:
+    def _fly(self, flight: ActiveCopy, dialled: bool) -> None:
         """Keeps the lane busy, and lets the copy land when its wire says; an undialled one keeps no account."""
         self.busy_lanes.add(flight.lane)
         if not dialled:

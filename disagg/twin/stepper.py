@@ -16,10 +16,10 @@ from disagg.plan.config import Config
 from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Request
-from disagg.plan.state import Book
+from disagg.plan.state import ControllerState
 from disagg.trace.results import Run
 from disagg.twin.simulate import world_of
-from disagg.twin.simulated_engine import Speeds, World
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 EVERY = 50  # moments of a window
 KEPT = 4  # windows in memory
@@ -46,14 +46,14 @@ class Moment:
         return "\n".join(lines)
 
 
-class Watched(World):
+class Watched(SimulatedEngine):
     """A world that keeps a moment of each event, where `moments` is a list."""
 
     moments: list[Moment] | None = None
     delivered = 0
 
     def deliver(self, event) -> None:
-        self.controller.book.reasons = reasons = []
+        self.controller.state.reasons = reasons = []
         commands: list = []
         self._obeyed = commands
         super().deliver(event)
@@ -135,13 +135,13 @@ class Stepper:
         world = self._recorded()
         while world.delivered <= at:
             world.step()
-        world.retune((config or world.controller.book.config).replace(**changes))
+        world.retune((config or world.controller.state.config).replace(**changes))
         return self.run(), self._finish(world)
 
     def _recorded(self) -> Watched:
         return world_of(*self._arguments, kind=Watched)
 
-    def _finish(self, world: World) -> Run:
+    def _finish(self, world: SimulatedEngine) -> Run:
         world.run()
         return world.so_far()
 
@@ -158,18 +158,18 @@ class Stepper:
         return self._windows[start]
 
 
-def state_of(world: World) -> dict:
+def state_of(world: SimulatedEngine) -> dict:
     """Queues, requests, tables, pools, ring, wires and batches as plain data."""
-    book, traffic = world.controller.book, world.traffic
+    state, traffic = world.controller.state, world.traffic
     return {
-        "requests": {str(record.id): _request(record) for record in book.records.values()},
-        "queues": _queues(book),
-        "pools": {pool.name: _pool(pool) for pool in book.pools() if pool.total},
+        "requests": {str(record.id): _request(record) for record in state.records.values()},
+        "queues": _queues(state),
+        "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
         "ring": _pool(traffic.ring) if traffic.ring.total else None,
         "wires": {name: {"waiting": traffic.waiting(name), "busy": name in world.busy_lanes} for name in traffic.lanes},
-        "passes": {str(seat.worker): _passing(seat) for seat in book.prefills},
-        "batches": {str(seat.worker): [list(seat.groups[b].ids) for b in sorted(seat.groups)] for seat in book.decodes},
-        "steps": {str(seat.worker): [list(step.requests) for step in seat.steps] for seat in book.decodes},
+        "passes": {str(seat.worker): _passing(seat) for seat in state.prefills},
+        "batches": {str(seat.worker): [list(g.ids) for _, g in sorted(seat.groups.items())] for seat in state.decodes},
+        "steps": {str(seat.worker): [list(step.requests) for step in seat.steps] for seat in state.decodes},
     }  # fmt: skip
 
 
@@ -188,10 +188,10 @@ def _passing(seat) -> list[int]:
     return [record.id for record, _ in seat.passing.items] if seat.passing else []
 
 
-def _queues(book: Book) -> dict:
-    queues = {f"{seat.worker} queue": seat.queue for seat in reversed(book.prefills)}
-    queues |= {f"{seat.worker} landed": seat.landed for seat in book.decodes}
-    queues["wanting"] = book.wanting
+def _queues(state: ControllerState) -> dict:
+    queues = {f"{seat.worker} queue": seat.queue for seat in reversed(state.prefills)}
+    queues |= {f"{seat.worker} landed": seat.landed for seat in state.decodes}
+    queues["wanting"] = state.wanting
     return {name: {"requests": [r.id for r in queue], "gate": queue.gate} for name, queue in queues.items()}
 
 

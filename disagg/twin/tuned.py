@@ -13,7 +13,7 @@ from disagg.twin.simulate import simulate
 
 
 @dataclass(frozen=True)
-class Trial:
+class CheckedSimulation:
     """A candidate and what was found of it. `per_s` is its goodput; None where it was skipped or beaten, see `why`."""
 
     config: Config
@@ -43,11 +43,11 @@ class Trial:
         return f"{said}, {config.route}{ring}{layers}"
 
 
-def trial_of(row: Mapping) -> Trial:
+def trial_of(row: Mapping) -> CheckedSimulation:
     """Of a row, as of a file; FileError where it is none."""
     try:
         probes = tuple(Probe(*map(float, probe)) for probe in row["probes"])
-        return Trial(**{**row, "config": config_from(row["config"]), "probes": probes})
+        return CheckedSimulation(**{**row, "config": config_from(row["config"]), "probes": probes})
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"a trial's row can't be read: {str(error)[:200]}") from None
 
@@ -59,32 +59,32 @@ class Tuning:
     load: Load
     slo: Slo
     hardware: Hardware
-    trials: tuple[Trial, ...]
+    trials: tuple[CheckedSimulation, ...]
     priced: bool = False  # cost is a price an hour, not a number of devices
 
     @property
-    def front(self) -> tuple[Trial, ...]:
+    def front(self) -> tuple[CheckedSimulation, ...]:
         """Those that nothing as cheap beats: goodput rises with cost. Empty where no limit was ever met."""
-        found: list[Trial] = []
+        found: list[CheckedSimulation] = []
         for trial in sorted((t for t in self.trials if t.per_s), key=lambda t: (t.cost, -t.per_s)):
             if not found or trial.per_s > found[-1].per_s:
                 found.append(trial)
         return tuple(found)
 
     @property
-    def best(self) -> Trial:
+    def best(self) -> CheckedSimulation:
         """The highest goodput, the cheapest of equals; where there is none, the one that came closest to the limits."""
         if self.front:
             return self.front[-1]
         return max((t for t in self.trials if t.probes), key=lambda t: t.attainment)
 
-    def best_of(self, colocated: bool) -> Trial | None:
+    def best_of(self, colocated: bool) -> CheckedSimulation | None:
         """The highest goodput among those that do not split, or that do; None where none was measured."""
         measured = [t for t in self.trials if t.per_s and t.config.colocated == colocated]
         return max(measured, key=lambda t: (t.per_s, -t.cost), default=None)
 
     @property
-    def skipped(self) -> tuple[Trial, ...]:
+    def skipped(self) -> tuple[CheckedSimulation, ...]:
         """What could not be simulated, each with its reason in `why`."""
         return tuple(trial for trial in self.trials if not trial.probes)
 
@@ -92,7 +92,7 @@ class Tuning:
     def simulations(self) -> int:
         return sum(len(trial.probes) for trial in self.trials)
 
-    def rerun(self, trial: Trial, per_s: float | None = None) -> Run:
+    def rerun(self, trial: CheckedSimulation, per_s: float | None = None) -> Run:
         """The run behind a trial, or another of its probes: the same attainment again."""
         rate = per_s or trial.per_s or trial.probes[-1].per_s
         return simulate(trial.config, self.load.at(rate), hardware=trial.hardware)

@@ -23,7 +23,7 @@ from disagg.twin.hardware import Hardware
 from disagg.twin.model_shapes import vocab_of
 from disagg.twin.search_space import Candidate, arrangements, base_of, settings, starts
 from disagg.twin.traces import Arrival
-from disagg.twin.tuned import Trial, Tuning
+from disagg.twin.tuned import CheckedSimulation, Tuning
 
 NEAR = (6, 2)  # steps of 5 % behind the best of its cost that an arrangement may be, to be tuned once, and again
 NOTHING = -FARTHEST - 1  # the step of those that meet the limits at no rate
@@ -60,7 +60,7 @@ class Search:
 
     def __init__(self, load: Load, slo: Slo, prices, say: Callable[[str], None]) -> None:
         self.load, self.slo, self.prices, self.say = load, slo, prices, say
-        self.trials: list[Trial] = []
+        self.trials: list[CheckedSimulation] = []
         self.steps: dict[Candidate, int | None] = {}  # None: skipped
         self._bars: list[tuple[float, int]] = []  # cost and step of all that were measured
 
@@ -120,17 +120,17 @@ class Search:
         self.trials.append(self._trial(candidate, found, why))
         return step
 
-    def _trial(self, candidate: Candidate, found: Goodput | None, why: str) -> Trial:
+    def _trial(self, candidate: Candidate, found: Goodput | None, why: str) -> CheckedSimulation:
         cost = cost_of(candidate, self.prices)
         fixed = candidate.config, candidate.place, candidate.arrangement, candidate.devices, cost
         if found is None:
-            return Trial(*fixed, None, None, (), f"skipped: {why}")
+            return CheckedSimulation(*fixed, None, None, (), f"skipped: {why}")
         if found.step is None:
             last = found.probes[-1]
             why = f"{last.attainment:.0%} within the limits at {last.per_s:.3g} requests a second"
             why += f", {last.failed:.0%} failed" if last.failed else ""
-            return Trial(*fixed, None, last.attainment, found.probes, why)
-        return Trial(*fixed, found.per_s, found.attainment, found.probes)
+            return CheckedSimulation(*fixed, None, last.attainment, found.probes, why)
+        return CheckedSimulation(*fixed, found.per_s, found.attainment, found.probes)
 
 
 def cost_of(candidate: Candidate, prices: float | Mapping[str, float] | None) -> float:

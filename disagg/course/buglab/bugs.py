@@ -17,15 +17,15 @@ from functools import cache
 import torch
 
 from disagg.course.buglab.scenes import WIRE, Real, Simulated, Streams
-from disagg.monitor.violation import Breach
+from disagg.monitor.violation import InvariantViolation
 from disagg.plan.blocks import Table
 from disagg.plan.commands import Ended, Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
-from disagg.plan.kv_transfers import Movement
+from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.request import Finish, Request, Stage
 from disagg.plan.transfer import LayerBlocks
-from disagg.plan.transfer_scheduler import Traffic
+from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.run.gpu.stream_copy import StreamCopier
 from disagg.run.kv_cache import KVCache
 from disagg.trace.results import Run
@@ -72,17 +72,17 @@ def ending_is_freeing(self) -> None:
 
 
 def keeps_what_it_has(self, record) -> None:
-    """In place of Movement.recompute: its blocks on the decode device are kept, for it will need them again."""
-    book = self.book
-    book.counts["recomputes"] += 1
-    book.drop(record, "host_table")
+    """In place of KVTransfers.recompute: its blocks on the decode device are kept, for it will need them again."""
+    state = self.state
+    state.counts["recomputes"] += 1
+    state.drop(record, "host_table")
     record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
-    book.move(record, Stage.QUEUED)
-    book.enqueue(record)
+    state.move(record, Stage.QUEUED)
+    state.enqueue(record)
 
 
 def only_logged(self, flight, error, now_ns):
-    """In place of Traffic.fail: nothing else of the transfer starts, and a line in the log is all that is said."""
+    """In place of TransferScheduler.fail: nothing else of the transfer starts, and nothing but the log tells it."""
     journey = self.journeys[flight.piece.transfer]
     journey.flying -= 1
     journey.failed = True
@@ -103,25 +103,25 @@ def counted(self, part) -> bool:
 
 
 def whole_blocks_only(self, record, stop, layers_ready) -> None:
-    """In place of Movement.offer: tokens are divided by the size of a block, and what is left over stays behind."""
-    book, size = self.book, self.book.config.block_size
+    """In place of KVTransfers.offer: tokens are divided by the size of a block, and what is left over stays behind."""
+    state, size = self.state, self.state.config.block_size
     if record.transfer is None:
-        self._open(book.config.route, record, record.prefill_table, record.prefill_target // size)
-        book.wanting.push(record)
-    transfer = book.transfers[record.transfer]
+        self._open(state.config.route, record, record.prefill_table, record.prefill_target // size)
+        state.wanting.push(record)
+    transfer = state.transfers[record.transfer]
     self._send(transfer, Worker("prefill", record.prefill_seat), stop // size, layers_ready)
 
 
 def frees_again(self, event):
     """In place of Controller._cancel: a request that has ended, but whose blocks wait for a step, ends once more."""
-    book, record = self.book, self.book.records.get(event.request)
+    state, record = self.state, self.state.records.get(event.request)
     if record is not None:
-        return book.end(record, Finish.CANCELLED)
-    waiting = [table for seat in book.decodes for step in seat.steps for table in step.pinned]
+        return state.end(record, Finish.CANCELLED)
+    waiting = [table for seat in state.decodes for step in seat.steps for table in step.pinned]
     for table in waiting:
         if table.owner == event.request:
             table._free()  # and the step will do so too
-            book.out.append(Ended(event.request, Finish.CANCELLED, None, book.now_ns, ()))
+            state.out.append(Ended(event.request, Finish.CANCELLED, None, state.now_ns, ()))
 
 
 #: What may have to come before what.
@@ -177,7 +177,7 @@ class Outcome:
     bug: str
     run: Run | None
     facts: tuple[str, ...]
-    breach: Breach | None
+    breach: InvariantViolation | None
     error: str | None
 
     @property
@@ -269,7 +269,7 @@ def bugs() -> dict[str, Bug]:
             "Blocks went to the next request while a transfer still read or wrote them.",
         ),
         Bug(
-            "two-sided", Movement, "recompute", keeps_what_it_has, "Watchdog",
+            "two-sided", KVTransfers, "recompute", keeps_what_it_has, "Watchdog",
             Simulated(small(prefill_blocks=8, decode_blocks=10), same(6, 60, 40, 20)),
             "blocks given up", "blocks waited for",
             "Under load everything stands still. No request fails by itself, and no device does anything.",
@@ -277,7 +277,7 @@ def bugs() -> dict[str, Bug]:
             "What would have given blocks back waited for blocks that were held: a circle that no time resolves.",
         ),
         Bug(
-            "lost notice", Traffic, "fail", only_logged, "Watchdog",
+            "lost notice", TransferScheduler, "fail", only_logged, "Watchdog",
             Simulated(small(), same(2, 64, 6, 10), fails=3),
             "failure told", "waiting ends",
             "One request hangs for two minutes and then times out. The others are fine.",
@@ -293,7 +293,7 @@ def bugs() -> dict[str, Bug]:
             "Notices were counted up to an expected number, so a repeated one stood for a missing one.",
         ),
         Bug(
-            "last block", Movement, "offer", whole_blocks_only, "Landing",
+            "last block", KVTransfers, "offer", whole_blocks_only, "Landing",
             Simulated(small(), same(1, 100, 6)),
             "last block sent", "hand-off whole",
             "Answers ignore the end of the question, except where its length is a multiple of 16.",

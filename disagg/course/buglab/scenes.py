@@ -14,8 +14,8 @@ from typing import Never
 import torch
 
 from disagg.course.buglab.lazy_stream import lazy_gpus
-from disagg.monitor.monitor import Watch
-from disagg.monitor.violation import Breach
+from disagg.monitor.monitor import Monitor
+from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import blocks_for
@@ -29,7 +29,7 @@ from disagg.run.model.model import load_model
 from disagg.run.transfers import Departing, Transfers
 from disagg.show.plots.summaries import plural
 from disagg.trace.results import Result, Run
-from disagg.twin.simulated_engine import Speeds, World
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 #: Four layers and round costs: 2 ms for a pass and 0.1 ms for each of its tokens, 1 ms for its end, 10 ms for a step
 #: and 1 ms a row.
@@ -47,7 +47,7 @@ class Played:
     """What came of a scene: the run where there was one, the breach or another error, and facts in words."""
 
     run: Run | None
-    breach: Breach | None
+    breach: InvariantViolation | None
     error: str | None = None
     facts: tuple[str, ...] = ()
 
@@ -73,7 +73,7 @@ class Simulated:
         breach = error = None
         try:
             world.run()
-        except Breach as found:
+        except InvariantViolation as found:
             breach = found
         except Exception as stopped:  # the shipped guards' own words
             error = f"{type(stopped).__name__}: {stopped}"
@@ -81,7 +81,7 @@ class Simulated:
         return Played(run, breach, error, tuple(facts_of(run, error)))
 
 
-class LabWorld(World):
+class LabWorld(SimulatedEngine):
     """A world that does to its requests what the scene says."""
 
     def __init__(self, scene: Simulated, watched: bool, seed: int | None) -> None:
@@ -111,7 +111,7 @@ class LabWorld(World):
         for _ in range(LIMIT_STEPS):
             if self.step():
                 continue
-            due = self.controller.book.next_deadline_ns
+            due = self.controller.state.next_deadline_ns
             if due is None or self.controller.broken:
                 break
             self.now_ns = max(self.now_ns, due)
@@ -139,13 +139,13 @@ class LabWorld(World):
 
 
 class Listener:
-    """Tells a Watch what a controller hears, moves and says. `keeps`: a breach is kept, and the controller goes on."""
+    """Tells a Monitor what a controller hears, moves and says. `keeps`: a violation is kept, and the run goes on."""
 
     def __init__(self, controller: Controller, layers: int, keeps: bool) -> None:
-        self.watch, self.breach, self._keeps = Watch(controller.book.config, layers=layers), None, keeps
+        self.watch, self.breach, self._keeps = Monitor(controller.state.config, layers=layers), None, keeps
         self._handle = controller.handle
         controller.handle = self.handle
-        self._others, controller.book.on_move = controller.book.on_move, self._moved
+        self._others, controller.state.on_move = controller.state.on_move, self._moved
 
     def handle(self, event, now_ns: int) -> list:
         self._tell(self.watch.hear, now_ns, event)
@@ -167,7 +167,7 @@ class Listener:
         if self.breach is None:
             try:
                 told(*what)
-            except Breach as found:
+            except InvariantViolation as found:
                 self.breach = found
                 if not self._keeps:
                     raise
@@ -175,7 +175,7 @@ class Listener:
 
 def raise_digest(error: str, request: int | None = None) -> Never:
     """A checksum that differs, as a breach."""
-    raise Breach("Digest", error, request, (), ())
+    raise InvariantViolation("Digest", error, request, (), ())
 
 
 def facts_of(run: Run, error: str | None) -> list[str]:
@@ -310,7 +310,7 @@ class Reader:
     def __init__(self, cache: KVCache, blocks: tuple[int, ...], left: torch.Tensor) -> None:
         self.cache, self.blocks, self.left = cache, blocks, left
         self.facts: list[str] = []
-        self.breach: Breach | None = None
+        self.breach: InvariantViolation | None = None
         self.over = threading.Event()
         self._layers = 0
 
@@ -339,5 +339,5 @@ class Reader:
             self.over.set()
 
     def _end(self, error: str, detector: str = "Digest") -> None:
-        self.breach = Breach(detector, error, 0, self.blocks, self.facts)
+        self.breach = InvariantViolation(detector, error, 0, self.blocks, self.facts)
         self.over.set()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.plan.transfer_scheduler import Flight
+from disagg.plan.transfer_scheduler import ActiveCopy
 from disagg.run.checksum import checksum_blocks
 from disagg.run.clock import now_ns
 from disagg.run.device import new_stream
@@ -29,10 +29,10 @@ from disagg.run.scratch import Scratch
 Sums = tuple[int, int]
 
 
-class Aloft(NamedTuple):
+class EnqueuedCopy(NamedTuple):
     """A flight whose copy is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
 
-    flight: Flight | None  # None: only timed
+    flight: ActiveCopy | None  # None: only timed
     start: torch.cuda.Event
     end: torch.cuda.Event
     seen: torch.cuda.Event
@@ -123,14 +123,14 @@ class StreamCopier:
 
     def launch(
         self,
-        flight: Flight | None,
+        flight: ActiveCopy | None,
         route: Route,
         written: torch.cuda.Event | None,
         occupancy_ns: int | None,
         left: list[torch.Tensor] | None = None,
         check_tokens: int | None = None,
         departs: bool = False,
-    ) -> Aloft:
+    ) -> EnqueuedCopy:
         """Puts one copy on the streams. With `check_tokens`, checksums too: `left` as prefill made them, or of the
         source's own bytes where it `departs` unreported."""
         first, last = self.streams[0], self.streams[-1]
@@ -160,7 +160,7 @@ class StreamCopier:
             sums[1].copy_(checksum_blocks(self._collect(route, arrived=True), check_tokens), non_blocking=True)
             seen = torch.cuda.Event()
             seen.record(last)
-        return Aloft(flight, start, end, seen, *anchors, written, sums)
+        return EnqueuedCopy(flight, start, end, seen, *anchors, written, sums)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.plan.transfer_scheduler import Flight
+from disagg.plan.transfer_scheduler import ActiveCopy
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.gpu.stream_copy import Aloft, Route, StreamCopier
+from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
 
 AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
 
@@ -30,7 +30,7 @@ class Word(Enum):
 class Refused(NamedTuple):
     """A copy that could not be put on the streams as a whole."""
 
-    flight: Flight
+    flight: ActiveCopy
     error: Exception
 
 
@@ -41,7 +41,7 @@ class StreamLane:
         self.name, self.transfers, self.copier = name, transfers, copier
         self._room = threading.Semaphore(AHEAD)
         self._launching = threading.Lock()  # copies enter the streams in the order in which the traffic started them
-        self._news: queue.SimpleQueue[Aloft | Refused | Word] = queue.SimpleQueue()  # for the lane's thread
+        self._news: queue.SimpleQueue[EnqueuedCopy | Refused | Word] = queue.SimpleQueue()  # for the lane's thread
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
@@ -73,8 +73,8 @@ class StreamLane:
 
     def serve(self) -> None:
         """Until the engine closes: whatever comes first, the end of the oldest copy or a landing."""
-        aloft: deque[Aloft] = deque()  # on the streams
-        flying: deque[Flight] = deque()  # off the wire, within its latency
+        aloft: deque[EnqueuedCopy] = deque()  # on the streams
+        flying: deque[ActiveCopy] = deque()  # off the wire, within its latency
         try:
             while self._hear(aloft, wait_s(aloft, flying)):
                 landing_ns = flying[0].landing_ns if flying else None
@@ -91,7 +91,7 @@ class StreamLane:
         for flight in [*flying, *(copy.flight for copy in aloft)]:
             self.transfers.give_up(flight)
 
-    def _hear(self, aloft: deque[Aloft], wait_s: float | None) -> bool:
+    def _hear(self, aloft: deque[EnqueuedCopy], wait_s: float | None) -> bool:
         """Takes in what is new, and waits so long for it (None: for ever); False at the end."""
         while True:
             try:
@@ -99,7 +99,7 @@ class StreamLane:
             except queue.Empty:
                 return True
             match news:
-                case Aloft():
+                case EnqueuedCopy():
                     aloft.append(news)
                 case Refused():
                     self._refuse(*news)
@@ -114,7 +114,7 @@ class StreamLane:
         return self.transfers.traffic.lanes[self.name].wire.link
 
     @torch.inference_mode(False)  # a prefill pass may launch: buffers made in its mode could not be written elsewhere
-    def _launch(self, flight: Flight) -> Aloft | Refused:
+    def _launch(self, flight: ActiveCopy) -> EnqueuedCopy | Refused:
         """Puts a copy on the streams, where it waits for the event behind its K/V."""
         piece, link = flight.piece, self._link
         journey = self.transfers.traffic.journeys[piece.transfer]
@@ -127,14 +127,14 @@ class StreamLane:
         except Exception as error:
             return Refused(flight, error)
 
-    def _refuse(self, flight: Flight, error: Exception) -> None:
+    def _refuse(self, flight: ActiveCopy, error: Exception) -> None:
         """Tells of a copy that could not be launched, once what was launched of it has ended."""
         self.copier.drain()
         self._room.release()
         self.transfers.raised(flight, error)
         self.transfers.drive()
 
-    def _finish(self, copy: Aloft) -> list[Flight]:
+    def _finish(self, copy: EnqueuedCopy) -> list[ActiveCopy]:
         """Waits for a copy's end, without the interpreter, and checks it: the flight if it is to land."""
         flight = copy.flight
         try:
@@ -150,7 +150,7 @@ class StreamLane:
             return []
         return [flight]
 
-    def _route(self, flight: Flight) -> Route:
+    def _route(self, flight: ActiveCopy) -> Route:
         piece, caches = flight.piece, self.transfers.caches
         return Route(
             range(piece.layer, piece.layer_end),
@@ -161,13 +161,13 @@ class StreamLane:
 
     # ---- checksums ---------------------------------------------------------------------------------------------------
 
-    def _known(self, flight: Flight) -> tuple[object, int]:
+    def _known(self, flight: ActiveCopy) -> tuple[object, int]:
         """What left in the piece's first layer (on the device, as numbers, or None), and how many tokens it covers."""
         piece, transfers = flight.piece, self.transfers
         everything = len(piece.blocks) * next(iter(transfers.caches.values())).block_size
         return transfers.traffic.journeys[piece.transfer].digests.get((piece.layer, piece.block), (None, everything))
 
-    def _check(self, flight: Flight) -> dict:
+    def _check(self, flight: ActiveCopy) -> dict:
         """Which checksums the copy takes along."""
         piece, (left, tokens) = flight.piece, self._known(flight)
         digests = self.transfers.traffic.journeys[piece.transfer].digests
@@ -175,7 +175,7 @@ class StreamLane:
         known = [digests[layer, piece.block][0] for layer in layers] if isinstance(left, torch.Tensor) else None
         return dict(check_tokens=tokens, left=known, departs=left is None and piece.source.role != "host")
 
-    def _wrong_layer(self, flight: Flight, left: list[tuple], found: list[tuple]) -> int | None:
+    def _wrong_layer(self, flight: ActiveCopy, left: list[tuple], found: list[tuple]) -> int | None:
         """The first layer whose checksums are not those that left; these are plain numbers from here on."""
         piece, transfers = flight.piece, self.transfers
         journey = transfers.traffic.journeys[piece.transfer]
@@ -192,12 +192,12 @@ class StreamLane:
         return next((layer for layer, a, b in zip(layers, left, found, strict=True) if a != b), None)
 
 
-def ends_first(aloft: deque[Aloft], flying: deque[Flight]) -> bool:
+def ends_first(aloft: deque[EnqueuedCopy], flying: deque[ActiveCopy]) -> bool:
     """Does the oldest copy on the streams come before the next landing, by the wire's account?"""
     return not flying or aloft[0].flight.busy_until_ns <= flying[0].landing_ns
 
 
-def wait_s(aloft: deque[Aloft], flying: deque[Flight]) -> float | None:
+def wait_s(aloft: deque[EnqueuedCopy], flying: deque[ActiveCopy]) -> float | None:
     """How long a lane may wait for news before something else is due; None: for ever."""
     if aloft and ends_first(aloft, flying):
         return 0.0  # its end is waited for without the interpreter

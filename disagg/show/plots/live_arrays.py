@@ -11,7 +11,7 @@ import numpy as np
 
 from disagg.plan.config import Config
 from disagg.plan.spans import Span
-from disagg.plan.transfer_scheduler import Traffic
+from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.show.plots.picture import COLOURS
 from disagg.show.plots.summaries import row_names
 from disagg.show.plots.timeline_plot import COLOUR_OF
@@ -97,7 +97,7 @@ def rows_of(config: Config) -> dict[str, str]:
     workers = [f"prefill {i}" for i in range(config.prefill_workers)]
     workers += [f"decode {i}" for i in range(config.decode_workers)]
     kind = "prefill" if config.colocated else "decode"
-    lanes = Traffic(config, layers=1, token_bytes=1).lanes
+    lanes = TransferScheduler(config, layers=1, token_bytes=1).lanes
     return row_names(Timeline([Span(kind, place, 0, 0, ()) for place in (*workers, *lanes)]))
 
 
