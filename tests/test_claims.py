@@ -30,7 +30,8 @@ def copy(tmp_path) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "figures" / "measured", tmp_path / "figures" / "measured")
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for folder in ("notebooks", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     return tmp_path
 
 
@@ -66,7 +67,7 @@ def test_a_number_of_readme(copy):
 
 
 def test_a_new_number_of_readme_that_nothing_backs(copy):
-    change(copy / "README.md", "## The house", "It is 7 times as fast.\n\n## The house")
+    change(copy / "README.md", "## Credits", "It is 7 times as fast.\n\n## Credits")
     (found,) = problems(copy)
     assert found.startswith("unbacked: '7 times' in README.md")
 
@@ -114,7 +115,7 @@ def test_the_costs_of_the_twin(monkeypatch):
 
 
 def test_a_setting_that_is_gone(copy):
-    change(copy / "README.md", "the slider at 2 MB/s", "the slider")
+    change(copy / "docs/teaching.md", "the slider at 2 MB/s", "the slider")
     (text,) = problems(copy)
     assert "the slider at 2 MB/s" in text and "as the setting" in text
 
@@ -138,12 +139,12 @@ def test_refresh_puts_a_new_measurement_into_readme(copy):
 
 def test_refresh_fills_in_a_sentence_that_was_written_with_any_number(copy):
     change(
-        copy / "README.md",
+        copy / "docs/measured.md",
         "0.53 with 32: splitting loses here | refuted |",
         "9.9 with 32: splitting loses here | reproduced |",
     )
     assert refresh(copy) == []
-    assert "0.53 with 32: splitting loses here | refuted |" in (copy / "README.md").read_text(encoding="utf-8")
+    assert "0.53 with 32: splitting loses here | refuted |" in (copy / "docs/measured.md").read_text(encoding="utf-8")
 
 
 def test_refresh_keeps_what_has_not_changed(copy):

@@ -1,4 +1,4 @@
-"""README's Python runs: every block, from the top, in one namespace, with only these changes to it, for time."""
+"""The pages' Python runs: every block of a page, from the top, in one namespace, with only these changes, for time."""
 
 import dataclasses
 import re
@@ -8,7 +8,8 @@ import pytest
 
 from disagg.show.validate import HELD_OUT
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, PYTHON, DEVICES = ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "devices.md"
 #: What stands there → what is run in its place. Each must be found, so that none outlives its sentence.
 SHORTER = {
     "poisson(200, per_s=2,": "poisson(64, per_s=2,",  # so many are simulated some hundred times by `tune`
@@ -26,7 +27,7 @@ def blocks(text: str) -> list[tuple[int, str]]:
 
 def shortened(text: str) -> str:
     for words, instead in SHORTER.items():
-        assert text.count(words) == 1, f"README no longer says {words!r}: change SHORTER as well"
+        assert text.count(words) == 1, f"the page no longer says {words!r}: change SHORTER as well"
         text = text.replace(words, instead)
     return text
 
@@ -37,12 +38,28 @@ def run(text: str, names: dict):
 
 
 @pytest.mark.timeout(600)
-def test_every_python_block_of_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+def test_every_python_block_of_the_page_on_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"held": HELD}
-    run(shortened(README.read_text("utf-8")), names)
+    run(shortened(PYTHON.read_text("utf-8")), names)
     out = capsys.readouterr().out
     assert names["run"].results[0].token_ids and "Live timeline of 2 requests" in out and "failed" in out
+
+
+@pytest.mark.parametrize("page", [README, DEVICES], ids=["readme", "devices"])
+def test_the_blocks_of_a_short_page_run(page):
+    run(page.read_text("utf-8"), {})
+
+
+def test_pages_with_python_are_these():
+    pages = [path for path in (README, *(ROOT / "docs").glob("*.md")) if "\n```python\n" in path.read_text("utf-8")]
+    assert sorted(pages) == sorted([README, PYTHON, DEVICES])
+
+
+def test_every_link_to_a_file_leads_to_one():
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_a_block_that_does_not_run_is_named_by_its_line_and_a_new_one_is_run():

@@ -20,7 +20,7 @@ from benchmarks.claims.measured import measured
 from benchmarks.claims.notebook_outputs import stored
 from benchmarks.claims.recorded import RECORDED
 from benchmarks.claims.simulated import TWIN
-from benchmarks.claims.text_numbers import Passage, numbers_in, one_line, passages
+from benchmarks.claims.text_numbers import Passage, numbers_in, one_line, pages, passages
 from disagg.plan.errors import FileError
 from disagg.trace.files import whole
 
@@ -148,7 +148,7 @@ def _unbacked(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
 
 
 def refresh(root: Path = ROOT) -> list[str]:
-    """Writes the ledger anew, and README where a number of a quote changed; returns what is left to do by hand."""
+    """Writes the ledger anew, and pages where a number of a quote changed; returns what is left to do by hand."""
     said = load(root)
     rows, failed = [], []
     for claim in said.claims:
@@ -158,22 +158,24 @@ def refresh(root: Path = ROOT) -> list[str]:
             failed.append(str(error))
     if failed:
         return failed
-    _rewrite(root / "README.md", said.claims, rows)
+    for page in pages(root):
+        _rewrite(root, page, said.claims, rows)
     with whole(root / "figures" / "claims.json") as out:
         out.write(json.dumps({"claims": rows}, indent=1, ensure_ascii=False).encode() + b"\n")
     return problems(root)
 
 
-def _rewrite(readme: Path, claims: Iterable[Claim], rows: Iterable[dict]) -> None:
+def _rewrite(root: Path, page: str, claims: Iterable[Claim], rows: Iterable[dict]) -> None:
     """Puts each quote in the place of the one with the same words and other numbers, where there is just one."""
-    text = readme.read_text(encoding="utf-8")
+    before = text = (root / page).read_text(encoding="utf-8")
     for claim, row in zip(claims, rows, strict=True):
         for quote, now in zip(claim.quotes, row["quotes"], strict=True):
-            if claim.file == "README.md" and claim.kind != "cell" and one_line(now) not in one_line(text):
+            if claim.file == page and claim.kind != "cell" and one_line(now) not in one_line(text):
                 place = _any_numbers(quote)
                 text = place.sub(lambda _, now=now: now, text) if len(place.findall(text)) == 1 else text
-    with whole(readme) as out:
-        out.write(text.encode())
+    if text != before:
+        with whole(root / page) as out:
+            out.write(text.encode())
 
 
 def _any_numbers(quote: str) -> re.Pattern:

@@ -1,4 +1,4 @@
-"""Numbers in what people read: README, and the markdown of notebooks. Code is left out."""
+"""Numbers in what people read: README, docs/, and the markdown of notebooks. Code is left out."""
 
 import json
 import re
@@ -20,10 +20,10 @@ BLANK = re.compile(r"```.*?```|\$\$.*?\$\$|`[^`]*`|\]\([^)]*\)|arXiv \d+\.\d+|do
 
 
 class Passage(NamedTuple):
-    """README, or one markdown cell, with single spaces for all white space."""
+    """A page, or one markdown cell, with single spaces for all white space."""
 
     file: str
-    cell: str  # its id; "" in README
+    cell: str  # its id; "" in a page
     text: str
 
     def numbers(self) -> Iterator[re.Match]:
@@ -45,9 +45,14 @@ def numbers_in(quote: str) -> list[str]:
     return [found[0].strip() for found in Passage("", "", one_line(quote)).numbers()]
 
 
+def pages(root: Path) -> list[str]:
+    """README and the pages of docs/, by name."""
+    return ["README.md", *(f"docs/{path.name}" for path in sorted((root / "docs").glob("*.md")))]
+
+
 def passages(root: Path) -> list[Passage]:
     """All that is scanned."""
-    found = [Passage("README.md", "", one_line((root / "README.md").read_text(encoding="utf-8")))]
+    found = [Passage(name, "", one_line((root / name).read_text(encoding="utf-8"))) for name in pages(root)]
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         name = f"notebooks/{path.name}"
         found += [
