@@ -6,20 +6,23 @@ released while it is pinned stays in quarantine until its last pin goes.
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 FREE, IN_FLIGHT, USED, QUARANTINED = range(4)
 STATES = ("free", "in_flight", "used", "quarantined")
 
+#: Called with a move's pool, new state, owner (None: free) and blocks; the pools know no clock.
+MoveListener = Callable[[str, str, int | None, tuple[int, ...]], None]
+
 
 class BlockPool:
     """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
 
-    def __init__(self, name: str, total: int, journal: Callable | None = None) -> None:
-        """`journal(name, blocks, owner, state)` hears of every move."""
+    def __init__(self, name: str, total: int, on_move: Sequence[MoveListener] = ()) -> None:
+        """Each of `on_move` is called with every move."""
         self.name = name
-        self.journal = journal
+        self._on_move = on_move
         self.total = self.capacity = total
         self.peak = 0
         self._free = list(range(total - 1, -1, -1))
@@ -76,8 +79,8 @@ class BlockPool:
         return found
 
     def _note(self, blocks: list[int], owner: int | None, state: int) -> None:
-        if self.journal is not None:
-            self.journal(self.name, tuple(blocks), owner, STATES[state])
+        for listener in self._on_move:
+            listener(self.name, STATES[state], owner, tuple(blocks))
 
     def _check_owner(self, blocks: list[int], owner: int) -> None:
         for block in blocks:

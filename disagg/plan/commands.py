@@ -1,4 +1,4 @@
-"""What the controller tells the workers, the transfers and the engine. Plain data: ids and numbers, no tensors.
+"""The controller's commands to the workers, the transfers and the engine. Plain data: ids and numbers, no tensors.
 
 `Prefill` and `Decode` go to a worker; `Send`, `Assign` and `Abort` to the transfers; `Emit` and `Ended` to the engine.
 A decode worker mirrors its batch, as the static buffers of a captured graph do: a step carries only what changed.
@@ -128,3 +128,13 @@ class Broken(NamedTuple):
     """The engine must be rebuilt; everything open has ended as failed."""
 
     cause: str
+
+
+Command = Prefill | Decode | Send | Assign | Abort | Emit | Ended | Preempted | Retuned | Broken
+
+
+class Turn(NamedTuple):
+    """The controller's turn with one event: its time, and the commands that it leads to, in order."""
+
+    now_ns: int
+    commands: list[Command]

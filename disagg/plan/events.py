@@ -110,3 +110,22 @@ class TransferClosed(NamedTuple):
 class WorkerDied(NamedTuple):
     worker: Worker
     error: str
+
+
+Event = (
+    Submit
+    | Cancel
+    | Retune
+    | Tick
+    | RequestFailed
+    | TimeLost
+    | Prefilled
+    | PassFailed
+    | Stepped
+    | StepFailed
+    | Landed
+    | SourceRead
+    | TransferFailed
+    | TransferClosed
+    | WorkerDied
+)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from disagg.plan.blocks import Table
 from disagg.plan.checks import is_number, is_whole, short
 from disagg.plan.errors import RequestError
 
@@ -148,7 +149,7 @@ class Job:
     eos_ids: frozenset[int] = frozenset()
     sampling: Sampling = Sampling()
 
-    def __deepcopy__(self, memo) -> "Job":
+    def __deepcopy__(self, memo: object) -> "Job":
         return self  # frozen all through: a copy of a world shares its jobs
 
 
@@ -161,11 +162,11 @@ class Record:
     generated: list[int] = field(default_factory=list)
     prefill_target: int = 0  # tokens whose K/V prefill computes: the prompt, and what a recompute repeats
     prefilled: int = 0  # tokens prefilled, or given to a pass in flight
-    seat: int | None = None  # decode worker that holds (or will hold) its K/V
-    prefill_seat: int | None = None
-    prefill_table: object = None  # tables of blocks: prefill device, decode device, host
-    decode_table: object = None
-    host_table: object = None
+    decode_worker: int | None = None  # the one that holds (or will hold) its K/V
+    prefill_worker: int | None = None
+    prefill_table: Table | None = None  # tables of blocks: prefill device, decode device, host
+    decode_table: Table | None = None
+    host_table: Table | None = None
     transfer: int | None = None  # open hand-off, spill or fetch
     stages: list[tuple[int, Stage]] = field(default_factory=list)
     gate: str = ""  # what it waits for, named
@@ -181,7 +182,7 @@ class Record:
         return len(self.job.prompt) + len(self.generated) - 1
 
     @property
-    def tables(self) -> list:
+    def tables(self) -> list[Table]:
         """The tables it holds, in any memory."""
         return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
 
