@@ -1,4 +1,4 @@
-"""The controller's events, commands and reasons in words, for whoever steps through its decisions."""
+"""The controller's events, commands and reasons in words, for stepping through its decisions."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ class Reason(NamedTuple):
     """A rule that fired, and the numbers it compared."""
 
     rule: str
-    numbers: dict
+    numbers: dict[str, object]
 
     def __str__(self) -> str:
         return RULES[self.rule].format(**self.numbers)
@@ -36,7 +36,7 @@ RULES = {
 }
 
 
-def event_in_words(event) -> str:
+def event_in_words(event: ev.Event) -> str:
     """What happened, in one sentence without a stop."""
     match event:
         case ev.Submit(job):
@@ -77,8 +77,8 @@ def event_in_words(event) -> str:
             return f"{event.worker} died: {event.error}"
 
 
-def command_in_words(command) -> str:
-    """What the controller says, in one sentence without a stop."""
+def command_in_words(command: cmd.Command) -> str:
+    """What the command asks or reports, in one sentence without a stop."""
     match command:
         case cmd.Prefill():
             chunks = ", ".join(f"request {c.request} tokens {c.start} to {c.stop}" for c in command.chunks)
@@ -102,9 +102,9 @@ def command_in_words(command) -> str:
         case cmd.Ended():
             return f"request {command.request} has ended: {command.finish.value}"
         case cmd.Preempted(choice):
-            return f"request {choice.request} leaves its seat: {choice.arm.value}"
+            return f"request {choice.request} leaves its decode worker: {choice.arm.value}"
         case cmd.Retuned():
-            return "new wires and granularity are in force"
+            return "new links and granularity are in force"
         case cmd.Broken(cause):
             return f"broken: {cause}"
 

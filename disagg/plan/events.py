@@ -26,14 +26,14 @@ class Tick(NamedTuple):
 
 
 class RequestFailed(NamedTuple):
-    """Something about this request alone went wrong in a pass or a step, whose end is told next."""
+    """Something about this request alone went wrong in a pass or a step, whose end is the next event."""
 
     request: int
     error: str
 
 
 class TimeLost(NamedTuple):
-    """For so long nothing of this process ran, or its engine's thread did not: nobody is late for that."""
+    """For so long this process, or its engine's thread, did not run: deadlines move by it."""
 
     lost_ns: int
 
@@ -112,20 +112,6 @@ class WorkerDied(NamedTuple):
     error: str
 
 
-Event = (
-    Submit
-    | Cancel
-    | Retune
-    | Tick
-    | RequestFailed
-    | TimeLost
-    | Prefilled
-    | PassFailed
-    | Stepped
-    | StepFailed
-    | Landed
-    | SourceRead
-    | TransferFailed
-    | TransferClosed
-    | WorkerDied
-)
+FromWorkers = Prefilled | PassFailed | Stepped | StepFailed | RequestFailed | WorkerDied
+FromTransfers = Landed | SourceRead | TransferFailed | TransferClosed
+Event = Submit | Cancel | Retune | Tick | TimeLost | FromWorkers | FromTransfers

@@ -29,14 +29,14 @@ class KVTransfers:
             self._open(state.config.route, record, table, len(table.blocks))
             state.wanting.push(record)
         source, upto = Worker("prefill", present(record.prefill_worker)), blocks_for(stop, state.config.block_size)
-        self._send(turn, state.transfer_of(record), source, upto, layers_ready)
+        self._send(turn, present(state.open_transfer(record)), source, upto, layers_ready)
 
     def prefilled(self, turn: Turn, record: Record) -> None:
         """Prefill is over: what has not landed yet is exposed from here on."""
         state = self.state
         if record.transfer is None:
             self.offer(turn, record, record.prefill_target, layers_ready=True)
-        transfer = state.transfer_of(record)
+        transfer = present(state.open_transfer(record))
         state.move(turn, record, Stage.HANDING_OFF, f"{transfer.route} transfer")
         if transfer.source_read:
             state.drop(record, "prefill_table")
@@ -60,7 +60,7 @@ class KVTransfers:
             record.decode_table, record.decode_worker = table, index
             if spilled:
                 self._fetch(turn, record)
-            self._target(turn, state.transfer_of(record), table, worker.name)
+            self._target(turn, present(state.open_transfer(record)), table, worker.name)
 
     def preempt(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> None:
         """Takes a request off its decode worker: its K/V go to the host or are recomputed, whichever costs less."""

@@ -54,7 +54,7 @@ class Link:
     fixed_s: float = 0.0
     compute_ratio: float | None = None  # c/x: the engine turns it into a bandwidth once it has measured c
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("latency_s", "fixed_s"):
             if not is_number(value := getattr(self, name), 0, LONGEST_S):
                 raise ConfigError(f"link {name} must be seconds, from 0 to {LONGEST_S:g}; got {short(value)}")
@@ -67,9 +67,9 @@ class Link:
             )
 
     @classmethod
-    def ratio(cls, compute_over_transfer: float, **fields) -> "Link":
+    def ratio(cls, compute_over_transfer: float, latency_s: float = 0.0, fixed_s: float = 0.0) -> "Link":
         """A wire on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
-        return cls(compute_ratio=compute_over_transfer, **fields)
+        return cls(math.inf, latency_s, fixed_s, compute_over_transfer)
 
     def against(self, compute_s: float, layer_bytes: int) -> "Link":
         """The wire on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
@@ -87,7 +87,7 @@ class Link:
         return round((self.fixed_s + nbytes / self.bandwidth) * 1e9)
 
 
-def parse_link(value, device: str = "cpu") -> Link:
+def parse_link(value: object, device: str = "cpu") -> Link:
     """A Link from a Link, a preset's name, None (no dial) or a bandwidth; refused where the dial could not hold it."""
     match value:
         case None:

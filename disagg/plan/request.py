@@ -16,6 +16,7 @@ A preempted request that is recomputed instead, or whose spill or fetch failed, 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeGuard
 
 from disagg.plan.blocks import Table
 from disagg.plan.checks import is_number, is_whole, short
@@ -54,6 +55,8 @@ class Finish(Enum):
     FAILED = "failed"
 
 
+Priority = tuple[int, ...]  # of a request in a queue or on a link: smaller goes first
+
 MOST = 2**62  # of tokens, or as a seed
 
 
@@ -82,8 +85,8 @@ class Request:
     force_ids: Sequence[int] | None = None  # feed these instead of the model's own choices
     keep_logits: bool = False
 
-    def __post_init__(self):
-        """Every number becomes a plain int or float: what odd types do in a worker is nobody's to find out."""
+    def __post_init__(self) -> None:
+        """Every number becomes a plain int or float, so that workers meet no other type."""
         self._make_whole("max_new_tokens", 1)
         if self.seed is not None:
             self._make_whole("seed", 1 - MOST)
@@ -124,11 +127,11 @@ class Request:
         return Sampling(self.temperature, self.top_p, seed, None if force is None else tuple(force), self.keep_logits)
 
 
-def _are_ids(value) -> bool:
+def _are_ids(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(is_whole, value))
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     """Arrays, and lists of numpy's whole numbers, as lists of ints; text as plain text; anything else as it is."""
     if isinstance(value, str):
         return value if type(value) is str else "".join(value)

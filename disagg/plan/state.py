@@ -165,9 +165,9 @@ class ControllerState:
 
     # ---- transfers, blocks, deadlines --------------------------------------------------------------------------------
 
-    def transfer_of(self, record: Record) -> Transfer:
-        """Its open hand-off, spill or fetch."""
-        return self.transfers[present(record.transfer)]
+    def open_transfer(self, record: Record) -> Transfer | None:
+        """Its hand-off, spill or fetch; None where nothing of it travels."""
+        return None if record.transfer is None else self.transfers.get(record.transfer)
 
     def abort(self, turn: Turn, transfer: Transfer) -> None:
         """Its copies stop; until it is closed, whatever they touch stays in quarantine."""
