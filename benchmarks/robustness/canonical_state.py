@@ -32,7 +32,7 @@ def state_of(world) -> tuple:
             for actor in sorted(world.queues)
         ),
         _contents(world.memory.contents(), names),
-        tuple(number in rank for number in state._due),
+        tuple(number in rank for number in state.deadlines),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
+from disagg.plan.kv_transfers import PAGING
 from disagg.plan.request import Job, Stage
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds, fake_token
 
@@ -26,7 +27,6 @@ SMALL = Speeds(
 
 NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own answers come in order
-PAGING = ("spill", "fetch")
 PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
 STALL_NS = 50_000
 

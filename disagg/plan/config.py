@@ -74,8 +74,8 @@ class Config:
         if self.itl_target_s is not None:
             _check_seconds("itl_target_s", self.itl_target_s)
         for name in ("join_projections", "compile", "graphs", "peer_access", "verify_kv"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False; got {short(getattr(self, name))}")
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False; got {short(value)}")
         if self.chunk_tokens % self.block_size:
             raise ConfigError(
                 f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size}), "
@@ -99,7 +99,7 @@ class Config:
 
     @property
     def links(self) -> tuple[Link, Link]:
-        """The wires of hop one (off the prefill device) and hop two (onto the decode device)."""
+        """The links of hop one (off the prefill device) and hop two (onto the decode device)."""
         pair = self.link if isinstance(self.link, (tuple, list)) else (self.link, self.link)
         if len(pair) != 2:
             raise ConfigError(f"link takes one wire or a pair for the two hops; got {len(pair)} of them")
@@ -194,8 +194,7 @@ MOST_TOKENS = 10_000_000  # of one request, or of a bin
 MOST_BLOCKS = 10_000_000  # of a memory: each is an entry in a list
 MOST_SEED = 2**62 - 1
 
-#: What can be counted, from the least to the most that any machine could have a use for. What this machine has is for
-#: whoever allocates: fewer, as a rule.
+#: What can be counted, from the least to the most that any machine could have a use for.
 RANGES = {
     "prefill_workers": (0, 64),
     "decode_workers": (1, 64),

@@ -15,20 +15,18 @@ from disagg.plan.commands import Broken, Command, Retuned, Turn
 from disagg.plan.config import Config
 from disagg.plan.decode_scheduler import DecodeScheduler
 from disagg.plan.errors import ConfigError
-from disagg.plan.kv_transfers import KVTransfers
+from disagg.plan.kv_transfers import PAGING, KVTransfers
 from disagg.plan.prefill_scheduler import PrefillScheduler
 from disagg.plan.queues import POLICIES
 from disagg.plan.request import Finish, Job
-from disagg.plan.state import AnswerDue, CloseDue, ControllerState, LandingDue
+from disagg.plan.state import AnswerDue, ControllerState
 from disagg.plan.transfer import Transfer
 from disagg.plan.why import open_in_words
 from disagg.plan.worker_state import PrefillWorkerState
 
 #: Settings that a running engine can change.
-LIVE = (
-    *("link", "prefill_blocks", "host_blocks", "decode_blocks", "chunk_tokens", "max_batch", "bins", "policy"),
-    *("itl_target_s", "layers_per_copy"),
-)
+BLOCKS = ("prefill_blocks", "host_blocks", "decode_blocks")
+LIVE = ("link", *BLOCKS, "chunk_tokens", "max_batch", "bins", "policy", "itl_target_s", "layers_per_copy")
 
 
 class Controller:
@@ -83,10 +81,7 @@ class Controller:
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def _apply(self, turn: Turn, event: ev.Event) -> bool:
-        """Enters the event into the state; False where it changes nothing: it is late, repeated or about nothing open.
-
-        The most frequent events are matched first.
-        """
+        """Enters the event into the state; False where it changes nothing: late, repeated or about nothing open."""
         match event:
             case ev.Stepped():
                 return self.decoding.stepped(turn, event)
@@ -103,7 +98,7 @@ class Controller:
             case ev.TransferFailed():
                 return self._transfer_failed(turn, event)
             case ev.RequestFailed():
-                return self._request_failed(turn, event)
+                return self.state.end_open(turn, event.request, Finish.FAILED, event.error)
             case ev.StepFailed():
                 return self.decoding.step_failed(turn, event)
             case ev.PassFailed():
@@ -113,7 +108,7 @@ class Controller:
             case ev.Retune():
                 self._retune(turn, event)
             case ev.TimeLost():
-                self.state.postpone(event.lost_ns)
+                self.state.deadlines.postpone(event.lost_ns)
             case ev.WorkerDied():
                 self._break(turn, f"{event.worker} died: {event.error}")
             case ev.Tick():
@@ -128,18 +123,7 @@ class Controller:
             self.state.end(turn, record, Finish.FAILED, refusal)
 
     def _cancel(self, turn: Turn, event: ev.Cancel) -> bool:
-        record = self.state.records.get(event.request)
-        if record is None:
-            return False
-        self.state.end(turn, record, Finish.CANCELLED)
-        return True
-
-    def _request_failed(self, turn: Turn, event: ev.RequestFailed) -> bool:
-        record = self.state.records.get(event.request)
-        if record is None:  # it has ended, and one more step of it was in flight
-            return False
-        self.state.end(turn, record, Finish.FAILED, event.error)
-        return True
+        return self.state.end_open(turn, event.request, Finish.CANCELLED)
 
     def _retune(self, turn: Turn, event: ev.Retune) -> None:
         self.check_live(event.config)
@@ -155,7 +139,7 @@ class Controller:
             return False
         fresh = [transfer.landed.add(part) for part in event.parts]
         self.state.counts["anomalies"] += fresh.count(False)
-        if transfer.route in ("spill", "fetch") and all(fresh):
+        if transfer.route in PAGING and all(fresh):
             self.state.costs.observe_copy(event.nbytes, event.took_ns)
         if transfer.complete and not transfer.aborted:
             self.movement.complete(turn, transfer)
@@ -163,10 +147,7 @@ class Controller:
 
     def _source_read(self, event: ev.SourceRead) -> bool:
         transfer = self._transfer(event.transfer)
-        if transfer is None:
-            return False
-        if transfer.source_read:
-            self.state.counts["anomalies"] += 1
+        if transfer is None or self.state.is_anomaly(transfer.source_read):
             return False
         self.movement.source_read(transfer)
         return True
@@ -181,10 +162,7 @@ class Controller:
 
     def _transfer_closed(self, turn: Turn, event: ev.TransferClosed) -> bool:
         transfer = self._transfer(event.transfer)
-        if transfer is None:
-            return False
-        if not transfer.aborted:
-            self.state.counts["anomalies"] += 1
+        if transfer is None or self.state.is_anomaly(not transfer.aborted):
             return False
         self.movement.closed(turn, transfer)
         return True
@@ -192,7 +170,7 @@ class Controller:
     def _transfer(self, number: int) -> Transfer | None:
         """The open transfer of a notice; a notice of any other transfer changes nothing and is counted."""
         transfer = self.state.transfers.get(number)
-        self.state.counts["anomalies"] += transfer is None
+        self.state.is_anomaly(transfer is None)
         return transfer
 
     # ---- after each event --------------------------------------------------------------------------------------------
@@ -225,27 +203,23 @@ class Controller:
                 self.decoding.step(turn, decode)
 
     def _expire(self, turn: Turn) -> bool:
-        """Deadlines: a silent worker breaks the engine, a late transfer fails, one that never ends breaks it too.
-
-        True where one has passed.
-        """
+        """A silent worker or an endless copy breaks the engine, a late transfer fails; True where a deadline passed."""
         limit, passed = f"{self.state.config.watchdog_s:g} s", False
-        while not self.broken and (overdue := self.state.overdue(turn)) is not None:
+        while not self.broken and (overdue := self.state.deadlines.overdue(turn)) is not None:
             passed = True
             match overdue:
                 case AnswerDue(worker, work):
                     self._break(turn, f"{worker} has not answered a {work} within {limit}")
-                case LandingDue(transfer):
-                    what = f"its {transfer.route} transfer of {transfer.blocks} blocks has not landed within {limit}"
-                    self.movement.fail(turn, transfer, f"watchdog: request {transfer.record.id}: {what}")
-                case CloseDue(transfer):
-                    what = f"a {transfer.route} copy of request {transfer.record.id}"
-                    self._break(turn, f"{what} has not ended within {limit}")
+                case Transfer(aborted=True, record=record):
+                    self._break(turn, f"a {overdue.route} copy of request {record.id} has not ended within {limit}")
+                case Transfer(record=record):
+                    what = f"its {overdue.route} transfer of {overdue.blocks} blocks has not landed within {limit}"
+                    self.movement.fail(turn, overdue, f"watchdog: request {record.id}: {what}")
         return passed
 
     def _check_progress(self, turn: Turn) -> None:
         """With nothing under way no event will come: requests that wait fail, and the cause names their gates."""
-        if self.state.records and not self.state.under_way:
+        if self.state.records and self.state.next_deadline_ns is None:
             self._break(turn, f"nothing is under way, but these wait: {open_in_words(self.state)}")
 
     def _break(self, turn: Turn, cause: str) -> None:
@@ -253,5 +227,5 @@ class Controller:
         for record in list(self.state.records.values()):
             self.state.end(turn, record, Finish.FAILED, cause)
         self.broken = cause
-        self.state.settle_all()
+        self.state.deadlines.clear()
         turn.commands.append(Broken(cause))

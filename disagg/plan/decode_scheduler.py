@@ -34,13 +34,13 @@ class DecodeScheduler:
             return False
         alone = not any(prefill.passing for prefill in self.state.prefills)
         turn.commands.append(worker.issue(self.state.new_id(), turn.now_ns, alone))
-        self.state.deadline(turn, worker.steps[-1].id, AnswerDue(worker.name, "step"))
+        self.state.deadlines.start(turn, worker.steps[-1].id, AnswerDue(worker.name, "step"))
         return True
 
     def stepped(self, turn: Turn, event: ev.Stepped) -> bool:
         """A step has ended: its tokens go out, and requests with their last one end. False: it is not in flight."""
         state, worker = self.state, self.state.decodes[event.worker.index]
-        if not self._is_oldest(worker, event.step):
+        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
             return False
         step = self.finish(worker)
         state.padding.add(step.used_slots, step.padded_slots)
@@ -58,24 +58,16 @@ class DecodeScheduler:
     def step_failed(self, turn: Turn, event: ev.StepFailed) -> bool:
         """The open requests of a step that raised fail. False: it is not in flight."""
         worker = self.state.decodes[event.worker.index]
-        if not self._is_oldest(worker, event.step):
+        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
             return False
         for request in self.finish(worker).requests:
-            record = self.state.records.get(request)
-            if record is not None:
-                self.state.end(turn, record, Finish.FAILED, f"decode of request {request} failed: {event.error}")
+            self.state.end_open(turn, request, Finish.FAILED, f"decode of request {request} failed: {event.error}")
         return True
-
-    def _is_oldest(self, worker: DecodeWorkerState, number: int) -> bool:
-        """Is this the oldest step in flight? Any other is counted as an anomaly."""
-        oldest = bool(worker.steps) and worker.steps[0].number == number
-        self.state.counts["anomalies"] += not oldest
-        return oldest
 
     def finish(self, worker: DecodeWorkerState) -> Step:
         """Closes the oldest step in flight: tables that only it still touched are freed."""
         step = worker.steps.popleft()
-        self.state.settle(step.id)
+        self.state.deadlines.settle(step.id)
         for table in step.pinned:
             table.unpin(step.id)
         return step

@@ -10,11 +10,12 @@ from disagg.plan.checks import present
 from disagg.plan.commands import Assign, Preempted, Send, Turn, Worker
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Finish, Record, Stage
-from disagg.plan.state import ControllerState, LandingDue
+from disagg.plan.state import ControllerState
 from disagg.plan.transfer import LayerBlocks, Transfer
 from disagg.plan.worker_state import DecodeWorkerState
 
 HOST = Worker("host", 0)
+PAGING = ("spill", "fetch")  # routes between a decode device and the host
 
 
 class KVTransfers:
@@ -67,7 +68,7 @@ class KVTransfers:
         state = self.state
         size = state.config.block_size
         blocks = blocks_for(record.context, size)
-        paging = sum(t.blocks for t in state.transfers.values() if t.route in ("spill", "fetch"))
+        paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
         room, block_bytes = state.host.available >= blocks, size * state.token_bytes
         choice = state.costs.choose(
             *(record.id, record.context, blocks * block_bytes),
@@ -120,7 +121,7 @@ class KVTransfers:
 
     def fail(self, turn: Turn, transfer: Transfer, error: str) -> None:
         """A hand-off's request fails; a spill or a fetch falls back to recomputing once its copies have ended."""
-        if transfer.route in ("spill", "fetch"):
+        if transfer.route in PAGING:
             self.state.counts["paging_failures"] += 1
             self.state.abort(turn, transfer)
         else:
@@ -134,7 +135,7 @@ class KVTransfers:
 
     def close(self, transfer: Transfer) -> None:
         del self.state.transfers[transfer.id]
-        self.state.settle(transfer.id)
+        self.state.deadlines.settle(transfer.id)
         transfer.close()
 
     def _spill(self, turn: Turn, worker: DecodeWorkerState, record: Record, blocks: int) -> None:
@@ -179,4 +180,4 @@ class KVTransfers:
         ready = transfer.target is not None and transfer.record.stage is not Stage.PREFILLING
         if ready and transfer.posted_ns is None:
             transfer.posted_ns = turn.now_ns
-            self.state.deadline(turn, transfer.id, LandingDue(transfer))
+            self.state.deadlines.start(turn, transfer.id, transfer)

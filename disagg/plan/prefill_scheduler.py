@@ -38,7 +38,7 @@ class PrefillScheduler:
         if not chunks:
             return False
         worker.passing = Pass(pass_id, tuple(items), config.chunk_tokens - budget)
-        self.state.deadline(turn, pass_id, AnswerDue(worker.name, "pass"))
+        self.state.deadlines.start(turn, pass_id, AnswerDue(worker.name, "pass"))
         turn.commands.append(Prefill(worker.name, pass_id, tuple(chunks), turn.now_ns))
         return True
 
@@ -148,7 +148,7 @@ class PrefillScheduler:
             self.state.counts["anomalies"] += 1
             return None
         worker.passing = None
-        self.state.settle(done.id)
+        self.state.deadlines.settle(done.id)
         for record, _ in done.items:
             record.unpin(done.id)
         return done

@@ -96,8 +96,8 @@ class Request:
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
         for name in ("ignore_eos", "keep_logits"):
-            if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be True or False; got {short(getattr(self, name))}")
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name} must be True or False; got {short(value)}")
         for name in ("prompt", "force_ids"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         if not isinstance(self.prompt, str) and not _are_ids(self.prompt):

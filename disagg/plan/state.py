@@ -1,7 +1,7 @@
 """The controller's state: every request, transfer, queue, pool and deadline, and the changes that schedulers share."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -25,19 +25,43 @@ class AnswerDue(NamedTuple):
     work: str  # "pass" or "step"
 
 
-class LandingDue(NamedTuple):
-    """A transfer must land."""
-
-    transfer: Transfer
+#: What is late where a deadline passes: a worker's answer, a transfer's landing, or the end of an aborted transfer.
+Due = AnswerDue | Transfer
 
 
-class CloseDue(NamedTuple):
-    """The last copy of an aborted transfer must end."""
+class Deadlines:
+    """When each pass, step and transfer under way must end. All limits are equal: the first to begin is due first."""
 
-    transfer: Transfer
+    def __init__(self, limit_ns: int) -> None:
+        self._limit_ns = limit_ns
+        self._due: dict[int, tuple[int, Due]] = {}  # activity → (deadline, what is late then), the earliest first
 
+    def start(self, turn: Turn, activity: int, due: Due) -> None:
+        """Only `postpone` moves it from then on."""
+        self._due[activity] = (turn.now_ns + self._limit_ns, due)
 
-Due = AnswerDue | LandingDue | CloseDue
+    def postpone(self, lost_ns: int) -> None:
+        """All deadlines move by the time in which this process did not run."""
+        self._due = {activity: (at_ns + lost_ns, due) for activity, (at_ns, due) in self._due.items()}
+
+    def settle(self, activity: int) -> None:
+        self._due.pop(activity, None)
+
+    def clear(self) -> None:
+        self._due.clear()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._due)
+
+    @property
+    def next_ns(self) -> int | None:
+        return next(iter(self._due.values()))[0] if self._due else None
+
+    def overdue(self, turn: Turn) -> Due | None:
+        """Takes out the first activity whose deadline has passed."""
+        if self.next_ns is None or self.next_ns > turn.now_ns:
+            return None
+        return self._due.pop(next(iter(self._due)))[1]
 
 
 class ControllerState:
@@ -69,7 +93,7 @@ class ControllerState:
         self.backlog = 0  # tokens that wait for prefill
         self._arrivals = 0
         self._ids = 0
-        self._due: dict[int, tuple[int, Due]] = {}  # activity → (deadline, what is due then), the earliest first
+        self.deadlines = Deadlines(round(config.watchdog_s * 1e9))
 
     def _decode_worker(self, index: int, key: Key) -> DecodeWorkerState:
         config, pool = self.config, self._pool(f"decode {index}", self.config.decode_blocks)
@@ -129,6 +153,13 @@ class ControllerState:
             self.end(turn, record, Finish.LENGTH)
         return record.finish is not None
 
+    def end_open(self, turn: Turn, request: int, finish: Finish, error: str | None = None) -> bool:
+        """As `end`, by the request's number; False where it has ended already: one more step of it was in flight."""
+        record = self.records.get(request)
+        if record is not None:
+            self.end(turn, record, finish, error)
+        return record is not None
+
     def end(self, turn: Turn, record: Record, finish: Finish, error: str | None = None) -> None:
         """Settles a request at once. Its blocks go back when nothing touches them any more."""
         if record.stage in (Stage.QUEUED, Stage.PREFILLING):
@@ -163,7 +194,7 @@ class ControllerState:
                 table.release()
                 setattr(record, name, None)
 
-    # ---- transfers, blocks, deadlines --------------------------------------------------------------------------------
+    # ---- transfers, blocks -------------------------------------------------------------------------------------------
 
     def open_transfer(self, record: Record) -> Transfer | None:
         """Its hand-off, spill or fetch; None where nothing of it travels."""
@@ -174,8 +205,8 @@ class ControllerState:
         if not transfer.aborted:
             transfer.aborted = True
             turn.commands.append(Abort(transfer.id))
-            self.settle(transfer.id)
-            self.deadline(turn, transfer.id, CloseDue(transfer))
+            self.deadlines.settle(transfer.id)
+            self.deadlines.start(turn, transfer.id, transfer)
 
     def reserve_decode(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
         """Blocks for `tokens` on a decode worker, which leave rows some to grow into; None if they are not there.
@@ -198,42 +229,19 @@ class ControllerState:
         if self.reasons is not None:
             self.reasons.append(Reason(rule, numbers))
 
+    def is_anomaly(self, notice: bool) -> bool:
+        """Counts a notice that is late, repeated or about nothing open."""
+        self.counts["anomalies"] += notice
+        return notice
+
     def new_id(self) -> int:
         self._ids += 1
         return self._ids
 
-    def deadline(self, turn: Turn, activity: int, due: Due) -> None:
-        """Starts the deadline of a pass, step or transfer; only `postpone` moves it."""
-        self._due[activity] = (turn.now_ns + round(self.config.watchdog_s * 1e9), due)
-
-    def postpone(self, lost_ns: int) -> None:
-        """All deadlines move by the time in which neither workers nor this process ran."""
-        self._due = {activity: (at_ns + lost_ns, due) for activity, (at_ns, due) in self._due.items()}
-
-    def settle(self, activity: int) -> None:
-        self._due.pop(activity, None)
-
-    def settle_all(self) -> None:
-        """Nothing is due any more."""
-        self._due.clear()
-
-    @property
-    def under_way(self) -> bool:
-        """Is any pass, step or transfer being carried out?"""
-        return bool(self._due)
-
     @property
     def next_deadline_ns(self) -> int | None:
-        return next(iter(self._due.values()))[0] if self._due else None
-
-    def overdue(self, turn: Turn) -> Due | None:
-        """Takes out the first activity whose deadline has passed. All limits are equal, so the order is the start's."""
-        if self._due:
-            activity, (at_ns, due) = next(iter(self._due.items()))
-            if at_ns <= turn.now_ns:
-                del self._due[activity]
-                return due
-        return None
+        """None where no pass, step or transfer is under way."""
+        return self.deadlines.next_ns
 
     # ---- views -------------------------------------------------------------------------------------------------------
 
