@@ -126,7 +126,7 @@ class Monitor:
 def held(engine: Engine) -> dict:
     """Whatever requests, passes, steps, transfers and blocks the controller still holds."""
     state = engine.controller.state
-    found = {"records": len(state.records), "transfers": len(state.transfers), "deadlines": len(state._due)}
+    found = {"records": len(state.records), "transfers": len(state.transfers), "deadlines": len(list(state.deadlines))}
     found["passes"] = sum(seat.passing is not None for seat in state.prefills)
     found["steps"] = sum(len(seat.steps) for seat in state.decodes)
     found |= {pool.name: pool.held for pool in state.pools()}

@@ -152,7 +152,7 @@ def test_two_colocated_take_turns_by_arrival():
     hand = Hand("two_colocated")
     for request in range(3):
         hand.submit(request)
-    assert [record.seat for record in hand.state.records.values()] == [0, 1, 0]
+    assert [record.decode_worker for record in hand.state.records.values()] == [0, 1, 0]
 
 
 def test_illegal_moves_are_refused():
@@ -772,7 +772,7 @@ def test_a_target_keeps_prefill_from_running_ahead_of_the_batch():
 def test_nothing_under_way_and_somebody_waiting_breaks_in_words():
     """A gate that never opens (here: admission patched shut) is named at once, not after a watchdog."""
     hand = Hand()
-    hand.controller.prefilling._admit = lambda seat, record: setattr(record, "gate", "a closed gate") or False
+    hand.controller.prefilling._admit = lambda turn, worker, record: setattr(record, "gate", "a closed gate") or False
     hand.submit(3)
     assert hand.kinds() == ["Ended", "Broken"]
     assert hand.controller.broken == "nothing is under way, but these wait: request 3 (queued) for a closed gate"

@@ -14,7 +14,6 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.preemption import Arm, Choice
 from disagg.plan.request import Finish, Sampling, Stage
-from disagg.plan.spans import BlockMove
 
 LAYERS, HOST = 2, cmd.Worker("host", 0)
 
@@ -45,7 +44,7 @@ class Log:
         return self
 
     def move(self, pool, state, owner, *blocks):
-        self.watch.moved(BlockMove(self.now, pool, state, owner, blocks))
+        self.watch.moved(pool, state, owner, blocks)
         return self
 
     def submit(self, request=0, **job):
@@ -248,7 +247,7 @@ class Checked(Hand):
     def __init__(self, *args, **changes):
         super().__init__(*args, **changes)
         self.watch = Monitor(self.state.config, layers=LAYERS)
-        self.state.on_move = self.watch.moved
+        self.state.on_move.append(self.watch.moved)
 
     def tell(self, event, after=1):
         self.watch.hear(self.now + after, event)
@@ -280,7 +279,7 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
     """Though there be something to start: that waits for an event that tells something."""
     hand = Hand()
     hand.submit()
-    hand.state.enter(make_job(1, prompt=3))
+    hand.state.enter(cmd.Turn(hand.now, []), make_job(1, prompt=3))
     hand.state.prefills[0].passing = None
     hand.state.prefills[0].partial.clear()
     assert hand.controller.handle(stray, 5) == []

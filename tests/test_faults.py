@@ -195,9 +195,9 @@ def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_t
     with opened(small("staged"), broken=True) as engine:
         finish, calls = engine.controller.decoding.finish, itertools.count(1)
 
-        def buggy(seat):
+        def buggy(worker):
             assert next(calls) < 3, "impossible"
-            return finish(seat)
+            return finish(worker)
 
         engine.controller.decoding.finish = buggy
         with pytest.raises(EngineError, match="the controller failed: AssertionError: impossible"):

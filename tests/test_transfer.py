@@ -23,9 +23,9 @@ from fake_cuda import FakeStream, fake_cuda
 import disagg.run.gpu
 from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
-from disagg.plan.copy_cost import cost_of
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
+from disagg.plan.link import cost_of
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.link_dial import check_triton
 from disagg.run.gpu.stream_copy import Route, StreamCopier, copy_blocks

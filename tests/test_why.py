@@ -14,18 +14,18 @@ from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import EngineError
-from disagg.plan.waiting import NAMED, Wait, _named, cycle_of
-from disagg.plan.why import open_in_words, why
+from disagg.plan.why import NAMED, Wait, _named, cycle_of, open_in_words, why
 from disagg.twin.simulated_engine import SimulatedEngine
 
 SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, Simulated)]
+START = cmd.Turn(0, [])
 
 
 def test_what_is_worked_at_waits_for_nobody():
     hand = Hand()
     hand.submit()
     expected = "request 0 (prefilling) waits for nobody: its prefill is under way, 0.0 ms since it began"
-    assert why(hand.state, 0) == expected
+    assert why(hand.state, 0, hand.now) == expected
 
 
 def test_who_waits_for_blocks_hears_who_holds_them():
@@ -44,8 +44,8 @@ def test_who_waits_for_a_place_hears_who_sits_there():
     hand.run_one(0)
     hand.run_one(1)
     hand.stepped(2)
-    assert why(hand.state, 1).startswith("request 1 (landed) waits for 0.0 ms for batch slot, holds ")
-    assert "; held by request 0 (1)" in why(hand.state, 1).splitlines()[0]
+    assert why(hand.state, 1, hand.now).startswith("request 1 (landed) waits for 0.0 ms for batch slot, holds ")
+    assert "; held by request 0 (1)" in why(hand.state, 1, hand.now).splitlines()[0]
 
 
 def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
@@ -57,7 +57,7 @@ def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
     assert text == (
         "request 2 (queued) waits for 0.0 ms for prefill 0 blocks behind request 1; held by request 0 (2); 1 free"
     )
-    assert "behind" not in why(hand.state, 1).splitlines()[0], "the head is behind nobody"
+    assert "behind" not in why(hand.state, 1, hand.now).splitlines()[0], "the head is behind nobody"
 
 
 def test_a_long_queue_names_the_first_few_who_are_ahead():
@@ -65,10 +65,10 @@ def test_a_long_queue_names_the_first_few_who_are_ahead():
     for request in range(8):
         hand.submit(request, prompt=8, new=2)
     first = ", ".join(f"request {request}" for request in range(1, 5))
-    assert f"for prefill 0 blocks behind {first};" not in why(hand.state, 7)
+    assert f"for prefill 0 blocks behind {first};" not in why(hand.state, 7, hand.now)
     hand.prefilled(1)
-    assert f"for prefill 0 blocks behind {first};" in why(hand.state, 5)
-    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(hand.state, 7)
+    assert f"for prefill 0 blocks behind {first};" in why(hand.state, 5, hand.now)
+    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(hand.state, 7, hand.now)
 
 
 @pytest.mark.parametrize("preset", ["split", "streamed", "staged", "colocated"])
@@ -89,8 +89,8 @@ def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
     """Also those who are not at the head of their queue, and who never were."""
     hand = Hand()
     for request in range(3):
-        hand.state.enter(make_job(request))
-    hand.controller.prefilling._admit = lambda seat, record: False
+        hand.state.enter(START, make_job(request))
+    hand.controller.prefilling._admit = lambda turn, worker, record: False
     hand.submit(3)
     ahead = [f"request {request}" for request in range(3)]
     turns = ["request 0 (queued) for its turn"]
@@ -101,7 +101,7 @@ def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
 def test_a_world_that_comes_to_rest_too_early_says_the_same():
     world = SimulatedEngine(Config(model="tiny", prefill_blocks=8, host_blocks=0, decode_blocks=8))
     for request in range(2):
-        world.controller.state.enter(make_job(request))
+        world.controller.state.enter(START, make_job(request))
     words = "nothing left to happen, but these wait: request 0 .queued. for its turn; request 1 .* behind request 0$"
     with pytest.raises(EngineError, match=words):
         world.run()
@@ -117,7 +117,7 @@ def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
 
         def asking(event, now_ns, world=world, handle=handle, texts=texts):
             commands = handle(event, now_ns)
-            texts.extend(why(world.controller.state, request) for request in world.controller.state.records)
+            texts.extend(why(world.controller.state, request, now_ns) for request in world.controller.state.records)
             return commands
 
         world.controller.handle = asking
@@ -132,7 +132,7 @@ def test_nobody_waits_after_the_end():
     hand = Hand()
     hand.submit()
     hand.cancel()
-    assert why(hand.state, 0) == why(hand.state, 0, 5) == "request 0 is not open: it has ended, or never came"
+    assert why(hand.state, 0, 5) == "request 0 is not open: it has ended, or never came"
 
 
 def test_a_cycle_is_printed():
@@ -140,7 +140,7 @@ def test_a_cycle_is_printed():
     hand = Hand()
     state = hand.state
     for request in range(2):
-        state.enter(make_job(request))
+        state.enter(START, make_job(request))
         state.prefills[0].queue.remove(state.records[request])
     first, second = state.records[0], state.records[1]
     first.prefill_table, first.gate = Table.reserve(state.prefills[0].pool, 8, 0), "decode 0 blocks"
@@ -157,7 +157,7 @@ def test_what_one_holds_itself_is_not_what_one_waits_for():
     hand = Hand()
     state = hand.state
     for request in range(2):
-        state.enter(make_job(request))
+        state.enter(START, make_job(request))
         record = state.records[request]
         state.prefills[0].queue.remove(record)
         record.decode_table = Table.reserve(state.decodes[0].pool, 4, request)

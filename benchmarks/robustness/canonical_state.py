@@ -12,7 +12,7 @@ def state_of(world) -> tuple:
     """A key: equal for worlds that nothing to come can tell apart."""
     state, traffic = world.state, world.traffic
     live = [*state.transfers, *(s.passing.id for s in state.prefills if s.passing)]
-    live += [step.id for seat in state.decodes for step in seat.steps]
+    live += [step.id for worker in state.decodes for step in worker.steps]
     rank = {number: index for index, number in enumerate(sorted(live))}
     names = Names()
     return (
@@ -22,8 +22,8 @@ def state_of(world) -> tuple:
         tuple(_transfer(state.transfers[number], rank, names) for number in sorted(state.transfers)),
         tuple(tuple(sorted(pool.holdings())) for pool in (*state.pools(), traffic.ring)),
         tuple(_queue(queue) for queue in state.queues()),
-        tuple(_prefill_seat(seat) for seat in state.prefills),
-        tuple(_decode_seat(seat, rank, names) for seat in state.decodes),
+        tuple(_prefill_worker(worker) for worker in state.prefills),
+        tuple(_decode_worker(worker, rank, names) for worker in state.decodes),
         tuple(_journey(traffic.journeys[number]) for number in sorted(traffic.journeys)),
         tuple(_lane(lane, names) for lane in traffic.lanes.values()),
         tuple(sorted(world.busy_lanes)),
@@ -32,7 +32,7 @@ def state_of(world) -> tuple:
             for actor in sorted(world.queues)
         ),
         _contents(world.memory.contents(), names),
-        tuple(number in rank for number in state._due),
+        tuple(number in rank for number in state.deadlines),
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def _table(table: Table | None, rank: dict, names: Names) -> tuple | None:
 def _record(record, rank: dict, names: Names) -> tuple:
     tables = (record.prefill_table, record.decode_table, record.host_table)
     return (
-        record.id, record.stage.value, record.prefilled, len(record.generated), record.seat, record.finish,
+        record.id, record.stage.value, record.prefilled, len(record.generated), record.decode_worker, record.finish,
         tuple(_table(table, rank, names) for table in tables), rank.get(record.transfer),
     )  # fmt: skip
 
@@ -82,19 +82,19 @@ def _queue(queue) -> tuple:
     return tuple(record.id for record in queue)
 
 
-def _prefill_seat(seat) -> tuple:
-    passing = tuple((record.id, final) for record, final in seat.passing.items) if seat.passing else None
-    return passing, tuple(record.id for record in seat.partial), seat.prefilled_last
+def _prefill_worker(worker) -> tuple:
+    passing = tuple((record.id, final) for record, final in worker.passing.items) if worker.passing else None
+    return passing, tuple(record.id for record in worker.partial), worker.prefilled_last
 
 
-def _decode_seat(seat, rank: dict, names: Names) -> tuple:
-    now = seat.next_step
-    rows = tuple((r, row.joined - now, row.last_step - now, row.bin) for r, row in seat.rows.items())
+def _decode_worker(worker, rank: dict, names: Names) -> tuple:
+    now = worker.next_step
+    rows = tuple((r, row.joined - now, row.last_step - now, row.bin) for r, row in worker.rows.items())
     steps = tuple(
         (step.requests, tuple(sorted(step.dropped)), tuple(_table(table, rank, names) for table in step.pinned))
-        for step in seat.steps
+        for step in worker.steps
     )
-    return rows, steps, tuple(seat.left), tuple(join.request for join in seat.joins), len(seat.grown)
+    return rows, steps, tuple(worker.left), tuple(join.request for join in worker.joins), len(worker.grown)
 
 
 def _journey(journey) -> tuple:

@@ -41,7 +41,7 @@ def rows(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     with Engine(Config.preset("dynamic", model=model_name), model) as engine:
         engine.serve(work_c(model))
         timed = Timed(engine.detectors)
-        engine.controller.state.on_move = engine.detectors.moved
+        engine.controller.state.on_move[0] = engine.detectors.moved  # the timed one
         run = engine.serve(work_c(model))
     metrics = run.metrics()
     note = f"{timed.seconds:.3f} of {metrics.seconds:.1f} s, {metrics.new_tokens} tokens, {model_name}, preset dynamic"

@@ -15,6 +15,7 @@ from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
+from disagg.plan.kv_transfers import PAGING
 from disagg.plan.request import Job, Stage
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds, fake_token
 
@@ -26,7 +27,6 @@ SMALL = Speeds(
 
 NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own answers come in order
-PAGING = ("spill", "fetch")
 PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
 STALL_NS = 50_000
 
@@ -41,7 +41,7 @@ class CheckedSimulation(SimulatedEngine):
         self.order, self.faults = random.Random(seed), faults or FaultPlan()
         self.watch = Monitor(config, layers=speeds.layers)
         self.memory = Memory(speeds.layers, config.block_size)
-        self.state.on_move = self._moved
+        self.state.on_move.append(self._moved)
         self.jobs: dict[int, Job] = {}
         self.carried: dict = {}  # a copy in the air → what it read when it began
         self.tables: dict = {}  # decode worker → request → blocks, as the worker mirrors them
@@ -64,11 +64,11 @@ class CheckedSimulation(SimulatedEngine):
     def _tie(self):
         return self.order.random()
 
-    def _moved(self, move) -> None:
-        self._changed[move.pool] = None
-        self.watch.moved(move)
-        if move.state == "free":
-            self.memory.wipe(move.pool, move.blocks)
+    def _moved(self, pool: str, state: str, owner: int | None, blocks: tuple[int, ...]) -> None:
+        self._changed[pool] = None
+        self.watch.moved(pool, state, owner, blocks)
+        if state == "free":
+            self.memory.wipe(pool, blocks)
 
     def submit(self, job: Job) -> None:
         super().submit(job)
@@ -313,8 +313,8 @@ class CheckedSimulation(SimulatedEngine):
             "pieces": [lane.name for lane in traffic.lanes.values() if lane.ready],
             "deadlines": state.next_deadline_ns, "backlog": state.backlog,
             "queued": [len(queue) for queue in state.queues() if len(queue)],
-            "seats": [seat.worker for seat in state.decodes if seat.rows or seat.steps],
-            "passes": [seat.worker for seat in state.prefills if seat.partial or seat.passing],
+            "decodes": [worker.name for worker in state.decodes if worker.rows or worker.steps],
+            "passes": [worker.name for worker in state.prefills if worker.partial or worker.passing],
             "copies": self.carried, "steps": self.running,
         }  # fmt: skip
         if held := {name: what for name, what in left.items() if what}:

@@ -64,10 +64,11 @@ class Monitor:
         if self._excused:
             self._blame, self.requests.may_fail = "", None
 
-    def moved(self, move: BlockMove) -> None:
+    def moved(self, pool: str, state: str, owner: int | None, blocks: tuple[int, ...]) -> None:
         """Blocks changed state, while the controller handled the event."""
         if self.broken:
             return
+        move = BlockMove(self._now, pool, state, owner, blocks)
         if self._blame:
             self._changed(f"blocks of {move.pool} become {move.state}", move.owner, move.blocks)
         if move.state == "free":

@@ -7,7 +7,7 @@ from disagg.monitor.request_monitor import View
 from disagg.monitor.transfer_monitor import TransferWatch
 from disagg.plan.config import Config
 from disagg.plan.spans import BlockMove
-from disagg.plan.waiting import Wait, cycle_in_words, cycle_of
+from disagg.plan.why import Wait, cycle_in_words, cycle_of
 
 NAMED = 4
 

@@ -1,10 +1,14 @@
-"""Who shares a decode step: bins of similar length, the padding they save, and a batch size that follows the clock.
+"""How requests share a decode step: bins of similar length, the padding they save, a batch size that meets a target.
 
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+
+from disagg.plan.request import Record
+
+Outputs = tuple[list[int], ...]  # `generated` of each row: a step appends its tokens to them
 
 
 @dataclass
@@ -48,7 +52,7 @@ def padding(groups: list[list[int]]) -> Padding:
 class Row:
     """A request's place in the decode batch: at step `joined` its context was `base` tokens, one more each step."""
 
-    record: object
+    record: Record
     joined: int
     base: int
     last_step: int  # the step that gives its last token
@@ -65,7 +69,7 @@ class Group:
 
     rows: dict[int, Row] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
-    outputs: tuple = ()  # the rows' `generated`, so that a step costs little
+    outputs: Outputs = ()
     used: int = 0
     longest: int = 0
 

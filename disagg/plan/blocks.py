@@ -6,20 +6,22 @@ released while it is pinned stays in quarantine until its last pin goes.
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-FREE, IN_FLIGHT, USED, QUARANTINED = range(4)
-STATES = ("free", "in_flight", "used", "quarantined")
+FREE, IN_FLIGHT, USED, QUARANTINED = STATES = ("free", "in_flight", "used", "quarantined")
+
+#: Called with a move's pool, new state, owner (None: free) and blocks; the pools know no clock.
+MoveListener = Callable[[str, str, int | None, tuple[int, ...]], None]
 
 
 class BlockPool:
     """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
 
-    def __init__(self, name: str, total: int, journal: Callable | None = None) -> None:
-        """`journal(name, blocks, owner, state)` hears of every move."""
+    def __init__(self, name: str, total: int, on_move: Sequence[MoveListener] = ()) -> None:
+        """Each of `on_move` is called with every move."""
         self.name = name
-        self.journal = journal
+        self._on_move = on_move
         self.total = self.capacity = total
         self.peak = 0
         self._free = list(range(total - 1, -1, -1))
@@ -52,7 +54,7 @@ class BlockPool:
         self._note(blocks, owner, IN_FLIGHT)
         return blocks
 
-    def mark(self, blocks: list[int], owner: int, state: int) -> None:
+    def mark(self, blocks: list[int], owner: int, state: str) -> None:
         """Moves an owner's blocks to another held state."""
         self._check_owner(blocks, owner)
         for block in blocks:
@@ -60,7 +62,7 @@ class BlockPool:
         self._note(blocks, owner, state)
 
     def release(self, blocks: list[int], owner: int) -> None:
-        """Gives an owner's blocks back; anybody else's, or free ones, are refused."""
+        """Gives an owner's blocks back; free blocks, and those of another owner, are refused."""
         self._check_owner(blocks, owner)
         for block in blocks:
             self._state[block], self._owner[block] = FREE, None
@@ -72,12 +74,12 @@ class BlockPool:
         found: dict[tuple[int, str], list[int]] = {}
         for block, owner in enumerate(self._owner):
             if owner is not None:
-                found.setdefault((owner, STATES[self._state[block]]), []).append(block)
+                found.setdefault((owner, self._state[block]), []).append(block)
         return found
 
-    def _note(self, blocks: list[int], owner: int | None, state: int) -> None:
-        if self.journal is not None:
-            self.journal(self.name, tuple(blocks), owner, STATES[state])
+    def _note(self, blocks: list[int], owner: int | None, state: str) -> None:
+        for listener in self._on_move:
+            listener(self.name, state, owner, tuple(blocks))
 
     def _check_owner(self, blocks: list[int], owner: int) -> None:
         for block in blocks:
@@ -86,7 +88,7 @@ class BlockPool:
 
     def counts(self) -> dict[str, int]:
         """Blocks per state."""
-        return {name: self._state.count(state) for state, name in enumerate(STATES)}
+        return {state: self._state.count(state) for state in STATES}
 
     def check(self) -> None:
         """Conservation: every block has one state, free ones are listed once, owners fit states."""
@@ -97,7 +99,7 @@ class BlockPool:
             raise AssertionError(f"{self.name}: free list {free} against states {counts} of {self.total}")
         for block, (state, owner) in enumerate(zip(self._state, self._owner, strict=True)):
             if (state == FREE) != (owner is None):
-                raise AssertionError(f"{self.name}: block {block} is {STATES[state]} and owned by {owner}")
+                raise AssertionError(f"{self.name}: block {block} is {state} and owned by {owner}")
 
 
 @dataclass(eq=False)
@@ -107,7 +109,7 @@ class Table:
     pool: BlockPool
     owner: int
     blocks: list[int]
-    state: int = IN_FLIGHT
+    state: str = IN_FLIGHT
     pins: list[int] = field(default_factory=list)  # ids of the copies, passes and steps that still touch it
     released: bool = False
 
@@ -162,7 +164,7 @@ class Table:
             self.pool._check_owner(self.blocks, self.owner)
             for block in self.blocks:
                 if self.pool._state[block] != self.state:
-                    raise AssertionError(f"{self.pool.name}: block {block} of {self.owner} is not {STATES[self.state]}")
+                    raise AssertionError(f"{self.pool.name}: block {block} of {self.owner} is not {self.state}")
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

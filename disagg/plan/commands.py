@@ -1,4 +1,4 @@
-"""What the controller tells the workers, the transfers and the engine. Plain data: ids and numbers, no tensors.
+"""The controller's commands to the workers, the transfers and the engine. Plain data: ids and numbers, no tensors.
 
 `Prefill` and `Decode` go to a worker; `Send`, `Assign` and `Abort` to the transfers; `Emit` and `Ended` to the engine.
 A decode worker mirrors its batch, as the static buffers of a captured graph do: a step carries only what changed.
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from disagg.plan.config import Config
 from disagg.plan.preemption import Choice
-from disagg.plan.request import Finish, Sampling
+from disagg.plan.request import Finish, Priority, Sampling, Stage
 
 
 class Worker(NamedTuple):
     """A worker's name: "prefill" or "decode", and which of them."""
 
     role: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
 
     def __str__(self) -> str:
         return f"{self.role} {self.index}"
@@ -76,7 +76,7 @@ class Send(NamedTuple):
     first_block: int  # position of blocks[0] in the request's table
     blocks: tuple[int, ...]
     due_blocks: int  # of the whole transfer
-    priority: tuple  # smaller goes first
+    priority: Priority  # smaller goes first
     layers_ready: bool
 
 
@@ -95,7 +95,7 @@ class Abort(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """New tokens, for the requests' readers."""
+    """New tokens, one for each request."""
 
     requests: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -107,19 +107,19 @@ class Ended(NamedTuple):
     finish: Finish
     error: str | None
     at_ns: int
-    stages: tuple
+    stages: tuple[tuple[int, Stage], ...]  # (ns, stage entered then)
     seat: int | None = None  # the decode worker it was on, or was to go to
 
 
 class Preempted(NamedTuple):
-    """A request left its seat for lack of blocks; the choice holds both costs."""
+    """A request left its decode worker for lack of blocks; the choice holds both costs."""
 
     choice: Choice
     at_ns: int
 
 
 class Retuned(NamedTuple):
-    """New wires and granularity are in force."""
+    """New links and granularity are in force."""
 
     config: Config
 
@@ -128,3 +128,13 @@ class Broken(NamedTuple):
     """The engine must be rebuilt; everything open has ended as failed."""
 
     cause: str
+
+
+Command = Prefill | Decode | Send | Assign | Abort | Emit | Ended | Preempted | Retuned | Broken
+
+
+class Turn(NamedTuple):
+    """The controller's turn with one event: its time, and the commands that it leads to, in order."""
+
+    now_ns: int
+    commands: list[Command]

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from disagg.plan.checks import is_number, is_text, is_whole, short
@@ -32,11 +33,11 @@ class Config:
     link: object = None  # Link, preset name, bytes/s, None (no dial), or a pair of them for the two hops of "staged"
     layers_per_copy: int | None = None  # None: as a GPU's measured fixed cost and bandwidth ask for, 1 on the CPU
     ring_slots: int = 8
-    block_size: int | None = None  # tokens; None: 16 on the CPU, 256 on a GPU, where flash-attn's pages are as large
+    block_size: int = None  # type: ignore[assignment]  # tokens; None, until __post_init__: 16 on the CPU, 256 on a GPU, where flash-attn's pages are as large
     prefill_blocks: int | None = None
     host_blocks: int | None = 0  # 0: no paging, a preempted request is recomputed
     decode_blocks: int | None = None
-    chunk_tokens: int | None = None  # tokens of one prefill pass; None: 256 on the CPU, 2,048 on a GPU
+    chunk_tokens: int = None  # type: ignore[assignment]  # of one prefill pass; None, until __post_init__: 256 on the CPU, 2,048 on a GPU
     max_batch: int = 32  # rows of one decode step
     bins: tuple[int, ...] = ()  # upper context lengths of the bins, in tokens; a last open bin follows
     policy: str = "fcfs"
@@ -51,12 +52,12 @@ class Config:
     seed: int = 0  # of tokens that are drawn (temperature above 0), for requests that name none
     verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
 
-    def __new__(cls, *values, **fields):
+    def __new__(cls, *values: object, **fields: object) -> "Config":
         """An unknown name fails with the nearest one, before anything else."""
         _check_names(fields)
         return super().__new__(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._fill_in()
         if isinstance(self.bins, list):
             object.__setattr__(self, "bins", tuple(self.bins))
@@ -73,8 +74,8 @@ class Config:
         if self.itl_target_s is not None:
             _check_seconds("itl_target_s", self.itl_target_s)
         for name in ("join_projections", "compile", "graphs", "peer_access", "verify_kv"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False; got {short(getattr(self, name))}")
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False; got {short(value)}")
         if self.chunk_tokens % self.block_size:
             raise ConfigError(
                 f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size}), "
@@ -98,24 +99,24 @@ class Config:
 
     @property
     def links(self) -> tuple[Link, Link]:
-        """The wires of hop one (off the prefill device) and hop two (onto the decode device)."""
+        """The links of hop one (off the prefill device) and hop two (onto the decode device)."""
         pair = self.link if isinstance(self.link, (tuple, list)) else (self.link, self.link)
         if len(pair) != 2:
             raise ConfigError(f"link takes one wire or a pair for the two hops; got {len(pair)} of them")
         return parse_link(pair[0], self.prefill_device), parse_link(pair[1], self.decode_device)
 
-    def replace(self, **changes) -> "Config":
+    def replace(self, **changes: object) -> "Config":
         """A copy with some fields changed; unknown names fail with the nearest one."""
         _check_names(changes)
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # __post_init__ checks them
 
     @classmethod
-    def preset(cls, name: str, **changes) -> "Config":
+    def preset(cls, name: str, **changes: object) -> "Config":
         """A rung of the ladder, with any field overridden."""
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"preset {short(name)} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
         _check_names(changes)
-        return cls(**{**PRESETS[name], **changes})
+        return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]  # __post_init__ checks them
 
     def _fill_in(self) -> None:
         """What was left at None and depends on the kind of device alone."""
@@ -193,8 +194,7 @@ MOST_TOKENS = 10_000_000  # of one request, or of a bin
 MOST_BLOCKS = 10_000_000  # of a memory: each is an entry in a list
 MOST_SEED = 2**62 - 1
 
-#: What can be counted, from the least to the most that any machine could have a use for. What this machine has is for
-#: whoever allocates: fewer, as a rule.
+#: What can be counted, from the least to the most that any machine could have a use for.
 RANGES = {
     "prefill_workers": (0, 64),
     "decode_workers": (1, 64),
@@ -211,8 +211,8 @@ RANGES = {
 }
 _MAY_BE_OPEN = ("layers_per_copy", "prefill_blocks", "decode_blocks", "host_blocks")
 
-_COLOCATED = {"prefill_workers": 0, "route": "bulk"}
-_STAGED = {"route": "staged"}
+_COLOCATED: dict[str, object] = {"prefill_workers": 0, "route": "bulk"}
+_STAGED: dict[str, object] = {"route": "staged"}
 _PAGED = {**_STAGED, "host_blocks": None}
 
 #: Tokens that a memory holds where its size is left open; an engine takes fewer where an eighth of the free memory has
@@ -220,7 +220,7 @@ _PAGED = {**_STAGED, "host_blocks": None}
 DEFAULT_TOKENS = {"prefill_blocks": 4096, "decode_blocks": 8192, "host_blocks": 4096}
 
 #: Each rung adds one idea to the one before it; `two_colocated` is the fair rival on equal hardware.
-PRESETS = {
+PRESETS: dict[str, dict[str, object]] = {
     "baseline": {**_COLOCATED, "max_batch": 1, "chunk_tokens": 8192},
     "colocated": _COLOCATED,
     "split": {"route": "bulk"},
@@ -232,30 +232,30 @@ PRESETS = {
 }
 
 
-def _check_names(changes: dict) -> None:
+def _check_names(changes: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(Config)]
     for name in changes:
         if name not in known:
             raise ConfigError(f"field {short(name)} is unknown{_nearest(name, known)}")
 
 
-def _nearest(name, known) -> str:
+def _nearest(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) and len(name) < 100 else []
     return f"; nearest: {close[0]!r}" if close else ""
 
 
-def _check_choice(name: str, value, choices: tuple) -> None:
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {short(value)}{_nearest(value, choices)}")
 
 
-def _check_int(name: str, value, least: int, most: int) -> None:
+def _check_int(name: str, value: object, least: int, most: int) -> None:
     if not is_whole(value) or value < least:
         raise ConfigError(f"{name} must be a whole number, {least} or more; got {short(value)}")
     if value > most:
         raise ConfigError(f"{name} must be at most {most:,}; got {short(value)}")
 
 
-def _check_seconds(name: str, value) -> None:
+def _check_seconds(name: str, value: object) -> None:
     if not is_number(value, 0, LONGEST_S) or value == 0:
         raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")

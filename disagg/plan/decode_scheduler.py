@@ -3,11 +3,13 @@
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
-from disagg.plan.commands import Decode
+from disagg.plan import events as ev
+from disagg.plan.checks import present
+from disagg.plan.commands import Emit, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT
-from disagg.plan.request import Record, Stage
-from disagg.plan.state import ControllerState
+from disagg.plan.request import Finish, Record, Stage
+from disagg.plan.state import AnswerDue, ControllerState
 from disagg.plan.worker_state import DecodeWorkerState, Step
 
 
@@ -15,82 +17,118 @@ class DecodeScheduler:
     def __init__(self, state: ControllerState, movement: KVTransfers) -> None:
         self.state, self.movement = state, movement
 
-    def step(self, seat: DecodeWorkerState) -> bool:
+    def fill(self, turn: Turn, worker: DecodeWorkerState) -> bool:
+        """Issues steps until as many are in flight as may be; True where one was issued."""
+        issued = False
+        while self.step(turn, worker):
+            issued = True
+        return issued
+
+    def step(self, turn: Turn, worker: DecodeWorkerState) -> bool:
         """Composes and issues the next step; True where there was a row to run."""
-        if len(seat.steps) >= self.state.steps_in_flight or (seat.steps and seat.short_of_blocks()):
+        if len(worker.steps) >= self.state.steps_in_flight or (worker.steps and worker.short_of_blocks()):
             return False
-        self._keep_rows(seat)
-        self._join(seat)
-        if not seat.rows:
+        self._keep_rows(turn, worker)
+        self._join(turn, worker)
+        if not worker.rows:
             return False
         alone = not any(prefill.passing for prefill in self.state.prefills)
-        command: Decode = seat.issue(self.state.new_id(), self.state.now_ns, alone)
-        self.state.deadline(seat.steps[-1].id, "step", seat)
-        self.state.out.append(command)
+        turn.commands.append(worker.issue(self.state.new_id(), turn.now_ns, alone))
+        self.state.deadlines.start(turn, worker.steps[-1].id, AnswerDue(worker.name, "step"))
         return True
 
-    def finish(self, seat: DecodeWorkerState) -> Step:
+    def stepped(self, turn: Turn, event: ev.Stepped) -> bool:
+        """A step has ended: its tokens go out, and requests with their last one end. False: it is not in flight."""
+        state, worker = self.state, self.state.decodes[event.worker.index]
+        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
+            return False
+        step = self.finish(worker)
+        state.padding.add(step.used_slots, step.padded_slots)
+        seen = event.used_slots, event.padded_slots
+        state.counts["padding_mismatches"] += (step.used_slots, step.padded_slots) != seen
+        if worker.composer:
+            seconds = (event.ended_ns - event.started_ns) / 1e9
+            worker.composer.observe(len(step.requests), step.used_slots, seconds)
+        ending = worker.take_tokens(step, event.tokens, state.eos_ids)
+        turn.commands.append(Emit(*step.kept(event.tokens), event.ended_ns))
+        for record in ending:
+            state.end_if_done(turn, record)
+        return True
+
+    def step_failed(self, turn: Turn, event: ev.StepFailed) -> bool:
+        """The open requests of a step that raised fail. False: it is not in flight."""
+        worker = self.state.decodes[event.worker.index]
+        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
+            return False
+        for request in self.finish(worker).requests:
+            self.state.end_open(turn, request, Finish.FAILED, f"decode of request {request} failed: {event.error}")
+        return True
+
+    def finish(self, worker: DecodeWorkerState) -> Step:
         """Closes the oldest step in flight: tables that only it still touched are freed."""
-        step = seat.steps.popleft()
-        self.state.settle(step.id)
+        step = worker.steps.popleft()
+        self.state.deadlines.settle(step.id)
         for table in step.pinned:
             table.unpin(step.id)
         return step
 
-    def _keep_rows(self, seat: DecodeWorkerState) -> None:
+    def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:
         """Rows of which something is due: a new block, another bin, or no further step."""
-        for row in seat.due():
+        for row in worker.due():
             record = row.record
-            if seat.rows.get(record.id) is not row:
+            if worker.rows.get(record.id) is not row:
                 continue  # preempted for a row before it
-            if seat.next_step > row.last_step:
-                seat.leave(record)
-            elif seat.needs_block(row) and not self._grow(seat, record):
-                seat.leave(record)  # it sits out until there is a block
-                self.state.arrive(record)
+            if worker.next_step > row.last_step:
+                worker.leave(record)
+            elif worker.needs_block(row) and not self._grow(turn, worker, record):
+                worker.leave(record)  # it sits out until there is a block
+                self.state.arrive(turn, record)
             else:
-                seat.rebin(row)
-                seat.plan(row)
+                worker.rebin(row)
+                worker.plan(row)
 
-    def _join(self, seat: DecodeWorkerState) -> None:
+    def _join(self, turn: Turn, worker: DecodeWorkerState) -> None:
         """Takes landed requests into the batch while there is a place, and a block for their next token."""
-        seat.landed.gate = ""
-        if seat.landed.peek() is None:
+        worker.landed.gate = ""
+        if worker.landed.peek() is None:
             return
-        limit = seat.room(self.state.config.max_batch)
-        while (record := seat.landed.peek()) is not None:
-            if len(seat.rows) >= limit:
+        limit = worker.room(self.state.config.max_batch)
+        while (record := worker.landed.peek()) is not None:
+            if len(worker.rows) >= limit:
                 record.gate = BATCH_SLOT
-                self.state.because("join: no slot", request=record.id, rows=len(seat.rows), limit=limit)
-            elif not seat.is_full(record) or self._grow(seat, record):
-                seat.landed.remove(record)
-                self.state.move(record, Stage.RUNNING)
-                seat.join(record)
-                self.state.because("join", request=record.id, rows=len(seat.rows), limit=limit)
+                self.state.because("join: no slot", request=record.id, rows=len(worker.rows), limit=limit)
+            elif not worker.is_full(record) or self._grow(turn, worker, record):
+                worker.landed.remove(record)
+                self.state.move(turn, record, Stage.RUNNING)
+                worker.join(record)
+                self.state.because("join", request=record.id, rows=len(worker.rows), limit=limit)
                 continue
-            seat.landed.gate = record.gate
+            worker.landed.gate = record.gate
             return
 
-    def _grow(self, seat: DecodeWorkerState, record: Record) -> bool:
+    def _grow(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> bool:
         """One more block, taken from a younger request where the pool is full; False where it must wait."""
-        available, why = seat.pool.available, {"request": record.id, "pool": seat.pool.name, "context": record.context}
-        while (blocks := record.decode_table.grow()) is None:
-            coming = any(r.stage is Stage.SPILLING and r.seat == record.seat for r in self.state.records.values())
-            victim = self._victim(seat, record)
-            if coming or seat.steps or victim is None:
-                record.gate = seat.pool.gate
+        state, table, available = self.state, present(record.decode_table), worker.pool.available
+        why = {"request": record.id, "pool": worker.pool.name, "context": record.context}
+        while (blocks := table.grow()) is None:
+            coming = any(
+                r.stage is Stage.SPILLING and r.decode_worker == record.decode_worker for r in state.records.values()
+            )
+            victim = self._victim(worker, record)
+            if coming or worker.steps or victim is None:
+                record.gate = worker.pool.gate
                 self.state.because("grow: no block", **why)
                 return False
-            self.state.because("preempt", request=record.id, victim=victim.id, policy=self.state.config.policy)
-            self.movement.preempt(seat, victim)
+            state.because("preempt", request=record.id, victim=victim.id, policy=state.config.policy)
+            self.movement.preempt(turn, worker, victim)
         self.state.because("grow", available=available, **why)
-        if record.id in seat.rows:
-            seat.grown.append((record.id, blocks[0]))
+        if record.id in worker.rows:
+            worker.grown.append((record.id, blocks[0]))
         return True
 
-    def _victim(self, seat: DecodeWorkerState, record: Record) -> Record | None:
-        """The last by policy that holds blocks of this seat and comes after `record`."""
-        key = seat.landed.key
-        holders = [row.record for row in seat.rows.values()] + list(seat.landed)
+    def _victim(self, worker: DecodeWorkerState, record: Record) -> Record | None:
+        """The last by policy that holds blocks of this worker and comes after `record`."""
+        key = worker.landed.key
+        holders = [row.record for row in worker.rows.values()] + list(worker.landed)
         last = max(holders, key=key, default=record)
         return last if key(last) > key(record) else None

@@ -1,4 +1,4 @@
-"""The controller's events, commands and reasons in words, for whoever steps through its decisions."""
+"""The controller's events, commands and reasons in words, for stepping through its decisions."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ class Reason(NamedTuple):
     """A rule that fired, and the numbers it compared."""
 
     rule: str
-    numbers: dict
+    numbers: dict[str, object]
 
     def __str__(self) -> str:
         return RULES[self.rule].format(**self.numbers)
@@ -36,37 +36,31 @@ RULES = {
 }
 
 
-def event_in_words(event) -> str:
+def event_in_words(event: ev.Event) -> str:
     """What happened, in one sentence without a stop."""
     match event:
         case ev.Submit(job):
             return f"request {job.id} arrived: {len(job.prompt)} prompt tokens, at most {job.max_new_tokens} new ones"
         case ev.Cancel(request):
             return f"request {request} was cancelled"
-        case ev.RequestFailed():
-            return f"request {event.request} failed: {event.error}"
-        case ev.TimeLost():
-            return f"nothing ran for {event.lost_ns / 1e9:.1f} s: deadlines move by as much"
+        case ev.RequestFailed(request, error):
+            return f"request {request} failed: {error}"
+        case ev.TimeLost(lost_ns):
+            return f"nothing ran for {lost_ns / 1e9:.1f} s: deadlines move by as much"
         case ev.Retune():
             return "the settings changed"
         case ev.Tick():
             return "time passed: deadlines are checked"
-        case ev.Prefilled():
-            took = (event.ended_ns - event.started_ns) / 1e6
-            return (
-                f"{event.worker} ended pass {event.pass_id} after {took:.1f} ms with {len(event.tokens)} first tokens"
-            )
-        case ev.Stepped():
-            took = (event.ended_ns - event.started_ns) / 1e6
-            rows = f"{len(event.tokens)} rows"
-            return (
-                f"{event.worker} ended step {event.step} after {took:.1f} ms: {rows}, {event.padded_slots} slots read"
-            )
+        case ev.Prefilled(worker, number, tokens, started_ns, ended_ns):
+            took = f"after {(ended_ns - started_ns) / 1e6:.1f} ms"
+            return f"{worker} ended pass {number} {took} with {len(tokens)} first tokens"
+        case ev.Stepped(worker, number, tokens, started_ns, ended_ns, _, slots):
+            took = f"after {(ended_ns - started_ns) / 1e6:.1f} ms"
+            return f"{worker} ended step {number} {took}: {len(tokens)} rows, {slots} slots read"
         case ev.PassFailed() | ev.StepFailed():
             return f"{event.worker} failed: {event.error}"
         case ev.Landed():
-            parts = ", ".join(_part(part) for part in event.parts)
-            return f"{parts} of transfer {event.transfer} landed ({event.nbytes} bytes)"
+            return f"{', '.join(map(_part, event.parts))} of transfer {event.transfer} landed ({event.nbytes} bytes)"
         case ev.SourceRead(transfer):
             return f"the source of transfer {transfer} has been read"
         case ev.TransferFailed():
@@ -77,18 +71,16 @@ def event_in_words(event) -> str:
             return f"{event.worker} died: {event.error}"
 
 
-def command_in_words(command) -> str:
-    """What the controller says, in one sentence without a stop."""
+def command_in_words(command: cmd.Command) -> str:
+    """What the command asks or reports, in one sentence without a stop."""
     match command:
         case cmd.Prefill():
             chunks = ", ".join(f"request {c.request} tokens {c.start} to {c.stop}" for c in command.chunks)
             return f"{command.worker}: run pass {command.pass_id} ({chunks})"
         case cmd.Decode():
-            rows = sum(map(len, command.groups))
-            changes = [f"{len(command.joins)} join"] * bool(command.joins) + [f"{len(command.left)} left"] * bool(
-                command.left
-            )
-            return f"{command.worker}: run step {command.step} with {rows} rows" + "".join(f", {c}" for c in changes)
+            joins = f", {len(command.joins)} join" if command.joins else ""
+            left = f", {len(command.left)} left" if command.left else ""
+            return f"{command.worker}: run step {command.step} with {sum(map(len, command.groups))} rows{joins}{left}"
         case cmd.Send():
             how = "at once" if command.layers_ready else "layer by layer"
             blocks = f"{len(command.blocks)} of {command.due_blocks} blocks"
@@ -102,15 +94,14 @@ def command_in_words(command) -> str:
         case cmd.Ended():
             return f"request {command.request} has ended: {command.finish.value}"
         case cmd.Preempted(choice):
-            return f"request {choice.request} leaves its seat: {choice.arm.value}"
+            return f"request {choice.request} leaves its decode worker: {choice.arm.value}"
         case cmd.Retuned():
-            return "new wires and granularity are in force"
+            return "new links and granularity are in force"
         case cmd.Broken(cause):
             return f"broken: {cause}"
 
 
 def _part(part: ev.Part) -> str:
-    layers = (
-        f"layer {part.layer}" if part.layer_end == part.layer + 1 else f"layers {part.layer} to {part.layer_end - 1}"
-    )
+    one = part.layer_end == part.layer + 1
+    layers = f"layer {part.layer}" if one else f"layers {part.layer} to {part.layer_end - 1}"
     return f"{layers}, blocks {part.block} to {part.block_end - 1},"

@@ -41,8 +41,8 @@ class PackageError(DisaggError, ImportError):
     """A package that is needed here is not installed in this Python, or is there and can't be imported."""
 
     @classmethod
-    def of(cls, error: Exception) -> "PackageError":
-        """What went wrong in an import, told by the error that began it."""
+    def of(cls, error: BaseException) -> "PackageError":
+        """What went wrong in an import, in the words of the error that began it."""
         error = first_of(error)
         name = getattr(error, "name", None)
         if isinstance(error, ModuleNotFoundError) and name and "." not in name:

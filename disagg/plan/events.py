@@ -26,14 +26,14 @@ class Tick(NamedTuple):
 
 
 class RequestFailed(NamedTuple):
-    """Something about this request alone went wrong in a pass or a step, whose end is told next."""
+    """Something about this request alone went wrong in a pass or a step, whose end is the next event."""
 
     request: int
     error: str
 
 
 class TimeLost(NamedTuple):
-    """For so long nothing of this process ran, or its engine's thread did not: nobody is late for that."""
+    """For so long this process, or its engine's thread, did not run: deadlines move by it."""
 
     lost_ns: int
 
@@ -110,3 +110,8 @@ class TransferClosed(NamedTuple):
 class WorkerDied(NamedTuple):
     worker: Worker
     error: str
+
+
+FromWorkers = Prefilled | PassFailed | Stepped | StepFailed | RequestFailed | WorkerDied
+FromTransfers = Landed | SourceRead | TransferFailed | TransferClosed
+Event = Submit | Cancel | Retune | Tick | TimeLost | FromWorkers | FromTransfers

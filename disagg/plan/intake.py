@@ -3,7 +3,7 @@
 The engine and its twin both ask here, so that the twin refuses what the engine would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from disagg.plan.errors import RequestError
@@ -51,7 +51,7 @@ def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | 
     return ids
 
 
-def _check_vocabulary(lists: tuple, limits: Limits) -> None:
+def _check_vocabulary(lists: Iterable[Sequence[int]], limits: Limits) -> None:
     for ids in filter(None, lists):
         if min(ids) < 0 or max(ids) >= limits.vocab:
             foreign = next(i for i in ids if not 0 <= i < limits.vocab)

@@ -6,7 +6,8 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from disagg.plan.blocks import Table, blocks_for
-from disagg.plan.commands import Assign, Preempted, Send, Worker
+from disagg.plan.checks import present
+from disagg.plan.commands import Assign, Preempted, Send, Turn, Worker
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
@@ -14,99 +15,102 @@ from disagg.plan.transfer import LayerBlocks, Transfer
 from disagg.plan.worker_state import DecodeWorkerState
 
 HOST = Worker("host", 0)
+PAGING = ("spill", "fetch")  # routes between a decode device and the host
 
 
 class KVTransfers:
     def __init__(self, state: ControllerState) -> None:
         self.state = state
 
-    def offer(self, record: Record, stop: int, layers_ready: bool) -> None:
+    def offer(self, turn: Turn, record: Record, stop: int, layers_ready: bool) -> None:
         """Lets blocks up to token `stop` travel; the first call opens the hand-off."""
         state = self.state
         if record.transfer is None:
-            self._open(state.config.route, record, record.prefill_table, len(record.prefill_table.blocks))
+            table = present(record.prefill_table)
+            self._open(state.config.route, record, table, len(table.blocks))
             state.wanting.push(record)
-        transfer = state.transfers[record.transfer]
-        source = Worker("prefill", record.prefill_seat)
-        self._send(transfer, source, blocks_for(stop, state.config.block_size), layers_ready)
+        source, upto = Worker("prefill", present(record.prefill_worker)), blocks_for(stop, state.config.block_size)
+        self._send(turn, present(state.open_transfer(record)), source, upto, layers_ready)
 
-    def prefilled(self, record: Record) -> None:
+    def prefilled(self, turn: Turn, record: Record) -> None:
         """Prefill is over: what has not landed yet is exposed from here on."""
         state = self.state
         if record.transfer is None:
-            self.offer(record, record.prefill_target, layers_ready=True)
-        transfer = state.transfers[record.transfer]
-        state.move(record, Stage.HANDING_OFF, f"{transfer.route} transfer")
+            self.offer(turn, record, record.prefill_target, layers_ready=True)
+        transfer = present(state.open_transfer(record))
+        state.move(turn, record, Stage.HANDING_OFF, f"{transfer.route} transfer")
         if transfer.source_read:
             state.drop(record, "prefill_table")
         if transfer.complete:
-            self.complete(transfer)
+            self.complete(turn, transfer)
         else:
-            self._arm(transfer)
+            self._arm(turn, transfer)
 
-    def assign(self) -> None:
-        """Gives blocks on a decode device to what wants them, the first by policy; nobody overtakes the head."""
+    def assign(self, turn: Turn) -> None:
+        """Gives blocks on a decode device to what wants them, the first by policy; no request overtakes the head."""
         state = self.state
         state.wanting.gate = ""
         while (record := state.wanting.peek()) is not None:
-            index, seat = max(enumerate(state.decodes), key=lambda pair: (pair[1].pool.available, -pair[0]))
+            index, worker = max(enumerate(state.decodes), key=lambda pair: (pair[1].pool.available, -pair[0]))
             spilled = record.stage is Stage.SPILLED
-            table = state.reserve_decode(seat, record, record.context + 1 if spilled else record.prefill_target + 1)
+            table = state.reserve_decode(worker, record, record.context + 1 if spilled else record.prefill_target + 1)
             if table is None:
                 state.wanting.gate = record.gate
                 return
             state.wanting.remove(record)
-            record.decode_table, record.seat = table, index
+            record.decode_table, record.decode_worker = table, index
             if spilled:
-                self._fetch(record)
-            self._target(state.transfers[record.transfer], table, seat.worker)
+                self._fetch(turn, record)
+            self._target(turn, present(state.open_transfer(record)), table, worker.name)
 
-    def preempt(self, seat: DecodeWorkerState, record: Record) -> None:
-        """Takes a request off its seat: its K/V go to the host, or are computed again, whichever costs less."""
+    def preempt(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> None:
+        """Takes a request off its decode worker: its K/V go to the host or are recomputed, whichever costs less."""
         state = self.state
         size = state.config.block_size
         blocks = blocks_for(record.context, size)
-        paging = sum(t.blocks for t in state.transfers.values() if t.route in ("spill", "fetch"))
+        paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
+        room, block_bytes = state.host.available >= blocks, size * state.token_bytes
         choice = state.costs.choose(
-            record.id, record.context, blocks * size * state.token_bytes,
-            host_room=state.host.available >= blocks, prefill_backlog=state.backlog,
-            bytes_ahead=paging * size * state.token_bytes,
-        )  # fmt: skip
+            *(record.id, record.context, blocks * block_bytes),
+            host_room=room,
+            prefill_backlog=state.backlog,
+            bytes_ahead=paging * block_bytes,
+        )
         costs = [None if ns is None else round(ns / 1e6, 1) for ns in (choice.spill_ns, choice.recompute_ns)]
         state.because(choice.arm.value, request=record.id, spill_ms=costs[0], recompute_ms=costs[1])
         state.counts["preemptions"] += 1
-        state.out.append(Preempted(choice, state.now_ns))
-        seat.leave(record)
-        seat.landed.remove(record)
+        turn.commands.append(Preempted(choice, turn.now_ns))
+        worker.leave(record)
+        worker.landed.remove(record)
         if choice.arm is Arm.SPILL:
-            self._spill(seat, record, blocks)
+            self._spill(turn, worker, record, blocks)
         else:
-            self.recompute(record)
+            self.recompute(turn, record)
 
-    def recompute(self, record: Record) -> None:
+    def recompute(self, turn: Turn, record: Record) -> None:
         """Back to the queue: prefill repeats the prompt and all tokens so far, and gives the next one."""
         state = self.state
         state.counts["recomputes"] += 1
         state.drop(record, "decode_table", "host_table")
         record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
-        state.move(record, Stage.QUEUED)
+        state.move(turn, record, Stage.QUEUED)
         state.enqueue(record)
 
-    def complete(self, transfer: Transfer) -> None:
+    def complete(self, turn: Turn, transfer: Transfer) -> None:
         """All that was due has landed. A hand-off that beat its prefill waits for the first token."""
         state, record = self.state, transfer.record
         if record.stage is Stage.PREFILLING:
             return
         self.close(transfer)
-        transfer.target.commit()
+        present(transfer.target).commit()
         record.transfer = None
         if transfer.route == "spill":
             state.drop(record, "decode_table")
-            state.move(record, Stage.SPILLED)
+            state.move(turn, record, Stage.SPILLED)
             state.wanting.push(record)
         else:
             state.drop(record, "prefill_table", "host_table")
-            state.arrive(record)
+            state.arrive(turn, record)
 
     def source_read(self, transfer: Transfer) -> None:
         """Hop one is through: the source's blocks can go while hop two still travels."""
@@ -115,40 +119,41 @@ class KVTransfers:
         if transfer.record.finish is None and transfer.record.stage is Stage.HANDING_OFF:
             self.state.drop(transfer.record, "prefill_table")
 
-    def fail(self, transfer: Transfer, error: str) -> None:
+    def fail(self, turn: Turn, transfer: Transfer, error: str) -> None:
         """A hand-off's request fails; a spill or a fetch falls back to recomputing once its copies have ended."""
-        if transfer.route in ("spill", "fetch"):
+        if transfer.route in PAGING:
             self.state.counts["paging_failures"] += 1
-            self.state.abort(transfer)
+            self.state.abort(turn, transfer)
         else:
-            self.state.end(transfer.record, Finish.FAILED, error)
+            self.state.end(turn, transfer.record, Finish.FAILED, error)
 
-    def closed(self, transfer: Transfer) -> None:
+    def closed(self, turn: Turn, transfer: Transfer) -> None:
         """An aborted transfer's last copy has ended."""
         self.close(transfer)
         if transfer.record.finish is None:
-            self.recompute(transfer.record)
+            self.recompute(turn, transfer.record)
 
     def close(self, transfer: Transfer) -> None:
         del self.state.transfers[transfer.id]
-        self.state.settle(transfer.id)
+        self.state.deadlines.settle(transfer.id)
         transfer.close()
 
-    def _spill(self, seat: DecodeWorkerState, record: Record, blocks: int) -> None:
+    def _spill(self, turn: Turn, worker: DecodeWorkerState, record: Record, blocks: int) -> None:
         state = self.state
         state.counts["spills"] += 1
-        record.host_table = Table.reserve(state.host, blocks, record.id)
-        state.move(record, Stage.SPILLING, "spill")
-        transfer = self._open("spill", record, record.decode_table, blocks)
-        self._send(transfer, seat.worker, blocks, layers_ready=True)
-        self._target(transfer, record.host_table, HOST)
+        record.host_table = host_table = present(Table.reserve(state.host, blocks, record.id))
+        state.move(turn, record, Stage.SPILLING, "spill")
+        transfer = self._open("spill", record, present(record.decode_table), blocks)
+        self._send(turn, transfer, worker.name, blocks, layers_ready=True)
+        self._target(turn, transfer, host_table, HOST)
 
-    def _fetch(self, record: Record) -> None:
+    def _fetch(self, turn: Turn, record: Record) -> None:
         state = self.state
         state.counts["fetches"] += 1
-        state.move(record, Stage.FETCHING, "fetch")
-        transfer = self._open("fetch", record, record.host_table, len(record.host_table.blocks))
-        self._send(transfer, HOST, transfer.blocks, layers_ready=True)
+        state.move(turn, record, Stage.FETCHING, "fetch")
+        table = present(record.host_table)
+        transfer = self._open("fetch", record, table, len(table.blocks))
+        self._send(turn, transfer, HOST, transfer.blocks, layers_ready=True)
 
     def _open(self, route: str, record: Record, source: Table, blocks: int) -> Transfer:
         state = self.state
@@ -157,33 +162,22 @@ class KVTransfers:
         state.transfers[transfer.id], record.transfer = transfer, transfer.id
         return transfer
 
-    def _send(self, transfer: Transfer, source: Worker, upto: int, layers_ready: bool) -> None:
+    def _send(self, turn: Turn, transfer: Transfer, source: Worker, upto: int, layers_ready: bool) -> None:
         first, transfer.sent = transfer.sent, upto
         blocks = tuple(transfer.source.blocks[first:upto])
         priority = self.state.wanting.key(transfer.record)
-        self.state.out.append(
-            Send(
-                transfer.id,
-                transfer.route,
-                transfer.record.id,
-                source,
-                first,
-                blocks,
-                transfer.blocks,
-                priority,
-                layers_ready,
-            )
-        )
+        names = transfer.id, transfer.route, transfer.record.id
+        turn.commands.append(Send(*names, source, first, blocks, transfer.blocks, priority, layers_ready))
 
-    def _target(self, transfer: Transfer, table: Table, worker: Worker) -> None:
+    def _target(self, turn: Turn, transfer: Transfer, table: Table, worker: Worker) -> None:
         transfer.target = table
         transfer.touch(table)
-        self.state.out.append(Assign(transfer.id, worker, tuple(table.blocks[: transfer.blocks])))
-        self._arm(transfer)
+        turn.commands.append(Assign(transfer.id, worker, tuple(table.blocks[: transfer.blocks])))
+        self._arm(turn, transfer)
 
-    def _arm(self, transfer: Transfer) -> None:
+    def _arm(self, turn: Turn, transfer: Transfer) -> None:
         """Starts the deadline, once: with blocks assigned and prefill over, only copies can hold it up."""
         ready = transfer.target is not None and transfer.record.stage is not Stage.PREFILLING
         if ready and transfer.posted_ns is None:
-            transfer.posted_ns = self.state.now_ns
-            self.state.deadline(transfer.id, "transfer", transfer)
+            transfer.posted_ns = turn.now_ns
+            self.state.deadlines.start(turn, transfer.id, transfer)

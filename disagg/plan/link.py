@@ -1,4 +1,4 @@
-"""The emulated wire between two memories: how long a copy occupies it, and when the copy lands.
+"""The emulated link between two memories: how long a copy occupies it, and when the copy lands.
 
 The rule of the dial: busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency.
 Deadlines follow from deadlines, never from when a thread woke up, so errors do not add up.
@@ -8,6 +8,7 @@ Notebook: notebooks/03_layer_streaming.ipynb.
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from disagg.plan.checks import is_number, short
 from disagg.plan.errors import ConfigError
@@ -54,22 +55,20 @@ class Link:
     fixed_s: float = 0.0
     compute_ratio: float | None = None  # c/x: the engine turns it into a bandwidth once it has measured c
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("latency_s", "fixed_s"):
             if not is_number(value := getattr(self, name), 0, LONGEST_S):
                 raise ConfigError(f"link {name} must be seconds, from 0 to {LONGEST_S:g}; got {short(value)}")
         if not is_number(self.bandwidth, 1, math.inf) or MOST_BANDWIDTH < self.bandwidth < math.inf:
             raise ConfigError(f"link bandwidth must be bytes a second, 1 or more; got {short(self.bandwidth)}")
-        ratio = self.compute_ratio
+        ratio, what = self.compute_ratio, "c/x above 0 (compute of a layer over its transfer)"
         if ratio is not None and (not is_number(ratio, 0, 1e9) or ratio == 0):
-            raise ConfigError(
-                f"Link.ratio takes c/x above 0 (compute of a layer over its transfer); got {short(ratio)}"
-            )
+            raise ConfigError(f"Link.ratio takes {what}; got {short(ratio)}")
 
     @classmethod
-    def ratio(cls, compute_over_transfer: float, **fields) -> "Link":
+    def ratio(cls, compute_over_transfer: float, latency_s: float = 0.0, fixed_s: float = 0.0) -> "Link":
         """A wire on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
-        return cls(compute_ratio=compute_over_transfer, **fields)
+        return cls(math.inf, latency_s, fixed_s, compute_over_transfer)
 
     def against(self, compute_s: float, layer_bytes: int) -> "Link":
         """The wire on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
@@ -87,20 +86,18 @@ class Link:
         return round((self.fixed_s + nbytes / self.bandwidth) * 1e9)
 
 
-def parse_link(value, device: str = "cpu") -> Link:
+def parse_link(value: object, device: str = "cpu") -> Link:
     """A Link from a Link, a preset's name, None (no dial) or a bandwidth; refused where the dial could not hold it."""
     match value:
         case None:
             return Link()
         case Link():
             link = value
-        case str():
-            if value not in PRESETS:
-                raise ConfigError(f"link {short(value)} is unknown; known: {', '.join(PRESETS)}")
+        case str() if value in PRESETS:
             link = Link(PRESETS[value])
-        case bool():
-            raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {short(value)}")
-        case int() | float():
+        case str():
+            raise ConfigError(f"link {short(value)} is unknown; known: {', '.join(PRESETS)}")
+        case int() | float() if not isinstance(value, bool):
             link = Link(float(value) if abs(value) <= MOST_BANDWIDTH else value)
         case _:
             raise ConfigError(f"link must be a Link, a preset's name or bytes a second; got {short(value)}")
@@ -124,3 +121,33 @@ class Wire:
         start = max(now_ns, self.busy_until_ns)
         self.busy_until_ns = start + self.link.occupancy_ns(nbytes)
         return start, self.busy_until_ns, self.busy_until_ns + round(self.link.latency_s * 1e9)
+
+
+BUSY = 3  # times as long as alone does the host need for a copy beside a prefill pass; measured on two H200
+SHARE = 1 / 3  # of a copy's time that may be its fixed part
+
+
+class RouteCost(NamedTuple):
+    """What a copy costs: a fixed part, mostly the host's, and a bandwidth.
+
+    Where Config.layers_per_copy is None, layers share a copy until the fixed part is a small share of it: some layers
+    of a long prompt, and a short prompt whole where the link is fast.
+    """
+
+    fixed_s: float  # with a host that does nothing else
+    bandwidth: float  # bytes a second
+
+    @property
+    def least_bytes(self) -> int:
+        """The smallest copy whose fixed part, on a busy host, is no more than SHARE of it."""
+        return round(BUSY * self.fixed_s * self.bandwidth * (1 - SHARE) / SHARE)
+
+    def dialled(self, link: Link) -> "RouteCost":
+        """On a link that is held as slow as the link says, whose fixed part does not grow with a busy host."""
+        return RouteCost(max(self.fixed_s, link.fixed_s / BUSY), min(self.bandwidth, link.bandwidth))
+
+
+def cost_of(small: tuple[int, float], large: tuple[int, float]) -> RouteCost:
+    """The line through two copies (bytes, seconds)."""
+    rate = max(large[1] - small[1], 1e-9) / max(1, large[0] - small[0])  # noise may turn a tiny pair around
+    return RouteCost(max(0.0, small[1] - small[0] * rate), 1 / rate)

@@ -50,11 +50,8 @@ class Costs:
         """The cheaper arm, backlogs counted: tokens queued before a prefill, bytes that page before a spill."""
         spill = recompute = None
         if host_room:
-            spill = (
-                self._copy_ns(self.out, nbytes)
-                + self._copy_ns(self.back, nbytes)
-                + self._copy_ns(self.out, bytes_ahead)
-            )
+            legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
+            spill = sum(self._copy_ns(link, size) for link, size in legs)
         if self.prefill_ns_per_token is not None:
             recompute = round((tokens + prefill_backlog) * self.prefill_ns_per_token)
         spills = spill is not None and (recompute is None or spill <= recompute)

@@ -3,18 +3,18 @@
 import heapq
 from collections.abc import Callable, Iterator
 
-from disagg.plan.request import Record
+from disagg.plan.request import Priority, Record
 
-Key = Callable[[Record], tuple]
+Key = Callable[[Record], Priority]
 
-BATCH_SLOT = "batch slot"  # the gate of who waits for a place in a decode batch
+BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a decode batch
 
 
-def _fcfs(record: Record) -> tuple:
+def _fcfs(record: Record) -> Priority:
     return (record.job.arrival_ns, record.id)
 
 
-def _shortest(record: Record) -> tuple:
+def _shortest(record: Record) -> Priority:
     return (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id)
 
 
@@ -27,10 +27,10 @@ class Queue:
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self._heap: list[tuple[tuple, int, Record]] = []
+        self._heap: list[tuple[Priority, int, Record]] = []
         self._members: dict[int, int] = {}  # request → the number of its valid entry
         self._entries = 0
-        self.gate = ""  # what held its head when it was last looked at; "" where only time, or nobody, waits
+        self.gate = ""  # what held its head when it was last looked at; "" where nothing held it
 
     def push(self, record: Record) -> None:
         self._entries += 1
@@ -55,7 +55,7 @@ class Queue:
         return record
 
     def reorder(self, key: Key) -> None:
-        """A new policy for everybody who waits."""
+        """A new policy for all that wait."""
         waiting = list(self)
         self.key, self._heap, self._members = key, [], {}
         for record in waiting:

@@ -16,7 +16,9 @@ A preempted request that is recomputed instead, or whose spill or fetch failed, 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeGuard
 
+from disagg.plan.blocks import Table
 from disagg.plan.checks import is_number, is_whole, short
 from disagg.plan.errors import RequestError
 
@@ -53,6 +55,8 @@ class Finish(Enum):
     FAILED = "failed"
 
 
+Priority = tuple[int, ...]  # of a request in a queue or on a link: smaller goes first
+
 MOST = 2**62  # of tokens, or as a seed
 
 
@@ -81,8 +85,8 @@ class Request:
     force_ids: Sequence[int] | None = None  # feed these instead of the model's own choices
     keep_logits: bool = False
 
-    def __post_init__(self):
-        """Every number becomes a plain int or float: what odd types do in a worker is nobody's to find out."""
+    def __post_init__(self) -> None:
+        """Every number becomes a plain int or float, so that workers meet no other type."""
         self._make_whole("max_new_tokens", 1)
         if self.seed is not None:
             self._make_whole("seed", 1 - MOST)
@@ -92,8 +96,8 @@ class Request:
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
         for name in ("ignore_eos", "keep_logits"):
-            if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be True or False; got {short(getattr(self, name))}")
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name} must be True or False; got {short(value)}")
         for name in ("prompt", "force_ids"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         if not isinstance(self.prompt, str) and not _are_ids(self.prompt):
@@ -123,11 +127,11 @@ class Request:
         return Sampling(self.temperature, self.top_p, seed, None if force is None else tuple(force), self.keep_logits)
 
 
-def _are_ids(value) -> bool:
+def _are_ids(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(is_whole, value))
 
 
-def _plain(value):
+def _plain(value: object) -> object:
     """Arrays, and lists of numpy's whole numbers, as lists of ints; text as plain text; anything else as it is."""
     if isinstance(value, str):
         return value if type(value) is str else "".join(value)
@@ -148,7 +152,7 @@ class Job:
     eos_ids: frozenset[int] = frozenset()
     sampling: Sampling = Sampling()
 
-    def __deepcopy__(self, memo) -> "Job":
+    def __deepcopy__(self, memo: object) -> "Job":
         return self  # frozen all through: a copy of a world shares its jobs
 
 
@@ -161,11 +165,11 @@ class Record:
     generated: list[int] = field(default_factory=list)
     prefill_target: int = 0  # tokens whose K/V prefill computes: the prompt, and what a recompute repeats
     prefilled: int = 0  # tokens prefilled, or given to a pass in flight
-    seat: int | None = None  # decode worker that holds (or will hold) its K/V
-    prefill_seat: int | None = None
-    prefill_table: object = None  # tables of blocks: prefill device, decode device, host
-    decode_table: object = None
-    host_table: object = None
+    decode_worker: int | None = None  # the one that holds (or will hold) its K/V
+    prefill_worker: int | None = None
+    prefill_table: Table | None = None  # tables of blocks: prefill device, decode device, host
+    decode_table: Table | None = None
+    host_table: Table | None = None
     transfer: int | None = None  # open hand-off, spill or fetch
     stages: list[tuple[int, Stage]] = field(default_factory=list)
     gate: str = ""  # what it waits for, named
@@ -181,7 +185,7 @@ class Record:
         return len(self.job.prompt) + len(self.generated) - 1
 
     @property
-    def tables(self) -> list:
+    def tables(self) -> list[Table]:
         """The tables it holds, in any memory."""
         return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
 

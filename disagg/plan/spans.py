@@ -11,21 +11,21 @@ class Span(NamedTuple):
     start_ns: int
     end_ns: int
     requests: tuple[int, ...]
-    index: int = 0  # pass, step, or first layer
-    count: int = 0  # tokens of a pass, rows of a step, layers of a copy
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index: pass, step, or first layer
+    count: int = 0  # type: ignore[assignment]  # hides tuple.count: tokens of a pass, rows of a step, layers of a copy
     nbytes: int = 0
     firsts: tuple[int, ...] = ()  # requests that got a token from this pass
     hand_offs_ns: tuple[int, ...] = ()  # when the pass handed each layer off
     deadline_ns: int = 0  # when the dial said that the copy lands
     transfer: int = 0
-    occupied_ns: int = 0  # what the copy kept its wire busy, by the wire's account
-    ready_ns: int = 0  # since when it could have begun: the command was given, or the piece was ready for its wire
+    occupied_ns: int = 0  # how long the copy kept its link busy, by the link's account
+    ready_ns: int = 0  # since when it could have begun: the command was given, or the copy was ready for its link
     blocks: int = 0  # blocks it reads or writes
     groups: tuple[int, ...] = ()  # rows of a step, bin by bin
 
     @property
     def busy_end_ns(self) -> int:
-        """When its place was free again: a copy's wire may be so before the copy lands."""
+        """When its place was free again: a copy's link may be free before the copy lands."""
         return self.start_ns + self.occupied_ns if self.occupied_ns else self.end_ns
 
 
@@ -38,7 +38,7 @@ class Mark(NamedTuple):
 
 
 class BlockMove(NamedTuple):
-    """Blocks of a memory change state: free, in_flight, used or quarantined; nobody owns free ones."""
+    """Blocks of a memory change state: free, in_flight, used or quarantined; free ones have no owner."""
 
     at_ns: int
     pool: str

@@ -1,23 +1,71 @@
-"""The controller's state: every request, transfer, queue, pool and deadline, and the few moves that all share."""
+"""The controller's state: every request, transfer, queue, pool and deadline, and the changes that schedulers share."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 from disagg.plan.batching import Composer, Padding
-from disagg.plan.blocks import BlockPool, Table, blocks_for
-from disagg.plan.commands import Abort, Ended, Worker
+from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
+from disagg.plan.checks import present
+from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
 from disagg.plan.describe import Reason
 from disagg.plan.preemption import Costs
-from disagg.plan.queues import POLICIES, Queue
+from disagg.plan.queues import POLICIES, Key, Queue
 from disagg.plan.request import Finish, Job, Record, Stage
-from disagg.plan.spans import BlockMove
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 
+class AnswerDue(NamedTuple):
+    """A worker must answer a pass or a step."""
+
+    worker: Worker
+    work: str  # "pass" or "step"
+
+
+#: What is late where a deadline passes: a worker's answer, a transfer's landing, or the end of an aborted transfer.
+Due = AnswerDue | Transfer
+
+
+class Deadlines:
+    """When each pass, step and transfer under way must end. All limits are equal: the first to begin is due first."""
+
+    def __init__(self, limit_ns: int) -> None:
+        self._limit_ns = limit_ns
+        self._due: dict[int, tuple[int, Due]] = {}  # activity → (deadline, what is late then), the earliest first
+
+    def start(self, turn: Turn, activity: int, due: Due) -> None:
+        """Only `postpone` moves it from then on."""
+        self._due[activity] = (turn.now_ns + self._limit_ns, due)
+
+    def postpone(self, lost_ns: int) -> None:
+        """All deadlines move by the time in which this process did not run."""
+        self._due = {activity: (at_ns + lost_ns, due) for activity, (at_ns, due) in self._due.items()}
+
+    def settle(self, activity: int) -> None:
+        self._due.pop(activity, None)
+
+    def clear(self) -> None:
+        self._due.clear()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._due)
+
+    @property
+    def next_ns(self) -> int | None:
+        return next(iter(self._due.values()))[0] if self._due else None
+
+    def overdue(self, turn: Turn) -> Due | None:
+        """Takes out the first activity whose deadline has passed."""
+        if self.next_ns is None or self.next_ns > turn.now_ns:
+            return None
+        return self._due.pop(next(iter(self._due)))[1]
+
+
 class ControllerState:
-    """State and bookkeeping; what happens next is decided in prefilling, movement and decoding."""
+    """State and bookkeeping; what happens next is decided in the schedulers and in KVTransfers."""
 
     def __init__(
         self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int, pads: bool = True
@@ -25,16 +73,15 @@ class ControllerState:
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
         self.steps_in_flight, self._pads = steps_in_flight, pads
         key = POLICIES[config.policy]
-        self.moves: list = []  # the recordings that moves of blocks are written to
-        self.on_move: Callable[[BlockMove], None] | None = None  # who hears of them besides: the detectors
-        self.reasons: list[Reason] | None = None  # where rules that fire are written, if anybody asks why
+        self.on_move: list[MoveListener] = []  # called with every move of blocks: recorder, detectors
+        self.reasons: list[Reason] | None = None  # rules that fired; None where they are not asked for
         self.host = self._pool("host", config.host_blocks)
-        self.decodes = [self._decode_seat(index, key) for index in range(config.decode_workers)]
+        self.decodes = [self._decode_worker(index, key) for index in range(config.decode_workers)]
         shared = Queue(key)
         self.prefills = [
             PrefillWorkerState(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
-        ] or [PrefillWorkerState(seat.worker, seat.pool, Queue(key), seat) for seat in self.decodes]
+        ] or [PrefillWorkerState(decode.name, decode.pool, Queue(key), decode) for decode in self.decodes]
         self.wanting = Queue(key)  # hand-offs and spilled requests that want blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
@@ -44,81 +91,100 @@ class ControllerState:
         self.population: Counter[Stage] = Counter()
         self.eos_ids: frozenset[int] = frozenset()
         self.backlog = 0  # tokens that wait for prefill
-        self.now_ns = 0
-        self.out: list = []  # commands of the event in hand
         self._arrivals = 0
         self._ids = 0
-        self._due: dict[int, tuple[int, str, object]] = {}  # activity → (deadline, kind, what), the earliest first
+        self.deadlines = Deadlines(round(config.watchdog_s * 1e9))
 
-    def _decode_seat(self, index: int, key) -> DecodeWorkerState:
-        config = self.config
-        pool = self._pool(f"decode {index}", config.decode_blocks)
+    def _decode_worker(self, index: int, key: Key) -> DecodeWorkerState:
+        config, pool = self.config, self._pool(f"decode {index}", self.config.decode_blocks)
         composer = Composer(config.itl_target_s) if config.itl_target_s else None
-        return DecodeWorkerState(Worker("decode", index), pool, Queue(key), config.block_size, config.bins, composer,
-                          pads=self._pads)  # fmt: skip
+        shape = config.block_size, config.bins, composer, self._pads
+        return DecodeWorkerState(Worker("decode", index), pool, Queue(key), *shape)
 
-    def _pool(self, name: str, blocks: int) -> BlockPool:
-        return BlockPool(name, blocks, self._moved)
+    def _pool(self, name: str, blocks: int | None) -> BlockPool:
+        return BlockPool(name, present(blocks), self.on_move)
+
+    def retune(self, config: Config, key: Key) -> None:
+        """New settings from now on; a pool that shrinks drains."""
+        self.config = config
+        self.host.capacity = min(self.host.total, present(config.host_blocks))
+        for prefill in self.prefills:
+            prefill.pool.capacity = min(prefill.pool.total, present(config.prefill_blocks))
+        for decode in self.decodes:
+            decode.pool.capacity = min(decode.pool.total, present(config.decode_blocks))
+            decode.retune(config.bins, config.itl_target_s)
+        self.costs.out, self.costs.back = config.links
+        for queue in self.queues():
+            queue.reorder(key)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    def enter(self, job: Job) -> None:
+    def enter(self, turn: Turn, job: Job) -> Record:
         """A new request; colocated, requests go round robin over the devices."""
-        record = Record(job, prefill_target=len(job.prompt), stages=[(self.now_ns, Stage.QUEUED)])
+        record = Record(job, prefill_target=len(job.prompt), stages=[(turn.now_ns, Stage.QUEUED)])
         self.records[record.id] = record
         self.population[Stage.QUEUED] += 1
         self.eos_ids |= job.eos_ids
         if self.config.colocated:
-            record.seat = self._arrivals % len(self.decodes)
+            record.decode_worker = self._arrivals % len(self.decodes)
         self._arrivals += 1
         self.enqueue(record)
+        return record
 
     def enqueue(self, record: Record) -> None:
         self.backlog += record.prefill_target - record.prefilled
-        self.prefills[record.seat if self.config.colocated else 0].queue.push(record)
+        self.prefills[present(record.decode_worker) if self.config.colocated else 0].queue.push(record)
 
-    def arrive(self, record: Record) -> None:
-        """Its K/V are complete on its seat; it waits for a place in the batch."""
-        self.move(record, Stage.LANDED)
-        self.decodes[record.seat].landed.push(record)
+    def arrive(self, turn: Turn, record: Record) -> None:
+        """Its K/V are complete on its decode device; it waits for a place in the batch."""
+        self.move(turn, record, Stage.LANDED)
+        self.decodes[present(record.decode_worker)].landed.push(record)
 
-    def move(self, record: Record, stage: Stage, gate: str = "") -> None:
+    def move(self, turn: Turn, record: Record, stage: Stage, gate: str = "") -> None:
         self.population[record.stage] -= 1
         self.population[stage] += 1
-        record.move(stage, self.now_ns, gate)
+        record.move(stage, turn.now_ns, gate)
 
-    def end_if_done(self, record: Record) -> bool:
+    def end_if_done(self, turn: Turn, record: Record) -> bool:
         """Ends a request whose last token is an end-of-sequence or the last one allowed."""
         if record.generated[-1] in record.job.eos_ids:
-            self.end(record, Finish.EOS)
+            self.end(turn, record, Finish.EOS)
         elif record.left == 0:
-            self.end(record, Finish.LENGTH)
+            self.end(turn, record, Finish.LENGTH)
         return record.finish is not None
 
-    def end(self, record: Record, finish: Finish, error: str | None = None) -> None:
+    def end_open(self, turn: Turn, request: int, finish: Finish, error: str | None = None) -> bool:
+        """As `end`, by the request's number; False where it has ended already: one more step of it was in flight."""
+        record = self.records.get(request)
+        if record is not None:
+            self.end(turn, record, finish, error)
+        return record is not None
+
+    def end(self, turn: Turn, record: Record, finish: Finish, error: str | None = None) -> None:
         """Settles a request at once. Its blocks go back when nothing touches them any more."""
         if record.stage in (Stage.QUEUED, Stage.PREFILLING):
             self.backlog -= record.prefill_target - record.prefilled
         record.finish = finish
-        self.move(record, Stage.ENDED)
+        self.move(turn, record, Stage.ENDED)
         for queue in self.queues():
             queue.remove(record)
-        for seat in self.prefills:
-            if record in seat.partial:
-                seat.partial.remove(record)
+        for prefill in self.prefills:
+            if record in prefill.partial:
+                prefill.partial.remove(record)
         if record.decode_table is not None:
-            seat = self.decodes[record.seat]
-            seat.pin_in_flight(record)
-            seat.leave(record)
+            decode = self.decodes[present(record.decode_worker)]
+            decode.pin_in_flight(record, record.decode_table)
+            decode.leave(record)
         if record.transfer is not None:
-            self.abort(self.transfers[record.transfer])
+            self.abort(turn, self.transfers[record.transfer])
         for table in record.tables:
             table.release()
         waits = any(table.pins for table in record.tables)
         blocks = "wait for what still reads or writes them" if waits else "are free at once"
         self.because("end", request=record.id, finish=finish.value, blocks=blocks)
         del self.records[record.id]
-        self.out.append(Ended(record.id, finish, error, self.now_ns, tuple(record.stages), record.seat))
+        stages = tuple(record.stages)
+        turn.commands.append(Ended(record.id, finish, error, turn.now_ns, stages, record.decode_worker))
 
     def drop(self, record: Record, *names: str) -> None:
         """The record gives up these tables."""
@@ -128,98 +194,68 @@ class ControllerState:
                 table.release()
                 setattr(record, name, None)
 
-    # ---- transfers, blocks, deadlines --------------------------------------------------------------------------------
+    # ---- transfers, blocks -------------------------------------------------------------------------------------------
 
-    def abort(self, transfer: Transfer) -> None:
+    def open_transfer(self, record: Record) -> Transfer | None:
+        """Its hand-off, spill or fetch; None where nothing of it travels."""
+        return None if record.transfer is None else self.transfers.get(record.transfer)
+
+    def abort(self, turn: Turn, transfer: Transfer) -> None:
         """Its copies stop; until it is closed, whatever they touch stays in quarantine."""
         if not transfer.aborted:
             transfer.aborted = True
-            self.out.append(Abort(transfer.id))
-            self.settle(transfer.id)
-            self.deadline(transfer.id, "close", transfer)
+            turn.commands.append(Abort(transfer.id))
+            self.deadlines.settle(transfer.id)
+            self.deadlines.start(turn, transfer.id, transfer)
 
-    def reserve_decode(self, seat: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
-        """Blocks for `tokens` on a seat, which leave rows some to grow into; None if they are not there.
+    def reserve_decode(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
+        """Blocks for `tokens` on a decode worker, which leave rows some to grow into; None if they are not there.
 
         The first landed request that needs a block goes before: it may be what the others were preempted for.
         """
-        need = blocks_for(tokens, self.config.block_size)
-        first = seat.landed.peek()
-        growth = len(seat.rows) // 4 + (first is not None and seat.is_full(first))
-        enough = seat.pool.available >= need + growth
-        self.because(
-            "target" if enough else "target: no block",
-            request=record.id, need=need, growth=growth, available=seat.pool.available, pool=seat.pool.name,
-        )  # fmt: skip
+        need, pool = blocks_for(tokens, self.config.block_size), worker.pool
+        first, available = worker.landed.peek(), pool.available
+        growth = len(worker.rows) // 4 + (first is not None and worker.is_full(first))
+        enough = available >= need + growth
+        rule, numbers = "target" if enough else "target: no block", {"need": need, "growth": growth}
+        self.because(rule, request=record.id, available=available, pool=pool.name, **numbers)
         if not enough:
-            record.gate = seat.pool.gate
+            record.gate = pool.gate
             return None
-        return Table.reserve(seat.pool, need, record.id)
+        return Table.reserve(pool, need, record.id)
 
-    def _moved(self, pool: str, blocks: tuple[int, ...], owner: int | None, state: str) -> None:
-        if not self.moves and self.on_move is None:
-            return
-        move = BlockMove(self.now_ns, pool, state, owner, blocks)
-        for recording in self.moves:
-            recording.append(move)
-        if self.on_move is not None:
-            self.on_move(move)
-
-    def because(self, rule: str, **numbers) -> None:
-        """Notes a rule that fired, where anybody asks why."""
+    def because(self, rule: str, **numbers: object) -> None:
+        """Notes a rule that fired, where reasons are asked for."""
         if self.reasons is not None:
             self.reasons.append(Reason(rule, numbers))
+
+    def is_anomaly(self, notice: bool) -> bool:
+        """Counts a notice that is late, repeated or about nothing open."""
+        self.counts["anomalies"] += notice
+        return notice
 
     def new_id(self) -> int:
         self._ids += 1
         return self._ids
 
-    def deadline(self, activity: int, kind: str, what: object) -> None:
-        """Starts the deadline of a pass, step or transfer; it never moves but for time in which nobody could run."""
-        self._due[activity] = (self.now_ns + round(self.config.watchdog_s * 1e9), kind, what)
-
-    def postpone(self, lost_ns: int) -> None:
-        """All deadlines move by time in which nobody could run."""
-        self._due = {activity: (due + lost_ns, kind, what) for activity, (due, kind, what) in self._due.items()}
-
-    def settle(self, activity: int) -> None:
-        self._due.pop(activity, None)
-
-    def settle_all(self) -> None:
-        """Nobody waits for anything any more."""
-        self._due.clear()
-
-    @property
-    def under_way(self) -> bool:
-        """Is any pass, step or transfer being carried out?"""
-        return bool(self._due)
-
     @property
     def next_deadline_ns(self) -> int | None:
-        return next(iter(self._due.values()))[0] if self._due else None
-
-    def overdue(self) -> tuple[str, object] | None:
-        """Takes out the first activity whose deadline has passed. All limits are equal, so the order is the start's."""
-        if self._due:
-            activity, (deadline, kind, what) = next(iter(self._due.items()))
-            if deadline <= self.now_ns:
-                del self._due[activity]
-                return kind, what
-        return None
+        """None where no pass, step or transfer is under way."""
+        return self.deadlines.next_ns
 
     # ---- views -------------------------------------------------------------------------------------------------------
 
     def queues(self) -> list[Queue]:
-        waiting = {id(seat.queue): seat.queue for seat in self.prefills}.values()
-        return [*waiting, self.wanting, *(seat.landed for seat in self.decodes)]
+        waiting = {id(worker.queue): worker.queue for worker in self.prefills}.values()
+        return [*waiting, self.wanting, *(worker.landed for worker in self.decodes)]
 
     def pools(self) -> list[BlockPool]:
-        return [*{id(seat.pool): seat.pool for seat in (*self.prefills, *self.decodes)}.values(), self.host]
+        workers: Sequence[PrefillWorkerState | DecodeWorkerState] = [*self.prefills, *self.decodes]
+        return [*{id(worker.pool): worker.pool for worker in workers}.values(), self.host]
 
     def check(self) -> None:
         """Conservation in every pool and table; raises AssertionError with the numbers."""
         for pool in self.pools():
             pool.check()
-        for record in self.records.values():
-            for table in record.tables:
-                table.check()
+        for table in chain.from_iterable(record.tables for record in self.records.values()):
+            table.check()

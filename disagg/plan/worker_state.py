@@ -1,12 +1,13 @@
-"""The controller's picture of its workers: what each holds, what it was told, what it has not answered yet."""
+"""The controller's picture of its workers: what each holds, and what it has not answered yet."""
 
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from disagg.plan.batching import Composer, Group, Row, bin_end, bin_of
+from disagg.plan.batching import Composer, Group, Outputs, Row, bin_end, bin_of
 from disagg.plan.blocks import BlockPool, Table
+from disagg.plan.checks import present
 from disagg.plan.commands import Decode, Join, Worker
 from disagg.plan.queues import Queue
 from disagg.plan.request import Record
@@ -22,15 +23,15 @@ class Pass(NamedTuple):
 
 @dataclass(eq=False)
 class PrefillWorkerState:
-    """A prefill worker. Colocated, it is the same worker as a decode seat's, and shares that seat's pool."""
+    """A prefill worker. Colocated, it is the decode worker itself, and shares its pool."""
 
-    worker: Worker
+    name: Worker
     pool: BlockPool
     queue: Queue
     decode: "DecodeWorkerState | None" = None
     partial: list[Record] = field(default_factory=list)  # admitted, not yet prefilled to the end
     passing: Pass | None = None
-    prefilled_last: bool = False  # colocated: whose turn it is
+    prefilled_last: bool = False  # colocated: the next turn is a decode step's
 
     @property
     def waiting(self) -> bool:
@@ -45,11 +46,11 @@ class Step:
     id: int
     number: int
     requests: tuple[int, ...]
-    outputs: tuple
+    outputs: Outputs
     used_slots: int
     padded_slots: int
     pinned: list[Table] = field(default_factory=list)  # tables of requests that ended while it ran
-    dropped: set[int] = field(default_factory=set)  # requests whose token of this step is nobody's
+    dropped: set[int] = field(default_factory=set)  # requests that ended meanwhile: their token is dropped
 
     def kept(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Requests and tokens without the dropped ones."""
@@ -65,7 +66,7 @@ class Issued(NamedTuple):
     groups: list[Group]
     ids: tuple[tuple[int, ...], ...]
     requests: tuple[int, ...]
-    outputs: tuple
+    outputs: Outputs
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ class DecodeWorkerState:
     Rows are looked at only in the step in which something is due: a block, another bin, the last token.
     """
 
-    worker: Worker
+    name: Worker
     pool: BlockPool
     landed: Queue
     block_size: int
@@ -116,16 +117,8 @@ class DecodeWorkerState:
         """The record's next step is the next one issued."""
         row = Row(record, self.next_step, record.context, self.next_step + record.left - 1)
         self.rows[record.id] = row
-        self.joins.append(
-            Join(
-                record.id,
-                record.generated[-1],
-                record.context,
-                tuple(record.decode_table.blocks),
-                len(record.generated),
-                record.job.sampling,
-            )
-        )
+        blocks, index = tuple(present(record.decode_table).blocks), len(record.generated)
+        self.joins.append(Join(record.id, record.generated[-1], record.context, blocks, index, record.job.sampling))
         self.endings.setdefault(row.last_step, []).append(row)
         self._enter(row)
         self.plan(row)
@@ -150,10 +143,10 @@ class DecodeWorkerState:
 
     def is_full(self, record: Record) -> bool:
         """Does a record outside the batch need a block for its next token?"""
-        return record.context >= len(record.decode_table.blocks) * self.block_size
+        return record.context >= len(present(record.decode_table).blocks) * self.block_size
 
     def needs_block(self, row: Row) -> bool:
-        return row.context(self.next_step) >= len(row.record.decode_table.blocks) * self.block_size
+        return row.context(self.next_step) >= len(present(row.record.decode_table).blocks) * self.block_size
 
     def short_of_blocks(self) -> bool:
         """Do more rows need a block for the next step than there are?"""
@@ -175,27 +168,19 @@ class DecodeWorkerState:
     def plan(self, row: Row) -> None:
         """Notes the next step at which the row must be looked at."""
         shift = row.joined - row.base
-        steps = [len(row.record.decode_table.blocks) * self.block_size + shift, row.last_step + 1]
+        steps = [len(present(row.record.decode_table).blocks) * self.block_size + shift, row.last_step + 1]
         end = bin_end(row.context(self.next_step) + 1, self.bins)
         if end is not None:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
     def issue(self, step_id: int, now_ns: int, alone: bool) -> Decode:
-        """The next step's command; the seat then stands one step further."""
+        """The next step's command; the worker then stands one step further."""
         if self.changed:
             self._compose()
         issued = self._issued
-        command = Decode(
-            self.worker,
-            self.next_step,
-            tuple(self.left),
-            tuple(self.joins),
-            tuple(self.grown),
-            issued.ids,
-            now_ns,
-            alone,
-        )
+        changes = tuple(self.left), tuple(self.joins), tuple(self.grown)
+        command = Decode(self.name, self.next_step, *changes, issued.ids, now_ns, alone)
         used, padded = 0, 0
         for group in issued.groups:
             used += group.used
@@ -218,12 +203,12 @@ class DecodeWorkerState:
         outputs = tuple(chain.from_iterable(group.outputs for group in groups))
         self._issued = Issued(groups, ids, tuple(chain.from_iterable(ids)), outputs)
 
-    def pin_in_flight(self, record: Record) -> None:
+    def pin_in_flight(self, record: Record, table: Table) -> None:
         """The record ends while a step still writes its blocks: they wait for that step, its token is dropped."""
         for step in self.steps:
             if record.id in step.requests:
-                record.decode_table.pin(step.id)
-                step.pinned.append(record.decode_table)
+                table.pin(step.id)
+                step.pinned.append(table)
                 step.dropped.add(record.id)
 
     def take_tokens(self, step: Step, tokens: tuple[int, ...], eos_ids: frozenset[int]) -> list[Record]:
@@ -232,8 +217,8 @@ class DecodeWorkerState:
             output.append(token)
         ending = [row.record for row in self.endings.pop(step.number, ())]
         if not eos_ids.isdisjoint(tokens):
-            by_request = dict(zip(step.requests, tokens, strict=True))
-            ending += [row.record for row in self.rows.values() if by_request.get(row.record.id) in eos_ids]
+            ended = {request for request, token in zip(step.requests, tokens, strict=True) if token in eos_ids}
+            ending += [row.record for row in self.rows.values() if row.record.id in ended]
         alive = [r for r in dict.fromkeys(ending) if r.finish is None and r.id in step.requests]
         return [record for record in alive if record.id not in step.dropped]
 

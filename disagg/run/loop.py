@@ -82,7 +82,7 @@ class EngineLoop:
             config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead, pads=self.kernel is None
         )
         self.detectors = Monitor(config, layers=shape.layers)
-        self.controller.state.on_move = self.detectors.moved
+        self.controller.state.on_move.append(self.detectors.moved)
         self.recorder: Recorder | None = None
         self.breach: InvariantViolation | None = None  # what a detector saw; the engine is broken then
         self.broken: str | None = None

@@ -19,9 +19,9 @@ import torch
 from disagg.monitor.fault_injection import Injection
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
-from disagg.plan.copy_cost import RouteCost
 from disagg.plan.errors import EngineError
 from disagg.plan.events import WorkerDied
+from disagg.plan.link import RouteCost
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import ActiveCopy, CopyTask, TransferProgress, TransferScheduler
 from disagg.run.checksum import checksum, digest

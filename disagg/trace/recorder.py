@@ -39,6 +39,8 @@ class Recorder:
         self.state, self.traffic, self.machine = state, traffic, machine
         self._gauges = gauges(state)
         traffic.on_ring = self._ring
+        self._now_ns = 0  # of the event in hand
+        state.on_move.append(self._moved)
         self._always = self._open(last, 0)
         self.between_runs()
 
@@ -70,7 +72,6 @@ class Recorder:
             Counter(state.counts),
             Padding(state.padding.used_slots, state.padding.padded_slots),
         )
-        state.moves = [recording.moves for recording in kept]
 
     @property
     def on(self) -> bool:
@@ -93,9 +94,16 @@ class Recorder:
             recording.timeline.spans.append(span)
 
     def hear(self, now_ns: int, event) -> None:
-        """Logs an event before the controller takes it."""
+        """Logs an event before the controller takes it; the moves of blocks that follow get its time."""
+        self._now_ns = now_ns
         for recording in self._kept:
             recording.log.append((now_ns, event))
+
+    def _moved(self, pool: str, state: str, owner: int | None, blocks: tuple[int, ...]) -> None:
+        if self._kept:
+            move = BlockMove(self._now_ns, pool, state, owner, blocks)
+            for recording in self._kept:
+                recording.moves.append(move)
 
     def choose(self, choice) -> None:
         """Keeps why a request was spilled, or is computed again."""
@@ -148,13 +156,13 @@ def copy_of(timeline: Timeline) -> Timeline:
 def gauges(state: ControllerState) -> list[tuple[str, Callable[[], int | str]]]:
     """(name, how to read it): lengths of queues, what gates them, free blocks, rows of each batch."""
     found: list[tuple[str, Callable]] = []
-    queues = {id(seat.queue): (f"{seat.worker} queue", seat.queue) for seat in reversed(state.prefills)}
-    queues |= {id(seat.landed): (f"{seat.worker} landed", seat.landed) for seat in state.decodes}
+    queues = {id(worker.queue): (f"{worker.name} queue", worker.queue) for worker in reversed(state.prefills)}
+    queues |= {id(worker.landed): (f"{worker.name} landed", worker.landed) for worker in state.decodes}
     queues[id(state.wanting)] = ("wanting", state.wanting)
     for name, queue in queues.values():
         found += [(name, partial(len, queue)), (f"gate {name}", partial(getattr, queue, "gate"))]
     found += [(f"free {pool.name}", partial(getattr, pool, "available")) for pool in state.pools() if pool.total]
-    return found + [(f"batch {seat.worker.index}", partial(len, seat.rows)) for seat in state.decodes]
+    return found + [(f"batch {worker.name.index}", partial(len, worker.rows)) for worker in state.decodes]
 
 
 def devices(config: Config) -> dict[str, str]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from disagg.plan import link
 from disagg.plan.checks import short
 from disagg.plan.config import Config
-from disagg.plan.copy_cost import RouteCost
 from disagg.plan.errors import ConfigError
+from disagg.plan.link import RouteCost
 from disagg.twin.model_shapes import sizes_of
 from disagg.twin.work import Sizes, layers_flops
 

@@ -134,8 +134,7 @@ class SimulatedEngine:
         """Its parts hold each other no longer: a world that is done is freed at once, and not by the collector some
         time. The lists of a GPU's blocks are long."""
         self.traffic.on_ring = None
-        for pool in self.controller.state.pools():
-            pool.journal = None
+        self.controller.state.on_move.clear()
 
     def deliver(self, event) -> None:
         """The inbox: one event into the controller, its commands carried out."""
@@ -218,7 +217,7 @@ class SimulatedEngine:
     def _beside(self, worker: cmd.Worker) -> bool:
         """Does another worker compute now, or is about to?"""
         state = self.controller.state
-        busy = [seat.worker for seat in state.prefills if seat.passing] + [s.worker for s in state.decodes if s.steps]
+        busy = [w.name for w in state.prefills if w.passing] + [w.name for w in state.decodes if w.steps]
         return any(other != worker for other in busy)
 
     def _hand_off(self, transfers: list[int], layer: int) -> None:

@@ -167,9 +167,9 @@ def state_of(world: SimulatedEngine) -> dict:
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
         "ring": _pool(traffic.ring) if traffic.ring.total else None,
         "wires": {name: {"waiting": traffic.waiting(name), "busy": name in world.busy_lanes} for name in traffic.lanes},
-        "passes": {str(seat.worker): _passing(seat) for seat in state.prefills},
-        "batches": {str(seat.worker): [list(g.ids) for _, g in sorted(seat.groups.items())] for seat in state.decodes},
-        "steps": {str(seat.worker): [list(step.requests) for step in seat.steps] for seat in state.decodes},
+        "passes": {str(worker.name): _passing(worker) for worker in state.prefills},
+        "batches": {str(w.name): [list(g.ids) for _, g in sorted(w.groups.items())] for w in state.decodes},
+        "steps": {str(w.name): [list(step.requests) for step in w.steps] for w in state.decodes},
     }  # fmt: skip
 
 
@@ -184,13 +184,13 @@ def _request(record) -> dict:
     }
 
 
-def _passing(seat) -> list[int]:
-    return [record.id for record, _ in seat.passing.items] if seat.passing else []
+def _passing(worker) -> list[int]:
+    return [record.id for record, _ in worker.passing.items] if worker.passing else []
 
 
 def _queues(state: ControllerState) -> dict:
-    queues = {f"{seat.worker} queue": seat.queue for seat in reversed(state.prefills)}
-    queues |= {f"{seat.worker} landed": seat.landed for seat in state.decodes}
+    queues = {f"{worker.name} queue": worker.queue for worker in reversed(state.prefills)}
+    queues |= {f"{worker.name} landed": worker.landed for worker in state.decodes}
     queues["wanting"] = state.wanting
     return {name: {"requests": [r.id for r in queue], "gate": queue.gate} for name, queue in queues.items()}
 

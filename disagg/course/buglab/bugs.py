@@ -57,11 +57,12 @@ def on_another_stream(self, route, *ids) -> None:
         shipped_move(self, route, *ids)
 
 
-def failed_is_landed(self, event) -> None:
+def failed_is_landed(self, turn, event) -> bool:
     """In place of Controller._transfer_failed: a transfer that has come to an end is taken for one that landed."""
     transfer = self._transfer(event.transfer)
     if transfer is not None and not transfer.aborted:
-        self.movement.complete(transfer)
+        self.movement.complete(turn, transfer)
+    return True
 
 
 def ending_is_freeing(self) -> None:
@@ -71,13 +72,13 @@ def ending_is_freeing(self) -> None:
     self._free()
 
 
-def keeps_what_it_has(self, record) -> None:
+def keeps_what_it_has(self, turn, record) -> None:
     """In place of KVTransfers.recompute: its blocks on the decode device are kept, for it will need them again."""
     state = self.state
     state.counts["recomputes"] += 1
     state.drop(record, "host_table")
     record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
-    state.move(record, Stage.QUEUED)
+    state.move(turn, record, Stage.QUEUED)
     state.enqueue(record)
 
 
@@ -102,26 +103,28 @@ def counted(self, part) -> bool:
     return True
 
 
-def whole_blocks_only(self, record, stop, layers_ready) -> None:
+def whole_blocks_only(self, turn, record, stop, layers_ready) -> None:
     """In place of KVTransfers.offer: tokens are divided by the size of a block, and what is left over stays behind."""
     state, size = self.state, self.state.config.block_size
     if record.transfer is None:
         self._open(state.config.route, record, record.prefill_table, record.prefill_target // size)
         state.wanting.push(record)
     transfer = state.transfers[record.transfer]
-    self._send(transfer, Worker("prefill", record.prefill_seat), stop // size, layers_ready)
+    self._send(turn, transfer, Worker("prefill", record.prefill_worker), stop // size, layers_ready)
 
 
-def frees_again(self, event):
+def frees_again(self, turn, event) -> bool:
     """In place of Controller._cancel: a request that has ended, but whose blocks wait for a step, ends once more."""
     state, record = self.state, self.state.records.get(event.request)
     if record is not None:
-        return state.end(record, Finish.CANCELLED)
-    waiting = [table for seat in state.decodes for step in seat.steps for table in step.pinned]
+        state.end(turn, record, Finish.CANCELLED)
+        return True
+    waiting = [table for worker in state.decodes for step in worker.steps for table in step.pinned]
     for table in waiting:
         if table.owner == event.request:
             table._free()  # and the step will do so too
-            state.out.append(Ended(event.request, Finish.CANCELLED, None, state.now_ns, ()))
+            turn.commands.append(Ended(event.request, Finish.CANCELLED, None, turn.now_ns, ()))
+    return True
 
 
 #: What may have to come before what.

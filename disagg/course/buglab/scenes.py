@@ -22,7 +22,6 @@ from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.request import Job, Request
-from disagg.plan.spans import BlockMove
 from disagg.run.engine import Engine
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.model.model import load_model
@@ -145,7 +144,7 @@ class Listener:
         self.watch, self.breach, self._keeps = Monitor(controller.state.config, layers=layers), None, keeps
         self._handle = controller.handle
         controller.handle = self.handle
-        self._others, controller.state.on_move = controller.state.on_move, self._moved
+        controller.state.on_move.append(self._moved)  # a real engine has detectors of its own, which are called first
 
     def handle(self, event, now_ns: int) -> list:
         self._tell(self.watch.hear, now_ns, event)
@@ -157,11 +156,8 @@ class Listener:
         self._tell(self.watch.settle)
         return commands
 
-    def _moved(self, move: BlockMove) -> None:
-        """A real engine has detectors of its own, which go on hearing."""
-        if self._others is not None:
-            self._others(move)
-        self._tell(self.watch.moved, move)
+    def _moved(self, *move) -> None:
+        self._tell(self.watch.moved, *move)
 
     def _tell(self, told, *what) -> None:
         if self.breach is None:

@@ -4,7 +4,7 @@ By the host's clock, from the call that launches it to the host that has seen it
 where layers are small that is more than the wire needs.
 """
 
-from disagg.plan.copy_cost import RouteCost, cost_of
+from disagg.plan.link import RouteCost, cost_of
 from disagg.run.clock import now_ns
 from disagg.run.gpu.stream_copy import Route, StreamCopier
 
