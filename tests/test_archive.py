@@ -67,7 +67,7 @@ def test_a_run_of_any_length_comes_back_equal_and_no_file_is_longer_than_its_bou
         run.save(tmp_path / name, overwrite=True)
         assert Run.load(tmp_path / name) == without_log(run) and Timeline.load(tmp_path / name) == run.timeline
         beside = set(tmp_path.iterdir()) - {tmp_path / name}
-        assert beside == set(parts.told(tmp_path / name)), "no draft and no part of the run before is left"
+        assert beside == set(parts.named_in(tmp_path / name)), "no draft and no part of the run before is left"
         for file in beside or [tmp_path / name]:
             lines = list(files.lines(file))
             assert len(lines) <= files.MOST_LINES and sum(map(len, lines)) <= files.MOST_BYTES
@@ -79,7 +79,7 @@ def in_parts(tmp_path, monkeypatch) -> tuple:
     monkeypatch.setattr(files, "MOST_LINES", 60)
     path, run = tmp_path / "run.jsonl", simulated(count=4)
     run.save(path)
-    return path, run, parts.told(path)
+    return path, run, parts.named_in(path)
 
 
 def test_a_part_that_is_missing_changed_cut_or_another_runs_is_noticed(in_parts, tmp_path):
@@ -252,7 +252,7 @@ def test_a_long_run_is_small():
 def good() -> list[bytes]:
     """The lines of a recording with every kind of line."""
     run = simulated("paged", 12, decode_blocks=22, prefill_blocks=40, host_blocks=100)
-    return [json.dumps(row).encode() + b"\n" for row in archive._rows(run.timeline, run)]
+    return [json.dumps(row).encode() + b"\n" for row in archive._rows(run.header(), run.records())]
 
 
 def line_of(good: list[bytes], kind: str, nth: int = 0) -> int:

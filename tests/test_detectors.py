@@ -7,7 +7,8 @@ import pytest
 from hand import DECODE, PREFILL, Hand, make_job
 
 from disagg.monitor.block_monitor import Batch
-from disagg.monitor.monitor import InvariantViolation, Monitor, View
+from disagg.monitor.monitor import InvariantViolation, Monitor
+from disagg.monitor.request_monitor import View
 from disagg.monitor.transfer_monitor import Carried
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -27,7 +28,7 @@ class Log:
     def __init__(self, alone=False):
         sizes = {"block_size": 4, "prefill_blocks": 4, "decode_blocks": 4, "host_blocks": 4, "watchdog_s": 1.0}
         config = Config.preset("split", **sizes, chunk_tokens=64, prefill_workers=2)
-        self.watch = Monitor(config, layers=LAYERS)
+        self.monitor = Monitor(config, layers=LAYERS)
         self.now = 0
         if not alone:
             self.submit(99).move("prefill 1", "in_flight", 99, 0, 1)
@@ -35,16 +36,16 @@ class Log:
 
     def hear(self, event):
         self.now += 1
-        self.watch.hear(self.now, event)
+        self.monitor.hear(self.now, event)
         return self
 
     def obey(self, *commands):
         for command in commands:
-            self.watch.obey(self.now, command)
+            self.monitor.obey(self.now, command)
         return self
 
     def move(self, pool, state, owner, *blocks):
-        self.watch.moved(pool, state, owner, blocks)
+        self.monitor.moved(pool, state, owner, blocks)
         return self
 
     def submit(self, request=0, **job):
@@ -99,7 +100,7 @@ BREACHES = {
         "from free to quarantined": lambda log: log.submit().move("prefill 0", "quarantined", 0, 1),
         "never given back": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0).hear(ev.Cancel(0))
         .ended(Finish.CANCELLED).hear(ev.Tick()).hear(ev.Tick()),
-        "counts of its own": lambda log: log.watch.blocks.compare("prefill 0", {"free": 4}),
+        "counts of its own": lambda log: log.monitor.blocks.compare("prefill 0", {"free": 4}),
     },
     "Alias": {
         "a second owner": lambda log: log.submit().submit(1).move("prefill 0", "in_flight", 0, 0)
@@ -178,17 +179,17 @@ BREACHES = {
     },
     "Watchdog": {
         "a silent pass": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .watch.watchdog(10**9 + 1),
-        "a copy that does not land": lambda log: log.handing_off().watch.watchdog(log.now + 10**9),
+        .monitor.watchdog(10**9 + 1),
+        "a copy that does not land": lambda log: log.handing_off().monitor.watchdog(log.now + 10**9),
         "nobody works": lambda log: log.submit().hear(ev.Tick()),
         "broken without a cause": lambda log: log.submit().ended().obey(cmd.Broken("nothing is under way")),
     },
     "Drain": {
-        "an open request": lambda log: log.handing_off().watch.drained(log.now),
+        "an open request": lambda log: log.handing_off().monitor.drained(log.now),
         "a block held": lambda log: log.running().hear(ev.Cancel(0)).move("decode 0", "quarantined", 0, 2, 3)
-        .ended(Finish.CANCELLED).watch.drained(log.now),
+        .ended(Finish.CANCELLED).monitor.drained(log.now),
         "a copy": lambda log: log.handing_off().hear(ev.Cancel(0)).obey(cmd.Abort(2)).ended(Finish.CANCELLED)
-        .watch.drained(log.now),
+        .monitor.drained(log.now),
     },
 }  # fmt: skip
 
@@ -215,7 +216,7 @@ def test_a_breach_names_detector_request_blocks_and_the_last_events():
 
 def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
     log = Log(alone=True).submit()
-    log.watch.requests.open[1] = View(make_job(1), 1)
+    log.monitor.requests.open[1] = View(make_job(1), 1)
     log.move("prefill 0", "in_flight", 0, 0, 1, 2, 3).move("decode 0", "in_flight", 1, 0, 1, 2, 3)
     with pytest.raises(InvariantViolation, match="cycle: request 0 → request 1 → request 0") as caught:
         log.hear(ev.Tick())
@@ -238,7 +239,7 @@ def test_a_break_without_a_cause_names_those_it_ended_with_what_they_held():
 
 def test_after_a_breach_or_a_break_nothing_more_is_said():
     log = Log().submit().ended().hear(ev.WorkerDied(PREFILL, "gone")).ended(request=99).obey(cmd.Broken("gone"))
-    log.ended().move("prefill 0", "lent", 0, 99).watch.drained(1)
+    log.ended().move("prefill 0", "lent", 0, 99).monitor.drained(1)
 
 
 class Checked(Hand):
@@ -246,17 +247,17 @@ class Checked(Hand):
 
     def __init__(self, *args, **changes):
         super().__init__(*args, **changes)
-        self.watch = Monitor(self.state.config, layers=LAYERS)
-        self.state.on_move.append(self.watch.moved)
+        self.monitor = Monitor(self.state.config, layers=LAYERS)
+        self.state.on_move.append(self.monitor.moved)
 
     def tell(self, event, after=1):
-        self.watch.hear(self.now + after, event)
+        self.monitor.hear(self.now + after, event)
         commands = super().tell(event, after)
         for command in commands:
-            self.watch.obey(self.now, command)
-        self.watch.settle()
+            self.monitor.obey(self.now, command)
+        self.monitor.settle()
         for pool in self.state.pools():
-            self.watch.blocks.compare(pool.name, pool.counts())
+            self.monitor.blocks.compare(pool.name, pool.counts())
         return commands
 
 
@@ -267,7 +268,7 @@ def test_a_clean_run_is_silent():
     hand.stepped(2)
     hand.stepped(3)
     hand.cancel(0)
-    hand.watch.drained(hand.now)
+    hand.monitor.drained(hand.now)
     assert hand.ended() == {0: "length"} and hand.anomalies == 1
 
 
@@ -297,9 +298,9 @@ def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
 def test_what_landed_before_a_recompute_counts_no_more():
     """Colocated, nothing lands afterwards: a fetched request was preempted again before it joined (seed 4,877)."""
     log = Log().handing_off().committed()
-    assert log.watch.requests.get(0, "").due == 2
+    assert log.monitor.requests.get(0, "").due == 2
     log.move("decode 0", "free", None, 2, 3).move("prefill 0", "in_flight", 0, 0, 1).prefill(pass_id=3)
-    assert log.watch.requests.get(0, "").due is None
+    assert log.monitor.requests.get(0, "").due is None
 
 
 def test_a_row_that_leaves_still_runs_in_the_steps_before():

@@ -35,7 +35,7 @@ def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
     with opened(small(), broken=True) as engine:
         obeyed = []
         before(monkeypatch, EngineLoop, "_obey", lambda self, command: obeyed.append(command))
-        monkeypatch.setattr(engine.detectors, "settle", lambda: engine.detectors._breach("Drain", "by hand"))
+        monkeypatch.setattr(engine.detectors, "settle", lambda: engine.detectors._report("Drain", "by hand"))
         with pytest.raises(EngineError, match="must be rebuilt: Drain: by hand"):
             engine.submit(lengths((9, 2))[0])
         assert obeyed == []

@@ -116,12 +116,12 @@ def test_a_workers_picture_forgets_a_row_that_left():
         joins = tuple(Join(request, 7, context, (), 1, None) for request, context in joins)
         return Decode(Worker("decode", 0), number, left, joins, (), groups, 0, True)
 
-    mirror = BatchView()
-    assert mirror.follow(step(4, ((5, 6),), joins=((5, 3), (6, 8)))) == (4 + 9, 9 + 9)
-    assert mirror.follow(step(5, ((6,),), left=(5,))) == (10, 10)
-    assert mirror.context(6) == 9
+    view = BatchView()
+    assert view.follow(step(4, ((5, 6),), joins=((5, 3), (6, 8)))) == (4 + 9, 9 + 9)
+    assert view.follow(step(5, ((6,),), left=(5,))) == (10, 10)
+    assert view.context(6) == 9
     with pytest.raises(KeyError):
-        mirror.context(5)
+        view.context(5)
 
 
 # ---- forced faults ---------------------------------------------------------------------------------------------------

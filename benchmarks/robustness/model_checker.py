@@ -58,7 +58,7 @@ class SmallWorld(CheckedSimulation):
             self.jobs,
             self.order,
             self.faults,
-            *self.watch.waiting.passes.values(),
+            *self.monitor.waiting.passes.values(),
         ]
         shared += [arg for queue in self.queues.values() for _, _, _, args in queue for arg in args if _is_plain(arg)]
         for journey in self.traffic.journeys.values():
@@ -67,7 +67,7 @@ class SmallWorld(CheckedSimulation):
         shared += [result.timeline for result in self.results.values()]
         memo.update((id(thing), thing) for thing in shared)
         memo[id(self.log)], memo[id(self.commands)] = list(self.log), []
-        memo[id(self.watch._tail)] = self.watch._tail.copy()
+        memo[id(self.monitor._tail)] = self.monitor._tail.copy()
         twin = object.__new__(SmallWorld)
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})

@@ -127,7 +127,7 @@ def draw_faults(rng: random.Random, seed: int) -> FaultPlan:
 def draw_retune(rng: random.Random, world: CheckedSimulation, fit: int) -> None:
     if world.controller.broken:
         return
-    world.retune(
+    world.change(
         max_batch=rng.choice((1, 2, 8)), bins=rng.choice(((), (5, 9))), policy=rng.choice(("fcfs", "shortest")),
         decode_blocks=fit + rng.choice((0, 2, 50)), prefill_blocks=fit + rng.choice((0, 2, 50)),
         layers_per_copy=rng.randint(1, 3), itl_target_s=rng.choice((None, 4e-7)), link=rng.choice(WIRES),

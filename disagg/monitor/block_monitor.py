@@ -1,13 +1,14 @@
-"""Three detectors of memory: Conservation, Alias, InUse. Whose each block is, and what still reads or writes it.
+"""Three detectors of memory: Conservation, Alias, InUse. Who owns each block, and what still reads or writes it.
 
 The owner of a block is rebuilt from the moves that pools report, what uses it from the commands that were given and
 the events that ended them. No pool and no table of the controller is asked.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from disagg.monitor.violation import Report
 from disagg.plan.blocks import STATES
 from disagg.plan.commands import Decode, Worker
 from disagg.plan.config import Config
@@ -23,15 +24,15 @@ CHANGES = {
 
 
 def place(worker: Worker) -> str:
-    """The name of a worker's pool."""
+    """The name of a worker's memory."""
     return "host" if worker.role == "host" else str(worker)
 
 
 def pool_sizes(config: Config) -> dict[str, int]:
     """Every memory's blocks."""
-    sizes = {f"prefill {index}": config.prefill_blocks for index in range(config.prefill_workers)}
-    sizes |= {f"decode {index}": config.decode_blocks for index in range(config.decode_workers)}
-    return {**sizes, "host": config.host_blocks}
+    sizes = {f"prefill {index}": config.prefill_blocks or 0 for index in range(config.prefill_workers)}
+    sizes |= {f"decode {index}": config.decode_blocks or 0 for index in range(config.decode_workers)}
+    return {**sizes, "host": config.host_blocks or 0}
 
 
 @dataclass(eq=False)
@@ -82,24 +83,23 @@ class Batch:
     def end(self) -> None:
         """The oldest step in flight has ended."""
         ended = self.steps.popleft()
-        for request in [r for r, row in self.leaving.items() if row.left <= ended + 1]:
+        for request in [r for r, row in self.leaving.items() if row.left is not None and row.left <= ended + 1]:
             del self.leaving[request]
 
 
-class BlockWatch:
-    """Hears of every move, and of every pass, step and copy that begins or ends. `breach` raises."""
+class BlockMonitor:
+    """Hears of every move, and of every pass, step and copy that begins or ends. `report` raises."""
 
-    def __init__(self, config: Config, breach: Callable) -> None:
-        self._breach = breach
+    def __init__(self, config: Config, report: Report) -> None:
+        self._report = report
         self.sizes = pool_sizes(config)
         self._state = {pool: [FREE] * size for pool, size in self.sizes.items()}
         self._owner: dict[str, list[int | None]] = {pool: [None] * size for pool, size in self.sizes.items()}
         self.sums = {pool: {**dict.fromkeys(STATES, 0), FREE: size} for pool, size in self.sizes.items()}
         self._touched: dict[str, dict[int, int]] = {pool: {} for pool in self.sizes}  # block → passes and copies
         self.holds: dict[int, dict[str, dict[int, None]]] = {}  # request → pool → its blocks
-        self.batches = {
-            Worker("decode", i): Batch(str(Worker("decode", i))) for i in range(config.decode_workers)
-        }  # fmt: skip
+        workers = [Worker("decode", index) for index in range(config.decode_workers)]
+        self.batches = {worker: Batch(str(worker)) for worker in workers}
         self._batch_of = {batch.pool: batch for batch in self.batches.values()}
         self._ghosts: dict[int, None] = {}  # ended requests that still hold blocks
 
@@ -110,31 +110,31 @@ class BlockWatch:
         pool, state, owner, blocks = move.pool, move.state, move.owner, move.blocks
         size = self.sizes.get(pool, 0)
         if state not in CHANGES or (state == FREE) != (owner is None):
-            self._breach("Conservation", f"{pool}: {state} blocks owned by {owner}", owner, blocks)
+            self._report("Conservation", f"{pool}: {state} blocks owned by {owner}", owner, blocks)
         states, owners, sums = self._state[pool], self._owner[pool], self.sums[pool]
         for block in blocks:
             if not 0 <= block < size:
-                self._breach("Conservation", f"{pool} has no block {block}, only {size} of them", owner, blocks)
+                self._report("Conservation", f"{pool} has no block {block}, only {size} of them", owner, blocks)
             before, had = states[block], owners[block]
             if had is not None and owner is not None and owner != had:
-                self._breach("Alias", f"{pool}: block {block} is request {had}'s and becomes {owner}'s", had, blocks)
+                self._report("Alias", f"{pool}: block {block} is request {had}'s and becomes {owner}'s", had, blocks)
             if state == before == FREE:
-                self._breach("Alias", f"{pool}: block {block} is freed twice", owner, blocks)
+                self._report("Alias", f"{pool}: block {block} is freed twice", owner, blocks)
             if state not in CHANGES[before]:
-                self._breach("Conservation", f"{pool}: block {block} goes from {before} to {state}", had, blocks)
+                self._report("Conservation", f"{pool}: block {block} goes from {before} to {state}", had, blocks)
             if (state == FREE or before == FREE) and (what := self._user(pool, had, block)):
                 done = "freed" if state == FREE else f"given to request {owner}"
-                self._breach("InUse", f"{pool}: block {block} is {done} while {what} it", had, blocks)
+                self._report("InUse", f"{pool}: block {block} is {done} while {what} it", had, blocks)
             states[block], owners[block] = state, owner
             sums[before] -= 1
             sums[state] += 1
-            if state == FREE:
+            if state == FREE and had is not None:
                 self._let_go(had, pool, block)
-            elif before == FREE:
+            elif before == FREE and owner is not None:
                 self.holds.setdefault(owner, {}).setdefault(pool, {})[block] = None
 
     def owner(self, pool: str, blocks: tuple[int, ...]) -> int | None:
-        """Whose the first of them is."""
+        """The owner of the first of them."""
         owners = self._owner.get(pool, ())
         return owners[blocks[0]] if blocks and 0 <= blocks[0] < len(owners) else None
 
@@ -161,12 +161,12 @@ class BlockWatch:
         """A command names these blocks: each must be the request's, and none twice."""
         owners, size, blocks = self._owner[pool], self.sizes[pool], tuple(blocks)
         if len(dict.fromkeys(blocks)) != len(blocks):
-            self._breach("Alias", f"{what}: a block of {pool} stands twice in {list(blocks)}", request, blocks)
+            self._report("Alias", f"{what}: a block of {pool} stands twice in {list(blocks)}", request, blocks)
         for block in blocks:
             if not 0 <= block < size or owners[block] != request:
-                whose = owners[block] if 0 <= block < size else "nobody's"
+                whose = owners[block] if 0 <= block < size else "none"
                 text = f"{what} names block {block} of {pool} for request {request}, but its owner is {whose}"
-                self._breach("Alias" if isinstance(whose, int) else "InUse", text, request, blocks)
+                self._report("Alias" if isinstance(whose, int) else "InUse", text, request, blocks)
 
     def touch(self, pool: str, blocks: Iterable[int]) -> None:
         """A pass or a copy uses these from now on."""
@@ -204,18 +204,18 @@ class BlockWatch:
                 if not any(self._user(pool, request, block) for block in blocks):
                     sums = " + ".join(f"{count} {state}" for state, count in self.sums[pool].items())
                     text = f"request {request} has ended and nothing uses its blocks of {pool}, yet they are not free"
-                    self._breach("Conservation", f"{text}: {sums} of {self.sizes[pool]}", request, tuple(blocks))
+                    self._report("Conservation", f"{text}: {sums} of {self.sizes[pool]}", request, tuple(blocks))
 
     def compare(self, pool: str, counts: dict[str, int]) -> None:
         """A pool's own counts against those of its moves: free + used + in flight + quarantined = total."""
         if counts != self.sums[pool] or sum(counts.values()) != self.sizes[pool]:
-            self._breach("Conservation", f"{pool} counts {counts}, its moves give {self.sums[pool]}", None, ())
+            self._report("Conservation", f"{pool} counts {counts}, its moves give {self.sums[pool]}", None, ())
 
     def drained(self) -> None:
-        """Nobody holds a block, and nothing uses one."""
+        """No request holds a block, and nothing uses one."""
         for request, pools in self.holds.items():
             for pool, blocks in pools.items():
-                self._breach("Drain", f"{len(blocks)} blocks of {pool} are never given back", request, tuple(blocks))
+                self._report("Drain", f"{len(blocks)} blocks of {pool} are never given back", request, tuple(blocks))
         for pool, touched in self._touched.items():
             if touched:
-                self._breach("Drain", f"something still uses blocks of {pool}", None, tuple(touched))
+                self._report("Drain", f"something still uses blocks of {pool}", None, tuple(touched))

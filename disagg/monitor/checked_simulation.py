@@ -1,88 +1,72 @@
-"""A simulated world that distrusts its controller: every detector, memory that remembers, and a plan of faults.
+"""A simulation that distrusts its controller: every detector, a shadow memory, and a plan of faults.
 
-One thread, one heap, one seed: it draws the order of simultaneous events. The controller is the shipped one. Whatever
-goes wrong, `finish` wants every request ended once and for a reason, the others' tokens right, and nothing held.
+One thread, one heap, one seed. The controller is the shipped one. Whatever goes wrong, `finish` wants every request
+ended once and for a reason, the others' tokens right, and nothing held.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
-import random
 from collections import Counter
+from typing import Any
 
+from disagg.monitor.block_monitor import place
 from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.faulty_simulation import FaultySimulation
 from disagg.monitor.monitor import Monitor
-from disagg.monitor.shadow_memory import FLIPPED, Memory
+from disagg.monitor.shadow_memory import FLIPPED, Content, Memory
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
-from disagg.plan.kv_transfers import PAGING
 from disagg.plan.request import Job, Stage
-from disagg.twin.simulated_engine import SimulatedEngine, Speeds, fake_token
+from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.twin.simulated_engine import Speeds, WorkTimes, fake_token
 
 #: A model of three layers and round costs, so that many things happen at the same instant.
 SMALL = Speeds(
-    layers=3, token_bytes=6, prefill_pass=90, prefill_token=30, step=200, step_row=10, step_token=0, tail=10,
+    layers=3,
+    token_bytes=6,
+    prefill_pass=90,
+    prefill_token=30,
+    step=200,
+    step_row=10,
+    step_token=0,
+    tail=10,
     copy_byte=1.0,
-)  # fmt: skip
-
-NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
-OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own answers come in order
-PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
-STALL_NS = 50_000
+)
+LIMIT_STEPS = 30_000
+Rows = list[tuple[int, int, tuple[int, ...]]]  # of a step: request, context, blocks
 
 
-class CheckedSimulation(SimulatedEngine):
+class CheckedSimulation(FaultySimulation):
     """`seed` draws the order of simultaneous events; `faults` says what goes wrong."""
 
-    def __init__(self, config: Config, speeds: Speeds = SMALL, steps_in_flight: int = 1, seed: int = 0,
-                 faults: FaultPlan | None = None, record: bool = True) -> None:  # fmt: skip
-        super().__init__(config, speeds, steps_in_flight, record)
-        self.log: list = []  # (when, event): the controller's only input
-        self.order, self.faults = random.Random(seed), faults or FaultPlan()
-        self.watch = Monitor(config, layers=speeds.layers)
-        self.memory = Memory(speeds.layers, config.block_size)
+    def __init__(
+        self,
+        config: Config,
+        speeds: WorkTimes = SMALL,
+        steps_in_flight: int = 1,
+        seed: int = 0,
+        faults: FaultPlan | None = None,
+        record: bool = True,
+    ) -> None:
+        super().__init__(config, speeds, steps_in_flight, seed, faults or FaultPlan(), record)
+        self.monitor = Monitor(config, layers=speeds.layers)
+        self.memory = Memory(speeds.layers, self.monitor.log.block_size)
         self.state.on_move.append(self._moved)
-        self.jobs: dict[int, Job] = {}
-        self.carried: dict = {}  # a copy in the air → what it read when it began
-        self.tables: dict = {}  # decode worker → request → blocks, as the worker mirrors them
-        self.running: dict = {}  # (decode worker, step) → [(request, context, blocks)]
-        self.passing: dict = {}  # prefill worker → the requests of its pass
-        self.hurt: dict[int, None] = {}  # requests that a fault may fail
-        self.cancelled: dict[int, None] = {}
-        self.commands: list = []
-        self.lost = 0
-        self.seen: Counter = Counter()  # what happened at least once, for the sometimes-counters
+        self.carried: dict[ActiveCopy, dict[tuple[int, int], Content | None]] = {}  # what copies under way have read
+        self.running: dict[tuple[cmd.Worker, int], Rows] = {}  # by decode worker and step
+        self.commands: list[object] = []
         self._changed: dict[str, None] = {}  # pools with a move in this event
         self._pools = {pool.name: pool for pool in self.state.pools()}
-        self._begin_copy = self.traffic.start
-        self.traffic.start = self._start_copy
-
-    @property
-    def state(self):
-        return self.controller.state
-
-    def _tie(self):
-        return self.order.random()
 
     def _moved(self, pool: str, state: str, owner: int | None, blocks: tuple[int, ...]) -> None:
         self._changed[pool] = None
-        self.watch.moved(pool, state, owner, blocks)
+        self.monitor.moved(pool, state, owner, blocks)
         if state == "free":
             self.memory.wipe(pool, blocks)
 
-    def submit(self, job: Job) -> None:
-        super().submit(job)
-        self.jobs[job.id] = job
-
-    def cancel(self, request: int) -> None:
-        """Cancels now, in whatever stage the request is."""
-        record = self.state.records.get(request)
-        if record is not None:
-            self.seen[f"cancel {record.stage.value}"] += 1
-            self.cancelled[request] = None
-        self.take(ev.Cancel(request))
-
-    def retune(self, **changes) -> None:
+    def change(self, **changes: Any) -> None:
+        """Other settings from now on, of those that a running engine can change."""
         self.seen["retune"] += 1
         config = self.state.config.replace(**changes)
         self.take(ev.Retune(config))
@@ -90,65 +74,43 @@ class CheckedSimulation(SimulatedEngine):
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
-    def run(self, limit_steps: int = 30_000) -> None:
-        """To the end; where only deadlines are left, time goes on to the first."""
-        while True:
-            while self.step():
-                limit_steps -= 1
-                assert limit_steps, "the world does not come to an end"
-            due = self.state.next_deadline_ns
-            if due is None or self.controller.broken:
-                break
-            self.now_ns = max(self.now_ns, due)
-            if not self.lost:
-                self.watch.watchdog(self.now_ns)  # nothing was lost, so nothing may be late
-            self.seen["deadline"] += 1
-            self.take(ev.Tick())
-        super().run()
+    def pass_deadline(self) -> bool:
+        if not self.skip_to_deadline():
+            return False
+        if not self.lost:
+            self.monitor.watchdog(self.now_ns)  # nothing was lost, so nothing may be late
+        self.seen["deadline"] += 1
+        self.take(ev.Tick())
+        return True
 
     def finish(self) -> "CheckedSimulation":
         """Runs, then checks that nothing is left and every answer is right."""
-        self.run()
+        self.run(LIMIT_STEPS)
         if self.controller.broken:
             assert self.seen["worker die"], f"broken, and no worker died: {self.controller.broken}"
-            assert all(result.finish_reason for result in self.results.values() if result.request in self.watched)
+            known = [event.job.id for _, event in self.log if isinstance(event, ev.Submit)]
+            assert all(self.results[request].finish_reason for request in known)
         else:
             self.check_drained()
         self.check_answers()
         return self
 
     @property
-    def happened(self) -> Counter:
+    def happened(self) -> Counter[str]:
         """What happened how often: faults, rare branches, ends."""
         ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
         return self.seen + self.state.counts + self.faults.struck + ends
 
-    @property
-    def watched(self) -> list[int]:
-        """Requests that the controller has heard of."""
-        return [event.job.id for _, event in self.log if isinstance(event, ev.Submit)]
-
-    def deliver(self, event) -> None:
-        """The inbox with faults."""
-        if self.controller.broken:
-            return
-        if not self.faults.quiet:
-            self._strike_requests()
-            if (event := self._spoil(event)) is None:
-                return
-        self.take(event)
-
-    def take(self, event) -> None:
+    def take(self, event: object) -> None:
         """One event into the controller, and every check after it."""
         if isinstance(event, (ev.Stepped, ev.StepFailed)):
             for request, context, blocks in self.running.pop((event.worker, event.step), ()):
                 self.memory.read_row(str(event.worker), request, context, blocks)
                 self.memory.write_row(str(event.worker), request, context, blocks)
-        self.log.append((self.now_ns, event))
-        self.watch.hear(self.now_ns, event)
-        super().deliver(event)
-        self.watch.settle()
-        self.watch.watchdog(self.now_ns)
+        self.monitor.hear(self.now_ns, event)
+        super().take(event)
+        self.monitor.settle()
+        self.monitor.watchdog(self.now_ns)
         if self._changed:
             self._check_pools()
 
@@ -156,145 +118,67 @@ class CheckedSimulation(SimulatedEngine):
         """Where blocks moved, pools and tables agree with themselves, and with what the detectors have counted."""
         for name in self._changed:
             self._pools[name].check()
-            self.watch.blocks.compare(name, self._pools[name].counts())
+            self.monitor.blocks.compare(name, self._pools[name].counts())
         self._changed.clear()
         for record in self.state.records.values():
             for table in record.tables:
                 table.check()
 
-    # ---- faults ------------------------------------------------------------------------------------------------------
-
-    def _strike_requests(self) -> None:
-        records, faults = self.state.records, self.faults
-        paged = [record.id for record in records.values() if record.stage in PAGED]
-        if paged and faults.strike("paged"):
-            self.cancel(faults.pick(paged))
-        if records:
-            match faults.strike("event"):
-                case "cancel":
-                    self.cancel(faults.pick(list(records)))
-                case "interrupt":
-                    for request in list(records):
-                        self.cancel(request)
-
-    def _spoil(self, event):
-        """The event, a failure in its place, or None for a notice that gets lost or comes later."""
-        faults = self.faults
-        match event:
-            case ev.Prefilled() if faults.strike("prefill"):
-                self.hurt.update(dict.fromkeys(self.passing[event.worker]))
-                event = ev.PassFailed(event.worker, event.pass_id, "fault")
-            case ev.Stepped() if faults.strike("decode"):
-                self.hurt.update((row[0], None) for row in self.running[event.worker, event.step])
-                event = ev.StepFailed(event.worker, event.step, "fault")
-            case ev.Landed() if event.transfer in self.state.transfers and faults.strike("landing"):
-                self._hurt_by(event.transfer)
-                self.lost += 1
-                return None
-        if isinstance(event, (ev.Prefilled, ev.Stepped)) and faults.strike("worker"):
-            self.hurt.update(dict.fromkeys(self.jobs))
-            self.seen["worker die"] += 1
-            return ev.WorkerDied(event.worker, "fault: request " + ", ".join(map(str, self.state.records)))
-        if isinstance(event, NOTICES):
-            match faults.strike("notice"):
-                case "twice":
-                    self.at(self.now_ns + faults.pick([0, 100, 1000]), self.take, event)
-                case "late" if isinstance(event, OUT_OF_ORDER):
-                    self.at(self.now_ns + faults.pick([0, 100, 1000]), self.take, event)
-                    return None
-                case "unknown":
-                    self.take(faults.pick(_unknown(10**9)))
-        return event
-
-    def _hurt_by(self, transfer: int) -> None:
-        """A hand-off that fails takes its request along; a spill or a fetch does not."""
-        if self.state.transfers[transfer].route not in PAGING:
-            self.hurt[self.state.transfers[transfer].record.id] = None
-
     # ---- commands ----------------------------------------------------------------------------------------------------
 
-    def obey(self, command) -> None:
+    def obey(self, command: object) -> None:
         self.commands.append(command)
-        self.watch.obey(self.now_ns, command)
+        self.monitor.obey(self.now_ns, command)
         if isinstance(command, cmd.Ended):
             stages = [stage for _, stage in command.stages]
             self.seen["pause"] += (Stage.RUNNING, Stage.LANDED) in zip(stages, stages[1:], strict=False)
         super().obey(command)
 
     def _prefill(self, command: cmd.Prefill) -> None:
-        start, speeds, chunks = self._start(command.worker), self.speeds, command.chunks
+        start, chunks = self._start(command.worker), command.chunks
         super()._prefill(command)
-        self.passing[command.worker] = [chunk.request for chunk in chunks]
         self.seen["chunked prefill"] += any(chunk.start for chunk in chunks)
         lead_ns, layer_ns, _ = self._pass_ns(command)
-        for layer in range(speeds.layers):
+        for layer in range(self.speeds.layers):
             end = start + lead_ns + layer * layer_ns - 1
             self.at(end, self.memory.write_layer, str(command.worker), chunks, layer)
 
     def _decode(self, command: cmd.Decode) -> None:
-        place, tables = str(command.worker), self.tables.setdefault(command.worker, {})
-        for request in command.left:
-            del tables[request]
         for join in command.joins:
-            tables[join.request] = list(join.blocks)
-            self.memory.read_row(place, join.request, join.context, join.blocks)
-        for request, block in command.grown:
-            tables[request].append(block)
+            self.memory.read_row(str(command.worker), join.request, join.context, join.blocks)
         super()._decode(command)
-        mirror = self._mirrors[command.worker]
-        rows = [(r, mirror.context(r), tuple(tables[r])) for group in command.groups for r in group]
-        self.running[command.worker, command.step] = rows
-        assert sorted(r for r, _, _ in rows) == sorted(tables), "the worker's batch is not the step's rows"
+        view, rows = self._batches[command.worker], self.monitor.blocks.batches[command.worker].rows
+        asked = [request for group in command.groups for request in group]
+        assert sorted(asked) == sorted(rows), "the worker's batch is not the step's rows"
+        self.running[command.worker, command.step] = [(r, view.context(r), tuple(rows[r].blocks)) for r in asked]
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 
-    def _start_copy(self, lane: str):
+    def start_copy(self, lane: str) -> ActiveCopy | None:
         if lane.startswith("down") and self.traffic.waiting(lane) and not self.traffic.ring.available:
             self.seen["ring full"] += 1
-        flight = self._begin_copy(lane)
-        if flight is not None:
-            self.carried[flight] = self._read(flight)
-        return flight
+        copy = super().start_copy(lane)
+        if copy is not None:
+            self.carried[copy] = self._read(copy)
+        return copy
 
-    def land(self, flight) -> None:
-        piece, fault = flight.piece, None
-        if not self.faults.quiet:
-            paging = self.state.transfers[piece.transfer].route in PAGING
-            fault = self.faults.strike("paging" if paging else "copy")
-        if fault == "stall":
-            self.at(self.now_ns + STALL_NS, self._land, flight, None)
-        else:
-            self._land(flight, fault)
-
-    def _land(self, flight, fault: str | None) -> None:
-        piece, carried = flight.piece, self.carried.pop(flight)
-        assert carried == self._read(flight), f"{flight.lane}: the source changed under a copy of {piece}"
+    def _land(self, copy: ActiveCopy, fault: str | None) -> None:
+        piece, carried = copy.piece, self.carried.pop(copy)
+        assert carried == self._read(copy), f"{copy.lane}: the source changed under a copy of {piece}"
         for (index, layer), held in carried.items():
             wanted = piece.request, piece.block + index
-            assert held is not None and held[:2] == wanted, f"{flight.lane} carries {held} as {wanted}, layer {layer}"
-            key = (
-                ("ring", flight.slot, index) if flight.hop_one else (str_of(flight.target), flight.target_blocks[index])
-            )
+            assert held is not None and held[:2] == wanted, f"{copy.lane} carries {held} as {wanted}, layer {layer}"
             if fault != "fail":
-                self.memory.write(key, layer, FLIPPED if fault == "flip" else held)
-        if fault is None:
-            super().land(flight)
-        else:
-            self._fail_copy(flight, fault)
+                self.memory.write(_target_of(copy, index), layer, FLIPPED if fault == "flip" else held)
+        super()._land(copy, fault)
         if self.traffic.ring.total:
             self.traffic.ring.check()
 
-    def _fail_copy(self, flight, fault: str) -> None:
-        if flight.piece.transfer in self.state.transfers:
-            self._hurt_by(flight.piece.transfer)
-        for notice in self.traffic.fail(flight, f"fault: {fault}", self.now_ns):
-            self.deliver(notice)
-        self.drive_lanes()
-
-    def _read(self, flight) -> dict:
-        piece, memory, source = flight.piece, self.memory, str_of(flight.piece.source)
+    def _read(self, copy: ActiveCopy) -> dict[tuple[int, int], Content | None]:
+        """What the source holds, by the index of a block in the copy and by layer."""
+        piece, source = copy.piece, place(copy.piece.source)
         return {
-            (index, layer): memory.read(("ring", flight.slot, index) if flight.hop_two else (source, block), layer)
+            (index, layer): self.memory.read(("ring", copy.slot, index) if copy.hop_two else (source, block), layer)
             for index, block in enumerate(piece.blocks)
             for layer in range(piece.layer, piece.layer_end)
         }
@@ -302,67 +186,71 @@ class CheckedSimulation(SimulatedEngine):
     # ---- at the end --------------------------------------------------------------------------------------------------
 
     def check_drained(self) -> None:
-        """Nothing held, nothing running, nothing owed, and everybody ended once."""
-        state, traffic = self.state, self.traffic
-        self.watch.drained(self.now_ns)
-        for pool in (*state.pools(), traffic.ring):
+        """Nothing is held, nothing runs, nothing waits, and every request has ended once."""
+        self.monitor.drained(self.now_ns)
+        for pool in (*self.state.pools(), self.traffic.ring):
             if pool.held:
                 raise InvariantViolation("Drain", f"{pool.name} still holds blocks: {pool.counts()}")
-        left = {
-            "requests": state.records, "transfers": state.transfers, "journeys": traffic.journeys,
-            "pieces": [lane.name for lane in traffic.lanes.values() if lane.ready],
-            "deadlines": state.next_deadline_ns, "backlog": state.backlog,
-            "queued": [len(queue) for queue in state.queues() if len(queue)],
-            "decodes": [worker.name for worker in state.decodes if worker.rows or worker.steps],
-            "passes": [worker.name for worker in state.prefills if worker.partial or worker.passing],
-            "copies": self.carried, "steps": self.running,
-        }  # fmt: skip
-        if held := {name: what for name, what in left.items() if what}:
+        if held := {name: what for name, what in left_of(self).items() if what}:
             raise InvariantViolation("Drain", f"at the end there is still {held}")
-        assert state.population == Counter({Stage.ENDED: len(self.jobs)}), state.population
+        assert self.state.population == Counter({Stage.ENDED: len(self.jobs)}), self.state.population
 
     def check_answers(self) -> None:
-        """Tokens equal the fake model's; only those that a fault or a cancel touched may end early."""
-        strays = self.watch.strays
-        assert self.state.counts["anomalies"] == strays, f"{self.state.counts['anomalies']} anomalies, {strays} strays"
+        """Tokens equal the fake model's; only requests that a fault or a cancel touched may end early."""
+        strays, anomalies = self.monitor.strays, self.state.counts["anomalies"]
+        assert anomalies == strays, f"{anomalies} anomalies, {strays} strays"
         noticed = [name for name in self.faults.struck if name.startswith("notice")]
         assert not strays or noticed, f"{strays} notices told nothing, and no fault was injected"
         assert self.state.counts["padding_mismatches"] == 0
-        for index, job in self.jobs.items():
-            result, answer, reason = self.results[index], *answer_of(job)
-            if result.finish_reason == "failed":
-                assert index in self.hurt, f"a bystander failed: {result}"
-                assert str(index) in result.error, f"the failure names nobody: {result.error}"
-            elif result.finish_reason == "cancelled":
-                assert index in self.cancelled, f"nobody cancelled {result}"
-            elif result.finish_reason or not self.controller.broken:
-                ended = result.finish_reason, result.token_ids
-                if ended != (reason, answer):
-                    raise InvariantViolation("Tokens", f"{ended}, not {reason} {answer}", index)
-            if result.token_ids != answer[: len(result.token_ids)]:
-                raise InvariantViolation("Tokens", f"{result.token_ids}, not {answer}", index)
+        for index in self.jobs:
+            self._check_answer(index)
+
+    def _check_answer(self, index: int) -> None:
+        result, (answer, reason) = self.results[index], answer_of(self.jobs[index])
+        if result.finish_reason == "failed":
+            assert index in self.hurt, f"a bystander failed: {result}"
+            assert str(index) in (result.error or ""), f"the failure does not name its request: {result.error}"
+        elif result.finish_reason == "cancelled":
+            assert index in self.cancelled, f"it was not cancelled: {result}"
+        elif result.finish_reason or not self.controller.broken:
+            ended = result.finish_reason, result.token_ids
+            if ended != (reason, answer):
+                raise InvariantViolation("Tokens", f"{ended}, not {reason} {answer}", index)
+        if result.token_ids != answer[: len(result.token_ids)]:
+            raise InvariantViolation("Tokens", f"{result.token_ids}, not {answer}", index)
 
 
-def str_of(worker: cmd.Worker) -> str:
-    """The name of a worker's memory, as its pool has it."""
-    return "host" if worker.role == "host" else str(worker)
+def left_of(simulation: CheckedSimulation) -> dict[str, object]:
+    """What a simulation still has, by name: all of it is empty once every request has ended."""
+    state, traffic = simulation.state, simulation.traffic
+    return {
+        "requests": state.records,
+        "transfers": state.transfers,
+        "transfers in progress": traffic.journeys,
+        "copies that are ready": [lane.name for lane in traffic.lanes.values() if lane.ready],
+        "deadlines": state.next_deadline_ns,
+        "backlog": state.backlog,
+        "queued": [len(queue) for queue in state.queues() if len(queue)],
+        "rows": [worker.name for worker in state.decodes if worker.rows or worker.steps],
+        "passes": [worker.name for worker in state.prefills if worker.partial or worker.passing],
+        "copies": simulation.carried,
+        "steps": simulation.running,
+    }
+
+
+def _target_of(copy: ActiveCopy, index: int) -> tuple[str, int | None] | tuple[str, int | None, int]:
+    """Where the shadow memory keeps what the copy writes."""
+    if copy.hop_one:
+        return "ring", copy.slot, index
+    assert copy.target is not None, f"{copy.lane}: a copy lands without a target"
+    return place(copy.target), copy.target_blocks[index]
 
 
 def answer_of(job: Job) -> tuple[list[int], str]:
     """What the fake model answers, and how the answer ends."""
-    tokens = []
+    tokens: list[int] = []
     while len(tokens) < job.max_new_tokens:
         tokens.append(fake_token(job.id, len(tokens)))
         if tokens[-1] in job.eos_ids:
             return tokens, "eos"
     return tokens, "length"
-
-
-def _unknown(number: int) -> list:
-    """Notices about things that never were."""
-    prefill, decode = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
-    return [
-        ev.Landed(number, (ev.Part(0, 1, 0, 1),), 1, 1), ev.SourceRead(number), ev.TransferFailed(number, "fault"),
-        ev.TransferClosed(number), ev.Prefilled(prefill, number, (), 0, 1), ev.PassFailed(prefill, number, "fault"),
-        ev.Stepped(decode, number, (), 0, 1, 0, 0), ev.StepFailed(decode, number, "fault"),
-    ]  # fmt: skip

@@ -6,17 +6,17 @@ Notebook: notebooks/08_bug_lab.ipynb.
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.fault_plan import NOTICES, FaultPlan
 from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import EngineError
 from disagg.plan.transfer_scheduler import ActiveCopy
 
-NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
-LATE_S = 0.02  # a late notice is told after so long, behind whatever was told meanwhile
-NOBODY = 10**9  # the id of a transfer that never was
+LATE_S = 0.02  # a late notice arrives after so long, behind those that came meanwhile
+UNKNOWN = 10**9  # the id of a transfer that never was
 
 
 class Struck(RuntimeError):
@@ -33,7 +33,7 @@ class Injection:
     def __init__(self, plan: FaultPlan, put: Callable[[object], None]) -> None:
         self.plan, self._put = plan, put
         self.hurt: set[int] = set()
-        self.strays = 0  # notices that nobody should have sent
+        self.strays = 0  # notices that tell nothing new
         self._working = threading.local()  # the command that a worker's thread carries out
         self._moved = threading.Condition()
         self._posted = 0
@@ -45,22 +45,22 @@ class Injection:
 
     # ---- seams -------------------------------------------------------------------------------------------------------
 
-    def post(self, event) -> None:
+    def post(self, event: object) -> None:
         """The way into the inbox."""
-        told = [event]
+        arriving = [event]
         if isinstance(event, ev.Landed) and self.strike("landing") == "lose":
             self.hurt.add(self._transfers[event.transfer])
-            told = []
+            arriving = []
         elif isinstance(event, NOTICES):
             match self.strike("notice"):
                 case "twice":
-                    told, self.strays = [event, event], self.strays + 1
+                    arriving, self.strays = [event, event], self.strays + 1
                 case "late":
                     threading.Timer(LATE_S, self._put, [event]).start()
-                    told, self.strays = [], self.strays + 1  # by then it may be of a transfer that has ended
+                    arriving, self.strays = [], self.strays + 1  # by then it may be of a transfer that has ended
                 case "unknown":
-                    told, self.strays = [event, ev.SourceRead(NOBODY)], self.strays + 1
-        for notice in told:
+                    arriving, self.strays = [event, ev.SourceRead(UNKNOWN)], self.strays + 1
+        for notice in arriving:
             self._put(notice)
         with self._moved:
             self._posted += 1
@@ -72,14 +72,14 @@ class Injection:
             raise Died("the plan ends this worker")
         self._working.command = command
 
-    def guard(self, model):
+    def guard(self, model: Any) -> Any:
         """A worker's model, which raises where the plan says so: by then the worker has followed its command."""
         for kind in ("prefill", "decode"):
             setattr(model, kind, self._guarded(kind, getattr(model, kind)))
         return model
 
-    def _guarded(self, kind: str, compute: Callable) -> Callable:
-        def guarded(*args, **options):
+    def _guarded(self, kind: str, compute: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **options: Any) -> Any:
             if self.strike(kind) == "fail":
                 command = self._working.command
                 chunks = command.chunks if isinstance(command, Prefill) else ()
@@ -90,11 +90,11 @@ class Injection:
 
         return guarded
 
-    def copy(self, flight: ActiveCopy) -> bool:
-        """Before a copy: raises where it fails, waits where the wire stalls; whether one byte of it is to flip."""
-        piece = flight.piece
+    def copy(self, copy: ActiveCopy) -> bool:
+        """Before a copy: raises where it fails, waits where the link stalls; whether one byte of it is to flip."""
+        piece = copy.piece
         self._transfers[piece.transfer] = piece.request
-        paging = flight.lane.startswith("spill") or piece.source.role == "host"
+        paging = copy.lane.startswith("spill") or piece.source.role == "host"
         fault = self.strike("paging" if paging else "copy")
         if fault in ("fail", "flip") and not paging:
             self.hurt.add(piece.request)  # a spill or a fetch that fails is computed again
@@ -111,8 +111,8 @@ class Injection:
         if self.strike("allocation") == "refuse":
             raise EngineError(f"no room for {what}: the plan refuses this allocation")
 
-    def after_event(self, loop) -> None:
-        """After an event of the controller: perhaps somebody cancels, or interrupts all."""
+    def after_event(self, loop: Any) -> None:
+        """After an event of the controller: the plan may cancel a request, or interrupt all."""
         match self.strike("event"):
             case "cancel":
                 if handles := loop.open_handles():

@@ -3,33 +3,41 @@
     FaultPlan({("copy", 3): "fail", ("notice", 7): "twice"})        # the third copy, the seventh notice
     FaultPlan.drawn(seed, kinds=("copy", "notice late"), rate=0.05)  # by chance, the same for the same seed
 
-Whoever obeys a plan (simulator, link, fake workers) calls `strike(kind)` at each event of that kind.
+What obeys a plan (simulation, engine, fake workers) calls `strike(kind)` at each event of that kind.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError
+
+#: What workers and transfers report to the controller.
+NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 
 #: Kind of event → what may strike it.
 FAULTS = {
-    "copy": ("fail", "flip", "stall"),  # of a hand-off; a flipped byte is found by its digest, a stalled wire is slow
+    "copy": ("fail", "flip", "stall"),  # of a hand-off; a flipped byte is found by its checksum, a stalled link is slow
     "paging": ("fail", "flip", "stall"),  # the same for a spill or a fetch
     "notice": ("twice", "late", "unknown"),  # told again; after others that came later; or of what never was
-    "landing": ("lose",),  # a notice that nobody hears
+    "landing": ("lose",),  # a notice that never arrives
     "prefill": ("fail",),
     "decode": ("fail",),
     "worker": ("die",),
     "allocation": ("refuse",),
     "event": ("cancel", "interrupt"),  # of one open request, of all
-    "paged": ("cancel",),  # an event while somebody is spilled, or on the way there or back: of one of those
+    "paged": ("cancel",),  # an event while requests are spilled, or on the way there or back: of one of those
 }
 
 
+Picked = TypeVar("Picked")
+
+
 class FaultPlan:
-    """Counts the events of each kind. Plain data without a clock; an empty plan is a quiet world."""
+    """Counts the events of each kind. Plain data without a clock; under an empty plan nothing goes wrong."""
 
     def __init__(self, strikes: Mapping[tuple[str, int], str] | None = None) -> None:
         self.strikes = dict(strikes or {})
@@ -44,8 +52,9 @@ class FaultPlan:
         self._most: int | None = None
 
     @classmethod
-    def drawn(cls, seed: int, kinds: Iterable[str] | Mapping[str, float], rate: float = 0.05,
-              most: int | None = None) -> "FaultPlan":  # fmt: skip
+    def drawn(
+        cls, seed: int, kinds: Iterable[str] | Mapping[str, float], rate: float = 0.05, most: int | None = None
+    ) -> "FaultPlan":
         """Each event of these kinds ("copy": all its faults; "copy fail": one) is struck with this chance, or with
         its kind's own. After `most` strikes nothing goes wrong any more."""
         plan = cls()
@@ -75,8 +84,8 @@ class FaultPlan:
             die -= rate
         return None
 
-    def pick(self, among: list):
-        """Whom or what a fault strikes: drawn by the same seed."""
+    def pick(self, among: list[Picked]) -> Picked:
+        """What a fault strikes, at random by the same seed."""
         return self._dice.choice(among)
 
     def stop(self) -> None:

@@ -1,11 +1,11 @@
 """The detector of ends, OneEnd: every request ends once, by legal moves, for a reason that the log holds.
 
-Who was in what failed ends with it, and nobody else does.
+The requests of a pass, step or transfer that failed end with it, and no others do.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from disagg.monitor.violation import Report
 from disagg.plan import commands as cmd
 from disagg.plan.request import LEGAL_MOVES, Finish, Job, Stage
 
@@ -39,14 +39,14 @@ class View:
         return bool(error)
 
 
-class RequestWatch:
-    """The open requests, and those that the event in hand may end or must end. `breach` raises."""
+class RequestMonitor:
+    """The open requests, and those that the event in hand may end or must end. `report` raises."""
 
-    def __init__(self, breach: Callable) -> None:
-        self._breach = breach
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self.open: dict[int, View] = {}
         self.left: dict[int, View] = {}  # ended by this event
-        self.may_fail: dict[int, None] | None = {}  # None: anybody
+        self.may_fail: dict[int, None] | None = {}  # None: any request
         self.must_end: list[int] = []
         self._bystander: int | None = None
 
@@ -67,17 +67,17 @@ class RequestWatch:
             self.must_end.append(request)
 
     def get(self, request: int, what: str) -> View:
-        """The view of an open request; anybody else has no part in what the controller says."""
+        """The view of an open request: commands may name no other."""
         view = self.open.get(request)
         if view is None:
-            self._breach("OneEnd", f"request {request} {what} after its end, or before it came", request)
+            self._report("OneEnd", f"request {request} {what} after its end, or before it came", request)
         return view
 
     def emit(self, command: cmd.Emit) -> None:
         for request, token in zip(command.requests, command.tokens, strict=True):
             view = self.open.get(request)
             if view is None:
-                self._breach("OneEnd", f"a token for request {request}, which is not open", request)
+                self._report("OneEnd", f"a token for request {request}, which is not open", request)
             view.given += 1
             view.last = token
 
@@ -87,12 +87,12 @@ class RequestWatch:
         stages = [stage for _, stage in command.stages]
         for before, after in zip(stages, stages[1:], strict=False):
             if after not in LEGAL_MOVES[before]:
-                self._breach("OneEnd", f"{before.value} → {after.value} is no legal move", request)
+                self._report("OneEnd", f"{before.value} → {after.value} is no legal move", request)
         if (stages[0], stages[-1]) != (Stage.QUEUED, Stage.ENDED):
-            self._breach("OneEnd", "its stages do not go from queued to ended", request)
+            self._report("OneEnd", "its stages do not go from queued to ended", request)
         if not view.is_due(finish, command.error):
             text = f"it ends as {finish.value} after {view.given} tokens, and nothing in the log asks for that"
-            self._breach("OneEnd", text, request)
+            self._report("OneEnd", text, request)
         if finish is Finish.FAILED and self.may_fail is not None and request not in self.may_fail:
             self._bystander = request
         self.left[request] = self.open.pop(request)
@@ -101,7 +101,7 @@ class RequestWatch:
     def check_after(self) -> None:
         """After the event's last command."""
         if self._bystander is not None:
-            self._breach("OneEnd", "a bystander fails: it was not in what failed", self._bystander)
+            self._report("OneEnd", "a bystander fails: it was not in what failed", self._bystander)
         for request in self.must_end:
             if request in self.open:
-                self._breach("OneEnd", "its pass or step failed, and it goes on", request)
+                self._report("OneEnd", "its pass or step failed, and it goes on", request)

@@ -1,7 +1,7 @@
 """Fake memory that remembers who wrote what: a block holds, a layer, (request, table position, tokens filled).
 
 Prefill chunks write it, copies move it, each decode step reads all of it, and free blocks are wiped. So a block freed
-early, a copy begun late and a part never sent show as wrong content. A flipped byte is content of nobody.
+early, a copy begun late and a part never sent show as wrong content. A flipped byte is content of no request.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,11 @@ from collections.abc import Iterable, Sequence
 from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Chunk
 
-FLIPPED = (None, None, None)
+Content = tuple[int | None, int | None, int | None]  # request, table position, tokens filled
+FLIPPED: Content = (None, None, None)
+
+
+Key = tuple[str, int | None] | tuple[str, int | None, int]  # of a block, or of a block in a ring slot
 
 
 class WrongContent(AssertionError):
@@ -21,7 +25,7 @@ class Memory:
 
     def __init__(self, layers: int, block_size: int) -> None:
         self.layers, self.block_size = layers, block_size
-        self._held: dict[tuple, dict[int, tuple]] = {}
+        self._held: dict[Key, dict[int, Content]] = {}
 
     def wipe(self, place: str, blocks: Sequence[int]) -> None:
         for block in blocks:
@@ -52,17 +56,17 @@ class Memory:
         content = request, position, context % self.block_size + 1
         self._held[place, blocks[position]] = dict.fromkeys(range(self.layers), content)
 
-    def read(self, key: tuple, layer: int) -> tuple | None:
+    def read(self, key: Key, layer: int) -> Content | None:
         return self._held.get(key, {}).get(layer)
 
-    def write(self, key: tuple, layer: int, content: tuple) -> None:
+    def write(self, key: Key, layer: int, content: Content) -> None:
         self._held.setdefault(key, {})[layer] = content
 
-    def contents(self) -> list[tuple]:
+    def contents(self) -> list[tuple[Key, dict[int, Content]]]:
         """All of it: (place and block, content by layer)."""
         return list(self._held.items())
 
-    def _expect(self, place: str, block: int, layers: Iterable[int], wanted: tuple) -> None:
+    def _expect(self, place: str, block: int, layers: Iterable[int], wanted: Content) -> None:
         held = self._held.get((place, block), {})
         for layer in layers:
             if held.get(layer) != wanted:

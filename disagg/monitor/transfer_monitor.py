@@ -3,10 +3,10 @@
 A transfer's id is used once, and it ends once. Decode starts when the set landed equals the set due.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from disagg.monitor.block_monitor import BlockWatch, place
+from disagg.monitor.block_monitor import BlockMonitor, place
+from disagg.monitor.violation import Report
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 
@@ -46,11 +46,11 @@ class Carried:
         return pairs[:NAMED] + [f"{more} more"] * (more > 0)
 
 
-class TransferWatch:
-    """Hears of every transfer's commands and notices. `breach` raises; a notice that came before returns False."""
+class TransferMonitor:
+    """Hears of every transfer's commands and notices. `report` raises; a notice that came before returns False."""
 
-    def __init__(self, layers: int, blocks: BlockWatch, breach: Callable) -> None:
-        self._layers, self._blocks, self._breach = layers, blocks, breach
+    def __init__(self, layers: int, blocks: BlockMonitor, report: Report) -> None:
+        self._layers, self._blocks, self._report = layers, blocks, report
         self.open: dict[int, Carried] = {}
         self._last_id = 0  # ids only grow, so that a used one is known by its size
 
@@ -61,19 +61,19 @@ class TransferWatch:
         carried, number = self.open.get(command.transfer), command.transfer
         if carried is None:
             if number <= self._last_id:
-                self._breach("Ledger", f"transfer {number} has ended, and its id is used again", command.request)
+                self._report("Ledger", f"transfer {number} has ended, and its id is used again", command.request)
             self._last_id = number
             bits = [0] * self._layers
             carried = Carried(number, command.route, command.request, place(command.source), command.due_blocks, bits)
             self.open[number] = carried
         if (carried.request, carried.due) != (command.request, command.due_blocks) or carried.aborted:
-            self._breach(
+            self._report(
                 "Ledger", f"transfer {number} of request {carried.request} is sent as another", command.request
             )
         sent = len(carried.blocks)
         if command.first_block != sent or sent + len(command.blocks) > carried.due:
             text = f"transfer {number} sends blocks from {command.first_block}, after {sent} of {carried.due}"
-            self._breach("Landing", text, command.request, command.blocks)
+            self._report("Landing", text, command.request, command.blocks)
         self._blocks.own(f"transfer {number}", command.request, carried.source, command.blocks)
         self._blocks.touch(carried.source, command.blocks)
         carried.blocks.extend(command.blocks)
@@ -83,10 +83,10 @@ class TransferWatch:
         """The target's blocks: given once."""
         carried = self._carried(command.transfer, "gets a target")
         if carried.target is not None or carried.aborted:
-            self._breach("Ledger", f"transfer {carried.id} gets a second target, or one after its end", carried.request)
+            self._report("Ledger", f"transfer {carried.id} gets a second target, or one after its end", carried.request)
         if len(command.blocks) != carried.due:
             text = f"transfer {carried.id} gets {len(command.blocks)} blocks for the {carried.due} that are due"
-            self._breach("Landing", text, carried.request, command.blocks)
+            self._report("Landing", text, carried.request, command.blocks)
         carried.target, carried.target_blocks = place(command.target), command.blocks
         self._blocks.own(f"transfer {carried.id}", carried.request, carried.target, command.blocks)
         self._blocks.touch(carried.target, command.blocks)
@@ -95,13 +95,13 @@ class TransferWatch:
     def abort(self, command: cmd.Abort) -> Carried:
         carried = self._carried(command.transfer, "is aborted")
         if carried.aborted:
-            self._breach("Ledger", f"transfer {carried.id} is aborted twice", carried.request)
+            self._report("Ledger", f"transfer {carried.id} is aborted twice", carried.request)
         carried.aborted = True
         return carried
 
     def _carried(self, number: int, what: str) -> Carried:
         if number not in self.open:
-            self._breach("Ledger", f"transfer {number} {what} after its end, or before its start")
+            self._report("Ledger", f"transfer {number} {what} after its end, or before its start")
         return self.open[number]
 
     # ---- notices -----------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class TransferWatch:
         """All is said to be sent."""
         if len(carried.blocks) != carried.due:
             text = f"transfer {carried.id} has sent {len(carried.blocks)} of {carried.due} blocks, and calls that all"
-            self._breach("Landing", text, carried.request, tuple(carried.blocks))
+            self._report("Landing", text, carried.request, tuple(carried.blocks))
 
     def check_complete(self, carried: Carried, what: str) -> None:
         """Decode would read it: the set landed must be the set due."""
@@ -146,8 +146,8 @@ class TransferWatch:
             missing = ", ".join(carried.missing())
             if carried.repeats:
                 text = f"{what} after {carried.repeats} repeated notices, without {missing}: a second one was counted"
-                self._breach("Ledger", text, carried.request, carried.target_blocks)
-            self._breach("Landing", f"{what} without {missing}", carried.request, carried.target_blocks)
+                self._report("Ledger", text, carried.request, carried.target_blocks)
+            self._report("Landing", f"{what} without {missing}", carried.request, carried.target_blocks)
 
     def close(self, carried: Carried) -> None:
         """No copy of it runs any more, nor will."""

@@ -1,6 +1,7 @@
 """A rule of FAULTS was broken: which detector saw it, of which request and blocks, and what came before."""
 
 from collections.abc import Iterable
+from typing import Never, Protocol
 
 from disagg.plan.describe import command_in_words, event_in_words
 
@@ -8,21 +9,33 @@ from disagg.plan.describe import command_in_words, event_in_words
 class InvariantViolation(AssertionError):
     """Raised by a detector, under its name. `events` are the last entries of the log, in words."""
 
-    def __init__(self, detector: str, what: str, request: int | None = None, blocks: Iterable[int] = (),
-                 events: Iterable[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        detector: str,
+        what: str,
+        request: int | None = None,
+        blocks: Iterable[int] = (),
+        events: Iterable[str] = (),
+    ) -> None:
         self.detector, self.what, self.request = detector, what, request
         self.blocks, self.events = tuple(blocks), tuple(events)
         super().__init__("\n".join([self.summary, *(f"  {line}" for line in self.events)]))
 
     @property
     def summary(self) -> str:
-        """One line: detector, what, and whose."""
-        of = [f"request {self.request}"] * (self.request is not None)
-        of += [f"blocks {', '.join(map(str, self.blocks))}"] * bool(self.blocks)
+        """One line: detector, what, and of which request and blocks."""
+        of = [f"request {self.request}"] if self.request is not None else []
+        of += [f"blocks {', '.join(map(str, self.blocks))}"] if self.blocks else []
         return f"{self.detector}: {self.what}" + (f" ({'; '.join(of)})" if of else "")
 
 
-def entry_in_words(now_ns: int, entry) -> str:
+class Report(Protocol):
+    """How a detector raises an InvariantViolation, with the last entries of the log."""
+
+    def __call__(self, detector: str, what: str, request: int | None = None, blocks: Iterable[int] = ()) -> Never: ...
+
+
+def entry_in_words(now_ns: int, entry: object) -> str:
     """A line of the log: an event, or a command it led to."""
     if type(entry).__module__.endswith("events"):
         return f"{now_ns / 1e6:.4f} ms: {event_in_words(entry)}"

@@ -1,10 +1,12 @@
 """The detector of waiting, Watchdog: what has a deadline since when, and who waits for which memory's blocks."""
 
-from collections.abc import Callable
+from typing import Any
 
-from disagg.monitor.block_monitor import BlockWatch
+from disagg.monitor.block_monitor import BlockMonitor
 from disagg.monitor.request_monitor import View
-from disagg.monitor.transfer_monitor import TransferWatch
+from disagg.monitor.transfer_monitor import TransferMonitor
+from disagg.monitor.violation import Report
+from disagg.plan import commands as cmd
 from disagg.plan.config import Config
 from disagg.plan.spans import BlockMove
 from disagg.plan.why import Wait, cycle_in_words, cycle_of
@@ -12,21 +14,21 @@ from disagg.plan.why import Wait, cycle_in_words, cycle_of
 NAMED = 4
 
 
-class WaitWatch:
+class WaitMonitor:
     """`begun` holds what is under way: ("pass", worker), ("step", worker, number) or ("transfer", id) → since when."""
 
-    def __init__(self, config: Config, blocks: BlockWatch, transfers: TransferWatch, breach: Callable) -> None:
-        self._config, self._blocks, self._transfers, self._breach = config, blocks, transfers, breach
+    def __init__(self, config: Config, blocks: BlockMonitor, transfers: TransferMonitor, report: Report) -> None:
+        self._config, self._blocks, self._transfers, self._report = config, blocks, transfers, report
         self._limit = round(config.watchdog_s * 1e9)
-        self.begun: dict[tuple, int] = {}  # the earliest first
-        self.passes: dict = {}  # prefill worker → its pass
+        self.begun: dict[tuple[Any, ...], int] = {}  # the earliest first
+        self.passes: dict[cmd.Worker, cmd.Prefill] = {}  # prefill worker → its pass
 
     def overdue(self, now_ns: int) -> bool:
         """Has anything's deadline passed?"""
         return bool(self.begun) and next(iter(self.begun.values())) + self._limit <= now_ns
 
     def postpone(self, lost_ns: int) -> None:
-        """Time in which nobody could run counts for nobody."""
+        """Time in which no thread could run counts for no deadline."""
         self.begun = {what: since + lost_ns for what, since in self.begun.items()}
 
     def check(self, now_ns: int, views: dict[int, View]) -> None:
@@ -37,21 +39,23 @@ class WaitWatch:
         age = f"{(now_ns - since) / 1e9:g} s, longer than watchdog_s={self._config.watchdog_s:g}"
         requests = self._requests(what)
         text = f"{self._in_words(what, requests)} takes {age}; {self.in_words(now_ns, views)}"
-        self._breach("Watchdog", text, requests[0] if requests else None)
+        self._report("Watchdog", text, requests[0] if requests else None)
 
     def check_progress(self, now_ns: int, views: dict[int, View]) -> None:
-        """With nothing under way, whoever is open waits for ever."""
+        """With nothing under way, an open request waits for ever."""
         if views and not self.begun:
             text = f"nothing is under way; {self.in_words(now_ns, views)}"
-            self._breach("Watchdog", text, next(iter(views)))
+            self._report("Watchdog", text, next(iter(views)))
 
     def broken(self, now_ns: int, views: dict[int, View], freed: list[BlockMove]) -> None:
         """The controller gave up without a cause: how it was before it ended these and freed those."""
         for move in freed:
+            if move.owner is None:
+                continue
             held = self._blocks.holds.setdefault(move.owner, {}).setdefault(move.pool, {})
             held.update(dict.fromkeys(move.blocks))
         text = f"nothing is under way; {self.in_words(now_ns, views)}"
-        self._breach("Watchdog", text, next(iter(views), None))
+        self._report("Watchdog", text, next(iter(views), None))
 
     def in_words(self, now_ns: int, views: dict[int, View]) -> str:
         """Gates, holders and ages of those who wait, the first few, and the cycle where there is one."""
@@ -86,13 +90,13 @@ class WaitWatch:
             return "spilling", "decode"
         return "queued", "decode" if any(pool.startswith(here) for pool in held) else here
 
-    def _requests(self, what: tuple) -> list[int]:
+    def _requests(self, what: tuple[Any, ...]) -> list[int]:
         kind, key = what[:2]
         if kind == "pass":
             return [chunk.request for chunk in self.passes[key].chunks]
         return self._blocks.batches[key].running() if kind == "step" else [self._transfers.open[key].request]
 
-    def _in_words(self, what: tuple, requests: list[int]) -> str:
+    def _in_words(self, what: tuple[Any, ...], requests: list[int]) -> str:
         kind, key = what[:2]
         named = ", ".join(map(str, requests))
         if kind != "transfer":

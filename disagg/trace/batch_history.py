@@ -13,6 +13,9 @@ from disagg.plan.batching import Padding, padding
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Finish, Stage
 from disagg.plan.spans import Span
+from disagg.trace.results import Result, Run
+
+Stages = tuple[tuple[int, Stage], ...]  # of a result: (ns, stage) in order
 
 #: Why a row of a step was not in the one before.
 JOINS = ("handed off", "prefilled", "back from the host", "computed again", "got its block")
@@ -50,7 +53,7 @@ class BatchStep:
         return padding([[row.length for row in group] for group in self.bins])
 
 
-def batch_steps(run) -> list[BatchStep]:
+def batch_steps(run: Run) -> list[BatchStep]:
     """All decode steps of a run, by start; EngineError where a request of another caller was among the rows."""
     results = {result.request: result for result in run.results}
     found: list[BatchStep] = []
@@ -61,7 +64,7 @@ def batch_steps(run) -> list[BatchStep]:
             if strangers := set(span.requests) - set(results):
                 raise EngineError(
                     f"step {span.index} on {worker} held requests {sorted(strangers)}, which are not of this run; "
-                    "serve on an engine that nobody else submits to"
+                    "serve on an engine to which nothing else is submitted"
                 )
         found += _steps_of(worker, own, results)
     return sorted(found, key=lambda step: (step.start_ns, step.worker))
@@ -75,7 +78,7 @@ def padding_of(steps: Iterable[BatchStep]) -> Padding:
     return total
 
 
-def _steps_of(worker: str, spans: list[Span], results: dict) -> list[BatchStep]:
+def _steps_of(worker: str, spans: list[Span], results: dict[int, Result]) -> list[BatchStep]:
     lengths: dict[int, int] = {}
     turns = [{r: _turn(results[r].stages, span.ready_ns) for r in span.requests} for span in spans]
     steps = []
@@ -97,17 +100,17 @@ def _groups(span: Span) -> list[tuple[int, ...]]:
     return [span.requests[end - size : end] for end, size in zip(ends, span.groups, strict=True)]
 
 
-def _length(result, step_end_ns: int, before: int) -> int:
-    """Prompt and tokens so far; at least one more than in its last step, whose token may have been nobody's."""
+def _length(result: Result, step_end_ns: int, before: int) -> int:
+    """Prompt and tokens so far; at least one more than in its last step, whose token may have been dropped."""
     return max(result.prompt_tokens + bisect_left(result.token_times_ns, step_end_ns), before + 1)
 
 
-def _turn(stages: tuple, at_ns: int) -> int:
+def _turn(stages: Stages, at_ns: int) -> int:
     """Which of its stages is the RUNNING that a step composed at this instant found it in."""
     return max((i for i, (at, stage) in enumerate(stages) if at <= at_ns and stage is Stage.RUNNING), default=0)
 
 
-def _why_in(stages: tuple, turn: int) -> str:
+def _why_in(stages: Stages, turn: int) -> str:
     """By the stage before it landed, and whether it had landed before."""
     names = [stage for _, stage in stages[:turn]]
     came = names[-2] if len(names) > 1 else Stage.HANDING_OFF
@@ -120,7 +123,7 @@ def _why_in(stages: tuple, turn: int) -> str:
     return "handed off" if came is Stage.HANDING_OFF else "prefilled"
 
 
-def _why_out(result, turn: int) -> str:
+def _why_out(result: Result, turn: int) -> str:
     """By the stage after RUNNING; a row that sat out and was preempted at the same instant was preempted."""
     if turn + 1 >= len(result.stages):  # its life was not recorded to the end
         return result.finish_reason

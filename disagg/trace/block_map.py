@@ -13,6 +13,7 @@ from disagg.plan.blocks import STATES
 from disagg.plan.preemption import Choice
 from disagg.plan.request import Stage
 from disagg.trace.intervals import union
+from disagg.trace.results import Result
 from disagg.trace.timeline import Timeline
 
 FREE = STATES[0]
@@ -96,7 +97,7 @@ class PageMap:
         return steps
 
     def touched(self, pool: str) -> int:
-        """One more than the highest block that anybody ever held."""
+        """One more than the highest block that was ever held."""
         return max((block + 1 for block, history in enumerate(self._histories[pool]) if len(history) > 1), default=0)
 
     def stretches(self, pool: str) -> Iterator[Stretch]:
@@ -123,7 +124,9 @@ class PageMap:
 
     def check(self) -> None:
         """Conservation: no block changes hands but through free, and each has one state; raises AssertionError."""
-        now = {pool: [(FREE, None)] * size for pool, size in self.sizes.items()}
+        now: dict[str, list[tuple[str, int | None]]] = {
+            pool: [(FREE, None)] * size for pool, size in self.sizes.items()
+        }
         for move in self.moves:
             blocks = now[move.pool]
             for block in move.blocks:
@@ -143,7 +146,7 @@ class PageMap:
                     raise AssertionError(f"{pool}: at {at_ns} ns {counts} are not {size} blocks")
 
 
-def decisions(results: Iterable, choices: Iterable[Choice]) -> list[Decision]:
+def decisions(results: Iterable[Result], choices: Iterable[Choice]) -> list[Decision]:
     """Each choice with the instant at which its request left RUNNING or LANDED for it, in order."""
     found, made = [], list(choices)
     for result in results:

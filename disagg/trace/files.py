@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Never
+from typing import IO, Any
 
 from disagg.plan.checks import is_text
 from disagg.plan.errors import FileError
@@ -28,7 +28,7 @@ LEFT_S = 60.0  # whoever still writes a draft has done so since then
 _TOKEN = re.compile(rb'\\.|["\[\]{}]')
 
 
-def inside(path: str | os.PathLike, folder: str | os.PathLike | None) -> Path:
+def inside(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None) -> Path:
     """The path, looked up in `folder`; FileError where links and `..` lead out of it. No folder, no limit."""
     try:
         if folder is None:
@@ -44,8 +44,8 @@ def inside(path: str | os.PathLike, folder: str | os.PathLike | None) -> Path:
 
 @contextmanager
 def whole(
-    path: str | os.PathLike, overwrite: bool = True, check: Callable[[Path], object] = Path
-) -> Iterator[BinaryIO]:
+    path: str | os.PathLike[str], overwrite: bool = True, check: Callable[[Path], object] = Path
+) -> Iterator[IO[bytes]]:
     """A file to write to, packed where its name ends in .gz. It gets its name when all is written and `check`ed."""
     path = Path(path)
     with in_words(path):
@@ -56,7 +56,7 @@ def whole(
         with open(draft, "xb") as plain:  # never through a link that lay there
             if path.suffix == ".gz":  # no name and no time inside: the same content gives the same bytes
                 with gzip.GzipFile("", "wb", 6, plain, mtime=0) as packed:
-                    yield packed
+                    yield packed  # type: ignore[misc]  # typeshed: a GzipFile reads and writes bytes as IO[bytes] does
             else:
                 yield plain
         _remove_leftovers(path, draft)
@@ -71,13 +71,13 @@ def whole(
             draft.unlink(missing_ok=True)
 
 
-def check_writable(path: str | os.PathLike) -> Never:
+def check_writable(path: str | os.PathLike[str]) -> None:
     """FileError now, where `whole` would raise one after the work; what lies there stays as it is."""
     with suppress(_Enough), whole(path):
         raise _Enough
 
 
-def folder(path: str | os.PathLike) -> Path:
+def folder(path: str | os.PathLike[str]) -> Path:
     """The folder, made where there is none. FileError."""
     path = Path(path)
     with in_words(path):
@@ -122,7 +122,7 @@ def _remove_leftovers(path: Path, draft: Path) -> None:
 
 def json_lines(
     path: Path, longest: int = LINE_BYTES, heard: Callable[[bytes], object] = len
-) -> Iterator[tuple[int, dict]]:
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one. `heard` is
     told each line as it stands."""
     number = 0
@@ -171,7 +171,7 @@ def _check_size(path: Path, number: int, total: int) -> None:
         raise FileError(f"{path}, line {number}: more than {MOST_LINES} lines or {MOST_BYTES} bytes are not taken in")
 
 
-def _object(line: bytes) -> dict:
+def _object(line: bytes) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise FileError("the file is cut off in this line")
     if not _shallow(line):
@@ -207,7 +207,7 @@ def _shallow(line: bytes) -> bool:
     return True
 
 
-def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
+def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,16 +1,26 @@
-"""A timeline by request, by place and by mark."""
+"""What was recorded, for those who ask often: by request, by place and by mark."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from disagg.plan.spans import Mark, Span
 
+ORDER = ("prefill", "down", "direct", "up", "decode", "spill")  # of workers and lanes, as a request passes them
+
+
+def places_of(spans: Iterable[Span]) -> list[str]:
+    """Workers and lanes that did something, in the order in which a request passes them."""
+    return sorted({span.place for span in spans}, key=lambda name: (ORDER.index(name.split()[0]), name))
+
 
 class Index:
-    """A timeline by request, by place and by mark, for those who ask often."""
+    """Spans and marks of an instant. `devices`: worker, lane or memory → what it stands on; `sizes`: memory or ring →
+    its blocks or slots."""
 
-    def __init__(self, spans: list[Span], marks: list[Mark], sizes: dict[str, int]) -> None:
-        self.sizes = sizes
+    def __init__(
+        self, spans: list[Span], marks: list[Mark], devices: dict[str, str], sizes: dict[str, int], start_ns: int
+    ) -> None:
+        self.spans, self.marks, self.devices, self.sizes, self.start_ns = spans, marks, devices, sizes, start_ns
         self._requests: dict[int, list[Span]] = {}
         self._places: dict[str, list[Span]] = {}
         self._marks: dict[str, list[Mark]] = {}

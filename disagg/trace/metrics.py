@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from disagg.plan.request import Finish
 
@@ -33,8 +34,8 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: Sequence[float], requests: int = 0, asked: int = 0) -> "Percentiles":
-        shares = (percentile(values, share) for share in (0.5, 0.9, 0.99))
-        return cls(*shares, len(values), requests, asked)
+        p50, p90, p99 = (percentile(values, share) for share in (0.5, 0.9, 0.99))
+        return cls(p50, p90, p99, len(values), requests, asked)
 
     @classmethod
     def of_each(cls, given: Sequence[Sequence[float]]) -> "Percentiles":
@@ -67,52 +68,30 @@ class Metrics:
     counts: dict[str, int]  # spills, fetches, recomputes, anomalies, …
 
 
-def measure(run, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
-    """Metrics of a run; the limits make it say which share of the requests met them."""
-    answered = [r for r in run.results if r.token_times_ns]
-    reasons = [r.finish_reason for r in run.results]
-    start = min((r.arrival_ns for r in run.results), default=0)
-    end = max((r.token_times_ns[-1] for r in answered), default=start)
-    seconds, tokens = (end - start) / 1e9, sum(len(r.token_ids) for r in run.results)
-    moved: dict[str, int] = {}
-    for span in run.timeline.spans:
-        if span.nbytes:
-            moved[span.place] = moved.get(span.place, 0) + span.nbytes
-    return Metrics(
-        requests=len(run.results),
-        finished={reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        new_tokens=tokens,
-        seconds=seconds,
-        tokens_per_s=tokens / seconds if seconds else 0.0,
-        ttft_s=Percentiles.of_each([_known(r.ttft_s) for r in run.results]),
-        second_token_gap_s=Percentiles.of_each([r.itl_s[:1] for r in run.results]),
-        tpot_s=Percentiles.of_each([_known(r.tpot_s) for r in run.results]),
-        itl_s=Percentiles.of_each([r.itl_s for r in run.results]),
-        attainment=_attainment(run.results, ttft_limit_s, tpot_limit_s),
-        busy={p: run.timeline.busy(p) / 1e9 / seconds if seconds else 0.0 for p in run.timeline.places},
-        bytes_moved=moved,
-        peak_blocks=dict(run.peak_blocks),
-        padding_waste=run.padding.waste,
-        counts=dict(run.counts),
-    )
+class Answer(Protocol):
+    """What limits ask of a request's result."""
+
+    finish_reason: str
+
+    @property
+    def ttft_s(self) -> float | None: ...
+    @property
+    def tpot_s(self) -> float | None: ...
 
 
-def _known(value: float | None) -> list[float]:
-    return [] if value is None else [value]
-
-
-def _attainment(results, ttft_limit_s, tpot_limit_s) -> float | None:
+def attainment_of(results: Sequence[Answer], ttft_limit_s: float | None, tpot_limit_s: float | None) -> float | None:
+    """Share of the requests that met both limits; None without limits, or without requests."""
     if ttft_limit_s is None and tpot_limit_s is None:
         return None
     met = [_meets(result, ttft_limit_s, tpot_limit_s) for result in results]
     return sum(met) / len(met) if met else None
 
 
-def _meets(result, ttft_limit_s: float | None, tpot_limit_s: float | None) -> bool:
-    """Whoever has no whole answer met no limit, however early its tokens came."""
+def _meets(result: Answer, ttft_limit_s: float | None, tpot_limit_s: float | None) -> bool:
+    """A request without a whole answer met no limit, however early its tokens came."""
     return (
         result.finish_reason in ANSWERED
-        and bool(result.token_times_ns)
+        and result.ttft_s is not None
         and (ttft_limit_s is None or result.ttft_s <= ttft_limit_s)
         and (tpot_limit_s is None or result.tpot_s is None or result.tpot_s <= tpot_limit_s)
     )

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import FileError
@@ -17,10 +18,11 @@ from disagg.trace import files
 MOST = 16  # parts of a recording
 
 
-def write(path: Path, file, rows: Iterable[bytes], before: list[Path]) -> list[Path]:
+def write(path: Path, file: IO[bytes], rows: Iterable[bytes], before: list[Path]) -> list[Path]:
     """All lines to the `file` that will be `path`, or to parts beside it where they are too many. Returns the parts;
     those of `before` belong to the recording that is there, and stay where this one fails."""
-    parts, said = [], []
+    parts: list[Path] = []
+    listed: list[list[object]] = []
     try:
         for index, (content, last) in enumerate(_chunks(rows)):
             if last and not parts:
@@ -33,10 +35,10 @@ def write(path: Path, file, rows: Iterable[bytes], before: list[Path]) -> list[P
                 )
             count, digest = content.count(b"\n"), hashlib.sha256(content).hexdigest()
             parts.append(named(path, index, digest))
-            said.append([count, digest])
+            listed.append([count, digest])
             with files.whole(parts[-1]) as part:
                 part.write(content)
-        file.write(json.dumps({"disagg": "parts", "version": 1, "parts": said}).encode() + b"\n")
+        file.write(json.dumps({"disagg": "parts", "version": 1, "parts": listed}).encode() + b"\n")
     except BaseException:
         remove(parts, but=before)
         raise
@@ -51,7 +53,8 @@ def remove(parts: list[Path], but: list[Path]) -> None:
 
 def _chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     """The lines in pieces that a file may hold, and whether each is the last one."""
-    lines, size = [], 0
+    lines: list[bytes] = []
+    size = 0
     for line in rows:
         if lines and (size + len(line) > files.MOST_BYTES or len(lines) == files.MOST_LINES):
             yield b"".join(lines), False
@@ -72,18 +75,18 @@ def _split(path: Path) -> tuple[str, str]:
     return path.name.removesuffix(suffix), suffix
 
 
-def rows_of(path: Path, beside: Path) -> Iterator[tuple[Path, int, dict]]:
+def rows_of(path: Path, beside: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """(file, line, object) of a recording, whether in one file or in parts beside `beside`. FileError."""
     for number, row in files.json_lines(path):
         if number > 1 or row.get("disagg") != "parts":
             yield path, number, row
             continue
         yield from _rows_in_parts(path, row, beside)
-        return  # what follows such a line is nobody's
+        return  # what follows such a line is left unread
 
 
-def _rows_in_parts(path: Path, head: dict, beside: Path) -> Iterator[tuple[Path, int, dict]]:
-    parts = head.get("parts")
+def _rows_in_parts(path: Path, head: dict[str, Any], beside: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    parts: Any = head.get("parts")
     if head.keys() != {"disagg", "version", "parts"} or head["version"] != 1 or not _are_parts(parts):
         raise FileError(f"{path}, line 1: it does not tell its parts as this package does: {short(head)}")
     for index, (count, digest) in enumerate(parts):
@@ -96,20 +99,23 @@ def _rows_in_parts(path: Path, head: dict, beside: Path) -> Iterator[tuple[Path,
             raise FileError(f"{part} is not the part that {beside.name} tells of; it has been changed")
 
 
-def _are_parts(parts) -> bool:
-    return type(parts) is list and 1 <= len(parts) <= MOST and all(
-        type(part) is list and len(part) == 2 and is_whole(part[0])
-        and type(part[1]) is str and re.fullmatch("[0-9a-f]{64}", part[1], re.ASCII) for part in parts
-    )  # fmt: skip
+def _are_parts(parts: Any) -> bool:
+    return type(parts) is list and 1 <= len(parts) <= MOST and all(map(_is_part, parts))
 
 
-def told(path: Path) -> list[Path]:
+def _is_part(part: Any) -> bool:
+    if type(part) is not list or len(part) != 2 or not is_whole(part[0]) or type(part[1]) is not str:
+        return False
+    return bool(re.fullmatch("[0-9a-f]{64}", part[1], re.ASCII))
+
+
+def named_in(path: Path) -> list[Path]:
     """The parts that a recording tells of; none where it tells of none, or is none."""
     try:
         _, row = next(files.json_lines(path))
     except FileError:
         return []
-    parts = row.get("parts")
+    parts: Any = row.get("parts")
     return [named(path, i, digest) for i, (_, digest) in enumerate(parts)] if _are_parts(parts) else []
 
 

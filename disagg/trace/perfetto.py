@@ -11,21 +11,23 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
 from disagg.plan.spans import Span
 from disagg.trace.files import whole
-from disagg.trace.timeline import Timeline
+from disagg.trace.index import Index, places_of
 
+Event = dict[str, Any]  # of the trace, as JSON holds it
 QUEUES = "queues and memory"  # the process of counters and gates
 
 
-def export(timeline: Timeline, path: str | os.PathLike) -> None:
+def export(index: Index, path: str | os.PathLike[str]) -> None:
     """Writes the trace, whole or not at all; packed where the name ends in .gz. FileError where it can't."""
     with whole(path) as file:
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
-        for index, event in enumerate(Trace(timeline).events()):
+        for number, event in enumerate(Trace(index).events()):
             text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-            file.write((",\n" * (index > 0) + text).encode("utf-8", "replace"))
+            file.write((",\n" * (number > 0) + text).encode("utf-8", "replace"))
         file.write(b"\n]}\n")
 
 
@@ -38,15 +40,15 @@ def microseconds(ns: int) -> float:
 class Trace:
     """Numbers processes and threads, and turns what was recorded into events."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
-        starts = [span.start_ns for span in timeline.spans] + [mark.at_ns for mark in timeline.marks]
-        self.origin_ns = min(starts, default=timeline.start_ns)
+    def __init__(self, index: Index) -> None:
+        self.spans, self.marks, self.devices = index.spans, index.marks, index.devices
+        starts = [span.start_ns for span in self.spans] + [mark.at_ns for mark in self.marks]
+        self.origin_ns = min(starts, default=index.start_ns)
         self._processes: dict[str, int] = {}
         self._threads: dict[tuple[str, str], int] = {}
         self._tracks = self._lay_out()
 
-    def events(self) -> Iterator[dict]:
+    def events(self) -> Iterator[Event]:
         """Names first, then slices, arrows, gates and counters."""
         body = [*self._slices(), *self._arrows(), *self._gates(), *self._counters()]
         yield from self._names()
@@ -57,8 +59,8 @@ class Trace:
     def _lay_out(self) -> dict[int, tuple[int, int]]:
         """(pid, tid) of each span by its rank; one that overlaps another of its place gets a second thread."""
         found: dict[int, tuple[int, int]] = {}
-        spans = sorted(enumerate(self.timeline.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
-        for place in self.timeline.places:
+        spans = sorted(enumerate(self.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
+        for place in places_of(self.spans):
             self._thread(self._process_of(place), place)
             ends: list[int] = []
             for rank, span in (pair for pair in spans if pair[1].place == place):
@@ -69,7 +71,7 @@ class Trace:
         return found
 
     def _process_of(self, place: str) -> str:
-        device, role = self.timeline.devices.get(place, place), place.split()[0]
+        device, role = self.devices.get(place, place), place.split()[0]
         return f"{role} on {device}" if role in ("prefill", "decode") else device
 
     def _thread(self, process: str, thread: str) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Trace:
         pid = self._processes.setdefault(process, len(self._processes) + 1)
         return pid, self._threads.setdefault((process, thread), 1001 + len(self._threads))
 
-    def _names(self) -> Iterator[dict]:
+    def _names(self) -> Iterator[Event]:
         for process, pid in self._processes.items():
             yield _about("process_name", pid, 0, name=process)
             yield _about("process_sort_index", pid, 0, sort_index=pid)
@@ -91,31 +93,33 @@ class Trace:
 
     # ---- slices ------------------------------------------------------------------------------------------------------
 
-    def _slice(self, name: str, kind: str, where: tuple[int, int], start_ns: int, end_ns: int, **args) -> dict:
+    def _slice(self, name: str, kind: str, where: tuple[int, int], start_ns: int, end_ns: int, **args: object) -> Event:
         pid, tid = where
         times = {"ts": self._at(start_ns), "dur": microseconds(end_ns - start_ns)}
         return {"ph": "X", "name": name, "cat": kind, **times, "pid": pid, "tid": tid, "args": args}
 
-    def _slices(self) -> Iterator[dict]:
-        for rank, span in enumerate(self.timeline.spans):
+    def _slices(self) -> Iterator[Event]:
+        for rank, span in enumerate(self.spans):
             where = self._tracks[rank]
             yield self._slice(_name(span), span.kind, where, span.start_ns, _end_ns(span), **_args(span))
             for layer, start, end in _layers(span):
                 yield self._slice(f"layer {layer}", "layer", where, start, end)
 
-    def _gates(self) -> Iterator[dict]:
+    def _gates(self) -> Iterator[Event]:
         """A slice for as long as a queue was held up by something named."""
-        last = max([self.timeline.end_ns, *(mark.at_ns for mark in self.timeline.marks)], default=self.origin_ns)
-        named = sorted((m for m in self.timeline.marks if isinstance(m.value, str)), key=lambda m: (m.name, m.at_ns))
+        last = max(
+            [*(span.end_ns for span in self.spans), *(mark.at_ns for mark in self.marks)], default=self.origin_ns
+        )
+        named = sorted((m for m in self.marks if isinstance(m.value, str)), key=lambda m: (m.name, m.at_ns))
         for name, group in groupby(named, key=lambda mark: mark.name):
             marks = list(group)
             where = self._thread(QUEUES, name)
             for mark, until in zip(marks, [*(m.at_ns for m in marks[1:]), last], strict=True):
                 if mark.value and until > mark.at_ns:
-                    yield self._slice(mark.value, "gate", where, mark.at_ns, until)
+                    yield self._slice(str(mark.value), "gate", where, mark.at_ns, until)
 
-    def _counters(self) -> Iterator[dict]:
-        for mark in self.timeline.marks:
+    def _counters(self) -> Iterator[Event]:
+        for mark in self.marks:
             if isinstance(mark.value, int):
                 pid, tid = self._thread(QUEUES, "counters")
                 yield {"ph": "C", "name": mark.name, "ts": self._at(mark.at_ns), "pid": pid, "tid": tid,
@@ -123,15 +127,15 @@ class Trace:
 
     # ---- arrows ------------------------------------------------------------------------------------------------------
 
-    def _arrows(self) -> Iterator[dict]:
+    def _arrows(self) -> Iterator[Event]:
         """From the layer's slice to each copy of the piece; both ends in the last ns of their slice."""
         number = 0
         for source, hops in self._journeys():
             rank, layer = source
-            span = self.timeline.spans[rank]
+            span = self.spans[rank]
             start, end = next(((start, end) for index, start, end in _layers(span) if index == layer), (0, 0))
             ends = [(rank, start, end)]
-            ends += [(hop, self.timeline.spans[hop].start_ns, _end_ns(self.timeline.spans[hop])) for hop in hops]
+            ends += [(hop, self.spans[hop].start_ns, _end_ns(self.spans[hop])) for hop in hops]
             if any(start >= end for _, start, end in ends):
                 continue  # nothing can point at a slice without length
             number += 1
@@ -162,24 +166,24 @@ class Trace:
         """A piece a pass, in order; else, as when all goes at once, the last pass before the piece was ready."""
         each = len(hand_offs) == len(journeys)
         for index, hops in enumerate(journeys):
-            ready = self.timeline.spans[hops[0]].ready_ns
+            ready = self.spans[hops[0]].ready_ns
             before = index + 1 if each else bisect_right(hand_offs, (ready, math.inf))
             if before:
                 yield hand_offs[before - 1][1], hops
 
     def _by_start(self) -> list[tuple[int, Span]]:
-        return sorted(enumerate(self.timeline.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
+        return sorted(enumerate(self.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
 
     def _hops(self, ranks: Iterable[int]) -> Iterator[list[int]]:
         """The copies of the same layers, each piece with those of its hops: pieces keep their order on every wire."""
         lanes: dict[bool, list[int]] = {False: [], True: []}
         for rank in ranks:
-            lanes[self.timeline.spans[rank].place.startswith("up")].append(rank)
+            lanes[self.spans[rank].place.startswith("up")].append(rank)
         for index, rank in enumerate(lanes[False]):
             yield [rank, *lanes[True][index : index + 1]]
 
 
-def _about(what: str, pid: int, tid: int, **args) -> dict:
+def _about(what: str, pid: int, tid: int, **args: object) -> Event:
     return {"ph": "M", "name": what, "ts": 0, "pid": pid, "tid": tid, "args": args}
 
 
@@ -206,7 +210,7 @@ def _name(span: Span) -> str:
     return layers if span.kind == "copy" else f"{span.kind} {layers}"
 
 
-def _args(span: Span) -> dict:
+def _args(span: Span) -> dict[str, object]:
     """What a click on the slice shows."""
     found: dict[str, object] = {"requests": list(span.requests)}
     match span.kind:

@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Stage
 from disagg.plan.spans import Span
 from disagg.trace.index import Index
 from disagg.trace.intervals import Interval, length
-from disagg.trace.timeline import Timeline
 
 WORKS = ("prefill", "recompute", "transfer", "spill", "fetch", "decode")
 #: All names, in the order of a request's life.
@@ -92,10 +91,21 @@ class Receipt:
         return "\n".join([*rows, f"        unaccounted   {1e3 * self.unaccounted_s:>9.1f} ms"])
 
 
-def receipt(result, timeline: Timeline) -> Receipt:
+class Served(Protocol):
+    """What a receipt asks of a request's result. Times in ns on the engine's clock."""
+
+    request: int
+    arrival_ns: int
+    ended_ns: int
+    token_times_ns: list[int]
+    stages: tuple[tuple[int, Stage], ...]
+    seat: int | None
+
+
+def receipt(result: Served, index: Index) -> Receipt:
     """The receipt of a request that has ended, from its arrival to its end."""
     window = result.arrival_ns, max(result.arrival_ns, result.ended_ns)
-    return Receipt(result.request, *window, tuple(_lay(window, _claims(result, timeline.index()))))
+    return Receipt(result.request, *window, tuple(_lay(window, _claims(result, index))))
 
 
 def _lay(window: Interval, claims: Iterable[Line]) -> Iterator[Line]:
@@ -133,7 +143,7 @@ class Stay(NamedTuple):
     end_ns: int
 
 
-def _claims(result, index: Index) -> Iterator[Line]:
+def _claims(result: Served, index: Index) -> Iterator[Line]:
     own = index.of_request(result.request)
     first_token = result.token_times_ns[0] if result.token_times_ns else result.ended_ns
     times = [at for at, _ in result.stages]
@@ -192,7 +202,7 @@ def _gated(queue: str, stay: Stay, index: Index, free: str) -> Iterator[Line]:
     for start, end, gate in index.values(f"gate {queue}", stay.start_ns, stay.end_ns):
         name = "batch-slot" if gate == BATCH_SLOT else "no-block" if gate else free
         if name:
-            yield Line(name, start, end, gate or queue)
+            yield Line(name, start, end, str(gate or queue))
 
 
 def _link_waits(stay: Stay, own: list[Span], index: Index) -> Iterator[Line]:

@@ -6,12 +6,14 @@ recorded has a recording of its own beside them. Everything but `span` is called
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
+from disagg.plan.preemption import Choice
 from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import TransferScheduler
@@ -25,7 +27,7 @@ class Recording:
     """A timeline, the log of events and the choices made, from one instant on; the last `most` of each, or all."""
 
     def __init__(self, most: int | None, start_ns: int, devices: dict[str, str], sizes: dict[str, int]) -> None:
-        make = list if most is None else partial(deque, maxlen=most)
+        make: Callable[[], MutableSequence[Any]] = list if most is None else partial(deque, maxlen=most)
         self.most = most
         self.log, self.choices, self.moves = make(), make(), make()
         self.timeline = Timeline(make(), start_ns, make(), self.moves, devices, sizes)
@@ -67,7 +69,7 @@ class Recorder:
         """`run` is what counts from now on, and `kept` is written to."""
         state = self.state
         self._run, self._kept = run, kept
-        self._last: list = [None] * len(self._gauges)
+        self._last: list[int | str | None] = [None] * len(self._gauges)
         self._counts, self._padding = (
             Counter(state.counts),
             Padding(state.padding.used_slots, state.padding.padded_slots),
@@ -93,7 +95,7 @@ class Recorder:
         for recording in self._kept:
             recording.timeline.spans.append(span)
 
-    def hear(self, now_ns: int, event) -> None:
+    def hear(self, now_ns: int, event: object) -> None:
         """Logs an event before the controller takes it; the moves of blocks that follow get its time."""
         self._now_ns = now_ns
         for recording in self._kept:
@@ -105,7 +107,7 @@ class Recorder:
             for recording in self._kept:
                 recording.moves.append(move)
 
-    def choose(self, choice) -> None:
+    def choose(self, choice: Choice) -> None:
         """Keeps why a request was spilled, or is computed again."""
         for recording in self._kept:
             recording.choices.append(choice)
@@ -133,29 +135,21 @@ class Recorder:
         state, recording = self.state, self._run
         timeline = recording.timeline if recording.most is None else copy_of(recording.timeline)
         used, padded = self._padding.used_slots, self._padding.padded_slots
-        return Run(
-            config,
-            results,
-            timeline,
-            {name: state.counts[name] - self._counts[name] for name in state.counts},
-            Padding(state.padding.used_slots - used, state.padding.padded_slots - padded),
-            {pool.name: pool.peak for pool in state.pools()},
-            list(recording.choices),
-            list(recording.log),
-            interrupted,
-            self.machine,
-        )
+        padding = Padding(state.padding.used_slots - used, state.padding.padded_slots - padded)
+        counts = {name: state.counts[name] - self._counts[name] for name in state.counts}
+        peaks, kept = {pool.name: pool.peak for pool in state.pools()}, (list(recording.choices), list(recording.log))
+        return Run(config, results, timeline, counts, padding, peaks, *kept, interrupted, self.machine)
 
 
 def copy_of(timeline: Timeline) -> Timeline:
     """As it is now: others go on appending to it."""
-    kept = (list(entries) for entries in (timeline.spans, timeline.marks, timeline.moves))
-    return replace(timeline, **dict(zip(("spans", "marks", "moves"), kept, strict=True)), _index=None)
+    spans, marks, moves = list(timeline.spans), list(timeline.marks), list(timeline.moves)
+    return replace(timeline, spans=spans, marks=marks, moves=moves, _index=None)
 
 
 def gauges(state: ControllerState) -> list[tuple[str, Callable[[], int | str]]]:
     """(name, how to read it): lengths of queues, what gates them, free blocks, rows of each batch."""
-    found: list[tuple[str, Callable]] = []
+    found: list[tuple[str, Callable[[], int | str]]] = []
     queues = {id(worker.queue): (f"{worker.name} queue", worker.queue) for worker in reversed(state.prefills)}
     queues |= {id(worker.landed): (f"{worker.name} landed", worker.landed) for worker in state.decodes}
     queues[id(state.wanting)] = ("wanting", state.wanting)

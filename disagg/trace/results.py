@@ -1,14 +1,18 @@
 """What a run gives back: a result a request, the timeline, and the counts of the whole."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Choice
+from disagg.plan.request import Stage
+from disagg.trace import archive
 from disagg.trace.law import Law
-from disagg.trace.metrics import Metrics, measure
+from disagg.trace.metrics import Metrics, Percentiles, attainment_of
 from disagg.trace.receipts import NAMES, Receipt, receipt
 from disagg.trace.timeline import Overlap, Timeline
 
@@ -25,8 +29,8 @@ class Result:
     text: str = ""
     finish_reason: str = ""  # eos, length, cancelled, failed
     error: str | None = None
-    logits: list = field(default_factory=list)  # a row a token, where the request asked to keep them
-    stages: tuple = ()  # (ns, stage) in order
+    logits: list[Any] = field(default_factory=list)  # a row a token, where the request asked to keep them
+    stages: tuple[tuple[int, Stage], ...] = ()  # (ns, stage) in order
     ended_ns: int = 0
     seat: int | None = None  # the decode worker it was on last
     prompt: str = ""  # as it was given; "" where it was given as token ids
@@ -44,7 +48,12 @@ class Result:
                 f"request {self.request} has no receipt any more: outside of a run only the last "
                 f"{len(self.timeline.spans):,} spans are kept; ask sooner, or let serve() serve it"
             )
-        return receipt(self, self.timeline)
+        return receipt(self, self.timeline.index())
+
+    @property
+    def recorded(self) -> bool:
+        """Were its spans kept?"""
+        return self.timeline is not None
 
     @property
     def ttft_s(self) -> float | None:
@@ -78,22 +87,41 @@ class Run:
     padding: Padding = field(default_factory=Padding)
     peak_blocks: dict[str, int] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)  # spill or recompute, with both costs
-    log: list = field(default_factory=list)  # (ns, event) as the controller consumed them
+    log: list[tuple[int, Any]] = field(default_factory=list)  # (ns, event) as the controller consumed them
     interrupted: bool = False
     machine: str = ""  # on which it was measured, in words
 
-    def save(self, path, overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
-        from disagg.trace.archive import save
-
-        save(path, self.timeline, self, overwrite)
+        archive.save(path, self.header(), self.records(), overwrite)
 
     @classmethod
-    def load(cls, path, within=None) -> "Run":
+    def load(cls, path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> "Run":
         """What `save` wrote; `within` is a folder that the path must not leave. FileError."""
-        from disagg.trace.archive import load_run
+        found = archive.load(path, within, run=True)
+        header, timeline = found.header, Timeline.of(found)
+        results = [Result(timeline=timeline if row.pop("recorded") else None, **row) for row in found.results]
+        return cls(
+            archive.config_from(header["config"]),
+            results,
+            timeline,
+            header["counts"],
+            Padding(*header["padding"]),
+            header["peak_blocks"],
+            found.choices,
+            interrupted=header["interrupted"],
+            machine=header["machine"],
+        )
 
-        return load_run(path, within)
+    def header(self) -> dict[str, Any]:
+        """What the first line of a recording holds."""
+        padding = [self.padding.used_slots, self.padding.padded_slots]
+        values = (archive.config_row(self.config), self.machine, self.counts, padding, self.peak_blocks)
+        return self.timeline.header() | dict(zip(archive.OF_A_RUN, (*values, self.interrupted), strict=True))
+
+    def records(self) -> dict[str, list[Any]]:
+        """The records of a recording by the kind of their line."""
+        return self.timeline.records() | {"choice": self.choices, "result": self.results}
 
     @property
     def anomalies(self) -> int:
@@ -101,7 +129,32 @@ class Run:
         return self.counts.get("anomalies", 0)
 
     def metrics(self, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
-        return measure(self, ttft_limit_s, tpot_limit_s)
+        """Of this run; the limits make it say which share of the requests met them."""
+        results, timeline, reasons = self.results, self.timeline, [r.finish_reason for r in self.results]
+        start = min((r.arrival_ns for r in results), default=0)
+        end = max((r.token_times_ns[-1] for r in results if r.token_times_ns), default=start)
+        seconds, tokens = (end - start) / 1e9, sum(len(r.token_ids) for r in results)
+        moved: dict[str, int] = {}
+        for span in timeline.spans:
+            if span.nbytes:
+                moved[span.place] = moved.get(span.place, 0) + span.nbytes
+        return Metrics(
+            requests=len(results),
+            finished={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+            new_tokens=tokens,
+            seconds=seconds,
+            tokens_per_s=tokens / seconds if seconds else 0.0,
+            ttft_s=Percentiles.of_each([_known(r.ttft_s) for r in results]),
+            second_token_gap_s=Percentiles.of_each([r.itl_s[:1] for r in results]),
+            tpot_s=Percentiles.of_each([_known(r.tpot_s) for r in results]),
+            itl_s=Percentiles.of_each([r.itl_s for r in results]),
+            attainment=attainment_of(results, ttft_limit_s, tpot_limit_s),
+            busy={p: timeline.busy(p) / 1e9 / seconds if seconds else 0.0 for p in timeline.places},
+            bytes_moved=moved,
+            peak_blocks=dict(self.peak_blocks),
+            padding_waste=self.padding.waste,
+            counts=dict(self.counts),
+        )
 
     def receipts(self) -> dict[str, float]:
         """Mean seconds of a request by name: where the milliseconds went."""
@@ -118,3 +171,7 @@ class Run:
     def overlap(self, index: int | None = None) -> Overlap:
         """H, W and E of one result, or of the run."""
         return self.timeline.overlap(None if index is None else self.results[index].request)
+
+
+def _known(value: float | None) -> list[float]:
+    return [] if value is None else [value]

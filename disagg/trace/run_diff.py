@@ -71,13 +71,10 @@ class Difference:
         return f"A request takes {1e3 * abs(by_s):.1f} ms {word} on average{cause}; {self._tokens()}."
 
     def _tokens(self) -> str:
-        if not self.differing:
-            return "all tokens are equal"
-        first = self.differing[0]
-        return (
-            f"{len(self.differing)} of {len(self.requests)} requests have other tokens, "
-            f"request {first.index} from token {first.differs_at + 1} on"
-        )
+        for first in self.differing:
+            count = f"{len(self.differing)} of {len(self.requests)} requests have other tokens"
+            return f"{count}, request {first.index} from token {(first.differs_at or 0) + 1} on"
+        return "all tokens are equal"
 
     def __str__(self) -> str:
         """As a table: milliseconds of a request on average, before, after and by how much."""
@@ -144,16 +141,19 @@ def _differs_at(before: Result, after: Result) -> int | None:
 
 
 def _sum(changes: list[Changes]) -> Changes:
-    def add(parts: Iterable[Change | None]) -> Change | None:
+    def add(parts: Iterable[Change | None]) -> Change:
         known = [part for part in parts if part is not None]
-        return Change(sum(c.before_s for c in known), sum(c.after_s for c in known)) if known else None
+        return Change(sum(c.before_s for c in known), sum(c.after_s for c in known))
+
+    def add_any(parts: list[Change | None]) -> Change | None:
+        return add(parts) if any(part is not None for part in parts) else None
 
     receipts = [change.receipt for change in changes]
     names = [name for name in (*NAMES, UNACCOUNTED) if any(name in receipt for receipt in receipts)]
     return Changes(
-        add(change.ttft_s for change in changes),
-        add(change.second_token_gap_s for change in changes),
-        add(change.end_to_end_s for change in changes) or Change(0.0, 0.0),
+        add_any([change.ttft_s for change in changes]),
+        add_any([change.second_token_gap_s for change in changes]),
+        add(change.end_to_end_s for change in changes),
         {name: add(receipt.get(name) for receipt in receipts) for name in names},
     )
 

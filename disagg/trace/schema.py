@@ -5,20 +5,18 @@ Fields that are at their record's default are left out.
 """
 
 import re
-from collections.abc import Callable, Container
-from dataclasses import MISSING
-from dataclasses import fields as fields_of
+from collections.abc import Callable, Collection, Container
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from disagg.plan.blocks import STATES
 from disagg.plan.checks import is_number, is_text, short
 from disagg.plan.errors import FileError
-from disagg.plan.preemption import Arm, Choice
+from disagg.plan.preemption import Arm
 from disagg.plan.request import LEGAL_MOVES, Finish, Stage
-from disagg.plan.spans import BlockMove, Mark, Span
-from disagg.trace.results import Result
+from disagg.plan.spans import Span
 
+Row = dict[str, Any]  # of JSON: a line by its fields
 KINDS = ("prefill", "decode", "copy", "spill", "fetch")
 ROLES = ("prefill", "decode", "direct", "down", "up", "spill")
 MOST = 2**62  # ns, bytes, tokens
@@ -30,32 +28,32 @@ LONGEST_NAME = 1000
 class Field(NamedTuple):
     """A test, and the words for what passes it."""
 
-    holds: Callable[[object], bool]
+    holds: Callable[[Any], bool]
     wanted: str
 
 
-def _whole(value) -> bool:
+def _whole(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MOST
 
 
-def _name(value) -> bool:
+def _name(value: Any) -> bool:
     return type(value) is str and len(value) <= LONGEST_NAME and value.isprintable()
 
 
-def _wholes(value) -> bool:
+def _wholes(value: Any) -> bool:
     return type(value) is list and all(map(_whole, value))
 
 
-def _counter(value) -> bool:
+def _counter(value: Any) -> bool:
     """A queue, a memory's free blocks, a batch, the ring; or what gates a queue."""
     return type(value) is str and bool(_COUNTER.fullmatch(value))
 
 
-def _rising(value) -> bool:
-    return _wholes(value) and value == sorted(value)
+def _rising(value: Any) -> bool:
+    return _wholes(value) and bool(value == sorted(value))
 
 
-def _life(value) -> bool:
+def _life(value: Any) -> bool:
     """[ns, stage] pairs, each stage a legal move from the one before."""
     if type(value) is not list or not all(type(pair) is list and len(pair) == 2 for pair in value):
         return False
@@ -65,34 +63,34 @@ def _life(value) -> bool:
     return all(Stage(b) in LEGAL_MOVES[Stage(a)] for a, b in zip(names, names[1:], strict=False))
 
 
-def _place(value) -> bool:
+def _place(value: Any) -> bool:
     """A worker, a lane or a memory, such as "up 0"."""
     role, _, number = value.partition(" ") if type(value) is str else ("", "", "")
     return value == "host" or (role in ROLES and number.isdecimal() and number.isascii() and len(number) <= 4)
 
 
-def _row(value) -> bool:
+def _row(value: Any) -> bool:
     """A worker or a lane: what has a row in a picture."""
     return value != "host" and _place(value)
 
 
-def _counts(value) -> bool:
+def _counts(value: Any) -> bool:
     return type(value) is dict and all(map(_name, value)) and all(map(_whole, value.values()))
 
 
-def _sizes(value) -> bool:
+def _sizes(value: Any) -> bool:
     return (
         _counts(value) and all(name == "ring" or _place(name) for name in value) and sum(value.values()) <= MOST_BLOCKS
     )
 
 
-def _devices(value) -> bool:
+def _devices(value: Any) -> bool:
     if type(value) is not dict or len(value) > MOST_PLACES:
         return False
     return all(map(_place, value)) and all(map(_name, value.values()))
 
 
-def _one_of(words) -> Field:
+def _one_of(words: Collection[str]) -> Field:
     return Field(lambda value: type(value) is str and value in words, f"one of {', '.join(filter(None, words))}")
 
 
@@ -118,25 +116,24 @@ COUNTS = Field(_counts, "whole numbers by name")
 YES_NO = Field(lambda value: type(value) is bool, "true or false")
 
 
-class Shape:
-    """A kind of line. `stands_for` is the field that the line's first one gives; `also` are fields no record has."""
+class Shape(NamedTuple):
+    """A kind of line. `stands_for` is the field that the line's first one gives."""
 
-    def __init__(self, make: type, stands_for: str, fields: dict[str, Field], also: tuple[str, ...] = ()) -> None:
-        self.make, self.stands_for, self.fields = make, stands_for, fields
-        self.names = [name for name in fields if name not in also]
-        self.defaults = {name: value for name, value in _defaults(make).items() if name in fields}
+    stands_for: str
+    fields: dict[str, Field]
+    defaults: Row
 
-    def row(self, kind: str, record) -> dict:
+    def row(self, kind: str, record: object) -> Row:
         """The record as a line."""
         row = {kind: plain(getattr(record, self.stands_for))}
-        for name in self.names:
+        for name in self.fields:
             value = getattr(record, name)
             if name != self.stands_for and (name not in self.defaults or value != self.defaults[name]):
                 row[name] = plain(value)
         return row
 
 
-def check(row: dict, fields: dict[str, Field], may_lack: Container[str] = ()) -> None:
+def check(row: Row, fields: dict[str, Field], may_lack: Container[str] = ()) -> None:
     """FileError where a field is unknown, wrong or missing."""
     for name, value in row.items():
         field = fields.get(name)
@@ -151,13 +148,7 @@ def check(row: dict, fields: dict[str, Field], may_lack: Container[str] = ()) ->
                 raise FileError(f"field {name!r} is missing")
 
 
-def _defaults(make: type) -> dict:
-    if issubclass(make, tuple):
-        return make._field_defaults
-    return {field.name: field.default for field in fields_of(make) if field.default is not MISSING}
-
-
-def plain(value):
+def plain(value: object) -> object:
     """As JSON holds it: tuples as lists, an enum's word as text."""
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
@@ -166,32 +157,36 @@ def plain(value):
 
 SHAPES = {
     "span": Shape(
-        Span, "kind",
+        "kind",
         {
             "kind": _one_of(KINDS), "place": ROW, "start_ns": WHOLE, "end_ns": WHOLE, "requests": WHOLES,
             "index": WHOLE, "count": WHOLE, "nbytes": WHOLE, "firsts": WHOLES, "hand_offs_ns": TIMES,
             "deadline_ns": WHOLE, "transfer": WHOLE, "occupied_ns": WHOLE, "ready_ns": WHOLE, "blocks": WHOLE,
             "groups": WHOLES,
         },
+        Span._field_defaults,
     ),
     "mark": Shape(
-        Mark, "name",
+        "name",
         {"name": COUNTER, "at_ns": WHOLE,
          "value": Field(lambda v: _whole(v) or _name(v), f"{WHOLE.wanted}, or a name")},
+        {},
     ),
     "move": Shape(
-        BlockMove, "pool",
+        "pool",
         {"pool": NAME, "at_ns": WHOLE, "state": _one_of(STATES), "owner": _or_null(WHOLE), "blocks": WHOLES},
+        {},
     ),
     "choice": Shape(
-        Choice, "request",
+        "request",
         {
             "request": WHOLE, "tokens": WHOLE, "spill_ns": _or_null(WHOLE), "recompute_ns": _or_null(WHOLE),
             "arm": _one_of([arm.value for arm in Arm]),
         },
+        {},
     ),
     "result": Shape(
-        Result, "request",
+        "request",
         {
             "request": Field(lambda v: _whole(v) or (type(v) is int and v == -1), "a number, or -1: it never started"),
             "prompt_tokens": WHOLE, "arrival_ns": WHOLE, "token_ids": WHOLES, "token_times_ns": TIMES, "text": TEXT,
@@ -200,7 +195,7 @@ SHAPES = {
             "stages": Field(_life, "pairs of a time in ns and a stage, in legal order"), "ended_ns": WHOLE,
             "seat": _or_null(WHOLE), "recorded": YES_NO,
         },
-        also=("recorded",),
+        {"text": "", "prompt": "", "finish_reason": "", "error": None, "stages": (), "ended_ns": 0, "seat": None},
     ),
 }  # fmt: skip
 

@@ -4,12 +4,15 @@ H, hidden fraction: 1 - exposed / all transfer time, of one request's hand-off. 
 union of copies during which a prefill pass ran. E, exposed: from token 1 to the last layer landed.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from disagg.plan.spans import BlockMove, Mark, Span
-from disagg.trace.index import Index
+from disagg.trace import archive, perfetto
+from disagg.trace.archive import Recording
+from disagg.trace.index import Index, places_of
 from disagg.trace.intervals import intersection, length, union
 from disagg.trace.law import Law
 
@@ -31,56 +34,62 @@ class Overlap(NamedTuple):
 
 @dataclass
 class Timeline:
-    """What was recorded while requests were served; workers append, whoever draws reads."""
+    """What was recorded while requests were served; workers append, views read."""
 
-    spans: list[Span] = field(default_factory=list)
+    spans: MutableSequence[Span] = field(default_factory=list)
     start_ns: int = 0
-    marks: list[Mark] = field(default_factory=list)
-    moves: list[BlockMove] = field(default_factory=list)
+    marks: MutableSequence[Mark] = field(default_factory=list)
+    moves: MutableSequence[BlockMove] = field(default_factory=list)
     devices: dict[str, str] = field(default_factory=dict)  # worker, lane or memory → the device or link it stands on
     sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
-    _index: tuple[tuple, Index] | None = field(default=None, repr=False, compare=False)
+    _index: tuple[tuple[object, ...], Index] | None = field(default=None, repr=False, compare=False)
 
-    def save(self, path, overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording: JSON lines, packed where the name ends in .gz. Whole or not at all; FileError."""
-        from disagg.trace.archive import save
-
-        save(path, self, overwrite=overwrite)
+        archive.save(path, self.header(), self.records(), overwrite)
 
     @classmethod
-    def load(cls, path, within=None) -> "Timeline":
+    def load(cls, path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> "Timeline":
         """From a recording of a timeline or of a run; `within` is a folder that the path must not leave. FileError."""
-        from disagg.trace.archive import load_timeline
+        return cls.of(archive.load(path, within))
 
-        return load_timeline(path, within)
+    @classmethod
+    def of(cls, found: Recording) -> "Timeline":
+        """The timeline among the records of a file."""
+        header = found.header
+        return cls(found.spans, header["start_ns"], found.marks, found.moves, header["devices"], header["sizes"])
 
-    def to_perfetto(self, path) -> None:
+    def header(self) -> dict[str, Any]:
+        """What the first line of a recording holds of a timeline."""
+        return {"start_ns": self.start_ns, "devices": self.devices, "sizes": self.sizes}
+
+    def records(self) -> dict[str, list[Any]]:
+        """The records of a recording by the kind of their line, as they are now."""
+        return {"span": list(self.spans), "mark": list(self.marks), "move": list(self.moves)}
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> None:
         """Writes trace events for https://ui.perfetto.dev, packed where the name ends in .gz."""
-        from disagg.trace.perfetto import export
-
-        export(self, path)
+        perfetto.export(self.index(), path)
 
     def index(self) -> Index:
         """Spans and marks as they are now, ready to be asked; kept until more are recorded."""
         spans, marks = list(self.spans), list(self.marks)  # at once: others may be appending
         now = len(spans), len(marks), *spans[-1:], *marks[-1:]  # where only the last are kept, their number stays
         if self._index is None or self._index[0] != now:
-            self._index = now, Index(spans, marks, self.sizes)
+            self._index = now, Index(spans, marks, self.devices, self.sizes, self.start_ns)
         return self._index[1]
 
     def reaches(self, at_ns: int) -> bool:
         """Is everything from that instant on still here? Where only the last entries are kept, earlier ones go."""
         spans, marks = self.spans, self.marks
-        ends = [(spans, spans[0].end_ns)] if spans else []
+        ends: list[tuple[Sequence[object], int]] = [(spans, spans[0].end_ns)] if spans else []
         ends += [(marks, marks[0].at_ns)] if marks else []
         return not any(len(kept) == getattr(kept, "maxlen", None) and first > at_ns for kept, first in ends)
 
     @property
     def places(self) -> list[str]:
         """Workers and lanes, in the order in which a request passes them."""
-        order = ["prefill", "down", "direct", "up", "decode", "spill"]
-        names = {span.place for span in self.spans}
-        return sorted(names, key=lambda name: (order.index(name.split()[0]), name))
+        return places_of(self.spans)
 
     @property
     def end_ns(self) -> int:

@@ -1,14 +1,14 @@
-"""One controller and its traffic under a virtual clock, with workers that take time.
+"""One controller and its transfer scheduler under a virtual clock, with workers that take time.
 
 `SimulatedEngine` obeys commands with events at computed times; one heap, one order, no thread. `Speeds` are round
 numbers; real figures need the cost model of hardware.py.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -24,9 +24,39 @@ from disagg.trace.results import Result, Run
 from disagg.twin.batch_view import BatchView
 
 
+class WorkTimes(Protocol):
+    """What a simulation asks about its workers and links. Times in whole ns."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def token_bytes(self) -> int:
+        """Of K/V, in all layers."""
+
+    @property
+    def pads(self) -> bool:
+        """Is a row of a group read as far as the group's longest?"""
+
+    @property
+    def steps_in_flight(self) -> int: ...
+    @property
+    def turn_ns(self) -> int:
+        """From a worker's answer to when the controller hears of it."""
+
+    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
+        """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
+        what follows the last; `ending` prompts end in it, `beside` another worker that computes."""
+
+    def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
+        """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
+
+    def copy_ns(self, lane: str, nbytes: int) -> int:
+        """A copy on an undialled link."""
+
+
 @dataclass(frozen=True)
 class Speeds:
-    """Costs of simulated work in ns, and the model's shape."""
+    """Round costs of simulated work in ns, and the model's shape: see WorkTimes."""
 
     layers: int = 30
     token_bytes: int = 46_080
@@ -36,24 +66,20 @@ class Speeds:
     step_row: int = 6_000_000
     step_token: int = 20_000
     tail: int = 3_000_000  # prefill's output head
-    copy_byte: float = 0.2  # an undialled wire
+    copy_byte: float = 0.2  # on an undialled link
     pads: ClassVar[bool] = True  # a row of a group is read as far as its longest
     steps_in_flight: ClassVar[int] = 1
     turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller hears of it
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
-        """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
-        what follows the last; `ending` prompts end in it, `beside` another worker that computes."""
         tokens = sum(stop - start for start, stop in chunks)
         layer = (self.prefill_pass + tokens * self.prefill_token) // self.layers
         return layer, layer, self.tail
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
-        """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
         return self.step + rows * self.step_row + tokens * self.step_token
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
-        """A copy on an undialled wire."""
         return round(nbytes * self.copy_byte)
 
 
@@ -62,11 +88,15 @@ def fake_token(request: int, index: int) -> int:
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
+def _ignore_ring(at_ns: int, held: int) -> None:
+    """In place of a recorder, where nothing is kept any more."""
+
+
 class SimulatedEngine:
-    """One controller, its traffic, and workers that take time. `step` advances by one event."""
+    """One controller, its transfer scheduler, and workers that take time. `step` advances by one event."""
 
     def __init__(
-        self, config: Config, speeds: Speeds = Speeds(), steps_in_flight: int | None = None, record: bool = True
+        self, config: Config, speeds: WorkTimes = Speeds(), steps_in_flight: int | None = None, record: bool = True
     ) -> None:
         self.config, self.speeds = config, speeds
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
@@ -78,19 +108,19 @@ class SimulatedEngine:
         self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
         self.recorder.begin(0, record)
         self.busy_lanes: set[str] = set()
-        self._heap: list = []
+        self._heap: list[tuple[int, float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._free_ns: dict[cmd.Worker, int] = {}
-        self._mirrors: dict[cmd.Worker, BatchView] = {}
+        self._batches: dict[cmd.Worker, BatchView] = {}
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
 
-    def at(self, when_ns: int, action, *args) -> None:
+    def at(self, when_ns: int, action: Callable[..., object], *args: Any) -> None:
         """Schedules an action; those of one instant run in the order in which they were scheduled."""
         self._sequence += 1
         heapq.heappush(self._heap, (when_ns, self._tie(), self._sequence, action, args))
 
-    def _tie(self) -> int:
-        """Order of what happens at the same instant; tests draw it at random."""
+    def _tie(self) -> float:
+        """Order of what happens at the same instant; checked simulations draw it at random."""
         return 0
 
     def submit(self, job: Job) -> None:
@@ -119,24 +149,37 @@ class SimulatedEngine:
 
     def run(self, limit_steps: int = 50_000_000) -> None:
         """Until nothing is left to happen; an open request then is a bug, and is named."""
-        while self.step():
-            limit_steps -= 1
-            if not limit_steps:
-                raise EngineError("the simulated world does not come to an end")
+        for _ in range(limit_steps):
+            if not self.step() and not self.pass_deadline():
+                break
+        else:
+            raise EngineError("the simulation does not come to an end")
         if stuck := open_in_words(self.controller.state):
             raise EngineError(f"nothing left to happen, but these wait: {stuck}")
+
+    def pass_deadline(self) -> bool:
+        """Where only deadlines are left: does time go on to the next one? Here the simulation ends."""
+        return False
+
+    def skip_to_deadline(self) -> bool:
+        """Time goes on to the next deadline; False where there is none."""
+        due = self.controller.state.next_deadline_ns
+        if due is None or self.controller.broken:
+            return False
+        self.now_ns = max(self.now_ns, due)
+        return True
 
     def so_far(self) -> Run:
         """What has been recorded up to now."""
         return self.recorder.run(self.controller.state.config, list(self.results.values()))
 
     def close(self) -> None:
-        """Its parts hold each other no longer: a world that is done is freed at once, and not by the collector some
-        time. The lists of a GPU's blocks are long."""
-        self.traffic.on_ring = None
+        """Its parts hold each other no longer: a simulation that is done is freed at once, without the collector.
+        The lists of a GPU's blocks are long."""
+        self.traffic.on_ring = _ignore_ring
         self.controller.state.on_move.clear()
 
-    def deliver(self, event) -> None:
+    def deliver(self, event: object) -> None:
         """The inbox: one event into the controller, its commands carried out."""
         self.recorder.hear(self.now_ns, event)
         commands = self.controller.handle(event, self.now_ns)
@@ -145,36 +188,33 @@ class SimulatedEngine:
             self.obey(command)
         self.drive_lanes()
 
-    def obey(self, command) -> None:
-        if (carry_out := getattr(self, _OBEYED.get(type(command), ""), None)) is not None:
-            carry_out(command)
-
-    def _emit(self, command: cmd.Emit) -> None:
-        for request, token in zip(command.requests, command.tokens, strict=True):
-            result = self.results[request]
-            result.token_ids.append(token)
-            result.token_times_ns.append(command.at_ns)
-
-    def _send(self, command: cmd.Send) -> None:
-        self.traffic.send(command, self.now_ns)
-
-    def _assign(self, command: cmd.Assign) -> None:
-        self.traffic.assign(command, self.now_ns)
-
-    def _abort(self, command: cmd.Abort) -> None:
-        for notice in self.traffic.abort(command.transfer, self.now_ns):
-            self.at(self.now_ns, self.deliver, notice)
-
-    def _ended(self, command: cmd.Ended) -> None:
-        result = self.results[command.request]
-        result.finish_reason, result.error = command.finish.value, command.error
-        result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
-
-    def _retuned(self, command: cmd.Retuned) -> None:
-        self.traffic.retune(command.config)
-
-    def _preempted(self, command: cmd.Preempted) -> None:
-        self.recorder.choose(command.choice)
+    def obey(self, command: object) -> None:
+        """Carries a command out. Those that are not here concern real workers alone."""
+        match command:
+            case cmd.Emit():
+                for request, token in zip(command.requests, command.tokens, strict=True):
+                    result = self.results[request]
+                    result.token_ids.append(token)
+                    result.token_times_ns.append(command.at_ns)
+            case cmd.Decode():
+                self._decode(command)
+            case cmd.Prefill():
+                self._prefill(command)
+            case cmd.Send():
+                self.traffic.send(command, self.now_ns)
+            case cmd.Assign():
+                self.traffic.assign(command, self.now_ns)
+            case cmd.Abort():
+                for notice in self.traffic.abort(command.transfer, self.now_ns):
+                    self.at(self.now_ns, self.deliver, notice)
+            case cmd.Ended():
+                result = self.results[command.request]
+                result.finish_reason, result.error = command.finish.value, command.error
+                result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
+            case cmd.Retuned():
+                self.traffic.retune(command.config)
+            case cmd.Preempted():
+                self.recorder.choose(command.choice)
 
     # ---- workers -----------------------------------------------------------------------------------------------------
 
@@ -189,14 +229,9 @@ class SimulatedEngine:
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
         requests = tuple(chunk.request for chunk in command.chunks)
-        firsts = tuple(chunk.request for chunk in finals)
-        blocks = sum(len(chunk.blocks) for chunk in command.chunks)
-        self.recorder.span(
-            Span(
-                "prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks,
-                ready_ns=command.at_ns, blocks=blocks,
-            )
-        )  # fmt: skip
+        firsts, blocks = tuple(chunk.request for chunk in finals), sum(len(chunk.blocks) for chunk in command.chunks)
+        span = Span("prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks)
+        self.recorder.span(span._replace(ready_ns=command.at_ns, blocks=blocks))
         given = tuple(self._token(chunk.request, chunk.token_index) for chunk in finals)
         prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
         self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
@@ -227,22 +262,18 @@ class SimulatedEngine:
 
     def _decode(self, command: cmd.Decode) -> None:
         worker, token = command.worker, self._token
-        if worker not in self._mirrors:
-            self._mirrors[worker] = BatchView()
-        used, padded = self._mirrors[worker].follow(command)
-        tokens = tuple([token(request, index) for request, index in self._mirrors[worker].rows()])
+        if worker not in self._batches:
+            self._batches[worker] = BatchView()
+        used, padded = self._batches[worker].follow(command)
+        tokens = tuple([token(request, index) for request, index in self._batches[worker].rows()])
         padded = padded if self.speeds.pads else used
         start = self._start(worker)
         end = start + self.speeds.step_ns(len(tokens), padded, self._beside(worker))
         self._free_ns[worker] = end
         if self.recorder.on:
             order, sizes = tuple(chain.from_iterable(command.groups)), tuple(map(len, command.groups))
-            self.recorder.span(
-                Span(
-                    "decode", str(worker), start, end, order, command.step, len(order),
-                    ready_ns=command.at_ns, groups=sizes,
-                )
-            )  # fmt: skip
+            span = Span("decode", str(worker), start, end, order, command.step, len(order))
+            self.recorder.span(span._replace(ready_ns=command.at_ns, groups=sizes))
         stepped = ev.Stepped(worker, command.step, tokens, start, end, used, padded)
         self.at(end + self.speeds.turn_ns, self.deliver, stepped)
 
@@ -256,56 +287,46 @@ class SimulatedEngine:
     def _start(self, worker: cmd.Worker) -> int:
         return max(self.now_ns, self._free_ns.get(worker, 0))
 
-    # ---- wires -------------------------------------------------------------------------------------------------------
+    # ---- links -------------------------------------------------------------------------------------------------------
 
     def drive_lanes(self) -> None:
         """Starts a copy on every idle lane that has one ready."""
         traffic, busy = self.traffic, self.busy_lanes
         if traffic.queued:
             for name, lane in traffic.lanes.items():
-                if lane.ready and name not in busy and (flight := traffic.start(name)) is not None:
-                    self._fly(flight, lane.wire.link.dialled)
+                if lane.ready and name not in busy and (copy := self.start_copy(name)) is not None:
+                    self._fly(copy, lane.wire.link.dialled)
 
-    def _fly(self, flight: ActiveCopy, dialled: bool) -> None:
-        """Keeps the lane busy, and lets the copy land when its wire says; an undialled one keeps no account."""
-        self.busy_lanes.add(flight.lane)
+    def start_copy(self, lane: str) -> ActiveCopy | None:
+        """The lane's next copy; None where it waits for a ring slot."""
+        return self.traffic.start(lane)
+
+    def _fly(self, copy: ActiveCopy, dialled: bool) -> None:
+        """Keeps the lane busy, and lets the copy land when its link says; an undialled one keeps no account."""
+        self.busy_lanes.add(copy.lane)
         if not dialled:
-            flight.start_ns = max(flight.start_ns, self.now_ns)
-            took = self.speeds.copy_ns(flight.lane, flight.piece.nbytes)
-            flight.busy_until_ns = flight.landing_ns = flight.start_ns + took
-        if flight.busy_until_ns < flight.landing_ns:
-            self.at(flight.busy_until_ns, self._lane_free, flight.lane)
-            self.at(flight.landing_ns, self.land, flight)
+            copy.start_ns = max(copy.start_ns, self.now_ns)
+            took = self.speeds.copy_ns(copy.lane, copy.piece.nbytes)
+            copy.busy_until_ns = copy.landing_ns = copy.start_ns + took
+        if copy.busy_until_ns < copy.landing_ns:
+            self.at(copy.busy_until_ns, self._lane_free, copy.lane)
+            self.at(copy.landing_ns, self.land, copy)
         else:
-            self.at(flight.landing_ns, self._through, flight)
+            self.at(copy.landing_ns, self._through, copy)
 
     def _lane_free(self, name: str) -> None:
         self.busy_lanes.discard(name)
         self.drive_lanes()
 
-    def _through(self, flight) -> None:
-        """Without latency a wire is free as its copy lands."""
-        self._lane_free(flight.lane)
-        self.land(flight)
+    def _through(self, copy: ActiveCopy) -> None:
+        """Without latency a link is free as its copy lands."""
+        self._lane_free(copy.lane)
+        self.land(copy)
 
-    def land(self, flight) -> None:
-        notices = self.traffic.finish(flight)
+    def land(self, copy: ActiveCopy) -> None:
+        notices = self.traffic.finish(copy)
         if self.recorder.on:
-            self.recorder.span(flight.span(flight.landing_ns))
+            self.recorder.span(copy.span(copy.landing_ns))
         for notice in notices:
             self.deliver(notice)
         self.drive_lanes()  # whether or not a notice came through
-
-
-#: What else a controller says is for real workers alone.
-_OBEYED = {
-    cmd.Prefill: "_prefill",
-    cmd.Decode: "_decode",
-    cmd.Send: "_send",
-    cmd.Assign: "_assign",
-    cmd.Abort: "_abort",
-    cmd.Emit: "_emit",
-    cmd.Ended: "_ended",
-    cmd.Retuned: "_retuned",
-    cmd.Preempted: "_preempted",
-}

@@ -105,21 +105,19 @@ class LabWorld(SimulatedEngine):
     def _tie(self) -> float:
         return 0 if self._dice is None else self._dice.random()
 
-    def run(self) -> None:
-        """To the end; where only deadlines are left, time goes on to the first."""
-        for _ in range(LIMIT_STEPS):
-            if self.step():
-                continue
-            due = self.controller.state.next_deadline_ns
-            if due is None or self.controller.broken:
-                break
-            self.now_ns = max(self.now_ns, due)
-            if self.listener:
-                self.listener.watch.watchdog(self.now_ns)
-            self.deliver(ev.Tick())
-        super().run()
+    def run(self, limit_steps: int = LIMIT_STEPS) -> None:
+        """To the end, past deadlines; then nothing may be held."""
+        super().run(limit_steps)
         if self.listener:
             self.listener.watch.drained(self.now_ns)
+
+    def pass_deadline(self) -> bool:
+        if not self.skip_to_deadline():
+            return False
+        if self.listener:
+            self.listener.watch.watchdog(self.now_ns)
+        self.deliver(ev.Tick())
+        return True
 
     def deliver(self, event) -> None:
         super().deliver(event)

@@ -1,0 +1,177 @@
+"""A simulation in which things go wrong: its inbox, its copies and its requests obey a fault plan.
+
+`order` draws the order of simultaneous events. What a fault may fail stands in `hurt`, what was cancelled in
+`cancelled`, and `seen` counts what happened.
+"""
+
+import random
+from collections import Counter
+from typing import Any
+
+from disagg.monitor.fault_plan import NOTICES, FaultPlan
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
+from disagg.plan.config import Config
+from disagg.plan.kv_transfers import PAGING
+from disagg.plan.request import Job, Stage
+from disagg.plan.state import ControllerState
+from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
+
+OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own answers come in order
+
+PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
+STALL_NS = 50_000
+UNKNOWN = 10**9  # the number of a transfer, pass or step that never was
+
+
+class FaultySimulation(SimulatedEngine):
+    """`seed` draws the order of simultaneous events; `faults` says what goes wrong."""
+
+    def __init__(
+        self, config: Config, speeds: WorkTimes, steps_in_flight: int, seed: int, faults: FaultPlan, record: bool
+    ) -> None:
+        super().__init__(config, speeds, steps_in_flight, record)
+        self.log: list[tuple[int, object]] = []  # (when, event): the controller's only input
+        self.order, self.faults = random.Random(seed), faults
+        self.jobs: dict[int, Job] = {}
+        self.computing: dict[tuple[cmd.Worker, int], list[int]] = {}  # (worker, pass or step) → its requests
+        self.hurt: dict[int, None] = {}  # requests that a fault may fail
+        self.cancelled: dict[int, None] = {}
+        self.lost = 0  # notices
+        self.seen: Counter[str] = Counter()  # what happened how often
+
+    @property
+    def state(self) -> ControllerState:
+        return self.controller.state
+
+    def _tie(self) -> float:
+        return self.order.random()
+
+    def submit(self, job: Job) -> None:
+        super().submit(job)
+        self.jobs[job.id] = job
+
+    def cancel(self, request: int) -> None:
+        """Cancels now, in whatever stage the request is."""
+        record = self.state.records.get(request)
+        if record is not None:
+            self.seen[f"cancel {record.stage.value}"] += 1
+            self.cancelled[request] = None
+        self.take(ev.Cancel(request))
+
+    # ---- the inbox ---------------------------------------------------------------------------------------------------
+
+    def deliver(self, event: object) -> None:
+        """An event on its way to the controller, where the plan may strike it."""
+        if self.controller.broken:
+            return
+        if not self.faults.quiet:
+            self._strike_requests()
+            if (struck := self._strike(event)) is None:
+                return
+            event = struck
+        self.take(event)
+
+    def take(self, event: object) -> None:
+        """One event into the controller."""
+        match event:
+            case ev.Prefilled() | ev.PassFailed():
+                self.computing.pop((event.worker, event.pass_id), None)
+            case ev.Stepped() | ev.StepFailed():
+                self.computing.pop((event.worker, event.step), None)
+        self.log.append((self.now_ns, event))
+        super().deliver(event)
+
+    def _strike_requests(self) -> None:
+        records, faults = self.state.records, self.faults
+        paged = [record.id for record in records.values() if record.stage in PAGED]
+        if paged and faults.strike("paged"):
+            self.cancel(faults.pick(paged))
+        if records:
+            match faults.strike("event"):
+                case "cancel":
+                    self.cancel(faults.pick(list(records)))
+                case "interrupt":
+                    for request in list(records):
+                        self.cancel(request)
+
+    def _strike(self, event: object) -> object | None:
+        """The event, a failure in its place, or None for a notice that gets lost or comes later."""
+        faults = self.faults
+        match event:
+            case ev.Prefilled() if faults.strike("prefill"):
+                self.hurt.update(dict.fromkeys(self.computing[event.worker, event.pass_id]))
+                event = ev.PassFailed(event.worker, event.pass_id, "fault")
+            case ev.Stepped() if faults.strike("decode"):
+                self.hurt.update(dict.fromkeys(self.computing[event.worker, event.step]))
+                event = ev.StepFailed(event.worker, event.step, "fault")
+            case ev.Landed() if event.transfer in self.state.transfers and faults.strike("landing"):
+                self._hurt_by(event.transfer)
+                self.lost += 1
+                return None
+        if isinstance(event, (ev.Prefilled, ev.Stepped)) and faults.strike("worker"):
+            self.hurt.update(dict.fromkeys(self.jobs))
+            self.seen["worker die"] += 1
+            return ev.WorkerDied(event.worker, "fault: request " + ", ".join(map(str, self.state.records)))
+        return self._strike_notice(event) if isinstance(event, NOTICES) else event
+
+    def _strike_notice(self, event: object) -> object | None:
+        match self.faults.strike("notice"):
+            case "twice":
+                self.at(self.now_ns + self.faults.pick([0, 100, 1000]), self.take, event)
+            case "late" if isinstance(event, OUT_OF_ORDER):
+                self.at(self.now_ns + self.faults.pick([0, 100, 1000]), self.take, event)
+                return None
+            case "unknown":
+                self.take(self.faults.pick(_unknown(UNKNOWN)))
+        return event
+
+    def _hurt_by(self, transfer: int) -> None:
+        """A hand-off that fails takes its request along; a spill or a fetch does not."""
+        if self.state.transfers[transfer].route not in PAGING:
+            self.hurt[self.state.transfers[transfer].record.id] = None
+
+    # ---- workers and copies ------------------------------------------------------------------------------------------
+
+    def _prefill(self, command: cmd.Prefill) -> None:
+        super()._prefill(command)
+        self.computing[command.worker, command.pass_id] = [chunk.request for chunk in command.chunks]
+
+    def _decode(self, command: cmd.Decode) -> None:
+        super()._decode(command)
+        self.computing[command.worker, command.step] = [request for group in command.groups for request in group]
+
+    def land(self, copy: ActiveCopy) -> None:
+        fault = None
+        if not self.faults.quiet:
+            paging = self.state.transfers[copy.piece.transfer].route in PAGING
+            fault = self.faults.strike("paging" if paging else "copy")
+        if fault == "stall":
+            self.at(self.now_ns + STALL_NS, self._land, copy, None)
+        else:
+            self._land(copy, fault)
+
+    def _land(self, copy: ActiveCopy, fault: str | None) -> None:
+        if fault is None:
+            return super().land(copy)
+        if copy.piece.transfer in self.state.transfers:
+            self._hurt_by(copy.piece.transfer)
+        for notice in self.traffic.fail(copy, f"fault: {fault}", self.now_ns):
+            self.deliver(notice)
+        self.drive_lanes()
+
+
+def _unknown(number: int) -> list[Any]:
+    """Notices about things that never were."""
+    prefill, decode = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
+    return [
+        ev.Landed(number, (ev.Part(0, 1, 0, 1),), 1, 1),
+        ev.SourceRead(number),
+        ev.TransferFailed(number, "fault"),
+        ev.TransferClosed(number),
+        ev.Prefilled(prefill, number, (), 0, 1),
+        ev.PassFailed(prefill, number, "fault"),
+        ev.Stepped(decode, number, (), 0, 1, 0, 0),
+        ev.StepFailed(decode, number, "fault"),
+    ]

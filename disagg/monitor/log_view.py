@@ -1,0 +1,51 @@
+"""What the detectors know of one controller, from its log alone: open requests, transfers, blocks and deadlines."""
+
+from disagg.monitor.block_monitor import BlockMonitor
+from disagg.monitor.request_monitor import RequestMonitor, View
+from disagg.monitor.transfer_monitor import Carried, TransferMonitor
+from disagg.monitor.violation import Report
+from disagg.monitor.wait_monitor import WaitMonitor
+from disagg.plan.config import Config
+
+
+class LogView:
+    """`report` raises. Times in ns on the controller's clock."""
+
+    def __init__(self, config: Config, layers: int, report: Report) -> None:
+        self.report, self.colocated = report, config.colocated
+        assert config.block_size is not None, "a controller's config has its block size filled in"
+        self.block_size = config.block_size
+        self.blocks = BlockMonitor(config, report)
+        self.transfers = TransferMonitor(layers, self.blocks, report)
+        self.requests = RequestMonitor(report)
+        self.waiting = WaitMonitor(config, self.blocks, self.transfers, report)
+        self.now_ns = 0
+        self.excused = False  # a deadline has passed or a worker died: the controller may break
+        self.finals: list[View] = []  # requests whose prefill this event ended
+
+    def carried_of(self, view: View) -> Carried | None:
+        """The request's transfer, where it is open."""
+        return None if view.transfer is None else self.transfers.open.get(view.transfer)
+
+    def begin(self, *what: object) -> None:
+        """A pass, step or transfer is under way from now on."""
+        self.waiting.begun[what] = self.now_ns
+
+    def complete(self, carried: Carried, view: View) -> None:
+        """All that is due of a transfer has landed."""
+        self.close(carried)
+        view.since_ns = self.now_ns
+        if carried.route == "spill":
+            view.paged = True
+        else:
+            view.arrived, view.due, view.paged = True, carried.due, False
+
+    def close(self, carried: Carried) -> None:
+        self.transfers.close(carried)
+        self.waiting.begun.pop(("transfer", carried.id), None)
+
+    def check_landed(self, view: View, what: str, blocks: tuple[int, ...]) -> None:
+        """Landing: the request's K/V are whole where these blocks are."""
+        if (carried := self.carried_of(view)) is not None:
+            self.transfers.check_complete(carried, what)
+        self.report("Landing", f"{what}, but no transfer of it has landed whole", view.job.id, blocks)
