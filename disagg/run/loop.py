@@ -24,7 +24,7 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import DisaggError, EngineError, RequestError
 from disagg.plan.request import Finish, Job
 from disagg.run import placement
-from disagg.run.attention import pick_kernel
+from disagg.run.attention.choice import pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
 from disagg.run.gpu.sm_split import in_words as sms_in_words

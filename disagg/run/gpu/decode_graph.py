@@ -15,7 +15,7 @@ import torch
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
-from disagg.run.attention import PagedDecode
+from disagg.run.attention.paged import PagedDecode
 from disagg.run.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.run.attention import Options, PagedPrefill
+from disagg.run.attention.interface import Options
+from disagg.run.attention.paged import PagedPrefill
 from disagg.run.batch import PrefillBatch
 from disagg.run.device import settle
 from disagg.run.kv_cache import KVCache

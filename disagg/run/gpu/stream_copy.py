@@ -267,12 +267,12 @@ def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, 
 def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
     """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the first, where the
     ids are too."""
-    from disagg.run.gpu import block_kernel  # needs triton
+    from disagg.run.gpu import device_kernels  # needs triton
 
     layers = route.layers
     source, target = (wide(cache.data[layers.start : layers.stop]) for cache in (route.source, route.target))
-    words, tile = source[0, 0, 0].numel(), block_kernel.TILE
-    block_kernel.copy[-(-words // tile), len(route.blocks), 2 * len(layers)](
+    words, tile = source[0, 0, 0].numel(), device_kernels.TILE
+    device_kernels.copy_blocks[-(-words // tile), len(route.blocks), 2 * len(layers)](
         source, target, blocks, onto, *source.stride()[:2], *target.stride()[:2], WORDS=words, TILE=tile
     )
 

@@ -14,16 +14,10 @@ import torch.nn.functional as F
 
 from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import ConfigError, ModelError, PackageError
-from disagg.run.attention import (
-    NAME,
-    DecodePlan,
-    PagedPrefill,
-    PrefillPlan,
-    Workspace,
-    announced,
-    choose,
-    number_layers,
-)
+from disagg.run.attention.choice import choose
+from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
+from disagg.run.attention.interface import NAME, announced, number_layers
+from disagg.run.attention.paged import PagedPrefill
 from disagg.run.batch import DecodeBatch, PrefillBatch
 from disagg.run.device import finish
 from disagg.run.kv_cache import KVCache, KVShape
