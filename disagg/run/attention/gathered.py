@@ -132,6 +132,7 @@ class DecodePlan(Plan):
         plain, outs = needs_plain(self.workspace, options), []
         for index in range(len(self.batch.groups)):
             for rows, view in self.strips(index, options.window):
+                assert view.slots is not None, "a strip reads the slots of its rows"
                 pair = self.workspace.gather(self.cache, layer, view.slots)
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
                 outs.append(attend(query[rows.start : rows.stop], k, v, view.mask, plain, options))

@@ -119,7 +119,7 @@ class VarlenKernel(PagedKernel):
 
         if "block_table" not in inspect.signature(varlen_attn).parameters:
             raise ImportError(f"varlen_attn of torch {torch.__version__} takes no block table; 2.13 does")
-        self._attend: Callable[..., Tensor] = varlen_attn
+        self._attend: Any = varlen_attn  # returns a Tensor unless it is asked for more
 
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
         lengths = chunks.cu, None, chunks.longest, chunks.longest_keys
