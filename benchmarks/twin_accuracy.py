@@ -61,7 +61,7 @@ def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
             handle.result()
         ahead = engine.controller.state.steps_in_flight
     shape = {"layers": model.shape.layers, "token_bytes": model.shape.token_bytes}
-    return told, replay(first, heard, **shape, steps_in_flight=ahead, pads=engine.kernel is None)
+    return told, replay(first, heard, **shape, steps_in_flight=ahead, pads=engine.attention_path.pads)
 
 
 def _overheard(engine: Engine) -> tuple[list, list]:

@@ -16,7 +16,8 @@ import torch
 def install(monkeypatch, package, *kernels: str) -> None:
     """These kernels of the package, made anew with this triton, until the test is over."""
     language, triton = make_language(), ModuleType("triton")
-    triton.jit, triton.language = lambda function: Kernel(function, language), language
+    triton.language = language
+    triton.jit = lambda function=None, **options: Kernel(function, language) if function else triton.jit
     with monkeypatch.context() as meanwhile:
         meanwhile.setitem(sys.modules, "triton", triton)
         meanwhile.setitem(sys.modules, "triton.language", language)

@@ -16,10 +16,10 @@ class PlainKernel:
         for part in (slice(a, b) for a, b in zip(edges, edges[1:], strict=False)):
             out[part] = self._one(query[part], key[part], value[part], scale)
 
-    def chunked(self, query, keys, values, table, cu, cu_keys, longest, longest_keys, scale):
-        edges, lengths, out = cu.tolist(), cu_keys.diff().tolist(), []
+    def chunked(self, query, keys, values, chunks, scale):
+        edges, lengths, out = chunks.cu.tolist(), chunks.cu_keys.diff().tolist(), []
         for row, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
-            k, v = (x[table[row].long()].flatten(0, 1)[: lengths[row]] for x in (keys, values))
+            k, v = (x[chunks.table[row].long()].flatten(0, 1)[: lengths[row]] for x in (keys, values))
             out.append(self._one(query[start:stop], k, v, scale))
         return torch.cat(out)
 

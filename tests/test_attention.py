@@ -7,8 +7,9 @@ import torch
 from paged_kernel import PlainKernel
 
 from disagg.plan.errors import ConfigError, ModelError
-from disagg.run import attention
-from disagg.run.attention import DecodePlan, PrefillPlan, Workspace, choice, gathered, paged_attention
+from disagg.run.attention import choice, gathered
+from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
+from disagg.run.attention.interface import paged_attention
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 
@@ -218,25 +219,26 @@ def test_a_table_without_room_for_the_new_token_is_refused():
 
 
 def test_choosing_says_what_there_is():
-    assert attention.choose("auto", "cpu") == "sdpa" and attention.choose("plain", "cpu") == "plain"
-    assert attention.pick_kernel("auto", "cpu", KVShape(1, 2, 8, torch.bfloat16), 4, 16) is None
-    assert "flash-attn has kernels for GPUs only" in attention.describe("cpu")
+    assert choice.choose("auto", "cpu") == "sdpa" and choice.choose("plain", "cpu") == "plain"
+    assert choice.pick_kernel("auto", "cpu", KVShape(1, 2, 8, torch.bfloat16), 4, 16) is None
+    assert "flash-attn has kernels for GPUs only" in choice.describe("cpu")
     with pytest.raises(ConfigError, match="must be 'auto'"):
-        attention.choose("fast", "cpu")
+        choice.choose("fast", "cpu")
 
 
 @pytest.mark.parametrize("fault", [None, "mask", "page"])
 def test_a_kernel_is_taken_only_where_it_computes_what_plain_attention_does(fault):
     class Kernel(PlainKernel):
-        def chunked(self, query, keys, values, table, *rest):
-            return super().chunked(query, keys, values, table.flip(1) if fault == "page" else table, *rest)
+        def chunked(self, query, keys, values, chunks, scale):
+            chunks = chunks._replace(table=chunks.table.flip(1)) if fault == "page" else chunks
+            return super().chunked(query, keys, values, chunks, scale)
 
         def _one(self, query, key, value, scale):
             cut = 1 if fault == "mask" and len(query) > 1 else 0
             return super()._one(query, key[cut:], value[cut:], scale)
 
     shape = KVShape(1, 2, 16, torch.bfloat16)
-    verdict = choice.trial(Kernel(), torch.device("cpu"), shape, 4, 16)
+    verdict = choice.try_kernel(Kernel(), torch.device("cpu"), shape, 4, 16)
     assert verdict is None if fault is None else "differs from plain attention" in verdict
 
 

@@ -72,6 +72,8 @@ def test_a_fresh_controller_gives_the_same_commands_for_the_engines_events(monke
         log, shape = list(run.log), engine.model.shape
     heard = len(engine.watch.events)
     assert len(log) > 20 and heard >= len(log)
-    fresh = Controller(engine.config, layers=shape.layers, token_bytes=shape.token_bytes, pads=engine.kernel is None)
+    fresh = Controller(
+        engine.config, layers=shape.layers, token_bytes=shape.token_bytes, pads=engine.attention_path.pads
+    )
     replayed = [command for now, event in log for command in fresh.handle(event, now)]
     assert replayed == commands[: len(replayed)] and len(replayed) > 20

@@ -130,7 +130,7 @@ def tiny_lines() -> list[str]:
         engine.controller.handle = listening
         engine.serve(lengths((40, 12), (20, 3), (50, 40), (9, 48), (33, 48)))
         shape = engine.model.shape
-        sizes = {"layers": shape.layers, "token_bytes": shape.token_bytes, "pads": engine.kernel is None}
+        sizes = {"layers": shape.layers, "token_bytes": shape.token_bytes, "pads": engine.attention_path.pads}
         header = repr({"config": repr(engine.config), **sizes})
     return [header, *lines]
 

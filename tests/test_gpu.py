@@ -8,8 +8,11 @@ from engine_tools import check_greedy, lengths, prompt_of, small
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
-from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace, pick_kernel, split_decode
-from disagg.run.attention.paged import PagedKernel
+from disagg.run.attention import split_decode
+from disagg.run.attention.choice import pick_kernel
+from disagg.run.attention.gathered import DecodePlan, Workspace
+from disagg.run.attention.interface import Options
+from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.gpu.sm_split import describe, sm_count, split_gpu

@@ -10,7 +10,7 @@ from benchmarks.parity import architecture_rows
 from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, ModelError
-from disagg.run.attention import paged_attention
+from disagg.run.attention.interface import paged_attention
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import load_check, projections, weights

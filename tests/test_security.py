@@ -106,10 +106,10 @@ import disagg
 from disagg import Config, Engine, Request
 for room in ("plan", "run"):
     package = importlib.import_module(f"disagg.{room}")
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name in ("spin", "block_kernel"):
-            continue  # they need triton; only the lanes of a GPU import them
-        importlib.import_module(f"disagg.{room}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"disagg.{room}."):
+        if module.name.endswith("kernels"):
+            continue  # they need triton; only what runs on a GPU imports them
+        importlib.import_module(module.name)
 with Engine(Config.preset("dynamic", model="tiny", prefill_blocks=64, decode_blocks=64, host_blocks=64)) as engine:
     assert len(engine.serve([Request("Why?", 8)]).results[0].token_ids)
 """

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from disagg.run import attention
-from disagg.run.attention import DecodePlan, Options, PagedDecode, Workspace, shares, split_decode
-from disagg.run.attention.paged import PagedKernel
+from disagg.run.attention import split_decode
+from disagg.run.attention.gathered import DecodePlan, Workspace
+from disagg.run.attention.interface import Options
+from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.batch import DecodeBatch
 from disagg.run.kv_cache import KVCache, KVShape
 
@@ -17,7 +19,7 @@ LONG_ONE = [600] * 8 + [8192]
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-    fake_triton.install(monkeypatch, attention, "shares_kernel", "kernels")
+    fake_triton.install(monkeypatch, attention, "kernels")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors of a few numbers: threads would only wait for each other
     yield
@@ -29,10 +31,10 @@ def kernels(monkeypatch):
 
 def cut(lengths, kv_heads=8, sms=WHOLE, tile=32) -> dict[int, list[tuple[int, int]]]:
     """Start and stop of each row's shares, once the table has been found in order."""
-    items = shares.cut(torch.tensor(lengths, dtype=torch.int32), kv_heads, sms, tile).tolist()
+    items = split_decode.cut(torch.tensor(lengths, dtype=torch.int32), kv_heads, sms, tile).tolist()
     rows: dict[int, list[tuple[int, int]]] = {}
     used = sum(count > 0 for *_, count in items)
-    assert all(item == [0] * shares.FIELDS for item in items[used:]), "an item to spare stands before a real one"
+    assert all(item == [0] * split_decode.FIELDS for item in items[used:]), "an item to spare stands before a real one"
     for index, (row, start, stop, first, count) in enumerate(items[:used]):
         rows.setdefault(row, []).append((start, stop))
         assert index - first == len(rows[row]) - 1 and items[first][0] == row and items[first + count - 1][0] == row
@@ -47,14 +49,14 @@ def cut(lengths, kv_heads=8, sms=WHOLE, tile=32) -> dict[int, list[tuple[int, in
 )
 def test_every_token_is_in_one_share(lengths, sms, kv_heads, tile):
     rows = cut(lengths, kv_heads, sms, tile)
-    fair = max(1, sum(lengths)) * kv_heads / (shares.PROGRAMS_PER_SM * sms)
+    fair = max(1, sum(lengths)) * kv_heads / (split_decode.PROGRAMS_PER_SM * sms)
     assert sorted(rows) == list(range(len(lengths)))
     for row, parts in rows.items():
         starts, stops = zip(*parts, strict=True)
         assert starts[0] == 0 and stops[-1] == lengths[row] and starts[1:] == stops[:-1]
-        assert len(parts) <= shares.MOST_SHARES and all(start % tile == 0 for start in starts)
+        assert len(parts) <= split_decode.MOST_SHARES and all(start % tile == 0 for start in starts)
         assert len(parts) == 1 or all(start < stop for start, stop in parts)
-        least = max(shares.LEAST_SHARE, 1.5 * fair, lengths[row] / shares.MOST_SHARES)
+        least = max(split_decode.LEAST_SHARE, 1.5 * fair, lengths[row] / split_decode.MOST_SHARES)
         assert stops[0] - starts[0] < least + tile, "a share that others wait for"
     longest = [parts[0][1] - parts[0][0] for parts in rows.values()]
     assert all(late < early + tile for early, late in zip(longest, longest[1:], strict=False)), "a long share is late"

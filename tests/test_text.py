@@ -17,7 +17,7 @@ from benchmarks.robustness.architectures import byte_tokenizer, make_tiny
 from disagg import Config, Engine, Request
 from disagg.plan.errors import ModelWarning, RequestError
 from disagg.run.model import weights
-from disagg.run.model.generation_config import say_what_is_not_done
+from disagg.run.model.generation_config import warn_of_settings
 from disagg.run.model.model import load_model
 from disagg.run.model.text import ByteText, TokenizerText
 
@@ -299,7 +299,7 @@ def said_of(at: Path, text=None, **fields) -> list[str]:
     module = SimpleNamespace(generation_config=GenerationConfig())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        say_what_is_not_done(at, module, text or SimpleNamespace(drops_template=False))
+        warn_of_settings(at, module, text or SimpleNamespace(drops_template=False))
     assert all(one.category is ModelWarning for one in caught)
     return [str(one.message) for one in caught]
 
@@ -351,4 +351,4 @@ def test_tiny_says_nothing():
 def test_smollm2_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error", ModelWarning)
-        say_what_is_not_done(weights.smollm2_folder(), None, smollm2()[0])
+        warn_of_settings(weights.smollm2_folder(), None, smollm2()[0])

@@ -858,7 +858,7 @@ def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch)
 @pytest.mark.parametrize("head_dim, block_size", [(64, 16), (80, 128), (3, 5)], ids=["words", "tiles", "no_words"])
 def test_the_kernel_copies_blocks_to_blocks_and_touches_nothing_else(monkeypatch, head_dim, block_size):
     """On the CPU, under a triton of few lines; blocks of less than a tile, of more than one, and of no whole words."""
-    fake_triton.install(monkeypatch, disagg.run.gpu, "block_kernel")
+    fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
     shape = KVShape(4, 2, head_dim, torch.bfloat16)
     source, target = KVCache(shape, 6, block_size), KVCache(shape, 9, block_size)
     source.data.copy_(torch.randn(source.data.shape))

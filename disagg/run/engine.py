@@ -22,6 +22,7 @@ from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Finish, Job, Request, listed
 from disagg.plan.why import why
+from disagg.run.attention.choice import AttentionPath
 from disagg.run.clock import now_ns
 from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
@@ -57,7 +58,7 @@ class Engine:
         progress = progress or (one_line if config.decode_device != "cpu" else lambda text: None)
         self._loop = loop = EngineLoop(self._settings.first, self.model, progress, faults)
         self.executor, self.controller, self.detectors = loop.executor, loop.controller, loop.detectors
-        self.kernel, self.injection = loop.kernel, loop.injection
+        self.attention_path, self.injection = loop.attention_path, loop.injection
         self._serving: int | None = None  # the thread in `serve`
         self._closing = threading.RLock()
         self._gone = False  # has ended
@@ -166,7 +167,7 @@ class Engine:
             config = self._settings.changed(loop.config, changes)
             self.controller.check_live(config)
             self.executor.transfers.check(config)
-            self._settings.check_growth(config, captured=self.kernel is not None)
+            self._settings.check_growth(config, captured=self.attention_path is AttentionPath.PAGED)
             loop.retune(config)
 
         loop.ask(change, changes=True)

@@ -11,6 +11,8 @@ from disagg.monitor.fault_injection import Injection
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
+from disagg.run.attention.choice import AttentionPath
+from disagg.run.attention.paged import PagedKernel
 from disagg.run.device import finish
 from disagg.run.gpu.sm_split import Part, split_gpu
 from disagg.run.model.model import Model
@@ -25,13 +27,14 @@ class Executor:
     """Of one engine. It decides nothing."""
 
     def __init__(
-        self, config: Config, model: Model, kernel, post: Callable, tell: Tell,
+        self, config: Config, model: Model, kernel: PagedKernel | None, post: Callable, tell: Tell,
         progress: Callable[[str], None], injection: Injection | None,
     ) -> None:  # fmt: skip
         """The memories; EngineError where there is no room. `post` takes events."""
         self.config, self.model, self.kernel, self.injection = config, model, kernel, injection
         self._post, self._tell, self._progress = post, tell, progress
-        self.caches = make_caches(config, model.shape, kernel is not None, injection)
+        self.paged = AttentionPath.of(kernel) is AttentionPath.PAGED
+        self.caches = make_caches(config, model.shape, self.paged, injection)
         self.workers: dict[Worker, WorkerThread] = {}
         self.transfers: Transfers | None = None
         self.parts: dict[str, Part] = {}
@@ -48,7 +51,7 @@ class Executor:
         for name, cache in self.caches.items():
             if name.role == "host":
                 continue
-            model = model_on(cache.device, self.model, self.config.compile and self.kernel is not None)
+            model = model_on(cache.device, self.model, self.config.compile and self.paged)
             if self.injection is not None:
                 model = self.injection.guard(model)
             prefill, decode = stages_of(

@@ -24,7 +24,7 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import DisaggError, EngineError, RequestError
 from disagg.plan.request import Finish, Job
 from disagg.run import placement
-from disagg.run.attention import pick_kernel
+from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
 from disagg.run.gpu.sm_split import in_words as sms_in_words
@@ -66,20 +66,25 @@ class EngineLoop:
         self.injection = Injection(faults, self._inbox.put) if faults is not None else None
         self._post = self.injection.post if self.injection else self._inbox.put
         shape = model.shape
-        self.kernel = pick_kernel(
+        kernel = pick_kernel(
             config.attention, config.decode_device, shape, model.config.num_attention_heads, config.block_size,
             model.config,
         )  # fmt: skip
+        self.attention_path = AttentionPath.of(kernel)
         tell = Tell(self._keep, self._record, lambda *what: self._post(ev.RequestFailed(*what)))
         try:
-            self.executor = Executor(config, model, self.kernel, self._post, tell, progress, self.injection)
+            self.executor = Executor(config, model, kernel, self._post, tell, progress, self.injection)
         except EngineError as error:
             raise EngineError(
                 f"{error}{placement.held_in_words(loop.executor.caches for loop in list(OPEN))}"
             ) from None
-        ahead = 1 if self.kernel is None else 2  # a step on a GPU is launched before the last one's tokens are known
+        path = self.attention_path
         self.controller = Controller(
-            config, layers=shape.layers, token_bytes=shape.token_bytes, steps_in_flight=ahead, pads=self.kernel is None
+            config,
+            layers=shape.layers,
+            token_bytes=shape.token_bytes,
+            steps_in_flight=path.steps_in_flight,
+            pads=path.pads,
         )
         self.detectors = Monitor(config, layers=shape.layers)
         self.controller.state.on_move.append(self.detectors.moved)

@@ -64,9 +64,9 @@ def calibrate(engine: Engine, limit_s: float = LIMIT_S) -> Calibration:
         runs.append(engine.serve(_requests(engine, MIXED)))
         took = time.perf_counter() - begun
     sizes = Sizes.of(engine.model)
-    device = fitted(_bare(engine), sizes, runs, pads=engine.kernel is None)
+    device = fitted(_bare(engine), sizes, runs, pads=engine.attention_path.pads)
     name = f"{engine.model.name}, {engine.config.dtype}"
-    return calibration(device, sizes, runs, name, engine.kernel is None, time.perf_counter() - start)
+    return calibration(device, sizes, runs, name, engine.attention_path.pads, time.perf_counter() - start)
 
 
 def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Device:

@@ -1,30 +1,57 @@
 """Which attention runs: a kernel that reads the paged cache in place where there is one, else gathered slots.
 
-A kernel is asked, not believed: before it is taken it must give what fp32 attention gives, on the model's own sizes.
+A kernel is tried before it is taken: it must give what fp32 attention gives, on the model's own sizes.
 """
+
+from enum import Enum
+from typing import Any
 
 import torch
 
 from disagg.plan.errors import ConfigError
-from disagg.run.attention.gathered import Options, PrefillPlan, Workspace
-from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedPrefill, VarlenKernel
+from disagg.run.attention.gathered import PrefillPlan, Workspace
+from disagg.run.attention.interface import Options, Plan
+from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill, VarlenKernel
 from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.device import on
 from disagg.run.kv_cache import KVCache, KVShape
 
 KINDS = ("sdpa", "plain")
-KERNELS = (FlashKernel, VarlenKernel)
+KERNELS: tuple[type[PagedKernel], ...] = (FlashKernel, VarlenKernel)
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005}  # of outputs around 1; a wrong page or mask is off by 0.3
 
 
-def choose(requested: str, device) -> str:
+class AttentionPath(Enum):
+    """How an engine's workers reach K/V in their caches."""
+
+    GATHERED = "gathered"  # slots are copied out, rows padded; runs on every device and in every dtype
+    PAGED = "paged"  # a kernel reads the cache in place, on a GPU in 16 bits; steps may run as CUDA graphs
+
+    @classmethod
+    def of(cls, kernel: PagedKernel | None) -> "AttentionPath":
+        return cls.GATHERED if kernel is None else cls.PAGED
+
+    @property
+    def pads(self) -> bool:
+        """Are the rows of a decode step padded to the longest of their group?"""
+        return self is AttentionPath.GATHERED
+
+    @property
+    def steps_in_flight(self) -> int:
+        """Decode steps that may be launched at once: a paged one starts before the last one's tokens are known."""
+        return 2 if self is AttentionPath.PAGED else 1
+
+
+def choose(requested: str, device: torch.device | str) -> str:
     """How gathered slots are attended for Config.attention: "sdpa" or "plain"."""
     if requested not in ("auto", "flash", *KINDS):
         raise ConfigError(f"attention is {requested!r}; it must be 'auto', 'flash' or one of {', '.join(KINDS)}")
     return requested if requested in KINDS else "sdpa"
 
 
-def pick_kernel(requested: str, device, shape: KVShape, heads: int, block_size: int, model_config=None):
+def pick_kernel(
+    requested: str, device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
+) -> PagedKernel | None:
     """The paged kernel for a cache of this shape, None where slots are gathered; ConfigError for a refused flash."""
     if requested not in ("auto", "flash") or torch.device(device).type != "cuda":
         return None
@@ -34,8 +61,10 @@ def pick_kernel(requested: str, device, shape: KVShape, heads: int, block_size: 
     return kernel
 
 
-def find_kernel(device, shape: KVShape, heads: int, block_size: int, model_config=None) -> tuple[object | None, str]:
-    """The first kernel that computes this shape rightly, or None and what kept each from it."""
+def find_kernel(
+    device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
+) -> tuple[PagedKernel | None, str]:
+    """The first kernel that computes this shape rightly, or None and why each was left out."""
     reasons = []
     for kind in KERNELS:
         reason = unfit(shape, model_config)
@@ -43,7 +72,7 @@ def find_kernel(device, shape: KVShape, heads: int, block_size: int, model_confi
             try:
                 kernel = kind()
                 with on(torch.device(device)):
-                    reason = trial(kernel, torch.device(device), shape, heads, block_size)
+                    reason = try_kernel(kernel, torch.device(device), shape, heads, block_size)
             except ImportError as error:
                 reason = str(error).split("\n")[0]
             if reason is None:
@@ -52,21 +81,20 @@ def find_kernel(device, shape: KVShape, heads: int, block_size: int, model_confi
     return None, "; ".join(reasons)
 
 
-def unfit(shape: KVShape, model_config) -> str | None:
-    """What such kernels are not asked for here, from the model's config."""
+def unfit(shape: KVShape, model_config: Any) -> str | None:
+    """Why no kernel is tried for this dtype or this model's config; None where one is."""
     if shape.dtype not in TOLERANCE:
         return f"computes in 16 bits, not in {str(shape.dtype).removeprefix('torch.')}"
-    windows = "sliding_attention" in (getattr(model_config, "layer_types", None) or ())
-    windows |= (
-        bool(getattr(model_config, "sliding_window", None)) and getattr(model_config, "layer_types", None) is None
-    )
+    layer_types = getattr(model_config, "layer_types", None)
+    windows = "sliding_attention" in (layer_types or ())
+    windows |= bool(getattr(model_config, "sliding_window", None)) and layer_types is None
     if windows or getattr(model_config, "attn_logit_softcapping", None) or hasattr(model_config, "attention_sinks"):
         return "the model wants windows, softcap or sinks, which the gathered path has"
     return None
 
 
 @torch.inference_mode()
-def trial(kernel, device: torch.device, shape: KVShape, heads: int, block_size: int) -> str | None:
+def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads: int, block_size: int) -> str | None:
     """Runs a chunked prefill and a decode step on random numbers; what is wrong, or None."""
     one = KVShape(1, shape.kv_heads, shape.head_dim, shape.dtype)
     kept, blocks = block_size + 5, [2, 0]
@@ -78,20 +106,20 @@ def trial(kernel, device: torch.device, shape: KVShape, heads: int, block_size: 
     query = draw(kept + 1, heads).unflatten(1, (shape.kv_heads, -1))
     key, value = draw(kept + 1, shape.kv_heads), draw(kept + 1, shape.kv_heads)
     exact, cache = KVCache(one, 3, block_size, device), KVCache(one, 3, block_size, device)
-    parts = [(0, block_size), (block_size, kept), (kept, kept + 1)]
+    expected, found = [], []
     try:
-        expected, found = [], []
-        for start, stop in parts:
-            here, batch = slice(start, stop), PrefillBatch(torch.zeros(stop - start), [Segment(start, stop, blocks)])
-            plan = PrefillPlan(batch, exact, Workspace("plain"))
-            expected.append(plan.run(0, query[here], key[here], value[here], Options()))
+        for start, stop in [(0, block_size), (block_size, kept), (kept, kept + 1)]:
+            rows: slice | list[int] = slice(start, stop)
+            batch = PrefillBatch(torch.zeros(stop - start), [Segment(start, stop, blocks)])
+            plan: Plan = PrefillPlan(batch, exact, Workspace("plain"))
+            expected.append(plan.run(0, query[rows], key[rows], value[rows], Options()))
             if start < kept:
                 plan = PagedPrefill(batch, cache, kernel)
             else:
                 table, length = torch.tensor([blocks, [1, 1]]), torch.tensor([kept, 0])
                 plan = PagedDecode(cache, kernel, table.int().to(device), length.int().to(device))
-                here = [kept, kept]
-            found.append(plan.run(0, query[here], key[here], value[here], Options())[: stop - start])
+                rows = [kept, kept]  # the second row is padding
+            found.append(plan.run(0, query[rows], key[rows], value[rows], Options())[: stop - start])
         off = float((torch.cat(found).float() - torch.cat(expected).float()).abs().max())
     except (RuntimeError, TypeError, ValueError) as error:
         return str(error).split("\n")[0]
@@ -100,7 +128,7 @@ def trial(kernel, device: torch.device, shape: KVShape, heads: int, block_size: 
     return None
 
 
-def describe(device="cpu") -> str:
+def describe(device: torch.device | str = "cpu") -> str:
     """One sentence for `doctor`: which attention runs on the device, and why not another."""
     if torch.device(device).type == "cpu":
         return "PyTorch SDPA over gathered slots runs on cpu, because flash-attn has kernels for GPUs only"

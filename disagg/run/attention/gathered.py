@@ -5,24 +5,17 @@ Slots that hold no token of a row are never read: a padded slot repeats the firs
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from disagg.run.attention.interface import Options, Plan
 from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, slots_of
 
 STRIP_BYTES = 4 << 20  # 16 rows of 1,024 tokens took 174 ms in strips of 3 MB and 241 ms at once; 256 tokens: 38 and 39
-
-
-class Options(NamedTuple):
-    """What a layer asks of its attention: scale, window in tokens, and what SDPA does not know."""
-
-    scaling: float | None = None
-    window: int | None = None
-    softcap: float | None = None
-    sinks: torch.Tensor | None = None
 
 
 class Workspace:
@@ -30,9 +23,9 @@ class Workspace:
 
     def __init__(self, kind: str = "sdpa") -> None:
         self.kind = kind
-        self._buffer = None
+        self._buffer: Tensor | None = None
 
-    def gather(self, cache: KVCache, layer: int, slots: torch.Tensor) -> torch.Tensor:
+    def gather(self, cache: KVCache, layer: int, slots: Tensor) -> Tensor:
         """K and V of the slots [n] as [2, n, kv_heads, head_dim]; the next call overwrites it."""
         size = (2, len(slots), cache.shape.kv_heads, cache.shape.head_dim)
         count = math.prod(size)
@@ -44,15 +37,16 @@ class Workspace:
 class View:
     """Which slots one segment or group reads in every layer with the same window, and the mask over them."""
 
-    def __init__(self, slots: torch.Tensor | None, allowed: torch.Tensor | None, cache: KVCache) -> None:
+    def __init__(self, slots: Tensor | None, allowed: Tensor | None, cache: KVCache) -> None:
         self.slots = None if slots is None else slots.to(cache.device, non_blocking=True)
-        self.mask = None  # 0 where a query may look, -inf elsewhere; in the cache's dtype, so that no layer converts it
+        # 0 where a query may look, -inf elsewhere; in the cache's dtype, so that no layer converts it
+        self.mask: Tensor | None = None
         if allowed is not None and not bool(allowed.all()):
             mask = torch.zeros(allowed.shape, dtype=cache.shape.dtype).masked_fill_(~allowed, -math.inf)
             self.mask = mask.to(cache.device, non_blocking=True)
 
 
-class PrefillPlan:
+class PrefillPlan(Plan):
     """What every layer of a prefill pass shares: slots of the new tokens, and a view per segment and window."""
 
     phase = "prefill"
@@ -80,7 +74,7 @@ class PrefillPlan:
         allowed = key <= query if window is None else (key <= query) & (key > query - window)
         return View(slots, allowed, self.cache)  # [chunk, stop - first]
 
-    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         """query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query."""
         self.cache.write(layer, self.slots, key, value)
         if self.batch.on_layer is not None:
@@ -97,7 +91,7 @@ class PrefillPlan:
         return out
 
 
-class DecodePlan:
+class DecodePlan(Plan):
     """What every layer of a decode step shares: slots of the new tokens, and the strips per group and window."""
 
     phase = "decode"
@@ -107,7 +101,7 @@ class DecodePlan:
         self.slots = torch.cat([self._new_slots(*group) for group in batch.groups]).to(cache.device, non_blocking=True)
         self._strips: dict[tuple[int, int | None], list[tuple[range, View]]] = {}
 
-    def _new_slots(self, start: int, stop: int, tables: torch.Tensor) -> torch.Tensor:
+    def _new_slots(self, start: int, stop: int, tables: Tensor) -> Tensor:
         positions, size = self.batch.positions[start:stop], self.cache.block_size
         longest = int(positions.max())
         assert longest < tables.shape[1] * size, f"tables of {tables.shape[1]} blocks hold no position {longest}"
@@ -119,7 +113,7 @@ class DecodePlan:
             self._strips[index, window] = list(self._make_strips(*self.batch.groups[index], window))
         return self._strips[index, window]
 
-    def _make_strips(self, start: int, stop: int, tables: torch.Tensor, window: int | None):
+    def _make_strips(self, start: int, stop: int, tables: Tensor, window: int | None) -> Iterator[tuple[range, View]]:
         lengths, size = self.batch.positions[start:stop, None] + 1, self.cache.block_size
         first = torch.zeros_like(lengths) if window is None else (lengths - window).clamp(min=0)
         steps = torch.arange(int((lengths - first).max()))[None, :]
@@ -132,12 +126,13 @@ class DecodePlan:
             view = View(slots[here].flatten(), allowed[here, None, None, :], self.cache)
             yield range(start + here.start, start + here.stop), view
 
-    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         """query [B, kv_heads, group, head_dim], key and value [B, kv_heads, head_dim] -> like query."""
         self.cache.write(layer, self.slots, key, value)
         plain, outs = needs_plain(self.workspace, options), []
         for index in range(len(self.batch.groups)):
             for rows, view in self.strips(index, options.window):
+                assert view.slots is not None, "a strip reads the slots of its rows"
                 pair = self.workspace.gather(self.cache, layer, view.slots)
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
                 outs.append(attend(query[rows.start : rows.stop], k, v, view.mask, plain, options))
@@ -156,7 +151,9 @@ def needs_plain(workspace: Workspace, options: Options) -> bool:
     return workspace.kind == "plain" or options.softcap is not None or options.sinks is not None
 
 
-def attend_segment(query, key, value, mask, plain: bool, options: Options) -> torch.Tensor:
+def attend_segment(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: bool, options: Options
+) -> Tensor:
     """query [T, kv_heads, group, head_dim], key and value [S, kv_heads, head_dim], mask [T, S] or None for causal.
 
     The heads of a group form the batch and share K/V through a stride of zero, so nothing is repeated in memory.
@@ -166,24 +163,25 @@ def attend_segment(query, key, value, mask, plain: bool, options: Options) -> to
     query = query.permute(2, 1, 0, 3)  # [group, kv_heads, T, head_dim]
     if plain:
         sinks = None if options.sinks is None else options.sinks.view(-1, group).t()[:, :, None, None]
-        out = attend_plain(query, key, value, mask, options.scaling, options.softcap, sinks)
+        out = attend_plain(query, key, value, mask, options._replace(sinks=sinks))
     else:
         causal, scale = mask is None and query.shape[2] > 1, options.scaling
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
     return out.permute(2, 1, 0, 3)
 
 
-def attend(query, key, value, mask, plain: bool, options: Options) -> torch.Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: bool, options: Options) -> Tensor:
     """query [b, kv_heads, group, head_dim] of one token a row, key and value [b, kv_heads, S, head_dim]."""
     if plain:
         sinks = None if options.sinks is None else options.sinks.view(query.shape[1], -1, 1)
-        return attend_plain(query, key, value, mask, options.scaling, options.softcap, sinks)
+        return attend_plain(query, key, value, mask, options._replace(sinks=sinks))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scaling)
 
 
-def attend_plain(query, key, value, mask, scaling, softcap, sinks) -> torch.Tensor:
+def attend_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options) -> Tensor:
     """Two matrix products and a softmax in fp32; sinks are logits, one a head, that take mass and give no value."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softcap, sinks = options.softcap, options.sinks
+    scaling = query.shape[-1] ** -0.5 if options.scaling is None else options.scaling
     scores = (query @ key.transpose(-1, -2)).float() * scaling
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     scores = scores if mask is None else scores + mask

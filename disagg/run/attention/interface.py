@@ -2,31 +2,57 @@
 
 Transformers calls `paged_attention` in every layer, once it is the model's `attn_implementation`; the plan of the call
 writes the layer's K/V into the cache, hands the layer off, and only then attends.
-No function for masks is registered beside it, which is how transformers learns to build none.
+No function for masks is registered beside it, so transformers builds none.
 
-Compiled code sees one opaque operation a phase. It takes tensors, and constants that all layers share; what belongs to
-the call stands in the one registry, under the number in `ticket`, a CPU tensor: so no call and no layer compiles again.
+Compiled code sees one opaque operation a phase. It takes tensors, and constants that all layers share; the plan of the
+call stands in the one registry, under the number in `ticket`, a CPU tensor: so no call and no layer compiles again.
 The cache is no argument: declared as mutated, a compiler may run the operation on a clone of it and copy that back at
 the end, after the layers were handed off. (vLLM keeps its cache out of the graph as well.)
 """
 
 import itertools
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import AttentionInterface
 
 from disagg.plan.errors import ModelError
-from disagg.run.attention.gathered import Options
+from disagg.run.kv_cache import KVCache
 
 NAME = "disagg_paged"
+
+
+class Options(NamedTuple):
+    """What a layer asks of its attention: scale, window in tokens, and what SDPA does not know."""
+
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+class Plan:
+    """What all layers of one model call share: the batch, the cache, and how they attend."""
+
+    phase: str  # "prefill" or "decode"
+    cache: KVCache
+    ticket: Tensor  # the call's number, while it is announced
+
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
+        """One layer: query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query."""
+        raise NotImplementedError
+
+
 _TICKETS = itertools.count()
-_PLANS: dict[int, object] = {}  # plans of the model calls that compiled code is in
+_PLANS: dict[int, Plan] = {}  # plans of the model calls that compiled code is in
 
 
 @contextmanager
-def announced(plan):
-    """Compiled code finds the plan while this is open; replays of a graph need nothing, it is for the capture."""
+def announced(plan: Plan) -> Iterator[Plan]:
+    """Compiled code finds the plan while this is open. Only a capture needs it; replays of a graph do not."""
     number = next(_TICKETS)
     plan.ticket, _PLANS[number] = torch.tensor(number), plan
     try:
@@ -43,19 +69,19 @@ def number_layers(module: torch.nn.Module) -> None:
 
 
 def paged_attention(
-    module,
-    query: torch.Tensor,  # [1, heads, T, head_dim]
-    key: torch.Tensor,  # [1, kv_heads, T, head_dim]
-    value: torch.Tensor,
-    attention_mask=None,
+    module: Any,
+    query: Tensor,  # [1, heads, T, head_dim]
+    key: Tensor,  # [1, kv_heads, T, head_dim]
+    value: Tensor,
+    attention_mask: Tensor | None = None,
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    plan,
-    **unused,
-) -> tuple[torch.Tensor, None]:
+    s_aux: Tensor | None = None,
+    plan: Plan,
+    **unused: Any,
+) -> tuple[Tensor, None]:
     """Attention of one layer as transformers calls it: [1, T, heads, head_dim] and no weights."""
     check_call(module, key, value, attention_mask, plan.cache, unused)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads or kv_heads, head_dim]
@@ -68,23 +94,23 @@ def paged_attention(
     return out.unsqueeze(0), None
 
 
-def run(plan, layer: int, query, key, value, options: Options) -> torch.Tensor:
+def run(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
     """One layer: query [T, heads, head_dim], the heads of a group side by side -> the same shape."""
     grouped = query.unflatten(1, (key.shape[1], -1))
     return plan.run(layer, grouped, key, value, options).flatten(1, 2)
 
 
 def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    ticket: torch.Tensor,
-    layer: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ticket: Tensor,
+    layer: Tensor,
     scaling: float | None,
     window: int | None,
     softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
+    sinks: Tensor | None,
+) -> Tensor:
     return run(_PLANS[int(ticket)], int(layer), query, key, value, Options(scaling, window, softcap, sinks))
 
 
@@ -93,8 +119,10 @@ for _phase in ("prefill", "decode"):
     _op.register_fake(lambda query, *rest: query.new_empty(query.shape))
 
 
-def check_call(module, key, value, attention_mask, cache, unused: dict) -> None:
-    """Refuse in words what this attention would compute wrongly."""
+def check_call(
+    module: Any, key: Tensor, value: Tensor, attention_mask: Tensor | None, cache: KVCache, unused: dict
+) -> None:
+    """ModelError for what this attention would compute wrongly."""
     if attention_mask is not None or unused.get("position_bias") is not None:
         raise ModelError(f"{type(module).__name__} brings its own mask or position bias; paged attention has neither")
     want = (cache.shape.kv_heads, cache.shape.head_dim)

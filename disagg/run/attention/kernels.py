@@ -1,23 +1,128 @@
-"""The kernel of split-KV decode attention. Imported only where it runs: it needs triton.
+"""The Triton kernels of paged attention: whole prompts, decode steps in shares, the cut into shares, the store.
 
-Grid (kv_heads, items): a program attends the query heads of one group to one item's share of a row's tokens, and the
-last one to finish joins the row's shares. Products add up in fp32; the new token's K/V enter from registers, and the
-first share's program stores them.
+This module needs triton, which a CPU install lacks: import it inside the function that launches a kernel.
 """
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton reads annotations, so pointers and strides have none.
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def attend(
-    query, new_keys, new_values, keys, values, tables, lengths, items, out, shares, sums, finished, scale,
-    query_row, query_head, key_row, key_head, value_row, value_head, table_row, block_step, slot_step, head_step,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    GROUP_PAD: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr, FIELDS: tl.constexpr,
-) -> None:  # fmt: skip
-    """`scale` includes log2(e): the softmax is taken in powers of two.
+def attend_prompts(
+    query,
+    key,
+    value,
+    starts,
+    out,
+    scale,
+    query_row,
+    query_head,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    GROUP: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """Causal attention over packed prompts: FlashAttention's online softmax (Dao and others, 2022), in powers of two.
 
+    A program attends a tile of one head's queries of one prompt. The tiles that read most keys come first, so that the
+    programs of a wave end together. `starts` [prompts + 1] int32: where each prompt's tokens begin. `scale` includes
+    log2(e).
+    """
+    head, prompt = tl.program_id(1), tl.program_id(2)
+    first = tl.load(starts + prompt)
+    length = tl.load(starts + prompt + 1) - first
+    at = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
+    if at >= length:
+        return
+    rows, cols, dims = at + tl.arange(0, ROWS), tl.arange(0, TILE), tl.arange(0, DIM_PAD)
+    wide = (dims < DIM)[None, :]
+    places = (first + rows).to(tl.int64)[:, None]
+    q = tl.load(
+        query + places * query_row + head * query_head + dims[None, :], (rows < length)[:, None] & wide, other=0.0
+    )
+    keys = key + first.to(tl.int64) * key_row + (head // GROUP) * key_head
+    values = value + first.to(tl.int64) * value_row + (head // GROUP) * value_head
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    for start in tl.range(0, at, TILE):  # keys that all rows see
+        k = tl.load(keys + (start + cols)[None, :] * key_row + dims[:, None], (dims < DIM)[:, None], other=0.0)
+        scores = tl.dot(q, k)
+        higher = tl.maximum(top, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - higher[:, None])
+        faded = tl.exp2(top - higher)
+        total = total * faded + tl.sum(weights, 1)
+        v = tl.load(values + (start + cols)[:, None] * value_row + dims[None, :], wide, other=0.0)
+        acc = tl.dot(weights.to(v.dtype), v, acc * faded[:, None])
+        top = higher
+    for start in tl.range(at, tl.minimum(at + ROWS, length), TILE):  # the diagonal
+        here = start + cols < length
+        k = tl.load(
+            keys + (start + cols)[None, :] * key_row + dims[:, None], here[None, :] & (dims < DIM)[:, None], other=0.0
+        )
+        scores = tl.where(rows[:, None] >= (start + cols)[None, :], tl.dot(q, k) * scale, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - higher[:, None])
+        faded = tl.exp2(top - higher)
+        total = total * faded + tl.sum(weights, 1)
+        v = tl.load(values + (start + cols)[:, None] * value_row + dims[None, :], here[:, None] & wide, other=0.0)
+        acc = tl.dot(weights.to(v.dtype), v, acc * faded[:, None])
+        top = higher
+    tl.store(
+        out + (places * HEADS + head) * DIM + dims[None, :],
+        (acc / total[:, None]).to(out.dtype.element_ty),
+        (rows < length)[:, None] & wide,
+    )
+
+
+@triton.jit
+def attend_shares(
+    query,
+    new_keys,
+    new_values,
+    keys,
+    values,
+    tables,
+    lengths,
+    items,
+    out,
+    shares,
+    sums,
+    finished,
+    scale,
+    query_row,
+    query_head,
+    key_row,
+    key_head,
+    value_row,
+    value_head,
+    table_row,
+    block_step,
+    slot_step,
+    head_step,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    TILE: tl.constexpr,
+    FIELDS: tl.constexpr,
+) -> None:
+    """Split-KV decode attention, grid (kv_heads, items): the query heads of one group read one item's share of a row's
+    tokens, and the last program of a row to finish joins the row's shares.
+
+    Products add up in fp32. The new token's K/V enter from registers, and the first share's program stores them.
+    `scale` includes log2(e): the softmax is taken in powers of two.
     shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum) are scratch in
     fp32; finished [rows, kv_heads] counts programs, from zero and back to it.
     """
@@ -26,7 +131,7 @@ def attend(
     row, start, stop = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
     row_item, count = tl.load(fields + 3), tl.load(fields + 4)
     if count == 0:
-        return  # an item to spare
+        return  # a spare item
     group, dims, tokens = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD), tl.arange(0, TILE)
     table = tables + row * table_row
     in_group = (group < GROUP)[:, None] & (dims < DIM)[None, :]
@@ -36,7 +141,7 @@ def attend(
     new_key = tl.load(new_keys + row * key_row + head * key_head + dims, dims < DIM, other=0.0)
     new_value = tl.load(new_values + row * value_row + head * value_head + dims, dims < DIM, other=0.0)
 
-    # the first share holds the new token: its score is the first maximum
+    # The first share holds the new token: its score is the first maximum.
     first = start == 0
     score = tl.sum(q.to(tl.float32) * new_key.to(tl.float32)[None, :], 1) * scale
     top = tl.where(first, score, float("-inf"))
@@ -75,27 +180,34 @@ def attend(
         tl.store(shares + (mine * GROUP + group[:, None]) * DIM + dims[None, :], acc, in_group)
         tl.store(sums + mine * 2 * GROUP_PAD + group, top)
         tl.store(sums + mine * 2 * GROUP_PAD + GROUP_PAD + group, total)
-        tl.debug_barrier()  # all of this program's stores are done before it is counted
+        tl.debug_barrier()  # a program is counted after all of its stores
         if tl.atomic_add(finished + row * KV_HEADS + head, 1, sem="acq_rel", scope="gpu") == count - 1:
             tl.store(finished + row * KV_HEADS + head, 0)
             first_share = row_item * KV_HEADS + head
             shares += first_share * GROUP * DIM
             sums += first_share * 2 * GROUP_PAD
-            if count <= 4:  # the fewer there are, the less code runs
-                join(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
+            if count <= 4:  # fewer shares run less code
+                join_shares(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
             elif count <= 16:
-                join(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 16)
+                join_shares(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 16)
             else:
                 for member in range(GROUP):
                     join_head(shares, sums, result, count, member, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 32)
 
 
 @triton.jit
-def join(
-    shares, sums, result, count,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-    GROUP_PAD: tl.constexpr, DIM_PAD: tl.constexpr, ROOM: tl.constexpr,
-) -> None:  # fmt: skip
+def join_shares(
+    shares,
+    sums,
+    result,
+    count,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    ROOM: tl.constexpr,
+) -> None:
     """A row's shares, ROOM or fewer, for a group of query heads -> result [GROUP, DIM]; no head waits for another."""
     for member in tl.static_range(GROUP):
         join_head(shares, sums, result, count, member, ROOM, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, ROOM)
@@ -103,10 +215,19 @@ def join(
 
 @triton.jit
 def join_head(
-    shares, sums, result, count, member, stop,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-    GROUP_PAD: tl.constexpr, DIM_PAD: tl.constexpr, ROOM: tl.constexpr,
-) -> None:  # fmt: skip
+    shares,
+    sums,
+    result,
+    count,
+    member,
+    stop,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    ROOM: tl.constexpr,
+) -> None:
     """One query head's `count` shares -> result [member, DIM]; ROOM at a time, up to `stop`."""
     dims = tl.arange(0, DIM_PAD)
     top, total, acc = float("-inf"), 0.0, tl.zeros([DIM_PAD], tl.float32)
@@ -117,11 +238,73 @@ def join_head(
         totals = tl.load(sums + place * 2 * GROUP_PAD + GROUP_PAD + member, held, other=0.0)
         parts = tl.load(
             shares + (place[:, None] * GROUP + member) * DIM + dims[None, :],
-            held[:, None] & (dims < DIM)[None, :], other=0.0,
-        )  # fmt: skip
+            held[:, None] & (dims < DIM)[None, :],
+            other=0.0,
+        )
         higher = tl.maximum(top, tl.max(tops, 0))
         weights, faded = tl.exp2(tops - higher), tl.exp2(top - higher)
         total = total * faded + tl.sum(weights * totals, 0)
         acc = acc * faded + tl.sum(parts * weights[:, None], 0)
         top = higher
     tl.store(result + member * DIM + dims, (acc / total).to(result.dtype.element_ty), dims < DIM)
+
+
+@triton.jit
+def cut_shares(
+    lengths,
+    items,
+    rows,
+    programs,
+    KV_HEADS: tl.constexpr,
+    TILE: tl.constexpr,
+    LEAST: tl.constexpr,
+    MOST: tl.constexpr,
+    ROWS_PAD: tl.constexpr,
+    FIELDS: tl.constexpr,
+) -> None:
+    """lengths [rows] -> items [.., FIELDS]: row, start, stop, the row's first item, the row's shares.
+
+    One program a row. Each works out how all rows are cut, which is faster than reading it from another program, and
+    writes its own row's items.
+    """
+    row, every = tl.program_id(0), tl.arange(0, ROWS_PAD)
+    length, all_lengths = tl.load(lengths + row), tl.load(lengths + every, every < rows, other=0)
+    work = tl.maximum(tl.sum(all_lengths.to(tl.int64), 0), 1) * KV_HEADS  # tokens that the programs read
+    count, size = shares_of(length, work, programs, TILE, LEAST, MOST)
+    counts, sizes = shares_of(all_lengths, work, programs, TILE, LEAST, MOST)
+
+    # Lanes beyond the rows are never earlier: their shares have the fewest tokens.
+    earlier = (sizes > size) | ((sizes == size) & (every < row))
+    first = tl.sum(tl.where(earlier, counts, 0), 0)
+    share = tl.arange(0, MOST)
+    item, mine = items + (first + share) * FIELDS, share < count
+    tl.store(item, row, mine)
+    tl.store(item + 1, share * size, mine)
+    tl.store(item + 2, tl.minimum(share * size + size, length), mine)
+    tl.store(item + 3, first, mine)
+    tl.store(item + 4, count, mine)
+
+
+@triton.jit
+def shares_of(length, work, programs, TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
+    """The number of a row's shares and the tokens of each; the last share may have fewer.
+
+    A row gets its KV head's part of all programs, rounded: rows of equal length use no more programs than there are,
+    and a share is at most 1.5 times a fair one.
+    """
+    deserved = (2 * length.to(tl.int64) * programs + work) // (2 * work)
+    count = tl.maximum(tl.minimum(deserved, tl.minimum(tl.cdiv(length, LEAST), MOST)), 1).to(tl.int32)
+    size = tl.maximum(tl.cdiv(tl.cdiv(length, count), TILE), 1) * TILE
+    return tl.maximum(tl.cdiv(length, size), 1), size
+
+
+@triton.jit
+def store_tokens(
+    key, value, slots, keys, values, key_row, value_row, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr
+) -> None:
+    """A program stores one token's K/V. key and value: rows of WIDTH numbers, `key_row` and `value_row` apart; keys and
+    values [slots, WIDTH]."""
+    token, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_PAD)
+    place = tl.load(slots + token) * WIDTH + cols
+    tl.store(keys + place, tl.load(key + token * key_row + cols, cols < WIDTH), cols < WIDTH)
+    tl.store(values + place, tl.load(value + token * value_row + cols, cols < WIDTH), cols < WIDTH)

@@ -1,39 +1,96 @@
-"""Attention by kernels that read the paged cache in place, through block tables: chunks by flash-attn or
-PyTorch's own, whole prompts and decode steps by ours (causal, split_decode).
+"""Attention by kernels that read the paged cache in place, through block tables: chunks by flash-attn or PyTorch's own
+kernel, whole prompts and decode steps by the kernels of this package.
 
 A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
 """
 
-import torch
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from disagg.run.attention.causal import attend_packed, power_of_two
-from disagg.run.attention.gathered import Options
-from disagg.run.attention.split_decode import SplitDecode
-from disagg.run.batch import PrefillBatch
+import torch
+from torch import Tensor
+
+from disagg.run.attention.interface import Options, Plan
+from disagg.run.attention.split_decode import SplitDecode, log2_scale, power_of_two
+from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, slots_of
+
+LONG, TILE = 4096, 64  # tokens: for longer prompts, programs of more rows are faster
+MOST_STAGES = 3  # tiles of keys and values that are loaded ahead
+
+
+class Chunks(NamedTuple):
+    """Where the chunks of a pass lie; the tensors are int32 on the device."""
+
+    table: Tensor  # [chunks, blocks] block ids
+    cu: Tensor  # [chunks + 1] first row of each chunk in the pass
+    cu_keys: Tensor  # [chunks + 1] the same for each prompt's keys so far
+    longest: int  # tokens of the longest chunk
+    longest_keys: int
+
+    @classmethod
+    def of(cls, segments: list[Segment], slots: Tensor, device: torch.device) -> tuple["Chunks", Tensor]:
+        """The chunks of these segments, and `slots`, both on the device after one copy."""
+        cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
+        cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
+        table = torch.zeros(len(segments), max(len(s.blocks) for s in segments), dtype=torch.long)
+        for row, segment in zip(table, segments, strict=True):
+            row[: len(segment.blocks)] = torch.as_tensor(segment.blocks)
+        slots, *sent = to_device([slots, cu, cu_keys, table.flatten()], device)
+        cu, cu_keys, flat = (part.int() for part in sent)
+        longest, longest_keys = max(s.num_tokens for s in segments), max(s.stop for s in segments)
+        return cls(flat.view(table.shape), cu, cu_keys, longest, longest_keys), slots
 
 
 class PagedKernel:
-    """What all share: whole prompts and decode steps run kernels of our own, whoever computes chunks."""
+    """What all kinds share: whole prompts, the store and decode steps run this package's kernels."""
 
-    def packed(self, query, key, value, cu, longest: int, scale, out) -> None:
-        """Causal attention of whole prompts [T, heads, head_dim] that lie one after the other, into `out`."""
-        attend_packed(query, key, value, cu, longest, scale, out)
+    name: str
 
-    def store(self, cache: KVCache, layer: int, slots, key, value) -> None:
+    def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
+        """Causal attention of chunks [T, heads, head_dim] to their prompts so far, which lie in the cache."""
+        raise NotImplementedError
+
+    def packed(
+        self, query: Tensor, key: Tensor, value: Tensor, cu: Tensor, longest: int, scale: float | None, out: Tensor
+    ) -> None:
+        """Causal attention of whole prompts that lie one after the other, none of it read from the cache.
+
+        query and out [T, heads, head_dim], key and value [T, kv_heads, head_dim], cu [prompts + 1] int32.
+        One kernel serves every length; cuDNN's is faster, but plans anew, and slowly, for each new length.
+        """
+        from disagg.run.attention import kernels  # needs triton
+
+        _, heads, dim = query.shape
+        query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
+        dim_pad = max(16, power_of_two(dim))
+        rows, warps = (128, 8) if longest > LONG else (64, 4)
+        strides = [stride for x in (query, key, value) for stride in x.stride()[:2]]
+        sizes = dict(GROUP=heads // key.shape[1], HEADS=heads, DIM=dim, DIM_PAD=dim_pad, ROWS=rows, TILE=TILE)
+        launch = dict(num_warps=warps, num_stages=stages(query.device, rows, dim_pad * query.dtype.itemsize))
+        grid = (-(-longest // rows), heads, len(cu) - 1)
+        kernels.attend_prompts[grid](query, key, value, cu, out, log2_scale(scale, dim), *strides, **sizes, **launch)
+
+    def store(self, cache: KVCache, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Stores key and value [T, kv_heads, head_dim] of one layer at slots [T]."""
-        from disagg.run.attention import store_kernel  # needs triton
+        from disagg.run.attention import kernels  # needs triton
 
         key, value = (x if x[0].is_contiguous() else x.contiguous() for x in (key, value))
-        width = key[0].numel()
-        store_kernel.store[(len(key),)](
-            key, value, slots, *cache.layer(layer), key.stride(0), value.stride(0), WIDTH=width,
-            WIDTH_PAD=power_of_two(width),
-        )  # fmt: skip
+        width, strides = key[0].numel(), (key.stride(0), value.stride(0))
+        sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width))
+        kernels.store_tokens[(len(key),)](key, value, slots, *cache.layer(layer), *strides, **sizes)
 
-    def decoder(self, cache: KVCache, table: torch.Tensor, lengths: torch.Tensor) -> SplitDecode:
+    def decoder(self, cache: KVCache, table: Tensor, lengths: Tensor) -> Callable[..., Tensor]:
         """Attention of one step, called layer after layer; it stores the new tokens' K/V as well."""
         return SplitDecode(cache, table, lengths)
+
+
+def stages(device: torch.device, rows: int, row_bytes: int) -> int:
+    """As many tiles loaded ahead as fit beside the queries in an SM's shared memory."""
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field below
+    room = properties.shared_memory_per_block_optin - rows * row_bytes
+    return max(1, min(MOST_STAGES, room // (2 * TILE * row_bytes)))
 
 
 class FlashKernel(PagedKernel):
@@ -46,11 +103,10 @@ class FlashKernel(PagedKernel):
 
         self._varlen = flash_attn.flash_attn_varlen_func
 
-    def chunked(self, query, keys, values, table, cu, cu_keys, longest: int, longest_keys: int, scale):
-        """Causal attention of chunks to their prompts so far, which lie in the cache."""
-        return self._varlen(
-            query, keys, values, cu, cu_keys, longest, longest_keys, softmax_scale=scale, causal=True, block_table=table
-        )
+    def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
+        lengths = chunks.cu, chunks.cu_keys, chunks.longest, chunks.longest_keys
+        options = dict(softmax_scale=scale, causal=True, block_table=chunks.table)
+        return self._varlen(query, keys, values, *lengths, **options)
 
 
 class VarlenKernel(PagedKernel):
@@ -59,82 +115,65 @@ class VarlenKernel(PagedKernel):
     name = "varlen_attn of PyTorch"
 
     def __init__(self) -> None:
-        import inspect
-
         from torch.nn.attention.varlen import varlen_attn
 
         if "block_table" not in inspect.signature(varlen_attn).parameters:
             raise ImportError(f"varlen_attn of torch {torch.__version__} takes no block table; 2.13 does")
-        self._attend = varlen_attn
+        self._attend: Any = varlen_attn  # returns a Tensor unless it is asked for more
 
-    def chunked(self, query, keys, values, table, cu, cu_keys, longest: int, longest_keys: int, scale):
-        return self._attend(
-            query, keys, values, cu, None, longest, longest_keys, scale=scale, window_size=(-1, 0), enable_gqa=True,
-            seqused_k=cu_keys.diff(), block_table=table,
-        )  # fmt: skip
+    def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
+        lengths = chunks.cu, None, chunks.longest, chunks.longest_keys
+        options = dict(seqused_k=chunks.cu_keys.diff(), block_table=chunks.table, window_size=(-1, 0), enable_gqa=True)
+        return self._attend(query, keys, values, *lengths, scale=scale, **options)
 
 
-class PagedPrefill:
+class PagedPrefill(Plan):
     """The plan of a packed prefill pass: [T] tokens of several requests, whole prompts or chunks."""
 
     phase = "prefill"
 
-    def __init__(self, batch: PrefillBatch, cache: KVCache, kernel) -> None:
+    def __init__(self, batch: PrefillBatch, cache: KVCache, kernel: PagedKernel) -> None:
         self.batch, self.cache, self.kernel = batch, cache, kernel
-        segments, size, device = batch.segments, cache.block_size, cache.device
         self.count = len(batch.tokens)
-        self.whole = all(segment.start == 0 for segment in segments)
-        self.longest, self.longest_keys = max(s.num_tokens for s in segments), max(s.stop for s in segments)
-        slots = torch.cat([slots_of(s.blocks, s.start, s.stop, size) for s in segments])
-        cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
-        cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
-        width = max(len(segment.blocks) for segment in segments)
-        table = torch.zeros(len(segments), width, dtype=torch.long)
-        for row, segment in zip(table, segments, strict=True):
-            row[: len(segment.blocks)] = torch.as_tensor(segment.blocks)
-        sent = to_device([slots, cu, cu_keys, table.flatten()], device)
-        self.slots, self.cu, self.cu_keys = sent[0], sent[1].int(), sent[2].int()
-        self.table = sent[3].int().view(len(segments), width)
+        self.whole = all(segment.start == 0 for segment in batch.segments)
+        slots = torch.cat([slots_of(s.blocks, s.start, s.stop, cache.block_size) for s in batch.segments])
+        self.chunks, self.slots = Chunks.of(batch.segments, slots, cache.device)
 
-    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         """As the gathered plan's; rows beyond the pass's tokens are padding, and come back as zeros."""
         make = torch.zeros if len(query) > self.count else torch.empty
         out = make(query.shape, dtype=query.dtype, device=query.device)
         self.attend(layer, query, key, value, options, out)
         return out
 
-    def attend(self, layer: int, query, key, value, options: Options, out: torch.Tensor) -> None:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options, out: Tensor) -> None:
         """Stores the layer's K/V, hands it off and attends, into the first rows of `out`; it leaves padding alone."""
         query, key, value, out = (x[: self.count] for x in (query, key, value, out))
         self.kernel.store(self.cache, layer, self.slots, key, value)
         if self.batch.on_layer is not None:
             self.batch.on_layer(layer, key, value)
-        query, out = query.flatten(1, 2), out.flatten(1, 2)
+        query, out, chunks = query.flatten(1, 2), out.flatten(1, 2), self.chunks
         if self.whole:
-            self.kernel.packed(query, key, value, self.cu, self.longest, options.scaling, out)
-            return
-        out.copy_(
-            self.kernel.chunked(
-                query, *self.cache.layer(layer), self.table, self.cu, self.cu_keys, self.longest, self.longest_keys,
-                options.scaling,
-            )
-        )  # fmt: skip
+            self.kernel.packed(query, key, value, chunks.cu, chunks.longest, options.scaling, out)
+        else:
+            out.copy_(self.kernel.chunked(query, *self.cache.layer(layer), chunks, options.scaling))
 
 
-class PagedDecode:
+class PagedDecode(Plan):
     """The plan of a decode step: one token a row, `lengths` [B] tokens before it, `table` [B, blocks]; both int32."""
 
     phase = "decode"
 
-    def __init__(self, cache: KVCache, kernel, table: torch.Tensor, lengths: torch.Tensor) -> None:
+    def __init__(self, cache: KVCache, kernel: PagedKernel, table: Tensor, lengths: Tensor) -> None:
         self.cache = cache
         self._attend = kernel.decoder(cache, table, lengths)
 
-    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
+        """As the gathered plan's."""
         return self._attend(query.flatten(1, 2), key, value, *self.cache.layer(layer), options.scaling).view_as(query)
 
 
-def to_device(parts: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+def to_device(parts: list[Tensor], device: torch.device) -> list[Tensor]:
     """Host tensors of one dtype in one copy, which the stream orders before what follows."""
     joined = torch.cat(parts)
     if device.type == "cuda":

@@ -1,17 +1,21 @@
 """Decode attention that splits each row's tokens among the GPU's processors (FlashDecoding, Dao and others, 2023).
 
-One query a row leaves most of a GPU idle when a row and head is one program's work.
+With one query a row, most of a GPU would be idle if a program attended a whole row and head. The tokens are cut into
+shares of about the same work, however the rows' lengths differ. All layers use the same cut, so it is made once a step,
+on the device, which alone knows the lengths.
 """
 
 import math
 
 import torch
 
-from disagg.run.attention.causal import power_of_two
-from disagg.run.attention.shares import FIELDS, PROGRAMS_PER_SM, cut
 from disagg.run.gpu.sm_split import sm_count
 from disagg.run.kv_cache import KVCache
 
+PROGRAMS_PER_SM = 4  # enough in flight to keep the memory busy
+LEAST_SHARE = 64  # tokens: joining one more share takes longer than reading fewer
+MOST_SHARES = 64  # of a row, since one program joins them all
+FIELDS = 5  # of an item: row, start, stop, the row's first item, the row's shares
 SHORT = 32, dict(num_warps=2, num_stages=3)  # tile and launch of short shares: small programs
 LONG = 64, dict(num_warps=4, num_stages=2)
 
@@ -19,42 +23,80 @@ LONG = 64, dict(num_warps=4, num_stages=2)
 class SplitDecode:
     """Attention of one decode step, layer after layer on one stream; stores the new tokens' K/V.
 
-    `table` [rows, blocks] and `lengths` [rows] before the new token, both int32, are those of the step. The tokens are
-    cut into shares when it is made, which a step's graph captures: once for all layers.
+    `table` [rows, blocks] and `lengths` [rows] before the new token, both int32, are those of the step. The cut is made
+    in the constructor, which a step's graph captures: once for all layers.
     """
 
     def __init__(self, cache: KVCache, table: torch.Tensor, lengths: torch.Tensor) -> None:
         from disagg.run.attention import kernels  # needs triton
 
-        self._kernel, self._table, self._lengths, self._block = kernels.attend, table, lengths, cache.block_size
+        self._kernel, self._table, self._lengths = kernels.attend_shares, table, lengths
+        self._block = cache.block_size
         kv_heads, sms = cache.shape.kv_heads, sm_count(cache.device)
         pairs = len(lengths) * kv_heads
         tile, self._launch = SHORT if PROGRAMS_PER_SM * sms >= 2 * pairs else LONG
-        self._tile = min(tile, cache.block_size & -cache.block_size)  # a tile lies in one block
+        self._tile = min(tile, self._block & -self._block)  # a tile lies in one block
         if self._tile < 16:
             raise ValueError(
                 f"block_size is {self._block}; the decode kernel reads tiles of 16 tokens or more of a block"
             )
         self._items = cut(lengths, kv_heads, sms, self._tile)
         self._finished = lengths.new_zeros(pairs)
-        self._shares = self._sums = None
+        self._scratch: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def __call__(self, query, key, value, keys, values, scale) -> torch.Tensor:
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
         """query [B, heads, head_dim], key and value [B, kv_heads, head_dim] -> [B, heads, head_dim]."""
-        rows, heads, dim = query.shape
+        heads, dim = query.shape[1:]
         kv_heads, items = key.shape[1], len(self._items)
         group = heads // kv_heads
         group_pad, dim_pad = max(16, power_of_two(group)), max(16, power_of_two(dim))
         query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
-        out = torch.empty(rows, heads, dim, dtype=query.dtype, device=query.device)
-        if self._shares is None:
-            self._shares = torch.empty(items, kv_heads, group, dim, device=query.device)
-            self._sums = torch.empty(items, kv_heads, 2, group_pad, device=query.device)
-        scale = math.log2(math.e) * (dim**-0.5 if scale is None else scale)
-        self._kernel[(kv_heads, items)](
-            query, key, value, keys, values, self._table, self._lengths, self._items, out, self._shares, self._sums,
-            self._finished, scale, *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], self._table.stride(0),
-            *keys.stride()[:3], KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK=self._block, GROUP_PAD=group_pad,
-            DIM_PAD=dim_pad, TILE=self._tile, FIELDS=FIELDS, **self._launch,
-        )  # fmt: skip
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if self._scratch is None:
+            shares = torch.empty(items, kv_heads, group, dim, device=query.device)
+            self._scratch = shares, torch.empty(items, kv_heads, 2, group_pad, device=query.device)
+        step = (self._table, self._lengths, self._items, out, *self._scratch, self._finished)
+        strides = [stride for x in (query, key, value) for stride in x.stride()[:2]]
+        strides += [self._table.stride(0), *keys.stride()[:3]]
+        sizes = dict(KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK=self._block, GROUP_PAD=group_pad, DIM_PAD=dim_pad)
+        launch = dict(TILE=self._tile, FIELDS=FIELDS, **self._launch)
+        scale = log2_scale(scale, dim)
+        self._kernel[(kv_heads, items)](query, key, value, keys, values, *step, scale, *strides, **sizes, **launch)
         return out
+
+
+def cut(lengths: torch.Tensor, kv_heads: int, sms: int, tile: int) -> torch.Tensor:
+    """lengths [rows] -> items [most_items, FIELDS], both int32; a share starts at a multiple of `tile` tokens.
+
+    Long shares come first, so that none starts late. Spare items come last, all zero: a real one has a share.
+    """
+    from disagg.run.attention import kernels  # needs triton
+
+    rows = len(lengths)
+    items = lengths.new_zeros(most_items(rows, kv_heads, sms), FIELDS)
+    sizes = dict(KV_HEADS=kv_heads, TILE=tile, LEAST=LEAST_SHARE, MOST=MOST_SHARES, ROWS_PAD=power_of_two(rows))
+    kernels.cut_shares[(rows,)](lengths, items, rows, PROGRAMS_PER_SM * sms, FIELDS=FIELDS, **sizes)
+    return items
+
+
+def most_items(rows: int, kv_heads: int, sms: int) -> int:
+    """Items beyond a row's first are fewer than the programs that there are for each KV head."""
+    return min(rows * MOST_SHARES, rows + PROGRAMS_PER_SM * sms // kv_heads)
+
+
+def log2_scale(scale: float | None, head_dim: int) -> float:
+    """The scale of scores with log2(e) in it, as the kernels take it; None: 1 / √head_dim."""
+    return math.log2(math.e) * (head_dim**-0.5 if scale is None else scale)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << (count - 1).bit_length()

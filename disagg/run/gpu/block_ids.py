@@ -11,7 +11,7 @@ KEPT = 1024  # tables of 512 bytes and more; two for each chunk of a pass
 
 
 class BlockIds:
-    """Of one lane, whose streams order their making before their use."""
+    """The ids of one lane, whose streams order their making before their use."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()

@@ -1,6 +1,6 @@
 """Decode on a GPU: the batch lives on the device, and a step is one replay of a CUDA graph.
 
-A step is launched without waiting for the one before: its rows take in the tokens that the last step left on the
+A step is launched without waiting for the one before: its rows read the tokens that the last step left on the
 device. With `graphs=False` the same step runs kernel by kernel, for comparison. On a GPU split by SMs each size has two
 graphs: on decode's own SMs, and on all of them for steps beside which nothing prefills.
 Notebook: notebooks/07_on_a_gpu.ipynb.
@@ -9,13 +9,14 @@ Notebook: notebooks/07_on_a_gpu.ipynb.
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
-from disagg.run.attention import PagedDecode
+from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows
@@ -44,25 +45,42 @@ def buckets(max_batch: int) -> list[int]:
     return sorted({min(size, max_batch) for size in (1, 2, 4, *range(8, max_batch + 8, 8))})
 
 
+class Captured(NamedTuple):
+    """The graph of a step, and where each replay leaves its logits [size, vocab] and picked tokens [2, size]."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: torch.Tensor
+    picked: torch.Tensor
+
+
 class GraphDecodeStage:
     """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, tell: Tell, split: bool = False
+        self,
+        model: Model,
+        cache: KVCache,
+        kernel: PagedKernel,
+        places: int,
+        graphs: bool,
+        tell: Tell,
+        split: bool = False,
     ) -> None:
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
         self._tell, self._split = tell, split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
-        self.state = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
+        self.state: DeviceRows | None = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self.rows: dict[int, Row] = {}
         self._free = list(range(places - 1, -1, -1))
-        self._captured: dict[tuple, tuple] = {}  # stream and bucket → graph, logits, picked
-        self._last = None  # the stream of the latest step
+        self._captured: dict[tuple[torch.cuda.Stream | None, int], Captured] = {}  # by stream and size
+        self._own: torch.cuda.Stream | None = None
+        self._whole: torch.cuda.Stream | None = None  # on all SMs of a GPU that is split
+        self._last: torch.cuda.Stream | None = None  # of the latest step
         self._outputs = [self._pinned(2 * places) for _ in range(3)]  # at most two steps are in flight
         self._sizes = buckets(places)
 
     def close(self) -> None:
-        """Drops what belongs to the stream while that is there: graphs, and pinned memory that it reads or writes."""
+        """Drops what belongs to the stream while the stream exists: graphs, and pinned memory of the steps."""
         self._captured.clear()
         self._outputs.clear()
         self.state = None
@@ -75,20 +93,19 @@ class GraphDecodeStage:
         device = self.cache.device
         self._last = self._own = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._whole = torch.cuda.Stream(device) if self._split else self._own
-        what, pool, sizes = "warm-up", None, {self._sizes[-1], self._sizes[0]}
-        if self.graphs:
-            what, pool, sizes = "capture", torch.cuda.graph_pool_handle(), self._sizes
-        runs = [(stream, size) for stream in dict.fromkeys((self._own, self._whole)) for size in sorted(sizes)[::-1]]
+        pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        sizes = self._sizes if self.graphs else sorted({self._sizes[0], self._sizes[-1]})
+        runs = [(stream, size) for stream in dict.fromkeys((self._own, self._whole)) for size in sizes[::-1]]
         for done, (stream, size) in enumerate(runs, start=1):
-            progress(f"{what} of a decode step, {done} of {len(runs)}")
+            progress(f"{'capture' if self.graphs else 'warm-up'} of a decode step, {done} of {len(runs)}")
             with self._on(stream), room_for(f"a decode step of {size} rows", device, ADVICE, RESERVE_BYTES):
                 self._run(size)
-                if self.graphs:
+                if pool is not None:
                     self._captured[stream, size] = self._capture(size, pool)
         with self._on(self._own):
             settle(device)
 
-    def _capture(self, size: int, pool) -> tuple:
+    def _capture(self, size: int, pool: Any) -> Captured:
         settle(self.cache.device)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -96,12 +113,12 @@ class GraphDecodeStage:
             outputs = self._run(size)
         finally:
             graph.capture_end()
-        return graph, *outputs
+        return Captured(graph, *outputs)
 
     def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The step itself, on the first `size` rows of the order: logits [size, vocab], and [2, size] the best tokens
         and which of them are sound."""
-        state = self.state
+        state = self._device_rows
         order = state.order[:size].long()
         tokens, lengths = state.tokens[order].long(), state.lengths[order]
         plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
@@ -120,9 +137,9 @@ class GraphDecodeStage:
         with self._on(self._whole if command.alone else self._own):
             return self._launch(command)
 
-    def _on(self, stream):
-        """A context in which work goes to this stream, behind all of the steps before."""
-        if stream is not None and stream != self._last:
+    def _on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager:
+        """A context in which work goes to this stream, after all steps before."""
+        if stream is not None and self._last is not None and stream != self._last:
             stream.wait_stream(self._last)
         self._last = stream
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
@@ -134,11 +151,11 @@ class GraphDecodeStage:
         size = next(size for size in self._sizes if size >= len(rows))
         for row in rows:
             if row.join.sampling.force_ids is not None and row.token_index > row.join.token_index:
-                self.state.set_token(row.place, row.join.sampling.force_ids[row.token_index - 1])
-        self.state.set_order([row.place for row in rows], size)
+                self._device_rows.set_token(row.place, row.join.sampling.force_ids[row.token_index - 1])
+        self._device_rows.set_order([row.place for row in rows], size)
         moments = Moments(self.cache.device)
         moments.mark()
-        self.state.upload()
+        self._device_rows.upload()
         if self.graphs:
             graph, logits, picked = self._captured[self._last, size]
             graph.replay()
@@ -149,27 +166,27 @@ class GraphDecodeStage:
         out = self._outputs[-1][: 2 * size].view(2, size)
         out.copy_(picked, non_blocking=True)
         moments.mark()
-        launched = Launched(self, command, [(row.join, row.context, row.token_index, row.blocks) for row in rows], out,
-                            kept, moments)  # fmt: skip
+        taken = [Taken(row.join, row.context, row.token_index, row.blocks) for row in rows]
+        launched = Launched(self, command, taken, out, kept, moments)
         for row in rows:
             row.context, row.token_index = row.context + 1, row.token_index + 1
         return launched
 
     def _follow(self, command: Decode) -> None:
-        """Brings the mirror and the device's rows to what the command says."""
+        """Applies the command's changes to the host's rows and to the device's."""
         for request in command.left:
             self._free.append(self.rows.pop(request).place)
         for join in command.joins:
             row = Row(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
             self.rows[join.request] = row
-            self.state.set_row(row.place, join.token, join.context, list(join.blocks))
+            self._device_rows.set_row(row.place, join.token, join.context, list(join.blocks))
         for request, block in command.grown:
             row = self.rows[request]
-            self.state.set_block(row.place, row.blocks, block)
+            self._device_rows.set_block(row.place, row.blocks, block)
             row.blocks += 1
 
     def _sample(self, rows: list[Row], logits: torch.Tensor, picked: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        """Rows that are drawn get their token on the device; returns the logits that requests asked to keep."""
+        """Draws the tokens of sampled rows on the device; returns the logits that requests asked to keep."""
         kept = []
         for index, row in enumerate(rows):
             sampling = row.join.sampling
@@ -177,20 +194,34 @@ class GraphDecodeStage:
                 kept.append((row.join.request, logits[index].clone()))
             if sampling.temperature > 0.0 and sampling.force_ids is None:
                 picked[0, index] = draw_token(logits[index], sampling, row.context + 1)
-                self.state.tokens[row.place] = picked[0, index]
+                self._device_rows.tokens[row.place] = picked[0, index]
         return kept
+
+    @property
+    def _device_rows(self) -> DeviceRows:
+        assert self.state is not None, "the stage is closed"
+        return self.state
 
     def _pinned(self, count: int) -> torch.Tensor:
         return torch.empty(count, dtype=torch.int32, pin_memory=self.cache.device.type == "cuda")
 
 
+class Taken(NamedTuple):
+    """A row as the step takes it: tokens before the step, index of the step's token, blocks."""
+
+    join: Join
+    context: int
+    token_index: int
+    blocks: int
+
+
 @dataclass
 class Launched:
-    """A step on its way."""
+    """A step that is on the stream."""
 
     stage: GraphDecodeStage
     command: Decode
-    rows: list[tuple[Join, int, int, int]]  # join, context before the step, index of its token, blocks
+    rows: list[Taken]
     out: torch.Tensor  # [2, size of the step]: tokens, and which of them are sound
     kept: list[tuple[int, torch.Tensor]]
     moments: Moments  # its start and end
@@ -201,19 +232,16 @@ class Launched:
         self.moments.wait()
         started, ended = self.moments.read()
         tell, (tokens, sound) = self.stage._tell, self.out[:, : len(rows)].tolist()
-        for index, (join, _, token_index, _) in enumerate(rows):
-            if join.sampling.force_ids is not None:
-                tokens[index] = join.sampling.force_ids[token_index]
+        for index, row in enumerate(rows):
+            request, forced = row.join.request, row.join.sampling.force_ids
+            if forced is not None:
+                tokens[index] = forced[row.token_index]
             if not sound[index]:
-                tell.fail(join.request, not_finite(join.request, token_index))
+                tell.fail(request, not_finite(request, row.token_index))
         for request, logits in self.kept:
             tell.keep(request, logits)
-        requests, sizes = tuple(join.request for join, *_ in rows), tuple(map(len, command.groups))
-        tell.record(
-            Span(
-                "decode", str(command.worker), started, ended, requests, command.step, len(rows),
-                ready_ns=command.at_ns, blocks=sum(blocks for *_, blocks in rows), groups=sizes,
-            )
-        )  # fmt: skip
-        used = sum(context + 1 for _, context, _, _ in rows)
+        requests, sizes = tuple(row.join.request for row in rows), tuple(map(len, command.groups))
+        span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows), groups=sizes)
+        tell.record(span._replace(ready_ns=command.at_ns, blocks=sum(row.blocks for row in rows)))
+        used = sum(row.context + 1 for row in rows)
         return Stepped(command.worker, command.step, tuple(tokens), started, ended, used, used)

@@ -22,19 +22,19 @@ TRIES = 12  # of a bracket; the narrowest counts
 class Anchor(NamedTuple):
     """`event` ended at at_ns, give or take error_ns; a second by events is `rate` seconds of the host's clock."""
 
-    event: object
+    event: torch.cuda.Event
     at_ns: int
     error_ns: int
     rate: float = 1.0
 
-    def ns(self, event) -> int:
+    def ns(self, event: torch.cuda.Event) -> int:
         """Host time of an ended event of the same device; a negative one lies before the anchor."""
         return self.at_ns + round(self.event.elapsed_time(event) * 1e6 * self.rate)
 
     def renewed(self, fresh: "Anchor") -> "Anchor":
-        """The fresh anchor with the rate between the two, and what this one would have been off by as its error.
+        """The fresh anchor with the rate between the two; its error is what this anchor would have been off by.
 
-        This one again where the fresh one stood behind somebody's work and says less.
+        This anchor stays if the fresh one is less exact, because its event waited behind other work.
         """
         if fresh.error_ns > WIDE_NS:
             return self
@@ -46,7 +46,7 @@ class Anchor(NamedTuple):
         return fresh._replace(error_ns=max(fresh.error_ns, missed), rate=rate)
 
 
-def bracket(ended: Callable[[], object], now: Callable[[], int] = now_ns, tries: int = TRIES) -> Anchor:
+def bracket(ended: Callable[[], torch.cuda.Event], now: Callable[[], int] = now_ns, tries: int = TRIES) -> Anchor:
     """The narrowest of some brackets; `ended` records an event and returns it once it has ended."""
     found = []
     for _ in range(tries):
@@ -61,7 +61,7 @@ class DeviceClock:
     """The anchor of one device; any thread may ask for it."""
 
     def __init__(self, device: torch.device) -> None:
-        # idle but for anchors, so that they end at once; nobody else takes a stream from the pool of this priority
+        # Anchors alone use this stream, so that they end at once: no other stream is of this priority's pool.
         self._stream = torch.cuda.Stream(device, priority=-2)
         self._renewing = threading.Lock()
         self._anchor = bracket(self._ended)
@@ -71,8 +71,8 @@ class DeviceClock:
         return self._anchor.error_ns
 
     def anchor(self) -> Anchor:
-        """The anchor in force. Keep it with events that are recorded now. An old one is renewed on a thread of its own:
-        on a busy GPU even an idle stream's event may take as long as somebody's prefill."""
+        """The current anchor. Keep it with events that are recorded now. An old one is renewed on a thread of its own:
+        on a busy GPU even an idle stream's event may take as long as a prefill pass."""
         if now_ns() - self._anchor.at_ns > RENEW_NS and self._renewing.acquire(blocking=False):
             threading.Thread(target=self._renew, name="disagg clock", daemon=True).start()
         return self._anchor
@@ -99,33 +99,35 @@ def clock_of(device: torch.device) -> DeviceClock:
 
 
 class Moments:
-    """When a thread's work came by: host times on a CPU; on a GPU events on its stream, read once they have ended."""
+    """Times of a thread's work: host times on a CPU; on a GPU events on its stream, read once they have ended."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self._marks = device, []
+        self.device = device
+        self._times: list[int] = []
+        self._events: list[torch.cuda.Event] = []
         self._anchor = clock_of(device).anchor() if device.type == "cuda" else None
 
     def mark(self) -> None:
         if self._anchor is None:
-            self._marks.append(now_ns())
+            self._times.append(now_ns())
         else:
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
-            self._marks.append(event)
+            self._events.append(event)
 
     def keep_up(self, ahead: int) -> None:
-        """Until no more than so many of them are still to come."""
-        if self._anchor is not None and len(self._marks) > ahead:
-            self._marks[-1 - ahead].synchronize()
+        """Waits until at most `ahead` of the marks have not ended."""
+        if len(self._events) > ahead:
+            self._events[-1 - ahead].synchronize()
 
     def wait(self) -> None:
-        """Until the last one has been."""
+        """Waits until the last mark has ended."""
         if self._anchor is not None:
-            self._marks[-1].synchronize()
+            self._events[-1].synchronize()
 
     def read(self) -> tuple[int, ...]:
-        """Host times in ns of moments that have been; on a GPU give or take the anchor's error, and never after now."""
+        """Host times in ns of marks that have ended; on a GPU within the anchor's error, and never after now."""
         if self._anchor is None:
-            return tuple(self._marks)
+            return tuple(self._times)
         now = now_ns()
-        return tuple(min(self._anchor.ns(event), now) for event in self._marks)
+        return tuple(min(self._anchor.ns(event), now) for event in self._events)

@@ -1,6 +1,6 @@
 """The rows of a decode batch as the device keeps them, so that a step sends over only what changed.
 
-Every request in the batch has a place; one place more belongs to nobody and pads a batch to the size of a graph. All
+Every request in the batch has a place; one more place, of no request, pads a batch to the size of a graph. All
 state is one int32 buffer: the order of the step's rows, and each place's last token, length and block table.
 """
 
@@ -15,7 +15,7 @@ class DeviceRows:
     `spare_block` is a block of the cache that no request owns; the padding place writes there.
     """
 
-    def __init__(self, places: int, width: int, spare_block: int, device) -> None:
+    def __init__(self, places: int, width: int, spare_block: int, device: torch.device | str) -> None:
         self.places, self.width, self.device = places, width, torch.device(device)
         sizes = [places, places + 1, places + 1, (places + 1) * width]
         self._state = torch.zeros(sum(sizes), dtype=torch.int32, device=self.device)

@@ -1,6 +1,6 @@
-"""The link dial of a GPU: the rule of plan/link.Wire on the device's own timer, kept by kernels on a lane's stream.
+"""The link dial of a GPU: the rule of plan/link on the device's own timer, kept by kernels on a lane's stream.
 
-A count of cycles would lie here: clocks fall while matrices multiply. `globaltimer` counts nanoseconds.
+A count of cycles would be wrong: clocks fall while matrices multiply. `globaltimer` counts nanoseconds.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ _building = threading.Lock()  # two lanes must not compile the kernels at once
 
 
 def check_triton() -> None:
-    """ConfigError where the kernels of a dial can't be had."""
+    """ConfigError if triton, which the dial's kernels need, is missing."""
     if not triton_is_here():
         raise ConfigError(
             "a link on a GPU is dialled by a small Triton kernel, and triton is not here: `pip install triton`, or "
@@ -45,22 +45,23 @@ class DeviceDial:
             torch.cuda.current_stream(device).synchronize()  # once, at the start: compiled, and zeros are there
 
     def post(self, occupancy_ns: int) -> None:
-        """A copy takes the wire, when the stream comes here and the host has called `go`: called before it is enqueued.
+        """The next copy takes the link when the stream reaches this point and the host has called `go`.
 
-        A copy that began while the host still enqueued it would last as long as the host takes, not as the dial says.
+        Call it before the copy is enqueued: a copy that began while the host still enqueued it would last as long as
+        the host takes, not as long as the dial sets.
         """
         self._number += 1
         self._post(self._state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)
 
     def go(self) -> None:
-        """All of the copy is on the stream."""
+        """Marks that all of the copy is on the stream."""
         self._enqueued[0] = self._number
 
     def hold(self) -> None:
-        """What follows on this stream waits until the wire would be free."""
+        """What follows on this stream waits until the link would be free."""
         self._hold(self._state, num_warps=1)
 
     def stop(self) -> None:
-        """No hold waits any more: the engine closes."""
+        """Ends every hold, because the engine closes."""
         with torch.cuda.stream(self._aside):
             self._state[1:].fill_(1)

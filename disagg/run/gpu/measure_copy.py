@@ -1,7 +1,7 @@
-"""What a copy on a GPU's route costs, measured once: a small one and a large one, before anybody uses a block.
+"""What a copy on a GPU's route costs, measured once: a small one and a large one, before any request uses a block.
 
-By the host's clock, from the call that launches it to the host that has seen its end: the host pays for each copy, and
-where layers are small that is more than the wire needs.
+By the host's clock, from the call that launches the copy until the host has seen its end: the host's part of each copy
+is more than the link's where layers are small.
 """
 
 from disagg.plan.link import RouteCost, cost_of
@@ -12,7 +12,7 @@ TRIES = 5
 
 
 def measure(copier: StreamCopier, small: Route, large: Route, block_bytes: int) -> RouteCost:
-    """Copies both routes a few times, from blocks that nobody uses yet; the shortest times count."""
+    """Copies both routes a few times, from blocks that no request uses yet; the shortest times count."""
     found = []
     with copier.current():
         for route in (small, large):

@@ -1,4 +1,4 @@
-"""Whether one GPU reaches another's memory without the host. The driver is asked, and opens it, once for each pair."""
+"""Whether one GPU reaches another's memory without the host. The driver opens it once for each pair."""
 
 import functools
 

@@ -1,17 +1,19 @@
 """Prefill passes as CUDA graphs in pieces: all that lies between two attentions is one replay.
 
-A pass costs the host thousands of calls, and threads that want the interpreter meanwhile hold each other up. One graph
-of the whole pass would leave out the hand-offs, which are Python; so the capture ends where a layer attends, and the
-next one begins behind it (as vLLM's piecewise graphs do). Attention, the cache and the hook run as they always do.
+A pass costs the host thousands of calls, and threads that need the interpreter meanwhile delay each other. One graph
+of the whole pass would leave out the hand-offs, which are Python; so a capture ends where a layer attends, and the next
+one begins after it (as vLLM's piecewise graphs do). Attention, the cache and the hook run as without graphs.
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from disagg.run.attention import Options, PagedPrefill
+from disagg.run.attention.interface import Options, Plan
+from disagg.run.attention.paged import PagedKernel, PagedPrefill
 from disagg.run.batch import PrefillBatch
 from disagg.run.device import settle
 from disagg.run.kv_cache import KVCache
@@ -35,10 +37,10 @@ class Cut(NamedTuple):
     """Where a layer attends: its tensors lie in the graphs' memory, at the same place in every replay."""
 
     layer: int
-    query: torch.Tensor  # [T, kv_heads, group, head_dim]
-    key: torch.Tensor  # [T, kv_heads, head_dim]
-    value: torch.Tensor
-    out: torch.Tensor  # contiguous, of the shape of `query`
+    query: Tensor  # [T, kv_heads, group, head_dim]
+    key: Tensor  # [T, kv_heads, head_dim]
+    value: Tensor
+    out: Tensor  # contiguous, of the shape of `query`
     options: Options
 
 
@@ -47,10 +49,10 @@ class Pieces(NamedTuple):
 
     graphs: list[torch.cuda.CUDAGraph]
     cuts: list[Cut]
-    logits: torch.Tensor
+    logits: Tensor
 
 
-class DryPlan:
+class DryPlan(Plan):
     """The plan of a pass that attends to nothing, and leaves the cache alone."""
 
     phase = "prefill"
@@ -58,14 +60,14 @@ class DryPlan:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
 
-    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         return torch.zeros(query.shape, dtype=query.dtype, device=query.device)
 
 
 class CutPlan(DryPlan):
     """The plan of a pass that is being captured: where a layer attends, a piece ends and the next one begins."""
 
-    def __init__(self, cache: KVCache, pool) -> None:
+    def __init__(self, cache: KVCache, pool: Any) -> None:
         super().__init__(cache)
         self._pool = pool
         self.graphs: list[torch.cuda.CUDAGraph] = []
@@ -79,10 +81,10 @@ class CutPlan(DryPlan):
     def end(self) -> None:
         self.graphs[-1].capture_end()
 
-    def run(self, layer: int, query, key, value, options: Options) -> torch.Tensor:
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         self.end()
-        self.cuts.append(Cut(layer, *map(unowned, (query, key, value, out)), options))
+        self.cuts.append(Cut(layer, unowned(query), unowned(key), unowned(value), unowned(out), options))
         self.begin()
         return out
 
@@ -90,7 +92,7 @@ class CutPlan(DryPlan):
 class PrefillGraphs:
     """Captured passes of one worker; `prepare` makes them on the worker's stream, `run` replays them there."""
 
-    def __init__(self, model: Model, cache: KVCache, kernel, chunk_tokens: int) -> None:
+    def __init__(self, model: Model, cache: KVCache, kernel: PagedKernel, chunk_tokens: int) -> None:
         self.model, self.cache, self.kernel = model, cache, kernel
         self._sizes = sizes(chunk_tokens)
         self._pieces: dict[int, Pieces] = {}
@@ -99,13 +101,13 @@ class PrefillGraphs:
         self._staged = [torch.zeros(length, dtype=torch.long, pin_memory=self._pinned) for length in lengths]
 
     def close(self) -> None:
-        """Drops what belongs to the stream while that is there."""
+        """Drops what belongs to the stream while the stream exists."""
         self._pieces.clear()
         self._staged.clear()
 
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]) -> None:
-        """The largest size first: the others use its memory."""
+        """Captures the largest size first: the others use its memory."""
         pool = torch.cuda.graph_pool_handle()
         for done, size in enumerate(reversed(self._sizes)):
             progress(f"capture of a prefill pass, {done + 1} of {len(self._sizes)}")
@@ -118,7 +120,7 @@ class PrefillGraphs:
         return len(batch.tokens) <= self._sizes[-1] and len(batch.wants_logits) <= MOST_LOGITS
 
     @torch.inference_mode()
-    def run(self, batch: PrefillBatch) -> torch.Tensor:
+    def run(self, batch: PrefillBatch) -> Tensor:
         """One packed pass; logits [len(batch.wants_logits), vocab], which the next pass overwrites."""
         size = next(size for size in self._sizes if size >= len(batch.tokens))
         pieces, plan = self._pieces[size], PagedPrefill(batch, self.cache, self.kernel)
@@ -134,9 +136,9 @@ class PrefillGraphs:
         pieces.graphs[-1].replay()
         return pieces.logits[: len(batch.wants_logits)]
 
-    def _capture(self, size: int, pool) -> Pieces:
+    def _capture(self, size: int, pool: Any) -> Pieces:
         inputs = (self._ids[:size], self._places[:size], self._wanted)
-        self.model.logits(DryPlan(self.cache), *inputs)  # what a size needs once can't happen in a capture
+        self.model.logits(DryPlan(self.cache), *inputs)  # compiles and allocates what a capture must not
         settle(self.cache.device)
         plan = CutPlan(self.cache, pool)
         plan.begin()
@@ -150,21 +152,20 @@ class PrefillGraphs:
     def _pinned(self) -> bool:
         return self.cache.device.type == "cuda"
 
-    def _zeros(self, length: int) -> torch.Tensor:
+    def _zeros(self, length: int) -> Tensor:
         return torch.zeros(length, dtype=torch.long, device=self.cache.device)
 
 
-def unowned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory under a tensor that keeps nothing alive: the graphs do, and reuse it from layer to layer."""
+def unowned(tensor: Tensor) -> Tensor:
+    """The same memory under a tensor that does not keep it alive: the graphs do, and reuse it from layer to layer."""
     bits = tensor.view(torch.int16)
     return torch.as_tensor(_Memory(bits), device=tensor.device).view(tensor.dtype)
 
 
 class _Memory:
-    """Where 16-bit values lie, for torch (and numpy) to look at."""
+    """Where 16-bit values lie, in the form that torch and numpy read."""
 
-    def __init__(self, bits: torch.Tensor) -> None:
-        self.__cuda_array_interface__ = dict(
-            shape=tuple(bits.shape), strides=tuple(2 * step for step in bits.stride()), typestr="<i2",
-            data=(bits.data_ptr(), False), version=3,
-        )  # fmt: skip
+    def __init__(self, bits: Tensor) -> None:
+        strides = tuple(2 * step for step in bits.stride())
+        layout = dict(shape=tuple(bits.shape), strides=strides, typestr="<i2", version=3)
+        self.__cuda_array_interface__ = dict(data=(bits.data_ptr(), False), **layout)

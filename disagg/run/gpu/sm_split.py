@@ -3,17 +3,18 @@
 Streams alone do not share a GPU: the blocks of a prefill's products hold every SM, and a decode step of any priority
 waits for them. A part is a green context of the driver, with streams of its own; memory, kernels and events are those
 of the device's one primary context, as without a split.
-The driver is asked through cuda.bindings, which torch's CUDA builds bring along. `torch.cuda.green_contexts` would not
-do: it cuts each context from the whole GPU afresh, so that two of them overlap.
+This file calls the driver through cuda.bindings, which torch's CUDA builds bring along. `torch.cuda.green_contexts`
+cuts each context from the whole GPU afresh, so that two of them would overlap.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
 from disagg.plan.errors import ConfigError, DisaggError, EngineError
 
-GRAIN = 8  # SMs: least part and step from Hopper on, and a multiple of those before; drivers before CUDA 13 don't say
+GRAIN = 8  # SMs: least part and step from Hopper on, and a multiple of those before; only CUDA 13 on reports them
 OLDEST = 12050  # CUDA 12.5, the first with cuGreenCtxStreamCreate
 REMEDY = "leave sm_split at None: the two workers then share the SMs through streams alone"
 
@@ -82,12 +83,12 @@ class Part:
     that was copied there. When torch frees that, it records an event on the stream.
     """
 
-    def __init__(self, driver, device: torch.device, resource) -> None:
+    def __init__(self, driver: Any, device: torch.device, resource: Any) -> None:
         self.device, self.sms, self._driver = device, resource.sm.smCount, driver
         described = ask(driver.cuDevResourceGenerateDesc, [resource], 1)
-        flags = int(driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)  # the driver demands it
+        flags = int(driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM)  # the driver requires it
         self._context = ask(driver.cuGreenCtxCreate, described, ask(driver.cuDeviceGet, _index(device)), flags)
-        self._streams: list = []
+        self._streams: list[Any] = []  # the driver's streams
 
     def stream(self, priority: int = 0) -> torch.cuda.Stream:
         """A new stream on these SMs; negative priorities go first, among the part's own streams."""
@@ -98,7 +99,7 @@ class Part:
         return torch.cuda.ExternalStream(int(stream), device=self.device)
 
     def close(self) -> None:
-        """Streams first, then their context; a second time does nothing. What the driver says no longer matters."""
+        """Streams first, then their context; a second call does nothing. Errors of the driver no longer matter."""
         for stream in self._streams:
             _SMS.pop(int(stream), None)  # the next stream may get this number
             self._driver.cuStreamSynchronize(stream)
@@ -116,7 +117,7 @@ def sm_count(device: torch.device) -> int:
 
 
 def in_words(parts: dict[str, Part]) -> str:
-    """What a caption adds to the machine."""
+    """The parts, as a caption adds them to the machine."""
     return f", {parts['decode'].sms} SMs for decode and {parts['prefill'].sms} for prefill" if parts else ""
 
 
@@ -142,20 +143,20 @@ def describe() -> str:
 class Whole(NamedTuple):
     """The SMs of a GPU before the cut: the driver's record of them, how many, and the least part and step of a cut."""
 
-    resource: object
+    resource: Any
     sms: int
     least: int
     step: int
 
     @classmethod
-    def of(cls, driver, device: torch.device) -> "Whole":
+    def of(cls, driver: Any, device: torch.device) -> "Whole":
         kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
         resource = ask(driver.cuDeviceGetDevResource, ask(driver.cuDeviceGet, _index(device)), kind)
         least, step = (getattr(resource.sm, name, 0) for name in ("minSmPartitionSize", "smCoscheduledAlignment"))
         return cls(resource, resource.sm.smCount, least or GRAIN, step or GRAIN)
 
 
-def load_driver():
+def load_driver() -> Any:
     """cuda.bindings' driver module, initialised; ConfigError where it is not there, or too old for green contexts."""
     try:
         from cuda.bindings import driver
@@ -174,8 +175,8 @@ def load_driver():
     return driver
 
 
-def ask(call, *arguments):
-    """What a driver call gives: nothing, one thing, or a tuple; EngineError with the driver's word where it fails."""
+def ask(call: Callable, *arguments: Any) -> Any:
+    """What a driver call returns: nothing, one value or a tuple; EngineError with the driver's message if it fails."""
     try:
         error, *found = call(*arguments)
     except RuntimeError as missing:  # no such library, or no such function in it

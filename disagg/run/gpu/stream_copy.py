@@ -1,12 +1,12 @@
 """Copies between a GPU and another memory, in order on the streams of one lane, with the buffers they need.
 
 One copy on the streams, nothing of it on the host:
-    wait for the event behind the layer's K/V → the wire is taken, start event → bytes → the dial → end event
+    wait for the event behind the layer's K/V → the link is taken, start event → bytes → the dial → end event
     → checksums of what arrived → seen event
-A hand-off's bytes between GPUs that reach each other, or on one: a kernel that reads blocks here and writes blocks
-there. By way of the host: gather a layer's blocks into one staging buffer → one copy down → one up → scatter; so it is
-too where one GPU can't reach the other's memory, or must not. Spills and fetches copy whole regions between the GPU and
-pinned memory, one for each run of blocks. Between two GPUs there is a stream on each.
+A hand-off between GPUs that reach each other, or on one GPU: a kernel reads blocks here and writes blocks there.
+By way of the host, which also serves GPUs that can't or must not reach each other: gather a layer's blocks into one
+staging buffer → one copy down → one up → scatter. Spills and fetches copy whole regions between the GPU and pinned
+memory, one for each run of blocks. Between two GPUs there is a stream on each.
 """
 
 import contextlib
@@ -27,32 +27,38 @@ from disagg.run.kv_cache import KVCache
 from disagg.run.scratch import Scratch
 
 Sums = tuple[int, int]
+NO_IDS = torch.empty(0, dtype=torch.long)  # where no kernel reads or writes blocks
 
 
 class EnqueuedCopy(NamedTuple):
-    """A flight whose copy is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
+    """A copy that is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
 
-    flight: ActiveCopy | None  # None: only timed
+    active: ActiveCopy | None  # None: the copy is only timed
     start: torch.cuda.Event
     end: torch.cuda.Event
     seen: torch.cuda.Event
     first: Anchor  # of the device of `start`
     last: Anchor
-    written: torch.cuda.Event | None  # what it waited for
-    sums: torch.Tensor | None  # [2, layers, 2] pinned: what left, what arrived; to be read once `seen` has ended
+    written: torch.cuda.Event | None  # what the copy waited for
+    sums: torch.Tensor | None  # [2, layers, 2] pinned: what left, what arrived; valid once `seen` has ended
+
+    @property
+    def flight(self) -> ActiveCopy:
+        assert self.active is not None, "a copy that is only timed lands nowhere"
+        return self.active
 
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
-        """Waits for the copy, without the interpreter, and writes its times into the flight; the checksums."""
+        """Waits for the copy without the interpreter, writes its times into the flight, and returns the checksums."""
         self.seen.synchronize()
         flight = self.flight
-        now = now_ns()  # whatever the clocks' error says, it has ended
+        now = now_ns()  # the copy has ended by now, whatever the clocks' error says
         flight.start_ns = min(now, self.first.ns(self.start))
-        if self.written is not None:  # the hook ran on the host before the device came there
+        if self.written is not None:  # the hook ran on the host before the device reached the layer
             flight.ready_ns = max(flight.ready_ns, min(flight.start_ns, self.first.ns(self.written)))
         flight.busy_until_ns = min(now, max(flight.start_ns, self.last.ns(self.end)))
         flight.landing_ns = flight.busy_until_ns + latency_ns
         left, found = ([], []) if self.sums is None else self.sums.tolist()
-        return [tuple(pair) for pair in left], [tuple(pair) for pair in found]
+        return [(a, b) for a, b in left], [(a, b) for a, b in found]
 
 
 class Route(NamedTuple):
@@ -68,27 +74,41 @@ class Route(NamedTuple):
     @property
     def paging(self) -> bool:
         """Between a GPU and host memory, both ends being blocks."""
-        return self.slot is None and (on_host(self.source) or on_host(self.target))
+        return self.slot is None and any(map(on_host, self.ends))
+
+    @property
+    def ends(self) -> tuple[KVCache, KVCache]:
+        """The source and the target of a copy from blocks to blocks."""
+        assert self.source is not None and self.target is not None, "a copy from blocks to blocks has two caches"
+        return self.source, self.target
+
+    @property
+    def ring(self) -> torch.Tensor:
+        """The ring slot of a copy that has one."""
+        assert self.slot is not None, "a copy with one cache has a ring slot at its other end"
+        return self.slot
 
     @property
     def shape(self) -> tuple[int, ...]:
-        block = (self.source or self.target).data.shape[3:]
-        return (len(self.layers), 2, len(self.blocks), *block)
+        """[layers, 2, blocks, block_size, kv_heads, head_dim] of the bytes that travel."""
+        cache = self.source or self.target
+        assert cache is not None, "a copy has a cache at one end or at both"
+        return (len(self.layers), 2, len(self.blocks), *cache.data.shape[3:])
 
 
 class StreamCopier:
-    """`devices`: the GPU that copies leave, and the one that they reach, where it is another.
+    """`devices`: the GPU that copies leave, and the one that they reach, if it is another.
 
-    `part`: where that one GPU is split, the SMs on which gathers and scatters run. `peer`: from one GPU to the other
+    `part`: the SMs on which gathers and scatters run, if that one GPU is split. `peer`: the two GPUs reach each other
     without the host.
     """
 
     def __init__(
         self, devices: list[torch.device], dtype: torch.dtype, part: Part | None = None, peer: bool = True
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]
-        # high priority: a gather of microseconds goes before the blocks of a product of milliseconds
+        # High priority: a gather of microseconds goes before the thread blocks of a product of milliseconds.
         self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
         self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
@@ -97,18 +117,19 @@ class StreamCopier:
         self._ids = BlockIds()
 
     @contextlib.contextmanager
-    def current(self):
+    def current(self) -> Iterator["StreamCopier"]:
         """This thread's kernels go to the lane's streams, on each of its devices; the first device is current."""
         with contextlib.ExitStack() as stack:
             for stream in reversed(self.streams):
                 stack.enter_context(torch.cuda.stream(stream))
             yield self
 
-    def prepare_dial(self) -> None:
-        """Makes the dial where there is none yet."""
+    def prepare_dial(self) -> DeviceDial:
+        """The dial, which the first call makes."""
         if self._dial is None:
             with self.current():
                 self._dial = DeviceDial(self.devices[0])
+        return self._dial
 
     def stop(self) -> None:
         """No copy waits for its dial any more."""
@@ -131,14 +152,14 @@ class StreamCopier:
         check_tokens: int | None = None,
         departs: bool = False,
     ) -> EnqueuedCopy:
-        """Puts one copy on the streams. With `check_tokens`, checksums too: `left` as prefill made them, or of the
-        source's own bytes where it `departs` unreported."""
+        """Puts one copy on the streams. With `check_tokens`, checksums too: `left` are those that prefill made; with
+        `departs` they are taken of the source's bytes."""
         first, last = self.streams[0], self.streams[-1]
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         done = self.streams[self._ends_on]
         anchors = self.clocks[0].anchor(), self.clocks[self._ends_on].anchor()
         if written is not None:
-            first.wait_event(written)  # K/V are in the source's blocks, and their checksums exist
+            first.wait_event(written)  # the copy reads K/V and checksums that this event follows
         sums = None
         if check_tokens is not None:
             sums = torch.zeros(2, len(route.layers), 2, dtype=torch.int64, pin_memory=True)
@@ -148,13 +169,14 @@ class StreamCopier:
                 sums[0].copy_(torch.stack(left), non_blocking=True)
         ids = self._ids_of(route)  # before the copy's time begins
         with self._dialled(occupancy_ns):
-            start.record(first)  # behind the dial's post, which may have waited for a place on a busy GPU
+            start.record(first)  # follows the dial's post, which may have waited for a place on a busy GPU
             self._move(route, *ids)
+        # The end follows both streams: the scatter is on one, the dial on the other.
         if done is not first:
-            done.wait_stream(first)  # the end is of both: the scatter on one, the dial on the other
+            done.wait_stream(first)
         end.record(done)
         seen = end
-        if check_tokens is not None:
+        if check_tokens is not None and sums is not None:
             if last is not done:
                 last.wait_stream(done)
             sums[1].copy_(checksum_blocks(self._collect(route, arrived=True), check_tokens), non_blocking=True)
@@ -165,76 +187,72 @@ class StreamCopier:
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _dialled(self, occupancy_ns: int | None):
-        """Around the enqueueing of a copy: it takes the wire for that long, where there is a dial."""
+    def _dialled(self, occupancy_ns: int | None) -> Iterator[None]:
+        """Around the enqueueing of a copy: the copy takes the link for that long; None: the link has no dial."""
         if occupancy_ns is None:
             yield
             return
-        self.prepare_dial()
-        self._dial.post(occupancy_ns)
+        dial = self.prepare_dial()
+        dial.post(occupancy_ns)
         try:
             yield
-            self._dial.hold()
+            dial.hold()
         finally:
-            self._dial.go()  # also of half a copy: the stream must come to its end
+            dial.go()  # half a copy must end on the stream as well
 
     def _by_kernel(self, route: Route) -> bool:
-        """From blocks to blocks at once?"""
+        """Does one kernel copy from blocks to blocks?"""
         return route.slot is None and self._between is None and not route.paging
 
-    def _ids_of(self, route: Route) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _ids_of(self, route: Route) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of the blocks that a kernel reads, and of those that one writes, each where the kernel runs."""
         if route.paging:
-            return None, None
+            return NO_IDS, NO_IDS
         source, target = route.source, route.target
-        writes_on = source if self._by_kernel(route) else target
-        return (
-            None if source is None else self._ids.on(source.device, route.blocks),
-            None if target is None else self._ids.on(writes_on.device, route.target_blocks),
-        )
+        writer = source if self._by_kernel(route) else target
+        blocks = NO_IDS if source is None else self._ids.on(source.device, route.blocks)
+        return blocks, NO_IDS if writer is None or target is None else self._ids.on(writer.device, route.target_blocks)
 
-    def _move(self, route: Route, blocks: torch.Tensor | None, onto: torch.Tensor | None) -> None:
+    def _move(self, route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
         if route.paging:
-            copy_regions(route.source.data, route.target.data, route)
+            copy_regions(route)
             return
         if self._by_kernel(route):
             copy_blocks(route, blocks, onto)
             return
-        staged = route.slot
-        if route.source is not None:
-            staged = self._gather(route.source, route.layers, blocks, route.shape)
+        staged = route.ring if route.source is None else self._gather(route.source, route.layers, blocks, route.shape)
         if route.target is None:
-            route.slot.copy_(staged, non_blocking=True)
+            route.ring.copy_(staged, non_blocking=True)
             return
         device = route.target.device
-        if staged.device != device:
-            there = self._buffer(device, route.shape)
-            by_host = self._between is not None  # else it comes from the ring, which is host memory
-            staged = self._across(staged, there) if by_host else there.copy_(staged, non_blocking=True)
+        if staged.device != device:  # without `_between` the bytes come from the ring, which is host memory
+            there, host = self._buffer(device, route.shape), self._between
+            staged = there.copy_(staged, non_blocking=True) if host is None else self._across(staged, host, there)
         wide(route.target.data[route.layers.start : route.layers.stop]).index_copy_(2, onto, wide(staged))
 
-    def _across(self, staged: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        """The bytes on the other GPU, by way of the host."""
+    def _across(self, staged: torch.Tensor, between: Scratch, there: torch.Tensor) -> torch.Tensor:
+        """The bytes on the other GPU, by way of the host's buffer `between`."""
         first, last = self.streams
-        first.wait_stream(last)  # the copy before this one has left the host's buffer
-        host = self._between.view(staged.shape).copy_(staged, non_blocking=True)
+        # The host's buffer is written after the copy before this one has left it, and read after it is written.
+        first.wait_stream(last)
+        host = between.view(staged.shape).copy_(staged, non_blocking=True)
         last.wait_stream(first)
         return there.copy_(host, non_blocking=True)
 
-    def _gather(self, cache: KVCache, layers: range, ids: torch.Tensor, shape) -> torch.Tensor:
+    def _gather(self, cache: KVCache, layers: range, ids: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         """Whole blocks of a GPU's cache in its staging buffer."""
         out = self._buffer(cache.device, shape)
         torch.index_select(wide(cache.data[layers.start : layers.stop]), 2, ids, out=wide(out))
         return out
 
     def _collect(self, route: Route, arrived: bool) -> torch.Tensor:
-        """The bytes at one end of the route, in a staging buffer: read back where they lie in host memory."""
+        """The bytes at one end of the route, in a staging buffer; those in host memory are copied back for it."""
         cache, blocks = (route.target, route.target_blocks) if arrived else (route.source, route.blocks)
         if cache is not None and not on_host(cache):
             return self._gather(cache, route.layers, self._ids.on(cache.device, blocks), route.shape)
         out = self._buffer(self.devices[0], route.shape)
         if cache is None:
-            return out.copy_(route.slot, non_blocking=True)
+            return out.copy_(route.ring, non_blocking=True)
         for index, layer in enumerate(route.layers):
             for which in range(2):
                 for place, block in enumerate(blocks):
@@ -250,12 +268,12 @@ def on_host(cache: KVCache) -> bool:
 
 
 def wide(data: torch.Tensor) -> torch.Tensor:
-    """The same bytes in words of eight, where a head has whole ones: gathers of 2-byte elements are slow."""
+    """The same bytes as 8-byte words, if a head is a whole number of them: gathers of 2-byte elements are slow."""
     return data.view(torch.int64) if data.shape[-1] * data.dtype.itemsize % 8 == 0 else data
 
 
 def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """(block, block of the target, length) of the stretches that follow each other at both ends."""
+    """(block, block of the target, length) of the stretches of blocks that are adjacent at both ends."""
     start = 0
     for index in range(1, len(blocks) + 1):
         if index < len(blocks) and (blocks[index] - blocks[index - 1], onto[index] - onto[index - 1]) == (1, 1):
@@ -265,20 +283,21 @@ def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, 
 
 
 def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
-    """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the first, where the
-    ids are too."""
-    from disagg.run.gpu import block_kernel  # needs triton
+    """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the source, where the
+    ids are as well."""
+    from disagg.run.gpu import device_kernels  # needs triton
 
     layers = route.layers
-    source, target = (wide(cache.data[layers.start : layers.stop]) for cache in (route.source, route.target))
-    words, tile = source[0, 0, 0].numel(), block_kernel.TILE
-    block_kernel.copy[-(-words // tile), len(route.blocks), 2 * len(layers)](
-        source, target, blocks, onto, *source.stride()[:2], *target.stride()[:2], WORDS=words, TILE=tile
-    )
+    source, target = (wide(cache.data[layers.start : layers.stop]) for cache in route.ends)
+    words, tile = source[0, 0, 0].numel(), device_kernels.TILE
+    grid = -(-words // tile), len(route.blocks), 2 * len(layers)
+    strides = (*source.stride()[:2], *target.stride()[:2])
+    device_kernels.copy_blocks[grid](source, target, blocks, onto, *strides, WORDS=words, TILE=tile)
 
 
-def copy_regions(source: torch.Tensor, target: torch.Tensor, route: Route) -> None:
-    """Blocks from [layers, 2, num_blocks, ...] to another such tensor: each run is one region of a layer's K or V."""
+def copy_regions(route: Route) -> None:
+    """Blocks between a GPU's cache and host memory: each run is one region of a layer's K or V."""
+    source, target = (cache.data for cache in route.ends)
     stretches = list(runs(route.blocks, route.target_blocks))
     for layer in route.layers:
         for which in range(2):

@@ -1,4 +1,4 @@
-"""A lane with a GPU at one end: whoever makes a copy possible enqueues it, and the lane's thread lands what has ended.
+"""A lane with a GPU at one end: the thread that makes a copy possible enqueues it; the lane's thread lands it.
 
 A prefill worker enqueues the layers that it hands off, and the thread that sees the end of hop one enqueues hop two. A
 thread that did nothing else would have to be woken, and to be let into an interpreter that others keep busy: beside a
@@ -10,19 +10,20 @@ import queue
 import threading
 from collections import deque
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from disagg.plan.link import Link
 from disagg.plan.transfer_scheduler import ActiveCopy
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
 
-AHEAD = 2  # copies on the streams at once: the wire has no gap while the host looks at what has ended
+AHEAD = 2  # copies on the streams at once: the link has no gap while the host handles what has ended
 
 
 class Word(Enum):
-    """What a lane's thread may be told to do."""
+    """Messages to a lane's thread."""
 
     WAKE, STOP = auto(), auto()
 
@@ -37,7 +38,7 @@ class Refused(NamedTuple):
 class StreamLane:
     """Serves one lane of `transfers`, which decide what goes next and hear how each copy ended."""
 
-    def __init__(self, name: str, transfers, copier: StreamCopier) -> None:
+    def __init__(self, name: str, transfers: Any, copier: StreamCopier) -> None:
         self.name, self.transfers, self.copier = name, transfers, copier
         self._room = threading.Semaphore(AHEAD)
         self._launching = threading.Lock()  # copies enter the streams in the order in which the traffic started them
@@ -58,7 +59,7 @@ class StreamLane:
                 self._news.put(self._launch(flight))
 
     def wake(self) -> None:
-        """Has the lane's thread do so: whoever hears all events must not spend a millisecond on a copy."""
+        """Has the lane's thread do so: the thread of all events must not spend a millisecond on a copy."""
         if self.transfers.traffic.waiting(self.name):
             self._news.put(Word.WAKE)
 
@@ -74,7 +75,7 @@ class StreamLane:
     def serve(self) -> None:
         """Until the engine closes: whatever comes first, the end of the oldest copy or a landing."""
         aloft: deque[EnqueuedCopy] = deque()  # on the streams
-        flying: deque[ActiveCopy] = deque()  # off the wire, within its latency
+        flying: deque[ActiveCopy] = deque()  # off the link, within its latency
         try:
             while self._hear(aloft, wait_s(aloft, flying)):
                 landing_ns = flying[0].landing_ns if flying else None
@@ -84,7 +85,7 @@ class StreamLane:
                 elif aloft and ends_first(aloft, flying):
                     flying.extend(self._finish(aloft.popleft()))
                     self.transfers.drive()
-                elif flying and landing_ns - now_ns() <= 2 * COARSE_NS:
+                elif landing_ns is not None and landing_ns - now_ns() <= 2 * COARSE_NS:
                     wait_until(landing_ns, self.transfers.closing)
         finally:
             self.copier.drain()  # only now does nothing read or write for these transfers
@@ -110,7 +111,7 @@ class StreamLane:
             wait_s = 0.0
 
     @property
-    def _link(self):
+    def _link(self) -> Link:
         return self.transfers.traffic.lanes[self.name].wire.link
 
     @torch.inference_mode(False)  # a prefill pass may launch: buffers made in its mode could not be written elsewhere
@@ -128,7 +129,7 @@ class StreamLane:
             return Refused(flight, error)
 
     def _refuse(self, flight: ActiveCopy, error: Exception) -> None:
-        """Tells of a copy that could not be launched, once what was launched of it has ended."""
+        """Reports a copy that could not be launched, once what was launched of it has ended."""
         self.copier.drain()
         self._room.release()
         self.transfers.raised(flight, error)
@@ -193,7 +194,7 @@ class StreamLane:
 
 
 def ends_first(aloft: deque[EnqueuedCopy], flying: deque[ActiveCopy]) -> bool:
-    """Does the oldest copy on the streams come before the next landing, by the wire's account?"""
+    """Does the oldest copy on the streams come before the next landing, by the link's account?"""
     return not flying or aloft[0].flight.busy_until_ns <= flying[0].landing_ns
 
 

@@ -1,4 +1,4 @@
-"""A model folder from anywhere: what is checked before anything is loaded from it, and before memory is taken.
+"""Checks of a model folder from anywhere, before anything is loaded from it and before memory is taken.
 
 Refused are folders that would run code, unpickle, read outside of themselves, or promise more than their files hold.
 """
@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,8 +49,8 @@ def check_folder(folder: Path) -> None:
             _check_shard(path, index)
 
 
-def check_promise(folder: Path, config) -> None:
-    """Refuse a config that declares far more weights than the files hold: room would be made for all of them."""
+def check_promise(folder: Path, config: Any) -> None:
+    """Refuse a config that declares far more weights than the files hold: memory would be taken for all of them."""
     from transformers import AutoModelForCausalLM
 
     entries = {name: entry for path in weight_files(folder) for name, entry in _entries(path).items()}
@@ -59,7 +60,7 @@ def check_promise(folder: Path, config) -> None:
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     declared = sum(parameter.numel() for parameter in module.parameters())
-    if declared > 2 * held:  # twice: those that are tied stand in a file once
+    if declared > 2 * held:  # twice: tied weights are once in a file
         raise ModelError(f"config.json declares {declared:,} weights, but the safetensors hold {held:,}")
     base = module.base_model_prefix
     for name in sorted(entries):
@@ -107,10 +108,10 @@ def _check_config(name: str, content: dict) -> None:
             raise ModelError(f"{name} has {key} {short(value)}; more than {MAX_COUNT:,} are not built")
 
 
-def _fields(content) -> Iterator[tuple[str, object]]:
+def _fields(content: dict | list) -> Iterator[tuple[str, object]]:
     """(name, value) of the object, and of those in it."""
-    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
-        if isinstance(content, dict):
+    for name, value in content.items() if isinstance(content, dict) else ((None, value) for value in content):
+        if name is not None:
             yield name, value
         if isinstance(value, dict | list):
             yield from _fields(value)
@@ -203,15 +204,15 @@ def _entries(path: Path) -> dict[str, dict]:
 
 
 def _no_name_twice(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names, seen = [name for name, _ in pairs], set()
-        twice = next(name for name in names if name in seen or seen.add(name))
-        raise ModelError(f"the header holds {short(twice)} twice")
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ModelError(f"the header holds {short(name)} twice")
+        found[name] = value
     return found
 
 
-def _check_tensor(file: str, name: str, entry, room: int) -> None:
+def _check_tensor(file: str, name: str, entry: Any, room: int) -> None:
     """One entry of a header; offsets count from the header's end."""
     where = f"{file}: tensor {name if len(name) < 200 and name.isprintable() else short(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():

@@ -1,13 +1,16 @@
-"""What a model folder asks for and does not get here: said once, when it is loaded."""
+"""What a model folder asks for and does not get here: a warning when it is loaded."""
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 from disagg.plan.checks import short
 from disagg.plan.errors import ModelWarning
 from disagg.run.model.folder_checks import read_json
+from disagg.run.model.text import Text
 
-GREEDY = {  # fields of generation_config.json that change a greedy answer, and the values that ask for nothing
+#: Fields of generation_config.json that change a greedy answer, and the values that ask for nothing.
+GREEDY: dict[str, tuple] = {
     "repetition_penalty": (1,), "encoder_repetition_penalty": (1,), "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,), "bad_words_ids": ([],), "suppress_tokens": ([],),
     "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (), "min_length": (0,),
@@ -16,14 +19,15 @@ GREEDY = {  # fields of generation_config.json that change a greedy answer, and 
     "watermarking_config": (), "token_healing": (False,), "stop_strings": ([], ""), "max_time": (),
     "num_return_sequences": (1,),
 }  # fmt: skip
-LENGTH = {"max_new_tokens": (), "max_length": (20,)}  # these and the following each Request brings
-SAMPLING = {
+#: Each Request brings its own of these and the following.
+LENGTH: dict[str, tuple] = {"max_new_tokens": (), "max_length": (20,)}
+SAMPLING: dict[str, tuple] = {
     "do_sample": (False,), "temperature": (1,), "top_k": (0, 50), "top_p": (1,), "min_p": (0,), "top_h": (),
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,),
 }  # fmt: skip
 
 
-def say_what_is_not_done(folder: Path, module, text) -> None:
+def warn_of_settings(folder: Path, module: Any, text: Text) -> None:
     """One ModelWarning for a chat template that is not rendered, and one for settings that are not followed."""
     if text.drops_template:
         warn(

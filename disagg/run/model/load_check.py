@@ -1,13 +1,14 @@
 """The check at load: a few logits through the paged path against the model's own forward with its own attention.
 
 Some architectures take a registered attention and silently compute something else (their own mask, bias or scale), and
-comparing tokens would not show it. Windows, chunks and scalings that the config lets begin beyond the probe's 12 tokens
-are made to begin within them, for a second probe of the same module.
+comparing tokens would not show it. Windows, chunks and scalings that begin beyond the check's 12 tokens are made to
+begin within them, for a second check of the same module.
 """
 
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -17,6 +18,9 @@ from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.memory import is_shortage
 from disagg.run.model.text import first_line
+
+if TYPE_CHECKING:
+    from disagg.run.model.model import Model
 
 LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
 _COUNTS_TOKENS = re.compile(r"window|chunk|local_attention|floor")
@@ -28,18 +32,18 @@ REACH = 4  # tokens: a window or chunk of as many is left and entered in each pr
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
-def probe_prompts(vocab_size: int) -> list[torch.Tensor]:
+def check_prompts(vocab_size: int) -> list[torch.Tensor]:
     """Token ids of two prompts, each with the tokens that its decode steps are fed."""
     generator = torch.Generator().manual_seed(20)
     return [torch.randint(0, vocab_size, (length + STEPS,), generator=generator) for length in LENGTHS]
 
 
 @torch.inference_mode()
-def reference_logits(module: torch.nn.Module) -> torch.Tensor:
+def reference_logits(module: Any) -> torch.Tensor:
     """Logits [prompt, 1 + STEPS, vocab] of the last prompt token and of each step, from whole forwards."""
     device = next(module.parameters()).device
     rows = []
-    for ids in probe_prompts(module.config.vocab_size):
+    for ids in check_prompts(module.config.vocab_size):
         try:
             rows.append(module(input_ids=ids[None].to(device), use_cache=False).logits[0, -1 - STEPS :])
         except Exception as error:  # its own forward failing is a fact about the model, whatever the type
@@ -49,9 +53,9 @@ def reference_logits(module: torch.nn.Module) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def paged_logits(model) -> tuple[torch.Tensor, list[int]]:
+def paged_logits(model: "Model") -> tuple[torch.Tensor, list[int]]:
     """The same logits through one packed and one chunked pass and decode steps, and the layers that were handed off."""
-    prompts, handed = probe_prompts(model.vocab_size), []
+    prompts, handed = check_prompts(model.vocab_size), []
     blocks = -(-max(map(len, prompts)) // BLOCK)
     cache = KVCache(model.shape, 2 * blocks, BLOCK, model.device)
     tables = torch.randperm(2 * blocks, generator=torch.Generator().manual_seed(1)).view(2, blocks)
@@ -96,7 +100,7 @@ def _counts_tokens(name: str) -> bool:
     return bool(_COUNTS_TOKENS.search(name)) and not _COUNTS_OTHERS.search(name)
 
 
-def _configs(holder) -> Iterator:
+def _configs(holder: object) -> Iterator[PreTrainedConfig]:
     """The configs that a module holds, and those in them."""
     for value in list(vars(holder).values()):
         if isinstance(value, PreTrainedConfig):
@@ -105,13 +109,13 @@ def _configs(holder) -> Iterator:
 
 
 def expected_logits(module: torch.nn.Module, context: int) -> list[torch.Tensor]:
-    """The untouched module's logits for both probes; the second is there where something begins beyond the first."""
+    """The untouched module's logits for both checks; the second is made if something begins beyond the first."""
     found = [reference_logits(module)]
     with within_reach(module, context) as begins:
         return [*found, reference_logits(module)] if begins else found
 
 
-def check_model(model, expected: list[torch.Tensor]) -> None:
+def check_model(model: "Model", expected: list[torch.Tensor]) -> None:
     """Refuse a model whose paged logits are not its own as far as its context reaches; ModelError says where."""
     check_logits(model, expected[0])
     with within_reach(model.module, model.context_limit) as begins:
@@ -123,7 +127,7 @@ def check_model(model, expected: list[torch.Tensor]) -> None:
                 raise ModelError(f"beyond {where} of config.json (probed as {REACH} tokens): {error}") from None
 
 
-def check_logits(model, expected: torch.Tensor) -> None:
+def check_logits(model: "Model", expected: torch.Tensor) -> None:
     """Refuse a model whose paged logits are not its own; ModelError says by how much."""
     name = type(model.module).__name__
     try:

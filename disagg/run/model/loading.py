@@ -1,6 +1,7 @@
 """The module of a model folder: each tensor from the files that folder_checks.py checked, none left over."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,15 +21,15 @@ def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if not pinned:
             check_promise(folder, config)
-        options = dict(config=config, dtype=dtype, attn_implementation=own(config), output_loading_info=True)
-        options |= dict(
-            local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True
-        )  # refused below, by name
+        options = dict(config=config, dtype=dtype, attn_implementation=own(config), local_files_only=True)
+        options |= dict(use_safetensors=True, output_loading_info=True)
+        options |= dict(ignore_mismatched_sizes=True)  # check_tensor_names refuses them, by name
         with weights.quiet_transformers():
-            module, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        module, info = loaded
     except ModelError:
         raise
-    except Exception as error:  # whatever a foreign folder provokes in transformers is the folder's fault
+    except Exception as error:  # any error that a folder causes in transformers is the folder's
         if is_shortage(error):
             raise
         raise ModelError(f"{folder.name}: transformers can't load it: {first_line(first_of(error))}") from None
@@ -36,7 +37,7 @@ def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch
     return module
 
 
-def check_tensor_names(folder: Path, module: torch.nn.Module, info: dict) -> None:
+def check_tensor_names(folder: Path, module: Any, info: dict) -> None:
     """Every tensor of the module must have come from the files, in its shape, and every tensor of the files must have
     a place; transformers would fill in noise, drop the rest, and untie what the files hold apart."""
     untied = set(module.get_expanded_tied_weights_keys(all_submodels=True)) - set(module.all_tied_weights_keys)
@@ -54,6 +55,6 @@ def check_tensor_names(folder: Path, module: torch.nn.Module, info: dict) -> Non
         )
 
 
-def own(config) -> str | None:
+def own(config: Any) -> str | None:
     """Attention of the reference: eager where softcap needs it, else what transformers chooses."""
     return "eager" if getattr(config, "attn_logit_softcapping", None) else None

@@ -1,43 +1,37 @@
 """The model: Hugging Face's own module, fed with packed prefill passes and decode steps over a paged KV cache.
 
-Loading goes: check the files → load → ask the untouched module for a few logits → switch its attention to ours, join
-and pack its projections, shorten its norms → ask again through the paged path (load_check.py) → hand out, or refuse
-with the reason.
+Loading: check the files → load → take a few logits of the untouched module → switch its attention to ours, join and
+pack its projections, shorten its norms → compare its logits on the paged path (load_check.py) → return or refuse it.
 """
 
 import copy
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import ConfigError, ModelError, PackageError
-from disagg.run.attention import (
-    NAME,
-    DecodePlan,
-    PagedPrefill,
-    PrefillPlan,
-    Workspace,
-    announced,
-    choose,
-    number_layers,
-)
+from disagg.run.attention.choice import choose
+from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
+from disagg.run.attention.interface import NAME, Plan, announced, number_layers
+from disagg.run.attention.paged import PagedKernel, PagedPrefill
 from disagg.run.batch import DecodeBatch, PrefillBatch
 from disagg.run.device import finish
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.memory import check_room, room_for
 from disagg.run.model import weights
 from disagg.run.model.folder_checks import check_folder, count_weights
-from disagg.run.model.generation_config import say_what_is_not_done
+from disagg.run.model.generation_config import warn_of_settings
 from disagg.run.model.load_check import check_model, expected_logits
 from disagg.run.model.loading import load_folder
 from disagg.run.model.norms import shorten_norms
 from disagg.run.model.projections import join_projections as join
 from disagg.run.model.projections import pack_linears
 from disagg.run.model.random_models import RANDOM, SHAPES, make_random
-from disagg.run.model.text import ByteText, TokenizerText, first_line
+from disagg.run.model.text import ByteText, Text, TokenizerText, first_line
 from disagg.run.model.tiny import make_tiny_llama
 
 MOST_CODES = 64  # of a class of layers
@@ -49,13 +43,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Source:
     """Where the untouched module comes from: a folder, the seed of `tiny`, or a shape with random weights."""
 
-    def __init__(self, name: str, dtype: torch.dtype, device) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, device: torch.device | str) -> None:
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         made = name == "tiny" or name.startswith(RANDOM)
         self.folder = None if made else weights.smollm2_folder() if name == "smollm2" else Path(name)
 
     def prepare(self, progress: weights.Progress) -> None:
-        """Check the name or the files, and convert SmolLM2 where that never happened."""
+        """Check the name or the files, and convert SmolLM2 if that has not been done."""
         if self.name.startswith(RANDOM) and self.name.removeprefix(RANDOM) not in SHAPES:
             known = ", ".join(RANDOM + shape for shape in SHAPES)
             raise ModelError(f"{self.name}: no such shape; known: {known}")
@@ -64,7 +58,7 @@ class Source:
         if self.folder is not None:
             check_folder(self.folder)
 
-    def text(self):
+    def text(self) -> Text:
         """Tokenizer; only SmolLM2's chat template is pinned and may be rendered."""
         return ByteText() if self.folder is None else TokenizerText(self.folder, chat=self.name == "smollm2")
 
@@ -97,8 +91,9 @@ class Source:
 class Model:
     """One worker thread's model. `shape` is what a token stores; ids and batches are CPU tensors."""
 
-    def __init__(self, module: torch.nn.Module, source: Source, text, attention: str) -> None:
-        self.module, self.source, self.text, self.attention = module, source, text, attention
+    def __init__(self, module: Any, source: Source, text: Text, attention: str) -> None:
+        self.source, self.text, self.attention = source, text, attention
+        self.module: torch.nn.Module = module
         self.name, self.config = source.name, module.config
         self.shape = kv_shape(self.config, source.dtype)
         self.layers, self.vocab_size = self.shape.layers, self.config.vocab_size
@@ -108,25 +103,25 @@ class Model:
         self.compiled = False
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
 
-    def compile(self, **how) -> None:
+    def compile(self, **how: Any) -> None:
         """Compile one layer for all: they differ in their weights alone, and all sizes share the code.
 
-        Kernels are tuned on the first size that they meet, so that ought to be a large one. Whoever calls it first
-        calls `keep_many_codes`.
+        Kernels are tuned on the first size that they meet, so that should be a large one. Call `keep_many_codes` on the
+        same thread first.
         """
         for layer in layers_of(self.module, self.layers):
             layer.compile(fullgraph=True, dynamic=True, **how)
         self.compiled = True
 
-    def prefill(self, cache: KVCache, batch: PrefillBatch, kernel=None) -> torch.Tensor:
+    def prefill(self, cache: KVCache, batch: PrefillBatch, kernel: PagedKernel | None = None) -> torch.Tensor:
         """Run one packed pass; logits [len(batch.wants_logits), vocab]. A kernel reads the cache in place."""
-        plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
+        plan: Plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
         ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
         if self.compiled:
             ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
         return self.logits(plan, *(x.to(self.device, non_blocking=True) for x in (ids, places, wanted)))
 
-    def logits(self, plan, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def logits(self, plan: Plan, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """The module over a prefill plan: logits of the rows `wanted`; all three [T], [T] and [n] on its device."""
         if self._keeps_logits:
             return self.call(plan, ids, positions, logits_to_keep=wanted)
@@ -138,7 +133,7 @@ class Model:
         return self.call(DecodePlan(batch, cache, self._workspace), ids, places)
 
     @torch.inference_mode()
-    def call(self, plan, ids: torch.Tensor, positions: torch.Tensor, **options) -> torch.Tensor:
+    def call(self, plan: Plan, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
         """The module over a plan: ids and positions [T] on its device, logits [T or those kept, vocab]."""
         with announced(plan):
             out = self.module(input_ids=ids[None], position_ids=positions[None], plan=plan, use_cache=False, **options)
@@ -153,10 +148,10 @@ class Model:
         return self.text.decode(ids)
 
     def read(self, ids: list[int]) -> tuple[str, str | None]:
-        """Their text, as the pieces of a Detokenizer join to, and in words why it stops where an id has none."""
+        """Their text, as the pieces of a Detokenizer join to, and why it stops if an id has no text."""
         return self.text.read(ids)
 
-    def replica(self, device=None) -> "Model":
+    def replica(self, device: torch.device | str | None = None) -> "Model":
         """Another module tree with its own buffers, for a second worker thread: over the same weights, or over a copy
         of them on another device. EngineError where that has no room for them."""
         source = self.source if device is None else Source(self.name, self.source.dtype, device)
@@ -164,7 +159,7 @@ class Model:
         if source.device != self.device:
             with room_for(f"the weights of {self.name}", source.device, WEIGHTS_ADVICE):
                 weights = {key: torch.nn.Parameter(w.to(source.device), False) for key, w in weights.items()}
-                finish(source.device)  # the worker's stream waits for nobody
+                finish(source.device)  # the worker's stream does not wait for these copies
         module = copy.deepcopy(self.module, weights).to(source.device)
         return Model(module, source, self.text, self.attention)
 
@@ -194,12 +189,12 @@ def load_model(
     dtype: str = "float32",
     attention: str = "auto",
     join_projections: bool = True,
-    device="cpu",
+    device: torch.device | str = "cpu",
     progress: weights.Progress = None,
 ) -> Model:
     """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face format; ModelError if it is not right.
 
-    What a folder asks for and does not get, a chat template or a repetition penalty, is said in a ModelWarning.
+    A ModelWarning names what a folder asks for and does not get: a chat template, a repetition penalty.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -213,7 +208,8 @@ def load_model(
         text = source.text()
         check_architecture(module)
         expected = expected_logits(module, context_limit(module.config))
-        module.config._attn_implementation = NAME
+        config: Any = module.config
+        config._attn_implementation = NAME
         number_layers(module)
         if join_projections:
             join(module)
@@ -223,7 +219,7 @@ def load_model(
         model = Model(module, source, text, kind)
         check_model(model, expected)
     if source.folder is not None:
-        say_what_is_not_done(source.folder, module, text)
+        warn_of_settings(source.folder, module, text)
     return model
 
 
@@ -238,8 +234,8 @@ def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:
     return next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
 
 
-def check_architecture(module: torch.nn.Module) -> None:
-    """Refuse by name what paged attention can't carry, before any probe."""
+def check_architecture(module: Any) -> None:
+    """Refuse by name what paged attention can't carry, before the check of its logits."""
     name = type(module).__name__
     if getattr(module, "_is_stateful", False):
         raise ModelError(f"{name} keeps a recurrent state instead of K/V per token; a paged KV cache can't hold that")
@@ -248,7 +244,7 @@ def check_architecture(module: torch.nn.Module) -> None:
     kv_shape(module.config, torch.float32)
 
 
-def kv_shape(config, dtype: torch.dtype) -> KVShape:
+def kv_shape(config: Any, dtype: torch.dtype) -> KVShape:
     """What the config declares that a token stores in each layer."""
     try:
         heads = config.num_attention_heads
@@ -259,7 +255,7 @@ def kv_shape(config, dtype: torch.dtype) -> KVShape:
         raise ModelError(f"{config.model_type}: the config declares no single KV shape ({first_line(error)})") from None
 
 
-def context_limit(config) -> int:
+def context_limit(config: Any) -> int:
     """Longest context in tokens. Rotary scalings that depend on the longest row of a batch are used below it only."""
     limit = getattr(config, "max_position_embeddings", None)
     limit = 2048 if limit is None else limit
@@ -275,7 +271,7 @@ def context_limit(config) -> int:
     return int(min(limits))
 
 
-def eos_ids(module: torch.nn.Module, text) -> tuple[int, ...]:
+def eos_ids(module: torch.nn.Module, text: Text) -> tuple[int, ...]:
     """Every id that ends an answer, from the generation config, the config and the tokenizer."""
     found = set(text.eos_ids)
     for config in (module.config, getattr(module, "generation_config", None)):

@@ -13,6 +13,8 @@ class ShortNorm(nn.Module):
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         super().__init__()
         n = len(weight)
+        self.weight: torch.Tensor
+        self.floor: torch.Tensor
         self.register_buffer("weight", weight.detach() * n**0.5)
         self.register_buffer("floor", torch.tensor((n * eps) ** 0.5, device=weight.device))
 
@@ -35,7 +37,7 @@ def shorten_norms(module: nn.Module) -> int:
 
 
 def shortened(norm: nn.Module) -> ShortNorm | None:
-    """The short form of a norm, or None where it gives something else (Gemma's multiplies by 1 + weight)."""
+    """The short form of a norm, or None if it computes something else (Gemma's multiplies by 1 + weight)."""
     weight, eps = getattr(norm, "weight", None), getattr(norm, "variance_epsilon", None)
     if weight is None or eps is None or weight.dim() != 1 or weight.dtype != torch.float32:
         return None

@@ -6,6 +6,7 @@ where a product of one row is clearly faster over plain columns, and memory allo
 """
 
 import time
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,8 @@ class Joined(nn.Module):
         super().__init__()
         self.sizes = [linear.out_features for linear in linears]
         self.linear = join_linears(linears)
-        self._kept = [None, ()]  # input and parts, in a list, because setting an attribute of an nn.Module is slow
+        # input and parts, in a list, because setting an attribute of an nn.Module is slow
+        self._kept: list[Any] = [None, ()]
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Output of sibling `index` for x; computes all of them when x is new."""
@@ -67,7 +69,7 @@ class PackedWeight:
         self.columns = weight.t().contiguous() if columns else None
         self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> "PackedWeight":
         return self
 
 
@@ -113,7 +115,9 @@ def join_linears(linears: list[nn.Linear]) -> nn.Linear:
 def join_projections(module: nn.Module) -> int:
     """Join every set of siblings that fits a pattern; returns how many. What does not fit stays as it was."""
     count = 0
-    for parent in [part for part in module.modules() if type(part) is not nn.Linear]:  # who holds them all frees none
+    for parent in [
+        part for part in module.modules() if type(part) is not nn.Linear
+    ]:  # a list of linears would keep them
         for names in PATTERNS:
             linears = [getattr(parent, name, None) for name in names]
             if fits(linears):
@@ -124,7 +128,7 @@ def join_projections(module: nn.Module) -> int:
     return count
 
 
-def fits(linears: list) -> bool:
+def fits(linears: list) -> TypeGuard[list[nn.Linear]]:
     """Plain linears of one input size, with a bias all or none."""
     plain = all(type(linear) is nn.Linear for linear in linears)
     return plain and len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
@@ -150,7 +154,7 @@ def pack_linears(module: nn.Module) -> int:
 
 def columns_pay(linears: list[nn.Linear]) -> bool:
     """Whether one row's products are to run over plain columns, a second copy of the weights: on some processors they
-    take half as long, on others longer. The largest weight is asked, if it is large enough to say anything."""
+    take half as long, on others longer. The largest weight is timed, if it is large enough to show a difference."""
     free = free_bytes(torch.device("cpu"))
     nbytes = sum(linear.weight.nbytes for linear in linears)
     largest = max(linears, key=lambda linear: linear.weight.nbytes, default=None)

@@ -3,18 +3,21 @@
 import codecs
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from disagg.plan.checks import is_text
 from disagg.plan.errors import ModelError, RequestError
 
-HOLE = "\0"  # stands in a template for the user's text
+HOLE = "\0"  # marks the place of the user's text in a template
 
 
 class ByteText:
     """One token a byte, for the `tiny` model; ids above 255 have no text."""
 
-    eos_ids = (256,)
+    drops_template = False
+    eos_ids: tuple[int, ...] = (256,)
     vocab_size = 257
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
@@ -44,18 +47,21 @@ class TokenizerText:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, split_special_tokens=True
+            )
             self._tokenizer.decode(self._tokenizer("a")["input_ids"])  # what is broken shows in use
             self._special = special_tokens(self._tokenizer)
             self._spelled = spelled_out(self._tokenizer, {**self._special, **framing_tokens(self._tokenizer)})
         except Exception as error:  # tokenizers raise bare Exceptions
             raise ModelError(f"{folder.name}: the tokenizer can't be read: {first_line(error)}") from None
-        self._chat, self._alone = chat, {}
+        self._chat = chat
+        self._alone: dict[int, str | None] = {}
         self.drops_template = not chat and bool(self._tokenizer.chat_template or list(folder.glob("*chat_template*")))
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         self._joins_bytes = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
         eos = self._tokenizer.eos_token_id
-        self.eos_ids = () if eos is None else (eos,)
+        self.eos_ids: tuple[int, ...] = () if eos is None else (eos,)
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
         """Token ids; with chat, and where the template is pinned, as the user's turn of a conversation.
@@ -95,7 +101,7 @@ class TokenizerText:
         return text, pieces.error
 
     def raw(self, ids: list[int]) -> str:
-        """What the tokenizer makes of these ids at once; RequestError whatever it raises."""
+        """What the tokenizer makes of these ids at once; RequestError for any error of it."""
         with guarded():
             text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return text if is_text(text) else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -117,7 +123,7 @@ class TokenizerText:
 class ByteDetokenizer:
     """Bytes as they come; half a character waits for its other half."""
 
-    error = None
+    error: str | None = None
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -142,7 +148,9 @@ class TokenizerDetokenizer:
     most = 32  # pending tokens
 
     def __init__(self, text: TokenizerText) -> None:
-        self._text, self._context, self._pending, self._sent = text, [], [], 0
+        self._text, self._sent = text, 0
+        self._context: list[int] = []
+        self._pending: list[int] = []
         self.error: str | None = None
 
     def push(self, token: int) -> str:
@@ -162,12 +170,12 @@ class TokenizerDetokenizer:
     def flush(self) -> str:
         """What is left, with U+FFFD for a character that never came to its end."""
         pending, self._pending = self._pending, []
-        with contextlib.suppress(RequestError):  # `error` tells it
+        with contextlib.suppress(RequestError):  # `error` names the id
             return self._tail(pending)[self._sent :]
         return ""
 
     def _tail(self, ids: list[int]) -> str:
-        skip = len(self._text.alone(self._context[0])) if self._context else 0
+        skip = len(self._text.alone(self._context[0]) or "") if self._context else 0
         return self._text.raw(self._context + ids)[skip:] if ids else ""
 
     def _hand_out(self, text: str) -> str:
@@ -197,8 +205,8 @@ class TokenizerDetokenizer:
 
 
 @contextlib.contextmanager
-def guarded(words: str = ""):
-    """RequestError for whatever a tokenizer raises; a panic of a compiled one is no Exception."""
+def guarded(words: str = "") -> Iterator[None]:
+    """RequestError for any error of a tokenizer; a panic of a compiled one is no Exception."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -207,26 +215,29 @@ def guarded(words: str = ""):
         raise RequestError(words + first_line(error)) from None
 
 
-def special_tokens(tokenizer) -> dict[int, str]:
+def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Spellings of the tokens that decoding leaves out."""
     found = {token: str(entry) for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
     return found | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
-def framing_tokens(tokenizer) -> dict[int, str]:
+def framing_tokens(tokenizer: Any) -> dict[int, str]:
     """Spellings of the tokens that it puts around every text, perhaps without calling them special."""
     found = tokenizer("", return_special_tokens_mask=True)
     ids = [one for one, added in zip(found["input_ids"], found["special_tokens_mask"], strict=True) if added]
     return dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
 
 
-def spelled_out(tokenizer, control: dict[int, str]) -> dict[int, list[int]]:
+def spelled_out(tokenizer: Any, control: dict[int, str]) -> dict[int, list[int]]:
     """For a vocabulary that holds a control token as a word: ids of its characters, unknown ones where it has none."""
     unknown, found = tokenizer.unk_token_id, {}
     for token, spelling in control.items():
         ids = [unknown if one in control else one for one in tokenizer.convert_tokens_to_ids(list(spelling))]
         found[token] = [one for one in ids if one is not None]
     return {token: ids for token, ids in found.items() if token != unknown}  # that one stands for text
+
+
+Text = ByteText | TokenizerText
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 """`tiny`: a random Llama of 0.2 million weights, made in memory from a seed; equal on every machine."""
 
+from typing import Any
+
 import torch
 
 from disagg.twin.model_shapes import TINY, TINY_CONTEXT, TINY_EOS
@@ -11,7 +13,8 @@ def make_tiny_llama(seed: int = 0) -> torch.nn.Module:
     """LlamaForCausalLM with weights large enough that greedy answers wander and near ties are rare."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**TINY, max_position_embeddings=CONTEXT, bos_token_id=None, eos_token_id=EOS)
+    sizes: dict[str, Any] = dict(TINY)
+    config = LlamaConfig(**sizes, max_position_embeddings=CONTEXT, bos_token_id=None, eos_token_id=EOS)
     module = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

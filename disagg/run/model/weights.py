@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,7 +102,7 @@ def convert_smollm2(progress: Progress = None) -> Path:
 def unfinished_beside(folder: Path) -> Iterator[Path]:
     """A folder to write in, on the same disk, which goes when this ends; ModelError where the disk refuses or is full.
 
-    The writers of safetensors and tokenizers have no class of errors for a full disk; whatever they raise is told.
+    The writers of safetensors and tokenizers have no class of errors for a full disk, so any error of theirs counts.
     """
     unfinished = None
     try:
@@ -132,7 +133,7 @@ def write_safetensors(gguf: Path, folder: Path, say: Callable[[str], None]) -> N
     AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
     say("dequantising 135 M weights to fp32, about 20 s")
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
     model.hf_quantizer, model.is_quantized = None, False  # save_pretrained refuses a model that still claims to be GGUF
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -144,7 +145,7 @@ def write_safetensors(gguf: Path, folder: Path, say: Callable[[str], None]) -> N
 
 
 @contextlib.contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     """Keep progress bars and load reports out of the output; what is wrong is raised as ModelError."""
     from transformers.utils import logging
 
