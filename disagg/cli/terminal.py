@@ -11,9 +11,8 @@ from disagg.run.engine import Engine
 from disagg.show.live import WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.plots.live_arrays import Tape, gauges_of
 from disagg.show.plots.live_frame import gauge_words, short_names, window_for
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOURS, LEGEND
 from disagg.show.plots.summaries import row_names, sentence
-from disagg.show.plots.timeline_plot import LEGEND
 from disagg.trace.results import Run
 
 GLYPHS = {"prefill": "█", "link": "▒", "decode": "▄", "paging": "x"}

@@ -4,7 +4,9 @@ import textwrap
 
 import ipywidgets
 
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.picture import Picture
 from disagg.show.widgets import COLUMNS, close_widgets, no_math
 
 
@@ -31,18 +33,18 @@ class Guess:
 
     def compare(self, answer: float, *, times: bool = True, projector: bool = False) -> Picture:
         """Guess and answer as two bars. `times=False` keeps numbers out of the sentence, for checked cells."""
-        size = font_size(projector)
-        figure = new_figure(0.11 * size, 12.0 if projector else WIDTH_IN)
+        size = draw.font_size(projector)
+        figure = draw.figure(0.11 * size, projector)
         left = 0.0975 * size / figure.get_figwidth()
         axes = figure.add_axes((left, 0.42, 0.93 - left, 0.5))
-        plain_axes(axes, size)
+        draw.plain(axes, size)
         axes.barh([1], [self.value], height=0.55, color="none", edgecolor=INK, hatch="///")
         axes.barh([0], [answer], height=0.55, color=COLOURS["prefill"])
         for row, value in ((1, self.value), (0, answer)):
             axes.text(max(0, value), row, f"  {_plain(value)}", va="center", fontsize=size, color=INK)
         axes.set_yticks([1, 0], ["guess", "answer"])
         axes.set_xlim(min(0, answer, self.value), 1.15 * max(self.value, answer, 1e-9))
-        axes.set_xlabel(self.unit, fontsize=size, color=INK, parse_math=False)
+        draw.names(axes, size, self.unit, parse_math=False)
         words = (
             f"{self.question} You guessed {_plain(self.value)} {self.unit}; the answer is {_plain(answer)} {self.unit}."
         )

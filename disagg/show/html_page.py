@@ -15,7 +15,7 @@ from pathlib import Path
 
 from disagg.plan.errors import EngineError
 from disagg.show.columns import SpanColumns, look, move_columns
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.summaries import milliseconds, sentence
 from disagg.trace.files import whole
 from disagg.trace.receipts import NAMES, WORKS, Receipt

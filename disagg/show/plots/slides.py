@@ -16,12 +16,7 @@ class Slides:
     """`show()` draws what the controls say; `step(by)` moves the slider; `close()` closes every part, twice too."""
 
     def __init__(
-        self,
-        title: str,
-        count: int,
-        draw: Callable[[int, int], Picture],
-        unit: str,
-        choices: Sequence[str] = (),
+        self, title: str, count: int, draw: Callable[[int, int], Picture], unit: str, choices: Sequence[str] = ()
     ) -> None:
         if count < 1:
             raise EngineError(f"{title}: no {unit} was recorded to step through")
