@@ -13,7 +13,7 @@ from test_plots import LATEX, hand_made, simulated
 
 from disagg import Config, Timeline
 from disagg.plan.spans import Mark
-from disagg.show.playhead import Playhead
+from disagg.show.player import Playhead
 from disagg.show.plots.live_arrays import Tape, gauges_of, rows_of
 from disagg.show.plots.live_frame import Frame, merged, short_names, short_turns, staircase, window_for
 from disagg.show.plots.palette import COLOUR_OF, COLOURS

@@ -16,11 +16,10 @@ from typer.testing import CliRunner
 
 from disagg import simulate
 from disagg.cli import main
-from disagg.explorer import accuracy, pyodide
-from disagg.explorer.browser import Desk
+from disagg.explorer import pyodide
 from disagg.explorer.settings import CONTROLS, Choice, Settings
-from disagg.explorer.site import build, index, package
-from disagg.explorer.twin import Twin, facts, shown
+from disagg.explorer.site import NOT_MEASURED, accuracy, build, index, package
+from disagg.explorer.twin import Desk, Twin, facts, shown
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, FileError
 from disagg.twin.replay import in_lines
@@ -116,7 +115,7 @@ import sys
 for name in ("torch", "numpy", "matplotlib", "transformers", "rich"):
     sys.modules[name] = None
 sys.path.insert(0, sys.argv[1])
-from disagg.explorer.browser import Desk
+from disagg.explorer.twin import Desk
 import disagg
 assert disagg.__file__.startswith(sys.argv[1])
 desk = Desk()
@@ -135,7 +134,7 @@ def test_what_goes_into_the_browser_runs_alone(tmp_path):
         "disagg/__init__.py", "disagg/show/__init__.py", "disagg/show/columns.py", "disagg/show/plots/__init__.py",
         "disagg/show/plots/palette.py",
         "disagg/show/plots/summaries.py", "disagg/explorer/__init__.py", "disagg/explorer/settings.py",
-        "disagg/explorer/twin.py", "disagg/explorer/browser.py",
+        "disagg/explorer/twin.py",
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(packed)], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr
@@ -201,19 +200,19 @@ def test_localhost_only():
 
 
 def test_without_a_measurement_the_page_says_so(tmp_path):
-    assert accuracy.sentences(tmp_path / "none.json") == [accuracy.NOT_MEASURED]
+    assert accuracy(tmp_path / "none.json") == [NOT_MEASURED]
     (tmp_path / "other.json").write_text('{"claims": [{"id": "ladder", "quotes": ["3 s"], "hardware": "a GPU"}]}')
-    assert accuracy.sentences(tmp_path / "other.json") == [accuracy.NOT_MEASURED]
+    assert accuracy(tmp_path / "other.json") == [NOT_MEASURED]
 
 
 def test_a_measured_error_is_said_and_stays_text(tmp_path):
     ledger = tmp_path / "claims.json"
     claim = {"id": "twin-error-gpu", "quotes": ["half within 7.12 %", "<b>all</b> within 9 %"], "hardware": "one H200"}
     ledger.write_text(json.dumps({"claims": [claim, {**claim, "id": "ladder"}]}))
-    assert accuracy.sentences(ledger) == ["half within 7.12 % <b>all</b> within 9 % (one H200)"]
+    assert accuracy(ledger) == ["half within 7.12 % <b>all</b> within 9 % (one H200)"]
     page = (build(tmp_path / "site", None, ledger) / "index.html").read_text()
     assert "half within 7.12 % &lt;b&gt;all&lt;/b&gt; within 9 % (one H200)" in page
-    assert accuracy.NOT_MEASURED not in page
+    assert NOT_MEASURED not in page
 
 
 @pytest.mark.parametrize(
@@ -223,7 +222,7 @@ def test_a_broken_ledger_is_refused(tmp_path, text):
     ledger = tmp_path / "claims.json"
     ledger.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FileError, match="is no claims ledger"):
-        accuracy.sentences(ledger)
+        accuracy(ledger)
 
 
 # ---- Pyodide ---------------------------------------------------------------------------------------------------------

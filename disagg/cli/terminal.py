@@ -54,9 +54,14 @@ def whole(run: Run, width: int) -> Group:
 
 
 def picture(
-    tape: Tape, gauges: list[str], at_ms: float, window_ms: float, lines: tuple[str, ...], width: int,
+    tape: Tape,
+    gauges: list[str],
+    at_ms: float,
+    window_ms: float,
+    lines: tuple[str, ...],
+    width: int,
     still: bool = False,
-) -> Group:  # fmt: skip
+) -> Group:
     """Rows of blocks, gauges, the scale of time, and lines of text as they are; no longer than the terminal is wide."""
     window = (0.0, window_ms) if still else window_for(at_ms, window_ms)
     columns = max(10, width - NAMES - VALUES - 2)
@@ -101,7 +106,7 @@ def sparks(tape: Tape, name: str, window: tuple[float, float], at_ms: float, col
     ends = window[0] + (window[1] - window[0]) / columns * np.arange(1, columns + 1)
     shown = int(np.searchsorted(ends, at_ms, "right"))
     most = tape.most(name)
-    heights = (min(1.0, tape.value(name, end) / most) for end in ends[:shown])
+    heights = (min(1.0, int(tape.value(name, end)) / most) for end in ends[:shown])
     return Text("".join(LEVELS[int(np.ceil(height * (len(LEVELS) - 1)))] for height in heights))
 
 

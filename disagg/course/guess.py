@@ -7,10 +7,10 @@ import ipywidgets
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
-from disagg.show.widgets import COLUMNS, close_widgets, no_math
+from disagg.show.widgets import COLUMNS, InCell, no_math
 
 
-class Guess:
+class Guess(InCell):
     """A question with a slider; `compare(answer)` shows guess and answer on one axis."""
 
     def __init__(self, question: str, low: float, high: float, unit: str) -> None:
@@ -19,11 +19,9 @@ class Guess:
         self.question, self.unit = question, unit
         whole = high - low >= 20
         kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-        self.slider = kind(
-            value=round((low + high) / 2) if whole else (low + high) / 2,
-            min=low, max=high, step=1 if whole else (high - low) / 100, description="my guess",
-            layout=ipywidgets.Layout(width="520px"),
-        )  # fmt: skip
+        middle, step = (round((low + high) / 2), 1) if whole else ((low + high) / 2, (high - low) / 100)
+        look = dict(description="my guess", layout=ipywidgets.Layout(width="520px"))
+        self.slider = kind(value=middle, min=low, max=high, step=step, **look)
         lines = textwrap.wrap(no_math(f"{question} ({unit})"), COLUMNS)  # a Label does not wrap
         self.panel = ipywidgets.VBox([*map(ipywidgets.Label, lines), self.slider])
 
@@ -45,21 +43,12 @@ class Guess:
         axes.set_yticks([1, 0], ["guess", "answer"])
         axes.set_xlim(min(0, answer, self.value), 1.15 * max(self.value, answer, 1e-9))
         draw.names(axes, size, self.unit, parse_math=False)
-        words = (
-            f"{self.question} You guessed {_plain(self.value)} {self.unit}; the answer is {_plain(answer)} {self.unit}."
-        )
+        guess, right = f"{_plain(self.value)} {self.unit}", f"{_plain(answer)} {self.unit}"
+        words = f"{self.question} You guessed {guess}; the answer is {right}."
         return Picture(figure, words, words if times else f"{self.question} Guess and answer stand side by side.")
-
-    def close(self) -> None:
-        """Closes every part. Closing twice does nothing."""
-        close_widgets(*self.panel.children, self.panel)
 
     def __repr__(self) -> str:
         return f"{self.question} A slider from {self.slider.min:g} to {self.slider.max:g} {self.unit} takes your guess."
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The slider, and a sentence that stands for it where no kernel runs."""
-        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
 
 def predict(question: str, low: float, high: float, unit: str) -> Guess:

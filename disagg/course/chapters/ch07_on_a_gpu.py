@@ -8,7 +8,7 @@ def step_floor_ms(weight_bytes: float, token_bytes: float, contexts: list[int], 
 
 
 def eager_us(host: float, kernels: list[int]) -> float:
-    end = 0
+    end = 0.0
     for number, device in enumerate(kernels, 1):
         end = max(end, number * host) + device
     return end
@@ -34,7 +34,7 @@ def strictly_below(table: list, limit: float) -> int | None:
 
 
 def launched_from_zero(host: float, kernels: list[int]) -> float:
-    end = 0
+    end = 0.0
     for number, device in enumerate(kernels):
         end = max(end, number * host) + device
     return end

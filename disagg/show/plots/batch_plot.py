@@ -104,9 +104,9 @@ def _shade(group: tuple[BatchRow, ...], bounds: tuple[int, ...]) -> int:
 def _fill(axes: Axes, filled: list[list], hatched: list, line: float) -> None:
     """Boxes of tokens by shade, and padding."""
     for colour, boxes in zip(SHADES, filled, strict=True):
-        look = dict(facecolors=colour, edgecolors="white", linewidths=line, label="rows")
+        look = draw.look(facecolors=colour, edgecolors="white", linewidths=line, label="rows")
         axes.add_collection(PolyCollection(boxes, **look))
-    look = dict(facecolors="white", edgecolors="#777777", linewidths=0, hatch=PADDING, label="padding")
+    look = draw.look(facecolors="white", edgecolors="#777777", linewidths=0, hatch=PADDING, label="padding")
     axes.add_collection(PolyCollection(hatched, **look))
 
 
@@ -125,7 +125,7 @@ def _comings_and_goings(axes: Axes, steps: list[BatchStep], reasons: list[str], 
     for row, name in enumerate(reasons):
         for kind, glyph, shift in (("joins", "^", 0.2), ("leaves", "v", -0.2)):
             numbers = [s.number for s in steps if set(getattr(s, kind).values()) & set(REASONS[name])]
-            look = dict(color=INK, markerfacecolor=INK if kind == "joins" else "white", markersize=0.45 * size)
+            look = draw.look(color=INK, markerfacecolor=INK if kind == "joins" else "white", markersize=0.45 * size)
             axes.plot(numbers, [shift - row] * len(numbers), glyph, clip_on=False, label=f"{kind}: {name}", **look)
     draw.plain(axes, size)
     axes.set_ylim(0.4 - max(1, len(reasons)), 0.6)
@@ -133,7 +133,9 @@ def _comings_and_goings(axes: Axes, steps: list[BatchStep], reasons: list[str], 
 
 
 def _legend(figure: Figure, several_bins: bool, size: float) -> None:
-    handles = [Patch(facecolor=SHADES[1], label="rows, a shade a bin" if several_bins else "rows")]
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=SHADES[1], label="rows, a shade a bin" if several_bins else "rows")
+    ]
     handles.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0, hatch=PADDING, label="padding"))
     for glyph, face, words in (("^", INK, "joins"), ("v", "white", "leaves after it")):
         handles.append(Line2D([], [], color=INK, marker=glyph, linestyle="", markerfacecolor=face, label=words))
@@ -159,7 +161,8 @@ def _step_picture(step: BatchStep, numbers: dict, bounds: tuple, deep: float, pr
     box = (0.1 * size / figure.get_figwidth(), 0.05 * size / height, 0.45, BAR_IN * size * deep / height)
     longest = max(row.length for row in step.rows)
     axes = figure.add_axes(box, xlim=(0, longest), ylim=(deep, 0))
-    y, places, filled, hatched = 0.0, {}, [[] for _ in SHADES], []
+    y, places, hatched = 0.0, {}, []
+    filled: list[list] = [[] for _ in SHADES]
     for group in step.bins:
         for row in group:
             filled[_shade(group, bounds)].append(draw.box(0, row.length, y + 0.08, y + 0.92))

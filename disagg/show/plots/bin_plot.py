@@ -6,7 +6,7 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 import statistics
 from collections.abc import Sequence
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.patches import Patch
@@ -63,7 +63,11 @@ def bins_picture(found: Sequence[Binned], slot_us: float, group_us: float, *, pr
     axes = draw.room(figure, 0.085 * size, foot, head, 0.98)
     draw.plain(axes, size)
     costs = [_parts_ms(one, slot_us, group_us) for one in found]
-    looks = ((COLOURS["decode"], "", FAINT), ("white", PADDING, "#777777"), ("#BBBBBB", CALLS, INK))
+    looks: tuple[tuple[str, str, Any], ...] = (
+        (COLOURS["decode"], "", FAINT),
+        ("white", PADDING, "#777777"),
+        ("#BBBBBB", CALLS, INK),
+    )
     for y, (one, parts) in enumerate(zip(found, costs, strict=True)):
         start = 0.0
         for part, (colour, hatch, edge) in zip(parts, looks, strict=True):
@@ -107,8 +111,8 @@ def step_seconds(model: Model, lengths: Sequence[int], bounds: tuple[int, ...], 
     ends = list(accumulate(sizes))
     tables = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
     groups = []
-    for _, rows in groupby(range(len(ordered)), key=lambda row: bin_of(ordered[row], bounds)):
-        rows = list(rows)
+    for _, alike in groupby(range(len(ordered)), key=lambda row: bin_of(ordered[row], bounds)):
+        rows = list(alike)
         wide = sizes[rows[-1]]
         padded = [tables[row] + tables[row][:1] * (wide - sizes[row]) for row in rows]
         groups.append((rows[0], rows[-1] + 1, torch.tensor(padded)))

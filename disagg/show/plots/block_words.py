@@ -22,10 +22,10 @@ class BlockView:
         roles = [pool.split()[0] for pool in self.map.sizes]
         self.names = {pool: _memory(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
 
-    def colour(self, owner: int, followed: int | None) -> str:
+    def colour(self, owner: int | None, followed: int | None) -> str:
         if followed is not None:
             return FOLLOWED if owner == followed else PALE
-        return REQUESTS[self.number(owner) % len(REQUESTS)]
+        return PALE if owner is None else REQUESTS[self.number(owner) % len(REQUESTS)]
 
     def number(self, owner: int) -> int:
         """Its place among the results; a request of another caller keeps the engine's number."""

@@ -39,6 +39,11 @@ def room(
     return figure.add_axes((left, foot, right - left, max(0.0, 1 - foot - top_in / height)), **more)
 
 
+def look(**how: Any) -> dict[str, Any]:
+    """How something is drawn, for several calls."""
+    return how
+
+
 def font_size(projector: bool) -> int:
     return PROJECTOR_PT if projector else FONT_PT
 
@@ -73,9 +78,9 @@ def note(
     axes: Axes, words: str, at: tuple[float, float], by: tuple[float, float], size: float, within: str = "", **more: Any
 ) -> None:
     """Words `by` so many points from a place in data; letters in `within` ("x", "y", "xy") name shares of the axes."""
-    coords = tuple("axes fraction" if letter in within else "data" for letter in "xy")
+    x, y = ("axes fraction" if letter in within else "data" for letter in "xy")
     more = {"fontsize": size, "color": INK, "va": "center", **more}
-    axes.annotate(words, at, xycoords=coords, xytext=by, textcoords="offset points", **more)
+    axes.annotate(words, at, xycoords=(x, y), xytext=by, textcoords="offset points", **more)
 
 
 def tag(
@@ -100,10 +105,10 @@ def legend(
 
 
 def box(left: float, right: float, low: float, high: float) -> list[tuple[float, float]]:
-    """Of one box, or of many where arrays are given."""
+    """The corners of one box."""
     return [(left, low), (right, low), (right, high), (left, high)]
 
 
-def boxes(left: np.ndarray, right: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def boxes(left: np.ndarray, right: np.ndarray, low: np.ndarray, high: np.ndarray) -> Any:
     """[n, 4, 2] of boxes."""
-    return np.array(box(left, right, low, high)).transpose(2, 0, 1)
+    return np.array([(left, low), (right, low), (right, high), (left, high)]).transpose(2, 0, 1)

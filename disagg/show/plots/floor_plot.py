@@ -34,9 +34,9 @@ def _panel(axes: Axes, steps: StepTimes, rows: int, size: float) -> None:
     longest = max(bars.values())
     for row, (name, ms) in enumerate(bars.items()):
         if name == "floor":
-            style, words = dict(color="none", edgecolor=INK, hatch="///"), f"{ms:.3g}"
+            style, words = draw.look(color="none", edgecolor=INK, hatch="///"), f"{ms:.3g}"
         else:
-            style = dict(color=COLOURS["decode"], hatch=HATCHES["decode"], edgecolor="white", linewidth=0)
+            style = draw.look(color=COLOURS["decode"], hatch=HATCHES["decode"], edgecolor="white", linewidth=0)
             words = f"{ms:.3g} ({_plain(steps.over_floor(name, rows))}×)"
         axes.barh(-row, ms, 0.7, **style)
         axes.text(ms + 0.02 * longest, -row, words, va="center", fontsize=0.9 * size, color=INK)

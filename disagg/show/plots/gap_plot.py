@@ -5,6 +5,8 @@ Notebooks: notebooks/01_baseline.ipynb and notebooks/07_on_a_gpu.ipynb.
 
 from collections.abc import Iterable
 
+from matplotlib.axes import Axes
+
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.picture import Picture
@@ -23,7 +25,8 @@ def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, pro
     chosen = {name: [(i, run.results[i]) for i in numbers[name]] for name, run in runs.items()}
     head, foot, tall = 0.03 * size, 0.05 * size, TALL_IN * size
     height = len(runs) * (head + tall) + foot
-    figure, y, axes = draw.figure(height, projector), height, None
+    figure, y = draw.figure(height, projector), height
+    axes: Axes | None = None
     left = 0.09 * size / figure.get_figwidth()
     highest = max((1e3 * gap for results in chosen.values() for _, r in results for gap in r.itl_s), default=1.0)
     for name, run in runs.items():
@@ -33,12 +36,15 @@ def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, pro
         for index, result in chosen[name]:
             times = [(at_ns - run.timeline.start_ns) / 1e6 for at_ns in result.token_times_ns[1:]]
             gaps = [1e3 * gap for gap in result.itl_s]
-            look = dict(color=COLOURS["decode"], markersize=0.5 * size, markerfacecolor="none", markeredgewidth=1.4)
+            look = draw.look(
+                color=COLOURS["decode"], markersize=0.5 * size, markerfacecolor="none", markeredgewidth=1.4
+            )
             axes.plot(times, gaps, MARKERS[index % len(MARKERS)], label=f"request {index}", **look)
         axes.set_ylim(0, 1.1 * highest)
         draw.names(axes, size, y="gap, ms")
         draw.names(axes, size, title=name, weight="bold", parse_math=False)
         axes.tick_params(labelbottom=name == list(runs)[-1])
+    assert axes is not None, "no run was given"
     time_axis(axes, axes.get_xlim(), size, "since the start; a point a token, a shape a request")
     longest = {name: max((gap for _, r in results for gap in r.itl_s), default=0.0) for name, results in chosen.items()}
     finding = "Longest gap: " + ", ".join(f"{name} {milliseconds(gap)}" for name, gap in longest.items()) + "."

@@ -40,7 +40,7 @@ def law_picture(
 
 def _rings(axes: Axes, x: list[float], y: list[float], marker: str, name: str, size: float) -> None:
     """What was measured: hollow, above the lines."""
-    look = dict(markersize=0.75 * size, color="none", markeredgecolor=INK, markeredgewidth=1.8)
+    look = draw.look(markersize=0.75 * size, color="none", markeredgecolor=INK, markeredgewidth=1.8)
     axes.plot(x, y, marker, label=name, zorder=3, **look)
 
 
@@ -79,7 +79,7 @@ def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Pict
     size = draw.font_size(projector)
     figure = draw.figure(0.27 * size, projector)
     axes = draw.room(figure, 0.065 * size, 0.05 * size, 0.035 * size)
-    look = dict(color=COLOURS["link"], linewidth=3, marker="_", markersize=size, markeredgewidth=3)
+    look = draw.look(color=COLOURS["link"], linewidth=3, marker="_", markersize=size, markeredgewidth=3)
     axes.plot(list(law), list(law.values()), label="law, with the run's own c, x and tail", **look)
     _rings(axes, list(measured), list(measured.values()), "o", "measured", size)
     draw.plain(axes, size, across=True)
@@ -100,8 +100,8 @@ def _hidden(runs: Mapping[float, Run]) -> tuple[dict[float, float], dict[float, 
     """H of each run's request 0 in percent, as measured and by the law. EngineError where it means nothing."""
     measured, law = {}, {}
     for dial, run in runs.items():
-        found = (run.overlap(0).hidden, run.law(0)) if run.results else (None, None)
-        if None in found:
+        hidden, predicted = (run.overlap(0).hidden, run.law(0)) if run.results else (None, None)
+        if hidden is None or predicted is None:
             raise EngineError(f"H at dial {dial:g} means nothing: no hand-off of a request 0 was recorded")
-        measured[dial], law[dial] = 100 * found[0], 100 * found[1].hidden
+        measured[dial], law[dial] = 100 * hidden, 100 * predicted.hidden
     return measured, law

@@ -59,10 +59,10 @@ class Tape:
 
     def steps(self, name: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
         """From when on a counted thing had which value, within [low, high]; the first one holds at `low`."""
-        times, values = self._marks.get(name, (array("d"), []))
-        times = np.array(times)
-        first = max(0, np.searchsorted(times, low, "right") - 1)
-        last = np.searchsorted(times, high, "right")
+        marked, values = self._marks.get(name, (array("d"), []))
+        times = np.array(marked)
+        first, last = (int(np.searchsorted(times, at, "right")) for at in (low, high))
+        first = max(0, first - 1)
         return np.maximum(times[first:last], low), np.array(values[first:last])
 
     def value(self, name: str, at_ms: float) -> int | str:

@@ -97,7 +97,7 @@ class Frame:
         for kind, colour in COLOURS.items():
             self._boxes[kind] = PolyCollection([], facecolors=colour, edgecolors="white")
             if HATCHES[kind]:
-                look = dict(facecolor="none", edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind])
+                look = draw.look(facecolor="none", edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind])
                 self._hatched[kind] = PathPatch(Path(np.zeros((1, 2))), **look)
         self._playhead = LineCollection([], colors=INK, linewidths=1.6)
         for artist in (*self._boxes.values(), *self._hatched.values(), self._playhead):

@@ -25,11 +25,11 @@ def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     figure = draw.figure(0.29 * size, projector)
     axes = draw.room(figure, 0.075 * size, 0.05 * size, 0.035 * size)
     front, measured = found.front, [trial for trial in found.trials if trial.per_s]
-    line = dict(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
+    line = draw.look(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
     axes.plot([t.cost for t in front], [t.per_s for t in front], **line)
     for colocated, (marker, label) in KINDS.items():
         if some := [t for t in measured if t.config.colocated == colocated]:
-            look = dict(markersize=0.75 * size, color="white", markeredgecolor=INK, markeredgewidth=1.8)
+            look = draw.look(markersize=0.75 * size, color="white", markeredgecolor=INK, markeredgewidth=1.8)
             axes.plot([t.cost for t in some], [t.per_s for t in some], marker, label=label, zorder=3, **look)
     for trial in front:
         at, by = (trial.cost, trial.per_s), (-0.7 * size, 0.2 * size)

@@ -83,7 +83,7 @@ def _bars(axes: Axes, column: Column, size: float) -> None:
     draw.plain(axes, size)
     rows = [-row for row in range(len(column.values))]
     lengths = [max(0.0, value or 0.0) for value in column.values]
-    look = dict(color=COLOURS[column.colour], hatch=HATCHES[column.colour], edgecolor=FAINT, linewidth=0)
+    look = draw.look(color=COLOURS[column.colour], hatch=HATCHES[column.colour], edgecolor=FAINT, linewidth=0)
     axes.barh(rows, lengths, height=0.62, **look)
     longest = max(lengths, default=0) or 1.0
     for row, value, length in zip(rows, column.values, lengths, strict=True):
@@ -102,7 +102,7 @@ def _finding(rungs: list[Rung]) -> str:
     first = f"Most tokens a second: {fastest.name} ({_short(fastest.tokens_per_s)})"
     if len(gaps) < 2:
         return first + "."
-    low, high = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
+    low, high = min(gaps, key=gaps.__getitem__), max(gaps, key=gaps.__getitem__)
     span = f"{_short(1e3 * gaps[low])} ms with {low} to {_short(1e3 * gaps[high])} ms with {high}"
     return f"{first}; the second-token gap goes from {span}."
 

@@ -117,7 +117,7 @@ def receipt_words(result: Result, times: bool = True) -> str:
 def _most(kind: str, sums: dict[str, float]) -> str:
     if not sums:
         return f"no {kind}"
-    first = max(sums, key=sums.get)
+    first = max(sums, key=sums.__getitem__)
     return f"{milliseconds(sum(sums.values()))} of {kind} (most: {first}, {milliseconds(sums[first])})"
 
 
@@ -177,7 +177,7 @@ def _receipts_words(bills: dict[str, dict[str, float]], times: bool) -> str:
     totals = {name: sum(bill.values()) for name, bill in bills.items()}
     if not totals:
         return "No runs were given."
-    low, high = min(totals, key=totals.get), max(totals, key=totals.get)
+    low, high = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
     if not times:
         return f"A request takes least time with {low} and most with {high}."
     waits = {name: sum(s for wait, s in bill.items() if wait not in WORKS) for name, bill in bills.items()}
@@ -210,8 +210,8 @@ def diff_picture(a_name: str, a: Run, b_name: str, b: Run, *, times: bool = True
     draw.plain(axes, size)
     draw.rows(axes, ["all", *names])
     draw.names(axes, size, "ms of a request on average")
-    for at, side, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
-        draw.note(axes, words, (at, 1), (0, 4), size, "xy", ha=side, va="baseline", parse_math=False)
+    for at, ha, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
+        draw.note(axes, words, (at, 1), (0, 4), size, "xy", ha=ha, va="baseline", parse_math=False)
     _kinds(figure, size)
     finding = _diff_words(a_name, b_name, change, times)
     each = ", ".join(f"{name} {1e3 * before.get(name, 0):.1f} to {1e3 * after.get(name, 0):.1f} ms" for name in names)

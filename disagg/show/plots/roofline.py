@@ -104,7 +104,7 @@ def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool
         x, y = point.work.intensity, _height(ceilings, point) / 1e9
         marker = "o" if point.kind == "decode" else "s"
         face = "white" if point.seconds is None else COLOURS[point.kind]
-        look = dict(markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face, markeredgewidth=2)
+        look = draw.look(markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face, markeredgewidth=2)
         axes.plot([x], [y], marker, label=point.name, **look)
         draw.note(axes, point.name, (x, y), (0.7 * size, -0.9 * size), size)
     for axis in (axes.xaxis, axes.yaxis):
@@ -151,8 +151,10 @@ def beside_picture(pairs: dict[str, dict[str, tuple[float, float]]], *, projecto
         draw.plain(axes, size)
         longest = 1e3 * max(max(pair) for pair in panel.values())
         for row, (predicted, measured) in enumerate(panel.values()):
-            hollow = dict(color="none", edgecolor=INK, hatch="///", label="predicted")
-            solid = dict(color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white", linewidth=0, label="measured")
+            hollow = draw.look(color="none", edgecolor=INK, hatch="///", label="predicted")
+            solid = draw.look(
+                color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white", linewidth=0, label="measured"
+            )
             for y, value, look in ((-row + 0.2, predicted, hollow), (-row - 0.2, measured, solid)):
                 axes.barh(y, 1e3 * value, 0.36, **look)
                 words = f"{1e3 * value:.0f}"

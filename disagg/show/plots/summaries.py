@@ -1,5 +1,7 @@
 """What a run's timeline says, in sentences. Counts and orders are the same on every machine; times are not."""
 
+from itertools import groupby
+
 from disagg.plan.spans import Span
 from disagg.trace.results import Run
 from disagg.trace.timeline import Timeline
@@ -45,6 +47,15 @@ def milliseconds(seconds: float) -> str:
 
 def megabytes(nbytes: int) -> str:
     return f"{nbytes / 1e6:.1f} MB"
+
+
+def short_list(numbers: list[int]) -> str:
+    """0, 1, 2, 5 as "0–2, 5", in the order given."""
+    parts = []
+    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        parts.append(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
+    return ", ".join(parts)
 
 
 # ---- one request -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from disagg.plan.spans import Span
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, HATCHES, INK, LEGEND
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.summaries import numbers_of, row_names, sentence
+from disagg.show.plots.summaries import numbers_of, row_names, sentence, short_list
 from disagg.trace.results import Run
 
 LEGEND_MANY = {**LEGEND, "link": "copy of layers"}
@@ -50,7 +50,7 @@ def compare_picture(
         finding = " ".join(f"{name}: {sentence(run, request)}" for name, run in runs.items())
     else:
         exposed = {name: run.overlap(request).exposed_s for name, run in runs.items()}
-        most, least = max(exposed, key=exposed.get), min(exposed, key=exposed.get)
+        most, least = max(exposed, key=exposed.__getitem__), min(exposed, key=exposed.__getitem__)
         finding = f"More copying is left after token 1 with {most} than with {least}."
     return _pictures(runs, request, window_ms, projector, finding)
 
@@ -67,7 +67,8 @@ def _pictures(
     height = top + bottom + sum(heads) + sum(talls) + 0.02 * size * (len(views) - 1)
     figure = draw.figure(height, projector)
     left = 0.115 * size / figure.get_figwidth()
-    y, axes = height - top, None
+    y = height - top
+    axes: Axes | None = None
     for name, view, title, tall in zip(runs, views, heads, talls, strict=True):
         y -= title + tall
         box = (left, y / height, 0.975 - left, tall / height)
@@ -79,6 +80,7 @@ def _pictures(
             figure.text(0.012, up, name, fontsize=size, weight="bold", color=INK, va="bottom", parse_math=False)
         axes.tick_params(labelbottom=view is views[-1])
         y -= 0.02 * size
+    assert axes is not None, "no run was given"
     since = "since the start" if request is None else "since the request arrived"
     many = "; numbers are requests" if any(len(run.results) > 1 for run in runs.values()) else ""
     time_axis(axes, window, size, since + many)
@@ -95,7 +97,7 @@ class RunView:
 
     def __init__(self, run: Run, request: int | None) -> None:
         self.run, self.result = run, None if request is None else run.results[request]
-        self.origin_ns = run.timeline.start_ns if request is None else self.result.arrival_ns
+        self.origin_ns = run.timeline.start_ns if self.result is None else self.result.arrival_ns
         self.rows = row_names(run.timeline)
         self.numbers = numbers_of(run)
         self.end_ms = self._end_ms()
@@ -113,7 +115,7 @@ class RunView:
                 self._boxes(axes, kind, spans, y, ms_per_px)
         self._ticks(axes, y, ms_per_px)
         if self.result is not None:
-            self._exposure(axes, ms_per_px, size)
+            self._exposure(axes, ms_per_px, size, self.result.request)
         if len(self.run.results) > 1:
             self._numbers(axes, y, ms_per_px, size)
         draw.rows(axes, self.rows.values())
@@ -125,7 +127,7 @@ class RunView:
         middles = np.array([y[span.place] for span in spans])
         boxes = draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
         edges = np.where(widths > 4 * ms_per_px, 0.8, 0.0)
-        look = dict(facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
+        look = draw.look(facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
         axes.add_collection(PolyCollection(boxes, **look))
         wide = boxes[widths > HATCH_PX * ms_per_px]
         if HATCHES[kind] and len(wide):
@@ -154,20 +156,19 @@ class RunView:
 
         for place in self.rows:
             spans = sorted((s for s in self.run.timeline.spans if s.place == place), key=lambda s: s.start_ns)
-            for _, group in groupby(spans, key=together):
-                group = list(group)
+            for group in (list(alike) for _, alike in groupby(spans, key=together)):
                 requests = {request for span in group for request in span.requests}
                 start, end = max(low, self.ms(group[0].start_ns)), min(high, self.ms(max(s.end_ns for s in group)))
                 text = short_list(sorted(self.numbers.get(r, r) for r in requests))
                 if (end - start) / ms_per_px > (0.9 * len(text) + 1.2) * size:
                     draw.tag(axes, (start + end) / 2, y[place], text, size, 1.5, clip_on=True)
 
-    def _exposure(self, axes: Axes, ms_per_px: float, size: float) -> None:
+    def _exposure(self, axes: Axes, ms_per_px: float, size: float, request: int) -> None:
         """A line where token 1 exists, and a shade over what is still copied after it."""
-        token_1 = self.run.timeline.prefill_end_ns(self.result.request)
+        token_1 = self.run.timeline.prefill_end_ns(request)
         if token_1 is None:
             return
-        at, exposed_ms = self.ms(token_1), 1e3 * self.run.timeline.overlap(self.result.request).exposed_s
+        at, exposed_ms = self.ms(token_1), 1e3 * self.run.timeline.overlap(request).exposed_s
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         draw.note(axes, "token 1", (at, 1), (0, 3), size, "y", ha="center", va="baseline")
         if exposed_ms > 2 * ms_per_px:
@@ -182,15 +183,6 @@ class RunView:
         copies = self.run.timeline.hand_off(self.result.request)
         ends = [*self.result.token_times_ns[:2], *(span.end_ns for span in copies)] or [self.result.ended_ns]
         return 1.06 * self.ms(max(ends))
-
-
-def short_list(numbers: list[int]) -> str:
-    """0, 1, 2, 5 as "0–2, 5"."""
-    parts = []
-    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        parts.append(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
-    return ", ".join(parts)
 
 
 def time_axis(axes: Axes, window: tuple[float, float], size: float, words: str) -> None:

@@ -77,7 +77,7 @@ def _lines(axes: Axes, curves: Mapping[str, Curve], size: float) -> None:
     draw.plain(axes, size, across=True)
     for name, curve in curves.items():
         colour, marker, dash = LOOK[name]
-        look = dict(linewidth=2, markersize=0.6 * size, markerfacecolor="white", markeredgewidth=1.8)
+        look = draw.look(linewidth=2, markersize=0.6 * size, markerfacecolor="white", markeredgewidth=1.8)
         x, y = zip(*curve, strict=True)
         axes.plot(x, y, dash, marker=marker, color=COLOURS[colour], label=name, **look)
 
