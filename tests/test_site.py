@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from disagg import simulate
 from disagg.cli import main
 from disagg.explorer import pyodide
-from disagg.explorer.settings import CONTROLS, Choice, Settings
+from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList
 from disagg.explorer.site import NOT_MEASURED, accuracy, build, index, package
 from disagg.explorer.twin import Desk, Twin, facts, shown
 from disagg.plan.config import PRESETS
@@ -32,8 +32,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_nothing_given_is_the_start():
-    assert Settings.parse({}) == Settings("streamed", "llama3-8b", "2xA100", "25gbe", "fcfs", 100, 10, 800, 32, 0)
-    assert Settings.parse({"rate": "3", "link": "own"}).config.link is None
+    assert ExplorerSettings.parse({}) == ExplorerSettings(
+        "streamed", "llama3-8b", "2xA100", "25gbe", "fcfs", 100, 10, 800, 32, 0
+    )
+    assert ExplorerSettings.parse({"rate": "3", "link": "own"}).config.link is None
 
 
 @pytest.mark.parametrize(
@@ -54,14 +56,14 @@ def test_nothing_given_is_the_start():
 )
 def test_bad_settings_are_refused_in_words(given, words):
     with pytest.raises(ConfigError, match="^" + re.escape(words)):
-        Settings.parse(given)
+        ExplorerSettings.parse(given)
 
 
-@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, Choice)])
+@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, OptionList)])
 def test_every_choice_can_be_run_or_says_why_not(name):
     for value in CONTROLS[name].options:
         try:
-            Twin(Settings.parse({**FEW, "link": "own", name: value}))
+            Twin(ExplorerSettings.parse({**FEW, "link": "own", name: value}))
         except ConfigError as error:
             assert value in ("llama3-70b", "2xCPU"), error
 
@@ -79,7 +81,7 @@ def test_links_too_fast_for_cpu_workers_are_refused():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_in_slices_it_is_what_simulate_gives(preset):
-    settings, seen = Settings.parse({**FEW, "preset": preset}), 0
+    settings, seen = ExplorerSettings.parse({**FEW, "preset": preset}), 0
     twin = Twin(settings)
     while twin.advance(7):
         seen += 1
@@ -89,7 +91,7 @@ def test_in_slices_it_is_what_simulate_gives(preset):
 
 
 def test_the_log_has_a_line_for_each_event():
-    run = Twin(Settings.parse(FEW)).run()
+    run = Twin(ExplorerSettings.parse(FEW)).run()
     lines = in_lines(run.log).decode().splitlines()
     assert len(lines) == len(run.log) and lines[0].startswith("0 Submit(job=Job(id=0, ")
 
@@ -101,7 +103,7 @@ def test_the_desk_drops_what_was_under_way():
     while desk.advance(500):
         pass
     said, columns = desk.answer()
-    run = Twin(Settings.parse(FEW)).run()
+    run = Twin(ExplorerSettings.parse(FEW)).run()
     assert (json.loads(said), columns) == (json.loads(json.dumps(shown(run)[0])), shown(run)[1])
     assert desk.begin('{"seed": "100"}').startswith("seed must be") and desk.log() == in_lines(run.log), "it stays"
     names = [name for name, _ in json.loads(said)["facts"]]
@@ -149,7 +151,7 @@ def test_the_folder_has_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
         *(f"pyodide/{name}" for name in pyodide.NAMES),
     }  # fmt: skip
     start = json.loads((folder / "start.json").read_bytes())
-    assert start["said"]["sentence"] == shown(Twin(Settings.parse({})).run())[0]["sentence"]
+    assert start["said"]["sentence"] == shown(Twin(ExplorerSettings.parse({})).run())[0]["sentence"]
     (folder / "old.txt").write_text("from an older build")
     build(folder, None)
     assert not (folder / "old.txt").exists() and not (folder / "pyodide").exists()
@@ -186,7 +188,7 @@ def test_every_control_has_a_label_and_its_start():
     page = index(["nobody knows"])
     for name, control in CONTROLS.items():
         assert f'<label for="{name}">{control.label}</label>' in page
-        selected = f'value="{control.default}"' + (" selected" if isinstance(control, Choice) else "")
+        selected = f'value="{control.default}"' + (" selected" if isinstance(control, OptionList) else "")
         assert selected in page, name
     assert "Pyodide</em> 0.29.5 (Mozilla Public License 2.0" in page and "<p>nobody knows</p>" in page
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import disagg
 from disagg.explorer import pyodide
-from disagg.explorer.settings import CONTROLS, Choice, Number, Settings
+from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList, StepRange
 from disagg.explorer.twin import Twin, shown
 from disagg.plan.errors import FileError
 from disagg.trace.files import folder as made
@@ -65,7 +65,7 @@ def package() -> bytes:
 
 def start() -> bytes:
     """What the page shows while Python is still loading: the answer to the settings of the start."""
-    said, columns = shown(Twin(Settings.parse({})).run())
+    said, columns = shown(Twin(ExplorerSettings.parse({})).run())
     return json.dumps({"said": said, "columns": base64.b64encode(columns).decode()}).encode()
 
 
@@ -101,11 +101,11 @@ def _quoted(claim: dict) -> str:
 
 def _controls() -> Iterable[str]:
     for name, control in CONTROLS.items():
-        field = _select(name, control) if isinstance(control, Choice) else _slider(name, control)
+        field = _select(name, control) if isinstance(control, OptionList) else _slider(name, control)
         yield f'<div class="control"><label for="{name}">{escape(control.label)}</label>{field}</div>'
 
 
-def _select(name: str, control: Choice) -> str:
+def _select(name: str, control: OptionList) -> str:
     options = "".join(
         f'<option value="{escape(value)}"{" selected" * (value == control.default)}>{escape(words)}</option>'
         for value, words in control.options.items()
@@ -113,7 +113,7 @@ def _select(name: str, control: Choice) -> str:
     return f'<select id="{name}" name="{name}">{options}</select>'
 
 
-def _slider(name: str, control: Number) -> str:
+def _slider(name: str, control: StepRange) -> str:
     return (
         f'<output for="{name}">{control.default}</output><input type="range" id="{name}" name="{name}" '
         f'min="{control.least}" max="{control.most}" step="{control.step}" value="{control.default}">'

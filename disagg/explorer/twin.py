@@ -2,7 +2,7 @@
 
 import json
 
-from disagg.explorer.settings import Settings
+from disagg.explorer.settings import ExplorerSettings
 from disagg.plan.errors import DisaggError
 from disagg.show.columns import SpanColumns, look
 from disagg.show.plots.summaries import milliseconds, row_names, sentence
@@ -18,7 +18,7 @@ TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
 class Twin:
     """`advance` until it says that all has happened; then `run`, the same Run as `simulate` gives."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ExplorerSettings) -> None:
         """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
         self.world = world_on(settings.hardware, settings.config, settings.asked)
 
@@ -43,7 +43,7 @@ class Desk:
     def begin(self, given: str) -> str:
         """Settings as JSON of names and texts; returns why they are refused, or nothing."""
         try:
-            self._twin = Twin(Settings.parse(json.loads(given)))
+            self._twin = Twin(ExplorerSettings.parse(json.loads(given)))
         except DisaggError as error:
             return str(error)
         return ""

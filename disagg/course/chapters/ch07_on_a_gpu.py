@@ -7,8 +7,8 @@ def step_floor_ms(weight_bytes: float, token_bytes: float, contexts: list[int], 
     return 1e3 * (weight_bytes + token_bytes * sum(contexts)) / bytes_per_s
 
 
-def eager_us(host: float, kernels: list[int]) -> float:
-    end = 0.0
+def eager_us(host: int, kernels: list[int]) -> int:
+    end = 0
     for number, device in enumerate(kernels, 1):
         end = max(end, number * host) + device
     return end
@@ -33,8 +33,8 @@ def strictly_below(table: list, limit: float) -> int | None:
     return max(within)[1] if within else None
 
 
-def launched_from_zero(host: float, kernels: list[int]) -> float:
-    end = 0.0
+def launched_from_zero(host: int, kernels: list[int]) -> int:
+    end = 0
     for number, device in enumerate(kernels):
         end = max(end, number * host) + device
     return end
