@@ -114,8 +114,8 @@ def _receipts(run: Run) -> Iterable[str]:
     for index, (result, receipt, total) in enumerate(zip(run.results, receipts, totals, strict=True)):
         counts = str(index), str(result.prompt_tokens), str(len(result.token_ids)), result.finish_reason
         times = _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(total.get(name)) for name in names)
-        sums = ("not recorded", "") if receipt is None else (_ms(receipt.unaccounted_s), _ms(receipt.total_s))
-        rows.append([*counts, *times, *sums])
+        ends = ("not recorded", "") if receipt is None else (_ms(receipt.unaccounted_s), _ms(receipt.total_s))
+        rows.append([*counts, *times, *ends])
     yield f'<div class="wide">{_table(heads, rows)}</div><p>Times in ms; an empty cell is none.</p>'
 
 

@@ -3,6 +3,8 @@
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -65,7 +67,7 @@ def _ms(run: Run, at_ns: int) -> float:
     return (at_ns - run.timeline.start_ns) / 1e6
 
 
-def _boxes(run: Run, spans: list[Span], y: dict[str, float], shift: float, window: tuple[float, float]) -> np.ndarray:
+def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window: tuple[float, float]) -> Any:
     """None is thinner than a six-hundredth of the window."""
     starts = np.array([_ms(run, span.start_ns) for span in spans])
     widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], (window[1] - window[0]) / 600)
@@ -73,11 +75,11 @@ def _boxes(run: Run, spans: list[Span], y: dict[str, float], shift: float, windo
     return draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
 
 
-def _solid(boxes: np.ndarray, kind: str) -> PolyCollection:
+def _solid(boxes: Any, kind: str) -> PolyCollection:
     return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors="white", linewidths=0.4)
 
 
-def _hatched(boxes: np.ndarray, kind: str) -> PolyCollection:
+def _hatched(boxes: Any, kind: str) -> PolyCollection:
     return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
 
 
