@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from benchmarks import peers, speed
+from benchmarks.fixed_works import work_c
 from benchmarks.parity import Parity, forced, reference_continuations
 from disagg.plan import events as ev
 from disagg.plan.config import Config
@@ -20,7 +21,7 @@ from disagg.plan.request import Job, Request
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.run.sizes import compute_of_a_layer
-from disagg.show.example_prompts import long_tail, prompts, work_c
+from disagg.show.example_prompts import long_tail, prompts
 from disagg.show.report import Row
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 

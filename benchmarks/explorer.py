@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.browser_views import NoBrowser, chromium
-from disagg.explorer.settings import Settings
+from disagg.explorer.settings import ExplorerSettings
 from disagg.explorer.site import build
 from disagg.plan.errors import FileError
 from disagg.show.report import LeftOut, Row
@@ -84,7 +84,7 @@ def log_of(page) -> bytes:
 
 def expected_log(given: dict[str, str]) -> bytes:
     """What the package gives for the same settings, in this Python."""
-    settings = Settings.parse(given)
+    settings = ExplorerSettings.parse(given)
     return in_lines(simulate(settings.config, settings.asked, hardware=settings.hardware).log)
 
 

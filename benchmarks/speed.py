@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from benchmarks import peers
+from benchmarks.fixed_works import work_c
 from disagg.plan.config import Config
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model
-from disagg.show.example_prompts import prompts, work_c
+from disagg.show.example_prompts import prompts
 from disagg.show.plots.roofline import Sizes, measure_ceilings
 from disagg.show.report import Row
 

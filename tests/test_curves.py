@@ -3,7 +3,7 @@
 import pytest
 
 from disagg.show.plots.law_plot import law_picture
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOURS
 from disagg.trace.law import simplest_hidden
 
 LATEX = r"$\frac$ <img src=x onerror=alert(1)>"

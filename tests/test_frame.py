@@ -13,12 +13,11 @@ from test_plots import LATEX, hand_made, simulated
 
 from disagg import Config, Timeline
 from disagg.plan.spans import Mark
-from disagg.show.playhead import Playhead
+from disagg.show.player import Playhead
 from disagg.show.plots.live_arrays import Tape, gauges_of, rows_of
 from disagg.show.plots.live_frame import Frame, merged, short_names, short_turns, staircase, window_for
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOUR_OF, COLOURS
 from disagg.show.plots.summaries import row_names
-from disagg.show.plots.timeline_plot import COLOUR_OF
 
 PRESETS = ["colocated", "split", "streamed", "staged", "paged", "two_colocated"]
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks import nanovllm, peers
 from benchmarks.commands import app
+from benchmarks.fixed_works import work_a, work_b
 from benchmarks.gpu import right, streaming, suite
 from benchmarks.gpu.fixture import Stand
 from benchmarks.parity import drop_one_block
@@ -21,7 +22,6 @@ from disagg.plan.events import Cancel
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.handle import Handle
-from disagg.show.example_prompts import work_a, work_b
 from disagg.show.report import LeftOut, Row, write
 from disagg.trace.law import Law
 from disagg.trace.results import Result

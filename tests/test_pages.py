@@ -16,7 +16,7 @@ from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
 from disagg.plan.spans import BlockMove
 from disagg.show.plots.block_plot import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
-from disagg.show.plots.block_words import View
+from disagg.show.plots.block_words import BlockView
 from disagg.trace.block_map import Held, PageMap, decisions
 from disagg.trace.timeline import Timeline
 
@@ -197,7 +197,7 @@ def test_the_last_decision_stands_under_the_map_with_both_costs():
 
 
 def test_boxes_over_time_cover_every_stretch_once():
-    view = View(crowded(host_blocks=40))
+    view = BlockView(crowded(host_blocks=40))
     for pool in view.pools:
         area = sum((box.end_s - box.start_s) * (box.high - box.low) for box in patchwork(view, pool))
         assert area == pytest.approx(sum(s.end_ns - s.start_ns for s in view.map.stretches(pool)) / 1e9)

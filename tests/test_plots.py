@@ -12,13 +12,13 @@ from PIL import Image
 
 import disagg
 from benchmarks.claims.report_figures import FIGURES, make, record
+from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
 from disagg.plan.spans import Span
-from disagg.show.plots.picture import COLOURS, HATCHES
+from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES
 from disagg.show.plots.preset_plot import ADDS, Rung, ladder_picture
-from disagg.show.plots.report_plots import gain_picture, goodput_picture
-from disagg.show.plots.summaries import first_landed_early, plural, row_names, sentence
-from disagg.show.plots.timeline_plot import COLOUR_OF, compare_picture, short_list, timeline_picture
+from disagg.show.plots.summaries import first_landed_early, plural, row_names, sentence, short_list
+from disagg.show.plots.timeline_plot import compare_picture, timeline_picture
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
 

@@ -16,11 +16,10 @@ from typer.testing import CliRunner
 
 from disagg import simulate
 from disagg.cli import main
-from disagg.explorer import accuracy, pyodide
-from disagg.explorer.browser import Desk
-from disagg.explorer.settings import CONTROLS, Choice, Settings
-from disagg.explorer.site import build, index, package
-from disagg.explorer.twin import Twin, facts, shown
+from disagg.explorer import pyodide
+from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList
+from disagg.explorer.site import NOT_MEASURED, accuracy, build, index, package
+from disagg.explorer.twin import Desk, Twin, facts, shown
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, FileError
 from disagg.twin.replay import in_lines
@@ -33,8 +32,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_nothing_given_is_the_start():
-    assert Settings.parse({}) == Settings("streamed", "llama3-8b", "2xA100", "25gbe", "fcfs", 100, 10, 800, 32, 0)
-    assert Settings.parse({"rate": "3", "link": "own"}).config.link is None
+    assert ExplorerSettings.parse({}) == ExplorerSettings(
+        "streamed", "llama3-8b", "2xA100", "25gbe", "fcfs", 100, 10, 800, 32, 0
+    )
+    assert ExplorerSettings.parse({"rate": "3", "link": "own"}).config.link is None
 
 
 @pytest.mark.parametrize(
@@ -55,14 +56,14 @@ def test_nothing_given_is_the_start():
 )
 def test_bad_settings_are_refused_in_words(given, words):
     with pytest.raises(ConfigError, match="^" + re.escape(words)):
-        Settings.parse(given)
+        ExplorerSettings.parse(given)
 
 
-@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, Choice)])
+@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, OptionList)])
 def test_every_choice_can_be_run_or_says_why_not(name):
     for value in CONTROLS[name].options:
         try:
-            Twin(Settings.parse({**FEW, "link": "own", name: value}))
+            Twin(ExplorerSettings.parse({**FEW, "link": "own", name: value}))
         except ConfigError as error:
             assert value in ("llama3-70b", "2xCPU"), error
 
@@ -80,7 +81,7 @@ def test_links_too_fast_for_cpu_workers_are_refused():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_in_slices_it_is_what_simulate_gives(preset):
-    settings, seen = Settings.parse({**FEW, "preset": preset}), 0
+    settings, seen = ExplorerSettings.parse({**FEW, "preset": preset}), 0
     twin = Twin(settings)
     while twin.advance(7):
         seen += 1
@@ -90,7 +91,7 @@ def test_in_slices_it_is_what_simulate_gives(preset):
 
 
 def test_the_log_has_a_line_for_each_event():
-    run = Twin(Settings.parse(FEW)).run()
+    run = Twin(ExplorerSettings.parse(FEW)).run()
     lines = in_lines(run.log).decode().splitlines()
     assert len(lines) == len(run.log) and lines[0].startswith("0 Submit(job=Job(id=0, ")
 
@@ -102,7 +103,7 @@ def test_the_desk_drops_what_was_under_way():
     while desk.advance(500):
         pass
     said, columns = desk.answer()
-    run = Twin(Settings.parse(FEW)).run()
+    run = Twin(ExplorerSettings.parse(FEW)).run()
     assert (json.loads(said), columns) == (json.loads(json.dumps(shown(run)[0])), shown(run)[1])
     assert desk.begin('{"seed": "100"}').startswith("seed must be") and desk.log() == in_lines(run.log), "it stays"
     names = [name for name, _ in json.loads(said)["facts"]]
@@ -116,7 +117,7 @@ import sys
 for name in ("torch", "numpy", "matplotlib", "transformers", "rich"):
     sys.modules[name] = None
 sys.path.insert(0, sys.argv[1])
-from disagg.explorer.browser import Desk
+from disagg.explorer.twin import Desk
 import disagg
 assert disagg.__file__.startswith(sys.argv[1])
 desk = Desk()
@@ -135,7 +136,7 @@ def test_what_goes_into_the_browser_runs_alone(tmp_path):
         "disagg/__init__.py", "disagg/show/__init__.py", "disagg/show/columns.py", "disagg/show/plots/__init__.py",
         "disagg/show/plots/palette.py",
         "disagg/show/plots/summaries.py", "disagg/explorer/__init__.py", "disagg/explorer/settings.py",
-        "disagg/explorer/twin.py", "disagg/explorer/browser.py",
+        "disagg/explorer/twin.py",
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(packed)], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr
@@ -150,7 +151,7 @@ def test_the_folder_has_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
         *(f"pyodide/{name}" for name in pyodide.NAMES),
     }  # fmt: skip
     start = json.loads((folder / "start.json").read_bytes())
-    assert start["said"]["sentence"] == shown(Twin(Settings.parse({})).run())[0]["sentence"]
+    assert start["said"]["sentence"] == shown(Twin(ExplorerSettings.parse({})).run())[0]["sentence"]
     (folder / "old.txt").write_text("from an older build")
     build(folder, None)
     assert not (folder / "old.txt").exists() and not (folder / "pyodide").exists()
@@ -187,7 +188,7 @@ def test_every_control_has_a_label_and_its_start():
     page = index(["nobody knows"])
     for name, control in CONTROLS.items():
         assert f'<label for="{name}">{control.label}</label>' in page
-        selected = f'value="{control.default}"' + (" selected" if isinstance(control, Choice) else "")
+        selected = f'value="{control.default}"' + (" selected" if isinstance(control, OptionList) else "")
         assert selected in page, name
     assert "Pyodide</em> 0.29.5 (Mozilla Public License 2.0" in page and "<p>nobody knows</p>" in page
 
@@ -201,19 +202,19 @@ def test_localhost_only():
 
 
 def test_without_a_measurement_the_page_says_so(tmp_path):
-    assert accuracy.sentences(tmp_path / "none.json") == [accuracy.NOT_MEASURED]
+    assert accuracy(tmp_path / "none.json") == [NOT_MEASURED]
     (tmp_path / "other.json").write_text('{"claims": [{"id": "ladder", "quotes": ["3 s"], "hardware": "a GPU"}]}')
-    assert accuracy.sentences(tmp_path / "other.json") == [accuracy.NOT_MEASURED]
+    assert accuracy(tmp_path / "other.json") == [NOT_MEASURED]
 
 
 def test_a_measured_error_is_said_and_stays_text(tmp_path):
     ledger = tmp_path / "claims.json"
     claim = {"id": "twin-error-gpu", "quotes": ["half within 7.12 %", "<b>all</b> within 9 %"], "hardware": "one H200"}
     ledger.write_text(json.dumps({"claims": [claim, {**claim, "id": "ladder"}]}))
-    assert accuracy.sentences(ledger) == ["half within 7.12 % <b>all</b> within 9 % (one H200)"]
+    assert accuracy(ledger) == ["half within 7.12 % <b>all</b> within 9 % (one H200)"]
     page = (build(tmp_path / "site", None, ledger) / "index.html").read_text()
     assert "half within 7.12 % &lt;b&gt;all&lt;/b&gt; within 9 % (one H200)" in page
-    assert accuracy.NOT_MEASURED not in page
+    assert NOT_MEASURED not in page
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_a_broken_ledger_is_refused(tmp_path, text):
     ledger = tmp_path / "claims.json"
     ledger.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(FileError, match="is no claims ledger"):
-        accuracy.sentences(ledger)
+        accuracy(ledger)
 
 
 # ---- Pyodide ---------------------------------------------------------------------------------------------------------

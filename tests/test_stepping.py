@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from disagg import Config, Request
-from disagg.show.stepping import _ids, _table, _words, stepper
+from disagg.show.plots.summaries import short_list
+from disagg.show.stepping import _table, _words, stepper
 
 POOL = {"free": 1, "total": 2}
 
@@ -71,7 +72,7 @@ def test_text_that_could_be_html_is_escaped(view):
 
 
 def test_numbers_in_a_row_are_a_range():
-    assert _ids([0, 1, 2, 5, 6]) == "0–2, 5, 6"
+    assert short_list([0, 1, 2, 5, 6]) == "0–2, 5, 6"
 
 
 def test_it_stands_for_itself_as_text(view):

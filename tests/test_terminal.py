@@ -10,7 +10,7 @@ from test_plots import LATEX, hand_made, simulated
 from disagg import Request
 from disagg.cli.terminal import GLYPHS, blocks, picture, watch, whole
 from disagg.show.plots.live_arrays import Tape
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.summaries import row_names
 
 

@@ -24,7 +24,7 @@ from disagg.plan.spans import Span
 from disagg.show import on_record
 from disagg.show.calibrate import calibrate, calibration, fitted
 from disagg.show.overlay import overlay_picture
-from disagg.show.validate import Compared, Held, predicted, validate
+from disagg.show.validate import Compared, HeldOut, predicted, validate
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
 from disagg.twin import samples
@@ -128,7 +128,7 @@ def test_the_engine_is_calibrated_and_the_twin_serves_as_it_did(tmp_path):
     path = tmp_path / "calibration.json"
     found.save(path)
     assert Calibration.load(path) == found
-    held = Held("few", "streamed", {}, 4, poisson, 50, Lengths(30), Lengths(6), 1)
+    held = HeldOut("few", "streamed", {}, 4, poisson, 50, Lengths(30), Lengths(6), 1)
     (compared,) = validate(found, tiny(), [held], say=lambda text: None)
     assert [len(r.token_ids) for r in compared.twin.results] == [len(r.token_ids) for r in compared.real.results]
     assert set(compared.errors()) == {"ttft_p50", "ttft_p90", "tpot_p50", "tpot_p90", "tokens_per_s", "H"}

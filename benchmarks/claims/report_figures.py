@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.claims import claims_file, measured, simulated
+from benchmarks.claims.film import Film, film
+from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.show import recordings
 from disagg.show.example_prompts import QUESTIONS
-from disagg.show.plots.film import Film, film
 from disagg.show.plots.law_plot import law_picture
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.preset_plot import Rung, ladder_picture
-from disagg.show.plots.report_plots import gain_picture, goodput_picture
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace.files import folder as made
 from disagg.trace.results import Run

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.ceilings import Limits, measure, sustained_s
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import PRESETS, Config
@@ -19,7 +20,6 @@ from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.run.model.random_models import RANDOM, SHAPES
-from disagg.show.example_prompts import random_ids
 from disagg.show.plots.roofline import Sizes
 
 Say = Callable[[str], None]

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import nanovllm, peers
+from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.rivals import gap_words, lengths, rate, ratio_row, round_seed, short, warm_pairs, work
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
-from disagg.show.example_prompts import random_ids
 from disagg.show.report import LeftOut, Row
 from disagg.trace.metrics import Metrics, Percentiles
 from disagg.twin.traces import Arrival, read_trace

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.paging import Change, checked
 from benchmarks.parity import Answer, compare, continuations, forced, reference_continuations
@@ -24,7 +25,6 @@ from disagg.run.engine import Engine
 from disagg.run.handle import Handle
 from disagg.run.model.model import Model, load_model
 from disagg.run.model.random_models import RANDOM
-from disagg.show.example_prompts import random_ids
 from disagg.show.report import Row
 from disagg.trace.results import Result
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from benchmarks import nanovllm, peers
+from benchmarks.fixed_works import work_a, work_b
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
-from disagg.show.example_prompts import work_a, work_b
 from disagg.show.report import LeftOut, Row
 from disagg.trace.metrics import Percentiles, percentile
 

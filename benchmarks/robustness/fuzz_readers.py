@@ -65,7 +65,7 @@ def _use(path: Path) -> None:
     """What the command `timeline`, the page and the player do with a recording."""
     from disagg.show.html_page import page
     from disagg.show.plots import summaries
-    from disagg.show.plots.block_words import View
+    from disagg.show.plots.block_words import BlockView
     from disagg.show.plots.counter_plot import counters
     from disagg.show.plots.live_arrays import Tape, gauges_of
     from disagg.trace.batch_history import batch_steps
@@ -78,7 +78,7 @@ def _use(path: Path) -> None:
     summaries.sentence(run, times=False), summaries.sentence(run), summaries.places(run.timeline), run.metrics()
     with contextlib.suppress(EngineError):  # steps of requests that are not of the run
         batch_steps(run)
-    counters(run), View(run)
+    counters(run), BlockView(run)
     for index in range(len(run.results)):
         run.law(index), run.overlap(index), summaries.sentence(run, index)
     tape = Tape(run.timeline, summaries.row_names(run.timeline))

@@ -8,6 +8,7 @@ widget, its sentence stays. reveal.js (MIT licence) is taken from the installed 
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -45,7 +46,8 @@ def deck(path: Path) -> str:
 
 def slides(cells: list) -> list:
     """Cells that are shown, with where each slide begins; a text with several headings becomes several."""
-    shown, text = [], ""  # that stands alone on the slide so far
+    shown: list = []
+    text = ""  # that stands alone on the slide so far
     for cell in cells:
         if "live" in cell.metadata.get("tags", []) or not cell.source.strip():
             continue
@@ -59,12 +61,12 @@ def slides(cells: list) -> list:
     return shown
 
 
-def parts(cell) -> list:
+def parts(cell: Any) -> list:
     """The cell, its printed lines as one and its widgets as sentences; or a text's pieces from heading to heading."""
     if cell.cell_type == "markdown":
         pieces = [piece for piece in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE) if piece.strip()]
         return [nbformat.v4.new_markdown_cell(piece, attachments=cell.get("attachments", {})) for piece in pieces]
-    outputs = []
+    outputs: list = []
     for output in cell.get("outputs", []):
         output.get("data", {}).pop(WIDGET, None)
         if output.output_type == "stream" and outputs and outputs[-1].get("name") == output.name:

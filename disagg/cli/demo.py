@@ -15,7 +15,7 @@ LENGTHS = (48, 200, 32, 120, 256, 64, 160, 96)  # tokens of the prompts
 NEW_TOKENS, SPACING_S = 24, 0.25
 
 
-def climb(model: Model, link, progress: Callable[[str], None]) -> dict[str, Run]:
+def climb(model: Model, link: float, progress: Callable[[str], None]) -> dict[str, Run]:
     """Serves the workload on every preset; `progress` hears each preset's name when it is done."""
     inputs = enumerate(prompts(model, list(LENGTHS)))
     requests = [Request(prompt, NEW_TOKENS, SPACING_S * index, ignore_eos=True) for index, prompt in inputs]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Never
 
 import typer
@@ -20,7 +21,7 @@ MOVED = {
 app = output.app
 
 
-def _moved(name: str):
+def _moved(name: str) -> Callable[[], Never]:
     def say_where() -> Never:
         output.say_as_it_is(f"`{name}` has moved: python -m benchmarks {MOVED[name]}")
         raise typer.Exit(2)

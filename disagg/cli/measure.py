@@ -1,12 +1,15 @@
 """The commands of the twin: fit it to this machine, hold it against real runs, and search with it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from disagg.cli import output
 from disagg.cli.output import JsonFile, app, out_file
+
+if TYPE_CHECKING:
+    from disagg.show.validate import Compared
 
 
 @app.command()
@@ -43,7 +46,7 @@ def validate(
 
     fitted = None if calibration is None else Calibration.load(calibration)
 
-    def keep(compared) -> None:
+    def keep(compared: "Compared") -> None:
         if picture is not None:
             overlay_picture(compared).save(picture / f"{compared.name.replace(' ', '_')}.png")
 
@@ -73,7 +76,14 @@ def tune(
     from disagg.twin.goodput import Slo
     from disagg.twin.tuning import tune as search
 
-    asked = {"trace": trace, "lengths": lengths, "count": requests, "prompt": prompt, "new": new, "seed": seed}
+    asked: dict[str, Any] = {
+        "trace": trace,
+        "lengths": lengths,
+        "count": requests,
+        "prompt": prompt,
+        "new": new,
+        "seed": seed,
+    }
     with output.saying() as say:
         found = search(
             pareto_plot.workload(**asked), hardware, Slo(ttft, tpot, share), model, prices=price, seed=seed, say=say

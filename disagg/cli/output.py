@@ -1,8 +1,8 @@
 """What the commands share: the application, the console, and ways to show and store what they find."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,12 +16,12 @@ app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_i
 console = Console()
 
 
-def out_file(words: str, name: str | None = None):
+def out_file(words: str, name: str | None = None) -> Any:
     """An option that names a file to write, which is refused before any work is done for it."""
     return typer.Option(*([name] if name else []), help=words, callback=_writable)
 
 
-def out_folder(words: str):
+def out_folder(words: str) -> Any:
     """An option that names a folder to write to, which is made before any work is done for it."""
     return typer.Option(help=words, callback=lambda path: None if path is None else made(path))
 
@@ -37,7 +37,7 @@ def _writable(path: Path | None) -> Path | None:
 JsonFile = Annotated[Path | None, out_file("also write the rows to this file", "--json")]
 
 
-def table(columns: tuple[str, ...], rows, title: str = "") -> None:
+def table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], title: str = "") -> None:
     """Shows a table as wide as the terminal, or 80 columns."""
     say_as_it_is(*([title] if title else []), *tables.table(columns, rows, console.width))
 
@@ -53,11 +53,11 @@ def say_as_it_is(*lines: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def measure(suite, title: str, json: Path | None) -> None:
+def measure(suite: Callable[[Callable[[str], None]], Iterable], title: str, json: Path | None) -> None:
     """Runs a suite and shows its rows; the file is written after each, so that an interrupt loses nothing."""
     from disagg.show.report import show, write
 
-    rows = []
+    rows: list = []
     with saying() as say:
         for row in suite(say):
             rows.append(row)
@@ -77,11 +77,9 @@ def end(shortfalls: Iterable[str]) -> None:
 class saying:
     """A spinner with the step in hand; one line a step where there is no terminal."""
 
-    def __enter__(self):
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
-            disable=not console.is_terminal,
-        )  # fmt: skip
+    def __enter__(self) -> Callable[[str], None]:
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=None)
         self._progress.start()
         return self._say
@@ -91,11 +89,11 @@ class saying:
         if not console.is_terminal:
             say_plainly(f"· {text}")
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self._progress.stop()
 
 
-def finish(rows, json: Path | None) -> None:
+def finish(rows: Sequence[Any], json: Path | None) -> None:
     """Writes the rows where a file is wanted, whatever they say, and ends as they say."""
     from disagg.show.report import shortfalls, write
 

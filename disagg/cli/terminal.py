@@ -11,9 +11,8 @@ from disagg.run.engine import Engine
 from disagg.show.live import WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.plots.live_arrays import Tape, gauges_of
 from disagg.show.plots.live_frame import gauge_words, short_names, window_for
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOURS, LEGEND
 from disagg.show.plots.summaries import row_names, sentence
-from disagg.show.plots.timeline_plot import LEGEND
 from disagg.trace.results import Run
 
 GLYPHS = {"prefill": "█", "link": "▒", "decode": "▄", "paging": "x"}
@@ -55,9 +54,14 @@ def whole(run: Run, width: int) -> Group:
 
 
 def picture(
-    tape: Tape, gauges: list[str], at_ms: float, window_ms: float, lines: tuple[str, ...], width: int,
+    tape: Tape,
+    gauges: list[str],
+    at_ms: float,
+    window_ms: float,
+    lines: tuple[str, ...],
+    width: int,
     still: bool = False,
-) -> Group:  # fmt: skip
+) -> Group:
     """Rows of blocks, gauges, the scale of time, and lines of text as they are; no longer than the terminal is wide."""
     window = (0.0, window_ms) if still else window_for(at_ms, window_ms)
     columns = max(10, width - NAMES - VALUES - 2)
@@ -102,7 +106,7 @@ def sparks(tape: Tape, name: str, window: tuple[float, float], at_ms: float, col
     ends = window[0] + (window[1] - window[0]) / columns * np.arange(1, columns + 1)
     shown = int(np.searchsorted(ends, at_ms, "right"))
     most = tape.most(name)
-    heights = (min(1.0, tape.value(name, end) / most) for end in ends[:shown])
+    heights = (min(1.0, int(tape.value(name, end)) / most) for end in ends[:shown])
     return Text("".join(LEVELS[int(np.ceil(height * (len(LEVELS) - 1)))] for height in heights))
 
 

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from functools import cache
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from disagg.plan.errors import FileError
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.picture import Picture
 from disagg.trace.files import whole
 
 FILE = ".disagg-progress.json"
@@ -52,6 +56,15 @@ class Exercise:
                 return False, hint
         arguments = ", ".join(map(repr, self.cases[first]))
         return False, f"{self.name}({arguments}) gives {found[first]}, and {wanted[first]} is expected. {self.hint}"
+
+
+def exercise(
+    answer: Callable, task: str, lines: int, hint: str, cases: tuple[tuple, ...], *wrong: Any, chapter: str = ""
+) -> Exercise:
+    """Named like its reference, of the chapter that defines it. `wrong`: a mistake, its hint, the next mistake, …"""
+    chapter = chapter or answer.__module__.rpartition(".ch")[2]
+    pairs = tuple(zip(wrong[::2], wrong[1::2], strict=True))
+    return Exercise(answer.__name__, chapter, task, lines, answer, cases, pairs, hint)
 
 
 @dataclass(frozen=True)
@@ -103,11 +116,11 @@ def exercises() -> dict[str, Exercise]:
 
 def progress(projector: bool = False) -> Picture:
     """A row a chapter, a box an exercise: full and ticked where it is solved."""
-    solved, size = _solved(), font_size(projector)
+    solved, size = _solved(), draw.font_size(projector)
     rows: dict[str, list[Exercise]] = {}
     for exercise in exercises().values():
         rows.setdefault(exercise.chapter, []).append(exercise)
-    figure = new_figure(0.0375 * size * len(rows) + 0.3, 12.0 if projector else WIDTH_IN)
+    figure = draw.figure(0.0375 * size * len(rows) + 0.3, projector)
     left = 0.17 * size / figure.get_figwidth()
     axes = figure.add_axes((left, 0.02, 0.99 - left, 0.96))
     axes.set_axis_off()
@@ -122,14 +135,14 @@ def progress(projector: bool = False) -> Picture:
     return Picture(figure, finding, finding)
 
 
-def _box(axes, column: int, row: int, name: str, done: bool, size: float) -> None:
+def _box(axes: Axes, column: int, row: int, name: str, done: bool, size: float) -> None:
     face = COLOURS["decode"] if done else "none"
     axes.add_patch(Rectangle((column + 0.02, -row - 0.3), 0.96, 0.6, facecolor=face, edgecolor=INK, linewidth=1))
-    axes.text(column + 0.5, -row, f"✓ {name}" if done else name, ha="center", va="center", fontsize=0.8 * size,
-              color=INK)  # fmt: skip
+    words = f"✓ {name}" if done else name
+    axes.text(column + 0.5, -row, words, ha="center", va="center", fontsize=0.8 * size, color=INK)
 
 
-def _call(function: Callable, arguments: tuple):
+def _call(function: Callable, arguments: tuple) -> object:
     """What comes back, or the error; a function that changes its arguments spoils a copy."""
     try:
         return function(*copy.deepcopy(arguments))
@@ -137,7 +150,7 @@ def _call(function: Callable, arguments: tuple):
         return Raised(f"{type(error).__name__}: {error}")
 
 
-def _same(found, wanted) -> bool:
+def _same(found: object, wanted: object) -> bool:
     """Equal; numbers within a billionth; lists and tuples alike."""
     if isinstance(wanted, list | tuple) and isinstance(found, list | tuple):
         return len(found) == len(wanted) and all(map(_same, found, wanted))

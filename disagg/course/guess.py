@@ -4,11 +4,13 @@ import textwrap
 
 import ipywidgets
 
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
-from disagg.show.widgets import COLUMNS, close_widgets, no_math
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.picture import Picture
+from disagg.show.widgets import COLUMNS, InCell, no_math
 
 
-class Guess:
+class Guess(InCell):
     """A question with a slider; `compare(answer)` shows guess and answer on one axis."""
 
     def __init__(self, question: str, low: float, high: float, unit: str) -> None:
@@ -17,11 +19,9 @@ class Guess:
         self.question, self.unit = question, unit
         whole = high - low >= 20
         kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-        self.slider = kind(
-            value=round((low + high) / 2) if whole else (low + high) / 2,
-            min=low, max=high, step=1 if whole else (high - low) / 100, description="my guess",
-            layout=ipywidgets.Layout(width="520px"),
-        )  # fmt: skip
+        middle, step = (round((low + high) / 2), 1) if whole else ((low + high) / 2, (high - low) / 100)
+        look = dict(description="my guess", layout=ipywidgets.Layout(width="520px"))
+        self.slider = kind(value=middle, min=low, max=high, step=step, **look)
         lines = textwrap.wrap(no_math(f"{question} ({unit})"), COLUMNS)  # a Label does not wrap
         self.panel = ipywidgets.VBox([*map(ipywidgets.Label, lines), self.slider])
 
@@ -31,33 +31,24 @@ class Guess:
 
     def compare(self, answer: float, *, times: bool = True, projector: bool = False) -> Picture:
         """Guess and answer as two bars. `times=False` keeps numbers out of the sentence, for checked cells."""
-        size = font_size(projector)
-        figure = new_figure(0.11 * size, 12.0 if projector else WIDTH_IN)
+        size = draw.font_size(projector)
+        figure = draw.figure(0.11 * size, projector)
         left = 0.0975 * size / figure.get_figwidth()
         axes = figure.add_axes((left, 0.42, 0.93 - left, 0.5))
-        plain_axes(axes, size)
+        draw.plain(axes, size)
         axes.barh([1], [self.value], height=0.55, color="none", edgecolor=INK, hatch="///")
         axes.barh([0], [answer], height=0.55, color=COLOURS["prefill"])
         for row, value in ((1, self.value), (0, answer)):
             axes.text(max(0, value), row, f"  {_plain(value)}", va="center", fontsize=size, color=INK)
         axes.set_yticks([1, 0], ["guess", "answer"])
         axes.set_xlim(min(0, answer, self.value), 1.15 * max(self.value, answer, 1e-9))
-        axes.set_xlabel(self.unit, fontsize=size, color=INK, parse_math=False)
-        words = (
-            f"{self.question} You guessed {_plain(self.value)} {self.unit}; the answer is {_plain(answer)} {self.unit}."
-        )
+        draw.names(axes, size, self.unit, parse_math=False)
+        guess, right = f"{_plain(self.value)} {self.unit}", f"{_plain(answer)} {self.unit}"
+        words = f"{self.question} You guessed {guess}; the answer is {right}."
         return Picture(figure, words, words if times else f"{self.question} Guess and answer stand side by side.")
-
-    def close(self) -> None:
-        """Closes every part. Closing twice does nothing."""
-        close_widgets(*self.panel.children, self.panel)
 
     def __repr__(self) -> str:
         return f"{self.question} A slider from {self.slider.min:g} to {self.slider.max:g} {self.unit} takes your guess."
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The slider, and a sentence that stands for it where no kernel runs."""
-        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
 
 def predict(question: str, low: float, high: float, unit: str) -> Guess:

@@ -20,7 +20,7 @@ MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
 
 
 @dataclass(frozen=True)
-class Choice:
+class OptionList:
     """One of several values; `options` gives each its words."""
 
     label: str
@@ -34,7 +34,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Number:
+class StepRange:
     """A whole number in steps."""
 
     label: str
@@ -71,28 +71,28 @@ _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.valu
 _POLICIES = {"fcfs": "first come, first served", "shortest": "shortest first"}
 
 #: Name in a permalink → what can be chosen. The names are for ever: links that people kept say them.
-CONTROLS: dict[str, Choice | Number] = {
-    "preset": Choice("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
-    "model": Choice("model", "llama3-8b", {name: name for name in SHAPES}),
-    "hardware": Choice(
+CONTROLS: dict[str, OptionList | StepRange] = {
+    "preset": OptionList("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
+    "model": OptionList("model", "llama3-8b", {name: name for name in SHAPES}),
+    "hardware": OptionList(
         "hardware", "2xA100", _DEVICES | {pair: pair.replace("+", " for prefill, ") + " for decode" for pair in MIXED}
     ),
-    "link": Choice(
+    "link": OptionList(
         "link between the two", "25gbe",
         {OWN: "what the devices have"} | {name: f"{name}, {_rate(rate)}" for name, rate in WIRES.items()},
     ),
-    "policy": Choice("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
-    "requests": Number("requests", 100, 10, 300, 10),
-    "rate": Number("arrivals a second", 10, 1, 64),
-    "prompt": Number("median prompt, tokens", 800, 50, 4000, 50),
-    "answer": Number("median answer, tokens", 32, 1, 128),
-    "seed": Number("seed of the load", 0, 0, 99),
+    "policy": OptionList("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
+    "requests": StepRange("requests", 100, 10, 300, 10),
+    "rate": StepRange("arrivals a second", 10, 1, 64),
+    "prompt": StepRange("median prompt, tokens", 800, 50, 4000, 50),
+    "answer": StepRange("median answer, tokens", 32, 1, 128),
+    "seed": StepRange("seed of the load", 0, 0, 99),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One choice of each. `Settings.parse` is the one way in from outside."""
+class ExplorerSettings:
+    """One choice of each. `ExplorerSettings.parse` is the one way in from outside."""
 
     preset: str
     model: str
@@ -106,7 +106,7 @@ class Settings:
     seed: int
 
     @classmethod
-    def parse(cls, given: Mapping[str, str]) -> "Settings":
+    def parse(cls, given: Mapping[str, str]) -> "ExplorerSettings":
         """From names and texts, as a permalink has them; what is left out is as at the start. ConfigError."""
         for name, text in given.items():
             if name not in CONTROLS or not isinstance(text, str):

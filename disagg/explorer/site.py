@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 
 import disagg
-from disagg.explorer import accuracy, pyodide
-from disagg.explorer.settings import CONTROLS, Choice, Number, Settings
+from disagg.explorer import pyodide
+from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList, StepRange
 from disagg.explorer.twin import Twin, shown
 from disagg.plan.errors import FileError
 from disagg.trace.files import folder as made
@@ -19,21 +19,26 @@ from disagg.trace.files import whole
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent
+LEDGER = Path("figures/claims.json")
+ABOUT = "twin-error"  # how ids of such claims begin
+NOT_MEASURED = (
+    "How far off it is on real devices has not been measured yet. Read orders and shapes here (which preset has the "
+    "shorter gaps, where a curve bends), and no figure to its last digit."
+)
 WINGS = ("plan", "trace", "twin")  # pure Python as a whole
-BESIDE = ("__init__.py", "show/__init__.py", "show/columns.py", "show/plots/__init__.py", "show/plots/palette.py",
-          "show/plots/summaries.py", "explorer/__init__.py", "explorer/settings.py", "explorer/twin.py",
-          "explorer/browser.py")  # fmt: skip
-COPIED = (PACKAGE / "show/canvas.js", PACKAGE / "show/page.css", HERE / "explorer.css", HERE / "explorer.js",
-          HERE / "worker.js")  # fmt: skip
+_BESIDE = ("columns", "plots/__init__", "plots/palette", "plots/summaries", "__init__")  # of show
+BESIDE = ["__init__.py", *(f"explorer/{name}.py" for name in ("__init__", "settings", "twin"))]
+BESIDE += [f"show/{name}.py" for name in _BESIDE]
+COPIED = [PACKAGE / "show/canvas.js", PACKAGE / "show/page.css", *HERE.glob("*.css"), *HERE.glob("*.js")]
 
 
-def build(folder: Path, cache: Path | None, ledger: Path = accuracy.LEDGER) -> Path:
+def build(folder: Path, cache: Path | None, ledger: Path = LEDGER) -> Path:
     """Writes the folder anew and returns it; without a cache, all but Pyodide. FileError, also where it holds other
     things than a site."""
     made(folder)
     if not (folder / "disagg.zip").exists() and any(folder.iterdir()):
         raise FileError(f"{folder} holds something else than an explorer; name a new folder")
-    files = {"index.html": index(accuracy.sentences(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
+    files = {"index.html": index(accuracy(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
     files |= {path.name: path.read_bytes() for path in COPIED}
     if cache is not None:
         files |= {f"pyodide/{name}": content for name, content in pyodide.files(cache).items()}
@@ -60,7 +65,7 @@ def package() -> bytes:
 
 def start() -> bytes:
     """What the page shows while Python is still loading: the answer to the settings of the start."""
-    said, columns = shown(Twin(Settings.parse({})).run())
+    said, columns = shown(Twin(ExplorerSettings.parse({})).run())
     return json.dumps({"said": said, "columns": base64.b64encode(columns).decode()}).encode()
 
 
@@ -78,13 +83,29 @@ def index(measured: list[str]) -> str:
     return template
 
 
+def accuracy(ledger: Path) -> list[str]:
+    """What README says of the twin's measured errors, and on which machine; or that there are none. FileError."""
+    if not ledger.exists():
+        return [NOT_MEASURED]
+    try:
+        claims = json.loads(ledger.read_text("utf-8"))["claims"]
+        found = [_quoted(claim) for claim in claims if claim["id"].startswith(ABOUT)]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise FileError(f"{ledger} is no claims ledger: {type(error).__name__}: {error}") from None
+    return found or [NOT_MEASURED]
+
+
+def _quoted(claim: dict) -> str:
+    return f"{' '.join(claim['quotes'])} ({claim['hardware']})"
+
+
 def _controls() -> Iterable[str]:
     for name, control in CONTROLS.items():
-        field = _select(name, control) if isinstance(control, Choice) else _slider(name, control)
+        field = _select(name, control) if isinstance(control, OptionList) else _slider(name, control)
         yield f'<div class="control"><label for="{name}">{escape(control.label)}</label>{field}</div>'
 
 
-def _select(name: str, control: Choice) -> str:
+def _select(name: str, control: OptionList) -> str:
     options = "".join(
         f'<option value="{escape(value)}"{" selected" * (value == control.default)}>{escape(words)}</option>'
         for value, words in control.options.items()
@@ -92,7 +113,7 @@ def _select(name: str, control: Choice) -> str:
     return f'<select id="{name}" name="{name}">{options}</select>'
 
 
-def _slider(name: str, control: Number) -> str:
+def _slider(name: str, control: StepRange) -> str:
     return (
         f'<output for="{name}">{control.default}</output><input type="range" id="{name}" name="{name}" '
         f'min="{control.least}" max="{control.most}" step="{control.step}" value="{control.default}">'

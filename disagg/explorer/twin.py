@@ -1,11 +1,15 @@
-"""One run of the twin in slices, so that a newer wish can end it, and what the page is told of it."""
+"""One run of the twin in slices, what the page is told of it, and what the page's worker calls."""
 
-from disagg.explorer.settings import Settings
+import json
+
+from disagg.explorer.settings import ExplorerSettings
+from disagg.plan.errors import DisaggError
 from disagg.show.columns import SpanColumns, look
 from disagg.show.plots.summaries import milliseconds, row_names, sentence
-from disagg.trace.metrics import Metrics
+from disagg.trace.metrics import Metrics, Percentiles
 from disagg.trace.results import Run
 from disagg.trace.timeline import Overlap
+from disagg.twin.replay import in_lines
 from disagg.twin.simulate import world_on
 
 TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
@@ -14,7 +18,7 @@ TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
 class Twin:
     """`advance` until it says that all has happened; then `run`, the same Run as `simulate` gives."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ExplorerSettings) -> None:
         """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
         self.world = world_on(settings.hardware, settings.config, settings.asked)
 
@@ -28,16 +32,45 @@ class Twin:
         return self.world.so_far()
 
 
+class Desk:
+    """What the page's worker calls, with texts as JSON. One run at a time: `begin` drops what was under way; the last
+    answer stays until there is another."""
+
+    def __init__(self) -> None:
+        self._twin: Twin | None = None
+        self._run: Run | None = None
+
+    def begin(self, given: str) -> str:
+        """Settings as JSON of names and texts; returns why they are refused, or nothing."""
+        try:
+            self._twin = Twin(ExplorerSettings.parse(json.loads(given)))
+        except DisaggError as error:
+            return str(error)
+        return ""
+
+    def advance(self, actions: int) -> bool:
+        assert self._twin is not None, "advance comes after begin"
+        return self._twin.advance(actions)
+
+    def answer(self) -> tuple[str, bytes]:
+        """Once nothing is left to happen: JSON of sentences and figures, and the columns of what is drawn."""
+        assert self._twin is not None, "answer comes after begin"
+        self._run = self._twin.run()
+        answer, columns = shown(self._run)
+        return json.dumps(answer), columns
+
+    def log(self) -> bytes:
+        """The event log of the last answer."""
+        return in_lines(self._run.log) if self._run else b""
+
+
 def shown(run: Run) -> tuple[dict, bytes]:
     """What the page draws and says: a dict of plain values, and the spans as columns."""
     spans = SpanColumns(run.timeline.start_ns)
     spans.add(run.timeline.spans)
     header, columns = spans.chunk()
-    answer = {
-        "look": look(), "header": header, "sentence": sentence(run), "counts": sentence(run, times=False),
-        "facts": facts(run),
-    }  # fmt: skip
-    return answer, columns
+    answer = {"look": look(), "header": header, "sentence": sentence(run), "counts": sentence(run, times=False)}
+    return {**answer, "facts": facts(run)}, columns
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -47,7 +80,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _times(metrics: Metrics) -> list[tuple[str, str]]:
-    def both(found) -> str:
+    def both(found: Percentiles) -> str:
         return "none" if found.p50 is None else f"{milliseconds(found.p50)}; {milliseconds(found.p99)}"
 
     return [

@@ -15,7 +15,7 @@ async function load() {
   ]);
   python.unpackArchive(packed, "zip", { extractDir: "/twin" });
   python.runPython("import sys; sys.path.insert(0, '/twin')");
-  desk = python.pyimport("disagg.explorer.browser").Desk();
+  desk = python.pyimport("disagg.explorer.twin").Desk();
 }
 
 // The inbox is read between two slices only, and it is a task that gives way to it.

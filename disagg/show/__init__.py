@@ -4,6 +4,7 @@ from disagg.show import watch, panel, replay, stepper, microscope, batches
 """
 
 import importlib
+from typing import Any
 
 from disagg.plan.errors import DisaggError, PackageError
 
@@ -18,7 +19,7 @@ _WORDS = {  # none is a module's name: importing that would put it in the functi
 __all__ = [*_WORDS]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """These need torch and ipywidgets, which are imported when one of them is first asked for."""
     if name not in _WORDS:
         raise AttributeError(f"module 'disagg.show' has no attribute {name!r}")

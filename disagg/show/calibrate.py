@@ -5,7 +5,8 @@
     simulate(config, requests, hardware=calibration.hardware)
 
 Each work is first seen alone and then beside the other worker. Relative errors are made small, not seconds, because a
-pass takes a hundred times as long as a copy; the loss is soft, so that a work that somebody else held up counts little.
+pass takes a hundred times as long as a copy; the loss is soft, so that a work that another process held up counts
+little.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -15,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import psutil
@@ -37,9 +39,9 @@ SOFT = 0.1  # relative errors above it count less than their square
 START = Fit(
     0.5, 0.3, 0.7, 0.5, 0.8, pass_s=1e-3, row_s=1e-4, batch_s=1e-4, copy_s=1e-4, beside_pass=1.1, beside_step=1.1
 )
-#: What each kind of work tells of a device, in the order in which it is fitted. Steps of one model can't tell what is
+#: What each kind of work says of a device, in the order in which it is fitted. Steps of one model can't tell what is
 #: fixed from what its weights take to be read: all of it counts as reading.
-TOLD_BY = {
+FITTED_BY = {
     "steps": ("reading", "kv", "batch_s", "row_s", "beside_step"),
     "passes": ("products", "attention", "pass_s", "beside_pass"),
     "copies": ("copying", "copy_s"),
@@ -73,15 +75,16 @@ def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Dev
     """The device with the fit that comes closest to what the runs show. EngineError where they show too little."""
     found = works(runs, pads)
     device = dataclasses.replace(device, fit=dataclasses.replace(START, source="measured"))
-    for kind, names in TOLD_BY.items():
+    for kind, names in FITTED_BY.items():
         if kind == "copies" and not found[kind]:
-            continue  # one device, or wires that are dialled: nothing to learn
+            continue  # one device, or links that are dialled: nothing to learn
         if len(found[kind]) < len(names):
             raise EngineError(f"a calibration needs {len(names)} {kind} at least, and {len(found[kind])} were seen")
         device = _fit(device, sizes, names, found[kind])
     idle = [seconds for run in runs for seconds in samples.turns(run)]
-    told = dict(turn_s=statistics.median(idle) if idle else 0.0, handed_off=_handed_off(Costs(sizes, device), runs))
-    return dataclasses.replace(device, fit=dataclasses.replace(device.fit, **told))
+    turn_s = statistics.median(idle) if idle else 0.0
+    fit = dataclasses.replace(device.fit, turn_s=turn_s, handed_off=_handed_off(Costs(sizes, device), runs))
+    return dataclasses.replace(device, fit=fit)
 
 
 def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
@@ -108,7 +111,7 @@ def calibration(
 
 def works(runs: Iterable[Run], pads: bool) -> dict[str, list[Work]]:
     """What the cost model is asked to explain."""
-    found: dict[str, list[Work]] = {kind: [] for kind in TOLD_BY}
+    found: dict[str, list[Work]] = {kind: [] for kind in FITTED_BY}
     for run in runs:
         found["steps"] += [(_step(step), step.seconds) for step in samples.steps(run, pads)]
         found["passes"] += [(_pass(work), work.seconds) for work in samples.passes(run)]
@@ -146,11 +149,11 @@ def _slower(beside: float, share: float) -> float:
 def _fit(device: Device, sizes: Sizes, names: Sequence[str], found: Sequence[Work]) -> Device:
     """Least squares over the logarithms of some of the fit's numbers."""
 
-    def with_(logs) -> Device:
-        values = dict(zip(names, map(float, np.exp(logs)), strict=True))
+    def with_(logs: np.ndarray) -> Device:
+        values: dict[str, Any] = dict(zip(names, map(float, np.exp(logs)), strict=True))
         return dataclasses.replace(device, fit=dataclasses.replace(device.fit, **values))
 
-    def errors(logs) -> list[float]:
+    def errors(logs: np.ndarray) -> list[float]:
         costs = Costs(sizes, with_(logs))
         return [np.log(says(costs) / took) for says, took in found]
 
@@ -185,7 +188,8 @@ def _requests(engine: Engine, asked: Sequence[tuple[int, int]]) -> list[Request]
     longer, more = (1, 1) if config.decode_device == "cpu" else (8, 4)
     room = min(config.prefill_blocks, config.decode_blocks) * config.block_size // 2
     words = range(min(1000, engine.model.vocab_size))
+    lengths = [*asked] * (more if len(asked) > 1 else 1)
     return [
         Request(dice.choices(words, k=min(tokens * longer, room - new)), new, ignore_eos=True)
-        for _ in range(more if len(asked) > 1 else 1) for tokens, new in asked
-    ]  # fmt: skip
+        for tokens, new in lengths
+    ]

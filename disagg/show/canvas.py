@@ -5,7 +5,7 @@ from pathlib import Path
 
 from disagg.plan.spans import Span
 from disagg.show.columns import SpanColumns, look
-from disagg.show.plots.summaries import sentence
+from disagg.show.plots.summaries import numbers_of, sentence
 from disagg.trace.results import Run
 from disagg.trace.timeline import Timeline
 
@@ -23,7 +23,7 @@ class TimelineCanvas(anywidget.AnyWidget):
     """A run's or a timeline's spans. `at_ms` is the playhead, `request` the one that is highlighted (None: all)."""
 
     _esm = Path(__file__).with_name("canvas.js").read_text("utf-8")
-    look = traitlets.List().tag(sync=True)
+    look: traitlets.List = traitlets.List().tag(sync=True)
     header = traitlets.Dict().tag(sync=True)
     columns = traitlets.Bytes().tag(sync=True)
     at_ms = traitlets.Float(0.0).tag(sync=True)
@@ -32,7 +32,7 @@ class TimelineCanvas(anywidget.AnyWidget):
 
     def __init__(self, shown: Run | Timeline) -> None:
         timeline = shown.timeline if isinstance(shown, Run) else shown
-        numbers = {r.request: index for index, r in enumerate(shown.results)} if isinstance(shown, Run) else {}
+        numbers = numbers_of(shown) if isinstance(shown, Run) else {}
         self._spans = SpanColumns(timeline.start_ns, numbers)
         self._spans.add(timeline.spans)
         self._counts = f" {sentence(shown, times=False)}" if isinstance(shown, Run) and shown.results else ""
@@ -55,7 +55,7 @@ class TimelineCanvas(anywidget.AnyWidget):
         """Puts the playhead at a time since the start of the run."""
         self.at_ms = float(ms)
 
-    def _asked(self, widget, content: dict, buffers) -> None:
+    def _asked(self, widget: object, content: object, buffers: object) -> None:
         """A view that came later, or missed a message, says how many spans it has."""
         have = content.get("have") if isinstance(content, dict) else None
         if isinstance(have, int) and 0 <= have < len(self._spans.spans):
@@ -68,7 +68,7 @@ class TimelineCanvas(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"Timeline to zoom, hover and step, rows: {', '.join(self._spans.rows.values())}.{self._counts}"
 
-    def _repr_mimebundle_(self, **kwargs):
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
         """The widget, and the whole sentence that stands for it where no kernel runs."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return {**data, "text/plain": repr(self)}, metadata

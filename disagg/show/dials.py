@@ -1,7 +1,8 @@
 """What `engine.retune` can change while it runs, as sliders and lists."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import ipywidgets
 
@@ -13,7 +14,7 @@ BINS = ((), (64, 128), (64, 128, 256, 512, 1024))
 
 
 class Dials:
-    """A control a setting. A refusal is raised to whoever carries the change out, and the control goes back."""
+    """A control a setting. A refusal is raised where the change is carried out, and the control goes back."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -27,17 +28,17 @@ class Dials:
         for name, (values, words, tip) in self._choices.items():
             options = [(words(value), index) for index, value in enumerate(values)]  # None can't be an option's value
             now = values.index(getattr(config, name))
-            self.controls[name] = ipywidgets.Dropdown(
-                options=options, value=now, description=name, tooltip=tip, layout=wide
-            )
-        for name, words, tip in (("decode_blocks", "blocks", "Blocks of the decode pool that may be used"),
-                                 ("max_batch", "batch", "Most rows of a decode step")):  # fmt: skip
-            most = getattr(config, name)
-            self.controls[name] = ipywidgets.IntSlider(value=most, min=1, max=most, description=words, tooltip=tip,
-                                                       continuous_update=False, layout=wide)  # fmt: skip
+            look = dict(description=name, tooltip=tip, layout=wide)
+            self.controls[name] = ipywidgets.Dropdown(options=options, value=now, **look)
+        for name, words, tip in (
+            ("decode_blocks", "blocks", "Blocks of the decode pool that may be used"),
+            ("max_batch", "batch", "Most rows of a decode step"),
+        ):
+            most, look = getattr(config, name), dict(description=words, tooltip=tip, layout=wide)
+            self.controls[name] = ipywidgets.IntSlider(value=most, min=1, max=most, continuous_update=False, **look)
         self.box = ipywidgets.HBox(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
 
-    def wire(self, wish: Callable[[Callable], object]) -> None:
+    def connect(self, wish: Callable[[Callable], object]) -> None:
         """From here on a moved control asks for its change."""
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: wish(partial(self._retune, name)), "value")
@@ -52,7 +53,7 @@ class Dials:
             self.controls[name].value = self._choices[name][0].index(now) if name in self._choices else now
             raise
 
-    def _asked(self, name: str):
+    def _asked(self, name: str) -> Any:
         value = self.controls[name].value
         return self._choices[name][0][value] if name in self._choices else value
 
@@ -60,9 +61,10 @@ class Dials:
         close_widgets(*self.controls.values(), self.box)
 
 
-def with_now(values, now) -> list:
+def with_now(values: Iterable, now: object) -> list:
     """The values, and before them the one in use where it is another."""
-    return list(values) if now in values else [now, *values]
+    values = list(values)
+    return values if now in values else [now, *values]
 
 
 def bins_name(bins: tuple[int, ...]) -> str:

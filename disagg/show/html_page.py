@@ -15,8 +15,8 @@ from pathlib import Path
 
 from disagg.plan.errors import EngineError
 from disagg.show.columns import SpanColumns, look, move_columns
-from disagg.show.plots.picture import COLOURS
-from disagg.show.plots.summaries import milliseconds, sentence
+from disagg.show.plots.palette import COLOURS
+from disagg.show.plots.summaries import milliseconds, numbers_of, sentence
 from disagg.trace.files import whole
 from disagg.trace.receipts import NAMES, WORKS, Receipt
 from disagg.trace.results import Result, Run
@@ -32,7 +32,7 @@ COLOUR_OF_LINE = {
 OTHER = "#888888"
 
 
-def to_html(run: Run, path) -> Path:
+def to_html(run: Run, path: str | Path) -> Path:
     """Writes the page, whole or not at all. FileError where it can't."""
     path = Path(path)
     with whole(path) as file:
@@ -44,7 +44,7 @@ def page(run: Run) -> str:
     style = (HERE / "page.css").read_text("utf-8")
     script = "\n".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "page.js"))
     policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        f"default-src 'none'; script-src '{_checksum(script)}'; style-src '{_checksum(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     title = f"disagg: {len(run.results)} requests, {run.config.route}" if run.results else "disagg: a run"
@@ -68,19 +68,15 @@ def page(run: Run) -> str:
     return "\n".join(parts)
 
 
-def _digest(text: str) -> str:
+def _checksum(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _numbers(run: Run) -> dict[int, int]:
-    return {result.request: index for index, result in enumerate(run.results)}
 
 
 # ---- what the script reads -------------------------------------------------------------------------------------------
 
 
 def _data(run: Run) -> Iterable[str]:
-    numbers, timeline = _numbers(run), run.timeline
+    numbers, timeline = numbers_of(run), run.timeline
     spans = SpanColumns(timeline.start_ns, numbers)
     spans.add(timeline.spans)
     header, columns = spans.chunk()
@@ -112,23 +108,14 @@ def _receipts(run: Run) -> Iterable[str]:
     if known:
         sums = sum((Counter(total) for total in known), Counter())
         yield _bar({name: sums[name] / len(known) for name in names if sums[name]})
-    heads = [
-        "request",
-        "prompt tokens",
-        "new tokens",
-        "ended",
-        "TTFT",
-        "second-token gap",
-        *names,
-        "unaccounted",
-        "total",
-    ]
-    rows = [
-        [str(index), str(result.prompt_tokens), str(len(result.token_ids)), result.finish_reason,
-         _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(total.get(name)) for name in names),
-         *(("not recorded", "") if receipt is None else (_ms(receipt.unaccounted_s), _ms(receipt.total_s)))]
-        for index, (result, receipt, total) in enumerate(zip(run.results, receipts, totals, strict=True))
-    ]  # fmt: skip
+    heads = ["request", "prompt tokens", "new tokens", "ended", "TTFT", "second-token gap"]
+    heads += [*names, "unaccounted", "total"]
+    rows = []
+    for index, (result, receipt, total) in enumerate(zip(run.results, receipts, totals, strict=True)):
+        counts = str(index), str(result.prompt_tokens), str(len(result.token_ids)), result.finish_reason
+        times = _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(total.get(name)) for name in names)
+        ends = ("not recorded", "") if receipt is None else (_ms(receipt.unaccounted_s), _ms(receipt.total_s))
+        rows.append([*counts, *times, *ends])
     yield f'<div class="wide">{_table(heads, rows)}</div><p>Times in ms; an empty cell is none.</p>'
 
 
@@ -146,7 +133,7 @@ def _bar(means: dict[str, float]) -> str:
     """Works are full, waits pale with a frame of the same colour; attributes, as the policy forbids inline styles."""
     whole, x, boxes = sum(means.values()), 0.0, []
     for name, seconds in means.items():
-        width, colour = 100 * seconds / whole, COLOURS.get(COLOUR_OF_LINE.get(name), OTHER)
+        width, colour = 100 * seconds / whole, COLOURS.get(COLOUR_OF_LINE.get(name, ""), OTHER)
         opacity = 1 if name in WORKS else 0.3
         boxes.append(
             f'<rect x="{x:.3f}%" width="{width:.3f}%" y="2" height="30" fill="{colour}" fill-opacity="{opacity}" '
@@ -180,7 +167,7 @@ def _ids(ids: Sequence[int], most: int = 64) -> str:
 
 
 def _config(run: Run) -> Iterable[str]:
-    """A model's folder by its last name: where it lies is nobody's business who reads the page."""
+    """A model's folder by its last name: the page does not say where it lies."""
     values = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
     fields = {name: "–" if value is None else str(value) for name, value in values.items()}
     fields["model"] = fields["model"].replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -20,15 +20,17 @@ from disagg.twin.model_shapes import sizes_of
 def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
     """Staged dials that the fit has not seen, by dial."""
     dials, crowd = recordings.staged(folder), recordings.timelines(folder)
-    if not dials or not crowd:
-        return dials or crowd
+    if isinstance(dials, recordings.Missing):
+        return dials
+    if isinstance(crowd, recordings.Missing):
+        return crowd
     quiet = dials.pop(0.0)
     found = fit([crowd["Colocated"], quiet])
     return [Compared(f"Dial {dial:g}", run, predicted(grouped(run), asked(run), found)) for dial, run in dials.items()]
 
 
 def grouped(run: Run) -> Run:
-    """With as many layers a copy as it had: its wire was dialled while the engine ran, which had chosen before."""
+    """With as many layers a copy as it had: its link was dialled while the engine ran, which had chosen before."""
     copies = (span.count for span in run.timeline.spans if span.kind == "copy")
     return dataclasses.replace(run, config=run.config.replace(layers_per_copy=max(copies)))
 

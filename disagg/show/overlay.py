@@ -3,28 +3,36 @@
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from disagg.plan.spans import Span
-from disagg.show.plots.picture import COLOURS, FAINT, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, INK, LEGEND
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural, row_names
-from disagg.show.plots.timeline_plot import COLOUR_OF, LEGEND, time_axis
+from disagg.show.plots.timeline_plot import time_axis
 from disagg.show.validate import Compared
 from disagg.trace.results import Run
 
 TALL = 0.42  # of a row, for each of the two
-WORDS = {"ttft_p50": "median TTFT", "ttft_p90": "p90 TTFT", "tpot_p50": "median TPOT", "tpot_p90": "p90 TPOT",
-         "tokens_per_s": "tokens/s", "H": "H"}  # fmt: skip
+WORDS = {
+    f"{name}_p{at}": f"{words} {name.upper()}"
+    for name in ("ttft", "tpot")
+    for at, words in ((50, "median"), (90, "p90"))
+}
+WORDS |= {"tokens_per_s": "tokens/s", "H": "H"}
 
 
 def overlay_picture(compared: Compared, *, times: bool = True, projector: bool = False) -> Picture:
     """Both runs of a workload. `times=False` keeps measured times out of the finding."""
-    size, rows = font_size(projector), row_names(compared.real.timeline)
-    figure = new_figure(1.1 + 0.055 * size * len(rows), 12.0 if projector else WIDTH_IN)
-    left = 0.115 * size / figure.get_figwidth()
-    axes = figure.add_axes((left, 0.62 / figure.get_figheight(), 0.975 - left, 1 - 1.0 / figure.get_figheight()))
+    size, rows = draw.font_size(projector), row_names(compared.real.timeline)
+    figure = draw.figure(1.1 + 0.055 * size * len(rows), projector)
+    axes = draw.room(figure, 0.115 * size, 0.62, 0.38)
     window = (0.0, max(1e-3, *(_ms(run, run.timeline.end_ns) for run in (compared.real, compared.twin))))
     axes.set_xlim(window)
     y = {place: -row for row, place in enumerate(rows)}
@@ -34,9 +42,8 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
             if spans:
                 axes.add_collection(drawn(_boxes(run, spans, y, shift, window), kind))
     axes.hlines(list(y.values()), *window, color=INK, linewidth=0.6)
-    axes.set_ylim(0.5 - max(1, len(rows)), 0.5)
-    axes.set_yticks(list(y.values()), list(rows.values()))
-    plain_axes(axes, size)
+    draw.rows(axes, rows.values())
+    draw.plain(axes, size)
     time_axis(axes, window, size, "since the start; measured above each line, predicted below")
     _legend(figure, {COLOUR_OF[span.kind] for span in compared.real.timeline.spans}, size)
     finding = in_words(compared) if times else f"{_subject(compared)}, measured and predicted."
@@ -60,25 +67,23 @@ def _ms(run: Run, at_ns: int) -> float:
     return (at_ns - run.timeline.start_ns) / 1e6
 
 
-def _boxes(run: Run, spans: list[Span], y: dict[str, float], shift: float, window: tuple[float, float]) -> np.ndarray:
-    """Corners [spans, 4, 2]; none is thinner than a six-hundredth of the window."""
+def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window: tuple[float, float]) -> Any:
+    """None is thinner than a six-hundredth of the window."""
     starts = np.array([_ms(run, span.start_ns) for span in spans])
     widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], (window[1] - window[0]) / 600)
     middles = np.array([y[span.place] + shift for span in spans])
-    right, low, high = starts + widths, middles - TALL / 2, middles + TALL / 2
-    corners = [(starts, low), (right, low), (right, high), (starts, high)]
-    return np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
+    return draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
 
 
-def _solid(boxes: np.ndarray, kind: str) -> PolyCollection:
+def _solid(boxes: Any, kind: str) -> PolyCollection:
     return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors="white", linewidths=0.4)
 
 
-def _hatched(boxes: np.ndarray, kind: str) -> PolyCollection:
+def _hatched(boxes: Any, kind: str) -> PolyCollection:
     return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
 
 
-def _legend(figure, kinds: set[str], size: float) -> None:
+def _legend(figure: Figure, kinds: set[str], size: float) -> None:
     patches = [Patch(color=COLOURS[kind], label=LEGEND[kind]) for kind in LEGEND if kind in kinds]
     patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted"))
     figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)

@@ -8,6 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import ipywidgets
 
@@ -16,14 +17,14 @@ from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
 from disagg.show.dials import Dials
 from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
-from disagg.show.playhead import SPEEDS, Playhead
 from disagg.show.plots.live_arrays import Tape, gauges_of
 from disagg.show.plots.live_frame import Frame
 from disagg.show.plots.summaries import plural, row_names
-from disagg.show.widgets import close_widgets, no_math, row
+from disagg.show.widgets import InCell, close_widgets, no_math, parts_of, row
 from disagg.trace.results import Run
 
 UPDATES_PER_S = 8
+SPEEDS = {"live": None, "1": 1.0, "1/2": 0.5, "1/5": 0.2, "1/20": 0.05}
 PARTS = 1000  # of the time slider: a range that grew would make front ends send old values back, rounded
 _OPEN: dict[int, "Player"] = {}  # by the engine or the run: showing it again closes the panel before
 
@@ -36,6 +37,31 @@ def panel(engine: Engine, requests: Iterable[Request]) -> "Player":
 def replay(run: Run, speed: float = 1.0, decode: Callable[[list[int]], str] | None = None) -> "Player":
     """Plays a recorded run. `decode`, as `engine.model.decode_text`, gives the text of a request that has not ended."""
     return Player(RunSource(run, decode), run, speed)
+
+
+class Playhead:
+    """Where in a recording one looks, in ms: it follows the end (speed None), plays at a speed, or stands still."""
+
+    def __init__(self, speed: float | None = None) -> None:
+        self.at_ms, self.speed, self.playing = 0.0, speed, True
+
+    def advance(self, elapsed_ms: float, end_ms: float) -> None:
+        """Time has passed; nothing beyond the recording's end can be shown."""
+        if self.playing:
+            self.at_ms = end_ms if self.speed is None else min(end_ms, self.at_ms + elapsed_ms * self.speed)
+
+    def play(self, end_ms: float) -> None:
+        """On, or from the start again where the end was reached; a second call pauses."""
+        self.playing = not self.playing
+        if self.playing and self.speed is not None and self.at_ms >= end_ms:
+            self.at_ms = 0.0
+
+    def step(self, tape: Tape, forward: bool) -> None:
+        """To the next or the last place where a span begins or ends, and stand there."""
+        self.scrub(tape.next_edge(self.at_ms, forward))
+
+    def scrub(self, at_ms: float) -> None:
+        self.at_ms, self.playing = at_ms, False
 
 
 class RunSource:
@@ -68,7 +94,8 @@ class LiveSource:
     title = "Live panel"
 
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
-        self._engine, self._requests, self._serving = engine, requests, None
+        self._engine, self._requests = engine, requests
+        self._serving: Serving | None = None
         self._look, self.what = Look(engine), plural(len(requests), "request")
         self.frame, self.dials = self._look.frame, Dials(engine)
         self.last: Run | None = None  # of Start
@@ -107,7 +134,7 @@ class LiveSource:
         self.dials.close()
 
 
-class Player:
+class Player(InCell):
     """The controls, the picture, and lines of text. `last` of a panel is the last Run; `close()` ends everything."""
 
     def __init__(self, source: RunSource | LiveSource, key: object, speed: float | None = None) -> None:
@@ -115,7 +142,7 @@ class Player:
         self.playhead = Playhead(speed)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._closed, self._error = False, ""
-        self._told = 0  # what the ticker last wrote to the time slider
+        self._written = 0  # what the ticker last wrote to the time slider
         self._make_widgets()
         if (before := _OPEN.pop(id(key), None)) is not None:
             before.close()
@@ -137,7 +164,7 @@ class Player:
         self._inbox.put(None)
         self._thread.join()
         self.source.close()
-        close_widgets(*self._widgets)
+        close_widgets(*parts_of(self.panel))
         if _OPEN.get(id(self._key)) is self:
             del _OPEN[id(self._key)]
 
@@ -151,10 +178,6 @@ class Player:
             f"{self.source.title} of {self.source.what}: {controls}; speed {self.speed.label}; "
             f"rows {', '.join(self.source.frame.rows.values()) or 'none: nothing was recorded'}."
         )
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The panel, and a sentence that stands for it where no kernel runs."""
-        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
     # ---- widgets -----------------------------------------------------------------------------------------------------
 
@@ -170,17 +193,19 @@ class Player:
         self._pause = self.buttons[list(actions).index("Pause")]
         for button, (_, action) in zip(self.buttons, actions.values(), strict=True):
             button.on_click(lambda _, action=action: self._by_hand(action))
-        speeds = dict(SPEEDS) if hasattr(self.source, "start") else {k: v for k, v in SPEEDS.items() if v}
+        speeds: dict[str, float | None] = (
+            dict(SPEEDS) if hasattr(self.source, "start") else {k: v for k, v in SPEEDS.items() if v}
+        )
         if self.playhead.speed not in speeds.values():
             speeds[f"{self.playhead.speed:g}"] = self.playhead.speed
         options = [(name, index) for index, name in enumerate(speeds)]  # None can't be an option's value
         self._speeds = list(speeds.values())
-        self.speed = ipywidgets.Dropdown(options=options, value=self._speeds.index(self.playhead.speed),
-                                         description="speed", tooltip="Slow motion of the recording",
-                                         layout=ipywidgets.Layout(width="180px"))  # fmt: skip
+        tip, layout = "Slow motion of the recording", ipywidgets.Layout(width="180px")
+        self.speed = ipywidgets.Dropdown(options=options, value=self._speeds.index(self.playhead.speed))
+        self.speed.description, self.speed.tooltip, self.speed.layout = "speed", tip, layout
         self.speed.observe(lambda change: self.wish(partial(self._set_speed, change.new)), "value")
-        self.time = ipywidgets.IntSlider(min=0, max=PARTS, description="time", tooltip="Move the playhead",
-                                         readout=False, layout=ipywidgets.Layout(width="600px"))  # fmt: skip
+        look = dict(description="time", tooltip="Move the playhead", layout=ipywidgets.Layout(width="600px"))
+        self.time = ipywidgets.IntSlider(min=0, max=PARTS, readout=False, **look)
         self.clock = ipywidgets.Label()
         self.time.observe(self._on_time, "value")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
@@ -192,17 +217,16 @@ class Player:
         dials = [self.source.dials.box] if self.source.dials else []
         title = ipywidgets.Label(f"{self.source.title} of {self.source.what}")
         self.panel = ipywidgets.VBox([title, controls, scrub, *dials, self.image, self.words, *self.texts])
-        self._widgets = [*controls.children, *scrub.children, *self.panel.children, self.panel]
         if self.source.dials:
-            self.source.dials.wire(self._by_hand)
+            self.source.dials.connect(self._by_hand)
 
     def _by_hand(self, action: Callable[[], object]) -> None:
         """A button or a dial: what went wrong before is no longer shown."""
         self.wish(lambda: setattr(self, "_error", ""))
         self.wish(action)
 
-    def _on_time(self, change) -> None:
-        if change.new != self._told:  # by a hand, not by the ticker
+    def _on_time(self, change: Any) -> None:
+        if change.new != self._written:  # by a hand, not by the ticker
             self.wish(partial(self.playhead.scrub, change.new / PARTS * self.source.end_ms))
 
     # ---- one thread --------------------------------------------------------------------------------------------------
@@ -237,7 +261,7 @@ class Player:
         self._say()
 
     def _try(self, action: Callable[[], object]) -> None:
-        """Does it; what goes wrong is shown, for nobody else would see it."""
+        """Does it; what goes wrong is shown, as nothing else catches it."""
         try:
             action()
         except Exception as error:
@@ -246,8 +270,8 @@ class Player:
     def _draw(self) -> None:
         source, at_ms = self.source, self.playhead.at_ms
         self.image.value = source.frame.png(source.tape, at_ms, WINDOW_MS)
-        self._told = round(PARTS * min(1.0, at_ms / max(1e-9, source.end_ms)))
-        self.time.value = self._told
+        self._written = round(PARTS * min(1.0, at_ms / max(1e-9, source.end_ms)))
+        self.time.value = self._written
         self.clock.value = f"{at_ms / 1e3:.2f} s of {source.end_ms / 1e3:.2f} s"
         self._pause.description = "Pause" if self.playhead.playing else "Play"
         lines = source.lines(at_ms)
@@ -262,6 +286,7 @@ class Player:
     # ---- wishes ------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        assert isinstance(self.source, LiveSource), "only the panel of an engine has a button Start"
         self.source.start()
         self.playhead.playing, self.playhead.speed = True, self._speeds[self.speed.value]
 

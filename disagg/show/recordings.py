@@ -99,11 +99,12 @@ def staged(folder: Path | None = None) -> dict[float, Run] | Missing:
 
 def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
     """Where a part was measured, or which command would do it."""
-    if not part:
+    if isinstance(part, Missing):
         return repr(part)
-    found = part if isinstance(part, StepTimes) else next(iter(part.values()))
-    model = found.model if isinstance(found, StepTimes) else found.config.model
-    return f"Recorded: {model} on {found.machine}."
+    if isinstance(part, StepTimes):
+        return f"Recorded: {part.model} on {part.machine}."
+    run = next(iter(part.values()))
+    return f"Recorded: {run.config.model} on {run.machine}."
 
 
 # ---- times of steps --------------------------------------------------------------------------------------------------
@@ -183,10 +184,11 @@ class StepTimes:
         return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
 
 
-_STEP = {"rung": NAME, "rows": WHOLE, "seconds": POSITIVE, "gap_s": POSITIVE, "nbytes": POSITIVE,
-         "context": POSITIVE, "count": WHOLE}  # fmt: skip
-_OBJECTS = Field(
-    lambda value: type(value) is list and value and all(type(item) is dict for item in value), "a list of objects"
-)
-_STEPS = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME, "copy": POSITIVE,
-          "matmul": POSITIVE, "down": POSITIVE, "up": POSITIVE, "times": _OBJECTS}  # fmt: skip
+def _objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is dict for item in value)
+
+
+_STEP = {"rung": NAME, "rows": WHOLE, "seconds": POSITIVE, "gap_s": POSITIVE, "nbytes": POSITIVE}
+_STEP |= {"context": POSITIVE, "count": WHOLE}
+_STEPS = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME, "copy": POSITIVE}
+_STEPS |= {"matmul": POSITIVE, "down": POSITIVE, "up": POSITIVE, "times": Field(_objects, "a list of objects")}

@@ -7,29 +7,29 @@ Buttons, slider and keys move a `Stepper` (plan/stepper); this file only shows w
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import ipywidgets
 
 from disagg.plan.config import Config
 from disagg.plan.request import Request
-from disagg.show.plots.summaries import plural
-from disagg.show.widgets import close_widgets, row
+from disagg.show.plots.summaries import plural, short_list
+from disagg.show.widgets import InCell, row
 from disagg.trace.results import Run
 from disagg.twin.stepper import Moment, Stepper
 
 STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
 
-class StepperView:
+class StepperView(InCell):
     """A panel over a `Stepper`. `step()` and `back()` do what the buttons do; closing twice does nothing."""
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
         wide, last = ipywidgets.Layout(width="520px"), max(1, len(stepper) - 1)
         self.back_button = ipywidgets.Button(description="Back", tooltip="To the event before")
-        self.step_button = ipywidgets.Button(
-            description="Step", button_style="primary", tooltip="Give the controller its next event"
-        )
+        tip = "Give the controller its next event"
+        self.step_button = ipywidgets.Button(description="Step", button_style="primary", tooltip=tip)
         self.slider = ipywidgets.IntSlider(description="event", min=0, max=last, continuous_update=False, layout=wide)
         self.words, self.table = ipywidgets.HTML(), ipywidgets.HTML()
         controls = row(self.back_button, self.step_button, self.slider)
@@ -47,19 +47,12 @@ class StepperView:
         """One event back."""
         self.slider.value = max(self.slider.value - 1, 0)
 
-    def fork(self, **changes) -> tuple[Run, Run]:
+    def fork(self, **changes: Any) -> tuple[Run, Run]:
         """Both futures of the moment shown: as it was, and with other settings from there on."""
         return self.stepper.fork(**changes)
 
-    def close(self) -> None:
-        close_widgets(*self.panel.children[0].children, *self.panel.children, self.panel)
-
     def __repr__(self) -> str:
         return f"The controller one event at a time: {plural(len(self.stepper), 'event')}, buttons Back and Step."
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The panel, and a sentence that stands for it where no kernel runs."""
-        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
     def _show(self, number: int) -> None:
         moment = self.stepper.go(number)
@@ -81,7 +74,7 @@ def _words(moment: Moment, length: int) -> str:
 
 
 def _table(before: Moment | None, after: Moment) -> str:
-    """A row for each queue, memory, wire, batch and request; what changed is bold and marked."""
+    """A row for each queue, memory, link, batch and request; what changed is bold and marked."""
     old, new = rows_of(before.state) if before else {}, rows_of(after.state)
     head = "".join(f"<th style='{STYLE}'>{title}</th>" for title in ("", "before", "after"))
     lines = []
@@ -98,22 +91,21 @@ def rows_of(state: dict) -> dict[str, str]:
     rows = {}
     for name, queue in state["queues"].items():
         gate = f", held by {queue['gate']}" if queue["gate"] else ""
-        rows[_queue_name(name)] = f"requests {_ids(queue['requests'])}{gate}" if queue["requests"] else "empty"
+        rows[_queue_name(name)] = f"requests {short_list(queue['requests'])}{gate}" if queue["requests"] else "empty"
     for worker, requests in state["passes"].items():
-        rows[f"pass on {worker}"] = f"requests {_ids(requests)}" if requests else "idle"
-    for name, wire in state["wires"].items():
-        rows[f"wire {name}"] = ("a copy under way" if wire["busy"] else "idle") + f", {wire['waiting']} waiting"
+        rows[f"pass on {worker}"] = f"requests {short_list(requests)}" if requests else "idle"
+    for name, link in state["wires"].items():
+        rows[f"wire {name}"] = ("a copy under way" if link["busy"] else "idle") + f", {link['waiting']} waiting"
     if state["ring"]:
         rows["ring"] = f"{state['ring']['total'] - state['ring']['free']} of {state['ring']['total']} slots held"
     for worker, groups in state["batches"].items():
-        rows[f"batch of {worker}"] = " | ".join(_ids(group) for group in groups) or "empty"
+        rows[f"batch of {worker}"] = " | ".join(short_list(group) for group in groups) or "empty"
     for name, pool in state["pools"].items():
         rows[f"memory {name}"] = f"{pool['free']} of {pool['total']} blocks free"
     for number, request in state["requests"].items():
-        tables = "; ".join(f"{memory} {_ids(blocks)}" for memory, blocks in request["tables"].items())
-        rows[f"request {number}"] = f"{request['stage']}, {plural(request['tokens'], 'token')}" + (
-            f"; blocks: {tables}" if tables else ""
-        )
+        tables = "; ".join(f"{memory} {short_list(blocks)}" for memory, blocks in request["tables"].items())
+        held = f"; blocks: {tables}" if tables else ""
+        rows[f"request {number}"] = f"{request['stage']}, {plural(request['tokens'], 'token')}{held}"
     return rows
 
 
@@ -123,14 +115,3 @@ def _queue_name(name: str) -> str:
     if role == "wanting":
         return "waiting for blocks on a decode device"
     return f"{'queue for' if role == 'queue' else 'landed on'} {' '.join(worker)}"
-
-
-def _ids(numbers: list[int]) -> str:
-    """0, 1, 2, 5 as "0–2, 5", in the order given."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{p[0]}–{p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)

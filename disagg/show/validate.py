@@ -32,7 +32,7 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """Requests that the calibration has not seen, and how they are served."""
 
     name: str
@@ -53,13 +53,15 @@ class Held:
 
 
 #: For two cores and the embedded model: from a half-idle engine to a crowd, each route and one device.
+_SLOW = {"link": Link.ratio(0.62), "layers_per_copy": 1}
+_SHORT = Lengths(60, 0.8, 16, 400), Lengths(20, 0.5, 4, 50)
+_LONG = Lengths(90, 0.6, 16, 400), Lengths(20, 0.4, 4, 60)
 HELD_OUT = (
-    Held("readers", "streamed", {}, 14, poisson, 0.8, Lengths(120, 0.6, 16, 480), Lengths(24, 0.4, 4, 60), 11),
-    Held("slow wire", "streamed", {"link": Link.ratio(0.62), "layers_per_copy": 1}, 8, poisson, 0.4,
-         Lengths(128), Lengths(12), 12),
-    Held("crowd", "dynamic", {}, 20, bursts, 2.0, Lengths(60, 0.8, 16, 400), Lengths(20, 0.5, 4, 50), 13),
-    Held("one device", "colocated", {}, 14, poisson, 0.8, Lengths(90, 0.6, 16, 400), Lengths(20, 0.4, 4, 60), 14),
-)  # fmt: skip
+    HeldOut("readers", "streamed", {}, 14, poisson, 0.8, Lengths(120, 0.6, 16, 480), Lengths(24, 0.4, 4, 60), 11),
+    HeldOut("slow wire", "streamed", _SLOW, 8, poisson, 0.4, Lengths(128), Lengths(12), 12),
+    HeldOut("crowd", "dynamic", {}, 20, bursts, 2.0, *_SHORT, 13),
+    HeldOut("one device", "colocated", {}, 14, poisson, 0.8, *_LONG, 14),
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Compared:
 
     def figures(self) -> dict[str, tuple[float, float]]:
         """Figure → (measured, predicted), of those that both have."""
-        found = {name: (read(self.real), read(self.twin)) for name, read in FIGURES.items()}
-        return {name: pair for name, pair in found.items() if None not in pair}
+        found = [(name, read(self.real), read(self.twin)) for name, read in FIGURES.items()]
+        return {name: (real, twin) for name, real, twin in found if real is not None and twin is not None}
 
     def errors(self) -> dict[str, float]:
         """|predicted / measured - 1| in per cent; of H, which may be 0, the difference in points."""
@@ -84,7 +86,7 @@ class Compared:
 
 
 def validate(
-    calibration: Calibration, model: Model, held_out: Sequence[Held] = HELD_OUT, say: Callable[[str], None] = print
+    calibration: Calibration, model: Model, held_out: Sequence[HeldOut] = HELD_OUT, say: Callable[[str], None] = print
 ) -> Iterator[Compared]:
     """Serves each workload for real, and simulates it; one after the other, as they end."""
     for held in held_out:
@@ -97,11 +99,11 @@ def validate(
 
 
 def predicted(real: Run, requests: Sequence[Request], calibration: Calibration) -> Run:
-    """The same requests under the virtual clock, with the real run's memories and wires."""
+    """The same requests under the virtual clock, with the real run's memories and links."""
     return simulate(real.config, requests, hardware=calibration.hardware)
 
 
-BARS = {"median": 15, "worst": 25}  # per cent, on held-out workloads
+BARS: dict[str, float] = {"median": 15, "worst": 25}  # per cent, on held-out workloads
 
 
 def cpu_rows(

@@ -5,7 +5,7 @@ There is no Output widget and no clear_output; one place draws. Notebook: notebo
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import ipywidgets
 
@@ -14,13 +14,13 @@ from disagg.show.plots.picture import Picture
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace.results import Run
 
-#: Bytes a second, from slow to fast, each about twice the one before; None is the plain wire.
+#: Bytes a second, from slow to fast, each about twice the one before; None is the link as it is.
 SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
 
 LINES, COLUMNS = 4, 110
 
 
-def link_name(link) -> str:
+def link_name(link: object) -> str:
     """2e6 as "2 MB/s"; a Link, a preset's name, or None for no limit."""
     match link:
         case None:
@@ -50,6 +50,13 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
     return ipywidgets.HBox(widgets, layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
+def parts_of(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """A widget after all that stand in it."""
+    for child in getattr(widget, "children", ()):
+        yield from parts_of(child)
+    yield widget
+
+
 def close_widgets(*widgets: ipywidgets.Widget) -> None:
     """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
     for widget in widgets:
@@ -58,7 +65,20 @@ def close_widgets(*widgets: ipywidgets.Widget) -> None:
                 part.close()
 
 
-class Words:
+class InCell:
+    """What a cell shows: `panel`, and a sentence that stands for it where no kernel runs."""
+
+    panel: ipywidgets.Widget
+
+    def close(self) -> None:
+        """Closes every part. Closing twice does nothing."""
+        close_widgets(*parts_of(self.panel))
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
+
+
+class TextLines:
     """A sentence in a few lines of plain text: a Label shows tags as they are typed, and does not wrap."""
 
     def __init__(self) -> None:
@@ -79,7 +99,7 @@ class Words:
         return " ".join(label.value for label in self.box.children)
 
 
-class LinkSlider:
+class LinkSlider(InCell):
     """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run.
 
     `run()` does what the button does. `last` is the last Run. `close()` closes every part; closing twice does nothing.
@@ -91,7 +111,7 @@ class LinkSlider:
         self,
         run_with_link: Callable[[object], Run],
         values: Sequence = SPEEDS,
-        value=20e6,
+        value: object = 20e6,
         draw: Callable[[Run], Picture] | None = None,
     ) -> None:
         if value not in values:
@@ -99,16 +119,12 @@ class LinkSlider:
         self._run_with_link, self._values = run_with_link, tuple(values)
         self._draw = draw or (lambda run: timeline_picture(run, 0))
         self.last: Run | None = None
-        wide = ipywidgets.Layout(width="520px")
         options = [(link_name(v), index) for index, v in enumerate(self._values)]  # None can't be an option's value
-        self.slider = ipywidgets.SelectionSlider(
-            options=options, value=self._values.index(value), description="link speed", continuous_update=False,
-            layout=wide,
-        )  # fmt: skip
-        self.button = ipywidgets.Button(
-            description="Run", button_style="primary", tooltip="Serve the request again over this link"
-        )
-        self.words = Words()
+        look = dict(description="link speed", continuous_update=False, layout=ipywidgets.Layout(width="520px"))
+        self.slider = ipywidgets.SelectionSlider(options=options, value=self._values.index(value), **look)
+        tip = "Serve the request again over this link"
+        self.button = ipywidgets.Button(description="Run", button_style="primary", tooltip=tip)
+        self.words = TextLines()
         self.words.say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
         controls = row(self.slider, self.button)
@@ -116,8 +132,7 @@ class LinkSlider:
         self.button.on_click(lambda button: self.run())
 
     @property
-    def link(self):
-        """The chosen link."""
+    def link(self) -> object:
         return self._values[self.slider.value]
 
     def run(self) -> None:
@@ -131,19 +146,15 @@ class LinkSlider:
             self.image.value = picture.png()
             self.image.layout.display = None
             self.words.say(f"{name}: {picture.finding}")
-        except Exception as error:  # a callback's exception would vanish: nobody catches it
+        except Exception as error:  # a callback's exception would vanish: nothing catches it
             self.words.say(f"{name}: {type(error).__name__}: {error}")
         finally:
             self.button.disabled = False
 
     def close(self) -> None:
         self.words.close()
-        close_widgets(self.slider, self.button, *self.panel.children, self.panel)
+        super().close()
 
     def __repr__(self) -> str:
         names = ", ".join(map(link_name, self._values))
         return f"{self.title}: slider at {link_name(self.link)} (of {names}), and a button Run."
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The panel, and a sentence that stands for it where no kernel runs."""
-        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}

@@ -12,11 +12,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import torch
 
-from disagg.course.buglab.scenes import WIRE, Real, Simulated, Streams
+from disagg.course.buglab.scenes import BYTES_PER_S, Real, Simulated, Streams
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan.blocks import Table
 from disagg.plan.commands import Ended, Worker
@@ -38,7 +38,7 @@ log = logging.getLogger("disagg.buglab")
 shipped_launch, shipped_move = StreamCopier.launch, StreamCopier._move
 
 
-def event_first(self, *copy, **fields):
+def event_first(self: StreamCopier, *copy: Any, **fields: Any) -> Any:
     """In place of StreamCopier.launch: the event that says "ended" is recorded, and then the copy is enqueued."""
     event = torch.cuda.Event(enable_timing=True)
     event.record(self.streams[-1])
@@ -46,18 +46,18 @@ def event_first(self, *copy, **fields):
     return aloft._replace(start=event, end=event, seen=event, written=None)
 
 
-def into_a_temporary(self, layers, blocks, data) -> None:
+def into_a_temporary(self: KVCache, layers: Any, blocks: Any, data: torch.Tensor) -> None:
     """In place of KVCache.write_blocks: indexing with a list of blocks makes a copy, and that copy is written."""
     self._layers(layers)[:, :, blocks].copy_(data)
 
 
-def on_another_stream(self, route, *ids) -> None:
+def on_another_stream(self: StreamCopier, route: Any, *ids: Any) -> None:
     """In place of StreamCopier._move: bytes are received on a stream that nothing orders after or before the lane's."""
     with torch.cuda.stream(torch.cuda.Stream(self.devices[-1])):
         shipped_move(self, route, *ids)
 
 
-def failed_is_landed(self, turn, event) -> bool:
+def failed_is_landed(self: Controller, turn: Any, event: Any) -> bool:
     """In place of Controller._transfer_failed: a transfer that has come to an end is taken for one that landed."""
     transfer = self._transfer(event.transfer)
     if transfer is not None and not transfer.aborted:
@@ -65,14 +65,14 @@ def failed_is_landed(self, turn, event) -> bool:
     return True
 
 
-def ending_is_freeing(self) -> None:
+def ending_is_freeing(self: Table) -> None:
     """In place of Table.release: nobody asks what still reads or writes the blocks."""
     self.released = True
     self.pins.clear()
     self._free()
 
 
-def keeps_what_it_has(self, turn, record) -> None:
+def keeps_what_it_has(self: KVTransfers, turn: Any, record: Any) -> None:
     """In place of KVTransfers.recompute: its blocks on the decode device are kept, for it will need them again."""
     state = self.state
     state.counts["recomputes"] += 1
@@ -82,7 +82,7 @@ def keeps_what_it_has(self, turn, record) -> None:
     state.enqueue(record)
 
 
-def only_logged(self, flight, error, now_ns):
+def only_logged(self: TransferScheduler, flight: Any, error: str, now_ns: int) -> list:
     """In place of TransferScheduler.fail: nothing else of the transfer starts, and nothing but the log tells it."""
     journey = self.journeys[flight.piece.transfer]
     journey.flying -= 1
@@ -93,7 +93,7 @@ def only_logged(self, flight, error, now_ns):
     return []
 
 
-def counted(self, part) -> bool:
+def counted(self: LayerBlocks, part: Any) -> bool:
     """In place of LayerBlocks.add: how many came is counted, not which; each one fills the next free layer."""
     for block in range(part.block, part.block_end):
         for _ in range(part.layer, part.layer_end):
@@ -103,7 +103,7 @@ def counted(self, part) -> bool:
     return True
 
 
-def whole_blocks_only(self, turn, record, stop, layers_ready) -> None:
+def whole_blocks_only(self: KVTransfers, turn: Any, record: Any, stop: int, layers_ready: Any) -> None:
     """In place of KVTransfers.offer: tokens are divided by the size of a block, and what is left over stays behind."""
     state, size = self.state, self.state.config.block_size
     if record.transfer is None:
@@ -113,7 +113,7 @@ def whole_blocks_only(self, turn, record, stop, layers_ready) -> None:
     self._send(turn, transfer, Worker("prefill", record.prefill_worker), stop // size, layers_ready)
 
 
-def frees_again(self, turn, event) -> bool:
+def frees_again(self: Controller, turn: Any, event: Any) -> bool:
     """In place of Controller._cancel: a request that has ended, but whose blocks wait for a step, ends once more."""
     state, record = self.state, self.state.records.get(event.request)
     if record is not None:
@@ -174,7 +174,7 @@ class Bug:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BugOutcome:
     """What `run_bug` found: what a user would have, and what the detectors said."""
 
     bug: str
@@ -190,7 +190,7 @@ class Outcome:
 
     @property
     def silent(self) -> bool:
-        """Nothing failed and nothing stopped: whoever only looks for errors sees none."""
+        """Nothing failed and nothing stopped: a look for errors alone finds none."""
         return not (self.error or any("failed" in fact for fact in self.facts))
 
 
@@ -209,12 +209,12 @@ def bug(name: str) -> Iterator[Bug]:
         setattr(one.owner, one.method, shipped)
 
 
-def run_bug(name: str) -> Outcome:
+def run_bug(name: str) -> BugOutcome:
     """Plays the bug's scene as a user would see it, and once more with the detectors."""
     with bug(name) as one:
         watched = one.scene.play(watched=True)
         seen = one.scene.play(watched=False) if isinstance(one.scene, Simulated) else watched
-    return Outcome(name, seen.run, seen.facts, watched.breach, seen.error or watched.error)
+    return BugOutcome(name, seen.run, seen.facts, watched.breach, seen.error or watched.error)
 
 
 def same(count: int, prompt: int, new: int, every_ms: float = 0.0) -> tuple[Request, ...]:
@@ -222,97 +222,101 @@ def same(count: int, prompt: int, new: int, every_ms: float = 0.0) -> tuple[Requ
     return tuple(Request([1] * prompt, new, every_ms * index / 1e3) for index in range(count))
 
 
-def small(preset: str = "streamed", **changes) -> Config:
-    """A preset with a slow wire and pools of a few blocks."""
+def small(preset: str = "streamed", **changes: Any) -> Config:
+    """A preset with a slow link and pools of a few blocks."""
     sizes = dict(prefill_blocks=8, decode_blocks=16, chunk_tokens=64, layers_per_copy=1)
-    return Config.preset(preset, **{"link": WIRE, **sizes, **changes})
+    return Config.preset(preset, **{"link": BYTES_PER_S, **sizes, **changes})
 
 
-@cache
+_SMALL, _STAGED = small(), small("staged")
+_TINY = small(model="tiny", link=None, decode_blocks=64, prefill_blocks=64)
+_CANCELLED = Simulated(
+    small(prefill_blocks=5, decode_blocks=5), (*same(1, 64, 6), Request([1] * 64, 8, 0.021)), cancels=((0, 20.0),)
+)
+_AT_ITS_END = Simulated(
+    _SMALL,
+    (*same(1, 32, 20), Request([1] * 32, 20, 0.005)),
+    cancels=((0, 65.0),),
+    eos_ids=frozenset({fake_token(0, 4)}),
+    steps_in_flight=2,
+)
+ALL = (
+    Bug(
+        "event first", StreamCopier, "launch", event_first, "Digest", Streams(),
+        "copy enqueued", "event recorded",
+        "The answer begins well and then makes no sense. Nothing failed, and a second try is often fine.",
+        ("LLMServe/DistServe, worker.py, swap_blocks",),
+        "The event that readers wait for was recorded on the stream before the swap it was to cover.",
+    ),
+    Bug(
+        "temporary", KVCache, "write_blocks", into_a_temporary, "Digest", Real(_TINY, same(2, 40, 4)),
+        "bytes written", "copy done",
+        "Every request fails right after prefill. Without checksums, every answer would be nonsense.",
+        ("huggingface/transformers, offloading_manager.py at 06252198",),
+        "dst[ids].copy_(src) writes into the tensor that indexing has just made, and dst stays as it was.",
+    ),
+    Bug(
+        "unordered", StreamCopier, "_move", on_another_stream, "Digest", Streams("staged"),
+        "bytes received", "stream goes on",
+        "Now and then an answer is garbled, more often under load. Nothing is logged.",
+        ("vllm-project/vllm PR 20263", "vllm-project/vllm #45704"),
+        "A buffer was made on one stream and received into on another, with no event between the two.",
+    ),
+    Bug(
+        "partial", Controller, "_transfer_failed", failed_is_landed, "Landing",
+        Simulated(_STAGED, same(1, 64, 6), fails=6),
+        "all landed", "decode starts",
+        "The connection broke for a moment. The answer came in full and without an error, and it is nonsense.",
+        ("vllm-project/vllm PR 40364", "vllm-project/vllm PR 52232"),
+        "A load that was aborted or had failed half-way was treated like one that had finished.",
+    ),
+    Bug(
+        "freed early", Table, "release", ending_is_freeing, "InUse", _CANCELLED,
+        "copies ended", "blocks freed",
+        "One user presses Stop, and another one's answer turns into nonsense.",
+        ("vllm-project/vllm PR 56104", "NVIDIA/TensorRT-LLM #12542", "sgl-project/sglang PR 27731"),
+        "Blocks went to the next request while a transfer still read or wrote them.",
+    ),
+    Bug(
+        "two-sided", KVTransfers, "recompute", keeps_what_it_has, "Watchdog",
+        Simulated(small(prefill_blocks=8, decode_blocks=10), same(6, 60, 40, 20)),
+        "blocks given up", "blocks waited for",
+        "Under load everything stands still. No request fails by itself, and no device does anything.",
+        ("sgl-project/sglang #9726", "NVIDIA/TensorRT-LLM PR 12313"),
+        "What would have given blocks back waited for blocks that were held: a circle that no time resolves.",
+    ),
+    Bug(
+        "lost notice", TransferScheduler, "fail", only_logged, "Watchdog",
+        Simulated(_SMALL, same(2, 64, 6, 10), fails=3),
+        "failure told", "waiting ends",
+        "One request hangs for two minutes and then times out. The others are fine.",
+        ("vllm-project/vllm PR 50754", "vllm-project/vllm #46283"),
+        "A transfer that could not be started was logged, and the receiver went on waiting for its notices.",
+    ),
+    Bug(
+        "counted", LayerBlocks, "add", counted, "Ledger", Simulated(_STAGED, same(1, 64, 6), twice=2),
+        "all landed", "decode starts",
+        "After a short network trouble one answer is nonsense. Nothing failed.",
+        ("vllm-project/vllm #51786", "vllm-project/vllm #43226"),
+        "Notices were counted up to an expected number, so a repeated one stood for a missing one.",
+    ),
+    Bug(
+        "last block", KVTransfers, "offer", whole_blocks_only, "Landing", Simulated(_SMALL, same(1, 100, 6)),
+        "last block sent", "hand-off whole",
+        "Answers ignore the end of the question, except where its length is a multiple of 16.",
+        ("LMCache/LMCache #2540", "vllm-project/vllm PR 46972"),
+        "Only whole blocks or chunks were saved and sent; what was left over at the end was not.",
+    ),
+    Bug(
+        "ends twice", Controller, "_cancel", frees_again, "OneEnd", _AT_ITS_END,
+        "step ended", "blocks freed",
+        "Someone closes the page just as the answer ends, and the whole server goes down.",
+        ("vllm-project/vllm PR 25067",),
+        "An abort that came after a request had finished freed blocks that were still kept for a transfer.",
+    ),
+)  # fmt: skip
+
+
 def bugs() -> dict[str, Bug]:
     """All ten, by name."""
-    late = Request([1] * 64, 8, 0.021)
-    found = [
-        Bug(
-            "event first", StreamCopier, "launch", event_first, "Digest", Streams(),
-            "copy enqueued", "event recorded",
-            "The answer begins well and then makes no sense. Nothing failed, and a second try is often fine.",
-            ("LLMServe/DistServe, worker.py, swap_blocks",),
-            "The event that readers wait for was recorded on the stream before the swap it was to cover.",
-        ),
-        Bug(
-            "temporary", KVCache, "write_blocks", into_a_temporary, "Digest",
-            Real(small(model="tiny", link=None, decode_blocks=64, prefill_blocks=64), same(2, 40, 4)),
-            "bytes written", "copy done",
-            "Every request fails right after prefill. Without checksums, every answer would be nonsense.",
-            ("huggingface/transformers, offloading_manager.py at 06252198",),
-            "dst[ids].copy_(src) writes into the tensor that indexing has just made, and dst stays as it was.",
-        ),
-        Bug(
-            "unordered", StreamCopier, "_move", on_another_stream, "Digest", Streams("staged"),
-            "bytes received", "stream goes on",
-            "Now and then an answer is garbled, more often under load. Nothing is logged.",
-            ("vllm-project/vllm PR 20263", "vllm-project/vllm #45704"),
-            "A buffer was made on one stream and received into on another, with no event between the two.",
-        ),
-        Bug(
-            "partial", Controller, "_transfer_failed", failed_is_landed, "Landing",
-            Simulated(small("staged"), same(1, 64, 6), fails=6),
-            "all landed", "decode starts",
-            "The connection broke for a moment. The answer came in full and without an error, and it is nonsense.",
-            ("vllm-project/vllm PR 40364", "vllm-project/vllm PR 52232"),
-            "A load that was aborted or had failed half-way was treated like one that had finished.",
-        ),
-        Bug(
-            "freed early", Table, "release", ending_is_freeing, "InUse",
-            Simulated(small(prefill_blocks=5, decode_blocks=5), (*same(1, 64, 6), late), cancels=((0, 20.0),)),
-            "copies ended", "blocks freed",
-            "One user presses Stop, and another one's answer turns into nonsense.",
-            ("vllm-project/vllm PR 56104", "NVIDIA/TensorRT-LLM #12542", "sgl-project/sglang PR 27731"),
-            "Blocks went to the next request while a transfer still read or wrote them.",
-        ),
-        Bug(
-            "two-sided", KVTransfers, "recompute", keeps_what_it_has, "Watchdog",
-            Simulated(small(prefill_blocks=8, decode_blocks=10), same(6, 60, 40, 20)),
-            "blocks given up", "blocks waited for",
-            "Under load everything stands still. No request fails by itself, and no device does anything.",
-            ("sgl-project/sglang #9726", "NVIDIA/TensorRT-LLM PR 12313"),
-            "What would have given blocks back waited for blocks that were held: a circle that no time resolves.",
-        ),
-        Bug(
-            "lost notice", TransferScheduler, "fail", only_logged, "Watchdog",
-            Simulated(small(), same(2, 64, 6, 10), fails=3),
-            "failure told", "waiting ends",
-            "One request hangs for two minutes and then times out. The others are fine.",
-            ("vllm-project/vllm PR 50754", "vllm-project/vllm #46283"),
-            "A transfer that could not be started was logged, and the receiver went on waiting for its notices.",
-        ),
-        Bug(
-            "counted", LayerBlocks, "add", counted, "Ledger",
-            Simulated(small("staged"), same(1, 64, 6), twice=2),
-            "all landed", "decode starts",
-            "After a short network trouble one answer is nonsense. Nothing failed.",
-            ("vllm-project/vllm #51786", "vllm-project/vllm #43226"),
-            "Notices were counted up to an expected number, so a repeated one stood for a missing one.",
-        ),
-        Bug(
-            "last block", KVTransfers, "offer", whole_blocks_only, "Landing",
-            Simulated(small(), same(1, 100, 6)),
-            "last block sent", "hand-off whole",
-            "Answers ignore the end of the question, except where its length is a multiple of 16.",
-            ("LMCache/LMCache #2540", "vllm-project/vllm PR 46972"),
-            "Only whole blocks or chunks were saved and sent; what was left over at the end was not.",
-        ),
-        Bug(
-            "ends twice", Controller, "_cancel", frees_again, "OneEnd",
-            Simulated(
-                small(), (*same(1, 32, 20), Request([1] * 32, 20, 0.005)), cancels=((0, 65.0),),
-                eos_ids=frozenset({fake_token(0, 4)}), steps_in_flight=2,
-            ),
-            "step ended", "blocks freed",
-            "Someone closes the page just as the answer ends, and the whole server goes down.",
-            ("vllm-project/vllm PR 25067",),
-            "An abort that came after a request had finished freed blocks that were still kept for a transfer.",
-        ),
-    ]  # fmt: skip
-    return {one.name: one for one in found}
+    return {one.name: one for one in ALL}

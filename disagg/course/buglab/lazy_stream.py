@@ -1,8 +1,8 @@
 """Streams on a CPU whose work is done late: an operation runs only when an ordering edge forces it.
 
 A GPU may run a stream's work at any time that its edges allow; a CPU does it at once, and so hides every missing edge.
-Here an operation under `torch.cuda.stream` is kept, and it runs when somebody waits for an event or a stream behind
-it. With a seed, streams also run ahead by themselves, in an order that the edges allow.
+Here an operation under `torch.cuda.stream` is kept, and it runs when a wait for an event or a stream behind
+it begins. With a seed, streams also run ahead by themselves, in an order that the edges allow.
 Notebook: notebooks/08_bug_lab.ipynb.
 """
 
@@ -10,7 +10,8 @@ import contextlib
 import random
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,10 +24,11 @@ from disagg.run.gpu import device_clock, stream_copy
 
 
 class LazyStream:
-    """A queue of operations that run in order, and never before somebody asks."""
+    """A queue of operations that run in order, and never before an edge asks for them."""
 
     def __init__(self, world: "LazyWorld") -> None:
-        self.world, self.work, self.done = world, [], 0  # all of its operations; how many of them have run
+        self.world, self.done = world, 0  # how many of its operations have run
+        self.work: list[Callable] = []
         world.streams.append(self)
 
     def add(self, operation: Callable) -> None:
@@ -56,13 +58,14 @@ class LazyEvent:
     """A place in a stream. Waiting for it runs the stream up to there."""
 
     def __init__(self, world: "LazyWorld") -> None:
-        self.world, self.stream, self.upto, self.at_ns = world, None, 0, None
+        self.world, self.upto, self.at_ns = world, 0, 0
+        self.stream: LazyStream | None = None
 
     def record(self, stream: LazyStream | None = None) -> None:
-        self.stream = stream or self.world.current()
+        self.stream = on = stream or self.world.current()
         with self.world.lock:
-            self.stream.add(self._note)
-            self.upto = len(self.stream.work)
+            on.add(self._note)
+            self.upto = len(on.work)
 
     def _note(self) -> None:
         self.at_ns = now_ns()
@@ -83,7 +86,7 @@ class Keeps(TorchDispatchMode):
         super().__init__()
         self.stream = stream
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, returns = kwargs or {}, func._schema.returns
         reads = any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs)))
         aliases = any(value.alias_info is not None for value in returns)
@@ -94,7 +97,7 @@ class Keeps(TorchDispatchMode):
             made = func(*args, **kwargs)
         if reads and not aliases and isinstance(made, torch.Tensor):
             with _disable_current_modes():
-                made.zero_()  # nobody has computed it yet
+                made.zero_()  # not computed yet
             self.stream.add(lambda: made.copy_(func(*args, **kwargs)))
         return made
 
@@ -115,7 +118,7 @@ class LazyWorld:
         return stack[-1]
 
     @contextlib.contextmanager
-    def on(self, stream: LazyStream):
+    def on(self, stream: LazyStream) -> Iterator[LazyStream]:
         """Stands for torch.cuda.stream."""
         stack = self._here.__dict__.setdefault("stack", [])
         stack.append(stream)
@@ -136,7 +139,7 @@ class LazyWorld:
         finally:
             self._ahead = False
 
-    def mark(self, device) -> LazyEvent:
+    def mark(self, device: object) -> LazyEvent:
         """Stands for disagg.run.device.mark."""
         event = LazyEvent(self)
         event.record()
@@ -145,13 +148,15 @@ class LazyWorld:
 
 def copy_blocks(route: stream_copy.Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
     """The bytes that the kernel of this name moves, in torch's own operations."""
+    assert route.source is not None and route.target is not None
     route.target.write_blocks(route.layers, onto, route.source.read_blocks(route.layers, blocks))
 
 
 @contextlib.contextmanager
-def lazy_gpus(host_blocks: int, seed: int | None = None):
+def lazy_gpus(host_blocks: int, seed: int | None = None) -> Iterator[LazyWorld]:
     """While it is open, caches of other than `host_blocks` blocks pass for a GPU's, with lazy streams; the world."""
-    world, clocks = LazyWorld(seed), {}
+    world = LazyWorld(seed)
+    clocks: dict[object, device_clock.DeviceClock] = {}
     with contextlib.ExitStack() as stack:
         put = lambda owner, name, stand_in: stack.enter_context(mock.patch.object(owner, name, stand_in))  # noqa: E731
         put(torch.cuda, "Event", lambda **fields: LazyEvent(world))

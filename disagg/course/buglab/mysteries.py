@@ -1,4 +1,4 @@
-"""Cases for whoever wants to find the bug: what a user sees, without its name, and the story of it afterwards.
+"""Cases in which a bug is to be found: what a user sees, without its name, and the story of it afterwards.
 
 Notebook: notebooks/08_bug_lab.ipynb.
 """
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from disagg.course.buglab.bugs import Outcome, bugs, run_bug
+from disagg.course.buglab.bugs import BugOutcome, bugs, run_bug
 from disagg.course.exercise import exercises
 from disagg.trace.results import Run
 
@@ -28,7 +28,7 @@ class Mystery:
 
     letter: str
     symptom: str
-    found: Outcome
+    found: BugOutcome
 
     @property
     def run(self) -> Run | None:
@@ -37,7 +37,7 @@ class Mystery:
 
     def __str__(self) -> str:
         lines = [f"Case {self.letter}. {self.symptom}", "", *(f"  {fact}" for fact in self.found.facts)]
-        if self.letter in LOOK_AT:
+        if self.letter in LOOK_AT and self.run is not None:
             lines += ["", *str(self.run.results[LOOK_AT[self.letter]].receipt).splitlines()]
         return "\n".join(lines)
 
@@ -56,15 +56,16 @@ def case_of(letter: str) -> str:
 
 
 def story(letter: str, given: Callable) -> str:
-    """Where the bug comes from and what caught it, for whoever has found it: `given` is the answer to the exercise."""
+    """Where the bug comes from and what caught it, once the bug is found: `given` is the answer to the exercise."""
     one = bugs()[case_of(letter)]
     if not exercises()[f"case_{letter.lower()}"].verdict(given)[0]:
         return f"Solve case {letter.upper()} first: its story names the bug."
+    breach = run_bug(one.name).breach
     lines = [
         f"{one.name}: {one.story}",
         f"missing edge: {one.edge}",
         f"seen in: {'; '.join(one.threads)}",
         f"put back here: {inspect.getdoc(one.replacement)}",
-        f"caught by: {run_bug(one.name).breach.summary}",
+        f"caught by: {breach.summary if breach else None}",
     ]
     return "\n".join(lines)

@@ -8,8 +8,9 @@ import functools
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Never
+from typing import Any, Never
 
 import torch
 
@@ -24,7 +25,7 @@ from disagg.plan.controller import Controller
 from disagg.plan.request import Job, Request
 from disagg.run.engine import Engine
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
-from disagg.run.model.model import load_model
+from disagg.run.model.model import Model, load_model
 from disagg.run.transfers import Departing, Transfers
 from disagg.show.plots.summaries import plural
 from disagg.trace.results import Result, Run
@@ -32,10 +33,10 @@ from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 #: Four layers and round costs: 2 ms for a pass and 0.1 ms for each of its tokens, 1 ms for its end, 10 ms for a step
 #: and 1 ms a row.
-SPEEDS = Speeds(layers=4, token_bytes=4_000, prefill_pass=2_000_000, prefill_token=100_000, step=10_000_000,
-                step_row=1_000_000, step_token=0, tail=1_000_000)  # fmt: skip
-BLOCK_MS = 2  # of one layer of a block of 16 tokens on the scenes' wire
-WIRE = 16_000 / (BLOCK_MS / 1e3)
+_STEP = dict(step=10_000_000, step_row=1_000_000, step_token=0)
+SPEEDS = Speeds(layers=4, token_bytes=4_000, prefill_pass=2_000_000, prefill_token=100_000, tail=1_000_000, **_STEP)
+BLOCK_MS = 2  # of one layer of a block of 16 tokens on the scenes' link
+BYTES_PER_S = 16_000 / (BLOCK_MS / 1e3)
 SHIFT_NS = 20_000_000  # by at most so much a seed moves a cancel
 LIMIT_STEPS = 100_000
 LIMIT_S = 30.0  # nothing comes near it; it turns a hang into a failure
@@ -62,7 +63,7 @@ class Simulated:
     requests: tuple[Request, ...]
     cancels: tuple[tuple[int, float], ...] = ()  # (request, ms)
     fails: int | None = None  # the copy that fails, counted as they end
-    twice: int | None = None  # the landing that is told twice
+    twice: int | None = None  # the landing that is reported twice
     eos_ids: frozenset[int] = frozenset()
     steps_in_flight: int = 1
 
@@ -85,19 +86,19 @@ class LabWorld(SimulatedEngine):
 
     def __init__(self, scene: Simulated, watched: bool, seed: int | None) -> None:
         self._dice = None if seed is None else random.Random(seed)
-        ahead = scene.steps_in_flight if seed is None else self._dice.choice((1, 2))
+        ahead = scene.steps_in_flight if self._dice is None else self._dice.choice((1, 2))
         super().__init__(scene.config, SPEEDS, ahead)
         self.listener = Listener(self.controller, SPEEDS.layers, keeps=False) if watched else None
         self._fails, self._twice = self._drawn(scene.fails), self._drawn(scene.twice)
-        self._ends = self._told = 0  # copies, landings
+        self._ends = self._landings = 0  # copies ended, landings reported
         for number, request in enumerate(scene.requests):
             prompt, new, arrival = tuple(request.prompt), request.max_new_tokens, round(request.arrival_s * 1e9)
             if self._dice is not None:  # shorter ones fit as well
                 prompt, new = prompt[: self._dice.randint(1, len(prompt))], self._dice.randint(1, new)
             self.submit(Job(number, prompt, new, arrival, scene.eos_ids))
-        for request, at_ms in scene.cancels:
+        for cancelled, at_ms in scene.cancels:
             shift = 0 if self._dice is None else self._dice.randrange(-SHIFT_NS, SHIFT_NS)
-            self.at(max(0, round(at_ms * 1e6) + shift), self.deliver, ev.Cancel(request))
+            self.at(max(0, round(at_ms * 1e6) + shift), self.deliver, ev.Cancel(cancelled))
 
     def _drawn(self, number: int | None) -> int | None:
         return number if number is None or self._dice is None else self._dice.randrange(1, 2 * number)
@@ -119,48 +120,50 @@ class LabWorld(SimulatedEngine):
         self.deliver(ev.Tick())
         return True
 
-    def deliver(self, event) -> None:
+    def deliver(self, event: Any) -> None:
         super().deliver(event)
         if isinstance(event, ev.Landed):
-            self._told += 1
-            if self._told == self._twice:
+            self._landings += 1
+            if self._landings == self._twice:
                 self.deliver(event)
 
-    def land(self, flight):
+    def land(self, flight: Any) -> None:
         self._ends += 1
         if self._ends != self._fails:
-            return super().land(flight)
+            super().land(flight)
+            return
         for notice in self.traffic.fail(flight, "the wire broke", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()
 
 
 class Listener:
-    """Tells a Monitor what a controller hears, moves and says. `keeps`: a violation is kept, and the run goes on."""
+    """Hands a Monitor each event, move and command of a controller. `keeps`: a violation is kept; the run goes on."""
 
     def __init__(self, controller: Controller, layers: int, keeps: bool) -> None:
-        self.watch, self.breach, self._keeps = Monitor(controller.state.config, layers=layers), None, keeps
+        self.watch, self._keeps = Monitor(controller.state.config, layers=layers), keeps
+        self.breach: InvariantViolation | None = None
         self._handle = controller.handle
         controller.handle = self.handle
         controller.state.on_move.append(self._moved)  # a real engine has detectors of its own, which are called first
 
-    def handle(self, event, now_ns: int) -> list:
-        self._tell(self.watch.hear, now_ns, event)
+    def handle(self, event: Any, now_ns: int) -> list:
+        self._check(self.watch.hear, now_ns, event)
         commands = self._handle(event, now_ns)
         for command in commands:
-            self._tell(self.watch.obey, now_ns, command)
+            self._check(self.watch.obey, now_ns, command)
         if isinstance(event, ev.TransferFailed) and "digest differs" in event.error:
-            self._tell(raise_digest, event.error)
-        self._tell(self.watch.settle)
+            self._check(raise_digest, event.error)
+        self._check(self.watch.settle)
         return commands
 
-    def _moved(self, *move) -> None:
-        self._tell(self.watch.moved, *move)
+    def _moved(self, *move: Any) -> None:
+        self._check(self.watch.moved, *move)
 
-    def _tell(self, told, *what) -> None:
+    def _check(self, rule: Callable, *what: Any) -> None:
         if self.breach is None:
             try:
-                told(*what)
+                rule(*what)
             except InvariantViolation as found:
                 self.breach = found
                 if not self._keeps:
@@ -230,7 +233,7 @@ def held_before(run: Run, request: int, at_ns: int) -> Counter[str]:
 
 
 @functools.cache
-def tiny():
+def tiny() -> Model:
     return load_model("tiny")
 
 
@@ -247,7 +250,7 @@ class Real:
             run = engine.serve(list(self.requests))
         facts = [f"request {r.request}: {plural(len(r.token_ids), 'token')}, {r.finish_reason}" for r in run.results]
         facts = [line + (f" ({r.error})" if r.error else "") for line, r in zip(facts, run.results, strict=True)]
-        return Played(run, listener and listener.breach, None, tuple(facts))
+        return Played(run, listener.breach if listener else None, None, tuple(facts))
 
 
 # ---- on streams that are late ----------------------------------------------------------------------------------------
@@ -258,7 +261,7 @@ BLOCK, HOST_BLOCKS = 4, 9
 
 @dataclass(frozen=True)
 class Streams:
-    """One hand-off between two caches that pass for GPUs' (run/lazy_stream), read by decode as soon as it is told."""
+    """One hand-off between two caches that pass for GPUs' (lazy_stream), read by decode at each landing."""
 
     route: str = "direct"
     blocks: tuple[int, ...] = (7, 2, 9)  # of the prefill device
@@ -267,11 +270,11 @@ class Streams:
 
     def play(self, watched: bool = True, seed: int | None = None) -> Played:
         with lazy_gpus(HOST_BLOCKS, seed):
-            caches = {PREFILL: 11, DECODE: 13, HOST: HOST_BLOCKS}
-            caches = {name: KVCache(self.shape, count, BLOCK) for name, count in caches.items()}
-            config = Config(route=self.route, block_size=BLOCK, chunk_tokens=16, prefill_blocks=11, decode_blocks=13,
-                            host_blocks=HOST_BLOCKS, layers_per_copy=1)  # fmt: skip
-            reader = Reader(caches[DECODE], self.onto, self._data())
+            counts = {PREFILL: 11, DECODE: 13, HOST: HOST_BLOCKS}
+            caches = {worker: KVCache(self.shape, count, BLOCK) for worker, count in counts.items()}
+            sizes = dict(prefill_blocks=11, decode_blocks=13, host_blocks=HOST_BLOCKS, layers_per_copy=1)
+            config = Config(route=self.route, block_size=BLOCK, chunk_tokens=16, **sizes)
+            reader = LandedReader(caches[DECODE], self.onto, self._data())
             transfers = Transfers(config, caches, reader.hear, lambda span: None)
             transfers.start()
             try:
@@ -298,7 +301,7 @@ class Streams:
                 transfers.hand_off(layer, [Departing(1, 0, slice(None))], key, value)
 
 
-class Reader:
+class LandedReader:
     """In decode's place: reads a layer at the moment at which it is said to have landed."""
 
     def __init__(self, cache: KVCache, blocks: tuple[int, ...], left: torch.Tensor) -> None:
@@ -308,7 +311,7 @@ class Reader:
         self.over = threading.Event()
         self._layers = 0
 
-    def hear(self, notice) -> None:
+    def hear(self, notice: Any) -> None:
         if self.over.is_set():
             return
         match notice:

@@ -1,15 +1,13 @@
 """Exercises of notebooks/05_dynamic_batching.ipynb."""
 
-from disagg.course.exercise import Exercise
-
-CHAPTER = "05_dynamic_batching"
+from disagg.course.exercise import exercise
 
 
-def step_waste(bins):
+def step_waste(bins: list[list[int]]) -> int:
     return sum(len(lengths) * max(lengths) - sum(lengths) for lengths in bins)
 
 
-def steps_saved(steps, places):
+def steps_saved(steps: list[int], places: int) -> int:
     static = sum(max(steps[i : i + places]) for i in range(0, len(steps), places))
     ends = [0] * places
     for more in steps:
@@ -17,90 +15,75 @@ def steps_saved(steps, places):
     return static - max(ends)
 
 
-def rows_allowed(target, fixed, per_row, per_slot, length, most):
+def rows_allowed(target: int, fixed: float, per_row: float, per_slot: float, length: int, most: int) -> float:
     rows = (target - fixed) // (per_row + per_slot * length)
     return max(1, min(rows, most))
 
 
-def waste_in_one_bin(bins):
+def waste_in_one_bin(bins: list[list[int]]) -> int:
     rows = [length for lengths in bins for length in lengths]
     return len(rows) * max(rows) - sum(rows)
 
 
-def places_saved(steps, places):
+def places_saved(steps: list[int], places: int) -> int:
     groups = [steps[i : i + places] for i in range(0, len(steps), places)]
     return sum(len(group) * max(group) - sum(group) for group in groups)
 
 
-def divided_evenly(steps, places):
+def divided_evenly(steps: list[int], places: int) -> int:
     return sum(max(steps[i : i + places]) for i in range(0, len(steps), places)) - -(-sum(steps) // places)
 
 
-def longest_first(steps, places):
+def longest_first(steps: list[int], places: int) -> int:
     ends = [0] * places
     for more in sorted(steps, reverse=True):
         ends[ends.index(min(ends))] += more
     return sum(max(steps[i : i + places]) for i in range(0, len(steps), places)) - max(ends)
 
 
-def taken_in_turn(steps, places):
+def taken_in_turn(steps: list[int], places: int) -> int:
     static = sum(max(steps[i : i + places]) for i in range(0, len(steps), places))
     return static - max(sum(steps[place::places]) for place in range(places))
 
 
 EXERCISES = [
-    Exercise(
-        "step_waste",
-        CHAPTER,
+    exercise(
+        step_waste,
         "Slots that attention reads for nothing in one step; bins is a list of lists of lengths.",
         1,
-        step_waste,
-        (([[20, 24, 30, 90, 110, 400]],), ([[20, 24, 30], [90, 110], [400]],), ([[5]],), ([[3, 5], [8, 8, 9]],)),
-        (
-            (waste_in_one_bin, "that pads each row to the longest of the whole step; a bin has a longest of its own"),
-            (lambda bins: sum(len(b) * max(b) for b in bins), "those are all slots read; take off those with a token"),
-            (
-                lambda bins: sum(max(b) - min(b) for b in bins),
-                "every row of a bin is padded to the longest, not only the shortest row",
-            ),
-            (
-                lambda bins: step_waste(bins) / sum(len(b) * max(b) for b in bins),
-                "that is the share; the exercise asks how many slots",
-            ),
-        ),
         "Each bin is read as rows × its longest; what its rows do not fill is padding.",
+        (([[20, 24, 30, 90, 110, 400]],), ([[20, 24, 30], [90, 110], [400]],), ([[5]],), ([[3, 5], [8, 8, 9]],)),
+        waste_in_one_bin,
+        "that pads each row to the longest of the whole step; a bin has a longest of its own",
+        lambda bins: sum(len(b) * max(b) for b in bins),
+        "those are all slots read; take off those with a token",
+        lambda bins: sum(max(b) - min(b) for b in bins),
+        "every row of a bin is padded to the longest, not only the shortest row",
+        lambda bins: step_waste(bins) / sum(len(b) * max(b) for b in bins),
+        "that is the share; the exercise asks how many slots",
     ),
-    Exercise(
-        "steps_saved",
-        CHAPTER,
+    exercise(
+        steps_saved,
         "Steps that are saved when a finished answer leaves at once and the next in line takes its place.",
         6,
-        steps_saved,
-        (
-            ([10, 2, 2, 2], 2),
-            ([5, 5, 5, 5], 2),
-            ([3, 30, 3, 3, 3, 20, 3, 3], 4),
-            ([7, 1, 4, 9, 2], 3),
-            ([6, 2, 9], 1),
-        ),
-        (
-            (places_saved, "those are places that held nobody; the exercise asks for steps"),
-            (divided_evenly, "an answer cannot be cut up: it stays in one place, one step after the other"),
-            (taken_in_turn, "the next in line takes the place that is free first, not the places in turn"),
-            (
-                lambda steps, places: steps_saved(sorted(steps), places),
-                "do not sort: answers come in the order of the list, and nobody knows their length before",
-            ),
-            (longest_first, "the longest does not come first: answers come in the order of the list"),
-        ),
         "Static: add up the longest of each batch. At once: keep the step at which each place is free again.",
+        (([10, 2, 2, 2], 2), ([5, 5, 5, 5], 2), ([3, 30, 3, 3, 3, 20, 3, 3], 4), ([7, 1, 4, 9, 2], 3), ([6, 2, 9], 1)),
+        places_saved,
+        "those are places that held nobody; the exercise asks for steps",
+        divided_evenly,
+        "an answer cannot be cut up: it stays in one place, one step after the other",
+        taken_in_turn,
+        "the next in line takes the place that is free first, not the places in turn",
+        lambda steps, places: steps_saved(sorted(steps), places),
+        "do not sort: answers come in the order of the list, and nobody knows their length before",
+        longest_first,
+        "the longest does not come first: answers come in the order of the list",
     ),
-    Exercise(
-        "rows_allowed",
-        CHAPTER,
+    exercise(
+        rows_allowed,
         "Rows of equal length whose step stays within the target: at least one, at most `most`. Whole microseconds.",
         2,
-        rows_allowed,
+        "A step takes fixed + rows × (per_row + per_slot × length).",
         (
             (150_000, 60_000, 6_000, 20, 100, 32),
             (150_000, 60_000, 6_000, 20, 1_000, 32),
@@ -108,38 +91,19 @@ EXERCISES = [
             (50_000, 60_000, 6_000, 20, 100, 32),
             (108_000, 60_000, 6_000, 20, 100, 32),
         ),
-        (
-            (
-                lambda target, fixed, row, slot, length, most: min((target - fixed) // (row + slot * length), most),
-                "a step with no row serves nobody: at least one, however small the target",
-            ),
-            (
-                lambda target, fixed, row, slot, length, most: max(1, (target - fixed) // (row + slot * length)),
-                "a batch has no more than `most` places",
-            ),
-            (
-                lambda target, fixed, row, slot, length, most: (target - fixed) // (row + slot * length),
-                "that is what the target allows; at least one row runs all the same, and never more than `most`",
-            ),
-            (
-                lambda target, fixed, row, slot, length, most: max(
-                    1, min((target - fixed) / (row + slot * length), most)
-                ),
-                "a part of a row cannot run: round down to whole rows",
-            ),
-            (
-                lambda target, fixed, row, slot, length, most: max(1, min(target // (row + slot * length), most)),
-                "the fixed part is paid first, before any row",
-            ),
-            (
-                lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) // row, most)),
-                "each row also reads `length` slots, and they cost `per_slot` each",
-            ),
-            (
-                lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) // (row + slot), most)),
-                "a row reads `length` slots in every step, not one",
-            ),
-        ),
-        "A step takes fixed + rows × (per_row + per_slot × length).",
+        lambda target, fixed, row, slot, length, most: min((target - fixed) // (row + slot * length), most),
+        "a step with no row serves nobody: at least one, however small the target",
+        lambda target, fixed, row, slot, length, most: max(1, (target - fixed) // (row + slot * length)),
+        "a batch has no more than `most` places",
+        lambda target, fixed, row, slot, length, most: (target - fixed) // (row + slot * length),
+        "that is what the target allows; at least one row runs all the same, and never more than `most`",
+        lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) / (row + slot * length), most)),
+        "a part of a row cannot run: round down to whole rows",
+        lambda target, fixed, row, slot, length, most: max(1, min(target // (row + slot * length), most)),
+        "the fixed part is paid first, before any row",
+        lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) // row, most)),
+        "each row also reads `length` slots, and they cost `per_slot` each",
+        lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) // (row + slot), most)),
+        "a row reads `length` slots in every step, not one",
     ),
 ]

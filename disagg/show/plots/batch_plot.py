@@ -5,18 +5,21 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from disagg.plan.batching import bin_of
 from disagg.plan.errors import EngineError
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.slides import Slides
-from disagg.show.plots.summaries import plural, why_none
+from disagg.show.plots.summaries import numbers_of, plural, why_none
 from disagg.trace.batch_history import ENDS, BatchRow, BatchStep, batch_steps, padding_of
 from disagg.trace.results import Run
 
@@ -39,15 +42,15 @@ def batches_picture(
     run: Run, *, steps: tuple[int, int] | None = None, times: bool = True, projector: bool = False
 ) -> Picture:
     """Steps to the right, a panel a decode worker; `steps` shows only those numbers, the first and the last."""
-    size, found = font_size(projector), batch_steps(run)
+    size, found = draw.font_size(projector), batch_steps(run)
     shown = [step for step in found if steps is None or steps[0] <= step.number <= steps[1]]
     workers = sorted({step.worker for step in shown}) or ["decode 0"]
     reasons = _reasons(shown)
-    width_in, tall, strip = 12.0 if projector else WIDTH_IN, TALL_IN * size / 12, 0.024 * size * max(1, len(reasons))
+    tall, strip = TALL_IN * size / 12, 0.024 * size * max(1, len(reasons))
     legend, head, foot, gap = 0.03 * size, 0.03 * size, 0.055 * size, 0.01 * size
     height = legend + len(workers) * (head + tall + gap + strip + foot)
-    figure, y = new_figure(height, width_in), height - legend
-    left = 0.125 * size / width_in
+    figure, y = draw.figure(height, projector), height - legend
+    left = 0.125 * size / figure.get_figwidth()
     for worker in workers:
         own = [step for step in shown if step.worker == worker]
         window = (own[0].number - 0.5, own[-1].number + 0.5) if own else (-0.5, 0.5)
@@ -55,19 +58,20 @@ def batches_picture(
         axes = figure.add_axes((left, y / height, 0.985 - left, tall / height), xlim=window)
         _columns(axes, own, run.config.bins, size)
         several = f"{worker}, " if len(workers) > 1 else ""
-        axes.set_title(f"{several}tokens read in each step", loc="left", fontsize=size, color=INK)
+        draw.names(axes, size, title=f"{several}tokens read in each step")
         axes.tick_params(labelbottom=False)
         y -= gap + strip
         below = figure.add_axes((left, y / height, 0.985 - left, strip / height), sharex=axes)
         _comings_and_goings(below, own, reasons, size)
-        below.set_xlabel("decode step", fontsize=size, color=INK)
+        draw.names(below, size, "decode step")
         y -= foot
     _legend(figure, bool(run.config.bins), size)
-    finding = run_words(found, times)
-    return Picture(figure, f"Decode batches, a column a step. {finding} {_alt(found, _numbers(run))}", finding)
+    finding, numbers = run_words(found, times), numbers_of(run)
+    alt = " ".join(_step_alt(step, numbers) for step in found)
+    return Picture(figure, f"Decode batches, a column a step. {finding} {alt}", finding)
 
 
-def _columns(axes, steps: list[BatchStep], bounds: tuple[int, ...], size: float) -> None:
+def _columns(axes: Axes, steps: list[BatchStep], bounds: tuple[int, ...], size: float) -> None:
     """Each bin's rows from the bottom, then its padding, hatched; the next bin above."""
     px_per_step = axes.get_window_extent().width / np.diff(axes.get_xlim())[0]
     half, line = (0.5, 0) if px_per_step < 6 else (0.42, 0.8)
@@ -78,15 +82,14 @@ def _columns(axes, steps: list[BatchStep], bounds: tuple[int, ...], size: float)
         for group in step.bins:
             edges = np.cumsum([base, *(row.length for row in group)])
             top = base + len(group) * _longest(group)
-            boxes = [_box(step.number, half, low, high) for low, high in zip(edges, edges[1:], strict=False)]
-            filled[_shade(group, bounds)] += boxes if line else [_box(step.number, half, base, edges[-1])]
-            hatched.append(_box(step.number, half, edges[-1], top))
+            boxes = [_column(step.number, half, low, high) for low, high in zip(edges, edges[1:], strict=False)]
+            filled[_shade(group, bounds)] += boxes if line else [_column(step.number, half, base, edges[-1])]
+            hatched.append(_column(step.number, half, edges[-1], top))
             base = top
     _fill(axes, filled, hatched, line)
     highest = max((step.padding.padded_slots for step in steps), default=1)
     axes.set_ylim(0, 1.05 * highest)
-    plain_axes(axes, size)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    draw.plain(axes, size, across=True)
     axes.locator_params(axis="x", integer=True)
 
 
@@ -98,18 +101,17 @@ def _shade(group: tuple[BatchRow, ...], bounds: tuple[int, ...]) -> int:
     return bin_of(_longest(group), bounds) % len(SHADES) if bounds else 1
 
 
-def _fill(axes, filled: list[list], hatched: list, line: float) -> None:
+def _fill(axes: Axes, filled: list[list], hatched: list, line: float) -> None:
     """Boxes of tokens by shade, and padding."""
     for colour, boxes in zip(SHADES, filled, strict=True):
-        drawn = PolyCollection(boxes, facecolors=colour, edgecolors="white", linewidths=line, label="rows")
-        axes.add_collection(drawn)
-    axes.add_collection(
-        PolyCollection(hatched, facecolors="white", edgecolors="#777777", linewidths=0, hatch=PADDING, label="padding")
-    )
+        look = draw.look(facecolors=colour, edgecolors="white", linewidths=line, label="rows")
+        axes.add_collection(PolyCollection(boxes, **look))
+    look = draw.look(facecolors="white", edgecolors="#777777", linewidths=0, hatch=PADDING, label="padding")
+    axes.add_collection(PolyCollection(hatched, **look))
 
 
-def _box(number: float, half: float, low: float, high: float) -> list[tuple[float, float]]:
-    return [(number - half, low), (number + half, low), (number + half, high), (number - half, high)]
+def _column(number: float, half: float, low: float, high: float) -> list[tuple[float, float]]:
+    return draw.box(number - half, number + half, low, high)
 
 
 def _reasons(steps: list[BatchStep]) -> list[str]:
@@ -118,26 +120,26 @@ def _reasons(steps: list[BatchStep]) -> list[str]:
     return [name for name, members in REASONS.items() if whys & set(members)]
 
 
-def _comings_and_goings(axes, steps: list[BatchStep], reasons: list[str], size: float) -> None:
+def _comings_and_goings(axes: Axes, steps: list[BatchStep], reasons: list[str], size: float) -> None:
     """A row a reason: upwards at the step with which rows join, downwards at the last step of those that leave."""
     for row, name in enumerate(reasons):
         for kind, glyph, shift in (("joins", "^", 0.2), ("leaves", "v", -0.2)):
             numbers = [s.number for s in steps if set(getattr(s, kind).values()) & set(REASONS[name])]
-            face = INK if kind == "joins" else "white"
-            axes.plot(numbers, [shift - row] * len(numbers), glyph, color=INK, markerfacecolor=face,
-                      markersize=0.45 * size, clip_on=False, label=f"{kind}: {name}")  # fmt: skip
-    plain_axes(axes, size)
+            look = draw.look(color=INK, markerfacecolor=INK if kind == "joins" else "white", markersize=0.45 * size)
+            axes.plot(numbers, [shift - row] * len(numbers), glyph, clip_on=False, label=f"{kind}: {name}", **look)
+    draw.plain(axes, size)
     axes.set_ylim(0.4 - max(1, len(reasons)), 0.6)
     axes.set_yticks([-row for row in range(len(reasons))], reasons)
 
 
-def _legend(figure, several_bins: bool, size: float) -> None:
-    handles = [Patch(facecolor=SHADES[1], label="rows, a shade a bin" if several_bins else "rows")]
+def _legend(figure: Figure, several_bins: bool, size: float) -> None:
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=SHADES[1], label="rows, a shade a bin" if several_bins else "rows")
+    ]
     handles.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0, hatch=PADDING, label="padding"))
     for glyph, face, words in (("^", INK, "joins"), ("v", "white", "leaves after it")):
         handles.append(Line2D([], [], color=INK, marker=glyph, linestyle="", markerfacecolor=face, label=words))
-    figure.legend(handles=handles, loc="upper right", ncols=len(handles), frameon=False, fontsize=size,
-                  bbox_to_anchor=(0.995, 1.0), borderaxespad=0.1, handlelength=1.4, columnspacing=1.0)  # fmt: skip
+    draw.legend(figure, size, handles, 0.995, 0.1, handlelength=1.4, columnspacing=1.0)
 
 
 # ---- one step --------------------------------------------------------------------------------------------------------
@@ -148,31 +150,31 @@ def batch_picture(run: Run, index: int, *, projector: bool = False) -> Picture:
     steps = _some_steps(run)
     if not -len(steps) <= index < len(steps):
         raise EngineError(f"decode step {index} does not exist: this run has {len(steps)}, from 0 to {len(steps) - 1}")
-    return _step_picture(steps[index], _numbers(run), run.config.bins, 0, projector)
+    return _step_picture(steps[index], numbers_of(run), run.config.bins, 0, projector)
 
 
 def _step_picture(step: BatchStep, numbers: dict, bounds: tuple, deep: float, projector: bool) -> Picture:
     """`deep` keeps the height of a larger step."""
-    size, deep = font_size(projector), max(deep, _deep(step))
+    size, deep = draw.font_size(projector), max(deep, _deep(step))
     height = 0.055 * size + BAR_IN * size * deep
-    figure = new_figure(height, 12.0 if projector else WIDTH_IN)
+    figure = draw.figure(height, projector)
     box = (0.1 * size / figure.get_figwidth(), 0.05 * size / height, 0.45, BAR_IN * size * deep / height)
     longest = max(row.length for row in step.rows)
     axes = figure.add_axes(box, xlim=(0, longest), ylim=(deep, 0))
-    y, places, filled, hatched = 0.0, {}, [[] for _ in SHADES], []
+    y, places, hatched = 0.0, {}, []
+    filled: list[list] = [[] for _ in SHADES]
     for group in step.bins:
         for row in group:
-            filled[_shade(group, bounds)].append(_bar(y, 0, row.length))
-            hatched.append(_bar(y, row.length, _longest(group)))
+            filled[_shade(group, bounds)].append(draw.box(0, row.length, y + 0.08, y + 0.92))
+            hatched.append(draw.box(row.length, _longest(group), y + 0.08, y + 0.92))
             places[row.request] = y + 0.5
-            axes.annotate(_row_words(step, row), (longest, y + 0.5), xytext=(6, 0), textcoords="offset points",
-                          fontsize=size, color=INK, va="center")  # fmt: skip
+            draw.note(axes, _row_words(step, row), (longest, y + 0.5), (6, 0), size)
             y += 1
         y += BETWEEN
     _fill(axes, filled, hatched, 0)
-    plain_axes(axes, size)
+    draw.plain(axes, size)
     axes.set_yticks(list(places.values()), [f"request {numbers[request]}" for request in places])
-    axes.set_xlabel("tokens that attention reads; hatched: padding", fontsize=size, color=INK, loc="left")
+    draw.names(axes, size, "tokens that attention reads; hatched: padding", loc="left")
     finding = step_words(step, numbers)
     return Picture(figure, f"One decode step, a bar a row. {finding} {_step_alt(step, numbers)}", finding)
 
@@ -187,13 +189,9 @@ def _row_words(step: BatchStep, row: BatchRow) -> str:
     return f"{row.length}" + (f"  ▲ {joins}" if joins else "") + (f"  ▽ {leaves}" if leaves else "")
 
 
-def _bar(y: float, start: float, end: float) -> list[tuple[float, float]]:
-    return [(start, y + 0.08), (end, y + 0.08), (end, y + 0.92), (start, y + 0.92)]
-
-
 def batches(run: Run) -> Slides:
     """One decode step as bars, with a slider over all steps of the run."""
-    found, numbers = _some_steps(run), _numbers(run)
+    found, numbers = _some_steps(run), numbers_of(run)
     deep = max(map(_deep, found))
 
     def draw(number: int, choice: int) -> Picture:
@@ -219,10 +217,10 @@ def step_words(step: BatchStep, numbers: dict[int, int]) -> str:
         f"Step {step.number} on {step.worker}: {plural(len(step.rows), 'row')} in {plural(len(step.bins), 'bin')}, "
         f"{padding.used_slots} tokens in {padding.padded_slots} slots, {padding.waste:.0%} padding"
     )
-    return f"{words}; joins: {_told(step.joins, numbers)}; leaves after it: {_told(step.leaves, numbers)}."
+    return f"{words}; joins: {_named(step.joins, numbers)}; leaves after it: {_named(step.leaves, numbers)}."
 
 
-def _told(whys: dict[int, str], numbers: dict[int, int]) -> str:
+def _named(whys: dict[int, str], numbers: dict[int, int]) -> str:
     return ", ".join(f"{numbers[request]} ({why})" for request, why in whys.items()) or "nobody"
 
 
@@ -249,15 +247,7 @@ def _counted(whys: Counter) -> str:
     return ", ".join(f"{why} {count}" for why, count in sorted(whys.items())) or "nobody"
 
 
-def _alt(steps: Iterable[BatchStep], numbers: dict[int, int]) -> str:
-    return " ".join(_step_alt(step, numbers) for step in steps)
-
-
 def _step_alt(step: BatchStep, numbers: dict[int, int]) -> str:
     """Every length of a step, bin by bin: request = tokens."""
     groups = (", ".join(f"{numbers[row.request]} = {row.length}" for row in group) for group in step.bins)
     return f"Step {step.number}: {' | '.join(groups)}."
-
-
-def _numbers(run: Run) -> dict[int, int]:
-    return {result.request: index for index, result in enumerate(run.results)}

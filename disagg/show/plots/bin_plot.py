@@ -6,7 +6,7 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 import statistics
 from collections.abc import Sequence
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.patches import Patch
@@ -17,7 +17,9 @@ from disagg.run.batch import DecodeBatch
 from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
-from disagg.show.plots.picture import COLOURS, FAINT, INK, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, FAINT, INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.trace.batch_history import batch_steps, padding_of
 from disagg.trace.results import Run
@@ -54,15 +56,18 @@ class Binned(NamedTuple):
 
 def bins_picture(found: Sequence[Binned], slot_us: float, group_us: float, *, projector: bool = False) -> Picture:
     """Attention's time in a step as bars: tokens, padding, calls. Prices are of a slot and of a group, all layers."""
-    size = font_size(projector)
+    size = draw.font_size(projector)
     row, head, foot = 0.036 * size, 0.04 * size, 0.052 * size
     height = row * len(found) + head + foot
-    figure = new_figure(height, 12.0 if projector else 9.0)
-    left = 0.085 * size / figure.get_figwidth()
-    axes = figure.add_axes((left, foot / height, 0.98 - left, row * len(found) / height))
-    plain_axes(axes, size)
+    figure = draw.figure(height, projector)
+    axes = draw.room(figure, 0.085 * size, foot, head, 0.98)
+    draw.plain(axes, size)
     costs = [_parts_ms(one, slot_us, group_us) for one in found]
-    looks = ((COLOURS["decode"], "", FAINT), ("white", PADDING, "#777777"), ("#BBBBBB", CALLS, INK))
+    looks: tuple[tuple[str, str, Any], ...] = (
+        (COLOURS["decode"], "", FAINT),
+        ("white", PADDING, "#777777"),
+        ("#BBBBBB", CALLS, INK),
+    )
     for y, (one, parts) in enumerate(zip(found, costs, strict=True)):
         start = 0.0
         for part, (colour, hatch, edge) in zip(parts, looks, strict=True):
@@ -71,17 +76,16 @@ def bins_picture(found: Sequence[Binned], slot_us: float, group_us: float, *, pr
         words = f"  {start:.0f} ms: {one.waste:.0%} padding, {plural(round(one.groups), 'group')}"
         axes.text(start, -y, words, va="center", fontsize=size, color=INK)
     axes.set_xlim(0, 1.55 * max(map(sum, costs)))
-    axes.set_ylim(0.5 - len(found), 0.5)
-    axes.set_yticks([-y for y in range(len(found))], [plural(one.bins, "bin") for one in found])
-    axes.set_xlabel("ms of attention in a step", fontsize=size, color=INK)
-    names = ("tokens", "padding", "calls")
-    patches = [Patch(facecolor=colour, hatch=hatch, edgecolor=edge, linewidth=0, label=name)
-               for name, (colour, hatch, edge) in zip(names, looks, strict=True)]  # fmt: skip
-    figure.legend(handles=patches, loc="upper right", ncols=3, frameon=False, fontsize=size,
-                  bbox_to_anchor=(0.985, 1.0), borderaxespad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    draw.rows(axes, [plural(one.bins, "bin") for one in found])
+    draw.names(axes, size, "ms of attention in a step")
+    named = zip(("tokens", "padding", "calls"), looks, strict=True)
+    patches = [Patch(facecolor=c, hatch=h, edgecolor=e, linewidth=0, label=name) for name, (c, h, e) in named]
+    draw.legend(figure, size, patches, handlelength=1.6)
     finding = _finding(found, costs)
-    rows = " ".join(f"{plural(one.bins, 'bin')}: {sum(parts):.0f} ms, {one.waste:.0%} padding, {one.groups:.1f} groups."
-                    for one, parts in zip(found, costs, strict=True))  # fmt: skip
+    rows = " ".join(
+        f"{plural(one.bins, 'bin')}: {sum(parts):.0f} ms, {one.waste:.0%} padding, {one.groups:.1f} groups."
+        for one, parts in zip(found, costs, strict=True)
+    )
     return Picture(figure, f"Bars of attention's time by number of bins. {rows} {finding}", finding)
 
 
@@ -107,8 +111,8 @@ def step_seconds(model: Model, lengths: Sequence[int], bounds: tuple[int, ...], 
     ends = list(accumulate(sizes))
     tables = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
     groups = []
-    for _, rows in groupby(range(len(ordered)), key=lambda row: bin_of(ordered[row], bounds)):
-        rows = list(rows)
+    for _, alike in groupby(range(len(ordered)), key=lambda row: bin_of(ordered[row], bounds)):
+        rows = list(alike)
         wide = sizes[rows[-1]]
         padded = [tables[row] + tables[row][:1] * (wide - sizes[row]) for row in rows]
         groups.append((rows[0], rows[-1] + 1, torch.tensor(padded)))

@@ -10,22 +10,26 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
+from disagg.show.plots import draw
 from disagg.show.plots.block_words import (
     STATE_NAMES,
-    View,
+    BlockView,
     counts_words,
     decision_words,
     follow_words,
     owners_words,
     where,
 )
-from disagg.show.plots.picture import INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots.palette import INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.slides import Slides
 from disagg.show.plots.summaries import milliseconds, plural, why_none
 from disagg.show.plots.timeline_plot import time_axis
@@ -43,16 +47,16 @@ OVER_TIME_IN = 4.4  # height of all memories together
 
 def page_map_picture(run: Run, at_s: float, request: int | None = None, *, projector: bool = False) -> Picture:
     """All blocks `at_s` seconds after the run began; `request` picks a result to follow, the others turn grey."""
-    return _map_picture(View(run), round(at_s * 1e9) + run.timeline.start_ns, request, projector)
+    return _map_picture(BlockView(run), round(at_s * 1e9) + run.timeline.start_ns, request, projector)
 
 
-def _map_picture(view: View, at_ns: int, index: int | None, projector: bool) -> Picture:
-    size, width_in = font_size(projector), 12.0 if projector else WIDTH_IN
-    followed = view.request(index)
+def _map_picture(view: BlockView, at_ns: int, index: int | None, projector: bool) -> Picture:
+    size, followed = draw.font_size(projector), view.request(index)
+    width_in = draw.figure(1.0, projector).get_figwidth()
     cell, columns, rows = _grid(view, 100 * (width_in - 0.3))
     head, top, words = 0.028 * size, 0.03 * size, 0.04 * size
     height = top + words + sum(head + n * cell / 100 for n in rows.values())
-    figure, y = new_figure(height, width_in), height - top
+    figure, y = draw.figure(height, projector), height - top
     now = view.map.at(at_ns)
     oldest = max((at_ns - h.since_ns for blocks in now.values() for h in blocks if h.owner is not None), default=0)
     for pool, deep in rows.items():
@@ -76,7 +80,7 @@ def _map_picture(view: View, at_ns: int, index: int | None, projector: bool) -> 
     return Picture(figure, alt, finding + ".")
 
 
-def _grid(view: View, width_px: float) -> tuple[float, int, dict[str, int]]:
+def _grid(view: BlockView, width_px: float) -> tuple[float, int, dict[str, int]]:
     """Pixels of a block, blocks a row, and rows of each memory: the largest blocks that fit."""
     cell = CELL_PX
     while True:
@@ -87,13 +91,14 @@ def _grid(view: View, width_px: float) -> tuple[float, int, dict[str, int]]:
         cell -= 1
 
 
-def _cells(axes, view: View, blocks: list[Held], columns: int, followed: int | None) -> None:
+def _cells(axes: Axes, view: BlockView, blocks: list[Held], columns: int, followed: int | None) -> None:
     """Squares by state: a hatch belongs to a whole collection."""
     for state in STATE_NAMES:
         places = [index for index, held in enumerate(blocks) if held.state == state]
         if not places:
             continue
-        squares = [_square(index % columns, index // columns) for index in places]
+        cells = [divmod(index, columns) for index in places]
+        squares = [draw.box(x + 0.05, x + 0.95, y + 0.05, y + 0.95) for y, x in cells]
         if state == "free":
             axes.add_collection(PolyCollection(squares, facecolors=EMPTY, edgecolors="#BBBBBB", linewidths=0.8))
             continue
@@ -107,22 +112,17 @@ def _hatched(boxes: list, hatch: str) -> PolyCollection:
     return PolyCollection(boxes, facecolors="none", edgecolors="#555555", linewidths=0, hatch=hatch)
 
 
-def _square(x: float, y: float) -> list[tuple[float, float]]:
-    low, high = 0.05, 0.95
-    return [(x + low, y + low), (x + high, y + low), (x + high, y + high), (x + low, y + high)]
-
-
-def _ages(axes, blocks: list[Held], columns: int, at_ns: int, oldest: int) -> None:
+def _ages(axes: Axes, blocks: list[Held], columns: int, at_ns: int, oldest: int) -> None:
     """A bar at the foot of each held block, as long as it has been in its state."""
     held = [(index, h) for index, h in enumerate(blocks) if h.owner is not None and oldest]
     bars = []
     for index, h in held:
         x, y, wide = index % columns + 0.05, index // columns, 0.9 * (at_ns - h.since_ns) / oldest
-        bars.append([(x, y + 0.83), (x + wide, y + 0.83), (x + wide, y + 0.95), (x, y + 0.95)])
+        bars.append(draw.box(x, x + wide, y + 0.83, y + 0.95))
     axes.add_collection(PolyCollection(bars, facecolors=INK, edgecolors="none", label="age"))
 
 
-def _owners(axes, view: View, blocks: list[Held], columns: int, cell: float, size: float) -> None:
+def _owners(axes: Axes, view: BlockView, blocks: list[Held], columns: int, cell: float, size: float) -> None:
     """A request's number, once for each stretch of its blocks that has room for it."""
     for row in range(-(-len(blocks) // columns)):
         cells = enumerate(blocks[row * columns : (row + 1) * columns])
@@ -132,32 +132,29 @@ def _owners(axes, view: View, blocks: list[Held], columns: int, cell: float, siz
                 continue
             text = str(view.number(owner))
             if len(places) * cell > (0.9 * len(text) + 0.6) * size:
-                box = dict(facecolor="white", edgecolor="none", pad=1.0, alpha=0.75)
-                axes.text(places[0] + len(places) / 2, row + 0.44, text, fontsize=size, color=INK, ha="center",
-                          va="center", bbox=box, parse_math=False)  # fmt: skip
+                draw.tag(axes, places[0] + len(places) / 2, row + 0.44, text, size, 1.0, 0.75)
 
 
-def _pool_title(view: View, pool: str, blocks: list[Held]) -> str:
+def _pool_title(view: BlockView, pool: str, blocks: list[Held]) -> str:
     held, touched = sum(h.owner is not None for h in blocks), view.map.touched(pool)
     never = len(blocks) - touched
     more = f" ({never:,} more were never used in this run)" if never else ""
     return f"{view.names[pool]}: {held} of {len(blocks):,} blocks held{more}"
 
 
-def _above(axes, text: str, size: float) -> None:
-    axes.annotate(text, (0, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", fontsize=size,
-                  color=INK, ha="left", va="bottom")  # fmt: skip
+def _above(axes: Axes, text: str, size: float) -> None:
+    draw.note(axes, text, (0, 1), (0, 4), size, "xy", ha="left", va="bottom")
 
 
-def _write(figure, text: str, size: float) -> None:
+def _write(figure: Figure, text: str, size: float) -> None:
     """A sentence at the foot, in two lines at most."""
     across = int(72 * figure.get_figwidth() / (0.56 * size))
     lines = textwrap.wrap(text, across, max_lines=2, placeholder=" …")
-    figure.text(0.15 / figure.get_figwidth(), 0.04 / figure.get_figheight(), "\n".join(lines), fontsize=size, color=INK,
-                va="bottom", parse_math=False)  # fmt: skip
+    x, y = 0.15 / figure.get_figwidth(), 0.04 / figure.get_figheight()
+    figure.text(x, y, "\n".join(lines), fontsize=size, color=INK, va="bottom", parse_math=False)
 
 
-def _states_legend(figure, size: float, more: str = "") -> None:
+def _states_legend(figure: Figure, size: float, more: str = "") -> None:
     patches = [
         Patch(facecolor="#BBBBBB", edgecolor="#444444", linewidth=0, hatch=STATE_HATCH[state], label=STATE_NAMES[state])
         for state in STATE_HATCH
@@ -165,8 +162,7 @@ def _states_legend(figure, size: float, more: str = "") -> None:
     patches.append(Patch(facecolor=EMPTY, edgecolor="#BBBBBB", label="free"))
     if more:
         patches.append(Patch(facecolor="none", edgecolor="none", label=more))
-    figure.legend(handles=patches, loc="upper right", ncols=len(patches), frameon=False, fontsize=size,
-                  bbox_to_anchor=(0.995, 1.0), borderaxespad=0.1, handlelength=1.4, columnspacing=1.0)  # fmt: skip
+    draw.legend(figure, size, patches, 0.995, 0.1, handlelength=1.4, columnspacing=1.0)
 
 
 # ---- the whole run ---------------------------------------------------------------------------------------------------
@@ -184,29 +180,25 @@ class Patchwork(NamedTuple):
 
 
 def pages_over_time_picture(
-    run: Run,
-    request: int | None = None,
-    *,
-    window_ms: tuple[float, float] | None = None,
-    projector: bool = False,
+    run: Run, request: int | None = None, *, window_ms: tuple[float, float] | None = None, projector: bool = False
 ) -> Picture:
     """Blocks upwards, time to the right, a panel a memory; below, when requests were spilled, fetched, recomputed."""
-    view, size = View(run), font_size(projector)
-    width_in, followed = 12.0 if projector else WIDTH_IN, view.request(request)
+    view, size = BlockView(run), draw.font_size(projector)
+    followed = view.request(request)
     window = window_ms or (0.0, max(1e-3, 1e3 * view.seconds(view.map.end_ns)))
     talls = _talls(view, OVER_TIME_IN * size / 12)
     head, strip, top, bottom = 0.028 * size, 0.055 * size, 0.03 * size, 0.05 * size
     height = top + bottom + strip + 0.012 * size + sum(head + tall for tall in talls.values())
-    figure, y, axes = new_figure(height, width_in), height - top, None
-    left = 0.1 * size / width_in
+    figure, y, axes = draw.figure(height, projector), height - top, None
+    left = 0.1 * size / figure.get_figwidth()
     for pool, tall in talls.items():
         y -= head + tall
         axes = figure.add_axes((left, y / height, 0.985 - left, tall / height), sharex=axes)
         axes.set_xlim(window)
         axes.set_ylim(0, view.map.touched(pool))
         _patches(axes, view, list(patchwork(view, pool)), followed, size)
-        axes.set_ylabel("block", fontsize=size, color=INK)
-        plain_axes(axes, size)
+        draw.names(axes, size, y="block")
+        draw.plain(axes, size)
         axes.set_yticks([0, view.map.touched(pool)])
         axes.tick_params(labelbottom=False)
         never = view.map.sizes[pool] - view.map.touched(pool)
@@ -220,14 +212,14 @@ def pages_over_time_picture(
     return Picture(figure, f"Blocks over time, a panel a memory. {_run_alt(view)} {finding}", finding)
 
 
-def _talls(view: View, height_in: float) -> dict[str, float]:
+def _talls(view: BlockView, height_in: float) -> dict[str, float]:
     """Heights in inches: more for more blocks, but none so low that it can't be read."""
     roots = {pool: view.map.touched(pool) ** 0.5 for pool in view.pools}
     shares = {pool: max(root, 0.3 * max(roots.values())) for pool, root in roots.items()}
     return {pool: height_in * share / sum(shares.values()) for pool, share in shares.items()}
 
 
-def patchwork(view: View, pool: str) -> Iterable[Patchwork]:
+def patchwork(view: BlockView, pool: str) -> Iterable[Patchwork]:
     """The memory's stretches, those of neighbouring blocks joined."""
 
     def alike(stretch: Stretch) -> tuple:
@@ -240,38 +232,31 @@ def patchwork(view: View, pool: str) -> Iterable[Patchwork]:
             yield Patchwork(owner, state, view.seconds(start), view.seconds(end), blocks[0], blocks[-1] + 1)
 
 
-def _patches(axes, view: View, boxes: list[Patchwork], followed: int | None, size: float) -> None:
+def _patches(axes: Axes, view: BlockView, boxes: list[Patchwork], followed: int | None, size: float) -> None:
     px = axes.get_window_extent()
     ms_per_px, blocks_per_px = np.diff(axes.get_xlim())[0] / px.width, np.diff(axes.get_ylim())[0] / px.height
     for state, hatch in STATE_HATCH.items():
         own = [box for box in boxes if box.state == state]
-        corners = [_corners(box) for box in own]
+        shapes = [draw.box(1e3 * box.start_s, 1e3 * box.end_s, box.low, box.high) for box in own]
         colours = [view.colour(box.owner, followed) for box in own]
-        axes.add_collection(PolyCollection(corners, facecolors=colours, edgecolors="none", label=state))
+        axes.add_collection(PolyCollection(shapes, facecolors=colours, edgecolors="none", label=state))
         if hatch:
-            axes.add_collection(_hatched(corners, hatch))
-        axes.add_collection(PolyCollection(corners, facecolors="none", edgecolors="white", linewidths=0.7))
+            axes.add_collection(_hatched(shapes, hatch))
+        axes.add_collection(PolyCollection(shapes, facecolors="none", edgecolors="white", linewidths=0.7))
     low, high = axes.get_xlim()
     for box in boxes:
         text = str(view.number(box.owner))
         start, end = max(low, 1e3 * box.start_s), min(high, 1e3 * box.end_s)
         wide, tall = (end - start) / ms_per_px, (box.high - box.low) / blocks_per_px
         if wide > (0.9 * len(text) + 0.4) * size and tall > 1.25 * size:
-            white = dict(facecolor="white", edgecolor="none", pad=0.5, alpha=0.75)
-            axes.text((start + end) / 2, (box.low + box.high) / 2, text, fontsize=size, color=INK, ha="center",
-                      va="center", bbox=white, parse_math=False, clip_on=True)  # fmt: skip
-
-
-def _corners(box: Patchwork) -> list[tuple[float, float]]:
-    start, end = 1e3 * box.start_s, 1e3 * box.end_s
-    return [(start, box.low), (end, box.low), (end, box.high), (start, box.high)]
+            draw.tag(axes, (start + end) / 2, (box.low + box.high) / 2, text, size, 0.5, 0.75, clip_on=True)
 
 
 #: What happens to a request without blocks: its row in the strip, and its glyph.
 GLYPHS = {"spill": "v", "fetch": "^", "recompute": "o"}
 
 
-def paging_events(view: View) -> dict[str, list[tuple[int, int]]]:
+def paging_events(view: BlockView) -> dict[str, list[tuple[int, int]]]:
     """(instant, request) of every spill, fetch and recompute that was begun."""
     found: dict[str, list[tuple[int, int]]] = {kind: [] for kind in GLYPHS}
     for decision in view.decisions:
@@ -281,7 +266,7 @@ def paging_events(view: View) -> dict[str, list[tuple[int, int]]]:
     return {kind: sorted(events) for kind, events in found.items()}
 
 
-def _preemptions(axes, view: View, size: float) -> None:
+def _preemptions(axes: Axes, view: BlockView, size: float) -> None:
     """A row a kind; the request's number beside its glyph where there is room."""
     ms_per_px = np.diff(axes.get_xlim())[0] / axes.get_window_extent().width
     for row, (kind, events) in enumerate(paging_events(view).items()):
@@ -295,12 +280,12 @@ def _preemptions(axes, view: View, size: float) -> None:
             if x > taken and x + wide < last - 0.5 * size * ms_per_px:
                 axes.text(x, -row, text, fontsize=size, color=INK, va="center", parse_math=False, clip_on=True)
                 taken = x + wide
-    plain_axes(axes, size)
+    draw.plain(axes, size)
+    draw.rows(axes, GLYPHS)
     axes.set_ylim(0.6 - len(GLYPHS), 0.6)
-    axes.set_yticks([-row for row in range(len(GLYPHS))], list(GLYPHS))
 
 
-def _run_words(view: View, followed: int | None) -> str:
+def _run_words(view: BlockView, followed: int | None) -> str:
     """The fullest moments, and how preemptions were decided; or the way of one request."""
     if followed is not None:
         visits = [
@@ -323,13 +308,13 @@ def _run_words(view: View, followed: int | None) -> str:
     return f"Most blocks held at once: {', '.join(peaks)}; {words}computed again{costs}."
 
 
-def _peak(view: View, pool: str) -> int:
+def _peak(view: BlockView, pool: str) -> int:
     return max(view.map.sizes[pool] - counts["free"] for _, counts in view.map.counts(pool))
 
 
-def _run_alt(view: View) -> str:
-    told = "; ".join(decision_words(view, decision) for decision in view.decisions)
-    return f"Decisions: {told}." if told else "No decisions to spill or to recompute."
+def _run_alt(view: BlockView) -> str:
+    words = "; ".join(decision_words(view, decision) for decision in view.decisions)
+    return f"Decisions: {words}." if words else "No decisions to spill or to recompute."
 
 
 # ---- stepping --------------------------------------------------------------------------------------------------------
@@ -337,7 +322,7 @@ def _run_alt(view: View) -> str:
 
 def microscope(run: Run) -> Slides:
     """The map with a slider over every instant at which a block changed, and a request to follow."""
-    view = View(run)
+    view = BlockView(run)
     if not view.map.changes:
         raise EngineError(f"Microscope of blocks: {why_none(run, 'move of a block')}")
     requests = ("all requests", *(f"request {index}" for index in range(len(run.results))))

@@ -1,7 +1,7 @@
 """What pictures of memories share: their names, a colour and number a request, and sentences on who holds what."""
 
 from disagg.plan.preemption import Arm
-from disagg.show.plots.summaries import milliseconds, plural
+from disagg.show.plots.summaries import milliseconds, numbers_of, plural
 from disagg.trace.block_map import Decision, PageMap, decisions
 from disagg.trace.results import Run
 
@@ -11,21 +11,21 @@ FOLLOWED, PALE = REQUESTS[0], "#E4E4E4"  # far enough apart in greyscale
 STATE_NAMES = {"free": "free", "in_flight": "in flight", "used": "used", "quarantined": "quarantined"}
 
 
-class View:
+class BlockView:
     """What both pictures need of a run: its page map, names of memories, and numbers of requests."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.map = run, PageMap(run.timeline)
-        self.numbers = {result.request: index for index, result in enumerate(run.results)}
+        self.numbers = numbers_of(run)
         self.decisions = decisions(run.results, run.choices)
         self.pools = [pool for pool in self.map.sizes if self.map.touched(pool)]
         roles = [pool.split()[0] for pool in self.map.sizes]
         self.names = {pool: _memory(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
 
-    def colour(self, owner: int, followed: int | None) -> str:
+    def colour(self, owner: int | None, followed: int | None) -> str:
         if followed is not None:
             return FOLLOWED if owner == followed else PALE
-        return REQUESTS[self.number(owner) % len(REQUESTS)]
+        return PALE if owner is None else REQUESTS[self.number(owner) % len(REQUESTS)]
 
     def number(self, owner: int) -> int:
         """Its place among the results; a request of another caller keeps the engine's number."""
@@ -46,27 +46,26 @@ def _memory(pool: str, several: bool) -> str:
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
-def decision_words(view: View, decision: Decision) -> str:
+def decision_words(view: BlockView, decision: Decision) -> str:
     """What was decided, with both costs."""
-    choice, costs = decision.choice, []
-    if choice.spill_ns is None:
-        costs.append("no room in host memory to spill")
-    else:
-        costs.append(f"{milliseconds(choice.spill_ns / 1e9)} to spill and fetch")
-    if choice.recompute_ns is None:
-        costs.append("no prefill speed known yet to compute again")
-    else:
-        costs.append(f"{milliseconds(choice.recompute_ns / 1e9)} to compute again")
+    choice = decision.choice
+    costs = [
+        none if cost_ns is None else f"{milliseconds(cost_ns / 1e9)} to {act}"
+        for cost_ns, act, none in (
+            (choice.spill_ns, "spill and fetch", "no room in host memory to spill"),
+            (choice.recompute_ns, "compute again", "no prefill speed known yet to compute again"),
+        )
+    ]
     verb = "was spilled" if choice.arm is Arm.SPILL else "is computed again"
     who = f"request {view.number(choice.request)} ({plural(choice.tokens, 'token')})"
     return f"at {view.seconds(decision.at_ns):.2f} s {who} lost its blocks and {verb}: {', '.join(costs)}"
 
 
-def where(view: View, pool: str) -> str:
+def where(view: BlockView, pool: str) -> str:
     return "in host memory" if pool == "host" else f"on the {view.names[pool]}"
 
 
-def counts_words(view: View, at_ns: int) -> str:
+def counts_words(view: BlockView, at_ns: int) -> str:
     """Blocks held in each memory, and what is not simply used."""
     parts = []
     for pool, counts in view.map.counts_at(at_ns).items():
@@ -77,7 +76,7 @@ def counts_words(view: View, at_ns: int) -> str:
     return f"blocks held: {', '.join(parts)}"
 
 
-def follow_words(view: View, request: int, at_ns: int) -> str:
+def follow_words(view: BlockView, request: int, at_ns: int) -> str:
     """Where one request's K/V are."""
     here = [
         f"{sum(held.owner == request for held in blocks)} {where(view, pool)}"
@@ -87,7 +86,7 @@ def follow_words(view: View, request: int, at_ns: int) -> str:
     return f"request {view.number(request)} holds {' and '.join(here) or 'none'}"
 
 
-def owners_words(view: View, at_ns: int) -> str:
+def owners_words(view: BlockView, at_ns: int) -> str:
     """Every memory's blocks by owner and state, for the alt text."""
     parts = []
     for pool, blocks in view.map.at(at_ns).items():

@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from matplotlib.axes import Axes
+
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.show.plots.timeline_plot import time_axis
 from disagg.trace.results import Run
@@ -10,7 +14,7 @@ from disagg.trace.results import Run
 TALL_IN, GAP_IN = 0.033, 0.008  # of a row, by points of the font
 
 
-class Counter(NamedTuple):
+class CounterSteps(NamedTuple):
     """One counter's steps: from each instant on, a value. `most` is what it can't exceed, None where nothing limits."""
 
     name: str
@@ -23,21 +27,18 @@ class Counter(NamedTuple):
     def extreme(self) -> str:
         """The value that matters: the fewest free blocks, the most of anything else."""
         limit = "" if self.most is None else f" of {self.most:,}"
-        return (
-            f"least {min(self.values):,}{limit}"
-            if self.name.startswith("free")
-            else f"most {max(self.values):,}{limit}"
-        )
+        which, value = ("least", min(self.values)) if self.name.startswith("free") else ("most", max(self.values))
+        return f"{which} {value:,}{limit}"
 
 
 def counters_picture(run: Run, *, window_ms: tuple[float, float] | None = None, projector: bool = False) -> Picture:
     """A row a counter, in the order of a request's life; at the right the value that matters."""
-    rows, size = counters(run), font_size(projector)
+    rows, size = counters(run), draw.font_size(projector)
     end_ms = max(1e-3, (run.timeline.end_ns - run.timeline.start_ns) / 1e6)
     window = window_ms or (0.0, end_ms)
     tall, gap, top, foot = TALL_IN * size, GAP_IN * size, 0.015 * size, 0.05 * size
     height = top + foot + max(1, len(rows)) * (tall + gap)
-    figure, y, axes = new_figure(height, 12.0 if projector else WIDTH_IN), height - top, None
+    figure, y, axes = draw.figure(height, projector), height - top, None
     left = 0.16 * size / figure.get_figwidth()
     for row in rows:
         y -= tall
@@ -47,12 +48,12 @@ def counters_picture(run: Run, *, window_ms: tuple[float, float] | None = None, 
     if axes is not None:
         axes.tick_params(labelbottom=True)
         time_axis(axes, window, size, "since the start")
-    told = "; ".join(f"{row.name}: {row.extreme}" for row in rows)
+    extremes = "; ".join(f"{row.name}: {row.extreme}" for row in rows)
     finding = counters_words(run, rows)
-    return Picture(figure, f"Counters over time, a row each. {told or 'Nothing was counted'}. {finding}", finding)
+    return Picture(figure, f"Counters over time, a row each. {extremes or 'Nothing was counted'}. {finding}", finding)
 
 
-def counters(run: Run) -> list[Counter]:
+def counters(run: Run) -> list[CounterSteps]:
     """The run's numeric marks by name; queues that never held anything are left out."""
     found: dict[str, tuple[list[float], list[int]]] = {}
     for mark in run.timeline.marks:
@@ -62,7 +63,7 @@ def counters(run: Run) -> list[Counter]:
             values.append(mark.value)
     several = sum(name.startswith("batch") for name in found) > 1
     rows = [
-        Counter(_words(name, several), *steps, COLOURS[_kind(name)], _most(run, name))
+        CounterSteps(_words(name, several), *steps, COLOURS[_kind(name)], _most(run, name))
         for name, steps in sorted(found.items(), key=lambda item: _rank(item[0]))
     ]
     return [row for row in rows if max(row.values)]
@@ -101,22 +102,21 @@ def _most(run: Run, name: str) -> int | None:
     return run.timeline.sizes.get(name.removeprefix("free "))
 
 
-def _steps(axes, row: Counter, end_ms: float, size: float) -> None:
+def _steps(axes: Axes, row: CounterSteps, end_ms: float, size: float) -> None:
     """Filled under the steps, from each mark to the next."""
     times, values = [*row.times_ms, max(end_ms, row.times_ms[-1])], [*row.values, row.values[-1]]
     axes.fill_between(times, values, step="post", color=row.colour, alpha=0.35, linewidth=0)
     axes.step(times, values, where="post", color=row.colour, linewidth=1.6, label=row.name)
-    plain_axes(axes, size)
+    draw.plain(axes, size)
     low = min(values) if row.name.startswith("free") else 0
     axes.set_ylim(low - 0.08 * (max(values) - low), max(values) + 0.12 * max(1, max(values) - low))
     axes.set_yticks([])
     axes.tick_params(labelbottom=False)
-    for x, side, words in ((0, "right", row.name), (1, "left", row.extreme)):
-        axes.annotate(words, (x, 0.5), xycoords="axes fraction", xytext=(-6 if side == "right" else 6, 0), ha=side,
-                      va="center", textcoords="offset points", fontsize=size, color=INK)  # fmt: skip
+    draw.note(axes, row.name, (0, 0.5), (-6, 0), size, "xy", ha="right")
+    draw.note(axes, row.extreme, (1, 0.5), (6, 0), size, "xy", ha="left")
 
 
-def counters_words(run: Run, rows: list[Counter]) -> str:
+def counters_words(run: Run, rows: list[CounterSteps]) -> str:
     """The longest queue, the largest batch, and which memories were ever full."""
     queues = [row for row in rows if row.name.startswith(("waiting", "landed", "wanting"))]
     batches = [row for row in rows if row.name.startswith("rows")]

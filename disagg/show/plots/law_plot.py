@@ -5,8 +5,12 @@ Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 
 from collections.abc import Iterable, Mapping
 
+from matplotlib.axes import Axes
+
 from disagg.plan.errors import EngineError
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.trace.law import simplest_hidden
 from disagg.trace.results import Run
@@ -16,51 +20,44 @@ Point = tuple[float, float]  # c/x, and H as a fraction
 
 
 def law_picture(
-    points: Mapping[str, Iterable[Point]] | Iterable[Point],
-    layers: int,
-    *,
-    times: bool = True,
-    projector: bool = False,
+    points: Mapping[str, Iterable[Point]] | Iterable[Point], layers: int, *, times: bool = True, projector: bool = False
 ) -> Picture:
     """Points of (c/x, H) on the law of so many layers, by name. `times=False` keeps what was measured out of the
     finding."""
     named = points if isinstance(points, Mapping) else {"measured": points}
     series = {name: list(pairs) for name, pairs in named.items()}
-    size = font_size(projector)
-    figure = new_figure(0.27 * size, 12.0 if projector else WIDTH_IN)
-    width, height = figure.get_size_inches()
-    left, foot, top = 0.065 * size / width, 0.05 * size / height, 0.035 * size / height
-    axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
+    size = draw.font_size(projector)
+    figure = draw.figure(0.27 * size, projector)
+    axes = draw.room(figure, 0.065 * size, 0.05 * size, 0.035 * size)
     _curve(axes, layers, series, size)
     for marker, (name, pairs) in zip(MARKERS * len(series), series.items(), strict=False):
-        axes.plot([r for r, _ in pairs], [100 * h for _, h in pairs], marker, markersize=0.75 * size, color="none",
-                  markeredgecolor=INK, markeredgewidth=1.8, label=name, zorder=3)  # fmt: skip
-    legend = figure.legend(loc="upper right", ncols=len(series) + 1, frameon=False, fontsize=size,
-                           bbox_to_anchor=(0.985, 1.0), borderaxespad=0.2, columnspacing=1.4)  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    told = [f"{name}: " + ", ".join(f"{100 * h:.1f} % at {r:.2f}" for r, h in pairs) for name, pairs in series.items()]
-    alt = f"H in percent over c/x. {_words(layers, series, True)} {'. '.join(told)}{'.' * bool(told)}"
+        _rings(axes, [r for r, _ in pairs], [100 * h for _, h in pairs], marker, name, size)
+    draw.legend(figure, size)
+    each = [f"{name}: " + ", ".join(f"{100 * h:.1f} % at {r:.2f}" for r, h in pairs) for name, pairs in series.items()]
+    alt = f"H in percent over c/x. {_words(layers, series, True)} {'. '.join(each)}{'.' * bool(each)}"
     return Picture(figure, alt, _words(layers, series, times))
 
 
-def _curve(axes, layers: int, series: dict[str, list[Point]], size: float) -> None:
+def _rings(axes: Axes, x: list[float], y: list[float], marker: str, name: str, size: float) -> None:
+    """What was measured: hollow, above the lines."""
+    look = draw.look(markersize=0.75 * size, color="none", markeredgecolor=INK, markeredgewidth=1.8)
+    axes.plot(x, y, marker, label=name, zorder=3, **look)
+
+
+def _curve(axes: Axes, layers: int, series: dict[str, list[Point]], size: float) -> None:
     """The law: a ramp up to c = x, and the ceiling."""
     ratios = [ratio for pairs in series.values() for ratio, _ in pairs]
     heights = [100 * hidden for pairs in series.values() for _, hidden in pairs]
     right, ceiling = 1.06 * max([2.0, *ratios]), 100 * simplest_hidden(layers, 1)
     axes.plot([0, 1, right], [0, ceiling, ceiling], color=COLOURS["link"], linewidth=3, label=f"law, {layers} layers")
     axes.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.annotate("c = x", (1, 0), xycoords=("data", "axes fraction"), xytext=(6, 8), textcoords="offset points",
-                  fontsize=size, color=INK)  # fmt: skip
-    axes.annotate(f"ceiling 1 − 1/{layers} = {ceiling:.1f} %", (right, ceiling), xytext=(-4, -8), ha="right", va="top",
-                  textcoords="offset points", fontsize=size, color=INK)  # fmt: skip
-    plain_axes(axes, size)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    draw.note(axes, "c = x", (1, 0), (6, 8), size, "y", va="baseline")
+    words = f"ceiling 1 − 1/{layers} = {ceiling:.1f} %"
+    draw.note(axes, words, (right, ceiling), (-4, -8), size, ha="right", va="top")
+    draw.plain(axes, size, across=True)
     axes.set_xlim(0, right)
     axes.set_ylim(min([0, *heights]), 108)
-    axes.set_xlabel("c/x, compute of a layer over its copy (faster link to the right)", fontsize=size, color=INK)
-    axes.set_ylabel("H in %", fontsize=size, color=INK)
+    draw.names(axes, size, "c/x, compute of a layer over its copy (faster link to the right)", "H in %")
 
 
 def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
@@ -79,38 +76,32 @@ def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
 def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:
     """H of request 0 by dial (a layer's hop in its compute), and the law with each run's own c, x and tail."""
     measured, law = _hidden(runs)
-    size = font_size(projector)
-    figure = new_figure(0.27 * size, 12.0 if projector else WIDTH_IN)
-    width, height = figure.get_size_inches()
-    left, foot, top = 0.065 * size / width, 0.05 * size / height, 0.035 * size / height
-    axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
-    axes.plot(list(law), list(law.values()), color=COLOURS["link"], linewidth=3, marker="_", markersize=size,
-              markeredgewidth=3, label="law, with the run's own c, x and tail")  # fmt: skip
-    axes.plot(list(measured), list(measured.values()), "o", markersize=0.75 * size, color="none", markeredgecolor=INK,
-              markeredgewidth=1.8, label="measured", zorder=3)  # fmt: skip
-    plain_axes(axes, size)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    size = draw.font_size(projector)
+    figure = draw.figure(0.27 * size, projector)
+    axes = draw.room(figure, 0.065 * size, 0.05 * size, 0.035 * size)
+    look = draw.look(color=COLOURS["link"], linewidth=3, marker="_", markersize=size, markeredgewidth=3)
+    axes.plot(list(law), list(law.values()), label="law, with the run's own c, x and tail", **look)
+    _rings(axes, list(measured), list(measured.values()), "o", "measured", size)
+    draw.plain(axes, size, across=True)
     axes.set_ylim(min([0, *measured.values(), *law.values()]), 108)
-    axes.set_xlabel("dial: a layer's hop over its compute, x/c (slower wire to the right)", fontsize=size, color=INK)
-    axes.set_ylabel("H in %", fontsize=size, color=INK)
-    figure.legend(loc="upper right", ncols=2, frameon=False, fontsize=size, bbox_to_anchor=(0.985, 1.0),
-                  borderaxespad=0.2, columnspacing=1.4)  # fmt: skip
+    draw.names(axes, size, "dial: a layer's hop over its compute, x/c (slower wire to the right)", "H in %")
+    draw.legend(figure, size)
     first, last = min(measured), max(measured)
     off = max(abs(measured[dial] - law[dial]) for dial in runs)
     finding = (
         f"H is {measured[first]:.1f} % at dial {first:g} and {measured[last]:.1f} % at dial {last:g}; "
         f"{plural(len(runs), 'dial')}, at most {off:.1f} percentage points off the law."
     )
-    told = ", ".join(f"{measured[dial]:.1f} (law {law[dial]:.1f}) at {dial:g}" for dial in runs)
-    return Picture(figure, f"H in percent over the dial, two hops. {finding} {told}.", finding)
+    each = ", ".join(f"{measured[dial]:.1f} (law {law[dial]:.1f}) at {dial:g}" for dial in runs)
+    return Picture(figure, f"H in percent over the dial, two hops. {finding} {each}.", finding)
 
 
 def _hidden(runs: Mapping[float, Run]) -> tuple[dict[float, float], dict[float, float]]:
     """H of each run's request 0 in percent, as measured and by the law. EngineError where it means nothing."""
     measured, law = {}, {}
     for dial, run in runs.items():
-        found = (run.overlap(0).hidden, run.law(0)) if run.results else (None, None)
-        if None in found:
+        hidden, predicted = (run.overlap(0).hidden, run.law(0)) if run.results else (None, None)
+        if hidden is None or predicted is None:
             raise EngineError(f"H at dial {dial:g} means nothing: no hand-off of a request 0 was recorded")
-        measured[dial], law[dial] = 100 * found[0], 100 * found[1].hidden
+        measured[dial], law[dial] = 100 * hidden, 100 * predicted.hidden
     return measured, law

@@ -12,9 +12,8 @@ import numpy as np
 from disagg.plan.config import Config
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import TransferScheduler
-from disagg.show.plots.picture import COLOURS
+from disagg.show.plots.palette import COLOUR_OF, COLOURS
 from disagg.show.plots.summaries import row_names
-from disagg.show.plots.timeline_plot import COLOUR_OF
 from disagg.trace.timeline import Timeline
 
 
@@ -43,7 +42,7 @@ class Tape:
             times.append(self.ms(mark.at_ns))
             values.append(mark.value)
 
-    def _newer(self, name: str, entries) -> list:
+    def _newer(self, name: str, entries: list) -> list:
         last = self._last.get(name)
         fresh = list(takewhile(lambda entry: entry is not last, reversed(entries.copy())))[::-1]
         if fresh:
@@ -60,10 +59,10 @@ class Tape:
 
     def steps(self, name: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
         """From when on a counted thing had which value, within [low, high]; the first one holds at `low`."""
-        times, values = self._marks.get(name, (array("d"), []))
-        times = np.array(times)
-        first = max(0, np.searchsorted(times, low, "right") - 1)
-        last = np.searchsorted(times, high, "right")
+        marked, values = self._marks.get(name, (array("d"), []))
+        times = np.array(marked)
+        first, last = (int(np.searchsorted(times, at, "right")) for at in (low, high))
+        first = max(0, first - 1)
         return np.maximum(times[first:last], low), np.array(values[first:last])
 
     def value(self, name: str, at_ms: float) -> int | str:
@@ -103,8 +102,7 @@ def rows_of(config: Config) -> dict[str, str]:
 
 def gauges_of(timeline: Timeline) -> list[str]:
     """What was counted: queues, batches, the ring, free blocks, in this order; gates are named, not counted."""
-    names = {mark.name for mark in timeline.marks.copy() if not mark.name.startswith("gate ")}
-    return in_order(names)
+    return in_order({mark.name for mark in timeline.marks.copy() if not mark.name.startswith("gate ")})
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -7,12 +7,14 @@ moves everything but the spans, the gauges and the playhead is one copied buffer
 import io
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from math import floor
 
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
@@ -20,9 +22,10 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from PIL import Image, ImageDraw, ImageFont
 
+from disagg.show.plots import draw
 from disagg.show.plots.live_arrays import Tape
-from disagg.show.plots.picture import COLOURS, FAINT, FONT_PT, HATCHES, INK, new_figure, plain_axes
-from disagg.show.plots.timeline_plot import HATCH_PX, LEGEND, TALL, kind_legend
+from disagg.show.plots.palette import COLOURS, FAINT, HATCHES, INK, LEGEND
+from disagg.show.plots.timeline_plot import HATCH_PX, TALL, kind_legend, time_axis
 
 DPI = 100  # one pixel a point of the page: a quarter of the work of a still picture
 ROW_IN, GAUGE_IN, TOP_IN, BOTTOM_IN, GAP_IN = 0.42, 0.27, 0.34, 0.56, 0.1
@@ -32,7 +35,7 @@ TURN_S, DRAWING = 0.0002, threading.Lock()  # one picture at a time: the turn is
 
 
 @contextmanager
-def short_turns():
+def short_turns() -> Iterator[None]:
     """While a picture is drawn, other threads wait for the interpreter 0.2 ms at most, not a millisecond each time."""
     with DRAWING:
         before = sys.getswitchinterval()
@@ -50,9 +53,9 @@ class Frame:
         self.rows, self.gauges = rows, gauges
         tall, low = ROW_IN * max(1, len(rows)), GAUGE_IN * len(gauges)
         self.height_in = TOP_IN + tall + GAP_IN + low + BOTTOM_IN
-        self.figure = new_figure(self.height_in)
-        self._spans = self._axes(BOTTOM_IN + low + GAP_IN, tall, len(rows), list(rows.values()))
-        self._counts = self._axes(BOTTOM_IN, low, len(gauges), short_names(gauges)) if gauges else None
+        self.figure = draw.blank(self.height_in)
+        self._spans = self._axes(BOTTOM_IN + low + GAP_IN, tall, list(rows.values()))
+        self._counts = self._axes(BOTTOM_IN, low, short_names(gauges)) if gauges else None
         self._make_artists()
         self._window: tuple[float, float] | None = None
         self._background = None
@@ -81,12 +84,11 @@ class Frame:
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    def _axes(self, bottom_in: float, tall_in: float, rows: int, names: list[str]):
+    def _axes(self, bottom_in: float, tall_in: float, names: list[str]) -> Axes:
         width, height = self.figure.get_size_inches()
         axes = self.figure.add_axes((1.5 / width, bottom_in / height, (width - 2.6) / width, tall_in / height))
-        axes.set_ylim(0.5 - max(1, rows), 0.5)
-        axes.set_yticks([-row for row in range(rows)], names)
-        plain_axes(axes, FONT_PT)
+        draw.rows(axes, names)
+        draw.plain(axes, draw.FONT_PT)
         return axes
 
     def _make_artists(self) -> None:
@@ -95,9 +97,8 @@ class Frame:
         for kind, colour in COLOURS.items():
             self._boxes[kind] = PolyCollection([], facecolors=colour, edgecolors="white")
             if HATCHES[kind]:
-                self._hatched[kind] = PathPatch(
-                    Path(np.zeros((1, 2))), facecolor="none", edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind]
-                )
+                look = draw.look(facecolor="none", edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind])
+                self._hatched[kind] = PathPatch(Path(np.zeros((1, 2))), **look)
         self._playhead = LineCollection([], colors=INK, linewidths=1.6)
         for artist in (*self._boxes.values(), *self._hatched.values(), self._playhead):
             self._spans.add_artist(artist)
@@ -107,15 +108,12 @@ class Frame:
         if self._counts is not None:
             self._counts.add_artist(self._fills)
         self._spans.tick_params(labelbottom=self._counts is None)
-        kind_legend(self.figure, LEGEND, FONT_PT)
+        kind_legend(self.figure, LEGEND, draw.FONT_PT)
 
     def _draw_background(self, window: tuple[float, float]) -> None:
-        in_s = window[1] - window[0] > 3000
-        bottom = self._counts or self._spans
         for axes in filter(None, (self._spans, self._counts)):
             axes.set_xlim(window)
-            axes.xaxis.set_major_formatter(lambda ms, _: f"{ms / 1e3:g}" if in_s else f"{ms:g}")
-        bottom.set_xlabel(f"{'s' if in_s else 'ms'} since the start", fontsize=FONT_PT, color=INK)
+        time_axis(self._counts or self._spans, window, draw.FONT_PT, "since the start")
         self.figure.canvas.draw()
         self._background = self.figure.canvas.copy_from_bbox(self.figure.bbox)
         self._window = window
@@ -127,7 +125,7 @@ class Frame:
         start = np.maximum(boxes[:, 0], window[0])
         end = np.maximum(np.minimum(boxes[:, 1], at_ms), start + 1.6 * self._ms_per_px)
         start, end, row = merged(start, end, boxes[:, 2], 4 * self._ms_per_px)
-        width, corners = end - start, corners_of(start, end, -row - TALL / 2, -row + TALL / 2)
+        width, corners = end - start, draw.boxes(start, end, -row - TALL / 2, -row + TALL / 2)
         self._boxes[kind].set_verts(corners)
         self._boxes[kind].set_linewidths(np.where(width > 4 * self._ms_per_px, 0.8, 0.0))
         self._spans.draw_artist(self._boxes[kind])
@@ -173,7 +171,9 @@ def window_for(at_ms: float, window_ms: float | None) -> tuple[float, float]:
     return start, start + window_ms
 
 
-def merged(start, end, row, narrow: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def merged(
+    start: np.ndarray, end: np.ndarray, row: np.ndarray, narrow: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Narrow boxes that touch on their row as one: no eye tells them apart, and Agg takes its time for each."""
     slim = np.flatnonzero(end - start <= narrow)
     shift = row[slim] * 2 * (end.max() - start.min())  # rows one after the other on one axis
@@ -187,12 +187,6 @@ def merged(start, end, row, narrow: float) -> tuple[np.ndarray, np.ndarray, np.n
         np.append(end[wide], (reach - shift)[last]),
         np.append(row[wide], row[slim][first]),
     )
-
-
-def corners_of(left, right, low, high) -> np.ndarray:
-    """[n, 4, 2] of boxes."""
-    pairs = [(left, low), (right, low), (right, high), (left, high)]
-    return np.stack([np.stack(pair, axis=-1) for pair in pairs], axis=1)
 
 
 def staircase(times: np.ndarray, heights: np.ndarray, end: float, base: float, tall: float) -> np.ndarray:
@@ -218,7 +212,7 @@ def gauge_words(tape: Tape, name: str, at_ms: float) -> str:
 
 
 @cache
-def _font():
+def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont(FontProperties(family="DejaVu Sans")), 15)
 
 

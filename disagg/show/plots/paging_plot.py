@@ -5,8 +5,13 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from disagg.plan.preemption import Arm, Choice
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 
 LINES = (("link", "o", "-"), ("prefill", "s", "--"), ("decode", "^", ":"), ("paging", "D", "-."))
@@ -14,7 +19,7 @@ LINES = (("link", "o", "-"), ("prefill", "s", "--"), ("decode", "^", ":"), ("pag
 
 def ring_picture(exposed_ms: dict[str, dict[int, float]], *, projector: bool = False) -> Picture:
     """Exposed time over the slots of the ring, a line a setting: name → slots → ms."""
-    size = font_size(projector)
+    size = draw.font_size(projector)
     figure, axes = _axes(size, projector, 3.0)
     counts = sorted({slots for line in exposed_ms.values() for slots in line})
     lowest = {slots: min(line[slots] for line in exposed_ms.values() if slots in line) for slots in counts}
@@ -23,26 +28,24 @@ def ring_picture(exposed_ms: dict[str, dict[int, float]], *, projector: bool = F
         places, values = [counts.index(slots) for slots in line], list(line.values())
         axes.plot(places, values, dash, marker=marker, color=COLOURS[colour], linewidth=2, markersize=8, label=name)
         for slots, value in line.items():
-            below = value == lowest[slots]
-            axes.annotate(f"{value:.0f}", (counts.index(slots), value), xytext=(0, -8 if below else 8), ha="center",
-                          va="top" if below else "bottom", textcoords="offset points", fontsize=size,
-                          color=INK)  # fmt: skip
+            up, va = (-8, "top") if value == lowest[slots] else (8, "bottom")
+            draw.note(axes, f"{value:.0f}", (counts.index(slots), value), (0, up), size, ha="center", va=va)
     axes.set_xticks(range(len(counts)), [str(slots) for slots in counts])
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.1 * highest])
     axes.set_ylim(-0.15 * highest, 1.2 * highest)
     axes.set_xlim(-0.3, len(counts) - 0.7)
     _words(axes, "slots of the ring", "ms exposed (E)", size)
-    told = "; ".join(
+    words = "; ".join(
         f"{name}: " + ", ".join(f"{value:.0f} ms with {plural(slots, 'slot')}" for slots, value in line.items())
         for name, line in exposed_ms.items()
     )
-    finding = f"{told[:1].upper()}{told[1:]}."
+    finding = f"{words[:1].upper()}{words[1:]}."
     return Picture(figure, f"Lines of exposed time, slots of the ring to the right. {finding}", finding)
 
 
 def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Picture:
     """Both costs of a preemption over the tokens of the request; shaded where it is cheaper to spill."""
-    size, choices = font_size(projector), sorted(choices, key=lambda choice: choice.tokens)
+    size, choices = draw.font_size(projector), sorted(choices, key=lambda choice: choice.tokens)
     figure, axes = _axes(size, projector, 3.4)
     tokens = [choice.tokens for choice in choices]
     for name, attribute, (colour, dash) in (
@@ -81,18 +84,15 @@ def _costs_words(choices: list[Choice]) -> str:
     return f"{words}{between}; from {lasting} on it costs less to spill and fetch."
 
 
-def _axes(size: float, projector: bool, tall_in: float):
-    width = 12.0 if projector else WIDTH_IN
-    height = tall_in * size / 12
-    figure = new_figure(height, width)
+def _axes(size: float, projector: bool, tall_in: float) -> tuple[Figure, Axes]:
+    figure = draw.figure(tall_in * size / 12, projector)
+    width, height = figure.get_size_inches()
     left, foot = 0.07 * size / width, 0.05 * size / height
     axes = figure.add_axes((left, foot, 0.97 - left, 0.96 - foot))
-    plain_axes(axes, size)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    draw.plain(axes, size, across=True)
     return figure, axes
 
 
-def _words(axes, right: str, up: str, size: float) -> None:
-    axes.set_xlabel(right, fontsize=size, color=INK)
-    axes.set_ylabel(up, fontsize=size, color=INK)
+def _words(axes: Axes, right: str, up: str, size: float) -> None:
+    draw.names(axes, size, right, up)
     axes.legend(frameon=False, fontsize=size, loc="best")

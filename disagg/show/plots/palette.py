@@ -8,3 +8,6 @@ HATCHES = {"prefill": "", "link": "///", "decode": "...", "paging": "xxx"}
 #: A kind of span → its colour and hatch; and what a legend says of them.
 COLOUR_OF = {"prefill": "prefill", "copy": "link", "decode": "decode", "spill": "paging", "fetch": "paging"}
 LEGEND = {"prefill": "prefill pass", "link": "copy of a layer", "decode": "decode step", "paging": "spill or fetch"}
+
+INK = "#222222"
+FAINT = (1.0, 1.0, 1.0, 0.6)  # of hatches and ticks on a colour

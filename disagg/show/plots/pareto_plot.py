@@ -6,7 +6,11 @@ Notebook: notebooks/06_twin_and_claims.ipynb.
 import json
 from pathlib import Path
 
-from disagg.show.plots.picture import INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from matplotlib.axes import Axes
+
+from disagg.show.plots import draw
+from disagg.show.plots.palette import INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.twin.traces import Arrival, read_trace, scaled
 from disagg.twin.tuned import CheckedSimulation, Tuning
@@ -17,39 +21,34 @@ KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill a
 
 def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     """A point a trial with its goodput, and a line along the front; a shape says whether it splits."""
-    size = font_size(projector)
-    figure = new_figure(0.29 * size, 12.0 if projector else WIDTH_IN)
-    width, height = figure.get_size_inches()
-    left, foot, top = 0.075 * size / width, 0.05 * size / height, 0.035 * size / height
-    axes = figure.add_axes((left, foot, 0.975 - left, 1 - foot - top))
+    size = draw.font_size(projector)
+    figure = draw.figure(0.29 * size, projector)
+    axes = draw.room(figure, 0.075 * size, 0.05 * size, 0.035 * size)
     front, measured = found.front, [trial for trial in found.trials if trial.per_s]
-    axes.plot([t.cost for t in front], [t.per_s for t in front], color=INK, linewidth=2, label="front",
-              drawstyle="steps-post", zorder=2)  # fmt: skip
+    line = draw.look(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
+    axes.plot([t.cost for t in front], [t.per_s for t in front], **line)
     for colocated, (marker, label) in KINDS.items():
         if some := [t for t in measured if t.config.colocated == colocated]:
-            axes.plot([t.cost for t in some], [t.per_s for t in some], marker, markersize=0.75 * size, color="white",
-                      markeredgecolor=INK, markeredgewidth=1.8, label=label, zorder=3)  # fmt: skip
+            look = draw.look(markersize=0.75 * size, color="white", markeredgecolor=INK, markeredgewidth=1.8)
+            axes.plot([t.cost for t in some], [t.per_s for t in some], marker, label=label, zorder=3, **look)
     for trial in front:
-        axes.annotate(trial.arrangement, (trial.cost, trial.per_s), xytext=(-0.7 * size, 0.2 * size), ha="right",
-                      va="bottom", textcoords="offset points", fontsize=size, color=INK)  # fmt: skip
+        at, by = (trial.cost, trial.per_s), (-0.7 * size, 0.2 * size)
+        draw.note(axes, trial.arrangement, at, by, size, ha="right", va="bottom")
     _frame(axes, measured, found, size)
-    figure.legend(loc="upper right", ncols=3, frameon=False, fontsize=size, bbox_to_anchor=(0.985, 1.0),
-                  borderaxespad=0.2, columnspacing=1.4)  # fmt: skip
+    draw.legend(figure, size, ncols=3)
     finding = front_in_words(found)
-    told = " ".join(f"{_cost(found, t)}: {t.per_s:.3g} requests a second, {t.words}." for t in front)
-    return Picture(figure, f"Goodput over cost. {finding} {told}".strip(), finding)
+    each = " ".join(f"{_cost(found, t)}: {t.per_s:.3g} requests a second, {t.words}." for t in front)
+    return Picture(figure, f"Goodput over cost. {finding} {each}".strip(), finding)
 
 
-def _frame(axes, measured: list[CheckedSimulation], found: Tuning, size: float) -> None:
-    plain_axes(axes, size)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+def _frame(axes: Axes, measured: list[CheckedSimulation], found: Tuning, size: float) -> None:
+    draw.plain(axes, size, across=True)
     most = max((trial.cost for trial in measured), default=1.0)
     axes.set_xlim(0, 1.08 * most)
     axes.set_ylim(0, 1.15 * max((trial.per_s for trial in measured), default=1.0))
     if not found.priced:
         axes.set_xticks(range(1, round(most) + 1))
-    axes.set_xlabel("cost, per hour" if found.priced else "cost, devices", fontsize=size, color=INK)
-    axes.set_ylabel("goodput, requests/s", fontsize=size, color=INK)
+    draw.names(axes, size, "cost, per hour" if found.priced else "cost, devices", "goodput, requests/s")
 
 
 def front_in_words(found: Tuning) -> str:
@@ -60,12 +59,12 @@ def front_in_words(found: Tuning) -> str:
             f"No rate was found at which {found.slo.share:.0%} of the requests meet {limits}; {best.words} came "
             f"closest, with {best.attainment:.0%}."
         )
-    said = f"Highest goodput under {limits}: {best.per_s:.3g} requests a second, on {best.words}."
+    words = f"Highest goodput under {limits}: {best.per_s:.3g} requests a second, on {best.words}."
     other = found.best_of(not best.config.colocated)
     kind = "a split" if best.config.colocated else "no split"
     if other is None:
-        return f"{said} With {kind}, nothing came near it."
-    return f"{said} With {kind}, {other.per_s / best.per_s:.0%} of that: {other.words}."
+        return f"{words} With {kind}, nothing came near it."
+    return f"{words} With {kind}, {other.per_s / best.per_s:.0%} of that: {other.words}."
 
 
 def front_rows(found: Tuning) -> list[tuple[str, ...]]:
@@ -104,20 +103,18 @@ def workload(trace: Path | None, lengths: float, count: int, prompt: int, new: i
 def effort(found: Tuning) -> str:
     """What was done for it, and what could not be."""
     requests, skipped = found.load.requests, found.skipped
-    said = f"{plural(len(found.trials), 'candidate')}, {plural(found.simulations, 'simulation')}"
+    words = f"{plural(len(found.trials), 'candidate')}, {plural(found.simulations, 'simulation')}"
     if found.best.per_s:
         seconds = len(requests) / found.best.per_s
-        said += f"; at the best rate the {len(requests)} requests arrive within {seconds:.3g} s"
+        words += f"; at the best rate the {len(requests)} requests arrive within {seconds:.3g} s"
     reasons = dict.fromkeys(trial.why for trial in skipped)
-    return ". ".join([said, *(f"{sum(t.why == why for t in skipped)} {why}" for why in reasons)]) + "."
+    return ". ".join([words, *(f"{sum(t.why == why for t in skipped)} {why}" for why in reasons)]) + "."
 
 
 def as_json(found: Tuning, asked: dict) -> bytes:
     """All trials as rows, the front by their numbers, and what `workload` was asked for, so that each runs again."""
     asked = {**asked, "trace": None if asked["trace"] is None else asked["trace"].name}
-    content = {
-        "workload": asked,
-        "hardware": found.hardware.words, "slo": vars(found.slo), "requests": len(found.load.requests),
-        "front": [found.trials.index(trial) for trial in found.front], "rows": [trial.row for trial in found.trials],
-    }  # fmt: skip
+    content = {"workload": asked, "hardware": found.hardware.words, "slo": vars(found.slo)}
+    content |= {"requests": len(found.load.requests), "front": [found.trials.index(trial) for trial in found.front]}
+    content["rows"] = [trial.row for trial in found.trials]
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

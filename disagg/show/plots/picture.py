@@ -1,24 +1,16 @@
-"""A drawing and the sentence that says what it shows; colours, hatches and fonts that every drawing shares.
-
-No pyplot anywhere: widget callbacks may run on any thread, and pyplot's current figure is one for all of them.
-"""
+"""A drawing and the sentence that says what it shows."""
 
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from disagg.show.plots.palette import COLOURS, HATCHES  # noqa: F401 - every drawing takes them from here
 from disagg.trace.files import whole
 
-INK = "#222222"
-FAINT = (1.0, 1.0, 1.0, 0.6)  # of hatches and ticks on a colour
-
-WIDTH_IN, DPI = 9.0, 200  # shown 900 points wide: two pixels a point, sharp on both kinds of screen
-FONT_PT, PROJECTOR_PT = 12, 18
+DPI = 200  # shown 900 points wide: two pixels a point, sharp on both kinds of screen
 
 
 @dataclass
@@ -37,7 +29,7 @@ class Picture:
         image.save(small, format="png", optimize=True, dpi=(DPI, DPI))
         return small.getvalue()
 
-    def save(self, path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes the PNG, whole or not at all. FileError."""
         with whole(path) as file:
             file.write(self.png())
@@ -48,27 +40,6 @@ class Picture:
     def __repr__(self) -> str:
         return self.finding
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
         data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.finding}
         return data, {"image/png": {"alt": self.alt, "width": round(100 * self.figure.get_figwidth())}}
-
-
-def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """A white figure with a canvas of its own; 100 points an inch."""
-    figure = Figure(figsize=(width_in, height_in), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def font_size(projector: bool) -> int:
-    return PROJECTOR_PT if projector else FONT_PT
-
-
-def plain_axes(axes, size: float) -> None:
-    """Only what is needed to read a value: bottom line, ticks of the right size, pale grid."""
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=size, colors=INK, length=4)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)

@@ -6,7 +6,11 @@ Notebook: notebooks/00_start_here.ipynb.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from disagg.show.plots.picture import COLOURS, FAINT, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from matplotlib.axes import Axes
+
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, FAINT, HATCHES, INK
+from disagg.show.plots.picture import Picture
 from disagg.trace.results import Run
 
 #: What each preset adds to the one before it, in the order of the course.
@@ -48,22 +52,21 @@ class Column(NamedTuple):
 def ladder_picture(rungs: Iterable[Rung] | dict[str, Run], *, projector: bool = False) -> Picture:
     """Bars for TTFT, second-token gap, tokens a second and H, a row a preset; takes Rungs, or runs by preset name."""
     rungs = [Rung.of(*pair) for pair in rungs.items()] if isinstance(rungs, dict) else list(rungs)
-    size = font_size(projector)
-    figure = new_figure((0.03 * len(rungs) + 0.075) * size, 12.0 if projector else WIDTH_IN)
+    size = draw.font_size(projector)
+    figure = draw.figure((0.03 * len(rungs) + 0.075) * size, projector)
     columns = _columns(rungs)
     panels = figure.subplots(1, len(columns), sharey=True)
     width, height = figure.get_size_inches()
     figure.subplots_adjust(0.125 * size / width, 0.01 / height, 0.99, 1 - 0.052 * size / height, wspace=0.12)
     for axes, column in zip(panels, columns, strict=True):
         _bars(axes, column, size)
-    panels[0].set_yticks([-row for row in range(len(rungs))], [rung.name for rung in rungs], parse_math=False)
-    panels[0].set_ylim(-len(rungs) + 0.5, 0.5)
+    draw.rows(panels[0], [rung.name for rung in rungs], parse_math=False)
     finding = _finding(rungs)
     return Picture(figure, f"Bars for {len(rungs)} presets. {_table_in_words(rungs)} {finding}", finding)
 
 
 def _columns(rungs: list[Rung]) -> list[Column]:
-    def in_ms(name):
+    def in_ms(name: str) -> list[float | None]:
         return [None if getattr(rung, name) is None else 1e3 * getattr(rung, name) for rung in rungs]
 
     hidden = [None if rung.hidden is None else 100 * rung.hidden for rung in rungs]
@@ -75,13 +78,13 @@ def _columns(rungs: list[Rung]) -> list[Column]:
     ]
 
 
-def _bars(axes, column: Column, size: float) -> None:
+def _bars(axes: Axes, column: Column, size: float) -> None:
     """Bars from 0, each with its value in front of it, so that no axis has to be read."""
-    plain_axes(axes, size)
+    draw.plain(axes, size)
     rows = [-row for row in range(len(column.values))]
     lengths = [max(0.0, value or 0.0) for value in column.values]
-    axes.barh(rows, lengths, height=0.62, color=COLOURS[column.colour], hatch=HATCHES[column.colour], edgecolor=FAINT,
-              linewidth=0)  # fmt: skip
+    look = draw.look(color=COLOURS[column.colour], hatch=HATCHES[column.colour], edgecolor=FAINT, linewidth=0)
+    axes.barh(rows, lengths, height=0.62, **look)
     longest = max(lengths, default=0) or 1.0
     for row, value, length in zip(rows, column.values, lengths, strict=True):
         axes.text(length + 0.03 * longest, row, _short(value), va="center", fontsize=size, color=INK)
@@ -89,7 +92,7 @@ def _bars(axes, column: Column, size: float) -> None:
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_visible(True)
-    axes.set_title(f"{column.title}\n({column.unit})", loc="left", fontsize=size, color=INK)
+    draw.names(axes, size, title=f"{column.title}\n({column.unit})")
 
 
 def _finding(rungs: list[Rung]) -> str:
@@ -99,7 +102,7 @@ def _finding(rungs: list[Rung]) -> str:
     first = f"Most tokens a second: {fastest.name} ({_short(fastest.tokens_per_s)})"
     if len(gaps) < 2:
         return first + "."
-    low, high = min(gaps, key=gaps.get), max(gaps, key=gaps.get)
+    low, high = min(gaps, key=gaps.__getitem__), max(gaps, key=gaps.__getitem__)
     span = f"{_short(1e3 * gaps[low])} ms with {low} to {_short(1e3 * gaps[high])} ms with {high}"
     return f"{first}; the second-token gap goes from {span}."
 

@@ -1,15 +1,19 @@
 """Receipts as pictures: where a request's milliseconds went, where a preset's did, and what changed between two runs.
 
-Works are solid in the colour of the device or wire that did them; waits are pale, hatched, and tinted like what they
+Works are solid in the colour of the device or link that did them; waits are pale, hatched, and tinted like what they
 wait for. So the two are told apart without colour; names and values are written.
 """
 
 from typing import NamedTuple
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from disagg.plan.errors import RequestError
-from disagg.show.plots.picture import COLOURS, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import milliseconds, plural
 from disagg.show.plots.timeline_plot import time_axis
 from disagg.trace.receipts import NAMES, WORKS, Receipt
@@ -43,25 +47,21 @@ ROW_IN = 0.026  # height of a row, by points of the font
 
 def receipt_picture(result: Result, *, times: bool = True, projector: bool = False) -> Picture:
     """One request's lines as a strip, and below it a row a name, each with its milliseconds; tokens 1 and 2 marked."""
-    bill, size = result.receipt, font_size(projector)
+    bill, size = result.receipt, draw.font_size(projector)
     names = list(bill.totals())
     row, top, foot = ROW_IN * size, 0.055 * size, 0.05 * size
-    height = top + foot + row * (len(names) + 1)
-    figure = new_figure(height, 12.0 if projector else WIDTH_IN)
-    left = 0.115 * size / figure.get_figwidth()
-    axes = figure.add_axes((left, foot / height, 0.86 - left, 1 - (top + foot) / height))
+    figure = draw.figure(top + foot + row * (len(names) + 1), projector)
+    axes = draw.room(figure, 0.115 * size, foot, top, 0.86)
     window = (0.0, max(1e-3, 1e3 * bill.total_s))
     axes.set_xlim(window)
-    axes.set_ylim(-len(names) - 0.5, 0.5)
     totals = {"receipt": bill.total_s, **bill.totals()}
     for name in names:
         _lines(axes, bill, name, (0, -1 - names.index(name)))
     for y, seconds in enumerate(totals.values()):
-        axes.annotate(milliseconds(seconds), (1, -y), xycoords=("axes fraction", "data"), xytext=(6, 0), va="center",
-                      textcoords="offset points", fontsize=size, color=INK)  # fmt: skip
+        draw.note(axes, milliseconds(seconds), (1, -y), (6, 0), size, "x")
     _tokens(axes, result, size)
-    plain_axes(axes, size)
-    axes.set_yticks([-y for y in range(len(totals))], list(totals))
+    draw.plain(axes, size)
+    draw.rows(axes, totals)
     time_axis(axes, window, size, "since the request arrived")
     _kinds(figure, size)
     finding = receipt_words(result, times)
@@ -69,7 +69,7 @@ def receipt_picture(result: Result, *, times: bool = True, projector: bool = Fal
     return Picture(figure, alt, finding)
 
 
-def _lines(axes, bill: Receipt, name: str, rows: tuple[int, ...]) -> None:
+def _lines(axes: Axes, bill: Receipt, name: str, rows: tuple[int, ...]) -> None:
     spans = [((line.start_ns - bill.start_ns) / 1e6, 1e3 * line.seconds) for line in bill.lines if line.name == name]
     for y in rows:
         axes.broken_barh(spans, (y - 0.38, 0.76), **_style(name), label=name)
@@ -80,7 +80,7 @@ def _style(name: str, line: float = 0.0) -> dict:
     return dict(facecolor=ink.face, edgecolor="white" if name in WORKS else "#777777", hatch=ink.hatch, linewidth=line)
 
 
-def _tokens(axes, result: Result, size: float) -> None:
+def _tokens(axes: Axes, result: Result, size: float) -> None:
     """Dashed lines where tokens 1 and 2 came; where their words would meet, the second stands a line higher."""
     times = [(at_ns - result.arrival_ns) / 1e6 for at_ns in result.token_times_ns[:2]]
     room = 0.22 * axes.get_xlim()[1]
@@ -88,9 +88,8 @@ def _tokens(axes, result: Result, size: float) -> None:
         leftwards = index == 0 and at > room
         close = index == 1 and times[0] <= room and at - times[0] < room
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
-        axes.annotate(words, (at, 1), xycoords=("data", "axes fraction"), ha="right" if leftwards else "left",
-                      xytext=(-4 if leftwards else 4, 3 + 1.3 * size * close), textcoords="offset points",
-                      fontsize=size, color=INK)  # fmt: skip
+        by, ha = (-4 if leftwards else 4, 3 + 1.3 * size * close), "right" if leftwards else "left"
+        draw.note(axes, words, (at, 1), by, size, "y", ha=ha, va="baseline")
 
 
 def receipt_words(result: Result, times: bool = True) -> str:
@@ -118,7 +117,7 @@ def receipt_words(result: Result, times: bool = True) -> str:
 def _most(kind: str, sums: dict[str, float]) -> str:
     if not sums:
         return f"no {kind}"
-    first = max(sums, key=sums.get)
+    first = max(sums, key=sums.__getitem__)
     return f"{milliseconds(sum(sums.values()))} of {kind} (most: {first}, {milliseconds(sums[first])})"
 
 
@@ -132,28 +131,24 @@ def _in_words(sums: dict[str, float]) -> str:
 
 def receipts_picture(runs: dict[str, Run], *, times: bool = True, projector: bool = False) -> Picture:
     """A bar a run, mean milliseconds of a request by name: works from the left, then waits, values where they fit."""
-    bills, size = {name: _ordered(run.receipts()) for name, run in runs.items()}, font_size(projector)
+    bills, size = {name: _ordered(run.receipts()) for name, run in runs.items()}, draw.font_size(projector)
     present = [name for name in _ORDER if any(name in bill for bill in bills.values())]
     columns = 4
     top, row, foot = 0.0215 * size * -(-len(present) // columns) + 0.015 * size, 0.05 * size, 0.05 * size
-    height = top + foot + row * len(bills)
-    figure = new_figure(height, 12.0 if projector else WIDTH_IN)
-    left = 0.135 * size / figure.get_figwidth()
-    axes = figure.add_axes((left, foot / height, 0.88 - left, 1 - (top + foot) / height))
+    figure = draw.figure(top + foot + row * len(bills), projector)
+    axes = draw.room(figure, 0.135 * size, foot, top, 0.88)
     longest = max((1e3 * sum(bill.values()) for bill in bills.values()), default=0) or 1.0
     axes.set_xlim(0, longest)
-    axes.set_ylim(0.5 - len(bills), 0.5)
     for y, bill in enumerate(bills.values()):
         _bar(axes, -y, bill, size)
-    plain_axes(axes, size)
-    axes.set_yticks([-y for y in range(len(bills))], list(bills), parse_math=False)
+    draw.plain(axes, size)
+    draw.rows(axes, bills, parse_math=False)
     time_axis(axes, (0, longest), size, "of a request on average; works first, then waits; values in ms")
     handles = [Patch(**_style(name), label=name) for name in present]
-    figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False, fontsize=size, borderaxespad=0.1,
-                  bbox_to_anchor=(0.01, 1.0), handlelength=2.2, columnspacing=1.2)  # fmt: skip
+    draw.legend(figure, size, handles, 0.01, 0.1, loc="upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
     finding = _receipts_words(bills, times)
-    told = " ".join(f"{name}: {_in_words(bill)}" for name, bill in bills.items())
-    return Picture(figure, f"Where the milliseconds went, a bar a run. {finding} {told}", finding)
+    each = " ".join(f"{name}: {_in_words(bill)}" for name, bill in bills.items())
+    return Picture(figure, f"Where the milliseconds went, a bar a run. {finding} {each}", finding)
 
 
 _ORDER = (*(name for name in NAMES if name in WORKS), *(name for name in NAMES if name not in WORKS))
@@ -164,7 +159,7 @@ def _ordered(bill: dict[str, float]) -> dict[str, float]:
     return {name: bill[name] for name in _ORDER if bill.get(name)}
 
 
-def _bar(axes, y: float, bill: dict[str, float], size: float) -> None:
+def _bar(axes: Axes, y: float, bill: dict[str, float], size: float) -> None:
     ms_per_px = axes.get_xlim()[1] / axes.get_window_extent().width
     x = 0.0
     for name, seconds in bill.items():
@@ -173,23 +168,21 @@ def _bar(axes, y: float, bill: dict[str, float], size: float) -> None:
         room = ms / ms_per_px / size - 1.0
         text = next((t for t in (f"{name} {ms:.0f}", f"{ms:.0f}") if 0.8 * len(t) < room), None)
         if text:
-            box = dict(facecolor="white", edgecolor="none", pad=1.5)
-            axes.text(x + ms / 2, y, text, fontsize=size, color=INK, ha="center", va="center", bbox=box)
+            draw.tag(axes, x + ms / 2, y, text, size, 1.5)
         x += ms
-    axes.annotate(milliseconds(x / 1e3), (x, y), xytext=(5, 0), textcoords="offset points", fontsize=size, color=INK,
-                  va="center", annotation_clip=False)  # fmt: skip
+    draw.note(axes, milliseconds(x / 1e3), (x, y), (5, 0), size, annotation_clip=False)
 
 
 def _receipts_words(bills: dict[str, dict[str, float]], times: bool) -> str:
     totals = {name: sum(bill.values()) for name, bill in bills.items()}
     if not totals:
         return "No runs were given."
-    low, high = min(totals, key=totals.get), max(totals, key=totals.get)
+    low, high = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
     if not times:
         return f"A request takes least time with {low} and most with {high}."
     waits = {name: sum(s for wait, s in bill.items() if wait not in WORKS) for name, bill in bills.items()}
-    parts = [f"{name} {milliseconds(totals[name])}, of which {milliseconds(waits[name])} waiting"
-             for name in dict.fromkeys((low, high))]  # fmt: skip
+    ends = dict.fromkeys((low, high))
+    parts = [f"{name} {milliseconds(totals[name])}, of which {milliseconds(waits[name])} waiting" for name in ends]
     return f"A request takes on average: {'; '.join(parts)} (least and most of {plural(len(bills), 'run')})."
 
 
@@ -199,35 +192,30 @@ def _receipts_words(bills: dict[str, dict[str, float]], times: bool) -> str:
 def diff_picture(a_name: str, a: Run, b_name: str, b: Run, *, times: bool = True, projector: bool = False) -> Picture:
     """What a request spends less (left) and more (right) in `b` than in `a`, by name; both on the same requests."""
     _check_same(a_name, a, b_name, b)
-    before, after, size = a.receipts(), b.receipts(), font_size(projector)
+    before, after, size = a.receipts(), b.receipts(), draw.font_size(projector)
     names = [name for name in NAMES if name in before or name in after]
     change = {name: 1e3 * (after.get(name, 0.0) - before.get(name, 0.0)) for name in names}
     row, top, foot = ROW_IN * size, 0.055 * size, 0.05 * size
-    height = top + foot + row * (len(names) + 1)
-    figure = new_figure(height, 12.0 if projector else WIDTH_IN)
-    left = 0.125 * size / figure.get_figwidth()
-    axes = figure.add_axes((left, foot / height, 0.975 - left, 1 - (top + foot) / height))
+    figure = draw.figure(top + foot + row * (len(names) + 1), projector)
+    axes = draw.room(figure, 0.125 * size, foot, top)
     furthest = max((abs(ms) for ms in (*change.values(), sum(change.values()))), default=0) or 1.0
     axes.set_xlim(-1.35 * furthest, 1.35 * furthest)
-    axes.set_ylim(-len(names) - 0.5, 0.5)
     axes.barh(0, sum(change.values()), 0.72, color="#444444", label="all")
     for y, (name, ms) in enumerate(change.items(), 1):
         axes.barh(-y, ms, 0.72, **_style(name, 0.8), label=name)
     for y, ms in enumerate((sum(change.values()), *change.values())):
         side = -1 if ms < 0 else 1
-        axes.annotate(f"{_signed(ms)} ms", (ms, -y), xytext=(6 * side, 0), textcoords="offset points", fontsize=size,
-                      color=INK, va="center", ha="right" if side < 0 else "left")  # fmt: skip
+        draw.note(axes, f"{_signed(ms)} ms", (ms, -y), (6 * side, 0), size, ha="right" if side < 0 else "left")
     axes.axvline(0, color=INK, linewidth=1.0)
-    plain_axes(axes, size)
-    axes.set_yticks([-y for y in range(len(names) + 1)], ["all", *names])
-    axes.set_xlabel("ms of a request on average", fontsize=size, color=INK)
-    for at, side, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
-        axes.annotate(words, (at, 1), xycoords="axes fraction", xytext=(0, 4), ha=side,
-                      textcoords="offset points", fontsize=size, color=INK, parse_math=False)  # fmt: skip
+    draw.plain(axes, size)
+    draw.rows(axes, ["all", *names])
+    draw.names(axes, size, "ms of a request on average")
+    for at, ha, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
+        draw.note(axes, words, (at, 1), (0, 4), size, "xy", ha=ha, va="baseline", parse_math=False)
     _kinds(figure, size)
     finding = _diff_words(a_name, b_name, change, times)
-    told = ", ".join(f"{name} {1e3 * before.get(name, 0):.1f} to {1e3 * after.get(name, 0):.1f} ms" for name in names)
-    return Picture(figure, f"What changed from {a_name} to {b_name}, by name. {finding} {told}.", finding)
+    each = ", ".join(f"{name} {1e3 * before.get(name, 0):.1f} to {1e3 * after.get(name, 0):.1f} ms" for name in names)
+    return Picture(figure, f"What changed from {a_name} to {b_name}, by name. {finding} {each}.", finding)
 
 
 def _check_same(a_name: str, a: Run, b_name: str, b: Run) -> None:
@@ -257,11 +245,10 @@ def _signed(ms: float) -> str:
     return f"{ms:+.0f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _kinds(figure, size: float) -> None:
+def _kinds(figure: Figure, size: float) -> None:
     """What solid and hatched mean."""
     handles = [
         Patch(facecolor="#555555", linewidth=0, label="work"),
         Patch(facecolor=GREY, edgecolor="#777777", linewidth=0, hatch="///", label="wait"),
     ]
-    figure.legend(handles=handles, loc="upper right", ncols=2, frameon=False, fontsize=size,
-                  bbox_to_anchor=(0.985, 1.0), borderaxespad=0.1, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    draw.legend(figure, size, handles, pad=0.1, handlelength=1.6)

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.show.plots.picture import COLOURS, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOURS, HATCHES, INK
+from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.trace.results import Run
 from disagg.twin.work import Sizes, Work, prefill_work, step_work
 
-__all__ = ["Ceilings", "Point", "Sizes", "Work", "beside_picture", "best_s", "measure_ceilings", "prefill_work",
-           "roofline_picture", "seconds_of", "step_work"]  # fmt: skip
+__all__ = ["Sizes", "Work", "prefill_work", "step_work"]  # notebook 01 takes them from here
 
 
 class Ceilings(NamedTuple):
@@ -63,8 +64,8 @@ def measure_ceilings(threads: int = 1, side: int = 1024, rows: int = 32_768, rep
 
 def seconds_of(run: Run, kind: str, count: int) -> float:
     """Median seconds of the run's passes ("prefill") of `count` tokens, or steps ("decode") of `count` rows."""
-    return statistics.median((s.end_ns - s.start_ns) / 1e9 for s in run.timeline.spans
-                             if (s.kind, s.count) == (kind, count))  # fmt: skip
+    alike = [span for span in run.timeline.spans if (span.kind, span.count) == (kind, count)]
+    return statistics.median((span.end_ns - span.start_ns) / 1e9 for span in alike)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -81,13 +82,12 @@ class Point(NamedTuple):
 
 def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool = False) -> Picture:
     """Both ceilings over FLOPs a byte. A point without seconds stands under its ceiling as a ring, on the roof."""
-    size = font_size(projector)
-    width_in, height = 12.0 if projector else WIDTH_IN, 0.3 * size
-    figure = new_figure(height, width_in)
+    size = draw.font_size(projector)
+    figure = draw.figure(0.3 * size, projector)
+    width_in, height = figure.get_size_inches()
     left, foot = 0.095 * size / width_in, 0.05 * size / height
     axes = figure.add_axes((left, foot, 0.975 - left, 0.97 - foot))
-    plain_axes(axes, size)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    draw.plain(axes, size, across=True)
     axes.set_xscale("log")
     axes.set_yscale("log")
     low = 0.4 * min([ceilings.ridge, *(p.work.intensity for p in points)])
@@ -104,15 +104,13 @@ def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool
         x, y = point.work.intensity, _height(ceilings, point) / 1e9
         marker = "o" if point.kind == "decode" else "s"
         face = "white" if point.seconds is None else COLOURS[point.kind]
-        axes.plot([x], [y], marker, markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face,
-                  markeredgewidth=2, label=point.name)  # fmt: skip
-        axes.annotate(point.name, (x, y), xytext=(0.7 * size, -0.9 * size), textcoords="offset points",
-                      fontsize=size, color=INK, va="center")  # fmt: skip
+        look = draw.look(markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face, markeredgewidth=2)
+        axes.plot([x], [y], marker, label=point.name, **look)
+        draw.note(axes, point.name, (x, y), (0.7 * size, -0.9 * size), size)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda value, _: "")
-    axes.set_xlabel("FLOPs for every byte", fontsize=size, color=INK)
-    axes.set_ylabel("GFLOP/s", fontsize=size, color=INK)
+    draw.names(axes, size, "FLOPs for every byte", "GFLOP/s")
     finding = f"The ridge is at {ceilings.ridge:.1f} FLOPs a byte. " + " ".join(
         _point_words(ceilings, point) for point in points
     )
@@ -142,32 +140,33 @@ def beside_picture(pairs: dict[str, dict[str, tuple[float, float]]], *, projecto
 
     beside_picture({"prefill": {"64 tokens": (0.14, 0.21)}, "decode": {"1 row": (0.04, 0.05)}})
     """
-    size = font_size(projector)
+    size = draw.font_size(projector)
     rows = max(len(panel) for panel in pairs.values())
-    height, width_in = (0.046 * rows + 0.085) * size, 12.0 if projector else WIDTH_IN
-    figure = new_figure(height, width_in)
+    height = (0.046 * rows + 0.085) * size
+    figure = draw.figure(height, projector)
+    width_in = figure.get_figwidth()
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     figure.subplots_adjust(0.1 * size / width_in, 0.05 * size / height, 0.985, 1 - 0.035 * size / height, wspace=0.3)
     for axes, (kind, panel) in zip(panels, pairs.items(), strict=True):
-        plain_axes(axes, size)
+        draw.plain(axes, size)
         longest = 1e3 * max(max(pair) for pair in panel.values())
         for row, (predicted, measured) in enumerate(panel.values()):
-            style = dict(color="none", edgecolor=INK, hatch="///")
-            axes.barh(-row + 0.2, 1e3 * predicted, 0.36, label="predicted", **style)
-            axes.barh(-row - 0.2, 1e3 * measured, 0.36, color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white",
-                      linewidth=0, label="measured")  # fmt: skip
-            for shift, value in ((0.2, predicted), (-0.2, measured)):
-                axes.text(1e3 * value + 0.02 * longest, -row + shift, f"{1e3 * value:.0f}", va="center",
-                          fontsize=0.9 * size, color=INK)  # fmt: skip
+            hollow = draw.look(color="none", edgecolor=INK, hatch="///", label="predicted")
+            solid = draw.look(
+                color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white", linewidth=0, label="measured"
+            )
+            for y, value, look in ((-row + 0.2, predicted, hollow), (-row - 0.2, measured, solid)):
+                axes.barh(y, 1e3 * value, 0.36, **look)
+                words = f"{1e3 * value:.0f}"
+                axes.text(1e3 * value + 0.02 * longest, y, words, va="center", fontsize=0.9 * size, color=INK)
         axes.set_xlim(0, 1.18 * longest)
+        draw.rows(axes, panel)
         axes.set_ylim(0.55 - rows, 0.55)
-        axes.set_yticks([-row for row in range(len(panel))], list(panel))
-        axes.set_xlabel("ms", fontsize=size, color=INK)
-        axes.set_title(f"{kind} (hatched: predicted)", loc="left", fontsize=size, color=INK)
+        draw.names(axes, size, "ms", title=f"{kind} (hatched: predicted)")
     finding = " ".join(_panel_words(kind, panel) for kind, panel in pairs.items())
-    told = " ".join(f"{kind} {name}: {1e3 * p:.1f} and {1e3 * m:.1f} ms."
-                    for kind, panel in pairs.items() for name, (p, m) in panel.items())  # fmt: skip
-    return Picture(figure, f"Predicted and measured times side by side. {finding} {told}", finding)
+    cases = [(kind, name, *pair) for kind, panel in pairs.items() for name, pair in panel.items()]
+    each = " ".join(f"{kind} {name}: {1e3 * p:.1f} and {1e3 * m:.1f} ms." for kind, name, p, m in cases)
+    return Picture(figure, f"Predicted and measured times side by side. {finding} {each}", finding)
 
 
 def _panel_words(kind: str, panel: dict[str, tuple[float, float]]) -> str:

@@ -9,19 +9,14 @@ import ipywidgets
 
 from disagg.plan.errors import EngineError
 from disagg.show.plots.picture import Picture
-from disagg.show.widgets import Words, close_widgets, row
+from disagg.show.widgets import InCell, TextLines, close_widgets, row
 
 
-class Slides:
+class Slides(InCell):
     """`show()` draws what the controls say; `step(by)` moves the slider; `close()` closes every part, twice too."""
 
     def __init__(
-        self,
-        title: str,
-        count: int,
-        draw: Callable[[int, int], Picture],
-        unit: str,
-        choices: Sequence[str] = (),
+        self, title: str, count: int, draw: Callable[[int, int], Picture], unit: str, choices: Sequence[str] = ()
     ) -> None:
         if count < 1:
             raise EngineError(f"{title}: no {unit} was recorded to step through")
@@ -29,11 +24,11 @@ class Slides:
         self.slider = ipywidgets.IntSlider(
             0, 0, count - 1, description=unit, continuous_update=False, layout=ipywidgets.Layout(width="480px")
         )
-        self.back = ipywidgets.Button(description="Back", tooltip=f"To the {unit} before", layout=_narrow())
-        self.forth = ipywidgets.Button(description="Step", tooltip=f"To the next {unit}", layout=_narrow())
+        self.back = ipywidgets.Button(description="Back", tooltip=f"To the {unit} before", layout={"width": "76px"})
+        self.forth = ipywidgets.Button(description="Step", tooltip=f"To the next {unit}", layout={"width": "76px"})
         options = [(name, index) for index, name in enumerate(choices or ("all",))]
         self.choice = ipywidgets.Dropdown(options=options, value=0, description="follow")
-        self.words = Words()
+        self.words = TextLines()
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
         controls = row(self.slider, self.back, self.forth, *([self.choice] if choices else []))
         self.panel = ipywidgets.VBox([ipywidgets.Label(title), controls, self.words.box, self.image])
@@ -54,21 +49,14 @@ class Slides:
             picture = self._draw(self.slider.value, self.choice.value)
             self.image.value = picture.png()
             self.words.say(picture.finding)
-        except Exception as error:  # a callback's exception would vanish: nobody catches it
+        except Exception as error:  # a callback's exception would vanish: nothing catches it
             self.words.say(f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         self.words.close()
-        close_widgets(self.slider, self.back, self.forth, self.choice, *self.panel.children, self.panel)
+        close_widgets(self.choice)
+        super().close()
 
     def __repr__(self) -> str:
         following = f", following {self.choice.label}" if self.choice.label != "all" else ""
         return f"{self.title}: slider at {self._unit} {self.slider.value}{following}; buttons Back and Step."
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        """The panel, and a sentence that stands for it where no kernel runs."""
-        return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
-
-
-def _narrow() -> ipywidgets.Layout:
-    return ipywidgets.Layout(width="76px")

@@ -1,7 +1,10 @@
 """What a run's timeline says, in sentences. Counts and orders are the same on every machine; times are not."""
 
+from itertools import groupby
+
 from disagg.plan.spans import Span
 from disagg.trace.results import Run
+from disagg.trace.timeline import Timeline
 
 
 def sentence(run: Run, request: int | None = None, times: bool = True) -> str:
@@ -24,16 +27,11 @@ def why_none(run: Run, what: str) -> str:
     return f"there was no {what}, so nothing was recorded of one: {ends}"
 
 
-def layers_of(copies: list[Span]) -> int:
-    """Layers that the copies carry."""
-    return max((span.index + span.count for span in copies), default=0)
-
-
 def first_landed_early(run: Run, index: int) -> bool:
     """Did the first layer land before prefill handed off the last?"""
     request = run.results[index].request
     passes = [s for s in run.timeline.spans if s.kind == "prefill" and request in s.requests and s.hand_offs_ns]
-    copies = _last_hop(run.timeline.hand_off(request))
+    copies = [span for span in run.timeline.hand_off(request) if not span.place.startswith("down")]  # the last hop
     return bool(passes and copies) and min(s.end_ns for s in copies) < max(s.hand_offs_ns[-1] for s in passes)
 
 
@@ -49,6 +47,15 @@ def milliseconds(seconds: float) -> str:
 
 def megabytes(nbytes: int) -> str:
     return f"{nbytes / 1e6:.1f} MB"
+
+
+def short_list(numbers: list[int]) -> str:
+    """0, 1, 2, 5 as "0–2, 5", in the order given."""
+    parts = []
+    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        parts.append(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
+    return ", ".join(parts)
 
 
 # ---- one request -----------------------------------------------------------------------------------------------------
@@ -134,17 +141,16 @@ _CAUSES = {
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
-_ROWS = {
-    "prefill": "prefill",
-    "direct": "link",
-    "down": "link to host",
-    "up": "link to decode",
-    "decode": "decode",
-    "spill": "paging",
-}
+_ROWS = {"prefill": "prefill", "direct": "link", "down": "link to host", "up": "link to decode", "decode": "decode"}
+_ROWS["spill"] = "paging"
 
 
-def row_names(timeline) -> dict[str, str]:
+def numbers_of(run: Run) -> dict[int, int]:
+    """A request's id → its place among the results."""
+    return {result.request: index for index, result in enumerate(run.results)}
+
+
+def row_names(timeline: Timeline) -> dict[str, str]:
     """What a student reads for each place; numbered only where there are several of a kind."""
     roles = [place.split()[0] for place in timeline.places]
     shared = {span.place for span in timeline.spans if span.kind == "prefill" and span.place.startswith("decode")}
@@ -155,7 +161,7 @@ def row_names(timeline) -> dict[str, str]:
     return names
 
 
-def places(timeline) -> list[tuple[str, str, str, str]]:
+def places(timeline: Timeline) -> list[tuple[str, str, str, str]]:
     """For each worker and lane: its name, its busy share, how many spans it has, and what it moved."""
     whole_ns, rows = timeline.end_ns - timeline.start_ns, []
     for place, name in row_names(timeline).items():
@@ -170,13 +176,8 @@ def _copies(copies: list[Span]) -> str:
     if not copies:
         return "nothing copied"
     nbytes = megabytes(sum(span.nbytes for span in copies))
-    links = plural(len({span.place for span in copies}), "link")
-    return f"{plural(len(copies), 'copy')} of {layers_of(copies)} layers over {links} ({nbytes})"
-
-
-def _last_hop(copies: list[Span]) -> list[Span]:
-    """The copies onto the decode device."""
-    return [span for span in copies if not span.place.startswith("down")]
+    links, layers = plural(len({span.place for span in copies}), "link"), max(s.index + s.count for s in copies)
+    return f"{plural(len(copies), 'copy')} of {layers} layers over {links} ({nbytes})"
 
 
 def _spans_of(run: Run, request: int, kind: str) -> list[Span]:

@@ -6,13 +6,16 @@ Notebook: notebooks/00_start_here.ipynb.
 from itertools import groupby
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from disagg.plan.spans import Span
-from disagg.show.plots.palette import COLOUR_OF, LEGEND
-from disagg.show.plots.picture import COLOURS, FAINT, HATCHES, INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
-from disagg.show.plots.summaries import row_names, sentence
+from disagg.show.plots import draw
+from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, HATCHES, INK, LEGEND
+from disagg.show.plots.picture import Picture
+from disagg.show.plots.summaries import numbers_of, row_names, sentence, short_list
 from disagg.trace.results import Run
 
 LEGEND_MANY = {**LEGEND, "link": "copy of layers"}
@@ -47,22 +50,25 @@ def compare_picture(
         finding = " ".join(f"{name}: {sentence(run, request)}" for name, run in runs.items())
     else:
         exposed = {name: run.overlap(request).exposed_s for name, run in runs.items()}
-        most, least = max(exposed, key=exposed.get), min(exposed, key=exposed.get)
+        most, least = max(exposed, key=exposed.__getitem__), min(exposed, key=exposed.__getitem__)
         finding = f"More copying is left after token 1 with {most} than with {least}."
     return _pictures(runs, request, window_ms, projector, finding)
 
 
-def _pictures(runs: dict[str, Run], request, window_ms, projector: bool, finding: str) -> Picture:
-    size = font_size(projector)
-    views = [View(run, request) for run in runs.values()]
+def _pictures(
+    runs: dict[str, Run], request: int | None, window_ms: tuple[float, float] | None, projector: bool, finding: str
+) -> Picture:
+    size = draw.font_size(projector)
+    views = [RunView(run, request) for run in runs.values()]
     window = window_ms or (0.0, max(1e-3, max(view.end_ms for view in views)))
     row, head, top, bottom = 0.042 * size, 0.03 * size, 0.03 * size, 0.05 * size
     heads = [head if name or request is not None else 0.0 for name in runs]
     talls = [row * max(1, len(view.rows)) for view in views]
     height = top + bottom + sum(heads) + sum(talls) + 0.02 * size * (len(views) - 1)
-    figure = new_figure(height, 12.0 if projector else WIDTH_IN)
+    figure = draw.figure(height, projector)
     left = 0.115 * size / figure.get_figwidth()
-    y, axes = height - top, None
+    y = height - top
+    axes: Axes | None = None
     for name, view, title, tall in zip(runs, views, heads, talls, strict=True):
         y -= title + tall
         box = (left, y / height, 0.975 - left, tall / height)
@@ -70,34 +76,36 @@ def _pictures(runs: dict[str, Run], request, window_ms, projector: bool, finding
         axes.set_xlim(window)
         view.draw(axes, size)
         if name:
-            figure.text(0.012, (y + tall) / height + 0.04 * size / 72 / height, name, fontsize=size, weight="bold",
-                        color=INK, va="bottom", parse_math=False)  # fmt: skip
+            up = (y + tall) / height + 0.04 * size / 72 / height
+            figure.text(0.012, up, name, fontsize=size, weight="bold", color=INK, va="bottom", parse_math=False)
         axes.tick_params(labelbottom=view is views[-1])
         y -= 0.02 * size
+    assert axes is not None, "no run was given"
     since = "since the start" if request is None else "since the request arrived"
     many = "; numbers are requests" if any(len(run.results) > 1 for run in runs.values()) else ""
     time_axis(axes, window, size, since + many)
     _legend(figure, views, size)
-    words = " ".join(f"{name}: {sentence(run, request)}" if name else sentence(run, request)
-                     for name, run in runs.items())  # fmt: skip
+    words = " ".join(
+        f"{name}: {sentence(run, request)}" if name else sentence(run, request) for name, run in runs.items()
+    )
     rows = ", ".join(views[0].rows.values())
     return Picture(figure, f"Timeline, time to the right, rows from the top: {rows}. {words}", finding)
 
 
-class View:
+class RunView:
     """What is drawn of a run: its spans in ms since the run began, or since the arrival of one request."""
 
     def __init__(self, run: Run, request: int | None) -> None:
         self.run, self.result = run, None if request is None else run.results[request]
-        self.origin_ns = run.timeline.start_ns if request is None else self.result.arrival_ns
+        self.origin_ns = run.timeline.start_ns if self.result is None else self.result.arrival_ns
         self.rows = row_names(run.timeline)
-        self.numbers = {result.request: index for index, result in enumerate(run.results)}
+        self.numbers = numbers_of(run)
         self.end_ms = self._end_ms()
 
     def ms(self, at_ns: int) -> float:
         return (at_ns - self.origin_ns) / 1e6
 
-    def draw(self, axes, size: float) -> None:
+    def draw(self, axes: Axes, size: float) -> None:
         """Boxes, ticks, numbers, and row names. One collection a kind: a hatch belongs to a whole collection."""
         y = {place: -row for row, place in enumerate(self.rows)}
         ms_per_px = np.diff(axes.get_xlim())[0] / axes.get_window_extent().width
@@ -107,30 +115,26 @@ class View:
                 self._boxes(axes, kind, spans, y, ms_per_px)
         self._ticks(axes, y, ms_per_px)
         if self.result is not None:
-            self._exposure(axes, ms_per_px, size)
+            self._exposure(axes, ms_per_px, size, self.result.request)
         if len(self.run.results) > 1:
             self._numbers(axes, y, ms_per_px, size)
-        axes.set_ylim(0.5 - max(1, len(self.rows)), 0.5)
-        axes.set_yticks([-row for row in range(len(self.rows))], list(self.rows.values()))
-        plain_axes(axes, size)
+        draw.rows(axes, self.rows.values())
+        draw.plain(axes, size)
 
-    def _boxes(self, axes, kind: str, spans: list[Span], y: dict, ms_per_px: float) -> None:
+    def _boxes(self, axes: Axes, kind: str, spans: list[Span], y: dict, ms_per_px: float) -> None:
         starts = np.array([self.ms(span.start_ns) for span in spans])
         widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], 1.6 * ms_per_px)
         middles = np.array([y[span.place] for span in spans])
-        right, low, high = starts + widths, middles - TALL / 2, middles + TALL / 2
-        corners = [(starts, low), (right, low), (right, high), (starts, high)]
-        boxes = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)  # [spans, 4, 2]
+        boxes = draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
         edges = np.where(widths > 4 * ms_per_px, 0.8, 0.0)
-        axes.add_collection(
-            PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
-        )
+        look = draw.look(facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
+        axes.add_collection(PolyCollection(boxes, **look))
         wide = boxes[widths > HATCH_PX * ms_per_px]
         if HATCHES[kind] and len(wide):
             hatched = PolyCollection(wide, facecolors="none", edgecolors=FAINT, linewidths=0, hatch=HATCHES[kind])
             axes.add_collection(hatched)
 
-    def _ticks(self, axes, y: dict, ms_per_px: float) -> None:
+    def _ticks(self, axes: Axes, y: dict, ms_per_px: float) -> None:
         """Where a pass handed each layer off, in passes wide enough to tell the layers apart."""
         lines = []
         for span in self.run.timeline.spans:
@@ -141,40 +145,36 @@ class View:
         if lines:
             axes.add_collection(LineCollection(lines, colors="white", linewidths=1.2, label="hand-off"))
 
-    def _numbers(self, axes, y: dict, ms_per_px: float, size: float) -> None:
+    def _numbers(self, axes: Axes, y: dict, ms_per_px: float, size: float) -> None:
         """The requests' numbers, once for each stretch of work on the same requests that has room for them."""
         low, high = axes.get_xlim()
         packed = {request: s.requests for s in self.run.timeline.spans if s.kind == "prefill" for request in s.requests}
 
         def together(span: Span) -> tuple:
-            """Copies of requests that shared a pass alternate on the wire: they count as one stretch."""
+            """Copies of requests that shared a pass alternate on the link: they count as one stretch."""
             return span.kind, packed.get(span.requests[0], span.requests) if span.kind == "copy" else span.requests
 
         for place in self.rows:
             spans = sorted((s for s in self.run.timeline.spans if s.place == place), key=lambda s: s.start_ns)
-            for _, group in groupby(spans, key=together):
-                group = list(group)
+            for group in (list(alike) for _, alike in groupby(spans, key=together)):
                 requests = {request for span in group for request in span.requests}
                 start, end = max(low, self.ms(group[0].start_ns)), min(high, self.ms(max(s.end_ns for s in group)))
                 text = short_list(sorted(self.numbers.get(r, r) for r in requests))
                 if (end - start) / ms_per_px > (0.9 * len(text) + 1.2) * size:
-                    box = dict(facecolor="white", edgecolor="none", pad=1.5)
-                    axes.text((start + end) / 2, y[place], text, fontsize=size, color=INK, ha="center", va="center",
-                              bbox=box, parse_math=False, clip_on=True)  # fmt: skip
+                    draw.tag(axes, (start + end) / 2, y[place], text, size, 1.5, clip_on=True)
 
-    def _exposure(self, axes, ms_per_px: float, size: float) -> None:
+    def _exposure(self, axes: Axes, ms_per_px: float, size: float, request: int) -> None:
         """A line where token 1 exists, and a shade over what is still copied after it."""
-        token_1 = self.run.timeline.prefill_end_ns(self.result.request)
+        token_1 = self.run.timeline.prefill_end_ns(request)
         if token_1 is None:
             return
-        at, exposed_ms = self.ms(token_1), 1e3 * self.run.timeline.overlap(self.result.request).exposed_s
-        above = dict(xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=size, color=INK)
+        at, exposed_ms = self.ms(token_1), 1e3 * self.run.timeline.overlap(request).exposed_s
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
-        axes.annotate("token 1", (at, 1), xytext=(0, 3), ha="center", **above)
+        draw.note(axes, "token 1", (at, 1), (0, 3), size, "y", ha="center", va="baseline")
         if exposed_ms > 2 * ms_per_px:
             axes.axvspan(at, at + exposed_ms, color=INK, alpha=0.08, linewidth=0, zorder=0)
         if exposed_ms > 14 * size * ms_per_px:
-            axes.annotate("exposed", (at + exposed_ms / 2, 1), xytext=(0, 3), ha="center", **above)
+            draw.note(axes, "exposed", (at + exposed_ms / 2, 1), (0, 3), size, "y", ha="center", va="baseline")
 
     def _end_ms(self) -> float:
         """The run's end; for one request a little after its second token, or what came last."""
@@ -185,22 +185,13 @@ class View:
         return 1.06 * self.ms(max(ends))
 
 
-def short_list(numbers: list[int]) -> str:
-    """0, 1, 2, 5 as "0–2, 5"."""
-    parts = []
-    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        parts.append(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
-    return ", ".join(parts)
-
-
-def time_axis(axes, window: tuple[float, float], size: float, words: str) -> None:
+def time_axis(axes: Axes, window: tuple[float, float], size: float, words: str) -> None:
     in_s = window[1] - window[0] > 3000
     axes.xaxis.set_major_formatter(lambda ms, _: f"{ms / 1e3:g}" if in_s else f"{ms:g}")
-    axes.set_xlabel(f"{'s' if in_s else 'ms'} {words}", fontsize=size, color=INK)
+    draw.names(axes, size, f"{'s' if in_s else 'ms'} {words}")
 
 
-def _legend(figure, views: list[View], size: float) -> None:
+def _legend(figure: Figure, views: list[RunView], size: float) -> None:
     spans = [span for view in views for span in view.run.timeline.spans]
     words = LEGEND_MANY if any(span.kind == "copy" and span.count > 1 for span in spans) else LEGEND
     if any(view.has_ticks for view in views):
@@ -209,11 +200,10 @@ def _legend(figure, views: list[View], size: float) -> None:
     kind_legend(figure, {kind: word for kind, word in words.items() if kind in present}, size)
 
 
-def kind_legend(figure, words: dict[str, str], size: float) -> None:
+def kind_legend(figure: Figure, words: dict[str, str], size: float) -> None:
     """A patch and a word a kind, at the top right."""
     patches = [
         Patch(facecolor=COLOURS[kind], edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind], label=word)
         for kind, word in words.items()
     ]
-    figure.legend(handles=patches, loc="upper right", ncols=len(patches), frameon=False, fontsize=size,
-                  bbox_to_anchor=(0.985, 1.0), borderaxespad=0.2, handlelength=1.6, columnspacing=1.4)  # fmt: skip
+    draw.legend(figure, size, patches, handlelength=1.6)
