@@ -6,7 +6,7 @@ from disagg.show.plots.summaries import milliseconds, row_names, sentence
 from disagg.trace.metrics import Metrics
 from disagg.trace.results import Run
 from disagg.trace.timeline import Overlap
-from disagg.twin.simulate import world_on
+from disagg.twin.simulate import simulation_on
 
 TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
 
@@ -16,7 +16,7 @@ class Twin:
 
     def __init__(self, settings: Settings) -> None:
         """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
-        self.world = world_on(settings.hardware, settings.config, settings.asked)
+        self.world = simulation_on(settings.hardware, settings.config, settings.asked)
 
     def advance(self, actions: int) -> bool:
         """Lets so many things happen; False where nothing is left to."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from disagg.show.plots.picture import INK, WIDTH_IN, Picture, font_size, new_figure, plain_axes
 from disagg.show.plots.summaries import plural
 from disagg.twin.traces import Arrival, read_trace, scaled
-from disagg.twin.tuned import CheckedSimulation, Tuning
+from disagg.twin.tuning import Trial, Tuning
 from disagg.twin.workloads import Lengths, poisson
 
 KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill and decode apart")}
@@ -40,7 +40,7 @@ def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     return Picture(figure, f"Goodput over cost. {finding} {told}".strip(), finding)
 
 
-def _frame(axes, measured: list[CheckedSimulation], found: Tuning, size: float) -> None:
+def _frame(axes, measured: list[Trial], found: Tuning, size: float) -> None:
     plain_axes(axes, size)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     most = max((trial.cost for trial in measured), default=1.0)
@@ -78,7 +78,7 @@ def front_rows(found: Tuning) -> list[tuple[str, ...]]:
 COLUMNS = ("who", "cost", "goodput, requests/s", "within limits", "chunk", "batch", "route", "layers a copy")
 
 
-def _settings(trial: CheckedSimulation) -> tuple[str, ...]:
+def _settings(trial: Trial) -> tuple[str, ...]:
     config = trial.config
     budgets = f"{config.chunk_tokens:,}", str(config.max_batch)
     if config.colocated:
@@ -87,7 +87,7 @@ def _settings(trial: CheckedSimulation) -> tuple[str, ...]:
     return *budgets, config.route + ring, str(config.layers_per_copy or "as measured")
 
 
-def _cost(found: Tuning, trial: CheckedSimulation) -> str:
+def _cost(found: Tuning, trial: Trial) -> str:
     return f"{trial.cost:g} an hour" if found.priced else plural(trial.devices, "device")
 
 
