@@ -27,7 +27,7 @@ from disagg.show.plots.picture import Picture
 from disagg.show.plots.slides import Slides
 from disagg.show.plots.summaries import sentence
 from disagg.trace.results import Result, Run
-from disagg.twin.simulate import world_of
+from disagg.twin.simulate import simulation_of
 from disagg.twin.simulated_engine import Speeds
 
 SHOWN = (Picture, Slides, Player, Film, Group, str)
@@ -72,7 +72,7 @@ def arguments(view, run: Run) -> dict | None:
 
 def trial(strikes: dict, requests: int = 1, preset: str = "streamed") -> Run:
     asked = [Request([1] * 20, 4) for _ in range(requests)]
-    world = world_of(Config.preset(preset), asked, Speeds(), kind=CheckedSimulation, faults=FaultPlan(strikes))
+    world = simulation_of(CheckedSimulation, Config.preset(preset), asked, Speeds(), faults=FaultPlan(strikes))
     world.run()
     return world.so_far()
 

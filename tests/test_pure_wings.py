@@ -15,7 +15,7 @@ ROOT = Path(disagg.__file__).parent
 WINGS = {"plan": ("plan",), "trace": ("plan", "trace"), "twin": ("plan", "trace", "twin")}
 WINGS["monitor"] = (*WINGS["twin"], "monitor")
 FILES = [path for wing in WINGS for path in sorted((ROOT / wing).glob("*.py"))]
-SEEDED = ("fault_plan", "checked_simulation", "workloads")  # these draw from `random.Random(seed)`, and nothing else
+SEEDED = ("fault_plan", "faulty_simulation", "workloads")  # these draw from `random.Random(seed)`, and nothing else
 CLOCKS = ("time", "datetime", "threading", "asyncio", "random", "socket", "subprocess", "pickle")
 
 

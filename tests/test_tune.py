@@ -16,8 +16,7 @@ from disagg.twin import tuning
 from disagg.twin.goodput import Goodput, Load, Probe, Slo, goodput
 from disagg.twin.hardware import Hardware
 from disagg.twin.search_space import arrangements, base_of, settings
-from disagg.twin.tuned import CheckedSimulation, Tuning, trial_of
-from disagg.twin.tuning import tune
+from disagg.twin.tuning import Trial, Tuning, trial_of, tune
 from disagg.twin.workloads import Lengths, poisson
 
 EIGHT = "random-llama3-8b"
@@ -151,12 +150,10 @@ LOAD = Load.of(SOME)
 TRIALS = st.lists(st.tuples(st.integers(1, 4), st.one_of(st.none(), st.integers(1, 20))), max_size=12)
 
 
-def trials_of(pairs) -> tuple[CheckedSimulation, ...]:
+def trials_of(pairs) -> tuple[Trial, ...]:
     config = Config(model=EIGHT)
     return tuple(
-        CheckedSimulation(
-            config, f"{cost}xL4", "1 prefill + 1 decode", cost, float(cost), per_s, per_s and 0.9, (Probe(1.0, 0.5),)
-        )
+        Trial(config, f"{cost}xL4", "1 prefill + 1 decode", cost, float(cost), per_s, per_s and 0.9, (Probe(1.0, 0.5),))
         for cost, per_s in pairs
     )
 
@@ -237,9 +234,7 @@ def test_the_command_prints_the_front_and_writes_all_trials(tmp_path, monkeypatc
 def test_a_table_row_says_ring_and_layers():
     trials = trials_of([(2, 5)])
     config = trials[0].config.replace(route="staged", ring_slots=4, layers_per_copy=2)
-    found = Tuning(
-        Load.of(SOME), SLO, Hardware.parse("2xL4"), (CheckedSimulation(config, *list(vars(trials[0]).values())[1:]),)
-    )
+    found = Tuning(Load.of(SOME), SLO, Hardware.parse("2xL4"), (Trial(config, *list(vars(trials[0]).values())[1:]),))
     assert front_rows(found) == [
         ("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "2")
     ]

@@ -16,9 +16,18 @@ from hypothesis import strategies as st
 import disagg
 from disagg import Config, Request, simulate
 from disagg.plan.errors import RequestError
-from disagg.twin.prefixes import common, reusable_tokens
 from disagg.twin.traces import Arrival, read_trace, scaled
-from disagg.twin.workloads import MOST_BLOCKS, Lengths, bursts, conversations, day, poisson, requests_of
+from disagg.twin.workloads import (
+    MOST_BLOCKS,
+    Lengths,
+    bursts,
+    common,
+    conversations,
+    day,
+    poisson,
+    requests_of,
+    reusable_tokens,
+)
 
 PROMPT, NEW = Lengths(300, 1.0, most=4000), Lengths(40, 0.5)
 KINDS = {"poisson": poisson, "bursts": bursts, "day": day, "conversations": conversations}

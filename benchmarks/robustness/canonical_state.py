@@ -1,4 +1,4 @@
-"""What makes two states of a small world the same: all that decides what can happen, and nothing that only counts.
+"""What makes two states of a small simulation the same: all that decides what can happen, and nothing that only counts.
 
 Ids of passes, steps and transfers grow with every event; here they stand by their order. Blocks and slots are names,
 any of which does as well as another: here they are numbered as they are met. Times are left out.
@@ -8,16 +8,16 @@ from disagg.plan.blocks import Table
 from disagg.plan.transfer import Transfer
 
 
-def state_of(world) -> tuple:
-    """A key: equal for worlds that nothing to come can tell apart."""
-    state, traffic = world.state, world.traffic
+def state_of(simulation) -> tuple:
+    """A key: equal for simulations that nothing to come can tell apart."""
+    state, traffic = simulation.state, simulation.traffic
     live = [*state.transfers, *(s.passing.id for s in state.prefills if s.passing)]
     live += [step.id for worker in state.decodes for step in worker.steps]
     rank = {number: index for index, number in enumerate(sorted(live))}
     names = Names()
     return (
-        world.struck, world.lost,
-        tuple((r, result.finish_reason) for r, result in world.results.items()),
+        simulation.struck, simulation.lost,
+        tuple((r, result.finish_reason) for r, result in simulation.results.items()),
         tuple(_record(record, rank, names) for record in state.records.values()),
         tuple(_transfer(state.transfers[number], rank, names) for number in sorted(state.transfers)),
         tuple(tuple(sorted(pool.holdings())) for pool in (*state.pools(), traffic.ring)),
@@ -26,12 +26,12 @@ def state_of(world) -> tuple:
         tuple(_decode_worker(worker, rank, names) for worker in state.decodes),
         tuple(_journey(traffic.journeys[number]) for number in sorted(traffic.journeys)),
         tuple(_lane(lane, names) for lane in traffic.lanes.values()),
-        tuple(sorted(world.busy_lanes)),
+        tuple(sorted(simulation.busy_lanes)),
         tuple(
-            (actor, tuple(_pending(entry, rank, names) for entry in world.queues[actor]))
-            for actor in sorted(world.queues)
+            (actor, tuple(_pending(entry, rank, names) for entry in simulation.queues[actor]))
+            for actor in sorted(simulation.queues)
         ),
-        _contents(world.memory.contents(), names),
+        _contents(simulation.memory.contents(), names),
         tuple(number in rank for number in state.deadlines),
     )  # fmt: skip
 

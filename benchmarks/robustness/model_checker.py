@@ -1,10 +1,10 @@
-"""Every order of events in a small world: two requests, three layers, a ring of two, one fault or cancel anywhere.
+"""Every order of events in a small simulation: two requests, three layers, a ring of two, one fault or cancel anywhere.
 
-A copy, a pass or a step fails; where asked for, a landing's notice is lost, or a notice is told twice or late.
+A copy, a pass or a step fails; where asked for, a landing's notice is lost, or a notice arrives twice or late.
 
 No clock orders anything here: of all that is under way, whatever is next in its own queue may happen next. A worker's
 answers keep their order, and so do the copies of a lane. States that were seen are not entered again; each is reached
-with all detectors on and with memory that remembers, and each end is checked.
+with all detectors on and with a shadow memory, and each end is checked.
 
     explore().states
 """
@@ -41,16 +41,16 @@ ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
 
 
 class SmallWorld(CheckedSimulation):
-    """A trial whose actions wait in one queue an actor, until `do` picks one."""
+    """A checked simulation whose actions wait in one queue an actor, until `do` picks one."""
 
     def __init__(self, config: Config, notices: bool = False) -> None:
         self.queues: dict[str, list] = {}
         self.struck = False  # the one fault or cancel has been
-        self.notices = notices  # may be lost, told twice, or told late
+        self.notices = notices  # may be lost, arrive twice, or arrive late
         super().__init__(config, record=False)
 
     def __deepcopy__(self, memo: dict) -> "SmallWorld":
-        """A world of its own; what never changes, and what only looks back, is shared."""
+        """An engine of its own; what never changes, and what only looks back, is shared."""
         shared = [
             self.config,
             self.speeds,
@@ -112,7 +112,7 @@ class SmallWorld(CheckedSimulation):
         while queue and _goes_along(queue[0]):
             _, _, action, args = queue.pop(0)
             action(*args)
-        self.struck |= bool(self.faults.struck)  # not every landing is told
+        self.struck |= bool(self.faults.struck)  # not every landing has a notice
         self.faults.stop()
 
     def check_end(self) -> None:
@@ -137,12 +137,12 @@ def _actor(action, args: tuple) -> str:
 
 
 def _goes_along(entry: tuple) -> bool:
-    """A layer is handed off as it is written, and a wire is free as its copy lands."""
+    """A layer is handed off as it is written, and a link is free as its copy lands."""
     return entry[2].__name__ in ("_hand_off", "_lane_free")
 
 
 def _faults(entry: tuple, notices: bool) -> list[tuple[str, str]]:
-    """What may strike an action: it fails; or, where they are in question, what it tells goes astray."""
+    """What may strike an action: it fails; or, where they are in question, its notice goes astray."""
     _, _, action, args = entry
     if action.__name__ == "land":
         return [("copy", "fail"), *(ASTRAY if notices else ())]
@@ -153,23 +153,23 @@ def _faults(entry: tuple, notices: bool) -> list[tuple[str, str]]:
 def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
     """Two requests of two blocks each, handed off through a ring of two; a decode device for one and a half.
 
-    The wires have a latency, so that one may be free before its copy lands.
+    The links have a latency, so that one may be free before its copy lands.
     """
     config = Config.preset(
         "staged", block_size=2, prefill_blocks=4, decode_blocks=4, chunk_tokens=4, ring_slots=2, layers_per_copy=1,
         link=Link(latency_s=1e-9), watchdog_s=1.0, itl_target_s=None, host_blocks=0,
     )  # fmt: skip
-    world = SmallWorld(config, notices)
+    simulation = SmallWorld(config, notices)
     for index in range(2):
-        world.submit(Job(index, (1, 2, 3), new_tokens, 0))
-        world.do(Choice("arrivals"))
-    return world
+        simulation.submit(Job(index, (1, 2, 3), new_tokens, 0))
+        simulation.do(Choice("arrivals"))
+    return simulation
 
 
-def explore(world: SmallWorld | None = None) -> Explored:
-    """Goes every way from a world; a InvariantViolation or a wrong answer names the choices that led there."""
-    world = world or small()
-    seen, ways = {state_of(world): None}, [(world, ())]
+def explore(simulation: SmallWorld | None = None) -> Explored:
+    """Goes every way from a simulation; an InvariantViolation or a wrong answer names the choices that led there."""
+    simulation = simulation or small()
+    seen, ways = {state_of(simulation): None}, [(simulation, ())]
     steps = ends = 0
     while ways:
         here, path = ways.pop()

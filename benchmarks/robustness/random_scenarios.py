@@ -1,6 +1,6 @@
-"""A world from one number: the seed draws requests, pools, ring, wires, order, and which faults are possible.
+"""A simulation from one number: the seed draws requests, pools, ring, links, order, and which faults are possible.
 
-simulate_seed(7)    # a world that has ended well, or a SeedFailed with its log and how to run it again
+simulate_seed(7)    # a simulation that has ended well, or a SeedFailed with its log and how to run it again
 """
 
 import random
@@ -15,7 +15,7 @@ from disagg.plan.request import Job
 from disagg.twin.simulate import uncollected
 from disagg.twin.simulated_engine import Speeds, fake_token
 
-WIRES = (None, None, 1e8, Link(5e7, latency_s=2e-7), Link(2e8, fixed_s=1e-7), (1e8, 2e7))
+LINKS = (None, None, 1e8, Link(5e7, latency_s=2e-7), Link(2e8, fixed_s=1e-7), (1e8, 2e7))
 TAIL = 15
 
 #: Chances of what may go wrong, an event of its kind; rarer stages have higher ones.
@@ -37,32 +37,32 @@ SOMETIMES = (
 class SeedFailed(AssertionError):
     """A seed that did not end well: what was wrong, the last of its log, and the line that runs it again."""
 
-    def __init__(self, seed: int, error: BaseException, world: CheckedSimulation | None) -> None:
+    def __init__(self, seed: int, error: BaseException, simulation: CheckedSimulation | None) -> None:
         self.seed, self.error = seed, error
-        log = world.log[-TAIL:] if world else []
+        log = simulation.log[-TAIL:] if simulation else []
         tail = "\n".join(f"  {entry_in_words(now, event)}" for now, event in log)
         again = f"python -m benchmarks soak --seed {seed}"
         super().__init__(f"seed {seed}: {type(error).__name__}: {error}\nlast events:\n{tail}\nrerun: {again}")
 
 
 def simulate_seed(seed: int) -> CheckedSimulation:
-    """The seed's world, ended well; SeedFailed where it did not."""
-    world = None
+    """The seed's simulation, ended well; SeedFailed where it did not."""
+    simulation = None
     try:
         with uncollected():
-            world = build(seed)
-            world.finish()
-        tokens = sum(len(job.prompt) + job.max_new_tokens for job in world.jobs.values())
-        stalls = sum(world.faults.struck[name] for name in ("copy stall", "paging stall"))
-        limit = 50_000 + 50_000 * (tokens + stalls) + 2e9 * world.lost
-        assert world.now_ns <= limit, f"ended only at {world.now_ns} ns"
+            simulation = build(seed)
+            simulation.finish()
+        tokens = sum(len(job.prompt) + job.max_new_tokens for job in simulation.jobs.values())
+        stalls = sum(simulation.faults.struck[name] for name in ("copy stall", "paging stall"))
+        limit = 50_000 + 50_000 * (tokens + stalls) + 2e9 * simulation.lost
+        assert simulation.now_ns <= limit, f"ended only at {simulation.now_ns} ns"
     except Exception as error:
-        raise SeedFailed(seed, error, world) from error
-    return world
+        raise SeedFailed(seed, error, simulation) from error
+    return simulation
 
 
 def build(seed: int) -> CheckedSimulation:
-    """The world before its first event."""
+    """The simulation before its first event."""
     rng = random.Random(seed)
     jobs = draw_jobs(rng)
     config = draw_config(rng, jobs)
@@ -71,13 +71,13 @@ def build(seed: int) -> CheckedSimulation:
         "prefill_token": rng.choice((30, 3000)),
     }  # fmt: skip
     speeds = Speeds(**{**vars(SMALL), **changes})
-    world = CheckedSimulation(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
+    simulation = CheckedSimulation(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
     for job in jobs:
-        world.submit(job)
+        simulation.submit(job)
     fit = fits(jobs, config.block_size)
     for _ in range(rng.choice((0, 0, 0, 2))):
-        world.at(rng.randint(0, 20_000), draw_retune, rng, world, fit)
-    return world
+        simulation.at(rng.randint(0, 20_000), draw_retune, rng, simulation, fit)
+    return simulation
 
 
 def fits(jobs: list[Job], block_size: int) -> int:
@@ -106,7 +106,7 @@ def draw_config(rng: random.Random, jobs: list[Job]) -> Config:
         "host_blocks": rng.choice((0, fit, 5 * fit, 5 * fit)),
         "chunk_tokens": size * rng.choice((1, 3, 8, 64)), "ring_slots": rng.choice((1, 2, 3, 8)),
         "layers_per_copy": rng.randint(1, 4), "policy": rng.choice(("fcfs", "shortest")),
-        "decode_workers": rng.choice((1, 1, 2)), "link": rng.choice(WIRES), "watchdog_s": 1.0,
+        "decode_workers": rng.choice((1, 1, 2)), "link": rng.choice(LINKS), "watchdog_s": 1.0,
         "max_batch": rng.choice((1, 2, 4, 32)), "bins": rng.choice(((), (4,), (3, 8, 16))),
         "itl_target_s": rng.choice((None, None, 3e-7, 1.0)),
     }  # fmt: skip
@@ -124,11 +124,11 @@ def draw_faults(rng: random.Random, seed: int) -> FaultPlan:
     return FaultPlan.drawn(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.5}, most=40)
 
 
-def draw_retune(rng: random.Random, world: CheckedSimulation, fit: int) -> None:
-    if world.controller.broken:
+def draw_retune(rng: random.Random, simulation: CheckedSimulation, fit: int) -> None:
+    if simulation.controller.broken:
         return
-    world.change(
+    simulation.change(
         max_batch=rng.choice((1, 2, 8)), bins=rng.choice(((), (5, 9))), policy=rng.choice(("fcfs", "shortest")),
         decode_blocks=fit + rng.choice((0, 2, 50)), prefill_blocks=fit + rng.choice((0, 2, 50)),
-        layers_per_copy=rng.randint(1, 3), itl_target_s=rng.choice((None, 4e-7)), link=rng.choice(WIRES),
+        layers_per_copy=rng.randint(1, 3), itl_target_s=rng.choice((None, 4e-7)), link=rng.choice(LINKS),
     )  # fmt: skip

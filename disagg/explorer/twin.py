@@ -10,7 +10,7 @@ from disagg.trace.metrics import Metrics, Percentiles
 from disagg.trace.results import Run
 from disagg.trace.timeline import Overlap
 from disagg.twin.replay import in_lines
-from disagg.twin.simulate import world_on
+from disagg.twin.simulate import simulation_on
 
 TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
 
@@ -20,7 +20,7 @@ class Twin:
 
     def __init__(self, settings: ExplorerSettings) -> None:
         """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
-        self.world = world_on(settings.hardware, settings.config, settings.asked)
+        self.world = simulation_on(settings.hardware, settings.config, settings.asked)
 
     def advance(self, actions: int) -> bool:
         """Lets so many things happen; False where nothing is left to."""

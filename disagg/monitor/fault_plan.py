@@ -22,7 +22,7 @@ NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped
 FAULTS = {
     "copy": ("fail", "flip", "stall"),  # of a hand-off; a flipped byte is found by its checksum, a stalled link is slow
     "paging": ("fail", "flip", "stall"),  # the same for a spill or a fetch
-    "notice": ("twice", "late", "unknown"),  # told again; after others that came later; or of what never was
+    "notice": ("twice", "late", "unknown"),  # again; after others that came later; or of what never was
     "landing": ("lose",),  # a notice that never arrives
     "prefill": ("fail",),
     "decode": ("fail",),

@@ -1,4 +1,4 @@
-"""Two detectors of transfers: Landing and Ledger. What was sent, what landed, and how often each was told.
+"""Two detectors of transfers: Landing and Ledger. What was sent, what landed, and how often each was reported.
 
 A transfer's id is used once, and it ends once. Decode starts when the set landed equals the set due.
 """

@@ -61,7 +61,7 @@ class WaitMonitor:
         """Gates, holders and ages of those who wait, the first few, and the cycle where there is one."""
         waits = {request: self._wait(view) for request, view in views.items() if not view.running}
         lines = [wait.in_words(now_ns) for wait in list(waits.values())[:NAMED]]
-        return ". ".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])]) or "nobody else waits"
+        return ". ".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])]) or "no other request waits"
 
     def _wait(self, view: View) -> Wait:
         request, blocks = view.job.id, self._blocks

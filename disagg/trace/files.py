@@ -23,7 +23,7 @@ MOST_BYTES = 64 * 2**20  # of a file, unpacked
 MOST_LINES = 1_000_000
 LINE_BYTES = 2**20  # an answer of some 50,000 tokens
 DEPTH = 8
-LEFT_S = 60.0  # whoever still writes a draft has done so since then
+LEFT_S = 60.0  # a draft that is still written to has changed since then
 
 _TOKEN = re.compile(rb'\\.|["\[\]{}]')
 
@@ -112,7 +112,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 
 def _remove_leftovers(path: Path, draft: Path) -> None:
-    """Drafts of the same file that killed processes left: nobody has written to them for a minute."""
+    """Drafts of the same file that killed processes left: they have not changed for a minute."""
     young = draft.stat().st_mtime - LEFT_S
     name = re.compile(rf"{re.escape(path.stem)}\.\d+\.draft{re.escape(path.suffix)}")
     for other in path.parent.iterdir():
@@ -124,7 +124,7 @@ def json_lines(
     path: Path, longest: int = LINE_BYTES, heard: Callable[[bytes], object] = len
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one. `heard` is
-    told each line as it stands."""
+    called with each line as it stands."""
     number = 0
     for number, line in enumerate(lines(path, longest), 1):
         heard(line)

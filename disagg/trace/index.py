@@ -42,11 +42,11 @@ class Index:
             return []
         first = bisect_right(spans, start_ns, key=lambda span: span.start_ns)
         while first and spans[first - 1].end_ns > start_ns:
-            first -= 1  # a place does one thing after the other; only a wire's latency lets two spans overlap
+            first -= 1  # a place does one thing after the other; only a link's latency lets two spans overlap
         return spans[first : bisect_left(spans, end_ns, key=lambda span: span.start_ns)]
 
     def lanes(self, hand_off: bool) -> list[str]:
-        """The wires of hand-offs, or those of paging."""
+        """The links of hand-offs, or those of paging."""
         roles = ("direct", "down", "up") if hand_off else ("spill", "up")
         return [place for place in self._places if place.split()[0] in roles]
 

@@ -1,4 +1,4 @@
-"""A recording that is longer than one file may be: its lines in files beside the one that was named, which tells them.
+"""A recording that is longer than one file may be: its lines in files beside the named one, which lists them.
 
 The named file then holds one line, with how many lines each part has and what they hash to. A part is named by its hash
 too, so one of a run that was written over is never taken for another's, and each is read within `files.py`'s bounds.
@@ -110,7 +110,7 @@ def _is_part(part: Any) -> bool:
 
 
 def named_in(path: Path) -> list[Path]:
-    """The parts that a recording tells of; none where it tells of none, or is none."""
+    """The parts that a recording lists; none where it lists none, or is no recording."""
     try:
         _, row = next(files.json_lines(path))
     except FileError:
@@ -120,7 +120,7 @@ def named_in(path: Path) -> list[Path]:
 
 
 def remove_leftovers(path: Path, kept: list[Path], before: list[Path]) -> None:
-    """Parts that the recording no longer tells of: those of `before`, and what a killed process left."""
+    """Parts that the recording no longer lists: those of `before`, and what a killed process left."""
     stem, suffix = _split(path)
     pattern = re.compile(rf"{re.escape(stem)}\.part\d+-[0-9a-f]{{16}}{re.escape(suffix)}")
     young = path.stat().st_mtime - files.LEFT_S

@@ -1,7 +1,7 @@
 """A timeline as trace events, the JSON that https://ui.perfetto.dev and chrome://tracing open.
 
 A process is a device or a link, a thread a worker or a lane, in the order in which a request passes them. A slice is a
-pass, a step, or the time for which a copy kept its wire busy; a pass holds a slice a layer, and an arrow leads from
+pass, a step, or the time for which a copy kept its link busy; a pass holds a slice a layer, and an arrow leads from
 the layer that completed a piece of K/V, over the first hop where there are two, to the copy that lands it.
 """
 
@@ -122,8 +122,8 @@ class Trace:
         for mark in self.marks:
             if isinstance(mark.value, int):
                 pid, tid = self._thread(QUEUES, "counters")
-                yield {"ph": "C", "name": mark.name, "ts": self._at(mark.at_ns), "pid": pid, "tid": tid,
-                       "args": {"value": mark.value}}  # fmt: skip
+                at = {"ts": self._at(mark.at_ns), "pid": pid, "tid": tid}
+                yield {"ph": "C", "name": mark.name, **at, "args": {"value": mark.value}}
 
     # ---- arrows ------------------------------------------------------------------------------------------------------
 
@@ -142,8 +142,8 @@ class Trace:
             for index, (rank, _, end) in enumerate(ends):
                 pid, tid = self._tracks[rank]
                 phase = "s" if index == 0 else "f" if index == len(hops) else "t"
-                yield {"ph": phase, "name": "hand-off", "cat": "hand-off", "id": number, "ts": self._at(end - 1),
-                       "pid": pid, "tid": tid, "bp": "e"}  # fmt: skip
+                at = {"ts": self._at(end - 1), "pid": pid, "tid": tid}
+                yield {"ph": phase, "name": "hand-off", "cat": "hand-off", "id": number, **at, "bp": "e"}
 
     def _journeys(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """((rank of a pass, its layer), ranks of the copies that carry the piece on, hop by hop)."""
@@ -175,7 +175,7 @@ class Trace:
         return sorted(enumerate(self.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
 
     def _hops(self, ranks: Iterable[int]) -> Iterator[list[int]]:
-        """The copies of the same layers, each piece with those of its hops: pieces keep their order on every wire."""
+        """The copies of the same layers, each piece with those of its hops: pieces keep their order on every link."""
         lanes: dict[bool, list[int]] = {False: [], True: []}
         for rank in ranks:
             lanes[self.spans[rank].place.startswith("up")].append(rank)
@@ -188,7 +188,7 @@ def _about(what: str, pid: int, tid: int, **args: object) -> Event:
 
 
 def _end_ns(span: Span) -> int:
-    """A copy ends here when its wire is free again: it may land later, while the next one is on the wire."""
+    """A copy ends here when its link is free again: it may land later, while the next one is on the link."""
     return min(span.busy_end_ns, span.end_ns)
 
 

@@ -1,6 +1,6 @@
 """Receipts: where every millisecond of a request went, as named waits and works that never overlap.
 
-Each line is an interval that somebody measured: a span that holds the request, a span of others on the place it waited
+Each line is an interval that was measured: a span that holds the request, a span of others on the place it waited
 for, the time a queue was gated, or the way of a command to its worker and of a notice back. Lines are laid one over
 the other, works first, and only what is still bare is covered; what no line covers is `unaccounted_s`, never a line.
 
@@ -26,8 +26,10 @@ from disagg.trace.intervals import Interval, length
 
 WORKS = ("prefill", "recompute", "transfer", "spill", "fetch", "decode")
 #: All names, in the order of a request's life.
-NAMES = ("submission", "queue", "batch-slot", "no-block", "prefill", "recompute", "link-busy", "ring-full", "transfer",
-         "step-boundary", "device-busy", "decode", "spill", "spilled", "fetch", "dispatch", "notice")  # fmt: skip
+NAMES = (
+    *("submission", "queue", "batch-slot", "no-block", "prefill", "recompute", "link-busy", "ring-full", "transfer"),
+    *("step-boundary", "device-busy", "decode", "spill", "spilled", "fetch", "dispatch", "notice"),
+)
 
 
 class Line(NamedTuple):
@@ -206,7 +208,7 @@ def _gated(queue: str, stay: Stay, index: Index, free: str) -> Iterator[Line]:
 
 
 def _link_waits(stay: Stay, own: list[Span], index: Index) -> Iterator[Line]:
-    """Pieces that wait: for others on their wire, or for a slot of the ring."""
+    """Pieces that wait: for others on their link, or for a slot of the ring."""
     _, start, end = stay
     copies = [s for s in own if s.kind in ("copy", "spill", "fetch") and s.end_ns > start and s.ready_ns < end]
     waits = [(span.place, max(start, span.ready_ns), min(end, span.start_ns)) for span in copies]

@@ -20,7 +20,7 @@ Row = dict[str, Any]  # of JSON: a line by its fields
 KINDS = ("prefill", "decode", "copy", "spill", "fetch")
 ROLES = ("prefill", "decode", "direct", "down", "up", "spill")
 MOST = 2**62  # ns, bytes, tokens
-MOST_BLOCKS = 10_000_000  # of all memories: whoever draws them makes room for each
+MOST_BLOCKS = 10_000_000  # of all memories: a picture makes room for each
 MOST_PLACES = 256  # rows of a picture
 LONGEST_NAME = 1000
 
@@ -159,17 +159,32 @@ SHAPES = {
     "span": Shape(
         "kind",
         {
-            "kind": _one_of(KINDS), "place": ROW, "start_ns": WHOLE, "end_ns": WHOLE, "requests": WHOLES,
-            "index": WHOLE, "count": WHOLE, "nbytes": WHOLE, "firsts": WHOLES, "hand_offs_ns": TIMES,
-            "deadline_ns": WHOLE, "transfer": WHOLE, "occupied_ns": WHOLE, "ready_ns": WHOLE, "blocks": WHOLE,
+            "kind": _one_of(KINDS),
+            "place": ROW,
+            "start_ns": WHOLE,
+            "end_ns": WHOLE,
+            "requests": WHOLES,
+            "index": WHOLE,
+            "count": WHOLE,
+            "nbytes": WHOLE,
+            "firsts": WHOLES,
+            "hand_offs_ns": TIMES,
+            "deadline_ns": WHOLE,
+            "transfer": WHOLE,
+            "occupied_ns": WHOLE,
+            "ready_ns": WHOLE,
+            "blocks": WHOLE,
             "groups": WHOLES,
         },
         Span._field_defaults,
     ),
     "mark": Shape(
         "name",
-        {"name": COUNTER, "at_ns": WHOLE,
-         "value": Field(lambda v: _whole(v) or _name(v), f"{WHOLE.wanted}, or a name")},
+        {
+            "name": COUNTER,
+            "at_ns": WHOLE,
+            "value": Field(lambda v: _whole(v) or _name(v), f"{WHOLE.wanted}, or a name"),
+        },
         {},
     ),
     "move": Shape(
@@ -180,7 +195,10 @@ SHAPES = {
     "choice": Shape(
         "request",
         {
-            "request": WHOLE, "tokens": WHOLE, "spill_ns": _or_null(WHOLE), "recompute_ns": _or_null(WHOLE),
+            "request": WHOLE,
+            "tokens": WHOLE,
+            "spill_ns": _or_null(WHOLE),
+            "recompute_ns": _or_null(WHOLE),
             "arm": _one_of([arm.value for arm in Arm]),
         },
         {},
@@ -189,22 +207,34 @@ SHAPES = {
         "request",
         {
             "request": Field(lambda v: _whole(v) or (type(v) is int and v == -1), "a number, or -1: it never started"),
-            "prompt_tokens": WHOLE, "arrival_ns": WHOLE, "token_ids": WHOLES, "token_times_ns": TIMES, "text": TEXT,
+            "prompt_tokens": WHOLE,
+            "arrival_ns": WHOLE,
+            "token_ids": WHOLES,
+            "token_times_ns": TIMES,
+            "text": TEXT,
             "prompt": TEXT,
-            "finish_reason": _one_of(["", *(finish.value for finish in Finish)]), "error": _or_null(TEXT),
-            "stages": Field(_life, "pairs of a time in ns and a stage, in legal order"), "ended_ns": WHOLE,
-            "seat": _or_null(WHOLE), "recorded": YES_NO,
+            "finish_reason": _one_of(["", *(finish.value for finish in Finish)]),
+            "error": _or_null(TEXT),
+            "stages": Field(_life, "pairs of a time in ns and a stage, in legal order"),
+            "ended_ns": WHOLE,
+            "seat": _or_null(WHOLE),
+            "recorded": YES_NO,
         },
         {"text": "", "prompt": "", "finish_reason": "", "error": None, "stages": (), "ended_ns": 0, "seat": None},
     ),
-}  # fmt: skip
+}
 
 #: The first line; a timeline alone ends with `sizes`.
 HEADER = {
-    "holds": _one_of(("run", "timeline")), "version": WHOLE, "start_ns": WHOLE,
+    "holds": _one_of(("run", "timeline")),
+    "version": WHOLE,
+    "start_ns": WHOLE,
     "devices": Field(_devices, f"devices by worker, lane or memory, {MOST_PLACES} or fewer"),
     "sizes": Field(_sizes, f"blocks or slots by memory, {MOST_BLOCKS} or fewer in all"),
-    "config": Field(lambda value: type(value) is dict, "fields of a Config"), "machine": NAME, "counts": COUNTS,
+    "config": Field(lambda value: type(value) is dict, "fields of a Config"),
+    "machine": NAME,
+    "counts": COUNTS,
     "padding": Field(lambda value: _wholes(value) and len(value) == 2, "slots used, and all that were read"),
-    "peak_blocks": COUNTS, "interrupted": YES_NO,
-}  # fmt: skip
+    "peak_blocks": COUNTS,
+    "interrupted": YES_NO,
+}

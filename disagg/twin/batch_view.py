@@ -1,4 +1,4 @@
-"""A simulated decode worker's own picture of its batch, kept from commands alone, as real workers keep theirs."""
+"""A simulated decode worker's view of its batch, kept from commands alone, as real workers keep theirs."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class BatchView:
     def __init__(self) -> None:
         self._rows: dict[int, tuple[int, int]] = {}  # request → context and token index, as of step 0
         self._step = 0
-        self._ids: tuple = ()
+        self._ids: tuple[tuple[int, ...], ...] = ()
         self._groups: list[_Group] = []
 
     def follow(self, command: Decode) -> Reading:

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from disagg.plan import link
 from disagg.plan.checks import is_number, short
@@ -31,14 +32,14 @@ class Calibration:
         off = ", ".join(f"{name} {value:.1%} of {self.seen[name]}" for name, value in self.residuals.items())
         return f"{self.model} on {self.machine}: half of the works are predicted within {off}"
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file whole or not at all. FileError."""
         row = {"calibration": VERSION, **asdict(self)}
         with whole(path, check=Calibration.load) as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Calibration":
+    def load(cls, path: str | os.PathLike[str]) -> "Calibration":
         """What `save` wrote. FileError."""
         rows = [row for _, row in json_lines(Path(path))]
         try:
@@ -49,7 +50,7 @@ class Calibration:
             raise located(Path(path), 1, error) from None
 
     @classmethod
-    def _of(cls, row: dict) -> "Calibration":
+    def _of(cls, row: dict[str, Any]) -> "Calibration":
         check(row, _FIELDS)
         if row.pop("calibration") != VERSION:
             raise FileError(f"it is no calibration in version {VERSION}")
@@ -58,7 +59,7 @@ class Calibration:
         return cls(**{**row, "hardware": Hardware(**sides, count=row["hardware"]["count"])})
 
 
-def _device(row: dict) -> Device:
+def _device(row: dict[str, Any]) -> Device:
     check(row, _DEVICE)
     check(row["fit"], _FIT)
     for name in ("link", "host_link"):
@@ -67,18 +68,33 @@ def _device(row: dict) -> Device:
     return Device(**{**row, "fit": Fit(**row["fit"])})
 
 
-def _numbers(value) -> bool:
+def _numbers(value: Any) -> bool:
     return type(value) is dict and all(type(name) is str and is_number(x, 0, 1e18) for name, x in value.items())
 
 
 _SECONDS = Field(lambda value: is_number(value, 0, 1e6), "seconds, from 0 to 1e6")
 _NUMBERS = Field(_numbers, "an object of numbers, 0 or more")
 _OBJECT = Field(lambda value: type(value) is dict, "an object")
-_FIELDS = {"calibration": WHOLE, "machine": NAME, "model": NAME, "hardware": _OBJECT, "residuals": _NUMBERS,
-           "seen": _NUMBERS, "seconds": _SECONDS}  # fmt: skip
+_FIELDS = {
+    "calibration": WHOLE,
+    "machine": NAME,
+    "model": NAME,
+    "hardware": _OBJECT,
+    "residuals": _NUMBERS,
+    "seen": _NUMBERS,
+    "seconds": _SECONDS,
+}
 _HARDWARE = {"prefill": _OBJECT, "decode": _OBJECT, "count": WHOLE}
-_DEVICE = {"name": NAME, "flops_per_s": POSITIVE, "bytes_per_s": POSITIVE, "memory": WHOLE, "link": NAME,
-           "host_link": NAME, "source": NAME, "fit": _OBJECT}  # fmt: skip
+_DEVICE = {
+    "name": NAME,
+    "flops_per_s": POSITIVE,
+    "bytes_per_s": POSITIVE,
+    "memory": WHOLE,
+    "link": NAME,
+    "host_link": NAME,
+    "source": NAME,
+    "fit": _OBJECT,
+}
 _FIT = {
     field.name: NAME if field.name == "source" else _SECONDS if field.name.endswith("_s") else POSITIVE
     for field in dataclasses.fields(Fit)

@@ -18,6 +18,7 @@ from disagg.plan.checks import is_number, short
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, RequestError
 from disagg.plan.request import Finish, Request
+from disagg.twin.hardware import Hardware
 from disagg.twin.simulate import simulate
 from disagg.twin.traces import Arrival
 from disagg.twin.workloads import requests_of
@@ -36,7 +37,7 @@ class Slo:
     tpot_s: float
     share: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, what in (("ttft_s", "time to first token"), ("tpot_s", "time per output token")):
             if not is_number(getattr(self, name), 1e-9, 1e9):
                 raise ConfigError(
@@ -55,14 +56,14 @@ class Load:
 
     @classmethod
     def of(cls, workload: "Load | Iterable[Arrival | Request]", vocab: int = 32_000, seed: int = 0) -> "Load":
-        """Of Requests, or of Arrivals, whose token ids are drawn by the seed. RequestError where there is no rate."""
+        """Of Requests, or of Arrivals, whose token ids the seed gives. RequestError where there is no rate."""
         if isinstance(workload, Load):
             return workload
-        asked = list(workload) if isinstance(workload, Iterable) else [workload]
-        if asked and all(isinstance(one, Arrival) for one in asked):
-            asked = requests_of(asked, vocab, seed)
-        if not all(isinstance(one, Request) for one in asked):
-            raise RequestError("a workload is a list of Arrivals (plan/workloads, plan/traces) or of Requests")
+        given: list[object] = list(workload) if isinstance(workload, Iterable) else [workload]
+        arrivals = [one for one in given if isinstance(one, Arrival)]
+        asked = requests_of(arrivals, vocab, seed) if arrivals else [one for one in given if isinstance(one, Request)]
+        if len(asked) < len(given):
+            raise RequestError("a workload is a list of Arrivals (twin/workloads, twin/traces) or of Requests")
         asked.sort(key=lambda request: request.arrival_s)
         span_s = asked[-1].arrival_s - asked[0].arrival_s if asked else 0.0
         if span_s <= 0:
@@ -139,7 +140,7 @@ class Goodput:
         )
 
 
-def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = None) -> Goodput:
+def goodput(config: Config, load: Load, slo: Slo, hardware: str | Hardware, least: int | None = None) -> Goodput:
     """Searches from the workload's own rate; with `least`, from that step, and gives up at once where it is missed.
 
     Raises what `simulate` raises, and TooShort.
@@ -151,7 +152,7 @@ def goodput(config: Config, load: Load, slo: Slo, hardware, least: int | None = 
             run = simulate(config, load.at(load.rate(step)), hardware=hardware, record=False)
             metrics = run.metrics(slo.ttft_s, slo.tpot_s)
             failed = metrics.finished.get(Finish.FAILED.value, 0) / metrics.requests
-            probes[step] = Probe(load.rate(step), metrics.attainment, failed)
+            probes[step] = Probe(load.rate(step), metrics.attainment or 0.0, failed)
         return probes[step].attainment >= slo.share
 
     most = load.last_step(LASTS * slo.ttft_s)

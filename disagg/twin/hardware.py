@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from disagg.plan import link
 from disagg.plan.checks import short
@@ -20,7 +21,7 @@ from disagg.twin.model_shapes import sizes_of
 from disagg.twin.work import Sizes, layers_flops
 
 DIALLED = 128  # tokens of the prompt whose layers `Link.ratio` is about
-MOST_BLOCKS = 2**17  # of a memory that nobody gave a size: more are never held, and each is an entry in a list
+MOST_BLOCKS = 2**17  # of a memory without a given size: more are never held, and each is an entry in a list
 MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is activations and what the system holds
 
 
@@ -77,13 +78,27 @@ DEVICES = {
         Device("A100", 312 * _TF, 2039 * _GB, 80 * _GB, "nvlink3", "pcie4x16", "NVIDIA A100 80GB SXM data sheet, 2021"),
         Device("H100", 989 * _TF, 3350 * _GB, 80 * _GB, "nvlink4", "pcie5x16", "NVIDIA H100 SXM data sheet, 2023"),
         Device("H200", 989 * _TF, 4800 * _GB, 141 * _GB, "nvlink4", "pcie5x16", "NVIDIA H200 SXM data sheet, 2023"),
-        Device("RTX4090", 165 * _TF, 1008 * _GB, 24 * _GB, "pcie4x16", "pcie4x16",
-               "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums"),
-        Device("CPU", 0.1 * _TF, 11 * _GB, 8 * _GB, "memory", "memory",
-               "one Zen 3 core with AVX2, measured, November 2026",
-               Fit(0.83, 0.4, 0.9, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption")),
+        Device(
+            "RTX4090",
+            165 * _TF,
+            1008 * _GB,
+            24 * _GB,
+            "pcie4x16",
+            "pcie4x16",
+            "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums",
+        ),
+        Device(
+            "CPU",
+            0.1 * _TF,
+            11 * _GB,
+            8 * _GB,
+            "memory",
+            "memory",
+            "one Zen 3 core with AVX2, measured, November 2026",
+            Fit(0.83, 0.4, 0.9, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption"),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def device_named(name: str) -> Device:
@@ -108,7 +123,7 @@ class Hardware:
     count: int = 2
 
     @classmethod
-    def parse(cls, value) -> "Hardware":
+    def parse(cls, value: Any) -> "Hardware":
         """From "2xL4", "H100+L4" (prefill on the first, decode on the second), a Device, or itself. ConfigError."""
         if isinstance(value, Hardware):
             return value
@@ -165,12 +180,12 @@ class Costs:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Times of a model on given hardware, as a simulated world asks for them: in whole ns."""
+    """Times of a model on given hardware, as a simulation asks for them: in whole ns."""
 
     prefill: Costs
     decode: Costs
     hop_bytes_per_s: float  # of a hop through host memory, and of spills and fetches
-    link_bytes_per_s: float  # of the direct wire
+    link_bytes_per_s: float  # of the direct link
     pads: bool = False
     steps_in_flight: int = 2
 
@@ -184,9 +199,13 @@ class Predicted:
             raise ConfigError(f"{workers} workers need as many devices, and {hardware.words} are {hardware.count}")
         on_cpu = hardware.decode.name == "CPU"
         return cls(
-            Costs(sizes, prefill), Costs(sizes, hardware.decode), link.PRESETS[hardware.decode.host_link],
-            link.PRESETS[hardware.prefill.link], on_cpu, 1 if on_cpu else 2,
-        )  # fmt: skip
+            Costs(sizes, prefill),
+            Costs(sizes, hardware.decode),
+            link.PRESETS[hardware.decode.host_link],
+            link.PRESETS[hardware.prefill.link],
+            on_cpu,
+            1 if on_cpu else 2,
+        )
 
     @property
     def layers(self) -> int:
@@ -219,7 +238,7 @@ class Predicted:
         return round(1e9 * (self.decode.device.fit.copy_s + nbytes / self._rate(lane)))
 
     def cost(self, lane: str) -> RouteCost:
-        """Of the direct wire, or of a hop between a device and host memory."""
+        """Of the direct link, or of a hop between a device and host memory."""
         return RouteCost(self.decode.device.fit.copy_s, self._rate(lane))
 
     def _rate(self, lane: str) -> float:
@@ -229,7 +248,8 @@ class Predicted:
     def sized(self, config: Config) -> Config:
         """The config with what was left open: block counts by the devices' memory, and a link's ratio by their speed.
         ConfigError with the bytes that are missing."""
-        block_bytes, changes = config.block_size * self.token_bytes, {}
+        block_bytes = (config.block_size or 1) * self.token_bytes
+        changes: dict[str, Any] = {}
         for name, costs in (("prefill_blocks", self.prefill), ("decode_blocks", self.decode)):
             device, weights = costs.device, costs.sizes.weight_bytes
             room, wanted = int(MEMORY_SHARE * device.memory) - weights, getattr(config, name)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import ConfigError
@@ -18,13 +19,27 @@ RANDOM = "random-"  # before a shape's name, in Config.model
 MOST_BYTES = 2**20  # of a config.json
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-_LLAMA = dict(rms_norm_eps=1e-5, rope_theta=500_000.0, tie_word_embeddings=False)
-_QWEN = dict(rms_norm_eps=1e-6, rope_theta=1_000_000.0)
 
-#: `tiny`, a Llama for tests and lessons, which run/tiny makes in memory; EOS is one past the bytes.
+def _shape(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    """The fields of a config.json; `inner` is the MLP's width."""
+    return dict(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        **{"tie_word_embeddings": False, **more},
+    )
+
+
+_LLAMA = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
+_SMOLLM = {"rms_norm_eps": 1e-5, "rope_theta": 100_000.0, "tie_word_embeddings": True}
+_QWEN = {"head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0}
+
+#: `tiny`, a Llama for tests and lessons, which run/model/tiny makes in memory; EOS is one past the bytes.
 TINY_EOS = 256
-TINY = dict(vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, tie_word_embeddings=False)  # fmt: skip
+TINY = _shape(257, 64, 128, 4, 4, 2)
 
 #: Longest contexts in tokens. Rotary positions of a random model are computed, not stored, so this is only a limit.
 TINY_CONTEXT, SMOLLM2_CONTEXT, RANDOM_CONTEXT = 2048, 8192, 32_768
@@ -32,28 +47,16 @@ USUAL_CONTEXT = 2048  # of a config.json that says nothing
 
 #: Name → kind of config, and its fields.
 SHAPES = {
-    "llama3-8b": ("llama", dict(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, **_LLAMA)),
-    "llama3-70b": ("llama", dict(
-        vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64,
-        num_key_value_heads=8, **_LLAMA)),
-    "llama3-1b": ("llama", dict(
-        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, **{**_LLAMA, "tie_word_embeddings": True})),
-    "qwen3-8b": ("qwen3", dict(
-        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False, **_QWEN)),
-    "qwen3-0.6b": ("qwen3", dict(
-        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True, **_QWEN)),
-    "smollm2": ("llama", dict(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, rms_norm_eps=1e-5, rope_theta=100_000.0, tie_word_embeddings=True)),
-}  # fmt: skip
+    "llama3-8b": ("llama", _shape(128_256, 4096, 14_336, 32, 32, 8, **_LLAMA)),
+    "llama3-70b": ("llama", _shape(128_256, 8192, 28_672, 80, 64, 8, **_LLAMA)),
+    "llama3-1b": ("llama", _shape(128_256, 2048, 8192, 16, 32, 8, head_dim=64, tie_word_embeddings=True, **_LLAMA)),
+    "qwen3-8b": ("qwen3", _shape(151_936, 4096, 12_288, 36, 32, 8, **_QWEN)),
+    "qwen3-0.6b": ("qwen3", _shape(151_936, 1024, 3072, 28, 16, 8, tie_word_embeddings=True, **_QWEN)),
+    "smollm2": ("llama", _shape(49_152, 576, 1536, 30, 9, 3, **_SMOLLM)),
+}
 
 
-def sizes_of(model: str | Mapping, dtype: str = "bfloat16") -> Sizes:
+def sizes_of(model: str | Mapping[str, Any], dtype: str = "bfloat16") -> Sizes:
     """Of a shape by name, "random-" in front or not, of a folder with a config.json, or of such a file's fields.
     ConfigError."""
     if isinstance(model, Mapping):
@@ -65,7 +68,7 @@ def sizes_of(model: str | Mapping, dtype: str = "bfloat16") -> Sizes:
 def vocab_of(model: str) -> int:
     """Token ids that a model has; ConfigError as `sizes_of`."""
     sizes_of(model)
-    return _config_of(model.removeprefix(RANDOM))["vocab_size"]
+    return int(_config_of(model.removeprefix(RANDOM))["vocab_size"])
 
 
 def limits_of(model: str) -> Limits:
@@ -78,7 +81,7 @@ def limits_of(model: str) -> Limits:
     return Limits(name, vocab, context_of(_config_of(name)))
 
 
-def context_of(config: Mapping) -> int:
+def context_of(config: Mapping[str, Any]) -> int:
     """Of a config's fields. Rotary scalings that depend on the longest row of a batch are used below it only."""
     limit = config.get("max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -90,7 +93,7 @@ def context_of(config: Mapping) -> int:
     return int(limit)
 
 
-def _config_of(name: str) -> Mapping:
+def _config_of(name: str) -> Mapping[str, Any]:
     if name == "tiny":
         return TINY
     if name in SHAPES:
@@ -103,7 +106,7 @@ def _config_of(name: str) -> Mapping:
     raise ConfigError(f"model {short(name)} has no known shape{words}; {known}")
 
 
-def _fields(path: Path) -> Mapping:
+def _fields(path: Path) -> Mapping[str, Any]:
     """Of a config.json. ConfigError where it is none."""
     if path.stat().st_size > MOST_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a model's config has {MOST_BYTES:,} at most")

@@ -12,13 +12,16 @@ from disagg.plan.controller import Controller
 
 
 def replay(
-    config: Config, log: Iterable[tuple[int, object]], *, layers: int, token_bytes: int, steps_in_flight: int = 1,
+    config: Config,
+    log: Iterable[tuple[int, object]],
+    *,
+    layers: int,
+    token_bytes: int,
+    steps_in_flight: int = 1,
     pads: bool = True,
-) -> list[tuple[int, object]]:  # fmt: skip
+) -> list[tuple[int, object]]:
     """(ns, command) of a controller that has heard nothing before. `config` must have its block counts filled in."""
-    controller = Controller(
-        config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight, pads=pads
-    )  # fmt: skip
+    controller = Controller(config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight, pads=pads)
     return [(now_ns, command) for now_ns, event in log for command in controller.handle(event, now_ns)]
 
 

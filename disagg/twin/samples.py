@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A copy, without the wire's latency."""
+    """A copy, without the link's latency."""
 
     lane: str
     nbytes: int
@@ -46,7 +46,8 @@ def passes(run: Run) -> list[Pass]:
     prompts, again = _prompts(run), _again(run)
     found, beside = [], _Beside(run)
     for span in _spans(run, "prefill"):
-        chunks, left = [], span.count
+        chunks: list[tuple[int, int]] = []
+        left = span.count
         for request in span.requests:
             start = done.get(request, 0)
             due = prompts.get(request, 0) - start
@@ -55,8 +56,8 @@ def passes(run: Run) -> list[Pass]:
             done[request], left = stop, left - (stop - start)
         if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns:
             first, last = span.hand_offs_ns[0], span.hand_offs_ns[-1]
-            took = [ns / 1e9 for ns in (span.end_ns - span.start_ns, first - span.start_ns, span.end_ns - last)]
-            found.append(Pass(tuple(chunks), len(span.firsts), *took, beside.share(span)))
+            took, lead, tail = span.end_ns - span.start_ns, first - span.start_ns, span.end_ns - last
+            found.append(Pass(tuple(chunks), len(span.firsts), took / 1e9, lead / 1e9, tail / 1e9, beside.share(span)))
     return found
 
 
@@ -84,7 +85,8 @@ def copies(run: Run) -> list[Copy]:
 def turns(run: Run) -> list[float]:
     """Seconds from a step's end to the start of the next of the same rows, where that was decided after it: the host's
     share."""
-    found, last = [], {}
+    found: list[float] = []
+    last: dict[str, Span] = {}
     for span in sorted(run.timeline.spans, key=lambda span: span.start_ns):
         before = last.get(span.place)
         last[span.place] = span
@@ -99,11 +101,10 @@ class _Beside:
     """Which share of a span's time other workers computed."""
 
     def __init__(self, run: Run) -> None:
-        self._work = {
-            place: union((span.start_ns, span.end_ns) for span in run.timeline.spans if span.place != place
-                         and span.kind in ("prefill", "decode"))
-            for place in {span.place for span in run.timeline.spans}
-        }  # fmt: skip
+        spans = run.timeline.spans
+        work = [span for span in spans if span.kind in ("prefill", "decode")]
+        places = {span.place for span in spans}
+        self._work = {p: union((s.start_ns, s.end_ns) for s in work if s.place != p) for p in places}
 
     def share(self, span: Span) -> float:
         took = span.end_ns - span.start_ns

@@ -6,6 +6,7 @@ Every arrangement of up to `count` devices stands beside its rivals that do not 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
@@ -16,7 +17,7 @@ MOST_DEVICES = 16
 CHUNKS = (256, 512, 1024, 2048, 4096, 8192)  # tokens of one prefill pass
 BATCHES = (8, 16, 32, 64, 128, 256)  # rows of one decode step
 WIDE = 128  # of them, to judge an arrangement by
-LAYERS = (1, 2, 4, 8, 16)  # of a copy; None besides: as the wire's fixed cost and bandwidth ask for
+LAYERS = (1, 2, 4, 8, 16)  # of a copy; None besides: as the link's fixed cost and bandwidth ask for
 RINGS = (2, 4, 8, 16, 32)  # slots between the two hops of "staged"
 
 
@@ -51,19 +52,19 @@ class Candidate:
             return "one for both" if config.decode_workers == 1 else f"{config.decode_workers}, each for both"
         return f"{config.prefill_workers} prefill + {config.decode_workers} decode"
 
-    def but(self, **changes) -> "Candidate":
+    def but(self, **changes: Any) -> "Candidate":
         return Candidate(self.config.replace(**changes), self.hardware)
 
 
-def base_of(config: Config | str | os.PathLike, hardware: Hardware) -> Config:
+def base_of(config: Config | str | os.PathLike[str], hardware: Hardware) -> Config:
     """A Config as it is; of a model's name, a config for such devices: GPUs compute in bfloat16. ConfigError."""
     if isinstance(config, Config):
         if config.sm_split is not None:
             raise ConfigError("sm_split: the twin does not know how a GPU behaves that is cut by SMs; leave it out")
         return config.replace(link=tuple(config.link)) if isinstance(config.link, list) else config
     if hardware.decode.name == "CPU":
-        return Config(model=config)
-    return Config(model=config, dtype="bfloat16", prefill_device="cuda:0", decode_device="cuda:1")
+        return Config(model=os.fspath(config))
+    return Config(model=os.fspath(config), dtype="bfloat16", prefill_device="cuda:0", decode_device="cuda:1")
 
 
 def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
@@ -75,10 +76,12 @@ def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
         rival = colocated(base, Hardware(first, second, 2))
         unknown = "the twin gives workers that do both one kind of device"
         return [
-            colocated(base, Hardware(first, first, 1)), colocated(base, Hardware(second, second, 1)),
-            split(base, Hardware(first, second, 2), 1), split(base, Hardware(second, first, 2), 1),
+            colocated(base, Hardware(first, first, 1)),
+            colocated(base, Hardware(second, second, 1)),
+            split(base, Hardware(first, second, 2), 1),
+            split(base, Hardware(second, first, 2), 1),
             Candidate(rival.config, rival.hardware, unknown),
-        ]  # fmt: skip
+        ]
     found = []
     for count in range(1, hardware.count + 1):
         devices = Hardware(first, second, count)
@@ -105,10 +108,10 @@ def starts(candidate: Candidate) -> list[Candidate]:
     return [candidate] if candidate.refused else list(dict.fromkeys([candidate, candidate.but(max_batch=WIDE)]))
 
 
-def settings(candidate: Candidate) -> Iterator[list[dict]]:
+def settings(candidate: Candidate) -> Iterator[list[dict[str, Any]]]:
     """What may be changed of an arrangement, one setting after the other: all changes that each one has."""
     config = candidate.config
-    yield [{"chunk_tokens": tokens} for tokens in CHUNKS if tokens % config.block_size == 0]
+    yield [{"chunk_tokens": tokens} for tokens in CHUNKS if tokens % (config.block_size or 1) == 0]
     yield [{"max_batch": rows} for rows in BATCHES]
     if not config.colocated:
         layers = sizes_of(config.model, config.dtype).layers

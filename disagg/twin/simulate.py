@@ -1,9 +1,10 @@
-"""The same controller and the same traffic under a virtual clock: `simulate`, and the worlds it runs."""
+"""The engine's controller and transfer scheduler under a virtual clock: `simulate`, and the engines it runs."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import DEFAULT_TOKENS, Config
@@ -11,68 +12,72 @@ from disagg.plan.errors import ConfigError
 from disagg.plan.intake import job_of
 from disagg.plan.request import Request, listed
 from disagg.trace.results import Run
-from disagg.twin.hardware import Hardware, Predicted
+from disagg.twin.hardware import Device, Hardware, Predicted
 from disagg.twin.model_shapes import limits_of
-from disagg.twin.simulated_engine import SimulatedEngine, Speeds
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds, WorkTimes
+
+Simulation = TypeVar("Simulation", bound=SimulatedEngine)
 
 
 def simulate(
-    config: Config, requests: Iterable[Request], speeds: Speeds | None = None, hardware=None, record: bool = True
+    config: Config,
+    requests: Iterable[Request],
+    speeds: WorkTimes | None = None,
+    hardware: str | Device | Hardware | None = None,
+    record: bool = True,
 ) -> Run:
     """Serves requests given as token ids under a virtual clock; the same Run as `Engine.serve`.
 
-    `hardware` names what it runs on ("2xL4", "H100+L4", a plan.hardware.Hardware): times are then predicted from the
+    `hardware` names what it runs on ("2xL4", "H100+L4", a twin.hardware.Hardware): times are then predicted from the
     model's sizes. Without it the speeds count, which are round numbers. With `record=False` the run has no timeline,
     only results and counts: a day of requests then fits into memory. ConfigError for unknown hardware, and where the
     model does not fit.
     """
     if hardware is None:
-        world = world_of(config, listed(requests), speeds or Speeds(), record=record)
+        simulation = simulation_of(SimulatedEngine, config, listed(requests), speeds or Speeds(), record=record)
     elif speeds is None:
-        world = world_on(hardware, config, requests, record)
+        simulation = simulation_on(hardware, config, requests, record)
     else:
         raise ConfigError("simulate takes speeds or hardware, not both: hardware predicts the speeds")
     with uncollected():
-        world.run()
-    run = world.so_far()
-    world.close()
+        simulation.run()
+    run = simulation.so_far()
+    simulation.close()
     return run
 
 
-def world_on(hardware, config: Config, requests: Iterable[Request], record: bool = True) -> SimulatedEngine:
-    """A world of predicted times in which these requests will arrive. ConfigError as `simulate`."""
-    hardware = Hardware.parse(hardware)
-    speeds = Predicted.of(config, hardware)
-    world = world_of(speeds.sized(config), listed(requests), speeds, record=record)
-    world.recorder.machine = f"virtual clock, {hardware.words}"
-    if not speeds.pads and (lanes := world.traffic.lanes):  # as engines on GPUs do
-        name, lane = next(iter(lanes.items()))
-        world.traffic.measured(world.config, speeds.cost(name).dialled(lane.wire.link).least_bytes)
-    return world
-
-
-def world_of(
-    config: Config, requests: Sequence[Request], speeds, kind: type[SimulatedEngine] = SimulatedEngine, **how
+def simulation_on(
+    hardware: str | Device | Hardware, config: Config, requests: Iterable[Request], record: bool = True
 ) -> SimulatedEngine:
-    """A world in which these requests, given as token ids, will arrive. RequestError where an engine would refuse one,
-    ConfigError where the model's shape is unknown."""
-    open_sizes = {
-        name: blocks_for(tokens, config.block_size)
-        for name, tokens in DEFAULT_TOKENS.items()
-        if getattr(config, name) is None
-    }
-    world = kind(config.replace(**open_sizes), speeds, **how)
+    """An engine of predicted times at which these requests will arrive. ConfigError as `simulate`."""
+    hardware = Hardware.parse(hardware)
+    times = Predicted.of(config, hardware)
+    simulation = simulation_of(SimulatedEngine, times.sized(config), listed(requests), times, record=record)
+    simulation.recorder.machine = f"virtual clock, {hardware.words}"
+    if not times.pads and (lanes := simulation.traffic.lanes):  # as engines on GPUs do
+        name, lane = next(iter(lanes.items()))
+        simulation.traffic.measured(simulation.config, times.cost(name).dialled(lane.wire.link).least_bytes)
+    return simulation
+
+
+def simulation_of(
+    kind: type[Simulation], config: Config, requests: Sequence[Request], speeds: WorkTimes, **how: Any
+) -> Simulation:
+    """An engine at which these requests, given as token ids, will arrive. RequestError where an engine would refuse
+    one, ConfigError where the model's shape is unknown."""
+    size = config.block_size or 1
+    open_sizes = {name: blocks_for(n, size) for name, n in DEFAULT_TOKENS.items() if getattr(config, name) is None}
+    simulation = kind(config.replace(**open_sizes), speeds, **how)
     limits = limits_of(config.model)
     for index, request in enumerate(requests):
         job = job_of(request, limits, seed=config.seed)
-        world.submit(replace(job, id=index, arrival_ns=round(request.arrival_s * 1e9)))
-    return world
+        simulation.submit(replace(job, id=index, arrival_ns=round(request.arrival_s * 1e9)))
+    return simulation
 
 
 @contextmanager
-def uncollected():
-    """Without the collector of cycles, which would look again and again at all that a run keeps: a quarter of its time.
-    A world makes none while it runs."""
+def uncollected() -> Iterator[None]:
+    """Without the collector of cycles, which would take a quarter of a run's time. A simulation makes no cycles."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -17,6 +17,7 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.request import Job
 from disagg.plan.spans import Span
+from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import ActiveCopy, TransferScheduler
 from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
@@ -88,31 +89,13 @@ def fake_token(request: int, index: int) -> int:
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
-def _ignore_ring(at_ns: int, held: int) -> None:
-    """In place of a recorder, where nothing is kept any more."""
+class VirtualClock:
+    """Actions in the order of their times: one heap, one thread. Times in ns."""
 
-
-class SimulatedEngine:
-    """One controller, its transfer scheduler, and workers that take time. `step` advances by one event."""
-
-    def __init__(
-        self, config: Config, speeds: WorkTimes = Speeds(), steps_in_flight: int | None = None, record: bool = True
-    ) -> None:
-        self.config, self.speeds = config, speeds
-        shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
-        ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
-        self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
-        self.traffic = TransferScheduler(config, **shape)
+    def __init__(self) -> None:
         self.now_ns = 0
-        self.results: dict[int, Result] = {}
-        self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
-        self.recorder.begin(0, record)
-        self.busy_lanes: set[str] = set()
         self._heap: list[tuple[int, float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
-        self._free_ns: dict[cmd.Worker, int] = {}
-        self._batches: dict[cmd.Worker, BatchView] = {}
-        self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
 
     def at(self, when_ns: int, action: Callable[..., object], *args: Any) -> None:
         """Schedules an action; those of one instant run in the order in which they were scheduled."""
@@ -123,9 +106,42 @@ class SimulatedEngine:
         """Order of what happens at the same instant; checked simulations draw it at random."""
         return 0
 
+    def step(self) -> bool:
+        """Runs the next scheduled action; False where there is none left."""
+        if not self._heap:
+            return False
+        when, _, _, action, args = heapq.heappop(self._heap)
+        self.now_ns = max(self.now_ns, when)
+        action(*args)
+        return True
+
+
+def _ignore_ring(at_ns: int, held: int) -> None:
+    """In place of a recorder, where nothing is kept any more."""
+
+
+class SimulatedEngine(VirtualClock):
+    """One controller, its transfer scheduler, and workers that take time. `step` advances by one event."""
+
+    def __init__(
+        self, config: Config, speeds: WorkTimes = Speeds(), steps_in_flight: int | None = None, record: bool = True
+    ) -> None:
+        super().__init__()
+        self.config, self.speeds = config, speeds
+        shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
+        ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
+        self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
+        self.traffic = TransferScheduler(config, **shape)
+        self.results: dict[int, Result] = {}
+        self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
+        self.recorder.begin(0, record)
+        self.busy_lanes: set[str] = set()
+        self._free_ns: dict[cmd.Worker, int] = {}
+        self._batches: dict[cmd.Worker, BatchView] = {}
+        self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
+
     def submit(self, job: Job) -> None:
-        refusal = self.controller.refusal(job)
-        if refusal:
+        if refusal := self.controller.refusal(job):
             raise RequestError(refusal)
         timeline = self.recorder.timeline_of(run=True)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)
@@ -137,15 +153,6 @@ class SimulatedEngine:
         """New settings from this instant on, of those that a running engine can change."""
         self.controller.check_live(config)
         self.deliver(ev.Retune(config))
-
-    def step(self) -> bool:
-        """Runs the next scheduled action; False where there is none left."""
-        if not self._heap:
-            return False
-        when, _, _, action, args = heapq.heappop(self._heap)
-        self.now_ns = max(self.now_ns, when)
-        action(*args)
-        return True
 
     def run(self, limit_steps: int = 50_000_000) -> None:
         """Until nothing is left to happen; an open request then is a bug, and is named."""
@@ -216,15 +223,13 @@ class SimulatedEngine:
             case cmd.Preempted():
                 self.recorder.choose(command.choice)
 
-    # ---- workers -----------------------------------------------------------------------------------------------------
-
     def _prefill(self, command: cmd.Prefill) -> None:
         speeds, start = self.speeds, self._start(command.worker)
         tokens = sum(chunk.stop - chunk.start for chunk in command.chunks)
         lead, layer, tail = self._pass_ns(command)
         marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
         end = marks[-1] + tail
-        for index, moving in self._moving(command):
+        for index, moving in handed_off_by(self.traffic, command):
             self.at(marks[index], self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
@@ -236,24 +241,9 @@ class SimulatedEngine:
         prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
         self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
 
-    def _moving(self, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
-        """(layer, transfers that have a copy ready once it is handed off): the others' layers wait for more."""
-        moving: dict[int, list[int]] = {}
-        for chunk in command.chunks:
-            if chunk.transfer is not None:
-                for layer in self.traffic.copied_after(chunk.transfer):
-                    moving.setdefault(layer, []).append(chunk.transfer)
-        return sorted(moving.items())
-
     def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int, int]:
-        chunks, ending = command.chunks, sum(chunk.final for chunk in command.chunks)
-        return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], ending, self._beside(command.worker))
-
-    def _beside(self, worker: cmd.Worker) -> bool:
-        """Does another worker compute now, or is about to?"""
-        state = self.controller.state
-        busy = [w.name for w in state.prefills if w.passing] + [w.name for w in state.decodes if w.steps]
-        return any(other != worker for other in busy)
+        chunks, beside = command.chunks, computes_beside(self.controller.state, command.worker)
+        return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], sum(c.final for c in chunks), beside)
 
     def _hand_off(self, transfers: list[int], layer: int) -> None:
         for transfer in transfers:
@@ -262,13 +252,14 @@ class SimulatedEngine:
 
     def _decode(self, command: cmd.Decode) -> None:
         worker, token = command.worker, self._token
-        if worker not in self._batches:
-            self._batches[worker] = BatchView()
-        used, padded = self._batches[worker].follow(command)
-        tokens = tuple([token(request, index) for request, index in self._batches[worker].rows()])
+        batch = self._batches.get(worker)
+        if batch is None:
+            batch = self._batches[worker] = BatchView()
+        used, padded = batch.follow(command)
+        tokens = tuple([token(request, index) for request, index in batch.rows()])
         padded = padded if self.speeds.pads else used
         start = self._start(worker)
-        end = start + self.speeds.step_ns(len(tokens), padded, self._beside(worker))
+        end = start + self.speeds.step_ns(len(tokens), padded, computes_beside(self.controller.state, worker))
         self._free_ns[worker] = end
         if self.recorder.on:
             order, sizes = tuple(chain.from_iterable(command.groups)), tuple(map(len, command.groups))
@@ -286,8 +277,6 @@ class SimulatedEngine:
 
     def _start(self, worker: cmd.Worker) -> int:
         return max(self.now_ns, self._free_ns.get(worker, 0))
-
-    # ---- links -------------------------------------------------------------------------------------------------------
 
     def drive_lanes(self) -> None:
         """Starts a copy on every idle lane that has one ready."""
@@ -330,3 +319,19 @@ class SimulatedEngine:
         for notice in notices:
             self.deliver(notice)
         self.drive_lanes()  # whether or not a notice came through
+
+
+def handed_off_by(traffic: TransferScheduler, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
+    """(layer, transfers that have a copy ready once the pass hands it off): the others' layers wait for more."""
+    moving: dict[int, list[int]] = {}
+    for chunk in command.chunks:
+        if chunk.transfer is not None:
+            for layer in traffic.copied_after(chunk.transfer):
+                moving.setdefault(layer, []).append(chunk.transfer)
+    return sorted(moving.items())
+
+
+def computes_beside(state: ControllerState, worker: cmd.Worker) -> bool:
+    """Does another worker compute now, or is about to?"""
+    busy = [w.name for w in state.prefills if w.passing] + [w.name for w in state.decodes if w.steps]
+    return any(other != worker for other in busy)

@@ -3,7 +3,7 @@
     stepper = Stepper(Config.preset("paged", decode_blocks=12), requests)
     stepper.step().why  # in words: the rules that fired, and the numbers they compared
 
-A moment is what one event did. Moments are computed a window at a time from a copy of the world, so going back is
+A moment is what one event did. Moments are computed a window at a time from a copy of the simulation, so going back is
 the same computation again: same requests, same bytes.
 """
 
@@ -11,14 +11,17 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from disagg.plan.blocks import BlockPool
 from disagg.plan.config import Config
 from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import ConfigError
-from disagg.plan.request import Request
+from disagg.plan.request import Record, Request
 from disagg.plan.state import ControllerState
+from disagg.plan.worker_state import PrefillWorkerState
 from disagg.trace.results import Run
-from disagg.twin.simulate import world_of
+from disagg.twin.simulate import simulation_of
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 EVERY = 50  # moments of a window
@@ -34,7 +37,7 @@ class Moment:
     event: str
     why: tuple[str, ...]
     commands: tuple[str, ...]
-    state: dict
+    state: dict[str, Any]
 
     def to_bytes(self) -> bytes:
         """The same moment gives the same bytes."""
@@ -46,27 +49,25 @@ class Moment:
         return "\n".join(lines)
 
 
-class Watched(SimulatedEngine):
-    """A world that keeps a moment of each event, where `moments` is a list."""
+class SteppedEngine(SimulatedEngine):
+    """Keeps a moment of each event, where `moments` is a list."""
 
     moments: list[Moment] | None = None
     delivered = 0
 
-    def deliver(self, event) -> None:
-        self.controller.state.reasons = reasons = []
-        commands: list = []
+    def deliver(self, event: object) -> None:
+        reasons: list[Any] = []
+        self.controller.state.reasons = reasons
+        commands: list[object] = []
         self._obeyed = commands
         super().deliver(event)
         if self.moments is not None:
-            self.moments.append(
-                Moment(
-                    self.delivered, self.now_ns, event_in_words(event), tuple(map(str, reasons)),
-                    tuple(map(command_in_words, commands)), state_of(self),
-                )
-            )  # fmt: skip
+            why, what = tuple(map(str, reasons)), tuple(map(command_in_words, commands))
+            event_words, state = event_in_words(event), state_of(self)
+            self.moments.append(Moment(self.delivered, self.now_ns, event_words, why, what, state))
         self.delivered += 1
 
-    def obey(self, command) -> None:
+    def obey(self, command: object) -> None:
         self._obeyed.append(command)
         super().obey(command)
 
@@ -76,19 +77,19 @@ class Stepper:
 
     def __init__(self, config: Config, requests: Sequence[Request], speeds: Speeds | None = None) -> None:
         self._arguments = config, list(requests), speeds or Speeds()
-        world = world_of(*self._arguments, kind=Watched)
-        world.recorder.begin(0, record=False)
-        self._worlds: dict[int, Watched] = {}  # number of the first moment → the world before it
+        simulation = simulation_of(SteppedEngine, *self._arguments)
+        simulation.recorder.begin(0, record=False)
+        self._copies: dict[int, SteppedEngine] = {}  # number of the first moment → the simulation before it
         self._windows: dict[int, list[Moment]] = {}
         begun = -1
         while True:
-            if world.delivered // EVERY > begun:
-                begun = world.delivered // EVERY
-                self._worlds[world.delivered] = copy.deepcopy(world)
-            if not world.step():
+            if simulation.delivered // EVERY > begun:
+                begun = simulation.delivered // EVERY
+                self._copies[simulation.delivered] = copy.deepcopy(simulation)
+            if not simulation.step():
                 break
-        self._starts = sorted(self._worlds)
-        self.length = world.delivered
+        self._starts = sorted(self._copies)
+        self.length = simulation.delivered
         self.position = 0
 
     def __len__(self) -> int:
@@ -128,53 +129,57 @@ class Stepper:
         """The whole run, as `simulate` gives it."""
         return self._finish(self._recorded())
 
-    def fork(self, at: int | None = None, config: Config | None = None, **changes) -> tuple[Run, Run]:
+    def fork(self, at: int | None = None, config: Config | None = None, **changes: Any) -> tuple[Run, Run]:
         """Both futures of a moment: as it was, and with other settings from there on (those of `engine.retune`)."""
         at = self.position if at is None else at
         self.at(at)
-        world = self._recorded()
-        while world.delivered <= at:
-            world.step()
-        world.retune((config or world.controller.state.config).replace(**changes))
-        return self.run(), self._finish(world)
+        simulation = self._recorded()
+        while simulation.delivered <= at:
+            simulation.step()
+        simulation.retune((config or simulation.controller.state.config).replace(**changes))
+        return self.run(), self._finish(simulation)
 
-    def _recorded(self) -> Watched:
-        return world_of(*self._arguments, kind=Watched)
+    def _recorded(self) -> SteppedEngine:
+        return simulation_of(SteppedEngine, *self._arguments)
 
-    def _finish(self, world: SimulatedEngine) -> Run:
-        world.run()
-        return world.so_far()
+    def _finish(self, simulation: SimulatedEngine) -> Run:
+        simulation.run()
+        return simulation.so_far()
 
     def _window(self, start: int) -> list[Moment]:
         if start not in self._windows:
             end = min((first for first in self._starts if first > start), default=self.length)
-            world = copy.deepcopy(self._worlds[start])
-            world.moments = []
-            while world.delivered < end:
-                world.step()
+            simulation = copy.deepcopy(self._copies[start])
+            simulation.moments = []
+            while simulation.delivered < end:
+                simulation.step()
             while len(self._windows) >= KEPT:
                 del self._windows[next(iter(self._windows))]
-            self._windows[start] = world.moments
+            self._windows[start] = simulation.moments
         return self._windows[start]
 
 
-def state_of(world: SimulatedEngine) -> dict:
-    """Queues, requests, tables, pools, ring, wires and batches as plain data."""
-    state, traffic = world.controller.state, world.traffic
+def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
+    """Queues, requests, tables, pools, ring, links and batches as plain data."""
+    state, traffic = simulation.controller.state, simulation.traffic
     return {
         "requests": {str(record.id): _request(record) for record in state.records.values()},
         "queues": _queues(state),
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
         "ring": _pool(traffic.ring) if traffic.ring.total else None,
-        "wires": {name: {"waiting": traffic.waiting(name), "busy": name in world.busy_lanes} for name in traffic.lanes},
+        "wires": {n: {"waiting": traffic.waiting(n), "busy": n in simulation.busy_lanes} for n in traffic.lanes},
         "passes": {str(worker.name): _passing(worker) for worker in state.prefills},
         "batches": {str(w.name): [list(g.ids) for _, g in sorted(w.groups.items())] for w in state.decodes},
         "steps": {str(w.name): [list(step.requests) for step in w.steps] for w in state.decodes},
-    }  # fmt: skip
+    }
 
 
-def _request(record) -> dict:
-    tables = {"prefill": record.prefill_table, "decode": record.decode_table, "host": record.host_table}
+def _request(record: Record) -> dict[str, Any]:
+    tables: dict[str, Any] = {
+        "prefill": record.prefill_table,
+        "decode": record.decode_table,
+        "host": record.host_table,
+    }
     return {
         "stage": record.stage.value,
         "gate": record.gate,
@@ -184,17 +189,17 @@ def _request(record) -> dict:
     }
 
 
-def _passing(worker) -> list[int]:
+def _passing(worker: PrefillWorkerState) -> list[int]:
     return [record.id for record, _ in worker.passing.items] if worker.passing else []
 
 
-def _queues(state: ControllerState) -> dict:
+def _queues(state: ControllerState) -> dict[str, Any]:
     queues = {f"{worker.name} queue": worker.queue for worker in reversed(state.prefills)}
     queues |= {f"{worker.name} landed": worker.landed for worker in state.decodes}
     queues["wanting"] = state.wanting
     return {name: {"requests": [r.id for r in queue], "gate": queue.gate} for name, queue in queues.items()}
 
 
-def _pool(pool) -> dict:
+def _pool(pool: BlockPool) -> dict[str, Any]:
     held = [{"owner": owner, "state": state, "blocks": blocks} for (owner, state), blocks in pool.holdings().items()]
     return {"total": pool.total, "free": pool.total - pool.held, "held": held}

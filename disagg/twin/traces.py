@@ -14,7 +14,7 @@ import re
 from calendar import monthrange, timegm
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from disagg.plan.checks import is_number, is_whole, short
 from disagg.plan.errors import FileError, RequestError, TraceError
@@ -44,7 +44,7 @@ class Arrival(NamedTuple):
     block_tokens: int = 512  # of each but the prompt's last one
 
 
-def read_trace(path: str | os.PathLike, unit: str | None = None, block_tokens: int | None = None) -> list[Arrival]:
+def read_trace(path: str | os.PathLike[str], unit: str | None = None, block_tokens: int | None = None) -> list[Arrival]:
     """The arrivals of a file: .csv is Azure's format, .jsonl Mooncake's, and either may be packed (.gz).
 
     `unit` ("s", "ms", "us", "ns") and `block_tokens` are of a .jsonl that differs from Mooncake's. TraceError with file
@@ -110,10 +110,9 @@ def _azure(path: Path) -> Rows:
         if len(cells) <= max(places):
             raise _wrong(path, number, f"{len(cells)} cells are fewer than the header's")
         stamp, prompt, new = (cells[place] for place in places)
-        counts = (
-            _count(path, number, name, _number(cell)) for name, cell in zip(COLUMNS[1:], (prompt, new), strict=True)
-        )
-        yield number, Arrival(_seconds(path, number, stamp), *counts)
+        at_s = _seconds(path, number, stamp)
+        prompt_tokens = _count(path, number, COLUMNS[1], _number(prompt))
+        yield number, Arrival(at_s, prompt_tokens, _count(path, number, COLUMNS[2], _number(new)))
 
 
 def _seconds(path: Path, number: int, stamp: str) -> float:
@@ -147,7 +146,8 @@ def _json_rows(path: Path, unit: str | None, block_tokens: int | None) -> Rows:
     for number, row in json_lines(path, LINE_BYTES):
         if "chat_id" in row and not told:
             raise _wrong(path, number, f"rows with a chat_id are Bailian's, not Mooncake's. {_ASK_BOTH}")
-        stamp, blocks = row.get("timestamp"), row.get("hash_ids", [])
+        stamp: Any = row.get("timestamp")
+        blocks = row.get("hash_ids", [])
         if not is_number(stamp, 0, MOST_S * UNITS[unit]):
             raise _wrong(path, number, f"timestamp must be in {unit}, from 0 to {MOST_S:,} s; got {short(stamp)}")
         if asked and unit == "ms" and stamp != int(stamp):
@@ -185,10 +185,10 @@ def _number(cell: str) -> int | str:
     return int(cell) if cell.isascii() and cell.isdecimal() and len(cell) < 20 else cell
 
 
-def _count(path: Path, number: int, name: str, value) -> int:
+def _count(path: Path, number: int, name: str, value: Any) -> int:
     if not is_whole(value) or not 0 <= value <= MOST_TOKENS:
         raise _wrong(path, number, f"{name} must be tokens, 0 to {MOST_TOKENS:,}; got {short(value)}")
-    return value
+    return int(value)
 
 
 def _from_zero(path: Path, rows: Rows) -> list[Arrival]:

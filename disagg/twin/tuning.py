@@ -8,34 +8,130 @@ A plain grid, in stages. First every arrangement with the settings that it was g
 those near the best of their cost, one setting after the other over all its values, keeping what is better; and of the
 nearest once more.
 (TPE, of optuna 5.0, came to the same best on three questions and as many simulations, without the cheaper points.)
-A candidate has to be near, or better, at one rate before its own is searched: whoever is not costs one simulation.
+A candidate has to be near, or better, at one rate before its own is searched: one that is not costs one simulation.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from disagg.plan.checks import is_number, short
 from disagg.plan.config import Config
-from disagg.plan.errors import ConfigError, RequestError
-from disagg.twin.goodput import FARTHEST, Goodput, Load, Slo, TooShort, goodput
+from disagg.plan.errors import ConfigError, FileError, RequestError
+from disagg.trace.archive import config_from, config_row
+from disagg.trace.results import Run
+from disagg.twin.goodput import FARTHEST, Goodput, Load, Probe, Slo, TooShort, goodput
 from disagg.twin.hardware import Hardware
 from disagg.twin.model_shapes import vocab_of
 from disagg.twin.search_space import Candidate, arrangements, base_of, settings, starts
+from disagg.twin.simulate import simulate
 from disagg.twin.traces import Arrival
-from disagg.twin.tuned import CheckedSimulation, Tuning
 
+Prices = float | Mapping[str, float] | None  # of a device-hour: one for all, or by name
 NEAR = (6, 2)  # steps of 5 % behind the best of its cost that an arrangement may be, to be tuned once, and again
 NOTHING = -FARTHEST - 1  # the step of those that meet the limits at no rate
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what was found of it. `per_s` is its goodput; None where it was skipped or beaten, see `why`."""
+
+    config: Config
+    hardware: str  # what it ran on: as many devices as workers
+    arrangement: str
+    devices: int
+    cost: float
+    per_s: float | None
+    attainment: float | None  # at that rate; of a beaten one the last that was simulated
+    probes: tuple[Probe, ...]
+    why: str = ""
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """In what JSON has; `trial_of` reads it back."""
+        return {**vars(self), "config": config_row(self.config), "probes": [list(probe) for probe in self.probes]}
+
+    @property
+    def goodput(self) -> float:
+        """Requests a second; 0 where none was found."""
+        return self.per_s or 0.0
+
+    @property
+    def words(self) -> str:
+        """The arrangement, and the settings that count there."""
+        config = self.config
+        said = f"{self.hardware}, {self.arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
+        if config.colocated:
+            return said
+        layers = "" if config.layers_per_copy is None else f", {config.layers_per_copy} layers a copy"
+        ring = f" through {config.ring_slots} slots" if config.route == "staged" else ""
+        return f"{said}, {config.route}{ring}{layers}"
+
+
+def trial_of(row: Mapping[str, Any]) -> Trial:
+    """Of a row, as of a file; FileError where it is none."""
+    try:
+        probes = tuple(Probe(*map(float, probe)) for probe in row["probes"])
+        return Trial(**{**row, "config": config_from(row["config"]), "probes": probes})
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"a trial's row can't be read: {str(error)[:200]}") from None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All that was tried. Trials stand in the order of trying, and each can be run again."""
+
+    load: Load
+    slo: Slo
+    hardware: Hardware
+    trials: tuple[Trial, ...]
+    priced: bool = False  # cost is a price an hour, not a number of devices
+
+    @property
+    def front(self) -> tuple[Trial, ...]:
+        """Those that nothing as cheap beats: goodput rises with cost. Empty where no limit was ever met."""
+        found: list[Trial] = []
+        for trial in sorted((t for t in self.trials if t.per_s), key=lambda t: (t.cost, -t.goodput)):
+            if not found or trial.goodput > found[-1].goodput:
+                found.append(trial)
+        return tuple(found)
+
+    @property
+    def best(self) -> Trial:
+        """The highest goodput, the cheapest of equals; where there is none, the one that came closest to the limits."""
+        if self.front:
+            return self.front[-1]
+        return max((t for t in self.trials if t.probes), key=lambda t: t.attainment or 0.0)
+
+    def best_of(self, colocated: bool) -> Trial | None:
+        """The highest goodput among those that do not split, or that do; None where none was measured."""
+        measured = [t for t in self.trials if t.per_s and t.config.colocated == colocated]
+        return max(measured, key=lambda t: (t.goodput, -t.cost), default=None)
+
+    @property
+    def skipped(self) -> tuple[Trial, ...]:
+        """What could not be simulated, each with its reason in `why`."""
+        return tuple(trial for trial in self.trials if not trial.probes)
+
+    @property
+    def simulations(self) -> int:
+        return sum(len(trial.probes) for trial in self.trials)
+
+    def rerun(self, trial: Trial, per_s: float | None = None) -> Run:
+        """The run behind a trial, or another of its probes: the same attainment again."""
+        rate = per_s or trial.per_s or trial.probes[-1].per_s
+        return simulate(trial.config, self.load.at(rate), hardware=trial.hardware)
 
 
 def tune(
     workload: Load | Iterable[Arrival],
     hardware: str | Hardware,
     slo: Slo,
-    config: Config | str | os.PathLike = "smollm2",
+    config: Config | str | os.PathLike[str] = "smollm2",
     *,
-    prices: float | Mapping[str, float] | None = None,
+    prices: Prices = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tuning:
@@ -58,9 +154,9 @@ def tune(
 class Search:
     """What was tried so far. A family is the best candidate of an arrangement, with its step."""
 
-    def __init__(self, load: Load, slo: Slo, prices, say: Callable[[str], None]) -> None:
+    def __init__(self, load: Load, slo: Slo, prices: Prices, say: Callable[[str], None]) -> None:
         self.load, self.slo, self.prices, self.say = load, slo, prices, say
-        self.trials: list[CheckedSimulation] = []
+        self.trials: list[Trial] = []
         self.steps: dict[Candidate, int | None] = {}  # None: skipped
         self._bars: list[tuple[float, int]] = []  # cost and step of all that were measured
 
@@ -95,7 +191,8 @@ class Search:
         return best, step
 
     def near(self, candidate: Candidate, step: int, slack: int) -> bool:
-        return step >= self.bar(candidate) - slack
+        bar = self.bar(candidate)
+        return bar is None or step >= bar - slack
 
     def bar(self, candidate: Candidate) -> int | None:
         """The best step so far at this cost or below it."""
@@ -120,20 +217,20 @@ class Search:
         self.trials.append(self._trial(candidate, found, why))
         return step
 
-    def _trial(self, candidate: Candidate, found: Goodput | None, why: str) -> CheckedSimulation:
+    def _trial(self, candidate: Candidate, found: Goodput | None, why: str) -> Trial:
         cost = cost_of(candidate, self.prices)
         fixed = candidate.config, candidate.place, candidate.arrangement, candidate.devices, cost
         if found is None:
-            return CheckedSimulation(*fixed, None, None, (), f"skipped: {why}")
+            return Trial(*fixed, None, None, (), f"skipped: {why}")
         if found.step is None:
             last = found.probes[-1]
             why = f"{last.attainment:.0%} within the limits at {last.per_s:.3g} requests a second"
             why += f", {last.failed:.0%} failed" if last.failed else ""
-            return CheckedSimulation(*fixed, None, last.attainment, found.probes, why)
-        return CheckedSimulation(*fixed, found.per_s, found.attainment, found.probes)
+            return Trial(*fixed, None, last.attainment, found.probes, why)
+        return Trial(*fixed, found.per_s, found.attainment, found.probes)
 
 
-def cost_of(candidate: Candidate, prices: float | Mapping[str, float] | None) -> float:
+def cost_of(candidate: Candidate, prices: Prices) -> float:
     """Devices, or what they cost an hour. ConfigError for a device without a price."""
     if prices is None:
         return float(candidate.devices)
@@ -142,6 +239,6 @@ def cost_of(candidate: Candidate, prices: float | Mapping[str, float] | None) ->
 
 def _price(name: str, prices: float | Mapping[str, float]) -> float:
     price = prices.get(name) if isinstance(prices, Mapping) else prices
-    if not is_number(price, 1e-9, 1e9):
+    if price is None or not is_number(price, 1e-9, 1e9):
         raise ConfigError(f"prices must give a device-hour of {name} a price above 0; got {short(price)}")
     return price

@@ -6,7 +6,7 @@ Notebook: notebooks/01_baseline.ipynb.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from disagg.plan.checks import is_whole, short
 from disagg.plan.errors import ConfigError
@@ -23,19 +23,19 @@ class Sizes(NamedTuple):
     itemsize: int = 4  # bytes of one number
 
     @classmethod
-    def of(cls, model) -> "Sizes":
+    def of(cls, model: Any) -> "Sizes":
         """Of a loaded Llama-like model."""
         return cls.of_config(vars(model.config), model.shape.dtype.itemsize)
 
     @classmethod
-    def of_config(cls, config: Mapping, itemsize: int) -> "Sizes":
+    def of_config(cls, config: Mapping[str, Any], itemsize: int) -> "Sizes":
         """Of a Llama-like model's config.json: q, k, v, o and three matrices of the MLP in each layer. ConfigError."""
         if experts := next((name for name in ("num_experts", "num_local_experts") if config.get(name)), None):
             raise ConfigError(f"{experts}={config[experts]}: a mixture of experts reads other weights for each token")
         layers, hidden, inner, heads, vocab = (
-            _whole(config, name) for name in ("num_hidden_layers", "hidden_size", "intermediate_size",
-                                              "num_attention_heads", "vocab_size")
-        )  # fmt: skip
+            _whole(config, name)
+            for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+        )
         kv_heads = _whole(config, "num_key_value_heads", heads)
         head_dim = _whole(config, "head_dim", hidden // heads)
         width, kv_width = heads * head_dim, kv_heads * head_dim
@@ -53,12 +53,21 @@ class Sizes(NamedTuple):
         return self.itemsize * (self.weights + self.head_weights)
 
 
-def _whole(config: Mapping, name: str, otherwise: int | None = None) -> int:
+def _whole(config: Mapping[str, Any], name: str, otherwise: int | None = None) -> int:
     value = config.get(name)
     value = otherwise if value is None else value
-    if not is_whole(value) or not 1 <= value < 2**31:
+    if value is None or not is_whole(value) or not 1 <= value < 2**31:
         raise ConfigError(f"the model's config needs {name}, a whole number from 1 on; got {short(value)}")
     return int(value)
+
+
+class Ceilings(Protocol):
+    """What a device gives at most, each a second."""
+
+    @property
+    def flops_per_s(self) -> float: ...
+    @property
+    def bytes_per_s(self) -> float: ...
 
 
 class Work(NamedTuple):
@@ -72,7 +81,7 @@ class Work(NamedTuple):
         """FLOPs for every byte."""
         return self.flops / self.nbytes
 
-    def seconds(self, ceilings) -> float:
+    def seconds(self, ceilings: Ceilings) -> float:
         """The least it can take: the slower of computing and reading, where both run at their ceiling at once."""
         return max(self.flops / ceilings.flops_per_s, self.nbytes / ceilings.bytes_per_s)
 

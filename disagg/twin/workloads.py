@@ -1,4 +1,4 @@
-"""Arrivals made by chance, the same for the same seed: how requests come, and how long they and their answers are.
+"""Arrivals at random, the same for the same seed: how requests come, and how long they and their answers are.
 
     arrivals = poisson(500, per_s=4, prompt=Lengths(median=400, spread=1.0), new=Lengths(median=60), seed=1)
     requests = requests_of(arrivals, vocab=49_152)
@@ -8,8 +8,10 @@ They are of the same kind as those of a trace (traces.py), so either may be scal
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from disagg.plan.checks import is_number, is_whole, short
 from disagg.plan.errors import RequestError
@@ -30,7 +32,7 @@ class Lengths:
     least: int = 1
     most: int = 100_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_number(self.median, 1, 1e7) or not is_number(self.spread, 0, 5):
             raise RequestError(
                 f"Lengths takes a median of 1 token or more, and a spread from 0 to 5; got {short(self.median)} and "
@@ -45,7 +47,7 @@ class Lengths:
 
 
 def poisson(count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0) -> list[Arrival]:
-    """Nobody knows of anybody else: gaps are exponential."""
+    """Requests come independently of one another: gaps are exponential."""
     return _arrivals(count, per_s, prompt, new, seed, lambda dice, at_s: dice.expovariate(per_s))
 
 
@@ -84,9 +86,15 @@ def day(
 
 
 def conversations(
-    count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0, turns: int = 4, pause_s: float = 20.0,
+    count: int,
+    per_s: float,
+    prompt: Lengths,
+    new: Lengths,
+    seed: int = 0,
+    turns: int = 4,
+    pause_s: float = 20.0,
     system: int = 0,
-) -> list[Arrival]:  # fmt: skip
+) -> list[Arrival]:
     """So many conversations of `turns` questions each: every prompt is all that was said before, and a new question.
 
     All of them begin with the same `system` tokens, if any. `blocks` says which prompts begin alike, and how far.
@@ -114,10 +122,11 @@ def _turn(at_s: float, prompt_tokens: int, new_tokens: int, conversation: int, s
 
 
 def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | None = None) -> list[Request]:
-    """Requests with drawn token ids of these lengths; blocks of one name are alike. `most` cuts prompt and answer to a
+    """Requests with random token ids of these lengths; blocks of one name are alike. `most` cuts prompt and answer to a
     model's context."""
     _check("vocab", vocab, 1, 2**31)
-    made, words = [], range(vocab)
+    made: list[Request] = []
+    words: Sequence[int] = range(vocab)
     if vocab <= KNOWN_VOCAB:
         words = list(words)  # equal ids are then one object: an hour of a trace has millions
     for index, arrival in enumerate(arrivals):
@@ -129,7 +138,7 @@ def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | 
 
 
 def _prompt(arrival: Arrival, length: int, ids: Sequence[int], seed: str, index: int) -> list[int]:
-    """The named blocks in their order, the last one cut, and what has no name drawn for this request alone."""
+    """The named blocks in their order, the last one cut, and what has no name at random for this request alone."""
     prompt: list[int] = []
     for name in arrival.blocks:
         if len(prompt) >= length:
@@ -152,11 +161,39 @@ def _arrivals(
     return found
 
 
-def _check(name: str, value, least: int, most: int) -> None:
+def _check(name: str, value: Any, least: int, most: int) -> None:
     if not is_whole(value) or not least <= value <= most:
         raise RequestError(f"{name} must be a whole number, {least} to {most:,}; got {short(value)}")
 
 
-def _check_seconds(name: str, value) -> None:
+def _check_seconds(name: str, value: Any) -> None:
     if not is_number(value, 1e-9, 1e9):
         raise RequestError(f"{name} must be seconds, above 0; got {short(value)}")
+
+
+# ---- prompts that begin alike ----------------------------------------------------------------------------------------
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    shorter = min(len(one), len(other))
+    if one[:shorter] == other[:shorter]:
+        return shorter
+    return next(index for index in range(shorter) if one[index] != other[index])
+
+
+def reusable_tokens(requests: Iterable[Request]) -> int:
+    """Prompt tokens that an earlier prompt began with too: what an ideal prefix cache would save. The engine has none.
+
+    A prompt's last token is always computed, for token 1 comes out of it. K/V of answers count for nothing: random
+    prompts hold other words than were answered.
+    """
+    seen: list[tuple[Any, ...]] = []  # sorted: the longest common beginning is a neighbour's
+    saved = 0
+    for request in sorted(requests, key=lambda request: request.arrival_s):
+        prompt: tuple[Any, ...] = tuple(request.prompt)
+        place = bisect(seen, prompt)
+        longest = max((common(prompt, other) for other in seen[max(0, place - 1) : place + 1]), default=0)
+        saved += min(longest, len(prompt) - 1)
+        seen.insert(place, prompt)
+    return saved

@@ -13,7 +13,7 @@ from disagg.show.plots.palette import INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.twin.traces import Arrival, read_trace, scaled
-from disagg.twin.tuned import CheckedSimulation, Tuning
+from disagg.twin.tuning import Trial, Tuning
 from disagg.twin.workloads import Lengths, poisson
 
 KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill and decode apart")}
@@ -41,7 +41,7 @@ def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     return Picture(figure, f"Goodput over cost. {finding} {each}".strip(), finding)
 
 
-def _frame(axes: Axes, measured: list[CheckedSimulation], found: Tuning, size: float) -> None:
+def _frame(axes: Axes, measured: list[Trial], found: Tuning, size: float) -> None:
     draw.plain(axes, size, across=True)
     most = max((trial.cost for trial in measured), default=1.0)
     axes.set_xlim(0, 1.08 * most)
@@ -77,7 +77,7 @@ def front_rows(found: Tuning) -> list[tuple[str, ...]]:
 COLUMNS = ("who", "cost", "goodput, requests/s", "within limits", "chunk", "batch", "route", "layers a copy")
 
 
-def _settings(trial: CheckedSimulation) -> tuple[str, ...]:
+def _settings(trial: Trial) -> tuple[str, ...]:
     config = trial.config
     budgets = f"{config.chunk_tokens:,}", str(config.max_batch)
     if config.colocated:
@@ -86,7 +86,7 @@ def _settings(trial: CheckedSimulation) -> tuple[str, ...]:
     return *budgets, config.route + ring, str(config.layers_per_copy or "as measured")
 
 
-def _cost(found: Tuning, trial: CheckedSimulation) -> str:
+def _cost(found: Tuning, trial: Trial) -> str:
     return f"{trial.cost:g} an hour" if found.priced else plural(trial.devices, "device")
 
 
