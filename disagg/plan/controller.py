@@ -204,9 +204,9 @@ class Controller:
 
     def _expire(self, turn: Turn) -> bool:
         """A silent worker or an endless copy breaks the engine, a late transfer fails; True where a deadline passed."""
-        limit, passed = f"{self.state.config.watchdog_s:g} s", False
+        passed = False
         while not self.broken and (overdue := self.state.deadlines.overdue(turn)) is not None:
-            passed = True
+            passed, limit = True, f"{self.state.config.watchdog_s:g} s"
             match overdue:
                 case AnswerDue(worker, work):
                     self._break(turn, f"{worker} has not answered a {work} within {limit}")

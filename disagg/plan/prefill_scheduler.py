@@ -44,9 +44,8 @@ class PrefillScheduler:
 
     def _next(self, turn: Turn, worker: PrefillWorkerState, items: list[tuple[Record, bool]]) -> Record | None:
         """A record whose prefill is under way and not in this pass yet, else the first in the queue, if admitted."""
-        taken = [record for record, _ in items]
         for record in worker.partial:
-            if record not in taken:
+            if all(record is not taken for taken, _ in items):
                 return record
         head = worker.queue.peek()
         return head if head is not None and self._admit(turn, worker, head) else None

@@ -59,9 +59,12 @@ class Deadlines:
 
     def overdue(self, turn: Turn) -> Due | None:
         """Takes out the first activity whose deadline has passed."""
-        if self.next_ns is None or self.next_ns > turn.now_ns:
-            return None
-        return self._due.pop(next(iter(self._due)))[1]
+        for activity, (at_ns, due) in self._due.items():
+            if at_ns > turn.now_ns:
+                break
+            del self._due[activity]
+            return due
+        return None
 
 
 class ControllerState:
@@ -231,7 +234,8 @@ class ControllerState:
 
     def is_anomaly(self, notice: bool) -> bool:
         """Counts a notice that is late, repeated or about nothing open."""
-        self.counts["anomalies"] += notice
+        if notice:
+            self.counts["anomalies"] += 1
         return notice
 
     def new_id(self) -> int:
