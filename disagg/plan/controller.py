@@ -64,11 +64,11 @@ class Controller:
         need = blocks_for(len(job.prompt) + job.max_new_tokens, size)
         for pool in self.state.pools()[:-1]:
             if need > pool.capacity:
-                return (
-                    f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of "
-                    f"{size}, but {pool.name} has {pool.capacity}; shorten the request or raise "
-                    f"{pool.name.split()[0]}_blocks"
+                what = (
+                    f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of {size}"
                 )
+                advice = f"shorten the request or raise {pool.name.split()[0]}_blocks"
+                return f"{what}, but {pool.name} has {pool.capacity}; {advice}"
         return None
 
     def check_live(self, config: Config) -> None:
