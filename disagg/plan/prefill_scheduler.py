@@ -10,7 +10,7 @@ from disagg.plan.commands import Chunk, Emit, Prefill, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT, chunk_stop
 from disagg.plan.request import Finish, Record, Stage
-from disagg.plan.state import AnswerDue, ControllerState
+from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import Pass, PrefillWorkerState
 
 PIPELINE = (Stage.PREFILLING, Stage.HANDING_OFF, Stage.LANDED, Stage.RUNNING)
@@ -38,7 +38,7 @@ class PrefillScheduler:
         if not chunks:
             return False
         worker.passing = Pass(pass_id, tuple(items), config.chunk_tokens - budget)
-        self.state.deadlines.start(turn, pass_id, AnswerDue(worker.name, "pass"))
+        self.state.deadlines.start(turn, pass_id, worker)
         turn.commands.append(Prefill(worker.name, pass_id, tuple(chunks), turn.now_ns))
         return True
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
 
 from disagg.plan.batching import Composer, Padding
 from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
@@ -17,16 +16,8 @@ from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
-
-class AnswerDue(NamedTuple):
-    """A worker must answer a pass or a step."""
-
-    worker: Worker
-    work: str  # "pass" or "step"
-
-
-#: What is late where a deadline passes: a worker's answer, a transfer's landing, or the end of an aborted transfer.
-Due = AnswerDue | Transfer
+#: What is late where a deadline passes: a pass, a step, or a transfer, which lands or, once aborted, closes.
+Due = PrefillWorkerState | DecodeWorkerState | Transfer
 
 
 class Deadlines:
