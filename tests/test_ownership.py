@@ -16,7 +16,7 @@ from hammer import hammer
 from disagg import Config, Engine, Link, Request
 from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError, EngineError, RequestError
-from disagg.plan.why import SEARCHED, TOLD, _Look
+from disagg.plan.why import LISTED, SEARCHED, _Look
 from disagg.run import loop as loop_file
 from disagg.run.clock import now_ns
 from disagg.run.decode_worker import DecodeStage
@@ -155,7 +155,7 @@ def test_why_looks_at_a_bounded_number_of_requests(monkeypatch):
     with opened(small()) as engine:
         handles = [engine.submit(Request(prompt_of(20), 2)) for _ in range(600)]
         text = engine.why(handles[-1])
-        assert len(looked) <= SEARCHED and len(text.splitlines()) <= TOLD + 2
+        assert len(looked) <= SEARCHED and len(text.splitlines()) <= LISTED + 2
         assert f"and {600 - 2 - 4} more" in text or "behind" in text
         for handle in handles:
             handle.cancel()

@@ -77,10 +77,8 @@ class Config:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False; got {short(value)}")
         if self.chunk_tokens % self.block_size:
-            raise ConfigError(
-                f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size}), "
-                "so that a chunk hands off whole blocks"
-            )
+            sizes = f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size})"
+            raise ConfigError(f"{sizes}, so that a chunk hands off whole blocks")
         self._check_bins()
         self._check_devices()
         _ = self.links
@@ -142,18 +140,16 @@ class Config:
 
     def _check_split(self, on_cpu: bool) -> None:
         """That two workers share one GPU. What that GPU can be cut into is known to its driver: run/sm_split."""
-        why = None
         if on_cpu:
             why = "they are on CPU cores, which have none"
         elif self.colocated:
             why = "they take turns on one worker"
         elif self.prefill_device != self.decode_device:
             why = f"they are on {self.prefill_device} and {self.decode_device}"
-        if why is not None:
-            raise ConfigError(
-                f"sm_split={self.sm_split} gives decode that many SMs of the one GPU that it shares with prefill, but "
-                f"here {why}; leave it out"
-            )
+        else:
+            return
+        what = f"sm_split={self.sm_split} gives decode that many SMs of the one GPU that it shares with prefill"
+        raise ConfigError(f"{what}, but here {why}; leave it out")
 
     def _check_devices(self) -> None:
         kinds = set()
@@ -164,21 +160,17 @@ class Config:
                 raise ConfigError(f'{name} must be "cpu", "cuda" or "cuda:N"; got {short(device)}')
             kinds.add(kind)
         if len(kinds) > 1:
-            raise ConfigError(
-                f"prefill_device={self.prefill_device!r} with decode_device={self.decode_device!r} is an impossible "
-                "pair: take two CPU workers or GPUs for both"
-            )
+            pair = f"prefill_device={self.prefill_device!r} with decode_device={self.decode_device!r}"
+            raise ConfigError(f"{pair} is an impossible pair: take two CPU workers or GPUs for both")
         if "cpu" in kinds and (self.attention == "flash" or self.graphs):
             raise ConfigError("attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out")
         if self.sm_split is not None:
             _check_int("sm_split", self.sm_split, 1, 1024)
             self._check_split("cpu" in kinds)
         if self.colocated and self.prefill_device != self.decode_device and self.decode_workers == 1:
-            raise ConfigError(
-                f"prefill_workers=0 puts prefill on the decode device, but prefill_device={self.prefill_device!r} "
-                f"and decode_device={self.decode_device!r} differ; set both alike, or take two decode_workers, "
-                "one for each"
-            )
+            pair = f"prefill_device={self.prefill_device!r} and decode_device={self.decode_device!r} differ"
+            advice = "set both alike, or take two decode_workers, one for each"
+            raise ConfigError(f"prefill_workers=0 puts prefill on the decode device, but {pair}; {advice}")
 
 
 #: Defaults on the CPU and on a GPU.

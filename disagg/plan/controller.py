@@ -19,10 +19,10 @@ from disagg.plan.kv_transfers import PAGING, KVTransfers
 from disagg.plan.prefill_scheduler import PrefillScheduler
 from disagg.plan.queues import POLICIES
 from disagg.plan.request import Finish, Job
-from disagg.plan.state import AnswerDue, ControllerState
+from disagg.plan.state import ControllerState
 from disagg.plan.transfer import Transfer
 from disagg.plan.why import open_in_words
-from disagg.plan.worker_state import PrefillWorkerState
+from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 #: Settings that a running engine can change.
 BLOCKS = ("prefill_blocks", "host_blocks", "decode_blocks")
@@ -39,9 +39,8 @@ class Controller:
     def __init__(
         self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True
     ) -> None:
-        self.state = ControllerState(
-            config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight, pads=pads
-        )
+        shape = {"layers": layers, "token_bytes": token_bytes}
+        self.state = ControllerState(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
         self.movement = KVTransfers(self.state)
         self.prefilling = PrefillScheduler(self.state, self.movement)
         self.decoding = DecodeScheduler(self.state, self.movement)
@@ -64,11 +63,11 @@ class Controller:
         need = blocks_for(len(job.prompt) + job.max_new_tokens, size)
         for pool in self.state.pools()[:-1]:
             if need > pool.capacity:
-                return (
-                    f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of "
-                    f"{size}, but {pool.name} has {pool.capacity}; shorten the request or raise "
-                    f"{pool.name.split()[0]}_blocks"
+                what = (
+                    f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of {size}"
                 )
+                advice = f"shorten the request or raise {pool.name.split()[0]}_blocks"
+                return f"{what}, but {pool.name} has {pool.capacity}; {advice}"
         return None
 
     def check_live(self, config: Config) -> None:
@@ -204,12 +203,13 @@ class Controller:
 
     def _expire(self, turn: Turn) -> bool:
         """A silent worker or an endless copy breaks the engine, a late transfer fails; True where a deadline passed."""
-        limit, passed = f"{self.state.config.watchdog_s:g} s", False
+        passed = False
         while not self.broken and (overdue := self.state.deadlines.overdue(turn)) is not None:
-            passed = True
+            passed, limit = True, f"{self.state.config.watchdog_s:g} s"
             match overdue:
-                case AnswerDue(worker, work):
-                    self._break(turn, f"{worker} has not answered a {work} within {limit}")
+                case PrefillWorkerState() | DecodeWorkerState():
+                    work = "pass" if isinstance(overdue, PrefillWorkerState) else "step"
+                    self._break(turn, f"{overdue.name} has not answered a {work} within {limit}")
                 case Transfer(aborted=True, record=record):
                     self._break(turn, f"a {overdue.route} copy of request {record.id} has not ended within {limit}")
                 case Transfer(record=record):

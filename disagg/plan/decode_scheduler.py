@@ -9,7 +9,7 @@ from disagg.plan.commands import Emit, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Finish, Record, Stage
-from disagg.plan.state import AnswerDue, ControllerState
+from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import DecodeWorkerState, Step
 
 
@@ -34,7 +34,7 @@ class DecodeScheduler:
             return False
         alone = not any(prefill.passing for prefill in self.state.prefills)
         turn.commands.append(worker.issue(self.state.new_id(), turn.now_ns, alone))
-        self.state.deadlines.start(turn, worker.steps[-1].id, AnswerDue(worker.name, "step"))
+        self.state.deadlines.start(turn, worker.steps[-1].id, worker)
         return True
 
     def stepped(self, turn: Turn, event: ev.Stepped) -> bool:

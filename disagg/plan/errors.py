@@ -46,17 +46,11 @@ class PackageError(DisaggError, ImportError):
         error = first_of(error)
         name = getattr(error, "name", None)
         if isinstance(error, ModuleNotFoundError) and name and "." not in name:
-            return cls(
-                f"the package {name} is not installed in this Python. Choose the kernel of this project "
-                "(Kernel → Change Kernel…), or type `make setup` in its folder and restart the kernel",
-                name=name,
-            )
+            what = f"the package {name} is not installed in this Python. Choose the kernel of this project (Kernel → "
+            return cls(f"{what}Change Kernel…), or type `make setup` in its folder and restart the kernel", name=name)
         cause = f"{type(error).__name__}: {error}".strip().split("\n")[0]
-        return cls(
-            f"a package that is needed here can't be imported ({cause}). Restart the kernel; if that does not help, "
-            "type `make setup` in this project's folder and restart it again",
-            name=name,
-        )
+        what = f"a package that is needed here can't be imported ({cause}). Restart the kernel; if that does not help, "
+        return cls(f"{what}type `make setup` in this project's folder and restart it again", name=name)
 
 
 def first_of(error: BaseException) -> BaseException:

@@ -27,10 +27,8 @@ def job_of(request: Request, limits: Limits, encode: Callable[[str], list[int]] 
     _check_vocabulary((ids, forced or ()), limits)
     new = request.max_new_tokens if forced is None else len(forced)
     if len(ids) + new - 1 > limits.context:  # the last token is never fed back
-        raise RequestError(
-            f"prompt of {len(ids)} tokens and {new} new ones exceed {limits.model}'s context of "
-            f"{limits.context}; shorten the prompt or lower max_new_tokens"
-        )
+        what = f"prompt of {len(ids)} tokens and {new} new ones exceed {limits.model}'s context of {limits.context}"
+        raise RequestError(f"{what}; shorten the prompt or lower max_new_tokens")
     eos = frozenset() if request.ignore_eos or forced is not None else limits.eos_ids
     return Job(-1, ids, new, 0, eos, request.sampling(seed))
 
@@ -45,9 +43,8 @@ def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | 
     except (UnicodeError, TypeError) as error:  # half of a surrogate pair
         raise RequestError(f"prompt is no valid text: {error}") from None
     if not ids:
-        raise RequestError(
-            f"prompt {request.prompt[:40]!r} has no token in {limits.model}'s tokenizer; give it some text"
-        )
+        what = f"prompt {request.prompt[:40]!r} has no token in {limits.model}'s tokenizer"
+        raise RequestError(f"{what}; give it some text")
     return ids
 
 

@@ -48,7 +48,7 @@ CPU_DIAL_LIMIT = 0.5e9
 
 @dataclass(frozen=True)
 class Link:
-    """One direction of a wire: bytes/s, seconds of latency (paid once), seconds of fixed cost per copy."""
+    """One direction of a link: bytes/s, seconds of latency (paid once), seconds of fixed cost per copy."""
 
     bandwidth: float = math.inf
     latency_s: float = 0.0
@@ -67,22 +67,22 @@ class Link:
 
     @classmethod
     def ratio(cls, compute_over_transfer: float, latency_s: float = 0.0, fixed_s: float = 0.0) -> "Link":
-        """A wire on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
+        """A link on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
         return cls(math.inf, latency_s, fixed_s, compute_over_transfer)
 
     def against(self, compute_s: float, layer_bytes: int) -> "Link":
-        """The wire on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
+        """The link on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
         if self.compute_ratio is None:
             return self
         return dataclasses.replace(self, bandwidth=layer_bytes * self.compute_ratio / compute_s, compute_ratio=None)
 
     @property
     def dialled(self) -> bool:
-        """False for the plain wire, whose copies take as long as they really take."""
+        """False for the plain link, whose copies take as long as they really take."""
         return self.bandwidth < math.inf or self.latency_s > 0 or self.fixed_s > 0
 
     def occupancy_ns(self, nbytes: int) -> int:
-        """How long a copy of `nbytes` keeps the wire busy (x_i in the law)."""
+        """How long a copy of `nbytes` keeps the link busy (x_i in the law)."""
         return round((self.fixed_s + nbytes / self.bandwidth) * 1e9)
 
 
@@ -110,14 +110,14 @@ def parse_link(value: object, device: str = "cpu") -> Link:
 
 
 class Wire:
-    """The clock of one link: says when each posted copy ends and lands. Copies take the wire one after the other."""
+    """The clock of one link: when each posted copy ends and lands. Copies take the link one after the other."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.busy_until_ns = 0
 
     def post(self, nbytes: int, now_ns: int) -> tuple[int, int, int]:
-        """Occupies the wire for one copy; returns (start, end of occupancy, landing) in ns."""
+        """Occupies the link for one copy; returns (start, end of occupancy, landing) in ns."""
         start = max(now_ns, self.busy_until_ns)
         self.busy_until_ns = start + self.link.occupancy_ns(nbytes)
         return start, self.busy_until_ns, self.busy_until_ns + round(self.link.latency_s * 1e9)

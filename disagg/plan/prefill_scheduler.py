@@ -10,7 +10,7 @@ from disagg.plan.commands import Chunk, Emit, Prefill, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT, chunk_stop
 from disagg.plan.request import Finish, Record, Stage
-from disagg.plan.state import AnswerDue, ControllerState
+from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import Pass, PrefillWorkerState
 
 PIPELINE = (Stage.PREFILLING, Stage.HANDING_OFF, Stage.LANDED, Stage.RUNNING)
@@ -38,15 +38,14 @@ class PrefillScheduler:
         if not chunks:
             return False
         worker.passing = Pass(pass_id, tuple(items), config.chunk_tokens - budget)
-        self.state.deadlines.start(turn, pass_id, AnswerDue(worker.name, "pass"))
+        self.state.deadlines.start(turn, pass_id, worker)
         turn.commands.append(Prefill(worker.name, pass_id, tuple(chunks), turn.now_ns))
         return True
 
     def _next(self, turn: Turn, worker: PrefillWorkerState, items: list[tuple[Record, bool]]) -> Record | None:
         """A record whose prefill is under way and not in this pass yet, else the first in the queue, if admitted."""
-        taken = [record for record, _ in items]
         for record in worker.partial:
-            if record not in taken:
+            if all(record is not taken for taken, _ in items):
                 return record
         head = worker.queue.peek()
         return head if head is not None and self._admit(turn, worker, head) else None

@@ -16,7 +16,7 @@ class Span(NamedTuple):
     nbytes: int = 0
     firsts: tuple[int, ...] = ()  # requests that got a token from this pass
     hand_offs_ns: tuple[int, ...] = ()  # when the pass handed each layer off
-    deadline_ns: int = 0  # when the dial said that the copy lands
+    deadline_ns: int = 0  # when the copy lands by the dial
     transfer: int = 0
     occupied_ns: int = 0  # how long the copy kept its link busy, by the link's account
     ready_ns: int = 0  # since when it could have begun: the command was given, or the copy was ready for its link

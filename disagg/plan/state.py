@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
 
 from disagg.plan.batching import Composer, Padding
 from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
@@ -17,16 +16,8 @@ from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
-
-class AnswerDue(NamedTuple):
-    """A worker must answer a pass or a step."""
-
-    worker: Worker
-    work: str  # "pass" or "step"
-
-
-#: What is late where a deadline passes: a worker's answer, a transfer's landing, or the end of an aborted transfer.
-Due = AnswerDue | Transfer
+#: What is late where a deadline passes: a pass, a step, or a transfer, which lands or, once aborted, closes.
+Due = PrefillWorkerState | DecodeWorkerState | Transfer
 
 
 class Deadlines:
@@ -59,9 +50,12 @@ class Deadlines:
 
     def overdue(self, turn: Turn) -> Due | None:
         """Takes out the first activity whose deadline has passed."""
-        if self.next_ns is None or self.next_ns > turn.now_ns:
-            return None
-        return self._due.pop(next(iter(self._due)))[1]
+        for activity, (at_ns, due) in self._due.items():
+            if at_ns > turn.now_ns:
+                break
+            del self._due[activity]
+            return due
+        return None
 
 
 class ControllerState:
@@ -231,7 +225,8 @@ class ControllerState:
 
     def is_anomaly(self, notice: bool) -> bool:
         """Counts a notice that is late, repeated or about nothing open."""
-        self.counts["anomalies"] += notice
+        if notice:
+            self.counts["anomalies"] += 1
         return notice
 
     def new_id(self) -> int:

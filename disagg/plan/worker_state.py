@@ -219,8 +219,8 @@ class DecodeWorkerState:
         if not eos_ids.isdisjoint(tokens):
             ended = {request for request, token in zip(step.requests, tokens, strict=True) if token in eos_ids}
             ending += [row.record for row in self.rows.values() if row.record.id in ended]
-        alive = [r for r in dict.fromkeys(ending) if r.finish is None and r.id in step.requests]
-        return [record for record in alive if record.id not in step.dropped]
+        kept = [r for r in dict.fromkeys(ending) if r.finish is None and r.id not in step.dropped] if ending else []
+        return [record for record in kept if record.id in step.requests]
 
     def retune(self, bins: tuple[int, ...], itl_target_s: float | None) -> None:
         """New bins and target from the next step on."""
