@@ -27,13 +27,13 @@ from disagg.plan.copy_cost import cost_of
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
 from disagg.run.decode_worker import DecodeStage
+from disagg.run.device import Scratch
 from disagg.run.gpu.link_dial import check_triton
 from disagg.run.gpu.stream_copy import Route, StreamCopier, copy_blocks
 from disagg.run.gpu.stream_lane import AHEAD
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.model.tiny import LAYERS
-from disagg.run.scratch import Scratch
 from disagg.run.transfers import Departing, Transfers
 
 SHAPE = KVShape(layers=5, kv_heads=2, head_dim=4, dtype=torch.float32)

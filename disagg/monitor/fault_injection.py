@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 
 from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.seams import Seams
 from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import EngineError
@@ -27,11 +28,12 @@ class Died(BaseException):
     """Ends a worker's thread: no guard catches it."""
 
 
-class Injection:
+class Injection(Seams):
     """One engine's plan. Any thread may ask; `hurt` are the requests that a fault may fail."""
 
     def __init__(self, plan: FaultPlan, put: Callable[[object], None]) -> None:
-        self.plan, self._put = plan, put
+        super().__init__(put)
+        self.plan = plan
         self.hurt: set[int] = set()
         self.strays = 0  # notices that nobody should have sent
         self._working = threading.local()  # the command that a worker's thread carries out

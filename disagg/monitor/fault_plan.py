@@ -9,9 +9,13 @@ Notebook: notebooks/00_start_here.ipynb.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from disagg.plan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from disagg.monitor.fault_injection import Injection
 
 #: Kind of event → what may strike it.
 FAULTS = {
@@ -74,6 +78,12 @@ class FaultPlan:
                 return fault
             die -= rate
         return None
+
+    def injection(self, put: Callable[[object], None]) -> "Injection":
+        """The seams of a real engine, on which this plan strikes; `put` takes events into the engine's inbox."""
+        from disagg.monitor.fault_injection import Injection  # which needs threads
+
+        return Injection(self, put)
 
     def pick(self, among: list):
         """Whom or what a fault strikes: drawn by the same seed."""

@@ -5,6 +5,7 @@ Every worker has its own stream, on its part of the SMs where its GPU is split. 
 """
 
 import contextlib
+import math
 import os
 
 import torch
@@ -53,3 +54,17 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event
+
+
+class Scratch:
+    """A staging buffer in host memory (`pinned` where asked for) or on a GPU, kept between copies because fresh large
+    ones cost page faults; it grows to the largest shape ever asked for."""
+
+    def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None) -> None:
+        self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype, device=device)
+
+    def view(self, shape: tuple[int, ...]) -> torch.Tensor:
+        flat, count = self._flat, math.prod(shape)
+        if flat.numel() < count:
+            self._flat = torch.empty(count, dtype=flat.dtype, device=flat.device, pin_memory=self.pinned)
+        return self._flat[:count].view(shape)

@@ -8,7 +8,6 @@ Notebook: notebooks/00_start_here.ipynb.
 """
 
 import atexit
-import contextlib
 import sys
 import threading
 import weakref
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.seams import Seams
+from disagg.plan import intake
 from disagg.plan.commands import Ended
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
@@ -25,7 +26,6 @@ from disagg.plan.why import why
 from disagg.run.clock import now_ns
 from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
-from disagg.run.intake import job_of
 from disagg.run.loop import OPEN, EngineLoop, check_fork
 from disagg.run.model.model import Model
 from disagg.run.placement import check_devices, check_model, load
@@ -55,9 +55,11 @@ class Engine:
         self.model = model or load(config, config.decode_device)
         self._settings = Settings(config, self.model)
         progress = progress or (one_line if config.decode_device != "cpu" else lambda text: None)
-        self._loop = loop = EngineLoop(self._settings.first, self.model, progress, faults)
+        self._loop = loop = EngineLoop(
+            self._settings.first, self.model, progress, Seams if faults is None else faults.injection
+        )
         self.executor, self.controller, self.detectors = loop.executor, loop.controller, loop.detectors
-        self.kernel, self.injection = loop.kernel, loop.injection
+        self.kernel, self.seams = loop.kernel, loop.seams
         self._serving: int | None = None  # the thread in `serve`
         self._closing = threading.RLock()
         self._gone = False  # has ended
@@ -190,9 +192,7 @@ class Engine:
         """May be cut short anywhere, and called again."""
         if self._loop.forked:
             return
-        with contextlib.suppress(EngineError):  # what breaks it has ended them
-            for handle in self._loop.ask(self._loop.shut, changes=True):
-                handle.result()  # from here on the controller starts nothing more, and hears what still ends
+        self._loop.shut_and_wait()
         with self._closing:
             if not self._gone:
                 self._end()
@@ -263,6 +263,13 @@ class Engine:
         return run
 
 
+def job_of(request: Request, model: Model, seed: int = 0) -> Job:
+    """A user's request as the controller sees it; its id and arrival follow when it is submitted. `seed` is for a
+    request that names none. RequestError where the model can't take it."""
+    limits = intake.Limits(model.name, model.vocab_size, model.context_limit, frozenset(model.eos_ids))
+    return intake.job_of(request, limits, model.encode, seed)
+
+
 def one_line(text: str) -> None:
     """Progress on one line of the terminal; an empty text clears it."""
     sys.stderr.write(f"\r\033[K{text}")
@@ -274,7 +281,5 @@ def _close_all() -> None:
     """No worker is left inside torch while the interpreter goes down."""
     for loop in list(OPEN):
         loop.over.set()
-        with contextlib.suppress(EngineError):
-            for handle in loop.ask(loop.shut, changes=True):
-                handle.result()
+        loop.shut_and_wait()
         loop.end()

@@ -7,31 +7,34 @@ from collections.abc import Callable
 
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.device import finish
+from disagg.run.gpu.decode_graph import GraphDecodeStage
 from disagg.run.gpu.sm_split import Part, split_gpu
+from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
 from disagg.run.placement import make_caches, model_on
-from disagg.run.stages import stages_of
+from disagg.run.prefill_worker import PrefillStage
+from disagg.run.sampling import Reports
 from disagg.run.transfers import Transfers
 from disagg.run.worker import WorkerThread
-from disagg.run.worker_reports import Tell
 
 
 class Executor:
     """Of one engine. It decides nothing."""
 
     def __init__(
-        self, config: Config, model: Model, kernel, post: Callable, tell: Tell,
-        progress: Callable[[str], None], injection: Injection | None,
+        self, config: Config, model: Model, kernel, post: Callable, reports: Reports,
+        progress: Callable[[str], None], seams: Seams,
     ) -> None:  # fmt: skip
         """The memories; EngineError where there is no room. `post` takes events."""
-        self.config, self.model, self.kernel, self.injection = config, model, kernel, injection
-        self._post, self._tell, self._progress = post, tell, progress
-        self.caches = make_caches(config, model.shape, kernel is not None, injection)
+        self.config, self.model, self.kernel, self.seams = config, model, kernel, seams
+        self._post, self._reports, self._progress = post, reports, progress
+        self.caches = make_caches(config, model.shape, kernel is not None, seams)
         self.workers: dict[Worker, WorkerThread] = {}
         self.transfers: Transfers | None = None
         self.parts: dict[str, Part] = {}
@@ -40,7 +43,7 @@ class Executor:
         """The parts of a split GPU, and the wires: nothing runs yet."""
         split = self.config.sm_split
         self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
-        self.transfers = Transfers(self.config, self.caches, self._post, self._tell.record, self.parts, self.injection)
+        self.transfers = Transfers(self.config, self.caches, self._post, self._reports.record, self.parts, self.seams)
 
     def start(self) -> None:
         """Lanes, then a thread a worker, each with its own module tree over the shared weights."""
@@ -49,18 +52,27 @@ class Executor:
             if name.role == "host":
                 continue
             model = model_on(cache.device, self.model, self.config.compile and self.kernel is not None)
-            if self.injection is not None:
-                model = self.injection.guard(model)
-            prefill, decode = stages_of(
-                name, self.config, model, cache, self.kernel, self.transfers, self._tell, bool(self.parts)
-            )
+            prefill, decode = self._stages(name, self.seams.guard(model), cache)
             part = self.parts.get(name.role)
-            self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
+            self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.seams)
             self.workers[name].start()
             # One after the other: the second compiles little, and a capture must not overlap other work of its GPU.
-            if (error := self.workers[name].ready.get()) is not None:
-                raise error
+            self.workers[name].check_ready()
         self._progress("")
+
+    def _stages(self, name: Worker, model: Model, cache: KVCache) -> tuple[PrefillStage | None, DecodeStage | None]:
+        """What a worker does: prefill, decode, or both where they share a device."""
+        config, kernel, prefill, decode = self.config, self.kernel, None, None
+        graphs = bool(config.graphs) and kernel is not None
+        if name.role == "prefill" or config.colocated:
+            most = config.chunk_tokens
+            prefill = PrefillStage(model, cache, kernel, self.transfers, self._reports, most, graphs)
+        if name.role == "decode" and kernel is None:
+            decode = DecodeStage(model, cache, self._reports)
+        elif name.role == "decode":
+            places, split = config.max_batch, bool(self.parts)
+            decode = GraphDecodeStage(model, cache, kernel, places, graphs, self._reports, split)
+        return prefill, decode
 
     def obey(self, command) -> None:
         """Hands on what is for a worker or a wire; anything else is for somebody else."""

@@ -11,7 +11,7 @@ import torch
 from disagg.plan.transfer_scheduler import ActiveCopy, TransferProgress
 from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.scratch import Scratch
+from disagg.run.device import Scratch
 
 
 class HostLane:
@@ -77,7 +77,7 @@ class HostLane:
         """Moves the bytes and checks what arrived, within the time that the dial gives; False where it failed."""
         transfers, began = self.transfers, now_ns()
         try:
-            flips = transfers.injection is not None and transfers.injection.copy(flight)
+            flips = transfers.seams.copy(flight)
             data = self._move(flight)
             if flips:
                 self._flip(flight, data)

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from disagg.monitor.fault_injection import Injection
-from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.monitor import InvariantViolation, Monitor
+from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
@@ -32,8 +31,8 @@ from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
 from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model.model import Model
+from disagg.run.sampling import Reports
 from disagg.run.threads import Joinable, Latch
-from disagg.run.worker_reports import Tell
 from disagg.trace.recorder import Recorder
 
 OPEN: "set[EngineLoop]" = set()  # of this process, from their first thread to the end of their last
@@ -59,20 +58,26 @@ class Call(NamedTuple):
 class EngineLoop:
     """Does not know the `Engine` that users hold, so that one that nobody refers to any more can end it."""
 
-    def __init__(self, config: Config, model: Model, progress: Callable[[str], None], faults: FaultPlan | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        progress: Callable[[str], None],
+        make_seams: Callable[[Callable[[object], None]], Seams],
+    ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
         self.config, self.model = config, model
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self.injection = Injection(faults, self._inbox.put) if faults is not None else None
-        self._post = self.injection.post if self.injection else self._inbox.put
+        self.seams = make_seams(self._inbox.put)
+        self._post = self.seams.post
         shape = model.shape
         self.kernel = pick_kernel(
             config.attention, config.decode_device, shape, model.config.num_attention_heads, config.block_size,
             model.config,
         )  # fmt: skip
-        tell = Tell(self._keep, self._record, lambda *what: self._post(ev.RequestFailed(*what)))
+        reports = Reports(self._keep, self._record, lambda *what: self._post(ev.RequestFailed(*what)))
         try:
-            self.executor = Executor(config, model, self.kernel, self._post, tell, progress, self.injection)
+            self.executor = Executor(config, model, self.kernel, self._post, reports, progress, self.seams)
         except EngineError as error:
             raise EngineError(
                 f"{error}{placement.held_in_words(loop.executor.caches for loop in list(OPEN))}"
@@ -93,7 +98,7 @@ class EngineLoop:
         self._numbers = itertools.count()
         self._mutex = threading.RLock()  # of `_ended`
         self._ended = True  # nobody looks into the inbox: not yet, or not any more
-        self._began: queue.SimpleQueue = queue.SimpleQueue()
+        self._began = Latch()  # the thread looks into the inbox
         self._seen_ns = now_ns()  # when the clock was last looked at
         self._late: deque = deque()  # what came after a stretch of lost time, which is told first
         self._thread = Joinable(target=self._run, name="disagg engine")
@@ -107,7 +112,7 @@ class EngineLoop:
         self.recorder = Recorder(self.controller.state, transfers.traffic, machine)
         self.executor.start()
         self._thread.start()
-        self._began.get()
+        self._began.wait()
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
@@ -152,6 +157,12 @@ class EngineLoop:
     def open_handles(self) -> list[Handle]:
         """Of the requests that have not ended."""
         return self.ask(lambda: list(self.handles.values()))
+
+    def shut_and_wait(self) -> None:
+        """From here on the controller starts nothing more; returns when what was open has ended, also by a break."""
+        with contextlib.suppress(EngineError):
+            for handle in self.ask(self.shut, changes=True):
+                handle.result()
 
     def end(self) -> None:
         """Stops whatever was started; may be cut short anywhere, and called again."""
@@ -228,7 +239,7 @@ class EngineLoop:
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
         ask_for_short_slices()
         abandoned = self._ended = False
-        self._began.put(None)
+        self._began.set()
         try:
             while (item := self._next()) is not None:
                 if item is self:
@@ -295,8 +306,7 @@ class EngineLoop:
             self._break(self.controller.broken)  # known before any request's end is told
         for command in commands:
             self._obey(command)
-        if self.injection is not None:
-            self.injection.after_event(self)
+        self.seams.after_event(self)
 
     def _decide(self, event, now: int) -> list:
         """What the controller makes of an event, heard by the detectors on both sides."""
@@ -361,7 +371,7 @@ class EngineLoop:
             del self.handles[number]
             handle.end(cmd.Ended(number, Finish.FAILED, cause, now_ns(), ()))
 
-    # ---- what workers tell, from their threads -----------------------------------------------------------------------
+    # ---- what workers report, from their threads ---------------------------------------------------------------------
 
     def _keep(self, request: int, logits) -> None:
         handle = self.handles.get(request)

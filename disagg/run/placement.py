@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
@@ -93,16 +93,15 @@ def model_on(device: torch.device, model: Model, compiled: bool) -> Model:
     return replica
 
 
-def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injection | None) -> dict[Worker, KVCache]:
+def make_caches(config: Config, shape: KVShape, spare: bool, seams: Seams) -> dict[Worker, KVCache]:
     """The memory of each worker, and host memory where requests are paged. `spare`: decode gets one block more than
     its pool knows of, where the rows that pad a graph write."""
     sizes = {Worker("decode", i): config.decode_blocks + spare for i in range(config.decode_workers)}
     sizes |= {Worker("prefill", i): config.prefill_blocks for i in range(config.prefill_workers)}
     if config.host_blocks:
         sizes[Worker("host", 0)] = config.host_blocks
-    if injection is not None:
-        for name in sizes:
-            injection.allocate(f"the KV cache of {name}")
+    for name in sizes:
+        seams.allocate(f"the KV cache of {name}")
     pinned = config.decode_device != "cpu"
     caches: dict[Worker, KVCache] = {}
     try:

@@ -1,12 +1,22 @@
 """From logits to token ids. A drawn token depends on its logits, seed and position, never on who shares the batch."""
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from disagg.plan.request import Sampling
-from disagg.run.worker_reports import Tell
+from disagg.plan.spans import Span
+
+
+class Reports(NamedTuple):
+    """What a worker reports beside the event that ends its command; any thread may call. `keep` takes logits [vocab]
+    that a request asked for, `record` a span, and `fail` a request and its cause, before its pass or step ends."""
+
+    keep: Callable[[int, torch.Tensor], None]
+    record: Callable[[Span], None]
+    fail: Callable[[int, str], None]
 
 
 class Draw(NamedTuple):
@@ -18,16 +28,16 @@ class Draw(NamedTuple):
     token_index: int
 
 
-def pick_tokens(logits: torch.Tensor, draws: list[Draw], tell: Tell) -> tuple[int, ...]:
+def pick_tokens(logits: torch.Tensor, draws: list[Draw], reports: Reports) -> tuple[int, ...]:
     """Next token of each row of logits [B, vocab]: forced, greedy or drawn. Rows asked for are kept; the request of a
     row whose best logit is not finite fails, and the token here is nobody's."""
     tokens, sound = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
     for row, draw in enumerate(draws):
         sampling = draw.sampling
         if sampling.keep_logits:
-            tell.keep(draw.request, logits[row].clone())
+            reports.keep(draw.request, logits[row].clone())
         if not sound[row]:
-            tell.fail(draw.request, not_finite(draw.request, draw.token_index))
+            reports.fail(draw.request, not_finite(draw.request, draw.token_index))
         elif sampling.force_ids is not None:
             tokens[row] = sampling.force_ids[draw.token_index]
         elif sampling.temperature > 0.0:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.copy_cost import RouteCost
@@ -26,7 +26,7 @@ from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import ActiveCopy, CopyTask, TransferProgress, TransferScheduler
 from disagg.run.checksum import checksum, digest
 from disagg.run.clock import now_ns
-from disagg.run.device import mark
+from disagg.run.device import Scratch, mark
 from disagg.run.gpu.link_dial import check_triton, triton_is_here
 from disagg.run.gpu.measure_copy import measure
 from disagg.run.gpu.peer_access import reaches
@@ -37,7 +37,6 @@ from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.text import first_line
-from disagg.run.scratch import Scratch
 from disagg.run.threads import Joinable
 
 HAND_OFF = (
@@ -65,12 +64,12 @@ class Transfers:
         post: Callable[[object], None],
         record: Callable[[Span], None],
         parts: dict[str, Part] | None = None,
-        injection: Injection | None = None,
+        seams: Seams | None = None,
     ) -> None:
         shape = next(iter(caches.values())).shape
         self.traffic = TransferScheduler(config, layers=shape.layers, token_bytes=shape.token_bytes)
         self.config, self.caches, self.shape, self.verify = config, caches, shape, config.verify_kv
-        self._post, self._record, self.injection = post, record, injection
+        self._post, self._record, self.seams = post, record, seams or Seams(post)
         self.lock = threading.RLock()  # of the traffic
         self.closing = threading.Event()
         self.on_gpu = any(map(on_gpu, caches.values()))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode_worker import DecodeStage
@@ -18,27 +18,42 @@ from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.threads import Joinable
+from disagg.run.threads import Joinable, Latch
 
 
 class WorkerThread:
     """Runs prefill passes, decode steps, or both where prefill and decode share the device."""
 
-    def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable,
-                 progress: Callable[[str], None] = lambda text: None, part: Part | None = None,
-                 injection: Injection | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        name: Worker,
+        prefill: PrefillStage | None,
+        decode: DecodeStage | None,
+        post: Callable[[object], None],
+        progress: Callable[[str], None],
+        part: Part | None,
+        seams: Seams,
+    ) -> None:
         self.name, self.prefill, self.decode, self._post, self._progress = name, prefill, decode, post, progress
         self._part = part  # of the GPU's SMs; None: all
-        self._injection = injection
+        self._seams = seams
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._launched: queue.SimpleQueue = queue.SimpleQueue()
-        self.ready: queue.SimpleQueue = queue.SimpleQueue()  # of one error or None, once the stages are compiled
+        self._ready = Latch()  # the stages are compiled, or `_error` says why they are not
+        self._error: BaseException | None = None
         self._finisher = Joinable(target=self._finish, name=f"disagg {name} ends")
         self._thread = Joinable(target=self._run, name=f"disagg {name}")
 
     def start(self) -> None:
         """By whoever can close it, should this be interrupted."""
         self._thread.start()
+
+    def check_ready(self) -> None:
+        """Waits until the stages are compiled and captured; raises what went wrong."""
+        self._ready.wait()
+        error, self._error = self._error, None  # an error keeps its frames, and they what was allocated
+        if error is not None:
+            raise error
 
     def give(self, command) -> None:
         self._commands.put(command)
@@ -76,7 +91,7 @@ class WorkerThread:
                     stage.close()
 
     def _prepare(self) -> bool:
-        """Compiles and captures what the stages want; whoever built the worker hears how it went."""
+        """Compiles and captures what the stages want; False where that failed, which `check_ready` raises."""
         try:
             for stage in (self.prefill, self.decode):
                 if stage is not None:
@@ -84,14 +99,14 @@ class WorkerThread:
                         keep_many_codes()
                     stage.prepare(self._progress)
         except BaseException as error:
-            self.ready.put(error)
+            self._error = error
             return False
-        self.ready.put(None)
+        finally:
+            self._ready.set()
         return True
 
     def _begin(self, command: Prefill | Decode):
-        if self._injection is not None:
-            self._injection.work(command)
+        self._seams.work(command)
         return (self.prefill if isinstance(command, Prefill) else self.decode).step(command)
 
     def _end_elsewhere(self, command, launched: Launched) -> None:

@@ -22,8 +22,7 @@ from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.kv_cache import KVCache
 from disagg.run.memory import RESERVE_BYTES, room_for
 from disagg.run.model.model import Model
-from disagg.run.sampling import draw_token, greedy, not_finite
-from disagg.run.worker_reports import Tell
+from disagg.run.sampling import Reports, draw_token, greedy, not_finite
 
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
@@ -48,10 +47,10 @@ class GraphDecodeStage:
     """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, tell: Tell, split: bool = False
+        self, model: Model, cache: KVCache, kernel, places: int, graphs: bool, reports: Reports, split: bool = False
     ) -> None:
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
-        self._tell, self._split = tell, split
+        self._reports, self._split = reports, split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self.rows: dict[int, Row] = {}
@@ -200,16 +199,16 @@ class Launched:
         command, rows = self.command, self.rows
         self.moments.wait()
         started, ended = self.moments.read()
-        tell, (tokens, sound) = self.stage._tell, self.out[:, : len(rows)].tolist()
+        reports, (tokens, sound) = self.stage._reports, self.out[:, : len(rows)].tolist()
         for index, (join, _, token_index, _) in enumerate(rows):
             if join.sampling.force_ids is not None:
                 tokens[index] = join.sampling.force_ids[token_index]
             if not sound[index]:
-                tell.fail(join.request, not_finite(join.request, token_index))
+                reports.fail(join.request, not_finite(join.request, token_index))
         for request, logits in self.kept:
-            tell.keep(request, logits)
+            reports.keep(request, logits)
         requests, sizes = tuple(join.request for join, *_ in rows), tuple(map(len, command.groups))
-        tell.record(
+        reports.record(
             Span(
                 "decode", str(command.worker), started, ended, requests, command.step, len(rows),
                 ready_ns=command.at_ns, blocks=sum(blocks for *_, blocks in rows), groups=sizes,

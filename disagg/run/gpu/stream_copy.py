@@ -18,13 +18,12 @@ import torch
 from disagg.plan.transfer_scheduler import ActiveCopy
 from disagg.run.checksum import checksum_blocks
 from disagg.run.clock import now_ns
-from disagg.run.device import new_stream
+from disagg.run.device import Scratch, new_stream
 from disagg.run.gpu.block_ids import BlockIds
 from disagg.run.gpu.device_clock import Anchor, clock_of
 from disagg.run.gpu.link_dial import DeviceDial
 from disagg.run.gpu.sm_split import Part
 from disagg.run.kv_cache import KVCache
-from disagg.run.scratch import Scratch
 
 Sums = tuple[int, int]
 
