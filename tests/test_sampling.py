@@ -9,7 +9,7 @@ GREEDY = Sampling()
 
 
 def sample(x, samplings, positions, keep=None, failed=None):
-    reports = Reports(keep, None, lambda request, cause: failed.append((request, cause)))
+    reports = Reports(lambda event: failed.append(tuple(event)), keep, None, None)
     pairs = enumerate(zip(samplings, positions, strict=True))
     return list(pick_tokens(x, [Draw(row, sampling, place, row) for row, (sampling, place) in pairs], reports))
 

@@ -70,8 +70,8 @@ def threads() -> Counter:
 
 def held(engine: Engine) -> int:
     """Blocks and ring slots that somebody still has, open records and transfers."""
-    state, traffic = engine.controller.state, engine.executor.transfers.traffic
-    return sum(p.held for p in state.pools()) + traffic.ring.held + len(traffic.journeys) + len(state.transfers)
+    state, traffic = engine.controller.state, engine.executor.transfers.scheduler
+    return sum(p.held for p in state.pools()) + traffic.ring.held + len(traffic.progress) + len(state.transfers)
 
 
 def counted(model: Model, preset: str) -> Counter:

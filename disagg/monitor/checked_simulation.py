@@ -15,6 +15,7 @@ from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
+from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.request import Job, Stage
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds, fake_token
 
@@ -248,8 +249,8 @@ class CheckedSimulation(SimulatedEngine):
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 
-    def _start_copy(self, lane: str):
-        if lane.startswith("down") and self.traffic.waiting(lane) and not self.traffic.ring.available:
+    def _start_copy(self, lane: LaneName):
+        if lane.role is LaneRole.DOWN and self.traffic.waiting(lane) and not self.traffic.ring.available:
             self.seen["ring full"] += 1
         flight = self._begin_copy(lane)
         if flight is not None:
@@ -257,9 +258,9 @@ class CheckedSimulation(SimulatedEngine):
         return flight
 
     def land(self, flight) -> None:
-        piece, fault = flight.piece, None
+        fault = None
         if not self.faults.quiet:
-            paging = self.state.transfers[piece.transfer].route in PAGING
+            paging = self.state.transfers[flight.transfer].route in PAGING
             fault = self.faults.strike("paging" if paging else "copy")
         if fault == "stall":
             self.at(self.now_ns + STALL_NS, self._land, flight, None)
@@ -267,10 +268,10 @@ class CheckedSimulation(SimulatedEngine):
             self._land(flight, fault)
 
     def _land(self, flight, fault: str | None) -> None:
-        piece, carried = flight.piece, self.carried.pop(flight)
-        assert carried == self._read(flight), f"{flight.lane}: the source changed under a copy of {piece}"
+        carried = self.carried.pop(flight)
+        assert carried == self._read(flight), f"{flight.lane}: the source changed under {flight}"
         for (index, layer), held in carried.items():
-            wanted = piece.request, piece.block + index
+            wanted = flight.request, flight.block + index
             assert held is not None and held[:2] == wanted, f"{flight.lane} carries {held} as {wanted}, layer {layer}"
             key = (
                 ("ring", flight.slot, index) if flight.hop_one else (str_of(flight.target), flight.target_blocks[index])
@@ -285,18 +286,18 @@ class CheckedSimulation(SimulatedEngine):
             self.traffic.ring.check()
 
     def _fail_copy(self, flight, fault: str) -> None:
-        if flight.piece.transfer in self.state.transfers:
-            self._hurt_by(flight.piece.transfer)
+        if flight.transfer in self.state.transfers:
+            self._hurt_by(flight.transfer)
         for notice in self.traffic.fail(flight, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()
 
     def _read(self, flight) -> dict:
-        piece, memory, source = flight.piece, self.memory, str_of(flight.piece.source)
+        memory, source = self.memory, str_of(flight.source)
         return {
             (index, layer): memory.read(("ring", flight.slot, index) if flight.hop_two else (source, block), layer)
-            for index, block in enumerate(piece.blocks)
-            for layer in range(piece.layer, piece.layer_end)
+            for index, block in enumerate(flight.blocks)
+            for layer in range(flight.layer, flight.layer_end)
         }
 
     # ---- at the end --------------------------------------------------------------------------------------------------
@@ -309,8 +310,8 @@ class CheckedSimulation(SimulatedEngine):
             if pool.held:
                 raise InvariantViolation("Drain", f"{pool.name} still holds blocks: {pool.counts()}")
         left = {
-            "requests": state.records, "transfers": state.transfers, "journeys": traffic.journeys,
-            "pieces": [lane.name for lane in traffic.lanes.values() if lane.ready],
+            "requests": state.records, "transfers": state.transfers, "journeys": traffic.progress,
+            "pieces": [str(lane.name) for lane in traffic.lanes.values() if lane.ready],
             "deadlines": state.next_deadline_ns, "backlog": state.backlog,
             "queued": [len(queue) for queue in state.queues() if len(queue)],
             "seats": [seat.worker for seat in state.decodes if seat.rows or seat.steps],

@@ -12,7 +12,8 @@ from disagg.monitor.seams import Seams
 from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import EngineError
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.link import LaneRole
+from disagg.plan.transfer_scheduler import Copy
 
 NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
@@ -92,14 +93,13 @@ class Injection(Seams):
 
         return guarded
 
-    def copy(self, flight: ActiveCopy) -> bool:
-        """Before a copy: raises where it fails, waits where the wire stalls; whether one byte of it is to flip."""
-        piece = flight.piece
-        self._transfers[piece.transfer] = piece.request
-        paging = flight.lane.startswith("spill") or piece.source.role == "host"
+    def copy(self, copy: Copy) -> bool:
+        """Before a copy: raises where it fails, waits where the link stalls; whether one byte of it is to flip."""
+        self._transfers[copy.transfer] = copy.request
+        paging = copy.lane.role is LaneRole.SPILL or copy.source.role == "host"
         fault = self.strike("paging" if paging else "copy")
         if fault in ("fail", "flip") and not paging:
-            self.hurt.add(piece.request)  # a spill or a fetch that fails is computed again
+            self.hurt.add(copy.request)  # a spill or a fetch that fails is computed again
         if fault == "fail":
             raise Struck("the plan fails this copy")
         if fault == "stall":

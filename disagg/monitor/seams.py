@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from disagg.plan.commands import Decode, Prefill
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.transfer_scheduler import Copy
 
 
 class Seams:
@@ -27,7 +27,7 @@ class Seams:
         """The model that a worker computes with, in place of the given one."""
         return model
 
-    def copy(self, copy: ActiveCopy) -> bool:
+    def copy(self, copy: Copy) -> bool:
         """Before a copy, on its lane's thread. True where one bit of what arrives is to flip."""
         return False
 

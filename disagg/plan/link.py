@@ -1,4 +1,4 @@
-"""The emulated wire between two memories: how long a copy occupies it, and when the copy lands.
+"""The emulated link between two memories: how long a copy occupies it, and when the copy lands.
 
 The rule of the dial: busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency.
 Deadlines follow from deadlines, never from when a thread woke up, so errors do not add up.
@@ -8,6 +8,8 @@ Notebook: notebooks/03_layer_streaming.ipynb.
 import dataclasses
 import math
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
 
 from disagg.plan.checks import is_number, short
 from disagg.plan.errors import ConfigError
@@ -47,7 +49,7 @@ CPU_DIAL_LIMIT = 0.5e9
 
 @dataclass(frozen=True)
 class Link:
-    """One direction of a wire: bytes/s, seconds of latency (paid once), seconds of fixed cost per copy."""
+    """One direction of a link: bytes/s, seconds of latency (paid once), seconds of fixed cost per copy."""
 
     bandwidth: float = math.inf
     latency_s: float = 0.0
@@ -68,22 +70,22 @@ class Link:
 
     @classmethod
     def ratio(cls, compute_over_transfer: float, **fields) -> "Link":
-        """A wire on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
+        """A link on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
         return cls(compute_ratio=compute_over_transfer, **fields)
 
     def against(self, compute_s: float, layer_bytes: int) -> "Link":
-        """The wire on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
+        """The link on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
         if self.compute_ratio is None:
             return self
         return dataclasses.replace(self, bandwidth=layer_bytes * self.compute_ratio / compute_s, compute_ratio=None)
 
     @property
     def dialled(self) -> bool:
-        """False for the plain wire, whose copies take as long as they really take."""
+        """False for the plain link, whose copies take as long as they really take."""
         return self.bandwidth < math.inf or self.latency_s > 0 or self.fixed_s > 0
 
     def occupancy_ns(self, nbytes: int) -> int:
-        """How long a copy of `nbytes` keeps the wire busy (x_i in the law)."""
+        """How long a copy of `nbytes` keeps the link busy (x_i in the law)."""
         return round((self.fixed_s + nbytes / self.bandwidth) * 1e9)
 
 
@@ -112,15 +114,31 @@ def parse_link(value, device: str = "cpu") -> Link:
     return link
 
 
-class Wire:
-    """The clock of one link: says when each posted copy ends and lands. Copies take the wire one after the other."""
+class LinkClock:
+    """When each copy that is posted on a link ends and lands: copies take the link one after the other."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link = Link()) -> None:
         self.link = link
         self.busy_until_ns = 0
 
     def post(self, nbytes: int, now_ns: int) -> tuple[int, int, int]:
-        """Occupies the wire for one copy; returns (start, end of occupancy, landing) in ns."""
+        """Occupies the link for one copy; returns (start, end of occupancy, landing) in ns."""
         start = max(now_ns, self.busy_until_ns)
         self.busy_until_ns = start + self.link.occupancy_ns(nbytes)
         return start, self.busy_until_ns, self.busy_until_ns + round(self.link.latency_s * 1e9)
+
+
+class LaneRole(StrEnum):
+    """Which way the copies of a lane go; transfer_scheduler.py draws them."""
+
+    DIRECT, DOWN, UP, SPILL = "direct", "down", "up", "spill"
+
+
+class LaneName(NamedTuple):
+    """One direction of one device's link. `index` counts prefill devices for direct and down, else decode devices."""
+
+    role: LaneRole
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.index}"

@@ -1,4 +1,4 @@
-"""Decode on one worker: a mirror of the batch that the controller composes, and one token a row each step."""
+"""Decode on one worker: its copy of the batch that the controller composes, and one token a row each step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,18 +52,14 @@ class DecodeStage:
         for row, token in zip(rows, tokens, strict=True):
             row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
         ended = now_ns()
+        span = Span("decode", str(command.worker), started, ended, tuple(order), command.step, len(rows))
         sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
-        self._reports.record(
-            Span(
-                "decode", str(command.worker), started, ended, tuple(order), command.step, len(rows),
-                ready_ns=command.at_ns, blocks=blocks, groups=sizes,
-            )
-        )  # fmt: skip
+        self._reports.record(span._replace(ready_ns=command.at_ns, blocks=blocks, groups=sizes))
         used, padded = batch.used_slots, batch.padded_slots
         return Stepped(command.worker, command.step, tokens, started, ended, used, padded)
 
     def _follow(self, command: Decode) -> None:
-        """Brings the mirror to what the command says: who left, who joined, whose table grew."""
+        """Applies the command's changes to the rows: requests that left or joined, and tables that grew."""
         for request in command.left:
             del self.rows[request]
         for join in command.joins:

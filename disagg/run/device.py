@@ -1,4 +1,4 @@
-"""What differs between a CPU and a GPU here: a GPU's work is only done once its stream says so.
+"""What differs between a CPU and a GPU here: a GPU's work is done only once its stream has come there.
 
 Every worker has its own stream, on its part of the SMs where its GPU is split. Lanes wait for events on it
 (run/stream_lane); a host waits only where it needs what came out, or before it runs too far ahead (run/prefill).
@@ -7,6 +7,7 @@ Every worker has its own stream, on its part of the SMs where its GPU is split. 
 import contextlib
 import math
 import os
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -17,7 +18,7 @@ from disagg.run.gpu.sm_split import Part
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
-def own_stream(device: torch.device, part: Part | None = None):
+def own_stream(device: torch.device, part: Part | None = None) -> AbstractContextManager[object]:
     """A context in which this thread's kernels have a stream of their own; nothing on a CPU."""
     if device.type != "cuda":
         return contextlib.nullcontext()
@@ -29,7 +30,7 @@ def new_stream(device: torch.device, part: Part | None, priority: int = 0) -> to
     return torch.cuda.Stream(device, priority=priority) if part is None else part.stream(priority)
 
 
-def on(device: torch.device):
+def on(device: torch.device) -> AbstractContextManager[object]:
     """A context in which the device is this thread's current one: kernels of our own run there, whatever they read."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -41,7 +42,7 @@ def settle(device: torch.device) -> None:
 
 
 def finish(device: torch.device) -> None:
-    """Waits until the device has done all that anybody gave it. After an error of CUDA there is nothing to wait for."""
+    """Waits until the device has done all that any thread gave it; after an error of CUDA there is no wait."""
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):
             torch.cuda.synchronize(device)

@@ -12,11 +12,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.seams import Seams
+from disagg.monitor.violation import InvariantViolation
 from disagg.plan import intake
 from disagg.plan.commands import Ended
 from disagg.plan.config import Config
@@ -34,13 +36,16 @@ from disagg.trace.results import Result, Run
 
 
 class Engine:
-    """Real workers under the controller. Close it, or use it in a `with`; a closed one says so. One that nobody refers
-    to any more, itself or by the handle of an open request, ends by itself."""
+    """Real workers under the controller. Close it, or use it in a `with`; calls of a closed one raise. One without
+    references, also from handles of open requests, ends by itself."""
 
     def __init__(
-        self, config: Config, model: Model | None = None, progress: Callable[[str], None] | None = None,
+        self,
+        config: Config,
+        model: Model | None = None,
+        progress: Callable[[str], None] | None = None,
         faults: FaultPlan | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Without a `model` the config's is loaded; engines of one model in one process share its weights.
         `faults`: what is to go wrong on the way, for lessons and tests; CPU workers obey it.
 
@@ -77,7 +82,7 @@ class Engine:
             self._loop.check_open()
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     @property
@@ -86,7 +91,7 @@ class Engine:
         return self._loop.config
 
     @property
-    def breach(self):
+    def breach(self) -> InvariantViolation | None:
         """What a detector saw, where one did; the engine is broken then."""
         return self._loop.breach
 
@@ -111,15 +116,15 @@ class Engine:
 
         try:
             loop.ask(begin, changes=True)
-        except KeyboardInterrupt:  # who would know of a request whose handle nobody has?
+        except KeyboardInterrupt:  # the caller gets no handle, so nothing else could end the request
             handle.cancel()
             raise
         return handle
 
     def serve(self, requests: Iterable[Request], record: bool = True) -> Run:
         """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns; so
-        does a `close` by another thread. `run.interrupted` tells. With `record=False` the run has no timeline, only
-        results and counts.
+        does a `close` by another thread; `run.interrupted` is set then. With `record=False` the run has no timeline,
+        only results and counts.
 
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """
@@ -157,7 +162,7 @@ class Engine:
         """What was recorded of the run that is under way, or lately of requests outside of one."""
         return self._loop.ask(lambda: self.recorder.run(self.config, results))
 
-    def retune(self, **changes) -> None:
+    def retune(self, **changes: Any) -> None:
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         loop = self._loop
         loop.check_open()
@@ -223,7 +228,7 @@ class Engine:
         try:
             loop.served[index] = handle
             loop.call(begin, changes=True)
-        except KeyboardInterrupt:  # who would wait for a handle that is not under way, or know of one that is?
+        except KeyboardInterrupt:  # it may be under way or not; either way the run does not wait for it
             loop.served.pop(index, None)
             loop.cancel(handle)
             raise
@@ -266,7 +271,8 @@ class Engine:
 def job_of(request: Request, model: Model, seed: int = 0) -> Job:
     """A user's request as the controller sees it; its id and arrival follow when it is submitted. `seed` is for a
     request that names none. RequestError where the model can't take it."""
-    limits = intake.Limits(model.name, model.vocab_size, model.context_limit, frozenset(model.eos_ids))
+    vocab_size: Any = model.vocab_size
+    limits = intake.Limits(model.name, vocab_size, model.context_limit, frozenset(model.eos_ids))
     return intake.job_of(request, limits, model.encode, seed)
 
 

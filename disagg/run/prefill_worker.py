@@ -1,6 +1,7 @@
 """Prefill on one worker: a pass packs chunks of several requests, and hands each layer off from inside the model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class PrefillStage:
         self,
         model: Model,
         cache: KVCache,
-        kernel,
+        kernel: Any,
         transfers: Transfers | None,
         reports: Reports,
         most: int,
@@ -73,13 +74,9 @@ class PrefillStage:
         tokens = pick_tokens(logits, draws, self._reports)
         ended = now_ns()
         requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
-        self._reports.record(
-            Span(
-                "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
-                firsts=firsts, hand_offs_ns=marks.read(), ready_ns=command.at_ns,
-                blocks=sum(len(chunk.blocks) for chunk in command.chunks),
-            )
-        )  # fmt: skip
+        count, blocks = len(batch.tokens), sum(len(chunk.blocks) for chunk in command.chunks)
+        span = Span("prefill", str(command.worker), started, ended, requests, command.pass_id, count, firsts=firsts)
+        self._reports.record(span._replace(hand_offs_ns=marks.read(), ready_ns=command.at_ns, blocks=blocks))
         return Prefilled(command.worker, command.pass_id, tokens, started, ended)
 
     def _pack(self, command: Prefill, marks: Moments) -> PrefillBatch:
@@ -96,7 +93,7 @@ class PrefillStage:
 
         def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
             marks.mark()
-            if departing:
+            if departing and self.transfers is not None:
                 self.transfers.hand_off(layer, departing, key, value)
             marks.keep_up(AHEAD)
 

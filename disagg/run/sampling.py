@@ -6,17 +6,23 @@ from typing import NamedTuple
 
 import torch
 
+from disagg.plan.events import RequestFailed
 from disagg.plan.request import Sampling
 from disagg.plan.spans import Span
 
 
 class Reports(NamedTuple):
-    """What a worker reports beside the event that ends its command; any thread may call. `keep` takes logits [vocab]
-    that a request asked for, `record` a span, and `fail` a request and its cause, before its pass or step ends."""
+    """Where workers report, from any thread: `post` takes events, `keep` logits [vocab] that a request asked for,
+    `record` spans, and `progress` a line about what takes long at the start."""
 
+    post: Callable[[object], None]
     keep: Callable[[int, torch.Tensor], None]
     record: Callable[[Span], None]
-    fail: Callable[[int, str], None]
+    progress: Callable[[str], None]
+
+    def fail(self, request: int, cause: str) -> None:
+        """Of this request alone; its pass or step ends later."""
+        self.post(RequestFailed(request, cause))
 
 
 class Draw(NamedTuple):
@@ -30,7 +36,7 @@ class Draw(NamedTuple):
 
 def pick_tokens(logits: torch.Tensor, draws: list[Draw], reports: Reports) -> tuple[int, ...]:
     """Next token of each row of logits [B, vocab]: forced, greedy or drawn. Rows asked for are kept; the request of a
-    row whose best logit is not finite fails, and the token here is nobody's."""
+    row whose best logit is not finite fails, and its token here is dropped."""
     tokens, sound = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
     for row, draw in enumerate(draws):
         sampling = draw.sampling

@@ -47,7 +47,7 @@ def world_on(hardware, config: Config, requests: Iterable[Request], record: bool
     world.recorder.machine = f"virtual clock, {hardware.words}"
     if not speeds.pads and (lanes := world.traffic.lanes):  # as engines on GPUs do
         name, lane = next(iter(lanes.items()))
-        world.traffic.measured(world.config, speeds.cost(name).dialled(lane.wire.link).least_bytes)
+        world.traffic.measured(world.config, speeds.cost(name).dialled(lane.clock.link).least_bytes)
     return world
 
 

@@ -15,9 +15,10 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.link import LaneName
 from disagg.plan.request import Job
 from disagg.plan.spans import Span
-from disagg.plan.transfer_scheduler import ActiveCopy, TransferScheduler
+from disagg.plan.transfer_scheduler import Copy, TransferScheduler
 from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
@@ -52,7 +53,7 @@ class Speeds:
         """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
         return self.step + rows * self.step_row + tokens * self.step_token
 
-    def copy_ns(self, lane: str, nbytes: int) -> int:
+    def copy_ns(self, lane: LaneName, nbytes: int) -> int:
         """A copy on an undialled wire."""
         return round(nbytes * self.copy_byte)
 
@@ -77,7 +78,7 @@ class SimulatedEngine:
         self.results: dict[int, Result] = {}
         self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
         self.recorder.begin(0, record)
-        self.busy_lanes: set[str] = set()
+        self.busy_lanes: set[LaneName] = set()
         self._heap: list = []
         self._sequence = 0
         self._free_ns: dict[cmd.Worker, int] = {}
@@ -265,14 +266,14 @@ class SimulatedEngine:
         if traffic.queued:
             for name, lane in traffic.lanes.items():
                 if lane.ready and name not in busy and (flight := traffic.start(name)) is not None:
-                    self._fly(flight, lane.wire.link.dialled)
+                    self._fly(flight, lane.clock.link.dialled)
 
-    def _fly(self, flight: ActiveCopy, dialled: bool) -> None:
+    def _fly(self, flight: Copy, dialled: bool) -> None:
         """Keeps the lane busy, and lets the copy land when its wire says; an undialled one keeps no account."""
         self.busy_lanes.add(flight.lane)
         if not dialled:
             flight.start_ns = max(flight.start_ns, self.now_ns)
-            took = self.speeds.copy_ns(flight.lane, flight.piece.nbytes)
+            took = self.speeds.copy_ns(flight.lane, flight.nbytes)
             flight.busy_until_ns = flight.landing_ns = flight.start_ns + took
         if flight.busy_until_ns < flight.landing_ns:
             self.at(flight.busy_until_ns, self._lane_free, flight.lane)
@@ -280,7 +281,7 @@ class SimulatedEngine:
         else:
             self.at(flight.landing_ns, self._through, flight)
 
-    def _lane_free(self, name: str) -> None:
+    def _lane_free(self, name: LaneName) -> None:
         self.busy_lanes.discard(name)
         self.drive_lanes()
 

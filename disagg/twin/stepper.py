@@ -166,7 +166,7 @@ def state_of(world: SimulatedEngine) -> dict:
         "queues": _queues(state),
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
         "ring": _pool(traffic.ring) if traffic.ring.total else None,
-        "wires": {name: {"waiting": traffic.waiting(name), "busy": name in world.busy_lanes} for name in traffic.lanes},
+        "wires": {str(n): {"waiting": traffic.waiting(n), "busy": n in world.busy_lanes} for n in traffic.lanes},
         "passes": {str(seat.worker): _passing(seat) for seat in state.prefills},
         "batches": {str(seat.worker): [list(g.ids) for _, g in sorted(seat.groups.items())] for seat in state.decodes},
         "steps": {str(seat.worker): [list(step.requests) for step in seat.steps] for seat in state.decodes},

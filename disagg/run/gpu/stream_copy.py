@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.transfer_scheduler import Copy
 from disagg.run.checksum import checksum_blocks
 from disagg.run.clock import now_ns
 from disagg.run.device import Scratch, new_stream
@@ -29,9 +29,9 @@ Sums = tuple[int, int]
 
 
 class EnqueuedCopy(NamedTuple):
-    """A flight whose copy is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
+    """A copy that is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
 
-    flight: ActiveCopy | None  # None: only timed
+    copy: Copy | None  # None: only timed
     start: torch.cuda.Event
     end: torch.cuda.Event
     seen: torch.cuda.Event
@@ -40,16 +40,22 @@ class EnqueuedCopy(NamedTuple):
     written: torch.cuda.Event | None  # what it waited for
     sums: torch.Tensor | None  # [2, layers, 2] pinned: what left, what arrived; to be read once `seen` has ended
 
+    @property
+    def record(self) -> Copy:
+        """The copy, which one that is only timed has not."""
+        assert self.copy is not None
+        return self.copy
+
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
-        """Waits for the copy, without the interpreter, and writes its times into the flight; the checksums."""
+        """Waits for the copy, without the interpreter, and writes its times into its record; the checksums."""
         self.seen.synchronize()
-        flight = self.flight
+        copy = self.record
         now = now_ns()  # whatever the clocks' error says, it has ended
-        flight.start_ns = min(now, self.first.ns(self.start))
+        copy.start_ns = min(now, self.first.ns(self.start))
         if self.written is not None:  # the hook ran on the host before the device came there
-            flight.ready_ns = max(flight.ready_ns, min(flight.start_ns, self.first.ns(self.written)))
-        flight.busy_until_ns = min(now, max(flight.start_ns, self.last.ns(self.end)))
-        flight.landing_ns = flight.busy_until_ns + latency_ns
+            copy.ready_ns = max(copy.ready_ns, min(copy.start_ns, self.first.ns(self.written)))
+        copy.busy_until_ns = min(now, max(copy.start_ns, self.last.ns(self.end)))
+        copy.landing_ns = copy.busy_until_ns + latency_ns
         left, found = ([], []) if self.sums is None else self.sums.tolist()
         return [tuple(pair) for pair in left], [tuple(pair) for pair in found]
 
@@ -122,7 +128,7 @@ class StreamCopier:
 
     def launch(
         self,
-        flight: ActiveCopy | None,
+        copy: Copy | None,
         route: Route,
         written: torch.cuda.Event | None,
         occupancy_ns: int | None,
@@ -159,7 +165,7 @@ class StreamCopier:
             sums[1].copy_(checksum_blocks(self._collect(route, arrived=True), check_tokens), non_blocking=True)
             seen = torch.cuda.Event()
             seen.record(last)
-        return EnqueuedCopy(flight, start, end, seen, *anchors, written, sums)
+        return EnqueuedCopy(copy, start, end, seen, *anchors, written, sums)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
