@@ -152,8 +152,8 @@ def opened(config: Config, anomalies: int = 0, broken: bool = False):
     if not broken:
         assert engine.breach is None, engine.breach
         assert held(engine) == {}
-        assert engine.executor.transfers.traffic.journeys == {}
-        assert engine.executor.transfers.traffic.ring.held == 0
+        assert engine.executor.transfers.scheduler.progress == {}
+        assert engine.executor.transfers.scheduler.ring.held == 0
         assert engine.executor.transfers._spilled == {}
         assert engine.controller.state.counts["anomalies"] == anomalies
         assert engine.controller.state.counts["padding_mismatches"] == 0

@@ -18,7 +18,7 @@ from fake_driver import FakeDriver
 from disagg.course.buglab.lazy_stream import copy_blocks
 from disagg.run import engine, executor, transfers
 from disagg.run.clock import now_ns
-from disagg.run.gpu import block_ids, device_clock, stream_copy
+from disagg.run.gpu import block_ids, device_clock, stream_copy, stream_lane
 
 
 class FakeEvent:
@@ -93,7 +93,7 @@ def fake_cuda(monkeypatch, host_blocks: int):
     """From here on, caches of other than `host_blocks` blocks pass for those of a GPU."""
     fake_streams(monkeypatch)
     monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
-    monkeypatch.setattr(transfers, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
+    monkeypatch.setattr(stream_lane, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
 
 
 def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
@@ -108,7 +108,7 @@ def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: FakeStream())
     monkeypatch.setattr(block_ids, "on_device", lambda ids, device: torch.tensor(ids))
-    monkeypatch.setattr(transfers, "reaches", lambda here, there: reach)
+    monkeypatch.setattr(stream_lane, "reaches", lambda here, there: reach)
 
     def between(config, caches, *rest):
         there = {name: copy.copy(cache) for name, cache in caches.items()}  # the same memory under another address

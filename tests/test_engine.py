@@ -73,7 +73,7 @@ def test_one_zeroed_block_shows_in_the_logits(monkeypatch, route, layer):
 
     def zeroing(self, flight):
         data = move(self, flight)
-        if not flight.hop_one and flight.piece.layer <= layer < flight.piece.layer_end:
+        if not flight.hop_one and flight.layer <= layer < flight.layer_end:
             self.transfers.caches[flight.target].data[layer, :, flight.target_blocks[1]] = 0
         return data
 

@@ -28,6 +28,7 @@ from disagg import Engine, Link, Request
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.errors import EngineError
+from disagg.plan.link import LaneName
 from disagg.plan.request import Stage
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
@@ -152,7 +153,7 @@ DEATHS = {
 
 def raise_on_lane(lane: str, error: BaseException):
     def action(self, flight):
-        if flight.lane.startswith(lane):
+        if flight.lane.role == lane:
             raise error
 
     return action
@@ -305,7 +306,7 @@ def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
     gate = Gate()
 
     def holding(self, flight):
-        if flight.lane.startswith(lane):
+        if flight.lane.role == lane:
             gate.hold()
 
     before(monkeypatch, HostLane, "_move", holding)
@@ -330,7 +331,7 @@ def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkey
     gate, flights = Gate(), []
 
     def holding(self, flight):
-        if flight.lane.startswith(lane):
+        if flight.lane.role == lane:
             flights.append(flight)
             gate.hold()
 
@@ -338,7 +339,7 @@ def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkey
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
         handles = [engine.submit(request) for request in LONG]
         gate.wait()
-        victim = handles[flights[0].piece.request]
+        victim = handles[flights[0].request]
         victim.cancel()
         assert victim.result(LIMIT_S).finish_reason == "cancelled"
         engine.watch.until(lambda state: state.host.counts()["quarantined"] > 0)
@@ -378,7 +379,7 @@ def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(mo
     gate = Gate()
 
     def stall(self, flight):
-        if flight.piece.request > 0 and flight.lane.startswith("up"):
+        if flight.request > 0 and flight.lane.role == "up":
             gate.hold()
 
     before(monkeypatch, HostLane, "_move", stall)
@@ -395,8 +396,8 @@ def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(mo
         assert not any(handle.done for handle in rest)
         engine.executor.transfers.lock.acquire()
         try:
-            assert engine.executor.transfers.traffic.ring.available == 0
-            assert engine.executor.transfers.traffic.waiting("down 0") > 0
+            assert engine.executor.transfers.scheduler.ring.available == 0
+            assert engine.executor.transfers.scheduler.waiting(LaneName("down", 0)) > 0
         finally:
             engine.executor.transfers.lock.release()
         gate.open()
@@ -598,7 +599,7 @@ def test_closing_in_the_middle_of_paging(monkeypatch):
     gate = Gate()
 
     def holding(self, flight):
-        if flight.lane.startswith("spill"):
+        if flight.lane.role == "spill":
             gate.hold()
 
     before(monkeypatch, HostLane, "_move", holding)

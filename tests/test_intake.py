@@ -16,7 +16,7 @@ from disagg import Config, Request, simulate
 from disagg.plan.errors import ConfigError, DisaggError, RequestError
 from disagg.plan.intake import Limits
 from disagg.plan.intake import job_of as planned
-from disagg.run.intake import job_of
+from disagg.run.engine import job_of
 from disagg.run.model.text import ByteText
 from disagg.twin.model_shapes import SHAPES, TINY_CONTEXT, context_of, limits_of
 

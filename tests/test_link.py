@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import CPU_DIAL_LIMIT, PRESETS, Link, Wire, parse_link
+from disagg.plan.link import CPU_DIAL_LIMIT, PRESETS, Link, LinkClock, parse_link
 
 
 def test_the_rule_of_the_dial():
-    wire = Wire(Link(1e9, latency_s=5e-9, fixed_s=10e-9))
+    wire = LinkClock(Link(1e9, latency_s=5e-9, fixed_s=10e-9))
     assert wire.post(100, now_ns=1000) == (1000, 1110, 1115)
     assert wire.post(100, now_ns=1050) == (1110, 1220, 1225), "one after the other; latency is paid once"
     assert wire.post(0, now_ns=5000) == (5000, 5010, 5015)
@@ -19,7 +19,7 @@ def test_the_rule_of_the_dial():
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 1000)), min_size=1))
 def test_copies_never_overlap_and_never_start_early(posts):
-    wire, now, busy = Wire(Link(1e8, 1e-8, 2e-8)), 0, 0
+    wire, now, busy = LinkClock(Link(1e8, 1e-8, 2e-8)), 0, 0
     for wait, nbytes in posts:
         now += wait
         start, end, landing = wire.post(nbytes, now)

@@ -144,10 +144,10 @@ class Stalled(SimulatedEngine):
 
         def slow(name):
             flight = start(name)
-            if flight is not None and (more := self._take(name.split()[0], [flight.piece.request])):
+            if flight is not None and (more := self._take(name.role, [flight.request])):
                 flight.busy_until_ns += more
                 flight.landing_ns += more
-                self.traffic.lanes[name].wire.busy_until_ns += more
+                self.traffic.lanes[name].clock.busy_until_ns += more
             return flight
 
         self.traffic.start = slow

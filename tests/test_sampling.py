@@ -3,16 +3,15 @@ import math
 import torch
 
 from disagg.plan.request import Sampling
-from disagg.run.sampling import Draw, pick_tokens, uniform
-from disagg.run.worker_reports import Tell
+from disagg.run.sampling import Draw, Reports, pick_tokens, uniform
 
 GREEDY = Sampling()
 
 
 def sample(x, samplings, positions, keep=None, failed=None):
-    tell = Tell(keep, None, lambda request, cause: failed.append((request, cause)))
+    reports = Reports(lambda event: failed.append(tuple(event)), keep, None, None)
     pairs = enumerate(zip(samplings, positions, strict=True))
-    return list(pick_tokens(x, [Draw(row, sampling, place, row) for row, (sampling, place) in pairs], tell))
+    return list(pick_tokens(x, [Draw(row, sampling, place, row) for row, (sampling, place) in pairs], reports))
 
 
 def logits(rows, vocab=50, seed=0):

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
-from disagg.plan.link import Link
+from disagg.plan.link import LaneName, Link
 from disagg.plan.transfer_scheduler import TransferScheduler
 
 LAYERS = 3
 DECODE, HOST = Worker("decode", 0), Worker("host", 0)
+DIRECT, DOWN, UP = (LaneName(role, 0) for role in ("direct", "down", "up"))
 
 
 def traffic(route="staged", **changes) -> TransferScheduler:
@@ -28,16 +29,16 @@ def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     """Else one request holds the ring and waits for blocks, and another holds the blocks and waits for the ring."""
     lanes = traffic(ring_slots=1)
     lanes.send(send(1, (5,)), 0)
-    assert lanes.start("down 0") is None
+    assert lanes.start(DOWN) is None
     lanes.send(send(2, (6,)), 0)
     lanes.assign(Assign(2, DECODE, (0,)), 0)
-    flight = lanes.start("down 0")
-    assert flight.piece.transfer == 2
+    flight = lanes.start(DOWN)
+    assert flight.transfer == 2
     lanes.finish(flight)
-    assert lanes.start("up 0").target_blocks == (0,)
+    assert lanes.start(UP).target_blocks == (0,)
 
 
-def fly(lanes: TransferScheduler, name: str):
+def fly(lanes: TransferScheduler, name: LaneName):
     """One copy over a lane: the flight, and the notices it leads to."""
     flight = lanes.start(name)
     return flight, lanes.finish(flight)
@@ -46,12 +47,12 @@ def fly(lanes: TransferScheduler, name: str):
 def test_a_bulk_transfer_is_one_piece_and_one_landing():
     lanes = traffic("bulk")
     lanes.send(send(route="bulk"), 0)
-    assert lanes.start("direct 0") is None, "it waits for blocks to land in"
+    assert lanes.start(DIRECT) is None, "it waits for blocks to land in"
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
-    flight, notices = fly(lanes, "direct 0")
-    assert (flight.piece.blocks, flight.target, flight.target_blocks, flight.slot) == ((5, 6), DECODE, (8, 9), None)
+    flight, notices = fly(lanes, DIRECT)
+    assert (flight.blocks, flight.target, flight.target_blocks, flight.slot) == ((5, 6), DECODE, (8, 9), None)
     assert notices == [Landed(1, (Part(0, LAYERS, 0, 2),), LAYERS * 2 * 4 * 2, 0)]
-    assert lanes.journeys == {}
+    assert lanes.progress == {}
 
 
 @given(st.integers(0, 3), st.integers(1, 4) | st.none(), st.integers(0, 60))
@@ -68,13 +69,13 @@ def test_layers_travel_as_they_are_handed_off_in_groups():
     lanes = traffic("direct", layers_per_copy=2)
     lanes.send(send(route="direct", ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
-    assert lanes.hand_off(1, 0, 1) is None and lanes.start("direct 0") is None
-    assert lanes.hand_off(1, 1, 2).part == Part(0, 2, 0, 2)
-    assert lanes.hand_off(1, 2, 3).part == Part(2, 3, 0, 2), "the last group may be smaller"
-    assert fly(lanes, "direct 0")[1][0].parts == (Part(0, 2, 0, 2),)
-    assert 1 in lanes.journeys
-    fly(lanes, "direct 0")
-    assert lanes.journeys == {}
+    assert lanes.hand_off(1, 0, 1) is None and lanes.start(DIRECT) is None
+    assert lanes.hand_off(1, 1, 2) == Part(0, 2, 0, 2)
+    assert lanes.hand_off(1, 2, 3) == Part(2, 3, 0, 2), "the last group may be smaller"
+    assert fly(lanes, DIRECT)[1][0].parts == (Part(0, 2, 0, 2),)
+    assert 1 in lanes.progress
+    fly(lanes, DIRECT)
+    assert lanes.progress == {}
 
 
 def test_a_second_chunk_continues_the_table():
@@ -85,9 +86,9 @@ def test_a_second_chunk_continues_the_table():
             lanes.assign(Assign(1, DECODE, (0, 1, 2)), 0)
         for layer in range(LAYERS):
             lanes.hand_off(1, layer, 0)
-    flights = [fly(lanes, "direct 0")[0] for _ in range(2 * LAYERS)]
+    flights = [fly(lanes, DIRECT)[0] for _ in range(2 * LAYERS)]
     assert [flight.target_blocks for flight in flights] == [(0, 1)] * LAYERS + [(2,)] * LAYERS
-    assert lanes.journeys == {}
+    assert lanes.progress == {}
 
 
 def test_two_hops_through_the_ring():
@@ -97,21 +98,21 @@ def test_two_hops_through_the_ring():
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     for layer in range(LAYERS):
         lanes.hand_off(1, layer, 0)
-    down = [lanes.start("down 0"), lanes.start("down 0")]
-    assert lanes.start("down 0") is None and lanes.waiting("down 0") == 1, "the ring is full"
-    assert lanes.start("up 0") is None
+    down = [lanes.start(DOWN), lanes.start(DOWN)]
+    assert lanes.start(DOWN) is None and lanes.waiting(DOWN) == 1, "the ring is full"
+    assert lanes.start(UP) is None
     assert [lanes.finish(flight) for flight in down] == [[], []]
-    up = lanes.start("up 0")
+    up = lanes.start(UP)
     up.landing_ns = 9  # without a dial, who copies says when it was done
     notices = lanes.finish(up)
     assert (up.slot, up.target_blocks) == (down[0].slot, (8, 9))
     assert notices == [Landed(1, (Part(0, 1, 0, 2),), 16, 9)]
-    third, notices = fly(lanes, "down 0")
+    third, notices = fly(lanes, DOWN)
     assert third.start_ns == 9, "from when the slot was free"
     assert notices == [SourceRead(1)], "every first hop has ended"
-    fly(lanes, "up 0")
-    fly(lanes, "up 0")
-    assert lanes.journeys == {} and lanes.ring.held == 0
+    fly(lanes, UP)
+    fly(lanes, UP)
+    assert lanes.progress == {} and lanes.ring.held == 0
 
 
 def test_smaller_priority_goes_first_and_equals_in_order():
@@ -119,41 +120,41 @@ def test_smaller_priority_goes_first_and_equals_in_order():
     for transfer, priority in ((1, (5,)), (2, (3,)), (3, (3,))):
         lanes.send(send(transfer, route="bulk", priority=priority), 0)
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
-    assert [lanes.start("direct 0").piece.transfer for _ in range(3)] == [2, 3, 1]
+    assert [lanes.start(DIRECT).transfer for _ in range(3)] == [2, 3, 1]
 
 
 def test_spills_and_fetches_take_the_decode_device_s_wires():
     lanes = traffic("staged", decode_workers=2)
     lanes.send(send(1, route="spill", source=Worker("decode", 1)), 0)
     lanes.assign(Assign(1, HOST, (0, 1)), 0)
-    assert fly(lanes, "spill 1")[0].target == HOST
+    assert fly(lanes, LaneName("spill", 1))[0].target == HOST
     lanes.send(send(2, route="fetch", source=HOST), 0)
     lanes.assign(Assign(2, Worker("decode", 1), (0, 1)), 0)
-    flight, notices = fly(lanes, "up 1")
+    flight, notices = fly(lanes, LaneName("up", 1))
     assert flight.slot is None and isinstance(notices[0], Landed) and lanes.ring.peak == 0
 
 
 def test_lanes_exist_where_something_may_travel():
-    assert list(traffic("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes) == [
+    assert list(map(str, traffic("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes)) == [
         "down 0", "down 1", "up 0", "up 1"
     ]  # fmt: skip
-    assert list(traffic("bulk", host_blocks=0).lanes) == ["direct 0"]
-    assert list(traffic("bulk", host_blocks=4).lanes) == ["direct 0", "spill 0", "up 0"]
-    assert list(traffic("bulk", prefill_workers=0, host_blocks=0).lanes) == []
+    assert list(map(str, traffic("bulk", host_blocks=0).lanes)) == ["direct 0"]
+    assert list(map(str, traffic("bulk", host_blocks=4).lanes)) == ["direct 0", "spill 0", "up 0"]
+    assert list(map(str, traffic("bulk", prefill_workers=0, host_blocks=0).lanes)) == []
 
 
 def test_hop_two_and_fetches_take_the_second_wire():
-    wires = {name: lane.wire.link.bandwidth for name, lane in traffic(link=(1e7, 2e7)).lanes.items()}
-    assert wires == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7}
+    links = {str(name): lane.clock.link.bandwidth for name, lane in traffic(link=(1e7, 2e7)).lanes.items()}
+    assert links == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7}
 
 
 def test_abort_before_anything_flies_closes_at_once():
     lanes = traffic()
     lanes.send(send(), 0)
-    assert lanes.abort(1, 0) == [TransferClosed(1)] and lanes.journeys == {}
+    assert lanes.abort(1, 0) == [TransferClosed(1)] and lanes.progress == {}
     assert lanes.abort(1, 0) == [TransferClosed(1)], "unknown or over: nothing runs, nor will"
     lanes.assign(Assign(1, DECODE, (0, 1)), 0)
-    assert lanes.hand_off(1, 0, 0) is None and lanes.start("down 0") is None
+    assert lanes.hand_off(1, 0, 0) is None and lanes.start(DOWN) is None
 
 
 def test_abort_waits_for_the_last_copy_and_returns_its_slots():
@@ -162,14 +163,14 @@ def test_abort_waits_for_the_last_copy_and_returns_its_slots():
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     for layer in range(LAYERS):
         lanes.hand_off(1, layer, 0)
-    first, second = lanes.start("down 0"), lanes.start("down 0")
+    first, second = lanes.start(DOWN), lanes.start(DOWN)
     lanes.finish(first)
-    up = lanes.start("up 0")
-    assert lanes.abort(1, 0) == [] and lanes.waiting("down 0") == 0
+    up = lanes.start(UP)
+    assert lanes.abort(1, 0) == [] and lanes.waiting(DOWN) == 0
     assert lanes.hand_off(1, 0, 0) is None
     assert lanes.finish(up) == []
     assert lanes.finish(second) == [TransferClosed(1)]
-    assert lanes.ring.held == 0 and lanes.journeys == {}
+    assert lanes.ring.held == 0 and lanes.progress == {}
 
 
 def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
@@ -177,17 +178,17 @@ def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
     for transfer in (1, 2):
         lanes.send(send(transfer), 0)
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
-        fly(lanes, "down 0")
+        fly(lanes, DOWN)
     assert lanes.ring.held == 2
     assert lanes.abort(1, 0) == [TransferClosed(1)]
-    assert lanes.ring.held == 1 and lanes.start("up 0").piece.transfer == 2
+    assert lanes.ring.held == 1 and lanes.start(UP).transfer == 2
 
 
 def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
     lanes = traffic("direct")
     lanes.retune(Config(route="direct", layers_per_copy=3, link=(1e8, 2e8), block_size=4, host_blocks=8))
-    assert lanes.lanes["direct 0"].wire.link.bandwidth == 1e8
-    assert lanes.lanes["up 0"].wire.link.bandwidth == 2e8
+    assert lanes.lanes[DIRECT].clock.link.bandwidth == 1e8
+    assert lanes.lanes[UP].clock.link.bandwidth == 2e8
     lanes.send(send(route="direct", ready=False), 0)
     assert [lanes.hand_off(1, layer, 0) is None for layer in range(LAYERS)] == [True, True, False]
 
@@ -220,10 +221,10 @@ def test_nothing_enters_a_ring_slot_before_it_was_free_however_late_its_lane_loo
         lanes.hand_off(1, layer, 0)
     down, up, turns = [], [], iter(late)
     for _ in range(200):
-        while not (next(turns, False) and up) and (flight := lanes.start("down 0")) is not None:
+        while not (next(turns, False) and up) and (flight := lanes.start(DOWN)) is not None:
             down.append(flight)
             lanes.finish(flight)
-        if (flight := lanes.start("up 0")) is not None:
+        if (flight := lanes.start(UP)) is not None:
             up.append(flight)
             lanes.finish(flight)
     assert len(up) == 12

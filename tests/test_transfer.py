@@ -25,15 +25,15 @@ from disagg import Config, Link, Request
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
-from disagg.plan.link import cost_of
+from disagg.plan.link import LaneName, cost_of
 from disagg.run.decode_worker import DecodeStage
+from disagg.run.device import Scratch
 from disagg.run.gpu.link_dial import check_triton
 from disagg.run.gpu.stream_copy import Route, StreamCopier, copy_blocks
 from disagg.run.gpu.stream_lane import AHEAD
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.model.tiny import LAYERS
-from disagg.run.scratch import Scratch
 from disagg.run.transfers import Departing, Transfers
 
 SHAPE = KVShape(layers=5, kv_heads=2, head_dim=4, dtype=torch.float32)
@@ -115,7 +115,7 @@ def test_a_hand_off_by_layers_moves_its_blocks_and_touches_no_other(route, ring,
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
         notices = bench.landed(1)
-        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+        assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
     bench.check(PREFILL, blocks, DECODE, onto)
     assert sum(isinstance(n, SourceRead) for n in notices) == (route == "staged")
     copies = -(-SHAPE.layers // together)
@@ -230,7 +230,7 @@ def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, ver
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
         bench.landed(1)
-        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+        assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
         assert bench.transfers.clock_in_words().endswith(" us")
     bench.check(PREFILL, blocks, DECODE, onto)
     assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
@@ -256,14 +256,14 @@ def test_on_a_split_gpu_lanes_run_on_the_sms_of_decode(gpu, route, sides):
     parts = {"prefill": FakePart(), "decode": FakePart()}
     blocks, onto = random_map(3, 5, PREFILL, DECODE)
     with Bench(route, prefill_blocks=11, parts=parts) as bench:
-        lanes = bench.transfers.lanes
+        lanes = {str(name): lane for name, lane in bench.transfers.lanes.items()}
         assert {n: r for n in lanes for r, part in parts.items() if lanes[n].copier.streams[0] in part.made} == sides
         bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, blocks, 5 * BLOCK)
         bench.landed(1)
     bench.check(PREFILL, blocks, DECODE, onto)
-    assert bench.transfers._ring == [], "pinned memory outlives the streams that copied it"
+    assert bench.transfers.ring == [], "pinned memory outlives the streams that copied it"
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -338,7 +338,7 @@ def test_checksums_on_a_gpu_find_a_flipped_bit(gpu, monkeypatch, route, lane):
 def test_an_automatic_grouping_measures_the_route_and_moves_the_same_blocks(gpu, route):
     """The bench's blocks are full of numbers, where an engine's are empty: the target's first ones are overwritten."""
     with Bench(route, layers_per_copy=None, prefill_blocks=11) as bench:
-        assert bench.transfers.traffic.least_bytes == bench.transfers.traffic.measured_bytes >= 0
+        assert bench.transfers.scheduler.least_bytes == bench.transfers.scheduler.measured_bytes >= 0
         bench.post(1, route, PREFILL, [1, 2], DECODE, [10, 9], ready=False)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, [1, 2], 2 * BLOCK)
@@ -404,7 +404,7 @@ def test_a_lane_that_breaks_is_told_of_whoever_drove_it(gpu, monkeypatch):
 
     with Bench("direct", prefill_blocks=11) as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
-        monkeypatch.setattr(bench.transfers.traffic, "start", broken)
+        monkeypatch.setattr(bench.transfers.scheduler, "start", broken)
         with pytest.raises(AssertionError):
             bench.hand_off(1, 0, [1], BLOCK)
         assert bench.notices.get(timeout=LIMIT_S) == WorkerDied(
@@ -417,7 +417,7 @@ def test_copies_go_on_while_others_are_within_their_latency(gpu):
     with Bench("direct", prefill_blocks=11, link=Link(bandwidth=4e8, latency_s=0.5)) as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
         bench.hand_off(1, 0, [1], BLOCK)
-        while bench.transfers.lanes["direct 0"]._room._value < AHEAD:
+        while bench.transfers.lanes[LaneName("direct", 0)]._room._value < AHEAD:
             pass  # until it is off the wire
         for layer in range(1, SHAPE.layers):
             bench.hand_off(1, layer, [1], BLOCK)
@@ -432,7 +432,7 @@ def test_what_a_refused_copy_held_lets_others_start(gpu, monkeypatch):
     def refusing(self, path, *ids):
         if path.source is None and not refused:
             refused.append(path)
-            while not bench.transfers.traffic.waiting("down 0"):
+            while not bench.transfers.scheduler.waiting(LaneName("down", 0)):
                 pass  # until the other one waits
             raise torch.OutOfMemoryError("no room")
         move(self, path, *ids)
@@ -454,8 +454,8 @@ def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
             bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
         bench.landed(1)
     for name, lane in bench.transfers.lanes.items():
-        spans, deadlines = [span for span in bench.spans if span.place == name], lane.copier._dial.deadlines[1:]
-        if not name.startswith(("down", "up")):
+        spans, deadlines = [span for span in bench.spans if span.place == str(name)], lane.copier._dial.deadlines[1:]
+        if name.role not in ("down", "up"):
             continue
         assert [span.index for span in spans] == list(range(SHAPE.layers))
         step = occupancy_ns(spans[0].nbytes)
@@ -484,7 +484,7 @@ def test_a_ring_that_does_not_fit_into_pinned_memory_says_what_to_lower(gpu, mon
 def test_closing_lets_go_of_a_dial_and_gives_up_what_is_on_the_wire(gpu):
     with Bench("direct", link=Link(bandwidth=1.0), prefill_blocks=11) as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1])
-        while not bench.transfers.traffic.journeys[1].flying:
+        while not bench.transfers.scheduler.progress[1].running:
             pass
     notice = bench.notices.get(timeout=LIMIT_S)
     assert isinstance(notice, Landed) or "was given up: the engine closes" in notice.error
@@ -530,7 +530,7 @@ def test_gpus_move_the_right_blocks_behind_the_writes_of_prefill(devices, route,
             assert torch.equal(torch.stack(found).to(devices[0]), fresh[layer]), f"layer {layer}"
         others = [block for block in range(SIZES[DECODE]) if block not in onto]
         assert torch.equal(bench.caches[DECODE].data[:, :, others], bench.originals[DECODE][:, :, others])
-        assert bench.transfers.traffic.journeys == {} and bench.transfers.traffic.ring.held == 0
+        assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
 
 
 @pytest.mark.parametrize("devices", [ONE])
@@ -567,7 +567,7 @@ def test_closing_stops_a_dial_that_would_take_hours(devices):
     pytest.importorskip("triton", reason="needs triton, whose kernel is the dial")
     with Bench("direct", devices, link=Link(bandwidth=1.0), prefill_blocks=11) as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1])
-        while not bench.transfers.traffic.journeys[1].flying:
+        while not bench.transfers.scheduler.progress[1].running:
             pass
 
 
@@ -661,7 +661,7 @@ def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
 
     def landing(self, flight, at_ns):
         land(self, flight, at_ns)
-        if not flight.hop_one and flight.piece.layer == 0:
+        if not flight.hop_one and flight.layer == 0:
             landed.open()
 
     def computing(self, layer, *rest):
@@ -698,12 +698,11 @@ def flip_after_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
 
     def flipping(self, flight):
         data = move(self, flight)
-        piece = flight.piece
-        if flight.lane.startswith(lane) and piece.layer <= layer < piece.layer_end:
+        if flight.lane.role == lane and flight.layer <= layer < flight.layer_end:
             seen.append(flight)
             if len(seen) == nth:
                 place = data if flight.hop_one else self.transfers.caches[flight.target].data
-                row = place[layer - piece.layer, 1, 0] if flight.hop_one else place[layer, 1, flight.target_blocks[0]]
+                row = place[layer - flight.layer, 1, 0] if flight.hop_one else place[layer, 1, flight.target_blocks[0]]
                 row.view(-1)[:1].view(torch.uint8)[0] ^= 1
         return data
 
@@ -714,7 +713,7 @@ def raise_in_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
     move, seen = HostLane._move, []
 
     def failing(self, flight):
-        if flight.lane.startswith(lane) and flight.piece.layer <= layer < flight.piece.layer_end:
+        if flight.lane.role == lane and flight.layer <= layer < flight.layer_end:
             seen.append(flight)
             if len(seen) == nth:
                 raise RuntimeError("the wire broke")
@@ -759,7 +758,7 @@ def test_the_last_token_of_the_last_block_is_checked_too(monkeypatch, route, whi
 
     def flipping(self, flight):
         data = move(self, flight)
-        if not flight.hop_one and flight.piece.layer_end == LAYERS:
+        if not flight.hop_one and flight.layer_end == LAYERS:
             token = self.transfers.caches[flight.target].data[LAYERS - 1, which, flight.target_blocks[2], 40 % 16 - 1]
             token.view(-1)[-1:].view(torch.uint8)[0] ^= 1
         return data
@@ -807,7 +806,7 @@ def test_a_flip_in_host_memory_between_spill_and_fetch_is_found(monkeypatch):
     land, flipped = Transfers.land, []
 
     def landing(self, flight, at_ns):
-        if flight.lane.startswith("spill") and not flipped:
+        if flight.lane.role == "spill" and not flipped:
             flipped.append(flight)
             block = self.caches[HOST].data[2, 0, flight.target_blocks[0]]
             block.view(-1)[:1].view(torch.uint8)[0] ^= 1

@@ -24,7 +24,7 @@ def state_of(simulation) -> tuple:
         tuple(_queue(queue) for queue in state.queues()),
         tuple(_prefill_worker(worker) for worker in state.prefills),
         tuple(_decode_worker(worker, rank, names) for worker in state.decodes),
-        tuple(_journey(traffic.journeys[number]) for number in sorted(traffic.journeys)),
+        tuple(_progress(traffic.progress[number]) for number in sorted(traffic.progress)),
         tuple(_lane(lane, names) for lane in traffic.lanes.values()),
         tuple(sorted(simulation.busy_lanes)),
         tuple(
@@ -97,16 +97,16 @@ def _decode_worker(worker, rank: dict, names: Names) -> tuple:
     return rows, steps, tuple(worker.left), tuple(join.request for join in worker.joins), len(worker.grown)
 
 
-def _journey(journey) -> tuple:
+def _progress(progress) -> tuple:
     return (
-        journey.send.request, journey.pieces, journey.read, journey.landed, journey.flying, journey.blocks_sent,
-        journey.next_layer, journey.assign is None, len(journey.parked), journey.aborted, journey.failed,
+        progress.send.request, progress.made, progress.read, progress.landed, progress.running, progress.blocks_sent,
+        progress.next_layer, progress.assign is None, len(progress.parked), progress.aborted, progress.failed,
     )  # fmt: skip
 
 
 def _lane(lane, names: Names) -> tuple:
     entries = sorted(lane.ready, key=lambda entry: entry[:2])
-    return tuple((piece.part, piece.request, names.of("ring", slot)) for _, _, piece, slot, _ in entries)
+    return tuple((copy.part, copy.request, names.of("ring", copy.slot)) for _, _, copy in entries)
 
 
 def _pending(entry: tuple, rank: dict, names: Names) -> tuple:
@@ -114,7 +114,7 @@ def _pending(entry: tuple, rank: dict, names: Names) -> tuple:
     _, _, action, args = entry
     name, what = action.__name__, args[0]
     if name in ("land", "_land"):
-        return name, what.piece.request, what.piece.part, names.of("ring", what.slot), rank.get(what.piece.transfer)
+        return name, what.request, what.part, names.of("ring", what.slot), rank.get(what.transfer)
     if name == "write_layer":
         return name, args[2], tuple((chunk.request, chunk.start) for chunk in args[1])
     if name == "_hand_off":

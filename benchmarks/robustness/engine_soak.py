@@ -34,7 +34,7 @@ def rows(say: Say, count: int = 10_000) -> Iterator[Row]:
             gc.collect()
             sizes.append(process.memory_info().rss)
         left, anomalies = held(engine), engine.controller.state.counts["anomalies"]
-        asked, strays = reasons.total(), engine.injection.strays
+        asked, strays = reasons.total(), engine.seams.strays
     lost = sum(n for reason, n in reasons.items() if reason not in ENDS) + (asked - len(ends)) + (anomalies > strays)
     note = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     note += "; struck: " + ", ".join(f"{name} {n}" for name, n in sorted(plan.struck.items())) + f"; {left} blocks held"

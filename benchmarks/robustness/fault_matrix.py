@@ -70,8 +70,8 @@ def threads() -> Counter:
 
 def held(engine: Engine) -> int:
     """Blocks and ring slots that somebody still has, open records and transfers."""
-    state, traffic = engine.controller.state, engine.executor.transfers.traffic
-    return sum(p.held for p in state.pools()) + traffic.ring.held + len(traffic.journeys) + len(state.transfers)
+    state, traffic = engine.controller.state, engine.executor.transfers.scheduler
+    return sum(p.held for p in state.pools()) + traffic.ring.held + len(traffic.progress) + len(state.transfers)
 
 
 def counted(model: Model, preset: str) -> Counter:
@@ -94,9 +94,9 @@ def run_cell(model: Model, preset: str, kind: str, fault: str, number: int, expe
     try:
         with Engine(config_of(preset), model, faults=plan) as engine:
             run = served(engine)
-        lost, wrong = judge(run, expected, engine.injection, fault)
+        lost, wrong = judge(run, expected, engine.seams, fault)
         blocks = 0 if fault in BREAKS else held(engine)
-        lost += engine.controller.state.counts["anomalies"] > engine.injection.strays
+        lost += engine.controller.state.counts["anomalies"] > engine.seams.strays
         lost += bool(plan.struck) and fault in BREAKS and engine.broken is None
     except EngineError as refused:
         lost = int(fault != "refuse" or "refuses this allocation" not in str(refused))

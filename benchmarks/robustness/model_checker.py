@@ -61,9 +61,8 @@ class SmallWorld(CheckedSimulation):
             *self.monitor.waiting.passes.values(),
         ]
         shared += [arg for queue in self.queues.values() for _, _, _, args in queue for arg in args if _is_plain(arg)]
-        for journey in self.traffic.journeys.values():
-            shared += [journey.send, journey.assign, *journey.parked]
-        shared += [entry[2] for lane in self.traffic.lanes.values() for entry in lane.ready]
+        for progress in self.traffic.progress.values():
+            shared += [progress.send, progress.assign, *progress.parked]
         shared += [result.timeline for result in self.results.values()]
         memo.update((id(thing), thing) for thing in shared)
         memo[id(self.log)], memo[id(self.commands)] = list(self.log), []
@@ -128,9 +127,9 @@ def _actor(action, args: tuple) -> str:
     """Whose queue an action waits in."""
     name = action.__name__
     if name in ("land", "_land"):
-        return args[0].lane
+        return str(args[0].lane)
     if name == "_lane_free":
-        return args[0]
+        return str(args[0])
     if name in ("write_layer", "_hand_off") or isinstance(args[0], ev.Prefilled):
         return "prefill"
     return {"Submit": "arrivals", "Stepped": "decode"}.get(type(args[0]).__name__, "notices")

@@ -77,9 +77,8 @@ def in_copy(lane: str, which: int, source: str = "prefill") -> Callable:
     """In a copy of this request on this lane."""
 
     def hold(engine: Engine, stall: Stall) -> None:
-        def strike(flight, scratch) -> None:
-            piece = flight.piece
-            stall(flight.lane == lane and piece.request - stall.request == which and piece.source.role == source)
+        def strike(copy, scratch) -> None:
+            stall(str(copy.lane) == lane and copy.request - stall.request == which and copy.source.role == source)
 
         before(engine.executor.transfers, "_move", strike)
 

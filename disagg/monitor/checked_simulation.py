@@ -17,8 +17,9 @@ from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
+from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.request import Job, Stage
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.transfer_scheduler import Copy
 from disagg.twin.simulated_engine import Speeds, WorkTimes, fake_token
 
 #: A model of three layers and round costs, so that many things happen at the same instant.
@@ -53,7 +54,7 @@ class CheckedSimulation(FaultySimulation):
         self.monitor = Monitor(config, layers=speeds.layers)
         self.memory = Memory(speeds.layers, self.monitor.log.block_size)
         self.state.on_move.append(self._moved)
-        self.carried: dict[ActiveCopy, dict[tuple[int, int], Content | None]] = {}  # what copies under way have read
+        self.carried: dict[Copy, dict[tuple[int, int], Content | None]] = {}  # what copies under way have read
         self.running: dict[tuple[cmd.Worker, int], Rows] = {}  # by decode worker and step
         self.commands: list[object] = []
         self._changed: dict[str, None] = {}  # pools with a move in this event
@@ -154,19 +155,19 @@ class CheckedSimulation(FaultySimulation):
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 
-    def start_copy(self, lane: str) -> ActiveCopy | None:
-        if lane.startswith("down") and self.traffic.waiting(lane) and not self.traffic.ring.available:
+    def start_copy(self, lane: LaneName) -> Copy | None:
+        if lane.role is LaneRole.DOWN and self.traffic.waiting(lane) and not self.traffic.ring.available:
             self.seen["ring full"] += 1
         copy = super().start_copy(lane)
         if copy is not None:
             self.carried[copy] = self._read(copy)
         return copy
 
-    def _land(self, copy: ActiveCopy, fault: str | None) -> None:
-        piece, carried = copy.piece, self.carried.pop(copy)
-        assert carried == self._read(copy), f"{copy.lane}: the source changed under a copy of {piece}"
+    def _land(self, copy: Copy, fault: str | None) -> None:
+        carried = self.carried.pop(copy)
+        assert carried == self._read(copy), f"{copy.lane}: the source changed under {copy}"
         for (index, layer), held in carried.items():
-            wanted = piece.request, piece.block + index
+            wanted = copy.request, copy.block + index
             assert held is not None and held[:2] == wanted, f"{copy.lane} carries {held} as {wanted}, layer {layer}"
             if fault != "fail":
                 self.memory.write(_target_of(copy, index), layer, FLIPPED if fault == "flip" else held)
@@ -174,13 +175,13 @@ class CheckedSimulation(FaultySimulation):
         if self.traffic.ring.total:
             self.traffic.ring.check()
 
-    def _read(self, copy: ActiveCopy) -> dict[tuple[int, int], Content | None]:
+    def _read(self, copy: Copy) -> dict[tuple[int, int], Content | None]:
         """What the source holds, by the index of a block in the copy and by layer."""
-        piece, source = copy.piece, place(copy.piece.source)
+        source = place(copy.source)
         return {
             (index, layer): self.memory.read(("ring", copy.slot, index) if copy.hop_two else (source, block), layer)
-            for index, block in enumerate(piece.blocks)
-            for layer in range(piece.layer, piece.layer_end)
+            for index, block in enumerate(copy.blocks)
+            for layer in range(copy.layer, copy.layer_end)
         }
 
     # ---- at the end --------------------------------------------------------------------------------------------------
@@ -226,8 +227,8 @@ def left_of(simulation: CheckedSimulation) -> dict[str, object]:
     return {
         "requests": state.records,
         "transfers": state.transfers,
-        "transfers in progress": traffic.journeys,
-        "copies that are ready": [lane.name for lane in traffic.lanes.values() if lane.ready],
+        "transfers in progress": traffic.progress,
+        "copies that are ready": [str(lane.name) for lane in traffic.lanes.values() if lane.ready],
         "deadlines": state.next_deadline_ns,
         "backlog": state.backlog,
         "queued": [len(queue) for queue in state.queues() if len(queue)],
@@ -238,7 +239,7 @@ def left_of(simulation: CheckedSimulation) -> dict[str, object]:
     }
 
 
-def _target_of(copy: ActiveCopy, index: int) -> tuple[str, int | None] | tuple[str, int | None, int]:
+def _target_of(copy: Copy, index: int) -> tuple[str, int | None] | tuple[str, int | None, int]:
     """Where the shadow memory keeps what the copy writes."""
     if copy.hop_one:
         return "ring", copy.slot, index

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from disagg.monitor.fault_plan import NOTICES, FaultPlan
+from disagg.monitor.seams import Seams
 from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import EngineError
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.link import LaneRole
+from disagg.plan.transfer_scheduler import Copy
 
 STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
 LATE_S = 0.02  # a late notice arrives after so long, behind those that came meanwhile
@@ -27,11 +29,12 @@ class Died(BaseException):
     """Ends a worker's thread: no guard catches it."""
 
 
-class Injection:
+class Injection(Seams):
     """One engine's plan. Any thread may ask; `hurt` are the requests that a fault may fail."""
 
     def __init__(self, plan: FaultPlan, put: Callable[[object], None]) -> None:
-        self.plan, self._put = plan, put
+        super().__init__(put)
+        self.plan = plan
         self.hurt: set[int] = set()
         self.strays = 0  # notices that tell nothing new
         self._working = threading.local()  # the command that a worker's thread carries out
@@ -90,14 +93,13 @@ class Injection:
 
         return guarded
 
-    def copy(self, copy: ActiveCopy) -> bool:
+    def copy(self, copy: Copy) -> bool:
         """Before a copy: raises where it fails, waits where the link stalls; whether one byte of it is to flip."""
-        piece = copy.piece
-        self._transfers[piece.transfer] = piece.request
-        paging = copy.lane.startswith("spill") or piece.source.role == "host"
+        self._transfers[copy.transfer] = copy.request
+        paging = copy.lane.role is LaneRole.SPILL or copy.source.role == "host"
         fault = self.strike("paging" if paging else "copy")
         if fault in ("fail", "flip") and not paging:
-            self.hurt.add(piece.request)  # a spill or a fetch that fails is computed again
+            self.hurt.add(copy.request)  # a spill or a fetch that fails is computed again
         if fault == "fail":
             raise Struck("the plan fails this copy")
         if fault == "stall":

@@ -9,11 +9,14 @@ Notebook: notebooks/00_start_here.ipynb.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError
+
+if TYPE_CHECKING:
+    from disagg.monitor.fault_injection import Injection
 
 #: What workers and transfers report to the controller.
 NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
@@ -83,6 +86,12 @@ class FaultPlan:
                 return fault
             die -= rate
         return None
+
+    def injection(self, put: Callable[[object], None]) -> "Injection":
+        """The seams of a real engine, on which this plan strikes; `put` takes events into the engine's inbox."""
+        from disagg.monitor.fault_injection import Injection  # which needs threads
+
+        return Injection(self, put)
 
     def pick(self, among: list[Picked]) -> Picked:
         """What a fault strikes, at random by the same seed."""

@@ -15,7 +15,7 @@ from disagg.plan.config import Config
 from disagg.plan.kv_transfers import PAGING
 from disagg.plan.request import Job, Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.transfer_scheduler import Copy
 from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
 
 OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own answers come in order
@@ -142,21 +142,21 @@ class FaultySimulation(SimulatedEngine):
         super()._decode(command)
         self.computing[command.worker, command.step] = [request for group in command.groups for request in group]
 
-    def land(self, copy: ActiveCopy) -> None:
+    def land(self, copy: Copy) -> None:
         fault = None
         if not self.faults.quiet:
-            paging = self.state.transfers[copy.piece.transfer].route in PAGING
+            paging = self.state.transfers[copy.transfer].route in PAGING
             fault = self.faults.strike("paging" if paging else "copy")
         if fault == "stall":
             self.at(self.now_ns + STALL_NS, self._land, copy, None)
         else:
             self._land(copy, fault)
 
-    def _land(self, copy: ActiveCopy, fault: str | None) -> None:
+    def _land(self, copy: Copy, fault: str | None) -> None:
         if fault is None:
             return super().land(copy)
-        if copy.piece.transfer in self.state.transfers:
-            self._hurt_by(copy.piece.transfer)
+        if copy.transfer in self.state.transfers:
+            self._hurt_by(copy.transfer)
         for notice in self.traffic.fail(copy, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()

@@ -24,6 +24,8 @@ class ModelWarning(UserWarning):
 class EngineError(DisaggError, RuntimeError):
     """The engine can't go on: closed, broken by a dead worker, or out of memory."""
 
+    run: object = None  # what was recorded of the run that it broke
+
 
 class FileError(DisaggError, ValueError):
     """A file can't be read as a recording, or can't be written: where it is wrong, and why."""

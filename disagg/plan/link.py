@@ -8,6 +8,7 @@ Notebook: notebooks/03_layer_streaming.ipynb.
 import dataclasses
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 from disagg.plan.checks import is_number, short
@@ -109,10 +110,10 @@ def parse_link(value: object, device: str = "cpu") -> Link:
     return link
 
 
-class Wire:
-    """The clock of one link: when each posted copy ends and lands. Copies take the link one after the other."""
+class LinkClock:
+    """When each copy that is posted on a link ends and lands: copies take the link one after the other."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link = Link()) -> None:
         self.link = link
         self.busy_until_ns = 0
 
@@ -121,6 +122,22 @@ class Wire:
         start = max(now_ns, self.busy_until_ns)
         self.busy_until_ns = start + self.link.occupancy_ns(nbytes)
         return start, self.busy_until_ns, self.busy_until_ns + round(self.link.latency_s * 1e9)
+
+
+class LaneRole(StrEnum):
+    """Which way the copies of a lane go; transfer_scheduler.py draws them."""
+
+    DIRECT, DOWN, UP, SPILL = "direct", "down", "up", "spill"
+
+
+class LaneName(NamedTuple):
+    """One direction of one device's link. `index` counts prefill devices for direct and down, else decode devices."""
+
+    role: LaneRole
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.index}"
 
 
 BUSY = 3  # times as long as alone does the host need for a copy beside a prefill pass; measured on two H200

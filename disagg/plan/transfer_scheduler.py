@@ -1,8 +1,8 @@
-"""Which copy takes which wire next: pieces of transfers, the lanes they queue on, and the ring between two hops.
+"""Which copy takes which link next: copies of open transfers, the lanes they queue on, and the ring between two hops.
 
-A piece is some layers of some blocks. It goes its way alone: on a direct route from the prefill device to the decode
-device; staged, down into a slot of the ring and up from there. Spills and fetches use the decode device's own wires.
-The lanes of one machine:
+A copy carries some layers of some blocks. On a direct route it goes from the prefill device to the decode device;
+staged, down into a slot of the ring, and a second copy goes up from there. Spills and fetches use the decode device's
+own links. The lanes of one machine:
 
     direct P   prefill device P → decode device        spill D   decode device D → host
     down P     prefill device P → ring                  up D      ring or host → decode device D
@@ -13,19 +13,24 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from disagg.plan.blocks import BlockPool
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
-from disagg.plan.link import Wire
+from disagg.plan.link import LaneName, LaneRole, LinkClock
 from disagg.plan.spans import Span
 
+Notice = Landed | SourceRead | TransferClosed | TransferFailed
+FIRST_LANE = {"bulk": LaneRole.DIRECT, "direct": LaneRole.DIRECT, "staged": LaneRole.DOWN, "spill": LaneRole.SPILL}
 
-class CopyTask(NamedTuple):
-    """Layers [layer, layer_end) of the table positions [block, block_end), read from `blocks` of the source."""
+
+@dataclass(eq=False)
+class Copy:
+    """Layers [layer, layer_end) of the table positions [block, block_end), read from `blocks` of the source or from a
+    slot of the ring. Its times, in ns, are the link's account of it, from when it starts."""
 
     transfer: int
     request: int
@@ -36,26 +41,24 @@ class CopyTask(NamedTuple):
     block_end: int
     blocks: tuple[int, ...]
     nbytes: int
+    lane: LaneName
+    ready_ns: int  # since when it queues on the lane
+    slot: int | None = None  # of the ring: where hop one writes, and hop two reads
+    target: Worker | None = None
+    target_blocks: tuple[int, ...] = ()
+    start_ns: int = 0
+    busy_until_ns: int = 0
+    landing_ns: int = 0
 
     @property
     def part(self) -> Part:
+        """What lands with it."""
         return Part(self.layer, self.layer_end, self.block, self.block_end)
 
-
-@dataclass(eq=False)
-class ActiveCopy:
-    """A piece on one wire: its times by the wire's account, its ring slot where it uses one, and where it goes."""
-
-    piece: CopyTask
-    lane: str
-    start_ns: int
-    busy_until_ns: int
-    landing_ns: int
-    slot: int | None
-    target: Worker | None
-    target_blocks: tuple[int, ...]  # those of the piece
-    ready_ns: int  # since when it queued on the lane
-    hop_one: bool  # from the prefill device into a slot of the ring
+    @property
+    def hop_one(self) -> bool:
+        """From the prefill device into a slot of the ring."""
+        return self.lane.role is LaneRole.DOWN
 
     @property
     def hop_two(self) -> bool:
@@ -64,248 +67,248 @@ class ActiveCopy:
 
     def span(self, landed_ns: int) -> Span:
         """What the timeline keeps of it."""
-        piece = self.piece
-        kind = "spill" if self.lane.startswith("spill") else "fetch" if piece.source.role == "host" else "copy"
-        return Span(
-            kind, self.lane, self.start_ns, landed_ns, (piece.request,), piece.layer, piece.layer_end - piece.layer,
-            piece.nbytes, deadline_ns=self.landing_ns, transfer=piece.transfer,
-            occupied_ns=self.busy_until_ns - self.start_ns, ready_ns=self.ready_ns, blocks=len(piece.blocks),
-        )  # fmt: skip
+        spills, layers = self.lane.role is LaneRole.SPILL, self.layer_end - self.layer
+        kind = "spill" if spills else "fetch" if self.source.role == "host" else "copy"
+        times = (self.start_ns, landed_ns)
+        span = Span(kind, str(self.lane), *times, (self.request,), self.layer, layers, self.nbytes)
+        span = span._replace(transfer=self.transfer, ready_ns=self.ready_ns, blocks=len(self.blocks))
+        return span._replace(deadline_ns=self.landing_ns, occupied_ns=self.busy_until_ns - self.start_ns)
 
 
 @dataclass(eq=False)
 class TransferProgress:
-    """What is known of an open transfer."""
+    """What the scheduler knows of an open transfer."""
 
     send: Send
-    pieces: int = 0  # made so far
-    read: int = 0  # pieces whose first hop has ended
+    made: int = 0  # copies made so far, each counted once on its way
+    read: int = 0  # copies whose first hop has ended
     landed: int = 0
-    flying: int = 0
+    running: int = 0
     blocks_sent: int = 0
-    next_layer: int = 0  # layers of the last Send that are in pieces; the rest waits for prefill
+    next_layer: int = 0  # layers of the last Send that are in copies; the rest waits for prefill
     assign: Assign | None = None
-    parked: list[CopyTask] = field(default_factory=list)  # pieces that wait for the target's blocks
-    digests: dict = field(default_factory=dict)  # (layer, block) → what left the source there, for whoever checks
-    written: dict = field(default_factory=dict)  # (layer, block) → the event behind its K/V, where a GPU still writes
+    parked: list[tuple[Send, int, int]] = field(default_factory=list)  # layers of a Send that wait for target blocks
+    # By (layer, block): the checksum of what left the source there, and on a GPU the event behind its K/V.
+    digests: dict[tuple[int, int], Any] = field(default_factory=dict)
+    written: dict[tuple[int, int], Any] = field(default_factory=dict)
     aborted: bool = False
     failed: bool = False  # a copy failed; the controller will abort
 
+    def lane(self, second_hop: bool = False) -> LaneName:
+        """Where its copies go first, or second."""
+        if second_hop or self.send.route == "fetch":
+            assert self.assign is not None, f"transfer {self.send.transfer} has no target yet"
+            return LaneName(LaneRole.UP, self.assign.target.index)
+        return LaneName(FIRST_LANE[self.send.route], self.send.source.index)
+
     def all_made(self, layers: int) -> bool:
-        """Has everything due become a piece?"""
+        """Is everything due in a copy?"""
         return self.blocks_sent == self.send.due_blocks and self.next_layer == layers
 
 
 class Lane:
-    """One wire and the pieces that are ready for it, the first by policy on top."""
+    """One direction of a link, and the copies that are ready for it: (priority, order, copy), the first on top."""
 
-    def __init__(self, name: str, wire: Wire) -> None:
-        self.name, self.wire, self.down = name, wire, name.startswith("down")
-        self.ready: list[tuple[tuple, int, CopyTask, int | None, int]] = []  # priority, order, piece, slot, since when
+    def __init__(self, name: LaneName) -> None:
+        self.name, self.clock = name, LinkClock()
+        self.ready: list[tuple[tuple[Any, ...], int, Copy]] = []
 
 
 class TransferScheduler:
+    """Copies and lanes of one machine, whose K/V of a token are `token_bytes` in `layers` layers."""
+
     def __init__(self, config: Config, *, layers: int, token_bytes: int) -> None:
+        assert config.block_size is not None
         self.layers = layers
         self.layer_block_bytes = config.block_size * token_bytes // layers
-        self.measured_bytes = 0  # what a copy should carry, where whoever copies has measured it
-        self._group(config)
-        first, second = config.links
-        names = [f"{'down' if config.route == 'staged' else 'direct'} {i}" for i in range(config.prefill_workers)]
+        self.measured_bytes = 0  # what a copy should carry, where that was measured
+        staged, decodes = config.route == "staged", range(config.decode_workers)
+        leaving = LaneRole.DOWN if staged else LaneRole.DIRECT
+        names = [LaneName(leaving, i) for i in range(config.prefill_workers)]
         if config.host_blocks:
-            names += [f"spill {i}" for i in range(config.decode_workers)]
-        if config.host_blocks or (config.route == "staged" and not config.colocated):
-            names += [f"up {i}" for i in range(config.decode_workers)]
-        self.lanes = {name: Lane(name, Wire(second if name.startswith("up") else first)) for name in names}
-        self.ring = BlockPool("ring", config.ring_slots if config.route == "staged" else 0)
-        self.journeys: dict[int, TransferProgress] = {}
+            names += [LaneName(LaneRole.SPILL, i) for i in decodes]
+        if config.host_blocks or (staged and not config.colocated):
+            names += [LaneName(LaneRole.UP, i) for i in decodes]
+        self.lanes = {name: Lane(name) for name in names}
+        self.retune(config)
+        self.ring = BlockPool("ring", config.ring_slots if staged else 0)
+        self.progress: dict[int, TransferProgress] = {}  # of open transfers, by their id
         self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # hears how many slots are held
-        self.queued = 0  # pieces that wait on all lanes
+        self.queued = 0  # copies that wait on all lanes
         self._order = 0
         self._free_since = [0] * self.ring.total  # of each free slot, the earliest first
 
     def retune(self, config: Config) -> None:
-        """New wires and granularity, from the next copy on."""
+        """New links and granularity, from the next copy on."""
         first, second = config.links
-        self._group(config)
         for lane in self.lanes.values():
-            lane.wire.link = second if lane.name.startswith("up") else first
+            lane.clock.link = second if lane.name.role is LaneRole.UP else first
+        self.layers_per_copy = config.layers_per_copy or 1
+        self.least_bytes = self.measured_bytes if config.layers_per_copy is None else 0
 
-    # ---- what the controller and prefill say -------------------------------------------------------------------------
+    def measured(self, config: Config, nbytes: int) -> None:
+        """Copies of fewer bytes cost more than they hide; heeded where `layers_per_copy` is None."""
+        self.measured_bytes = nbytes
+        self.retune(config)
+
+    # ---- what the controller and prefill report ----------------------------------------------------------------------
 
     def send(self, send: Send, now_ns: int) -> None:
         """Blocks may travel: at once, or a group of layers at a time as `hand_off` reports them."""
-        journey = self.journeys.setdefault(send.transfer, TransferProgress(send))
-        journey.send, journey.next_layer = send, 0
-        journey.blocks_sent += len(send.blocks)
+        progress = self.progress.setdefault(send.transfer, TransferProgress(send))
+        progress.send, progress.next_layer = send, 0
+        progress.blocks_sent += len(send.blocks)
         if send.layers_ready:
-            self._make(journey, self.layers, now_ns)
+            self._make(progress, self.layers, now_ns)
 
-    def hand_off(self, transfer: int, layer: int, now_ns: int) -> CopyTask | None:
-        """Prefill has written this layer's K/V of the last Send; returns the piece that became ready with it."""
-        journey = self.journeys.get(transfer)
-        if journey is None or journey.aborted or journey.failed:
+    def hand_off(self, transfer: int, layer: int, now_ns: int) -> Part | None:
+        """Prefill has written this layer's K/V of the last Send; returns what a copy may carry from now on."""
+        progress = self.progress.get(transfer)
+        if progress is None or progress.aborted or progress.failed:
             return None
-        layers = layer + 1 - journey.next_layer
-        nbytes = layers * len(journey.send.blocks) * self.layer_block_bytes
+        layers = layer + 1 - progress.next_layer
+        nbytes = layers * len(progress.send.blocks) * self.layer_block_bytes
         if (layers >= self.layers_per_copy and nbytes >= self.least_bytes) or layer + 1 == self.layers:
-            return self._make(journey, layer + 1, now_ns)
+            return self._make(progress, layer + 1, now_ns)
         return None
 
     def copied_after(self, transfer: int) -> list[int]:
-        """Layers of the last Send whose hand-off makes a piece ready, at the present granularity."""
-        layer_bytes = len(self.journeys[transfer].send.blocks) * self.layer_block_bytes
+        """Layers of the last Send whose hand-off makes a copy ready, at the present granularity."""
+        layer_bytes = len(self.progress[transfer].send.blocks) * self.layer_block_bytes
         least = -(-self.least_bytes // layer_bytes) if layer_bytes else self.layers if self.least_bytes else 1
         group = max(self.layers_per_copy, least)
         return [*range(group - 1, self.layers - 1, group), self.layers - 1]
 
     def assign(self, assign: Assign, now_ns: int) -> None:
-        """The target's blocks are known: pieces that waited for them become ready."""
-        journey = self.journeys.get(assign.transfer)
-        if journey is None:
+        """The target's blocks are known: copies that waited for them become ready."""
+        progress = self.progress.get(assign.transfer)
+        if progress is None:
             return
-        journey.assign = assign
-        for piece in journey.parked:
-            self._push(journey, piece, None, now_ns)
-        journey.parked.clear()
+        progress.assign = assign
+        for parked in progress.parked:
+            self._push_first(progress, *parked, now_ns)
+        progress.parked.clear()
 
-    def abort(self, transfer: int, now_ns: int) -> list:
+    def abort(self, transfer: int, now_ns: int) -> list[Notice]:
         """Drops what has not started; the transfer is closed when the last copy has ended."""
-        journey = self.journeys.get(transfer)
-        if journey is None:
+        progress = self.progress.get(transfer)
+        if progress is None:
             return [TransferClosed(transfer)]
-        journey.aborted = True
-        self._drop_waiting(journey, now_ns)
+        progress.aborted = True
+        self._drop_waiting(progress, now_ns)
         return self._close_if_done(transfer)
 
     # ---- what the lanes do -------------------------------------------------------------------------------------------
 
-    def start(self, name: str) -> ActiveCopy | None:
-        """Puts the lane's next piece on its wire; None while there is none, or no ring slot for it."""
+    def start(self, name: LaneName) -> Copy | None:
+        """Puts the lane's next copy on its link; None while there is none, or no ring slot for it."""
         lane = self.lanes[name]
-        if not lane.ready or (lane.down and not self.ring.available):
+        down = lane.name.role is LaneRole.DOWN
+        if not lane.ready or (down and not self.ring.available):
             return None
-        _, _, piece, slot, ready_ns = heapq.heappop(lane.ready)
+        copy = heapq.heappop(lane.ready)[2]
         self.queued -= 1
-        journey = self.journeys[piece.transfer]
-        journey.flying += 1
-        if lane.down:
-            slot = self.ring.reserve(1, piece.transfer)[0]
-            times = lane.wire.post(piece.nbytes, max(ready_ns, heapq.heappop(self._free_since)))
-            self.on_ring(times[0], self.ring.held)
-        else:
-            times = lane.wire.post(piece.nbytes, ready_ns)
-        target, blocks = None, ()
-        if journey.assign is not None and not lane.down:
-            target, blocks = journey.assign.target, journey.assign.blocks[piece.block : piece.block_end]
-        return ActiveCopy(piece, name, *times, slot, target, blocks, ready_ns, lane.down)
+        progress = self.progress[copy.transfer]
+        progress.running += 1
+        posted_ns = copy.ready_ns
+        if down:
+            slots = self.ring.reserve(1, copy.transfer)
+            assert slots is not None
+            copy.slot = slots[0]
+            posted_ns = max(posted_ns, heapq.heappop(self._free_since))
+        elif progress.assign is not None:
+            copy.target = progress.assign.target
+            copy.target_blocks = progress.assign.blocks[copy.block : copy.block_end]
+        copy.start_ns, copy.busy_until_ns, copy.landing_ns = lane.clock.post(copy.nbytes, posted_ns)
+        if down:
+            self.on_ring(copy.start_ns, self.ring.held)
+        return copy
 
-    def finish(self, flight: ActiveCopy) -> list:
-        """A copy has landed: passes the piece on, or returns the notices for the controller.
+    def finish(self, copy: Copy) -> list[Notice]:
+        """A copy has landed: passes its bytes on to hop two, or returns the notices for the controller.
 
-        What follows counts from the landing by the wire, not from when a thread noticed it.
+        What follows counts from the landing by the link's account, not from when a thread noticed it.
         """
-        piece = flight.piece
-        journey = self.journeys[piece.transfer]
-        journey.flying -= 1
-        journey.read += not flight.hop_two
-        if flight.hop_one and not (journey.aborted or journey.failed):
-            self._push(journey, piece, flight.slot, flight.landing_ns)
-            through = journey.read == journey.pieces and journey.all_made(self.layers)
-            return [SourceRead(piece.transfer)] if through else []
-        self._drop_slots([flight.slot], piece.transfer, flight.landing_ns)
-        if journey.aborted:
-            return self._close_if_done(piece.transfer)
-        if journey.failed:
+        progress = self.progress[copy.transfer]
+        progress.running -= 1
+        progress.read += not copy.hop_two
+        if copy.hop_one and not (progress.aborted or progress.failed):
+            up = progress.lane(second_hop=True)
+            self._push(progress, replace(copy, lane=up, ready_ns=copy.landing_ns))
+            through = progress.read == progress.made and progress.all_made(self.layers)
+            return [SourceRead(copy.transfer)] if through else []
+        self._drop_slots([copy], copy.landing_ns)
+        if progress.aborted:
+            return self._close_if_done(copy.transfer)
+        if progress.failed:
             return []
-        journey.landed += 1
-        took = flight.landing_ns - flight.start_ns
-        notices = [Landed(piece.transfer, (piece.part,), piece.nbytes, took)]
-        if journey.landed == journey.pieces and journey.all_made(self.layers):
-            del self.journeys[piece.transfer]
-        return notices
+        progress.landed += 1
+        if progress.landed == progress.made and progress.all_made(self.layers):
+            del self.progress[copy.transfer]
+        return [Landed(copy.transfer, (copy.part,), copy.nbytes, copy.landing_ns - copy.start_ns)]
 
-    def fail(self, flight: ActiveCopy, error: str, now_ns: int) -> list:
+    def fail(self, copy: Copy, error: str, now_ns: int) -> list[Notice]:
         """A copy failed, or its bytes are wrong: nothing else of this transfer starts."""
-        journey = self.journeys[flight.piece.transfer]
-        journey.flying -= 1
-        self._drop_slots([flight.slot], flight.piece.transfer, now_ns)
-        if journey.aborted:
-            return self._close_if_done(flight.piece.transfer)
-        if journey.failed:
+        progress = self.progress[copy.transfer]
+        progress.running -= 1
+        self._drop_slots([copy], now_ns)
+        if progress.aborted:
+            return self._close_if_done(copy.transfer)
+        if progress.failed:
             return []
-        journey.failed = True
-        self._drop_waiting(journey, now_ns)
-        return [TransferFailed(flight.piece.transfer, error)]
+        progress.failed = True
+        self._drop_waiting(progress, now_ns)
+        return [TransferFailed(copy.transfer, error)]
 
-    def waiting(self, name: str) -> int:
-        """Pieces that queue on a lane."""
+    def waiting(self, name: LaneName) -> int:
+        """Copies that queue on a lane."""
         return len(self.lanes[name].ready)
-
-    def measured(self, config: Config, nbytes: int) -> None:
-        """Copies of fewer bytes cost more than they hide; heeded where `layers_per_copy` is None."""
-        self.measured_bytes = nbytes
-        self._group(config)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _group(self, config: Config) -> None:
-        automatic = config.layers_per_copy is None
-        self.layers_per_copy = 1 if automatic else config.layers_per_copy
-        self.least_bytes = self.measured_bytes if automatic else 0
-
-    def _make(self, journey: TransferProgress, layer_end: int, now_ns: int) -> CopyTask:
-        send, layer = journey.send, journey.next_layer
-        nbytes = (layer_end - layer) * len(send.blocks) * self.layer_block_bytes
-        end = send.first_block + len(send.blocks)
-        piece = CopyTask(
-            send.transfer, send.request, send.source, layer, layer_end, send.first_block, end, send.blocks, nbytes
-        )
-        journey.pieces += 1
-        journey.next_layer = layer_end
-        if journey.assign is None:
-            journey.parked.append(piece)  # no wire and no ring slot for what has no way out: others wait behind it
+    def _make(self, progress: TransferProgress, layer_end: int, now_ns: int) -> Part:
+        send, layer = progress.send, progress.next_layer
+        progress.made += 1
+        progress.next_layer = layer_end
+        if progress.assign is None:  # it takes no link and no ring slot before it has a way out: others wait behind it
+            progress.parked.append((send, layer, layer_end))
         else:
-            self._push(journey, piece, None, now_ns)
-        return piece
+            self._push_first(progress, send, layer, layer_end, now_ns)
+        return Part(layer, layer_end, send.first_block, send.first_block + len(send.blocks))
 
-    def _push(self, journey: TransferProgress, piece: CopyTask, slot: int | None, now_ns: int) -> None:
-        lane = self.lane_of(journey, second_hop=slot is not None)
+    def _push_first(self, progress: TransferProgress, send: Send, layer: int, layer_end: int, now_ns: int) -> None:
+        lane, end = progress.lane(), send.first_block + len(send.blocks)
+        nbytes = (layer_end - layer) * len(send.blocks) * self.layer_block_bytes
+        where = (layer, layer_end, send.first_block, end, send.blocks)
+        self._push(progress, Copy(send.transfer, send.request, send.source, *where, nbytes, lane, now_ns))
+
+    def _push(self, progress: TransferProgress, copy: Copy) -> None:
         self._order += 1
         self.queued += 1
-        heapq.heappush(lane.ready, (journey.send.priority, self._order, piece, slot, now_ns))
+        heapq.heappush(self.lanes[copy.lane].ready, (progress.send.priority, self._order, copy))
 
-    def lane_of(self, journey: TransferProgress, second_hop: bool = False) -> Lane:
-        """Where its pieces go first, or second."""
-        send = journey.send
-        if second_hop or send.route == "fetch":
-            return self.lanes[f"up {journey.assign.target.index}"]
-        name = {"staged": "down", "spill": "spill"}.get(send.route, "direct")
-        return self.lanes[f"{name} {send.source.index}"]
-
-    def _drop_waiting(self, journey: TransferProgress, now_ns: int) -> None:
-        """Takes a transfer's pieces off every queue, and gives back the ring slots they hold."""
-        transfer = journey.send.transfer
+    def _drop_waiting(self, progress: TransferProgress, now_ns: int) -> None:
+        """Takes a transfer's copies off every queue, and gives back the ring slots they hold."""
+        transfer = progress.send.transfer
         for lane in self.lanes.values():
-            mine = [entry for entry in lane.ready if entry[2].transfer == transfer]
-            if mine:
+            if mine := [copy for _, _, copy in lane.ready if copy.transfer == transfer]:
                 self.queued -= len(mine)
-                self._drop_slots([entry[3] for entry in mine], transfer, now_ns)
+                self._drop_slots(mine, now_ns)
                 lane.ready = [entry for entry in lane.ready if entry[2].transfer != transfer]
                 heapq.heapify(lane.ready)
-        journey.parked.clear()
+        progress.parked.clear()
 
-    def _drop_slots(self, slots: list, transfer: int, now_ns: int) -> None:
-        """Ring slots are free from then on: nothing enters one before, however late its lane's thread wakes up."""
-        held = [slot for slot in slots if slot is not None]
+    def _drop_slots(self, copies: list[Copy], now_ns: int) -> None:
+        """Their ring slots are free from then on: nothing enters one before, however late its lane's thread wakes."""
+        held = [copy.slot for copy in copies if copy.slot is not None]
         if held:
-            self.ring.release(held, transfer)
+            self.ring.release(held, copies[0].transfer)
             for _ in held:
                 heapq.heappush(self._free_since, now_ns)
             self.on_ring(now_ns, self.ring.held)
 
-    def _close_if_done(self, transfer: int) -> list:
-        if self.journeys[transfer].flying:
+    def _close_if_done(self, transfer: int) -> list[Notice]:
+        if self.progress[transfer].running:
             return []
-        del self.journeys[transfer]
+        del self.progress[transfer]
         return [TransferClosed(transfer)]

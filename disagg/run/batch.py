@@ -35,7 +35,7 @@ class PrefillBatch:
     wants_logits: Sequence[int] = ()
     on_layer: LayerHook | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         asked = sum(segment.num_tokens for segment in self.segments)
         assert len(self.tokens) == asked > 0, f"{len(self.tokens)} tokens for segments of {asked}"
 
@@ -69,7 +69,7 @@ class DecodeBatch:
     positions: torch.Tensor
     groups: list[tuple[int, int, torch.Tensor]]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         edges = [0] + [stop for _, stop, _ in self.groups]
         assert [start for start, _, _ in self.groups] == edges[:-1], f"groups leave gaps: {edges}"
         assert edges[-1] == len(self.tokens) == len(self.positions) > 0, f"groups cover {edges[-1]} rows"

@@ -5,6 +5,7 @@ then its values, one plain and one weighted by each word's place.
 """
 
 import zlib
+from typing import Any
 
 import torch
 
@@ -42,6 +43,6 @@ def _sums(data: torch.Tensor) -> torch.Tensor:
     return torch.stack([words.sum(1, dtype=torch.int64), (words * places).sum(1)], dim=1)
 
 
-def raw(tensor: torch.Tensor):
+def raw(tensor: torch.Tensor) -> Any:
     """The tensor's bytes as an array of the same shape, the last axis in bytes; numpy, because lanes want few calls."""
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()

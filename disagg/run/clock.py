@@ -18,5 +18,5 @@ def wait_until(deadline_ns: int, interrupt: threading.Event) -> bool:
     if fine > 0:
         time.sleep(fine / 1e9)
     while now_ns() < deadline_ns:
-        pass  # keeps the core: giving it up here costs a time slice of whoever computes
+        pass  # keeps the core: giving it up here costs a time slice of a thread that computes
     return True

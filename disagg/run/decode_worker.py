@@ -1,4 +1,4 @@
-"""Decode on one worker: a mirror of the batch that the controller composes, and one token a row each step."""
+"""Decode on one worker: its copy of the batch that the controller composes, and one token a row each step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ from disagg.run.batch import DecodeBatch
 from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
-from disagg.run.sampling import Draw, pick_tokens
-from disagg.run.worker_reports import Tell
+from disagg.run.sampling import Draw, Reports, pick_tokens
 
 
 @dataclass
@@ -30,8 +29,8 @@ class Row:
 class DecodeStage:
     """Carries out `Decode` commands with one model and the cache of its device."""
 
-    def __init__(self, model: Model, cache: KVCache, tell: Tell) -> None:
-        self.model, self.cache, self._tell = model, cache, tell
+    def __init__(self, model: Model, cache: KVCache, reports: Reports) -> None:
+        self.model, self.cache, self._reports = model, cache, reports
         self.rows: dict[int, Row] = {}
 
     def prepare(self, progress: Callable[[str], None]) -> None:
@@ -49,22 +48,18 @@ class DecodeStage:
         batch = self._batch(command, rows)
         logits = self.model.decode(self.cache, batch)
         draws = [Draw(r.join.request, r.join.sampling, r.context + 1, r.token_index) for r in rows]
-        tokens = pick_tokens(logits, draws, self._tell)
+        tokens = pick_tokens(logits, draws, self._reports)
         for row, token in zip(rows, tokens, strict=True):
             row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
         ended = now_ns()
+        span = Span("decode", str(command.worker), started, ended, tuple(order), command.step, len(rows))
         sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
-        self._tell.record(
-            Span(
-                "decode", str(command.worker), started, ended, tuple(order), command.step, len(rows),
-                ready_ns=command.at_ns, blocks=blocks, groups=sizes,
-            )
-        )  # fmt: skip
+        self._reports.record(span._replace(ready_ns=command.at_ns, blocks=blocks, groups=sizes))
         used, padded = batch.used_slots, batch.padded_slots
         return Stepped(command.worker, command.step, tokens, started, ended, used, padded)
 
     def _follow(self, command: Decode) -> None:
-        """Brings the mirror to what the command says: who left, who joined, whose table grew."""
+        """Applies the command's changes to the rows: requests that left or joined, and tables that grew."""
         for request in command.left:
             del self.rows[request]
         for join in command.joins:

@@ -1,11 +1,13 @@
-"""What differs between a CPU and a GPU here: a GPU's work is only done once its stream says so.
+"""What differs between a CPU and a GPU here: a GPU's work is done only once its stream has come there.
 
 Every worker has its own stream, on its part of the SMs where its GPU is split. Lanes wait for events on it
 (run/stream_lane); a host waits only where it needs what came out, or before it runs too far ahead (run/prefill).
 """
 
 import contextlib
+import math
 import os
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -16,7 +18,7 @@ from disagg.run.gpu.sm_split import Part
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
-def own_stream(device: torch.device, part: Part | None = None):
+def own_stream(device: torch.device, part: Part | None = None) -> AbstractContextManager[object]:
     """A context in which this thread's kernels have a stream of their own; nothing on a CPU."""
     if device.type != "cuda":
         return contextlib.nullcontext()
@@ -28,7 +30,7 @@ def new_stream(device: torch.device, part: Part | None, priority: int = 0) -> to
     return torch.cuda.Stream(device, priority=priority) if part is None else part.stream(priority)
 
 
-def on(device: torch.device):
+def on(device: torch.device) -> AbstractContextManager[object]:
     """A context in which the device is this thread's current one: kernels of our own run there, whatever they read."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -40,7 +42,7 @@ def settle(device: torch.device) -> None:
 
 
 def finish(device: torch.device) -> None:
-    """Waits until the device has done all that anybody gave it. After an error of CUDA there is nothing to wait for."""
+    """Waits until the device has done all that any thread gave it; after an error of CUDA there is no wait."""
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):
             torch.cuda.synchronize(device)
@@ -53,3 +55,17 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event
+
+
+class Scratch:
+    """A staging buffer in host memory (`pinned` where asked for) or on a GPU, kept between copies because fresh large
+    ones cost page faults; it grows to the largest shape ever asked for."""
+
+    def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None) -> None:
+        self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype, device=device)
+
+    def view(self, shape: tuple[int, ...]) -> torch.Tensor:
+        flat, count = self._flat, math.prod(shape)
+        if flat.numel() < count:
+            self._flat = torch.empty(count, dtype=flat.dtype, device=flat.device, pin_memory=self.pinned)
+        return self._flat[:count].view(shape)

@@ -8,15 +8,18 @@ Notebook: notebooks/00_start_here.ipynb.
 """
 
 import atexit
-import contextlib
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.seams import Seams
+from disagg.monitor.violation import InvariantViolation
+from disagg.plan import intake
 from disagg.plan.commands import Ended
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
@@ -26,7 +29,6 @@ from disagg.run.attention.choice import AttentionPath
 from disagg.run.clock import now_ns
 from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
-from disagg.run.intake import job_of
 from disagg.run.loop import OPEN, EngineLoop, check_fork
 from disagg.run.model.model import Model
 from disagg.run.placement import check_devices, check_model, load
@@ -35,13 +37,16 @@ from disagg.trace.results import Result, Run
 
 
 class Engine:
-    """Real workers under the controller. Close it, or use it in a `with`; a closed one says so. One that nobody refers
-    to any more, itself or by the handle of an open request, ends by itself."""
+    """Real workers under the controller. Close it, or use it in a `with`; calls of a closed one raise. One without
+    references, also from handles of open requests, ends by itself."""
 
     def __init__(
-        self, config: Config, model: Model | None = None, progress: Callable[[str], None] | None = None,
+        self,
+        config: Config,
+        model: Model | None = None,
+        progress: Callable[[str], None] | None = None,
         faults: FaultPlan | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Without a `model` the config's is loaded; engines of one model in one process share its weights.
         `faults`: what is to go wrong on the way, for lessons and tests; CPU workers obey it.
 
@@ -56,9 +61,11 @@ class Engine:
         self.model = model or load(config, config.decode_device)
         self._settings = Settings(config, self.model)
         progress = progress or (one_line if config.decode_device != "cpu" else lambda text: None)
-        self._loop = loop = EngineLoop(self._settings.first, self.model, progress, faults)
+        self._loop = loop = EngineLoop(
+            self._settings.first, self.model, progress, Seams if faults is None else faults.injection
+        )
         self.executor, self.controller, self.detectors = loop.executor, loop.controller, loop.detectors
-        self.attention_path, self.injection = loop.attention_path, loop.injection
+        self.attention_path, self.seams = loop.attention_path, loop.seams
         self._serving: int | None = None  # the thread in `serve`
         self._closing = threading.RLock()
         self._gone = False  # has ended
@@ -76,7 +83,7 @@ class Engine:
             self._loop.check_open()
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     @property
@@ -85,7 +92,7 @@ class Engine:
         return self._loop.config
 
     @property
-    def breach(self):
+    def breach(self) -> InvariantViolation | None:
         """What a detector saw, where one did; the engine is broken then."""
         return self._loop.breach
 
@@ -110,15 +117,15 @@ class Engine:
 
         try:
             loop.ask(begin, changes=True)
-        except KeyboardInterrupt:  # who would know of a request whose handle nobody has?
+        except KeyboardInterrupt:  # the caller gets no handle, so nothing else could end the request
             handle.cancel()
             raise
         return handle
 
     def serve(self, requests: Iterable[Request], record: bool = True) -> Run:
         """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns; so
-        does a `close` by another thread. `run.interrupted` tells. With `record=False` the run has no timeline, only
-        results and counts.
+        does a `close` by another thread; `run.interrupted` is set then. With `record=False` the run has no timeline,
+        only results and counts.
 
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """
@@ -156,7 +163,7 @@ class Engine:
         """What was recorded of the run that is under way, or lately of requests outside of one."""
         return self._loop.ask(lambda: self.recorder.run(self.config, results))
 
-    def retune(self, **changes) -> None:
+    def retune(self, **changes: Any) -> None:
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         loop = self._loop
         loop.check_open()
@@ -191,9 +198,7 @@ class Engine:
         """May be cut short anywhere, and called again."""
         if self._loop.forked:
             return
-        with contextlib.suppress(EngineError):  # what breaks it has ended them
-            for handle in self._loop.ask(self._loop.shut, changes=True):
-                handle.result()  # from here on the controller starts nothing more, and hears what still ends
+        self._loop.shut_and_wait()
         with self._closing:
             if not self._gone:
                 self._end()
@@ -224,7 +229,7 @@ class Engine:
         try:
             loop.served[index] = handle
             loop.call(begin, changes=True)
-        except KeyboardInterrupt:  # who would wait for a handle that is not under way, or know of one that is?
+        except KeyboardInterrupt:  # it may be under way or not; either way the run does not wait for it
             loop.served.pop(index, None)
             loop.cancel(handle)
             raise
@@ -264,6 +269,14 @@ class Engine:
         return run
 
 
+def job_of(request: Request, model: Model, seed: int = 0) -> Job:
+    """A user's request as the controller sees it; its id and arrival follow when it is submitted. `seed` is for a
+    request that names none. RequestError where the model can't take it."""
+    vocab_size: Any = model.vocab_size
+    limits = intake.Limits(model.name, vocab_size, model.context_limit, frozenset(model.eos_ids))
+    return intake.job_of(request, limits, model.encode, seed)
+
+
 def one_line(text: str) -> None:
     """Progress on one line of the terminal; an empty text clears it."""
     sys.stderr.write(f"\r\033[K{text}")
@@ -275,7 +288,5 @@ def _close_all() -> None:
     """No worker is left inside torch while the interpreter goes down."""
     for loop in list(OPEN):
         loop.over.set()
-        with contextlib.suppress(EngineError):
-            for handle in loop.ask(loop.shut, changes=True):
-                handle.result()
+        loop.shut_and_wait()
         loop.end()

@@ -1,49 +1,55 @@
-"""What carries out the controller's commands: memories, workers, wires, and the parts of a GPU that is split by SMs.
+"""What carries out the controller's commands: memories, workers, lanes, and the parts of a GPU that is split by SMs.
 
 Built in steps, so that what was started can be stopped wherever the building ends.
 """
 
-from collections.abc import Callable
-
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.run.attention.choice import AttentionPath
 from disagg.run.attention.paged import PagedKernel
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.device import finish
+from disagg.run.gpu.decode_graph import GraphDecodeStage
 from disagg.run.gpu.sm_split import Part, split_gpu
+from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
 from disagg.run.placement import make_caches, model_on
-from disagg.run.stages import stages_of
+from disagg.run.prefill_worker import PrefillStage
+from disagg.run.sampling import Reports
 from disagg.run.transfers import Transfers
-from disagg.run.worker import WorkerThread
-from disagg.run.worker_reports import Tell
+from disagg.run.worker import AnyDecodeStage, WorkerThread
 
 
 class Executor:
     """Of one engine. It decides nothing."""
 
     def __init__(
-        self, config: Config, model: Model, kernel: PagedKernel | None, post: Callable, tell: Tell,
-        progress: Callable[[str], None], injection: Injection | None,
-    ) -> None:  # fmt: skip
-        """The memories; EngineError where there is no room. `post` takes events."""
-        self.config, self.model, self.kernel, self.injection = config, model, kernel, injection
-        self._post, self._tell, self._progress = post, tell, progress
+        self, config: Config, model: Model, kernel: PagedKernel | None, reports: Reports, seams: Seams
+    ) -> None:
+        """The memories; EngineError where there is no room."""
+        self.config, self.model, self.kernel, self.seams, self._reports = config, model, kernel, seams, reports
         self.paged = AttentionPath.of(kernel) is AttentionPath.PAGED
-        self.caches = make_caches(config, model.shape, self.paged, injection)
+        self.caches = make_caches(config, model.shape, self.paged, seams)
         self.workers: dict[Worker, WorkerThread] = {}
-        self.transfers: Transfers | None = None
+        self._transfers: Transfers | None = None
         self.parts: dict[str, Part] = {}
 
+    @property
+    def transfers(self) -> Transfers:
+        """From `connect` on."""
+        assert self._transfers is not None, "not connected yet"
+        return self._transfers
+
     def connect(self) -> None:
-        """The parts of a split GPU, and the wires: nothing runs yet."""
+        """The parts of a split GPU, and the lanes: nothing runs yet."""
         split = self.config.sm_split
         self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
-        self.transfers = Transfers(self.config, self.caches, self._post, self._tell.record, self.parts, self.injection)
+        post, record = self._reports.post, self._reports.record
+        self._transfers = Transfers(self.config, self.caches, post, record, self.parts, self.seams)
 
     def start(self) -> None:
         """Lanes, then a thread a worker, each with its own module tree over the shared weights."""
@@ -51,22 +57,31 @@ class Executor:
         for name, cache in self.caches.items():
             if name.role == "host":
                 continue
-            model = model_on(cache.device, self.model, self.config.compile and self.paged)
-            if self.injection is not None:
-                model = self.injection.guard(model)
-            prefill, decode = stages_of(
-                name, self.config, model, cache, self.kernel, self.transfers, self._tell, bool(self.parts)
-            )
+            model = model_on(cache.device, self.model, bool(self.config.compile) and self.paged)
+            prefill, decode = self._stages(name, self.seams.guard(model), cache)
             part = self.parts.get(name.role)
-            self.workers[name] = WorkerThread(name, prefill, decode, self._post, self._progress, part, self.injection)
+            self.workers[name] = WorkerThread(name, prefill, decode, self._reports, part, self.seams)
             self.workers[name].start()
             # One after the other: the second compiles little, and a capture must not overlap other work of its GPU.
-            if (error := self.workers[name].ready.get()) is not None:
-                raise error
-        self._progress("")
+            self.workers[name].check_ready()
+        self._reports.progress("")
 
-    def obey(self, command) -> None:
-        """Hands on what is for a worker or a wire; anything else is for somebody else."""
+    def _stages(self, name: Worker, model: Model, cache: KVCache) -> tuple[PrefillStage | None, AnyDecodeStage | None]:
+        """What a worker does: prefill, decode, or both where they share a device."""
+        config, kernel, reports = self.config, self.kernel, self._reports
+        graphs, most = bool(config.graphs) and self.paged, config.chunk_tokens
+        prefill: PrefillStage | None = None
+        if name.role == "prefill" or config.colocated:
+            assert most is not None
+            prefill = PrefillStage(model, cache, kernel, self.transfers, reports, most, graphs)
+        if name.role == "prefill":
+            return prefill, None
+        if kernel is None:
+            return prefill, DecodeStage(model, cache, reports)
+        return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, graphs, reports, bool(self.parts))
+
+    def obey(self, command: object) -> None:
+        """Hands on what is for a worker or the transfers; other commands are for handles and the recorder."""
         match command:
             case cmd.Prefill() | cmd.Decode():
                 self.workers[command.worker].give(command)
@@ -85,8 +100,8 @@ class Executor:
         """Workers after the command in hand, lanes after the copy in hand."""
         for worker in list(self.workers.values()):
             worker.close()
-        if self.transfers is not None:
-            self.transfers.close()
+        if self._transfers is not None:
+            self._transfers.close()
 
     def let_go(self) -> None:
         """Memory, once no device can touch it any more; then the parts of a split GPU: pinned memory that their streams

@@ -2,6 +2,9 @@
 
 import queue
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
 
 from disagg.plan.commands import Ended
 from disagg.plan.request import Finish
@@ -9,14 +12,17 @@ from disagg.run.model.model import Detokenizer, Model
 from disagg.run.threads import Latch
 from disagg.trace.results import Result
 
+if TYPE_CHECKING:
+    from disagg.run.engine import Engine
+
 
 class Handle:
     """`for piece in handle` streams text; `result()` waits for the end; `cancel()` stops it within a step."""
 
-    def __init__(self, result: Result, model: Model, engine) -> None:
+    def __init__(self, result: Result, model: Model, engine: "Engine") -> None:
         self._result, self._model = result, model
-        self._engine = engine  # which goes on while somebody waits for this
-        self._tokens: queue.SimpleQueue = queue.SimpleQueue()
+        self._engine: Engine | None = engine  # which does not end while this is open
+        self._tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ended = Latch()
 
     def __iter__(self) -> Iterator[str]:
@@ -56,7 +62,7 @@ class Handle:
         self._result.token_times_ns.append(at_ns)
         self._tokens.put(token)
 
-    def keep_logits(self, row) -> None:
+    def keep_logits(self, row: torch.Tensor) -> None:
         self._result.logits.append(row)
 
     def end(self, ended: Ended) -> None:
@@ -73,7 +79,7 @@ class Handle:
         self._ended.set()
 
     def orphan(self, ended: Ended) -> None:
-        """In a forked process, where nobody else can end it: what this one waits with may be locked by threads that
-        are gone."""
+        """In a forked process, where no thread is left to end it: what a caller waits with may be locked by threads
+        that are gone."""
         self._tokens, self._ended = queue.SimpleQueue(), Latch()
         self.end(ended)

@@ -1,4 +1,4 @@
-"""A lane between memories of the host: its thread moves the bytes, checks them, and lands each copy when the dial says.
+"""A lane between memories of the host: its thread moves the bytes, checks them, and lands each copy at the dial's time.
 
 Notebook: notebooks/00_start_here.ipynb.
 """
@@ -8,19 +8,21 @@ from collections import deque
 
 import torch
 
-from disagg.plan.transfer_scheduler import ActiveCopy, TransferProgress
+from disagg.plan.link import LaneName
+from disagg.plan.transfer_scheduler import Copy
 from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.scratch import Scratch
+from disagg.run.device import Scratch
+from disagg.run.lane import BaseLane, LaneOwner
 
 
-class HostLane:
-    """Serves one lane of `transfers`, which decide what goes next and hear how each copy ended."""
+class HostLane(BaseLane):
+    """Its thread copies and lands; other threads only wake it."""
 
-    def __init__(self, name: str, transfers) -> None:
-        self.name, self.transfers = name, transfers
+    def __init__(self, name: LaneName, transfers: LaneOwner) -> None:
+        super().__init__(name, transfers)
         self._changed = threading.Condition(transfers.lock)
-        self._scratch = Scratch(transfers.shape.dtype)
+        self._scratch = Scratch(self._dtype)
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
@@ -34,108 +36,93 @@ class HostLane:
     # ---- the lane's thread -------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Until the engine closes. One copy at a time occupies the wire; landings follow after its latency."""
+        """Until the engine closes. One copy at a time occupies the link; landings follow after its latency."""
         closing = self.transfers.closing
-        occupying: ActiveCopy | None = None
-        flying: deque[ActiveCopy] = deque()
+        occupying: Copy | None = None
+        landing: deque[Copy] = deque()
         while not closing.is_set():
             now = now_ns()
-            if flying and flying[0].landing_ns <= now:
-                self.transfers.land(flying.popleft(), now)
+            if landing and landing[0].landing_ns <= now:
+                self.transfers.land(landing.popleft(), now)
                 continue
             if occupying is not None and occupying.busy_until_ns <= now:
                 occupying = None
             if occupying is None:
-                flight = self._next(flying[0].landing_ns if flying else None)
-                if flight is None:
+                copy = self._next(landing[0].landing_ns if landing else None)
+                if copy is None:
                     continue
-                if self._copy(flight):
-                    occupying = flight
-                    flying.append(flight)
+                if self._copy(copy):
+                    occupying = copy
+                    landing.append(copy)
                 else:
                     self.transfers.drive()  # what it held may let others start
             else:
-                wait_until(min(flying[0].landing_ns, occupying.busy_until_ns), closing)
-        for flight in flying:
-            self.transfers.give_up(flight)
+                wait_until(min(landing[0].landing_ns, occupying.busy_until_ns), closing)
+        for copy in landing:
+            self.transfers.give_up(copy)
 
-    def _next(self, landing_ns: int | None) -> ActiveCopy | None:
+    def _next(self, landing_ns: int | None) -> Copy | None:
         """The next copy; None when it is time for a landing, or to stop. Its last part is waited out exactly."""
         transfers = self.transfers
         with self._changed:
-            while (flight := transfers.start_copy(self.name)) is None and not transfers.closing.is_set():
+            while (copy := transfers.start_copy(self.name)) is None and not transfers.closing.is_set():
                 if landing_ns is not None and landing_ns - now_ns() < 2 * COARSE_NS:
                     break
                 self._changed.wait(None if landing_ns is None else (landing_ns - now_ns() - COARSE_NS) / 1e9)
-        if flight is None and landing_ns is not None:
+        if copy is None and landing_ns is not None:
             wait_until(landing_ns, transfers.closing)
-        return flight
+        return copy
 
     # ---- one copy ----------------------------------------------------------------------------------------------------
 
-    def _copy(self, flight: ActiveCopy) -> bool:
+    def _copy(self, copy: Copy) -> bool:
         """Moves the bytes and checks what arrived, within the time that the dial gives; False where it failed."""
         transfers, began = self.transfers, now_ns()
         try:
-            flips = transfers.injection is not None and transfers.injection.copy(flight)
-            data = self._move(flight)
+            flips = transfers.seams.copy(copy)
+            data = self._move(copy)
             if flips:
-                self._flip(flight, data)
+                self._flip(copy, data)
             moved = now_ns()
-            wrong = self._wrong_layer(flight, data) if transfers.verify else None
+            wrong = self._wrong_layer(copy, data) if transfers.verify else None
         except Exception as error:
-            transfers.raised(flight, error)
+            transfers.raised(copy, error)
             return False
         if wrong is not None:
-            transfers.differs(flight, wrong)
+            transfers.differs(copy, wrong)
             return False
-        if not transfers.traffic.lanes[self.name].wire.link.dialled:
-            flight.start_ns, flight.busy_until_ns, flight.landing_ns = began, moved, now_ns()
+        if not self._link.dialled:
+            copy.start_ns, copy.busy_until_ns, copy.landing_ns = began, moved, now_ns()
         return True
 
-    def _move(self, flight: ActiveCopy) -> torch.Tensor:
+    def _move(self, copy: Copy) -> torch.Tensor:
         """From the source's blocks or the ring's slot to the slot or the target's blocks; returns what it read."""
-        piece, transfers = flight.piece, self.transfers
-        layers = range(piece.layer, piece.layer_end)
-        if flight.hop_two:
-            data = transfers.ring_view(flight)
-        else:
-            out = transfers.ring_view(flight) if flight.hop_one else self._scratch.view(transfers.bytes_of(piece))
-            data = transfers.caches[piece.source].fetch_blocks(layers, piece.blocks, out)
-        if not flight.hop_one:
-            transfers.caches[flight.target].store_blocks(layers, flight.target_blocks, data)
+        transfers, layers = self.transfers, range(copy.layer, copy.layer_end)
+        place = self._scratch.view(self._shape(copy)) if copy.slot is None else self._ring_view(copy, copy.slot)
+        data = place if copy.hop_two else transfers.caches[copy.source].fetch_blocks(layers, copy.blocks, place)
+        if copy.target is not None:
+            transfers.caches[copy.target].store_blocks(layers, copy.target_blocks, data)
         return data
 
-    def _flip(self, flight: ActiveCopy, data: torch.Tensor) -> None:
+    def _flip(self, copy: Copy, data: torch.Tensor) -> None:
         """One bit of what arrived: in the ring's slot, or in the target's first block."""
         there = data
-        if not flight.hop_one:
-            there = self.transfers.caches[flight.target].data[flight.piece.layer :, :, flight.target_blocks[0] :]
+        if copy.target is not None:
+            there = self.transfers.caches[copy.target].data[copy.layer :, :, copy.target_blocks[0] :]
         first = there[0, 0, 0, 0, 0].view(torch.uint8)
         first[0] = first[0] ^ 1
 
-    def _wrong_layer(self, flight: ActiveCopy, data: torch.Tensor) -> int | None:
-        """The first layer whose bytes are not those that left; `data` is what the copy read."""
-        piece, transfers = flight.piece, self.transfers
-        journey = transfers.traffic.journeys[piece.transfer]
-        layers = range(piece.layer, piece.layer_end)
-        if (piece.layer, piece.block) not in journey.digests:
-            self._note_departure(flight, journey, data)
-        arrived = data
-        if not flight.hop_one:
-            arrived = transfers.caches[flight.target].fetch_blocks(layers, flight.target_blocks)
-        tokens = journey.digests[piece.layer, piece.block][1]
-        for layer, found in zip(layers, digest_blocks(arrived, tokens), strict=True):
-            if found != journey.digests[layer, piece.block][0]:
-                return layer
-        return None
+    def _wrong_layer(self, copy: Copy, data: torch.Tensor) -> int | None:
+        """The first layer whose bytes are not those that left; `data` is what the copy read.
 
-    def _note_departure(self, flight: ActiveCopy, journey: TransferProgress, data: torch.Tensor) -> None:
-        """K/V that no prefill hook reported: all bytes of the blocks as they leave, or as they were spilled."""
-        piece, tokens = flight.piece, data.shape[2] * data.shape[3]
-        fetching = piece.source.role == "host"
-        digests = self.transfers.take_spilled(piece.request) if fetching else digest_blocks(data, tokens)
-        for layer, left in zip(range(piece.layer, piece.layer_end), digests, strict=True):
-            journey.digests[layer, piece.block] = (left, tokens)
-        if flight.lane.startswith("spill"):
-            self.transfers.keep_spilled(journey, digests)
+        Where no prefill hook reported them, those are all bytes of the blocks as they leave, or as they were spilled.
+        """
+        left, tokens = self._known(copy)
+        if not left:
+            spilled = copy.source.role == "host"
+            left = self.transfers.take_spilled(copy.request) if spilled else digest_blocks(data, tokens)
+        arrived = data
+        if copy.target is not None:
+            layers = range(copy.layer, copy.layer_end)
+            arrived = self.transfers.caches[copy.target].fetch_blocks(layers, copy.target_blocks)
+        return self._first_difference(copy, left, digest_blocks(arrived, tokens), tokens)

@@ -4,6 +4,7 @@ A slot is the place of one token: block * block_size + offset. Which request own
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from disagg.plan.errors import EngineError
 from disagg.run.memory import check_room
 
+Ids = Sequence[int] | torch.Tensor  # of blocks
 ADVICE = "Lower prefill_blocks, host_blocks or decode_blocks of the Config, or block_size."
 
 
@@ -34,26 +36,28 @@ class KVShape:
         return self.layers * self.layer_token_bytes
 
 
-def slots_of(blocks, start: int, stop: int, block_size: int) -> torch.Tensor:
+def slots_of(blocks: Ids, start: int, stop: int, block_size: int) -> torch.Tensor:
     """Slots of the positions [start, stop) of a request whose block table is `blocks`; LongTensor on the CPU."""
-    blocks = torch.as_tensor(blocks, dtype=torch.long)
+    table = torch.as_tensor(blocks, dtype=torch.long)
     positions = torch.arange(start, stop)
-    assert stop <= len(blocks) * block_size, f"{len(blocks)} blocks of {block_size} hold no position {stop - 1}"
-    return blocks[positions // block_size] * block_size + positions % block_size
+    assert stop <= len(table) * block_size, f"{len(table)} blocks of {block_size} hold no position {stop - 1}"
+    return table[positions // block_size] * block_size + positions % block_size
 
 
 class KVCache:
     """One tensor `data` [layers, 2, num_blocks, block_size, kv_heads, head_dim] and the copies in and out of it.
 
-    `pinned` asks for page-locked host memory; without a GPU there is none to lock for, and `data.is_pinned()` says so.
+    `pinned` asks for page-locked host memory; without a GPU there is none to lock for, and `data.is_pinned()` is False.
     """
 
-    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device="cpu", pinned: bool = False) -> None:
+    def __init__(
+        self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device | str = "cpu", pinned: bool = False
+    ) -> None:
         self.shape, self.num_blocks, self.block_size = shape, num_blocks, block_size
         self.device = torch.device(device)
         self.bytes = shape.token_bytes * num_blocks * block_size
         self.data = self._allocate(pinned and self.device.type == "cpu" and torch.cuda.is_available())
-        self.device = self.data.device  # "cuda" is one of them, and says which
+        self.device = self.data.device  # "cuda" with its index
         self._flat = self.data.view(shape.layers, 2, num_blocks * block_size, shape.kv_heads, shape.head_dim)
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -71,7 +75,7 @@ class KVCache:
         torch.index_select(self._flat[layer, 1], 0, slots, out=out[1])
         return out
 
-    def tokens(self, layer: int, blocks, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokens(self, layer: int, blocks: Ids, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Key and value [num_tokens, kv_heads, head_dim] of one request, in the order of its tokens."""
         slots = slots_of(blocks, 0, num_tokens, self.block_size).to(self.device)
         key, value = self._flat[layer].index_select(1, slots)
@@ -85,18 +89,17 @@ class KVCache:
         """Store what `read_blocks` returned, of any cache of this shape, into the blocks [n] of this one."""
         self._layers(layers).index_copy_(2, blocks, data)
 
-    def fetch_blocks(self, layers: range, blocks, out: torch.Tensor | None = None) -> torch.Tensor:
+    def fetch_blocks(self, layers: range, blocks: Ids, out: torch.Tensor | None = None) -> torch.Tensor:
         """Whole blocks, by ids, from host memory; into `out` where it has the right shape."""
         return self.read_blocks(layers, torch.tensor(blocks), out)
 
-    def store_blocks(self, layers: range, blocks, data: torch.Tensor) -> None:
+    def store_blocks(self, layers: range, blocks: Ids, data: torch.Tensor) -> None:
         """Stores whole blocks, by ids, in host memory. Those of a GPU come and go on a stream: run/stream_copy."""
         self.write_blocks(layers, torch.tensor(blocks), data)
 
-    def poison(self, blocks) -> None:
-        """Fill blocks with NaN, so that a test notices whoever reads them after they were freed."""
-        blocks = torch.as_tensor(blocks, dtype=torch.long, device=self.device)
-        self.data.index_fill_(2, blocks, float("nan"))
+    def poison(self, blocks: Ids) -> None:
+        """Fill blocks with NaN, so that a test notices a read after they were freed."""
+        self.data.index_fill_(2, torch.as_tensor(blocks, dtype=torch.long, device=self.device), float("nan"))
 
     def _layers(self, layers: range) -> torch.Tensor:
         assert layers.step == 1 and 0 <= layers.start <= layers.stop <= self.shape.layers, f"{layers} of {self.shape}"

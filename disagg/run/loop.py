@@ -12,17 +12,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from disagg.monitor.fault_injection import Injection
-from disagg.monitor.fault_plan import FaultPlan
+import torch
+
 from disagg.monitor.monitor import InvariantViolation, Monitor
+from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import DisaggError, EngineError, RequestError
 from disagg.plan.request import Finish, Job
+from disagg.plan.spans import Span
 from disagg.run import placement
 from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
@@ -32,14 +34,15 @@ from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
 from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model.model import Model
+from disagg.run.sampling import Reports
 from disagg.run.threads import Joinable, Latch
-from disagg.run.worker_reports import Tell
 from disagg.trace.recorder import Recorder
 
+T = TypeVar("T")
 OPEN: "set[EngineLoop]" = set()  # of this process, from their first thread to the end of their last
 BEAT_S = 1.0  # while something is under way the thread looks at the clock at least so often
 LOST_BEATS, LOST_S = 2, 0.1  # so long without a look: this process was suspended, or its machine was
-WAIT_S = 5.0  # for the threads of an engine that nobody refers to any more
+WAIT_S = 5.0  # for the threads of an engine without references
 
 FORKED = (
     "this engine belongs to the process that built it, and a forked one has none of its threads; start the process "
@@ -57,23 +60,29 @@ class Call(NamedTuple):
 
 
 class EngineLoop:
-    """Does not know the `Engine` that users hold, so that one that nobody refers to any more can end it."""
+    """Does not know the `Engine` that users hold, so that an engine without references can be collected and end it."""
 
-    def __init__(self, config: Config, model: Model, progress: Callable[[str], None], faults: FaultPlan | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        progress: Callable[[str], None],
+        make_seams: Callable[[Callable[[object], None]], Seams],
+    ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
         self.config, self.model = config, model
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self.injection = Injection(faults, self._inbox.put) if faults is not None else None
-        self._post = self.injection.post if self.injection else self._inbox.put
-        shape = model.shape
-        kernel = pick_kernel(
-            config.attention, config.decode_device, shape, model.config.num_attention_heads, config.block_size,
-            model.config,
-        )  # fmt: skip
+        self.seams = make_seams(self._inbox.put)
+        self._post = self.seams.post
+        shape, block_size = model.shape, config.block_size
+        assert block_size is not None
+        files: Any = model.config
+        heads = files.num_attention_heads
+        kernel = pick_kernel(config.attention, config.decode_device, shape, heads, block_size, files)
         self.attention_path = AttentionPath.of(kernel)
-        tell = Tell(self._keep, self._record, lambda *what: self._post(ev.RequestFailed(*what)))
+        reports = Reports(self._post, self._keep, self._record, progress)
         try:
-            self.executor = Executor(config, model, kernel, self._post, tell, progress, self.injection)
+            self.executor = Executor(config, model, kernel, reports, self.seams)
         except EngineError as error:
             raise EngineError(
                 f"{error}{placement.held_in_words(loop.executor.caches for loop in list(OPEN))}"
@@ -88,31 +97,31 @@ class EngineLoop:
         )
         self.detectors = Monitor(config, layers=shape.layers)
         self.controller.state.on_move.append(self.detectors.moved)
-        self.recorder: Recorder | None = None
+        self.recorder: Recorder  # from `start` on
         self.breach: InvariantViolation | None = None  # what a detector saw; the engine is broken then
         self.broken: str | None = None
         self.closed = False  # takes nothing more
-        self.over = Latch()  # interrupted, closed or broken: nobody waits for an arrival any more
+        self.over = Latch()  # interrupted, closed or broken: `serve` waits for no further arrival
         self.handles: dict[int, Handle] = {}  # of open requests
-        self.served: dict[int, Handle] = {}  # of the run that somebody is serving, by the request's index in it
+        self.served: dict[int, Handle] = {}  # of the run that is being served, by the request's index in it
         self._numbers = itertools.count()
         self._mutex = threading.RLock()  # of `_ended`
-        self._ended = True  # nobody looks into the inbox: not yet, or not any more
-        self._began: queue.SimpleQueue = queue.SimpleQueue()
+        self._ended = True  # its thread does not take from the inbox: not yet, or not any more
+        self._began = Latch()  # the thread looks into the inbox
         self._seen_ns = now_ns()  # when the clock was last looked at
-        self._late: deque = deque()  # what came after a stretch of lost time, which is told first
+        self._late: deque = deque()  # an item that came after a stretch of lost time, which goes first
         self._thread = Joinable(target=self._run, name="disagg engine")
 
     def start(self) -> None:
-        """The wires, the workers, and this thread; whatever was started can be stopped by `end`."""
+        """The lanes, the workers, and this thread; whatever was started can be stopped by `end`."""
         OPEN.add(self)
         self.executor.connect()
         transfers = self.executor.transfers
         machine = machine_in_words() + sms_in_words(self.executor.parts) + transfers.clock_in_words()
-        self.recorder = Recorder(self.controller.state, transfers.traffic, machine)
+        self.recorder = Recorder(self.controller.state, transfers.scheduler, machine)
         self.executor.start()
         self._thread.start()
-        self._began.get()
+        self._began.wait()
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
@@ -128,8 +137,9 @@ class EngineLoop:
             self._answer(call)
         return call.answer
 
-    def ask(self, question: Callable[[], object], changes: bool = False):
+    def ask(self, question: Callable[[], T], changes: bool = False) -> T:
         """The answer itself, or what the question raised."""
+        value: T
         value, error = self.call(question, changes).get()
         if error is not None:
             raise error
@@ -149,7 +159,7 @@ class EngineLoop:
         self._inbox.put(Call(lambda: self._cancel(handle), queue.SimpleQueue(), changes=True))
 
     def interrupt(self) -> None:
-        """Ends the run that somebody is serving."""
+        """Ends the run that is being served."""
         self.over.set()
         for handle in list(self.served.values()):
             handle.cancel()
@@ -157,6 +167,12 @@ class EngineLoop:
     def open_handles(self) -> list[Handle]:
         """Of the requests that have not ended."""
         return self.ask(lambda: list(self.handles.values()))
+
+    def shut_and_wait(self) -> None:
+        """From here on the controller starts nothing more; returns when what was open has ended, also by a break."""
+        with contextlib.suppress(EngineError):
+            for handle in self.ask(self.shut, changes=True):
+                handle.result()
 
     def end(self) -> None:
         """Stops whatever was started; may be cut short anywhere, and called again."""
@@ -169,8 +185,8 @@ class EngineLoop:
         self.executor.let_go()
 
     def abandon(self) -> None:
-        """Ends it when nobody refers to its engine any more: called on whatever thread the collector runs. So the
-        engine's own thread stops everything, and only a thread that is no engine's may wait for it."""
+        """Ends it when its engine has no references: called on the thread in which the collector runs. So the engine's
+        own thread stops everything, and only a thread that belongs to no engine waits for it."""
         if self not in OPEN:
             return
         self._inbox.put(self)
@@ -184,7 +200,7 @@ class EngineLoop:
         return self.broken == FORKED
 
     def orphan(self) -> None:
-        """In a forked process, where no thread of it is: whoever waits is told, and nobody waits again."""
+        """In a forked process, which has none of its threads: open handles end as failed, and no later call waits."""
         self._mutex, self._inbox, self._ended, self.broken = threading.RLock(), queue.SimpleQueue(), True, FORKED
         for handle in self.handles.values():
             handle.orphan(cmd.Ended(handle.so_far.request, Finish.FAILED, FORKED, now_ns(), ()))
@@ -233,14 +249,14 @@ class EngineLoop:
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
         ask_for_short_slices()
         abandoned = self._ended = False
-        self._began.put(None)
+        self._began.set()
         try:
             while (item := self._next()) is not None:
                 if item is self:
                     abandoned = True
                     self.executor.stop()
-                    self._inbox.put(None)  # behind what workers and lanes said last
-                elif type(item) is Call:
+                    self._inbox.put(None)  # behind the last events of workers and lanes
+                elif isinstance(item, Call):
                     self._answer(item)
                 else:
                     self._take(item)
@@ -265,8 +281,8 @@ class EngineLoop:
         self._fail_open(error.summary if isinstance(error, InvariantViolation) else cause)
 
     def _answer_the_rest(self) -> bool:
-        """Calls that came while the thread ended: from now on they are answered where they are made. True where nobody
-        refers to the engine any more."""
+        """Calls that came while the thread ended: from now on they are answered where they are made. True where the
+        engine has no references."""
         abandoned = False
         with self._mutex:
             self._ended = True
@@ -274,7 +290,7 @@ class EngineLoop:
             while True:
                 item = self._inbox.get_nowait()
                 abandoned = abandoned or item is self
-                if type(item) is Call:
+                if isinstance(item, Call):
                     self._answer(Call(item.question, item.answer))
         return abandoned
 
@@ -290,20 +306,19 @@ class EngineLoop:
             call.answer.put((None, EngineError(f"this engine is broken and must be rebuilt: {self.broken}")))
             raise
 
-    def _take(self, event) -> None:
+    def _take(self, event: object) -> None:
         """One event into the controller, and its commands carried out."""
         now = self._seen_ns if threading.current_thread() is self._thread else now_ns()
         self.recorder.hear(now, event)
         commands = self._decide(event, now)
         self.recorder.note(now)
         if self.controller.broken:
-            self._break(self.controller.broken)  # known before any request's end is told
+            self._break(self.controller.broken)  # known before any handle ends
         for command in commands:
             self._obey(command)
-        if self.injection is not None:
-            self.injection.after_event(self)
+        self.seams.after_event(self)
 
-    def _decide(self, event, now: int) -> list:
+    def _decide(self, event: object, now: int) -> list:
         """What the controller makes of an event, heard by the detectors on both sides."""
         watch = self.detectors
         watch.hear(now, event)
@@ -315,7 +330,7 @@ class EngineLoop:
             watch.watchdog(now)
         return commands
 
-    def _next(self):
+    def _next(self) -> object:
         """The inbox's next item; a Tick where a deadline comes first, and before both the time that was lost.
 
         Between two looks at the clock lies a beat, and what the first led to. Where far more has passed, this process
@@ -336,10 +351,10 @@ class EngineLoop:
             if deadline is not None and now - since > 1e9 * max(LOST_S, LOST_BEATS * beat):
                 self._late.append(item)
                 return ev.TimeLost(now - since)
-            if type(item) is not ev.Tick or deadline is None or now >= deadline:
+            if not isinstance(item, ev.Tick) or deadline is None or now >= deadline:
                 return item
 
-    def _obey(self, command) -> None:
+    def _obey(self, command: object) -> None:
         """The executor's part first, then what is for handles and the recorder."""
         self.executor.obey(command)
         match command:
@@ -360,20 +375,20 @@ class EngineLoop:
         self.over.set()
 
     def _fail_open(self, cause: str) -> None:
-        """Nobody waits for ever: every open handle ends as failed."""
+        """Every open handle ends as failed, so that no caller waits for ever."""
         self._break(cause)
         for number, handle in list(self.handles.items()):
             del self.handles[number]
             handle.end(cmd.Ended(number, Finish.FAILED, cause, now_ns(), ()))
 
-    # ---- what workers tell, from their threads -----------------------------------------------------------------------
+    # ---- what workers report, from their threads ---------------------------------------------------------------------
 
-    def _keep(self, request: int, logits) -> None:
+    def _keep(self, request: int, logits: torch.Tensor) -> None:
         handle = self.handles.get(request)
         if handle is not None:
             handle.keep_logits(logits.to(self.model.device))  # of one request, on one device
 
-    def _record(self, span) -> None:
+    def _record(self, span: Span) -> None:
         self.recorder.span(span)
 
 

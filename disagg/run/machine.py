@@ -21,8 +21,8 @@ def machine() -> dict:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver may count what CUDA can't use
     gpus = [torch.cuda.get_device_name(index) for index in range(count)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpus": gpus,
-            "capability": torch.backends.cpu.get_cpu_capability(), "system": platform.system()}  # fmt: skip
+    found = {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpus": gpus}
+    return found | {"capability": torch.backends.cpu.get_cpu_capability(), "system": platform.system()}
 
 
 def in_words() -> str:
@@ -40,10 +40,10 @@ def gpu_in_words() -> str:
 
 
 def _driver() -> str:
-    """NVIDIA's driver by number, where its own tool says it."""
+    """NVIDIA's driver by number, where its own tool prints it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return said[0] if said else "unknown"
+    return printed[0] if printed else "unknown"

@@ -18,7 +18,7 @@ _SHORTAGE = re.compile("can't allocate memory|not enough memory|cannot allocate 
 
 
 class GroupFiles(NamedTuple):
-    """Where a control group says what it may take, what it has taken, and what of that the kernel takes back."""
+    """Files of a control group: what it may take, what it has taken, and what of that the kernel takes back."""
 
     limits: tuple[str, ...]
     usage: str
@@ -30,8 +30,8 @@ V2 = GroupFiles(("memory.max", "memory.high"), "memory.current", ("inactive_file
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that an allocation on the device may take now; None where nobody says. On the host the least of what the
-    machine has and what each control group around this process lets it take."""
+    """Bytes that an allocation on the device may take now; None where that is not known. On the host the least of what
+    the machine has and what each control group around this process lets it take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_host_free(), default=None)
@@ -43,13 +43,13 @@ def reserve_of(device: torch.device) -> int:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an allocator, torch's or another, says that there is too little memory."""
+    """Is this an allocator's error, torch's or another's, about too little memory?"""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_SHORTAGE.search(str(error)))
 
 
 def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> None:
     """EngineError where so many bytes do not fit beside what must stay free: before anything is allocated, since the
-    host refuses nothing and kills who takes too much."""
+    host refuses nothing and kills a process that takes too much."""
     free, kept = free_bytes(device), reserve_of(device)
     if nbytes and free is not None and nbytes > free - kept:
         stay = f" and {kept:,} must stay" if kept else ""
@@ -57,7 +57,7 @@ def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> Non
 
 
 @contextlib.contextmanager
-def room_for(what: str, device: torch.device, advice: str, reserve: int = 0):
+def room_for(what: str, device: torch.device, advice: str, reserve: int = 0) -> Iterator[None]:
     """Around what allocates on a device: EngineError with what was asked and what is free, where it is too little."""
     free = free_bytes(device)
     if reserve and free is not None and free < reserve:
@@ -88,7 +88,7 @@ def _host_free() -> Iterator[int]:
 
 
 def _groups_free(root: Path, path: str, files: GroupFiles) -> Iterator[int]:
-    """Of a group and of those around it, up to the root; what a container can't see of them says nothing."""
+    """Of a group and of those around it, up to the root; those that a container can't see are left out."""
     place = root / path.lstrip("/")
     for group in (place, *place.parents):
         for limit in files.limits:

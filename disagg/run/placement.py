@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
@@ -44,10 +45,12 @@ _LOADED: "weakref.WeakValueDictionary[tuple, Model]" = weakref.WeakValueDictiona
 _LOADING = threading.Lock()
 
 
-def load(config: Config, device) -> Model:
+def load(config: Config, device: torch.device | str) -> Model:
     """The config's model on a device; one that another engine of this process has is shared, if its files are as they
     were."""
-    options = dict(dtype=config.dtype, attention=config.attention, join_projections=config.join_projections)
+    options: dict[str, Any] = dict(
+        dtype=config.dtype, attention=config.attention, join_projections=config.join_projections
+    )
     key = (str(config.model), str(torch.device(device)), *options.values(), _files(config.model))
     with _LOADING:
         model = _LOADED.get(key)
@@ -57,16 +60,16 @@ def load(config: Config, device) -> Model:
 
 
 def _files(model: str) -> tuple:
-    """What tells a folder from itself after a change: names, sizes and times."""
+    """What differs in a folder after a change: names, sizes and times."""
     try:
         found = sorted(Path(model).iterdir())
         return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
-    except OSError:  # no folder, or one whose loading says what is wrong
+    except OSError:  # no folder, or one whose loading raises what is wrong
         return ()
 
 
 def in_a_forked_process() -> None:
-    """Whoever loaded a model meanwhile is not there any more."""
+    """The thread that loaded a model meanwhile is gone."""
     global _LOADING
     _LOADING = threading.Lock()
 
@@ -93,16 +96,16 @@ def model_on(device: torch.device, model: Model, compiled: bool) -> Model:
     return replica
 
 
-def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injection | None) -> dict[Worker, KVCache]:
+def make_caches(config: Config, shape: KVShape, spare: bool, seams: Seams) -> dict[Worker, KVCache]:
     """The memory of each worker, and host memory where requests are paged. `spare`: decode gets one block more than
     its pool knows of, where the rows that pad a graph write."""
+    assert config.decode_blocks and config.prefill_blocks and config.block_size
     sizes = {Worker("decode", i): config.decode_blocks + spare for i in range(config.decode_workers)}
     sizes |= {Worker("prefill", i): config.prefill_blocks for i in range(config.prefill_workers)}
     if config.host_blocks:
         sizes[Worker("host", 0)] = config.host_blocks
-    if injection is not None:
-        for name in sizes:
-            injection.allocate(f"the KV cache of {name}")
+    for name in sizes:
+        seams.allocate(f"the KV cache of {name}")
     pinned = config.decode_device != "cpu"
     caches: dict[Worker, KVCache] = {}
     try:
@@ -116,7 +119,7 @@ def make_caches(config: Config, shape: KVShape, spare: bool, injection: Injectio
 
 
 def held_in_words(open_memories: Iterable[dict[Worker, KVCache]]) -> str:
-    """A sentence for who finds no room: what other engines hold; nothing where there is no other."""
+    """Where there is no room, what other engines hold, as a sentence; nothing where there is no other."""
     engines = [caches for caches in open_memories if caches]
     held: dict[str, int] = {}
     for cache in chain.from_iterable(list(caches.values()) for caches in engines):

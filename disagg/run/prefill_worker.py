@@ -1,6 +1,7 @@
 """Prefill on one worker: a pass packs chunks of several requests, and hands each layer off from inside the model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,9 +16,8 @@ from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import PASS_STEP, Model
-from disagg.run.sampling import Draw, pick_tokens
+from disagg.run.sampling import Draw, Reports, pick_tokens
 from disagg.run.transfers import Departing, Transfers
-from disagg.run.worker_reports import Tell
 
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
 
@@ -26,10 +26,17 @@ class PrefillStage:
     """Carries out `Prefill` commands with one model and the cache of its device."""
 
     def __init__(
-        self, model: Model, cache: KVCache, kernel, transfers: Transfers | None, tell: Tell, most: int, graphs: bool
+        self,
+        model: Model,
+        cache: KVCache,
+        kernel: Any,
+        transfers: Transfers | None,
+        reports: Reports,
+        most: int,
+        graphs: bool,
     ) -> None:
         self.model, self.cache, self.kernel, self.transfers = model, cache, kernel, transfers
-        self._tell, self._most = tell, most  # tokens of a pass, at the start
+        self._reports, self._most = reports, most  # tokens of a pass, at the start
         self._graphs = PrefillGraphs(model, cache, kernel, most) if graphs else None
 
     def prepare(self, progress: Callable[[str], None]) -> None:
@@ -64,16 +71,12 @@ class PrefillStage:
         settle(self.cache.device)  # a copy to the host that has to wait for the pass holds up all threads' launches
         finals = [chunk for chunk in command.chunks if chunk.final]
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
-        tokens = pick_tokens(logits, draws, self._tell)
+        tokens = pick_tokens(logits, draws, self._reports)
         ended = now_ns()
         requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
-        self._tell.record(
-            Span(
-                "prefill", str(command.worker), started, ended, requests, command.pass_id, len(batch.tokens),
-                firsts=firsts, hand_offs_ns=marks.read(), ready_ns=command.at_ns,
-                blocks=sum(len(chunk.blocks) for chunk in command.chunks),
-            )
-        )  # fmt: skip
+        count, blocks = len(batch.tokens), sum(len(chunk.blocks) for chunk in command.chunks)
+        span = Span("prefill", str(command.worker), started, ended, requests, command.pass_id, count, firsts=firsts)
+        self._reports.record(span._replace(hand_offs_ns=marks.read(), ready_ns=command.at_ns, blocks=blocks))
         return Prefilled(command.worker, command.pass_id, tokens, started, ended)
 
     def _pack(self, command: Prefill, marks: Moments) -> PrefillBatch:
@@ -90,7 +93,7 @@ class PrefillStage:
 
         def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
             marks.mark()
-            if departing:
+            if departing and self.transfers is not None:
                 self.transfers.hand_off(layer, departing, key, value)
             marks.keep_up(AHEAD)
 

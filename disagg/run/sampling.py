@@ -1,12 +1,28 @@
 """From logits to token ids. A drawn token depends on its logits, seed and position, never on who shares the batch."""
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from disagg.plan.events import RequestFailed
 from disagg.plan.request import Sampling
-from disagg.run.worker_reports import Tell
+from disagg.plan.spans import Span
+
+
+class Reports(NamedTuple):
+    """Where workers report, from any thread: `post` takes events, `keep` logits [vocab] that a request asked for,
+    `record` spans, and `progress` a line about what takes long at the start."""
+
+    post: Callable[[object], None]
+    keep: Callable[[int, torch.Tensor], None]
+    record: Callable[[Span], None]
+    progress: Callable[[str], None]
+
+    def fail(self, request: int, cause: str) -> None:
+        """Of this request alone; its pass or step ends later."""
+        self.post(RequestFailed(request, cause))
 
 
 class Draw(NamedTuple):
@@ -18,16 +34,16 @@ class Draw(NamedTuple):
     token_index: int
 
 
-def pick_tokens(logits: torch.Tensor, draws: list[Draw], tell: Tell) -> tuple[int, ...]:
+def pick_tokens(logits: torch.Tensor, draws: list[Draw], reports: Reports) -> tuple[int, ...]:
     """Next token of each row of logits [B, vocab]: forced, greedy or drawn. Rows asked for are kept; the request of a
-    row whose best logit is not finite fails, and the token here is nobody's."""
+    row whose best logit is not finite fails, and its token here is dropped."""
     tokens, sound = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
     for row, draw in enumerate(draws):
         sampling = draw.sampling
         if sampling.keep_logits:
-            tell.keep(draw.request, logits[row].clone())
+            reports.keep(draw.request, logits[row].clone())
         if not sound[row]:
-            tell.fail(draw.request, not_finite(draw.request, draw.token_index))
+            reports.fail(draw.request, not_finite(draw.request, draw.token_index))
         elif sampling.force_ids is not None:
             tokens[row] = sampling.force_ids[draw.token_index]
         elif sampling.temperature > 0.0:

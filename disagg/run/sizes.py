@@ -1,6 +1,7 @@
 """Sizes that the user left open: block counts from the memory there is, and a link's bandwidth from a measured c."""
 
 import statistics
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from disagg.run.model.model import Model
 
 def with_block_counts(config: Config, shape: KVShape) -> Config:
     """The config with each block count that was None filled in."""
+    assert config.block_size
     changes = {}
     for name, tokens in DEFAULT_TOKENS.items():
         if getattr(config, name) is None:
@@ -77,10 +79,9 @@ class Settings:
 
 def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> float:
     """Median seconds between the hand-offs of two layers in a prefill pass of `tokens` tokens, nothing else running."""
+    vocab_size: Any = model.vocab_size
     cache = KVCache(model.shape, blocks_for(tokens, 16), 16, model.device)
-    batch = PrefillBatch(
-        torch.arange(tokens) % model.vocab_size, [Segment(0, tokens, list(range(cache.num_blocks)))], [0]
-    )
+    batch = PrefillBatch(torch.arange(tokens) % vocab_size, [Segment(0, tokens, list(range(cache.num_blocks)))], [0])
     times = []
     for _ in range(passes):
         moments = Moments(cache.device)

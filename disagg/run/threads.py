@@ -4,11 +4,12 @@ import contextlib
 import queue
 import threading
 from collections import deque
+from typing import Any
 
 
 class Latch:
-    """As threading.Event; but whoever waits holds no lock meanwhile that an interrupt of the main thread could leave
-    locked, so that `set` never waits."""
+    """As threading.Event, but a thread that waits holds no lock that an interrupt of the main thread could leave
+    locked, so `set` never waits."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -28,9 +29,9 @@ class Latch:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Returns once it is set, or after the timeout; whether it is set."""
-        mine = queue.SimpleQueue()
+        mine: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._waiting.append(mine)
-        if not self._is_set:  # whoever sets it from here on finds this one waiting
+        if not self._is_set:  # `set` finds this one waiting from here on
             with contextlib.suppress(queue.Empty):
                 mine.get(timeout=timeout)
                 return True
@@ -42,7 +43,7 @@ class Latch:
 class Joinable(threading.Thread):
     """Before Python 3.13 an interrupted `join` took the thread for ended, and the next one returned at once."""
 
-    def __init__(self, **how) -> None:
+    def __init__(self, **how: Any) -> None:
         super().__init__(**how, daemon=True)
         self._over = Latch()
 

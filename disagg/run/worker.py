@@ -5,42 +5,61 @@ Where steps are only launched, a second thread waits for their ends, so that the
 
 import queue
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from disagg.monitor.fault_injection import Injection
+from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.device import own_stream
-from disagg.run.gpu.decode_graph import Launched
+from disagg.run.gpu.decode_graph import GraphDecodeStage, Launched
 from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.threads import Joinable
+from disagg.run.sampling import Reports
+from disagg.run.threads import Joinable, Latch
+
+AnyDecodeStage = DecodeStage | GraphDecodeStage
 
 
 class WorkerThread:
     """Runs prefill passes, decode steps, or both where prefill and decode share the device."""
 
-    def __init__(self, name: Worker, prefill: PrefillStage | None, decode: DecodeStage | None, post: Callable,
-                 progress: Callable[[str], None] = lambda text: None, part: Part | None = None,
-                 injection: Injection | None = None) -> None:  # fmt: skip
-        self.name, self.prefill, self.decode, self._post, self._progress = name, prefill, decode, post, progress
+    def __init__(
+        self,
+        name: Worker,
+        prefill: PrefillStage | None,
+        decode: AnyDecodeStage | None,
+        reports: Reports,
+        part: Part | None,
+        seams: Seams,
+    ) -> None:
+        self.name, self.prefill, self.decode = name, prefill, decode
+        self._post, self._progress = reports.post, reports.progress
         self._part = part  # of the GPU's SMs; None: all
-        self._injection = injection
-        self._commands: queue.SimpleQueue = queue.SimpleQueue()
-        self._launched: queue.SimpleQueue = queue.SimpleQueue()
-        self.ready: queue.SimpleQueue = queue.SimpleQueue()  # of one error or None, once the stages are compiled
+        self._seams = seams
+        self._commands: queue.SimpleQueue[Prefill | Decode | None] = queue.SimpleQueue()
+        self._launched: queue.SimpleQueue[tuple[Prefill | Decode, Launched] | None] = queue.SimpleQueue()
+        self._ready = Latch()  # the stages are compiled, or `_error` is why they are not
+        self._error: BaseException | None = None
         self._finisher = Joinable(target=self._finish, name=f"disagg {name} ends")
         self._thread = Joinable(target=self._run, name=f"disagg {name}")
 
     def start(self) -> None:
-        """By whoever can close it, should this be interrupted."""
+        """May be interrupted: `close` ends what was started."""
         self._thread.start()
 
-    def give(self, command) -> None:
+    def check_ready(self) -> None:
+        """Waits until the stages are compiled and captured; raises what went wrong."""
+        self._ready.wait()
+        error, self._error = self._error, None  # an error keeps its frames, and they what was allocated
+        if error is not None:
+            raise error
+
+    def give(self, command: Prefill | Decode) -> None:
         self._commands.put(command)
 
     def close(self) -> None:
@@ -54,14 +73,16 @@ class WorkerThread:
         self.prefill = self.decode = None
 
     def _run(self) -> None:
-        device = (self.prefill or self.decode).cache.device
+        stage = self.prefill or self.decode
+        assert stage is not None
+        device = stage.cache.device
         yield_to_lanes()
         try:
             with own_stream(device, self._part):
                 if not self._prepare():
                     return
                 while (command := self._commands.get()) is not None:
-                    answer = self._carry_out(command, lambda command=command: self._begin(command))
+                    answer = self._carry_out(command, partial(self._begin, command))
                     if isinstance(answer, Launched):
                         self._end_elsewhere(command, answer)
                     else:
@@ -76,7 +97,7 @@ class WorkerThread:
                     stage.close()
 
     def _prepare(self) -> bool:
-        """Compiles and captures what the stages want; whoever built the worker hears how it went."""
+        """Compiles and captures what the stages want; False where that failed, which `check_ready` raises."""
         try:
             for stage in (self.prefill, self.decode):
                 if stage is not None:
@@ -84,17 +105,21 @@ class WorkerThread:
                         keep_many_codes()
                     stage.prepare(self._progress)
         except BaseException as error:
-            self.ready.put(error)
+            self._error = error
             return False
-        self.ready.put(None)
+        finally:
+            self._ready.set()
         return True
 
-    def _begin(self, command: Prefill | Decode):
-        if self._injection is not None:
-            self._injection.work(command)
-        return (self.prefill if isinstance(command, Prefill) else self.decode).step(command)
+    def _begin(self, command: Prefill | Decode) -> object:
+        self._seams.work(command)
+        if isinstance(command, Prefill):
+            assert self.prefill is not None
+            return self.prefill.step(command)
+        assert self.decode is not None
+        return self.decode.step(command)
 
-    def _end_elsewhere(self, command, launched: Launched) -> None:
+    def _end_elsewhere(self, command: Prefill | Decode, launched: Launched) -> None:
         if self._finisher.ident is None:
             self._finisher.start()
         self._launched.put((command, launched))
@@ -108,7 +133,7 @@ class WorkerThread:
         except BaseException as error:
             self._post(WorkerDied(self.name, in_words(error)))
 
-    def _carry_out(self, command: Prefill | Decode, act: Callable):
+    def _carry_out(self, command: Prefill | Decode, act: Callable[[], object]) -> object:
         """What `act` gives, or the event of its failure: what the model raises fails its batch and nothing else."""
         try:
             return act()
@@ -122,7 +147,7 @@ class WorkerThread:
 
 
 def in_words(error: BaseException) -> str:
-    """The type and what it says."""
+    """Its type and its message."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -16,7 +16,7 @@ from disagg.plan import link
 from disagg.plan.checks import short
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import RouteCost
+from disagg.plan.link import LaneName, LaneRole, RouteCost
 from disagg.twin.model_shapes import sizes_of
 from disagg.twin.work import Sizes, layers_flops
 
@@ -233,16 +233,16 @@ class Predicted:
         """As `Speeds.turn_ns`."""
         return round(1e9 * self.decode.device.fit.turn_s)
 
-    def copy_ns(self, lane: str, nbytes: int) -> int:
+    def copy_ns(self, lane: LaneName, nbytes: int) -> int:
         """As `Speeds.copy_ns`."""
         return round(1e9 * (self.decode.device.fit.copy_s + nbytes / self._rate(lane)))
 
-    def cost(self, lane: str) -> RouteCost:
+    def cost(self, lane: LaneName) -> RouteCost:
         """Of the direct link, or of a hop between a device and host memory."""
         return RouteCost(self.decode.device.fit.copy_s, self._rate(lane))
 
-    def _rate(self, lane: str) -> float:
-        rate = self.link_bytes_per_s if lane.startswith("direct") else self.hop_bytes_per_s
+    def _rate(self, lane: LaneName) -> float:
+        rate = self.link_bytes_per_s if lane.role is LaneRole.DIRECT else self.hop_bytes_per_s
         return rate * self.decode.device.fit.copying
 
     def sized(self, config: Config) -> Config:

@@ -56,7 +56,7 @@ def simulation_on(
     simulation.recorder.machine = f"virtual clock, {hardware.words}"
     if not times.pads and (lanes := simulation.traffic.lanes):  # as engines on GPUs do
         name, lane = next(iter(lanes.items()))
-        simulation.traffic.measured(simulation.config, times.cost(name).dialled(lane.wire.link).least_bytes)
+        simulation.traffic.measured(simulation.config, times.cost(name).dialled(lane.clock.link).least_bytes)
     return simulation
 
 

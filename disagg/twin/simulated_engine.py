@@ -15,10 +15,11 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.link import LaneName
 from disagg.plan.request import Job
 from disagg.plan.spans import Span
 from disagg.plan.state import ControllerState
-from disagg.plan.transfer_scheduler import ActiveCopy, TransferScheduler
+from disagg.plan.transfer_scheduler import Copy, TransferScheduler
 from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
@@ -51,7 +52,7 @@ class WorkTimes(Protocol):
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
 
-    def copy_ns(self, lane: str, nbytes: int) -> int:
+    def copy_ns(self, lane: LaneName, nbytes: int) -> int:
         """A copy on an undialled link."""
 
 
@@ -80,7 +81,7 @@ class Speeds:
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         return self.step + rows * self.step_row + tokens * self.step_token
 
-    def copy_ns(self, lane: str, nbytes: int) -> int:
+    def copy_ns(self, lane: LaneName, nbytes: int) -> int:
         return round(nbytes * self.copy_byte)
 
 
@@ -135,7 +136,7 @@ class SimulatedEngine(VirtualClock):
         self.results: dict[int, Result] = {}
         self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
         self.recorder.begin(0, record)
-        self.busy_lanes: set[str] = set()
+        self.busy_lanes: set[LaneName] = set()
         self._free_ns: dict[cmd.Worker, int] = {}
         self._batches: dict[cmd.Worker, BatchView] = {}
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
@@ -284,18 +285,18 @@ class SimulatedEngine(VirtualClock):
         if traffic.queued:
             for name, lane in traffic.lanes.items():
                 if lane.ready and name not in busy and (copy := self.start_copy(name)) is not None:
-                    self._fly(copy, lane.wire.link.dialled)
+                    self._fly(copy, lane.clock.link.dialled)
 
-    def start_copy(self, lane: str) -> ActiveCopy | None:
+    def start_copy(self, lane: LaneName) -> Copy | None:
         """The lane's next copy; None where it waits for a ring slot."""
         return self.traffic.start(lane)
 
-    def _fly(self, copy: ActiveCopy, dialled: bool) -> None:
+    def _fly(self, copy: Copy, dialled: bool) -> None:
         """Keeps the lane busy, and lets the copy land when its link says; an undialled one keeps no account."""
         self.busy_lanes.add(copy.lane)
         if not dialled:
             copy.start_ns = max(copy.start_ns, self.now_ns)
-            took = self.speeds.copy_ns(copy.lane, copy.piece.nbytes)
+            took = self.speeds.copy_ns(copy.lane, copy.nbytes)
             copy.busy_until_ns = copy.landing_ns = copy.start_ns + took
         if copy.busy_until_ns < copy.landing_ns:
             self.at(copy.busy_until_ns, self._lane_free, copy.lane)
@@ -303,16 +304,16 @@ class SimulatedEngine(VirtualClock):
         else:
             self.at(copy.landing_ns, self._through, copy)
 
-    def _lane_free(self, name: str) -> None:
+    def _lane_free(self, name: LaneName) -> None:
         self.busy_lanes.discard(name)
         self.drive_lanes()
 
-    def _through(self, copy: ActiveCopy) -> None:
+    def _through(self, copy: Copy) -> None:
         """Without latency a link is free as its copy lands."""
         self._lane_free(copy.lane)
         self.land(copy)
 
-    def land(self, copy: ActiveCopy) -> None:
+    def land(self, copy: Copy) -> None:
         notices = self.traffic.finish(copy)
         if self.recorder.on:
             self.recorder.span(copy.span(copy.landing_ns))

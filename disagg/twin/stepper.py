@@ -167,7 +167,7 @@ def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
         "queues": _queues(state),
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
         "ring": _pool(traffic.ring) if traffic.ring.total else None,
-        "wires": {n: {"waiting": traffic.waiting(n), "busy": n in simulation.busy_lanes} for n in traffic.lanes},
+        "wires": {str(n): {"waiting": traffic.waiting(n), "busy": n in simulation.busy_lanes} for n in traffic.lanes},
         "passes": {str(worker.name): _passing(worker) for worker in state.prefills},
         "batches": {str(w.name): [list(g.ids) for _, g in sorted(w.groups.items())] for w in state.decodes},
         "steps": {str(w.name): [list(step.requests) for step in w.steps] for w in state.decodes},

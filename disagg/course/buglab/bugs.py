@@ -82,14 +82,14 @@ def keeps_what_it_has(self: KVTransfers, turn: Any, record: Any) -> None:
     state.enqueue(record)
 
 
-def only_logged(self: TransferScheduler, flight: Any, error: str, now_ns: int) -> list:
+def only_logged(self: TransferScheduler, copy: Any, error: str, now_ns: int) -> list:
     """In place of TransferScheduler.fail: nothing else of the transfer starts, and nothing but the log tells it."""
-    journey = self.journeys[flight.piece.transfer]
-    journey.flying -= 1
-    journey.failed = True
-    self._drop_slots([flight.slot], flight.piece.transfer, now_ns)
-    self._drop_waiting(journey, now_ns)
-    log.info("transfer %d: %s", flight.piece.transfer, error)
+    progress = self.progress[copy.transfer]
+    progress.running -= 1
+    progress.failed = True
+    self._drop_slots([copy], now_ns)
+    self._drop_waiting(progress, now_ns)
+    log.info("transfer %d: %s", copy.transfer, error)
     return []
 
 

@@ -23,8 +23,7 @@ from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.kv_cache import KVCache
 from disagg.run.memory import RESERVE_BYTES, room_for
 from disagg.run.model.model import Model
-from disagg.run.sampling import draw_token, greedy, not_finite
-from disagg.run.worker_reports import Tell
+from disagg.run.sampling import Reports, draw_token, greedy, not_finite
 
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
@@ -63,11 +62,11 @@ class GraphDecodeStage:
         kernel: PagedKernel,
         places: int,
         graphs: bool,
-        tell: Tell,
+        reports: Reports,
         split: bool = False,
     ) -> None:
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
-        self._tell, self._split = tell, split
+        self._reports, self._split = reports, split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state: DeviceRows | None = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self.rows: dict[int, Row] = {}
@@ -231,17 +230,17 @@ class Launched:
         command, rows = self.command, self.rows
         self.moments.wait()
         started, ended = self.moments.read()
-        tell, (tokens, sound) = self.stage._tell, self.out[:, : len(rows)].tolist()
+        reports, (tokens, sound) = self.stage._reports, self.out[:, : len(rows)].tolist()
         for index, row in enumerate(rows):
             request, forced = row.join.request, row.join.sampling.force_ids
             if forced is not None:
                 tokens[index] = forced[row.token_index]
             if not sound[index]:
-                tell.fail(request, not_finite(request, row.token_index))
+                reports.fail(request, not_finite(request, row.token_index))
         for request, logits in self.kept:
-            tell.keep(request, logits)
+            reports.keep(request, logits)
         requests, sizes = tuple(row.join.request for row in rows), tuple(map(len, command.groups))
         span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows), groups=sizes)
-        tell.record(span._replace(ready_ns=command.at_ns, blocks=sum(row.blocks for row in rows)))
+        reports.record(span._replace(ready_ns=command.at_ns, blocks=sum(row.blocks for row in rows)))
         used = sum(row.context + 1 for row in rows)
         return Stepped(command.worker, command.step, tuple(tokens), started, ended, used, used)

@@ -15,16 +15,15 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.transfer_scheduler import Copy
 from disagg.run.checksum import checksum_blocks
 from disagg.run.clock import now_ns
-from disagg.run.device import new_stream
+from disagg.run.device import Scratch, new_stream
 from disagg.run.gpu.block_ids import BlockIds
 from disagg.run.gpu.device_clock import Anchor, clock_of
 from disagg.run.gpu.link_dial import DeviceDial
 from disagg.run.gpu.sm_split import Part
 from disagg.run.kv_cache import KVCache
-from disagg.run.scratch import Scratch
 
 Sums = tuple[int, int]
 NO_IDS = torch.empty(0, dtype=torch.long)  # where no kernel reads or writes blocks
@@ -33,7 +32,7 @@ NO_IDS = torch.empty(0, dtype=torch.long)  # where no kernel reads or writes blo
 class EnqueuedCopy(NamedTuple):
     """A copy that is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
 
-    active: ActiveCopy | None  # None: the copy is only timed
+    copy: Copy | None  # None: the copy is only timed
     start: torch.cuda.Event
     end: torch.cuda.Event
     seen: torch.cuda.Event
@@ -43,20 +42,21 @@ class EnqueuedCopy(NamedTuple):
     sums: torch.Tensor | None  # [2, layers, 2] pinned: what left, what arrived; valid once `seen` has ended
 
     @property
-    def flight(self) -> ActiveCopy:
-        assert self.active is not None, "a copy that is only timed lands nowhere"
-        return self.active
+    def record(self) -> Copy:
+        """The copy, which one that is only timed has not."""
+        assert self.copy is not None
+        return self.copy
 
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
-        """Waits for the copy without the interpreter, writes its times into the flight, and returns the checksums."""
+        """Waits for the copy without the interpreter, writes its times into its record, and returns the checksums."""
         self.seen.synchronize()
-        flight = self.flight
+        copy = self.record
         now = now_ns()  # the copy has ended by now, whatever the clocks' error says
-        flight.start_ns = min(now, self.first.ns(self.start))
+        copy.start_ns = min(now, self.first.ns(self.start))
         if self.written is not None:  # the hook ran on the host before the device reached the layer
-            flight.ready_ns = max(flight.ready_ns, min(flight.start_ns, self.first.ns(self.written)))
-        flight.busy_until_ns = min(now, max(flight.start_ns, self.last.ns(self.end)))
-        flight.landing_ns = flight.busy_until_ns + latency_ns
+            copy.ready_ns = max(copy.ready_ns, min(copy.start_ns, self.first.ns(self.written)))
+        copy.busy_until_ns = min(now, max(copy.start_ns, self.last.ns(self.end)))
+        copy.landing_ns = copy.busy_until_ns + latency_ns
         left, found = ([], []) if self.sums is None else self.sums.tolist()
         return [(a, b) for a, b in left], [(a, b) for a, b in found]
 
@@ -144,7 +144,7 @@ class StreamCopier:
 
     def launch(
         self,
-        flight: ActiveCopy | None,
+        copy: Copy | None,
         route: Route,
         written: torch.cuda.Event | None,
         occupancy_ns: int | None,
@@ -182,7 +182,7 @@ class StreamCopier:
             sums[1].copy_(checksum_blocks(self._collect(route, arrived=True), check_tokens), non_blocking=True)
             seen = torch.cuda.Event()
             seen.record(last)
-        return EnqueuedCopy(flight, start, end, seen, *anchors, written, sums)
+        return EnqueuedCopy(copy, start, end, seen, *anchors, written, sums)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 

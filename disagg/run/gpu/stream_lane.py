@@ -10,16 +10,25 @@ import queue
 import threading
 from collections import deque
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from disagg.plan.link import Link
-from disagg.plan.transfer_scheduler import ActiveCopy
+from disagg.plan.commands import Worker
+from disagg.plan.config import Config
+from disagg.plan.link import LaneName, LaneRole, RouteCost
+from disagg.plan.transfer_scheduler import Copy
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
+from disagg.run.gpu.measure_copy import measure
+from disagg.run.gpu.peer_access import reaches
+from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
+from disagg.run.kv_cache import KVCache
+from disagg.run.lane import BaseLane, LaneOwner
 
 AHEAD = 2  # copies on the streams at once: the link has no gap while the host handles what has ended
+HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes on which prefill's K/V leave
+LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 
 
 class Word(Enum):
@@ -31,36 +40,37 @@ class Word(Enum):
 class Refused(NamedTuple):
     """A copy that could not be put on the streams as a whole."""
 
-    flight: ActiveCopy
+    copy: Copy
     error: Exception
 
 
-class StreamLane:
-    """Serves one lane of `transfers`, which decide what goes next and hear how each copy ended."""
+class StreamLane(BaseLane):
+    """Any thread enqueues its copies, in the order in which the scheduler started them; its own thread lands them."""
 
-    def __init__(self, name: str, transfers: Any, copier: StreamCopier) -> None:
-        self.name, self.transfers, self.copier = name, transfers, copier
+    def __init__(self, name: LaneName, transfers: LaneOwner, copier: StreamCopier) -> None:
+        super().__init__(name, transfers)
+        self.copier = copier
         self._room = threading.Semaphore(AHEAD)
-        self._launching = threading.Lock()  # copies enter the streams in the order in which the traffic started them
+        self._launching = threading.Lock()  # held while a copy is started and enqueued
         self._news: queue.SimpleQueue[EnqueuedCopy | Refused | Word] = queue.SimpleQueue()  # for the lane's thread
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
     def drive(self) -> None:
         """Enqueues what may start now. For threads that have made it possible, and have the time."""
-        if not self.transfers.traffic.waiting(self.name):
+        if not self.transfers.scheduler.waiting(self.name):
             return
         with self._launching:
             while self._room.acquire(blocking=False):
-                flight = self.transfers.start_copy(self.name)
-                if flight is None:
+                copy = self.transfers.start_copy(self.name)
+                if copy is None:
                     self._room.release()
                     break
-                self._news.put(self._launch(flight))
+                self._news.put(self._launch(copy))
 
     def wake(self) -> None:
-        """Has the lane's thread do so: the thread of all events must not spend a millisecond on a copy."""
-        if self.transfers.traffic.waiting(self.name):
+        """Has the lane's thread do so: the engine's thread must not spend a millisecond on a copy."""
+        if self.transfers.scheduler.waiting(self.name):
             self._news.put(Word.WAKE)
 
     def stop(self) -> None:
@@ -73,26 +83,26 @@ class StreamLane:
     # ---- the lane's thread -------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Until the engine closes: whatever comes first, the end of the oldest copy or a landing."""
-        aloft: deque[EnqueuedCopy] = deque()  # on the streams
-        flying: deque[ActiveCopy] = deque()  # off the link, within its latency
+        """Until the engine closes: what comes first, the end of the oldest copy or a landing."""
+        enqueued: deque[EnqueuedCopy] = deque()  # on the streams
+        landing: deque[Copy] = deque()  # off the link, within its latency
         try:
-            while self._hear(aloft, wait_s(aloft, flying)):
-                landing_ns = flying[0].landing_ns if flying else None
-                if landing_ns is not None and landing_ns <= now_ns():
-                    flight = flying.popleft()
-                    self.transfers.land(flight, flight.landing_ns)
-                elif aloft and ends_first(aloft, flying):
-                    flying.extend(self._finish(aloft.popleft()))
+            while self._hear(enqueued, wait_s(enqueued, landing)):
+                now = now_ns()
+                if landing and landing[0].landing_ns <= now:
+                    copy = landing.popleft()
+                    self.transfers.land(copy, copy.landing_ns)
+                elif enqueued and ends_first(enqueued, landing):
+                    landing.extend(self._finish(enqueued.popleft()))
                     self.transfers.drive()
-                elif landing_ns is not None and landing_ns - now_ns() <= 2 * COARSE_NS:
-                    wait_until(landing_ns, self.transfers.closing)
+                elif landing and landing[0].landing_ns - now <= 2 * COARSE_NS:
+                    wait_until(landing[0].landing_ns, self.transfers.closing)
         finally:
             self.copier.drain()  # only now does nothing read or write for these transfers
-        for flight in [*flying, *(copy.flight for copy in aloft)]:
-            self.transfers.give_up(flight)
+        for copy in [*landing, *(each.record for each in enqueued)]:
+            self.transfers.give_up(copy)
 
-    def _hear(self, aloft: deque[EnqueuedCopy], wait_s: float | None) -> bool:
+    def _hear(self, enqueued: deque[EnqueuedCopy], wait_s: float | None) -> bool:
         """Takes in what is new, and waits so long for it (None: for ever); False at the end."""
         while True:
             try:
@@ -101,7 +111,7 @@ class StreamLane:
                 return True
             match news:
                 case EnqueuedCopy():
-                    aloft.append(news)
+                    enqueued.append(news)
                 case Refused():
                     self._refuse(*news)
                 case Word.WAKE:
@@ -110,96 +120,119 @@ class StreamLane:
                     return False
             wait_s = 0.0
 
-    @property
-    def _link(self) -> Link:
-        return self.transfers.traffic.lanes[self.name].wire.link
-
     @torch.inference_mode(False)  # a prefill pass may launch: buffers made in its mode could not be written elsewhere
-    def _launch(self, flight: ActiveCopy) -> EnqueuedCopy | Refused:
+    def _launch(self, copy: Copy) -> EnqueuedCopy | Refused:
         """Puts a copy on the streams, where it waits for the event behind its K/V."""
-        piece, link = flight.piece, self._link
-        journey = self.transfers.traffic.journeys[piece.transfer]
-        written = None if flight.hop_two else journey.written.get((piece.layer_end - 1, piece.block))
+        link, progress = self._link, self.transfers.scheduler.progress[copy.transfer]
+        written = None if copy.hop_two else progress.written.get((copy.layer_end - 1, copy.block))
         try:
-            check = self._check(flight) if self.transfers.verify else {}
-            occupancy_ns = link.occupancy_ns(piece.nbytes) if link.dialled else None
+            check = self._check(copy) if self.transfers.verify else {}
+            occupancy_ns = link.occupancy_ns(copy.nbytes) if link.dialled else None
             with self.copier.current():
-                return self.copier.launch(flight, self._route(flight), written, occupancy_ns, **check)
+                return self.copier.launch(copy, self._route(copy), written, occupancy_ns, **check)
         except Exception as error:
-            return Refused(flight, error)
+            return Refused(copy, error)
 
-    def _refuse(self, flight: ActiveCopy, error: Exception) -> None:
+    def _refuse(self, copy: Copy, error: Exception) -> None:
         """Reports a copy that could not be launched, once what was launched of it has ended."""
         self.copier.drain()
         self._room.release()
-        self.transfers.raised(flight, error)
+        self.transfers.raised(copy, error)
         self.transfers.drive()
 
-    def _finish(self, copy: EnqueuedCopy) -> list[ActiveCopy]:
-        """Waits for a copy's end, without the interpreter, and checks it: the flight if it is to land."""
-        flight = copy.flight
+    def _finish(self, enqueued: EnqueuedCopy) -> list[Copy]:
+        """Waits for a copy's end, without the interpreter, and checks it: the copy if it is to land."""
+        copy = enqueued.record
         try:
-            left, found = copy.finish(round(self._link.latency_s * 1e9))
-            wrong = self._wrong_layer(flight, left, found) if self.transfers.verify else None
+            left, arrived = enqueued.finish(round(self._link.latency_s * 1e9))
+            wrong = self._wrong_layer(copy, left, arrived) if self.transfers.verify else None
         except Exception as error:
-            self.transfers.raised(flight, error)
+            self.transfers.raised(copy, error)
             return []
         finally:
             self._room.release()
         if wrong is not None:
-            self.transfers.differs(flight, wrong)
+            self.transfers.differs(copy, wrong)
             return []
-        return [flight]
+        return [copy]
 
-    def _route(self, flight: ActiveCopy) -> Route:
-        piece, caches = flight.piece, self.transfers.caches
-        return Route(
-            range(piece.layer, piece.layer_end),
-            None if flight.hop_two else caches[piece.source], piece.blocks,
-            None if flight.hop_one else caches[flight.target], flight.target_blocks,
-            self.transfers.ring_view(flight) if flight.slot is not None else None,
-        )  # fmt: skip
+    def _route(self, copy: Copy) -> Route:
+        caches = self.transfers.caches
+        source = None if copy.hop_two else caches[copy.source]
+        target = None if copy.target is None else caches[copy.target]
+        slot = None if copy.slot is None else self._ring_view(copy, copy.slot)
+        return Route(range(copy.layer, copy.layer_end), source, copy.blocks, target, copy.target_blocks, slot)
 
     # ---- checksums ---------------------------------------------------------------------------------------------------
 
-    def _known(self, flight: ActiveCopy) -> tuple[object, int]:
-        """What left in the piece's first layer (on the device, as numbers, or None), and how many tokens it covers."""
-        piece, transfers = flight.piece, self.transfers
-        everything = len(piece.blocks) * next(iter(transfers.caches.values())).block_size
-        return transfers.traffic.journeys[piece.transfer].digests.get((piece.layer, piece.block), (None, everything))
+    def _check(self, copy: Copy) -> dict:
+        """Which checksums the copy takes along: known ones are still on the device, or numbers already."""
+        left, tokens = self._known(copy)
+        on_device = left if left and isinstance(left[0], torch.Tensor) else None
+        return dict(check_tokens=tokens, left=on_device, departs=not left and copy.source.role != "host")
 
-    def _check(self, flight: ActiveCopy) -> dict:
-        """Which checksums the copy takes along."""
-        piece, (left, tokens) = flight.piece, self._known(flight)
-        digests = self.transfers.traffic.journeys[piece.transfer].digests
-        layers = range(piece.layer, piece.layer_end)
-        known = [digests[layer, piece.block][0] for layer in layers] if isinstance(left, torch.Tensor) else None
-        return dict(check_tokens=tokens, left=known, departs=left is None and piece.source.role != "host")
-
-    def _wrong_layer(self, flight: ActiveCopy, left: list[tuple], found: list[tuple]) -> int | None:
+    def _wrong_layer(self, copy: Copy, left: list[tuple], arrived: list[tuple]) -> int | None:
         """The first layer whose checksums are not those that left; these are plain numbers from here on."""
-        piece, transfers = flight.piece, self.transfers
-        journey = transfers.traffic.journeys[piece.transfer]
-        layers = range(piece.layer, piece.layer_end)
-        first, tokens = self._known(flight)
-        if isinstance(first, tuple):
-            left = [journey.digests[layer, piece.block][0] for layer in layers]
-        elif first is None and piece.source.role == "host":
-            left = transfers.take_spilled(piece.request)
-        for layer, sums in zip(layers, left, strict=True):
-            journey.digests[layer, piece.block] = (sums, tokens)
-        if flight.lane.startswith("spill"):
-            transfers.keep_spilled(journey, left)
-        return next((layer for layer, a, b in zip(layers, left, found, strict=True) if a != b), None)
+        known, tokens = self._known(copy)
+        if known and isinstance(known[0], tuple):
+            left = known
+        elif not known and copy.source.role == "host":
+            left = self.transfers.take_spilled(copy.request)
+        return self._first_difference(copy, left, arrived, tokens)
+
+    # ---- what a copy costs -------------------------------------------------------------------------------------------
+
+    def measure(self) -> RouteCost:
+        """A small copy and a large one of a hand-off, before anything uses a block."""
+        source, target = self.transfers.caches[Worker("prefill", 0)], self.transfers.caches[Worker("decode", 0)]
+        block_bytes = self.transfers.scheduler.layer_block_bytes
+        count = min(source.num_blocks, target.num_blocks, 8)
+        layers = max(1, min(source.shape.layers, LARGE_BYTES // (count * block_bytes)))
+
+        def route(layers: int, count: int) -> Route:
+            shape, blocks = (layers, 2, count, *source.data.shape[3:]), tuple(range(count))
+            if self.name.role is LaneRole.DOWN:
+                return Route(range(layers), source, blocks, None, (), self.transfers.ring[0].view(shape))
+            return Route(range(layers), source, blocks, target, blocks, None)
+
+        return measure(self.copier, route(1, 1), route(layers, count), block_bytes).dialled(self._link)
 
 
-def ends_first(aloft: deque[EnqueuedCopy], flying: deque[ActiveCopy]) -> bool:
+def on_gpu(cache: KVCache) -> bool:
+    return cache.device.type == "cuda"
+
+
+def gpus_of(caches: dict[Worker, KVCache]) -> dict[Worker, torch.device]:
+    """Which GPU holds the K/V of each worker that computes on one."""
+    return {name: cache.device for name, cache in caches.items() if on_gpu(cache)}
+
+
+def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, Part]) -> dict[LaneName, StreamLane]:
+    """On streams of the GPUs that each lane joins; `parts` of a split GPU by role.
+
+    On a split GPU their kernels run on decode's SMs, where each finds a place within microseconds: on prefill's a
+    gather waits for the product in hand, and a product of a long prompt holds every SM to its end. Whole prompts, of
+    which nothing is hidden, are gathered on prefill's: decode would feel that much.
+    """
+    gpus, dtype = gpus_of(transfers.caches), next(iter(transfers.caches.values())).shape.dtype
+    lanes = {}
+    for name in transfers.scheduler.lanes:
+        direct = name.role is LaneRole.DIRECT
+        sms = "prefill" if direct and config.route == "bulk" else "decode"
+        here = gpus[Worker("prefill" if name.role in HAND_OFF else "decode", name.index)]
+        there = gpus[Worker("decode", 0)] if direct else here
+        peer = config.peer_access and reaches(here, there)
+        lanes[name] = StreamLane(name, transfers, StreamCopier([here, there], dtype, parts.get(sms), peer))
+    return lanes
+
+
+def ends_first(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> bool:
     """Does the oldest copy on the streams come before the next landing, by the link's account?"""
-    return not flying or aloft[0].flight.busy_until_ns <= flying[0].landing_ns
+    return not landing or enqueued[0].record.busy_until_ns <= landing[0].landing_ns
 
 
-def wait_s(aloft: deque[EnqueuedCopy], flying: deque[ActiveCopy]) -> float | None:
+def wait_s(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> float | None:
     """How long a lane may wait for news before something else is due; None: for ever."""
-    if aloft and ends_first(aloft, flying):
+    if enqueued and ends_first(enqueued, landing):
         return 0.0  # its end is waited for without the interpreter
-    return max(0, flying[0].landing_ns - now_ns() - COARSE_NS) / 1e9 if flying else None
+    return max(0, landing[0].landing_ns - now_ns() - COARSE_NS) / 1e9 if landing else None

@@ -97,7 +97,7 @@ def rows_of(config: Config) -> dict[str, str]:
     workers += [f"decode {i}" for i in range(config.decode_workers)]
     kind = "prefill" if config.colocated else "decode"
     lanes = TransferScheduler(config, layers=1, token_bytes=1).lanes
-    return row_names(Timeline([Span(kind, place, 0, 0, ()) for place in (*workers, *lanes)]))
+    return row_names(Timeline([Span(kind, str(place), 0, 0, ()) for place in (*workers, *lanes)]))
 
 
 def gauges_of(timeline: Timeline) -> list[str]:
