@@ -21,6 +21,10 @@ SUITES = {
     "law": ("overlap_law", "How much of a hand-off hides behind prefill, against the law."),
     "observability": ("observability", "What recording, live views and files of recordings cost."),
     "notebooks": ("robustness.notebooks", "Every notebook's seconds, cells and stored bytes."),
+    "house": (
+        "house",
+        "The shape of the code: its lines, its imports, what is too long or has one name twice, its types.",
+    ),
     "explorer": ("explorer", "The explorer's twin in a browser against the one here."),
 }
 Shape = Annotated[str, typer.Option(help="llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")]
