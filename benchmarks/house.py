@@ -59,8 +59,8 @@ def core_lines(root: Path) -> int:
         copy = Path(folder)
         shutil.copy(root / "pyproject.toml", copy)
         for path in (*files(root / "disagg/plan"), *(root / "disagg/run").glob("*.py")):
-            (copy / path.parent.name).mkdir(exist_ok=True)
-            (copy / path.parent.name / path.name).write_text(re.sub(r"[ \t]*# fmt: (skip|off|on)\b", "", path.read_text()))
+            (place := copy / path.parent.name).mkdir(exist_ok=True)
+            (place / path.name).write_text(re.sub(r"[ \t]*# fmt: (skip|off|on)\b", "", path.read_text()))
         subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=copy, check=True)
         return lines(copy.rglob("*.py"))
 
