@@ -3,15 +3,13 @@
 import gc
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import psutil
 import torch
 
-from benchmarks import peers, speed
+from benchmarks import speed
 from benchmarks.parity import Parity, forced, reference_continuations
 from disagg.plan import events as ev
 from disagg.plan.config import Config
@@ -20,34 +18,12 @@ from disagg.plan.request import Job, Request
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.run.sizes import compute_of_a_layer
-from disagg.show.example_prompts import long_tail, prompts, work_c
+from disagg.show.example_prompts import long_tail, prompts
 from disagg.show.report import Row
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 Say = Callable[[str], None]
 EVEN_TOKENS = 140  # context at which both arms cost the same by speeds measured alone; at work it is about half
-
-READY = """
-import time
-from disagg import Config, Engine, Request
-with Engine(Config.preset("dynamic", model={model!r})) as engine:
-    for piece in engine.submit(Request("Why is the sky blue?", max_new_tokens=4)):
-        print("first token", flush=True)
-        break
-"""
-
-
-def ready_row(say: Say, model_name: str, repeats: int = 3) -> Row:
-    """From the start of a Python process to the first token, with the model converted before."""
-    times = []
-    for index in range(repeats):
-        say(f"a fresh process, {index + 1} of {repeats}")
-        start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-c", READY.format(model=model_name)], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        times.append(time.perf_counter() - start)
-        process.communicate()
-    return Row("ready_s", statistics.median(times), "s", 10, repeats, "process start to first token of `dynamic`")
 
 
 def both_workers_row(say: Say, model: Model) -> list[Row]:
@@ -86,20 +62,6 @@ def full(run, rows: int):
 
 def median_ns(run, kind: str) -> float:
     return statistics.median(s.end_ns - s.start_ns for s in run.timeline.spans if s.kind == kind)
-
-
-def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
-    """Preset `dynamic`, a core each, against `generate` on both cores, alternating."""
-    requests, module = work_c(model), model.reference()
-    ours, theirs = [], []
-    for index in range(repeats):
-        say(f"work C, round {index + 1} of {repeats}")
-        theirs.append(peers.one_by_one(module, requests)[0])
-        with Engine(Config.preset("dynamic", model=model.name), model=model) as engine:
-            ours.append(engine.serve(requests).metrics().tokens_per_s)
-    ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
-    note = f"work C: {statistics.median(ours):.1f} against {statistics.median(theirs):.1f} new tokens/s"
-    return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
 
 
 def paging_link(model: Model) -> Link:
@@ -239,9 +201,7 @@ def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     yield controller_row(say)
     yield leak_row(say)
     yield from bin_rows(say)
-    yield ready_row(say, model_name)
     yield from both_workers_row(say, model)
-    yield over_generate_row(say, model)
     yield from target_row(say, model)
     yield from paged_rows(say, model)
     yield from speed.suite(say, model)

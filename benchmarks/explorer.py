@@ -1,5 +1,7 @@
 """The explorer in a real Chromium: how long until it shows something and answers, and that it computes the same."""
 
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -8,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.browser_views import NoBrowser, chromium
 from disagg.explorer.settings import Settings
 from disagg.explorer.site import build
 from disagg.plan.errors import FileError
@@ -28,6 +29,27 @@ COMPARED = (
     {"preset": "two_colocated", "hardware": "2xRTX4090"}, {"hardware": "2xCPU", "model": "smollm2", "link": "slow"},
     {"hardware": "H100+L4", "prompt": "2000", "requests": "200"},
 )  # fmt: skip
+
+
+class NoBrowser(Exception):
+    """playwright or a Chromium is missing."""
+
+
+@contextmanager
+def chromium(name: str):
+    """A Chromium for the row of this name. NoBrowser says what is missing."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        raise NoBrowser(f'{name} needs playwright: pip install "disagg[browser]"') from None
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=found)
+        except Error as error:
+            raise NoBrowser(f"{name}: no Chromium could be started; set CHROMIUM=path ({error.message[:80]})") from None
+        yield browser
+        browser.close()
 
 
 @contextmanager

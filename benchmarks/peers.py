@@ -59,28 +59,6 @@ def answer(module, request: Request) -> Answer:
     return Answer(first - start, time.perf_counter() - start)
 
 
-def queue_waits(requests: list[Request], answers: dict[int, Answer]) -> list[float]:
-    """TTFT of each request in a queue before `generate`, from what an answer to a prompt of its length takes."""
-    free_s, waits = 0.0, []
-    for request in sorted(requests, key=lambda request: request.arrival_s):
-        took = answers[len(request.prompt)]
-        begin = max(free_s, request.arrival_s)
-        waits.append(begin + took.first_s - request.arrival_s)
-        free_s = begin + took.all_s
-    return waits
-
-
-def one_by_one(module, requests: list[Request], threads: int = 2) -> tuple[float, float]:
-    """New tokens a second, and the median TTFT in seconds, of a queue before `generate`, each at its arrival time."""
-    torch.set_num_threads(threads)
-    start, waits = time.perf_counter(), []
-    for request in sorted(requests, key=lambda request: request.arrival_s):
-        time.sleep(max(0.0, start + request.arrival_s - time.perf_counter()))
-        waits.append(generate(module, request) - start - request.arrival_s)
-    made = sum(request.max_new_tokens for request in requests)
-    return made / (time.perf_counter() - start), statistics.median(waits)
-
-
 def batched(module, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
     """New tokens a second of `generate_batch`: continuous batching over a paged cache. All arrive at once.
 

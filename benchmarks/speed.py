@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from benchmarks import peers
 from disagg.plan.config import Config
@@ -24,7 +23,6 @@ def suite(say: Say, model: Model) -> Iterator[Row]:
     yield from step_rows(say, model, module)
     yield colocated_row(say, model, module)
     yield dynamic_row(say, model, module)
-    yield from ttft_rows(say, model, module)
 
 
 def step_rows(say: Say, model: Model, module) -> Iterator[Row]:
@@ -83,24 +81,3 @@ def ratio_row(name: str, pairs: list[tuple[float, float]], bar: float, what: str
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     note = f"{what}: {ours:.1f} against {theirs:.1f} new tokens/s"
     return Row(name, statistics.median(a / b for a, b in pairs), "×", bar, len(pairs), note, at_most=False)
-
-
-def ttft_rows(say: Say, model: Model, module) -> Iterator[Row]:
-    """Requests evenly spaced at 0.8 of what `dynamic` can serve: how long a queue before `generate` lets them wait."""
-    say("how much `dynamic` serves")
-    found, requests = {}, work_c(model, times=2)
-    config = Config.preset("dynamic", model=model.name)
-    with Engine(config, model=model) as engine:
-        rate = engine.serve(requests).metrics().tokens_per_s
-    every_s = requests[0].max_new_tokens / (0.8 * rate)
-    spaced = [replace(request, arrival_s=every_s * index) for index, request in enumerate(requests)]
-    for preset in ("dynamic", "two_colocated"):
-        say(f"a request every {every_s:.2f} s, {preset}")
-        with Engine(Config.preset(preset, model=model.name), model=model) as engine:
-            found[preset] = engine.serve(spaced).metrics().ttft_s.p50
-    say(f"a request every {every_s:.2f} s, `generate`")
-    _, theirs = peers.one_by_one(module, spaced)
-    for preset, ours in found.items():
-        note = f"32 requests, one every {every_s:.2f} s: {theirs:.1f} against {ours:.2f} s"
-        bar = 10 if preset == "dynamic" else None
-        yield Row(f"generate_ttft_p50_over_ours[{preset}]", theirs / ours, "×", bar, 32, note, at_most=False)

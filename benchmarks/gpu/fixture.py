@@ -46,8 +46,6 @@ class Scale:
     mixed: tuple = (8, 512, 160, 4, 0.15)  # readers, their prompts, new tokens; long prompts, and the s after which
     repeats: int = 7
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.25, 1.6, 2.5, 4.0)  # transfer of a layer ÷ its compute
-    dials_us: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-    dial_copies: int = 8  # requests that are handed off at each of those
     block: int = 256
     chunk: int = 2048
     work_a: tuple = (64, (128, 512, 1024), 64)  # requests, prompts drawn from, new tokens
@@ -66,8 +64,8 @@ class Scale:
 
 SMALL = Scale(
     context=128, batches=(1, 2), steps=4, prompts=(32, 256), streamed=256, long=256, long_count=6, residents=2,
-    beside=200, hand_offs=6, mixed=(8, 32, 40, 4, 0.02), repeats=2, dials=(0.0, 4.0), dials_us=(2000,),
-    dial_copies=2, block=16, chunk=256, work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1,
+    beside=200, hand_offs=6, mixed=(8, 32, 40, 4, 0.02), repeats=2, dials=(0.0, 4.0),
+    block=16, chunk=256, work_a=(6, (8, 20), 6), work_b=(6, 8, 24), rounds=1, one_by_one=1,
     lengths=(32, 256), peer_bytes=(1 << 16,), trace_requests=6, trace_longest=200,
     exact=(8, 100, 24), rounded=(6, 100, 16), cancels=(100, 16), paged=(8, 10, 60), side=128, lasting_s=0.01,
     copied_bytes=1 << 20, pinned_bytes=1 << 20,

@@ -10,7 +10,7 @@ from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.show.example_prompts import work_a, work_b
 from disagg.show.report import LeftOut, Row
-from disagg.trace.metrics import Percentiles, percentile
+from disagg.trace.metrics import Percentiles
 
 Side = Callable[[list[Request]], float]
 
@@ -116,7 +116,7 @@ def gap_words(gaps: Percentiles) -> str:
 
 
 def generate_rows(stand: Stand) -> Iterator[Row]:
-    """Preset `dynamic`, split by SMs, against `generate_batch` and against a queue before `generate`."""
+    """Preset `dynamic`, split by SMs, against `generate_batch` and against `generate`."""
     scale = stand.scale
     engine = dynamic(stand)
     stand.say("the untouched module")
@@ -137,14 +137,6 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     theirs = requests[0].max_new_tokens / alone
     note = f"work A: {tokens_per_s:,.0f} against {theirs:.1f} new tokens/s ({scale.one_by_one} answers of each length)"
     yield Row("dynamic_over_generate", tokens_per_s / theirs, "×", 100, len(requests), note, at_most=False)
-    every_s = requests[0].max_new_tokens / (0.8 * tokens_per_s)
-    spaced = [replace(request, arrival_s=every_s * index) for index, request in enumerate(requests)]
-    stand.say(f"a request every {1e3 * every_s:.0f} ms")
-    mine = engine.serve(spaced, record=False).metrics().ttft_s.p50
-    queued = percentile(peers.queue_waits(spaced, answers), 0.5)
-    note = f"{len(spaced)} requests, one every {1e3 * every_s:.1f} ms: {queued:.1f} against {mine:.3f} s; "
-    note += "the queue before `generate` is summed up from how long its answers take alone"
-    yield Row("generate_ttft_p50_over_ours", queued / mine, "×", 100, len(spaced), note, at_most=False)
 
 
 def answers_by_length(stand: Stand, module, requests: list[Request]) -> dict[int, peers.Answer]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.steps import full_steps
 from disagg.plan.errors import DisaggError, EngineError
-from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.spans import Span
 from disagg.run.engine import Engine
@@ -128,57 +127,3 @@ def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
         except DisaggError as error:
             stand.close()
             yield name, Failed.of(name, error)
-
-
-# ---- beside hand-offs ------------------------------------------------------------------------------------------------
-
-
-def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
-    """Each route: the residents' gaps beside prefills that are handed off, over the same prefills that are not."""
-    scale = stand.scale
-    residents = stand.requests(stand.resident_prompts, 3 * scale.beside // 5)
-    for route, preset in ROUTES.items():
-        engine = stand.engine(preset, pool(stand, scale.streamed, scale.hand_offs), max_batch=scale.residents + 16,
-                              **stand.split)  # fmt: skip
-        found: dict[int, list[float]] = {1: [], 2: []}
-        for index in range(1 + scale.rounds):
-            stand.say(f"decode beside hand-offs, {route}, round {index} of {scale.rounds}")
-            for new in (1, 2) if index % 2 else (2, 1):
-                with company(engine, residents):
-                    run = engine.serve(stand.requests([scale.streamed] * scale.hand_offs, new, seed=index))
-                passes = passes_of(run)
-                if index:
-                    found[new] += gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns)
-        without, with_ = (percentile(found[new], 0.99) for new in (1, 2))
-        if not without or not with_:
-            yield LeftOut(f"decode_gap_p99[{route}]", "no two steps of all residents lay beside the prefills")
-            continue
-        note = (f"{1e3 * with_:.2f} against {1e3 * without:.2f} ms, p50 {1e3 * percentile(found[2], 0.5):.2f} and "
-                f"{1e3 * percentile(found[1], 0.5):.2f}; steps that a newcomer shares left out")  # fmt: skip
-        yield Row(f"decode_gap_p99[{route}]", with_ / without, "of no transfer", 1.05, len(found[2]), note)
-
-
-def second_token_rows(stand: Stand) -> Iterator[Row]:
-    """A burst of short and long prompts on the staged route, by transfer order: without a dial, and on a slow wire."""
-    scale = stand.scale
-    lengths = [scale.prompts[(5 * index) % len(scale.prompts)] for index in range(scale.hand_offs)]
-    engine = stand.engine("staged", [length + 8 for length in lengths], prefill=sum(lengths), max_batch=scale.residents,
-                          **stand.split)  # fmt: skip
-    slow = None
-    for wire in ("", ", slow wire"):
-        for policy in ("fcfs", "shortest"):
-            stand.say(f"second tokens, {policy}{wire}")
-            engine.retune(policy=policy, link=Link(slow) if wire else None)
-            gaps = []
-            for index in range(1 + scale.rounds):
-                run = engine.serve(stand.requests(lengths, 8, seed=index))
-                if index:
-                    gaps += [result.second_token_gap_s for result in run.results]
-            if slow is None:
-                spans = [span for span in run.timeline.spans if span.kind == "prefill"]
-                busy = sum(span.end_ns - span.start_ns for span in spans) / 1e9
-                slow = sum(lengths) * stand.model.shape.token_bytes / busy / 2  # half of what prefill makes
-            note = f"p50 {1e3 * percentile(gaps, 0.5):.1f} ms, staged" + (f", {slow / 1e9:.3g} GB/s" if wire else "")
-            yield Row(
-                f"second_token_gap_p99[{policy}{wire}]", 1e3 * percentile(gaps, 0.99), "ms", n=len(gaps), note=note
-            )

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.gpu import ceilings, dial, paging, pair, pair_rivals, ready, right, rivals, sharing, steps, streaming
+from benchmarks.gpu import ceilings, paging, pair, pair_rivals, right, rivals, sharing, steps, streaming
 from benchmarks.gpu.fixture import Say, Stand
 from disagg.plan.errors import ConfigError
 from disagg.show.report import Failed, LeftOut, Row
@@ -26,9 +26,6 @@ ONE_GPU = {
     "prefill": Group(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
     "law": Group(("law_error_points",), streaming.law_rows),
     "split": Group(("split_gap_p99_over_alone", "split_prefill_kept"), sharing.split_rows),
-    "gaps": Group(("decode_gap_p99",), sharing.gap_rows),
-    "order": Group(("second_token_gap_p99",), sharing.second_token_rows),
-    "dial": Group(("dial_error_pct",), dial.rows),
     "right": Group(
         (
             *PARITY,
@@ -42,11 +39,8 @@ ONE_GPU = {
     "paged": Group(
         ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paging.rows
     ),
-    "generate": Group(
-        ("dynamic_over_generate_batch", "dynamic_over_generate", "generate_ttft_p50_over_ours"), rivals.generate_rows
-    ),
+    "generate": Group(("dynamic_over_generate_batch", "dynamic_over_generate"), rivals.generate_rows),
     "nanovllm": Group(("colocated_over_nanovllm", "dynamic_over_nanovllm"), rivals.nanovllm_rows),
-    "ready": Group(("ready_s",), ready.rows),
 }
 
 
@@ -92,7 +86,7 @@ def two(say: Say, shape: str, only: str | None = None, traces: Iterable[Path] = 
 def measured(groups: dict[str, Group], stand: Stand) -> Iterator[Row | LeftOut]:
     """Rows as they are measured; a group that fails is a row with the reason, and a traceback."""
     try:
-        if "ceilings" not in groups and set(groups) != {"ready"}:
+        if "ceilings" not in groups:
             yield from ceilings.rows(stand)  # they stand in the file of every run
         for name, group in groups.items():
             given = set()
