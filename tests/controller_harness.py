@@ -14,7 +14,7 @@ def make_job(request=0, prompt=6, new=4, eos=(), arrival=0) -> Job:
     return Job(request, tuple(range(100, 100 + prompt)), new, arrival, frozenset(eos))
 
 
-class Hand:
+class ControllerHarness:
     """Blocks of four tokens, two layers, eight blocks a pool, a watchdog of one second."""
 
     def __init__(self, preset="split", steps=1, **changes):
