@@ -1,4 +1,4 @@
-"""What two cores give: workers side by side, steps against their floor, runs against `generate_batch`, paged, binned, under a target, and without leaks."""
+"""What two cores give: both workers at once, steps, whole runs, paging, bins, a latency target; and no leaks."""
 
 import gc
 import random
