@@ -21,6 +21,7 @@ from disagg.run.sizes import compute_of_a_layer
 from disagg.show.example_prompts import long_tail, prompts, work_c
 from disagg.show.plots.roofline import Sizes, measure_ceilings
 from disagg.show.report import Row
+from disagg.trace.results import Run
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 Say = Callable[[str], None]
@@ -57,13 +58,13 @@ def both_workers_row(say: Say, model: Model) -> list[Row]:
     ]  # fmt: skip
 
 
-def full(run, rows: int):
+def full(run: Run, rows: int) -> Run:
     """The run with only its steps of that many rows."""
     run.timeline.spans = [s for s in run.timeline.spans if s.kind != "decode" or s.count == rows]
     return run
 
 
-def median_ns(run, kind: str) -> float:
+def median_ns(run: Run, kind: str) -> float:
     return statistics.median(s.end_ns - s.start_ns for s in run.timeline.spans if s.kind == kind)
 
 
@@ -178,10 +179,11 @@ def controller_row(say: Say, running: int = 256) -> Row:
     say(f"controller at {running} running")
     config = Config.preset("streamed", model="tiny", max_batch=running, decode_blocks=8192, prefill_blocks=4096)
     world = SimulatedEngine(config, Speeds(prefill_pass=100_000, prefill_token=10_000, step_row=100_000))
-    spent, at_full = [], []
+    spent: list[tuple[int, bool]] = []
+    at_full: list[tuple[int, bool]] = []
     handle = world.controller.handle
 
-    def timed(event, now_ns):
+    def timed(event: object, now_ns: int) -> list:
         full = sum(len(seat.rows) for seat in world.controller.state.decodes) >= running * 0.95
         start = time.perf_counter_ns()
         commands = handle(event, now_ns)
@@ -198,7 +200,7 @@ def controller_row(say: Say, running: int = 256) -> Row:
     return Row("controller_us_per_event", mean, "µs", 100, len(at_full), note)
 
 
-def step_rows(say: Say, model: Model, module) -> Iterator[Row]:
+def step_rows(say: Say, model: Model, module: torch.nn.Module) -> Iterator[Row]:
     """A decode step on one thread: the engine's, in turn with that of the untouched module with its own cache."""
     weight_bytes, over_floor = Sizes.of(model).weight_bytes, []
     for rows, bar in BARS.items():
@@ -226,7 +228,7 @@ def engine_step_s(model: Model, asked: list[list[int]]) -> float:
     return statistics.median(s.end_ns - s.start_ns for s in steps) / 1e9
 
 
-def colocated_row(say: Say, model: Model, module) -> Row:
+def colocated_row(say: Say, model: Model, module: torch.nn.Module) -> Row:
     """Work C on two threads: our batching against `generate_batch`. All prompts are there at once, so passes are large:
     each step between two small ones would serve a part of the rows alone."""
     requests, pairs = work_c(model), []
@@ -239,7 +241,7 @@ def colocated_row(say: Say, model: Model, module) -> Row:
     return ratio_row("colocated_over_generate_batch", pairs, 1.8, "work C, 2 threads, passes of up to 4,096 tokens")
 
 
-def dynamic_row(say: Say, model: Model, module) -> Row:
+def dynamic_row(say: Say, model: Model, module: torch.nn.Module) -> Row:
     """Work C four times over, a core each: the whole pipeline against `generate_batch` on both cores."""
     requests, pairs = work_c(model, times=4), []
     for index in range(2):

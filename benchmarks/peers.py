@@ -7,7 +7,7 @@ sets torch's threads for the process.
 import dataclasses
 import statistics
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -23,7 +23,7 @@ class FirstToken:
     def __init__(self) -> None:
         self.puts, self.at_s = 0, 0.0
 
-    def put(self, tokens) -> None:
+    def put(self, tokens: object) -> None:
         self.puts += 1
         if self.puts == 2:
             self.at_s = time.perf_counter()
@@ -33,7 +33,7 @@ class FirstToken:
 
 
 @torch.inference_mode()
-def generate(module, request: Request) -> float:
+def generate(module: Any, request: Request) -> float:
     """One answer by `generate`; when its first token came, in seconds of `perf_counter`. EngineError if it is short."""
     ids, first = torch.tensor([request.prompt], device=module.device), FirstToken()
     new = request.max_new_tokens
@@ -52,14 +52,14 @@ class Answer(NamedTuple):
     all_s: float
 
 
-def answer(module, request: Request) -> Answer:
+def answer(module: Any, request: Request) -> Answer:
     """One answer by `generate`, nothing else running; its streamer waits for every token."""
     start = time.perf_counter()
     first = generate(module, request)
     return Answer(first - start, time.perf_counter() - start)
 
 
-def batched(module, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
+def batched(module: Any, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
     """New tokens a second of `generate_batch`: continuous batching over a paged cache. All arrive at once.
 
     As people call it, each call makes its manager and captures anew. `kept`: the manager stays, sized for the first
@@ -85,13 +85,13 @@ def batched(module, requests: list[Request], threads: int = 2, kept: bool = Fals
     return new * len(requests) / took
 
 
-def release(module) -> None:
+def release(module: Any) -> None:
     """Ends the manager that `batched` left, and gives its memory back."""
     module.destroy_cached_continuous_batching_manager()
 
 
 @torch.inference_mode()
-def step_s(module, prompts: list[list[int]], steps: int = 24, threads: int = 1) -> float:
+def step_s(module: Any, prompts: list[list[int]], steps: int = 24, threads: int = 1) -> float:
     """Median seconds of a decode step with the model's own cache; the prompts are equally long."""
     torch.set_num_threads(threads)
     out = module(input_ids=torch.tensor(prompts, device=module.device), use_cache=True, logits_to_keep=1)

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -123,7 +124,7 @@ class Stand:
     def sizes(self) -> Sizes:
         return Sizes.of(self.model)
 
-    def config(self, preset: str, **changes) -> Config:
+    def config(self, preset: str, **changes: Any) -> Config:
         """A preset on these devices; one worker that does both is on `device`."""
         scale, alone = self.scale, PRESETS.get(preset, {}).get("prefill_workers") == 0 and preset != "two_colocated"
         fields = dict(model=self.name, dtype="bfloat16" if self.on_gpu else "float32", decode_device=self.device,
@@ -131,7 +132,9 @@ class Stand:
                       chunk_tokens=scale.chunk, join_projections=self.joined)  # fmt: skip
         return Config.preset(preset, **{**fields, **changes})
 
-    def engine(self, preset: str, decode: Iterable[int], prefill: int | None = None, share: float = 0.8, **changes):
+    def engine(
+        self, preset: str, decode: Iterable[int], prefill: int | None = None, share: float = 0.8, **changes: Any
+    ) -> Engine:
         """An engine whose decode pool holds requests of these final lengths, and whose prefill pool `prefill` tokens.
 
         The pools take at most that share of what is free. The engine in hand is given again where it fits; another

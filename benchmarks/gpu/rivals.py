@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from benchmarks import nanovllm, peers
 from benchmarks.gpu.fixture import Stand
@@ -139,7 +140,7 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     yield Row("dynamic_over_generate", tokens_per_s / theirs, "×", 100, len(requests), note, at_most=False)
 
 
-def answers_by_length(stand: Stand, module, requests: list[Request]) -> dict[int, peers.Answer]:
+def answers_by_length(stand: Stand, module: Any, requests: list[Request]) -> dict[int, peers.Answer]:
     """`generate` alone on a few requests of each prompt length, medians, after one to warm up."""
     peers.answer(module, requests[0])
     found = {}

@@ -86,7 +86,9 @@ def rate_of(passes: list[Span]) -> float:
     return len(passes) * 1e9 / (passes[-1].end_ns - passes[0].start_ns)
 
 
-def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[float], float]:
+def beside(
+    engine: Engine, residents: list[Request], prefills: list[Request], stand: Stand
+) -> tuple[list[float], float]:
     """Gaps of the residents while prefills follow each other, and prefills a second; the second of two runs."""
     scale = stand.scale
     for index in range(2):

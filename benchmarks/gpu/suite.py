@@ -63,7 +63,8 @@ def chosen(groups: dict[str, Group], only: str | None) -> dict[str, Group]:
     """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
     if not only:
         return groups
-    found, asked = {}, [name.strip().partition("[")[0] for name in only.split(",")]
+    found: dict[str, Group] = {}
+    asked = [name.strip().partition("[")[0] for name in only.split(",")]
     for name in asked:
         hits = {group: groups[group] for group in groups if name == group or name in groups[group].names}
         if not hits:
