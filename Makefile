@@ -79,9 +79,14 @@ explorer: site ## the explorer on localhost
 	@echo 'explorer: http://127.0.0.1:$(PORT)/  Ctrl-C ends it.'
 	@$(py) -m http.server --bind 127.0.0.1 --directory build/site $(PORT)
 
-test: setup ## ruff, the tests, and every notebook run again and compared with what it shows
+test: setup ## ruff, types, contracts of imports, the tests, and every notebook run again and compared with what it shows
 	@echo 'test: ruff'
 	@$(py) -m ruff check .
+	@$(py) -m ruff format --check .
+	@echo 'test: mypy'
+	@$(py) -m mypy
+	@echo 'test: import-linter'
+	@PYTHONPATH=. "$(VENV)/bin/lint-imports"
 	@echo 'test: pytest, with the notebook gate'
 	@OMP_NUM_THREADS=1 $(py) -m pytest -n 2 --dist worksteal
 	@echo 'test: notebooks, every stored output'

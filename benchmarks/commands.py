@@ -19,8 +19,14 @@ main = partial(run, app)
 SUITES = {
     "cpu": ("cpu", "The engine on this machine's CPU: start, steps, batches, paging, padding."),
     "law": ("overlap_law", "How much of a hand-off hides behind prefill, against the law."),
-    "observability": ("observability", "What recording, live views and files of recordings cost."),
-    "notebooks": ("robustness.notebooks", "Every notebook's seconds, cells and stored bytes."),
+    "house": (
+        "house",
+        "The shape of the code: its lines, its imports, what is too long or has one name twice, its types.",
+    ),
+    "notebooks": (
+        "robustness.notebooks",
+        "Every notebook: seconds, strict comparison four times over, and the bite test.",
+    ),
     "explorer": ("explorer", "The explorer's twin in a browser against the one here."),
 }
 Shape = Annotated[str, typer.Option(help="llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")]

@@ -1,17 +1,15 @@
-"""What two cores give: workers side by side, against generate, paged, binned, under a target, and without leaks."""
+"""What two cores give: both workers at once, steps, whole runs, paging, bins, a latency target; and no leaks."""
 
 import gc
 import random
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import psutil
 import torch
 
-from benchmarks import peers, speed
+from benchmarks import peers
 from benchmarks.fixed_works import work_c
 from benchmarks.parity import Parity, forced, reference_continuations
 from disagg.plan import events as ev
@@ -22,33 +20,15 @@ from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.run.sizes import compute_of_a_layer
 from disagg.show.example_prompts import long_tail, prompts
+from disagg.show.plots.roofline import Sizes, measure_ceilings
 from disagg.show.report import Row
+from disagg.trace.results import Run
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 Say = Callable[[str], None]
+CONTEXT, STEPS, ROUNDS = 256, 24, 3
+BARS = {1: 1.1, 4: 0.9, 16: 1.1}  # decode step ÷ Hugging Face's, by rows
 EVEN_TOKENS = 140  # context at which both arms cost the same by speeds measured alone; at work it is about half
-
-READY = """
-import time
-from disagg import Config, Engine, Request
-with Engine(Config.preset("dynamic", model={model!r})) as engine:
-    for piece in engine.submit(Request("Why is the sky blue?", max_new_tokens=4)):
-        print("first token", flush=True)
-        break
-"""
-
-
-def ready_row(say: Say, model_name: str, repeats: int = 3) -> Row:
-    """From the start of a Python process to the first token, with the model converted before."""
-    times = []
-    for index in range(repeats):
-        say(f"a fresh process, {index + 1} of {repeats}")
-        start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-c", READY.format(model=model_name)], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        times.append(time.perf_counter() - start)
-        process.communicate()
-    return Row("ready_s", statistics.median(times), "s", 10, repeats, "process start to first token of `dynamic`")
 
 
 def both_workers_row(say: Say, model: Model) -> list[Row]:
@@ -79,28 +59,14 @@ def both_workers_row(say: Say, model: Model) -> list[Row]:
     ]  # fmt: skip
 
 
-def full(run, rows: int):
+def full(run: Run, rows: int) -> Run:
     """The run with only its steps of that many rows."""
     run.timeline.spans = [s for s in run.timeline.spans if s.kind != "decode" or s.count == rows]
     return run
 
 
-def median_ns(run, kind: str) -> float:
+def median_ns(run: Run, kind: str) -> float:
     return statistics.median(s.end_ns - s.start_ns for s in run.timeline.spans if s.kind == kind)
-
-
-def over_generate_row(say: Say, model: Model, repeats: int = 3) -> Row:
-    """Preset `dynamic`, a core each, against `generate` on both cores, alternating."""
-    requests, module = work_c(model), model.reference()
-    ours, theirs = [], []
-    for index in range(repeats):
-        say(f"work C, round {index + 1} of {repeats}")
-        theirs.append(peers.one_by_one(module, requests)[0])
-        with Engine(Config.preset("dynamic", model=model.name), model=model) as engine:
-            ours.append(engine.serve(requests).metrics().tokens_per_s)
-    ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
-    note = f"work C: {statistics.median(ours):.1f} against {statistics.median(theirs):.1f} new tokens/s"
-    return Row("dynamic_over_generate", ratio, "×", 3, repeats, note, at_most=False)
 
 
 def paging_link(model: Model) -> Link:
@@ -214,10 +180,11 @@ def controller_row(say: Say, running: int = 256) -> Row:
     say(f"controller at {running} running")
     config = Config.preset("streamed", model="tiny", max_batch=running, decode_blocks=8192, prefill_blocks=4096)
     world = SimulatedEngine(config, Speeds(prefill_pass=100_000, prefill_token=10_000, step_row=100_000))
-    spent, at_full = [], []
+    spent: list[tuple[int, bool]] = []
+    at_full: list[tuple[int, bool]] = []
     handle = world.controller.handle
 
-    def timed(event, now_ns):
+    def timed(event: object, now_ns: int) -> list:
         full = sum(len(seat.rows) for seat in world.controller.state.decodes) >= running * 0.95
         start = time.perf_counter_ns()
         commands = handle(event, now_ns)
@@ -234,15 +201,74 @@ def controller_row(say: Say, running: int = 256) -> Row:
     return Row("controller_us_per_event", mean, "µs", 100, len(at_full), note)
 
 
+def step_rows(say: Say, model: Model, module: torch.nn.Module) -> Iterator[Row]:
+    """A decode step on one thread: the engine's, in turn with that of the untouched module with its own cache."""
+    weight_bytes, over_floor = Sizes.of(model).weight_bytes, []
+    for rows, bar in BARS.items():
+        asked, ratios, ours, theirs = prompts(model, [CONTEXT] * rows), [], [], []
+        for index in range(ROUNDS):
+            say(f"a step of {rows} rows, {index + 1} of {ROUNDS}")
+            theirs.append(peers.step_s(module, asked, STEPS))
+            ours.append(engine_step_s(model, asked))
+            ratios.append(ours[-1] / theirs[-1])
+            if rows == 1:
+                over_floor.append(ours[-1] / (weight_bytes / measure_ceilings(threads=1).bytes_per_s))
+        note = f"context {CONTEXT}, 1 thread: {1e3 * statistics.median(ours):.0f} against "
+        note += f"{1e3 * statistics.median(theirs):.0f} ms"
+        yield Row(f"step_over_hf[{rows}]", statistics.median(ratios), "×", bar, ROUNDS, note)
+    note = f"{weight_bytes / 1e6:.0f} MB of weights at the matrix-vector rate measured beside each step"
+    yield Row("step_over_floor_b1", statistics.median(over_floor), "×", 2.3, ROUNDS, note)
+
+
+def engine_step_s(model: Model, asked: list[list[int]]) -> float:
+    """Median seconds of the steps that all rows share."""
+    requests = [Request(prompt, STEPS + len(asked), ignore_eos=True) for prompt in asked]
+    with Engine(Config.preset("colocated", model=model.name, threads=1, chunk_tokens=4096), model=model) as engine:
+        run = engine.serve(requests)
+    steps = [s for s in run.timeline.spans if s.kind == "decode" and s.count == len(asked)]
+    return statistics.median(s.end_ns - s.start_ns for s in steps) / 1e9
+
+
+def colocated_row(say: Say, model: Model, module: torch.nn.Module) -> Row:
+    """Work C on two threads: our batching against `generate_batch`. All prompts are there at once, so passes are large:
+    each step between two small ones would serve a part of the rows alone."""
+    requests, pairs = work_c(model), []
+    config = Config.preset("colocated", model=model.name, threads=2, chunk_tokens=4096)
+    for index in range(ROUNDS):
+        say(f"work C on two threads, {index + 1} of {ROUNDS}")
+        theirs = peers.batched(module, requests)
+        with Engine(config, model=model) as engine:
+            pairs.append((engine.serve(requests).metrics().tokens_per_s, theirs))
+    return ratio_row("colocated_over_generate_batch", pairs, 1.8, "work C, 2 threads, passes of up to 4,096 tokens")
+
+
+def dynamic_row(say: Say, model: Model, module: torch.nn.Module) -> Row:
+    """Work C four times over, a core each: the whole pipeline against `generate_batch` on both cores."""
+    requests, pairs = work_c(model, times=4), []
+    for index in range(2):
+        say(f"work C four times over, {index + 1} of 2")
+        theirs = peers.batched(module, requests)
+        with Engine(Config.preset("dynamic", model=model.name), model=model) as engine:
+            pairs.append((engine.serve(requests).metrics().tokens_per_s, theirs))
+    return ratio_row("dynamic_over_generate_batch", pairs, 1.4, "64 requests")
+
+
+def ratio_row(name: str, pairs: list[tuple[float, float]], bar: float, what: str) -> Row:
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    note = f"{what}: {ours:.1f} against {theirs:.1f} new tokens/s"
+    return Row(name, statistics.median(a / b for a, b in pairs), "×", bar, len(pairs), note, at_most=False)
+
+
 def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     """The rows as they are measured, the quick ones first."""
     model = load_model(model_name)
     yield controller_row(say)
     yield leak_row(say)
     yield from bin_rows(say)
-    yield ready_row(say, model_name)
     yield from both_workers_row(say, model)
-    yield over_generate_row(say, model)
     yield from target_row(say, model)
     yield from paged_rows(say, model)
-    yield from speed.suite(say, model)
+    module = model.reference()
+    yield from step_rows(say, model, module)
+    yield colocated_row(say, model, module)
+    yield dynamic_row(say, model, module)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import day_process
@@ -12,13 +12,14 @@ from disagg.plan.errors import EngineError
 from disagg.show.report import LeftOut, Row
 from disagg.twin.traces import read_trace
 
+Say = Callable[[str], None]
 SIZES = (1_000, 10_000, 100_000)
 HARDWARE = "2xA100"  # keeps up with the trace, a dozen rows in a step
 FASTER = "2xH100"  # takes a third more steps for the same tokens, because they are shorter
 CONVERSATIONS = 19_366  # requests of Azure's conversation trace, an hour of it
 
 
-def rows(say, trace: Path | None, sizes=SIZES) -> Iterator[Row | LeftOut]:
+def rows(say: Say, trace: Path | None, sizes: Sequence[int] = SIZES) -> Iterator[Row | LeftOut]:
     """Of Azure's conversation trace, whole, and as many of its requests as each size says, over and over again."""
     if trace is None:
         yield LeftOut("azure_conv_s", "no trace: give the path of Azure's conversation trace with --trace")
@@ -30,7 +31,7 @@ def rows(say, trace: Path | None, sizes=SIZES) -> Iterator[Row | LeftOut]:
         yield from _rows(say, trace, count, HARDWARE, f"[{count}]")
 
 
-def _rows(say, trace: Path, count: int, hardware: str, name: str, bars: bool = False) -> Iterator[Row]:
+def _rows(say: Say, trace: Path, count: int, hardware: str, name: str, bars: bool = False) -> Iterator[Row]:
     say(f"{trace.name}: {count:,} requests on {hardware} under the virtual clock")
     seconds, gib, steps = in_a_process(trace, count, hardware)
     note = f"dynamic, {MODEL} on {hardware}; {1e3 * seconds / count:.2f} ms a request, {steps:,} decode steps"

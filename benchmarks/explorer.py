@@ -1,5 +1,7 @@
 """The explorer in a real Chromium: how long until it shows something and answers, and that it computes the same."""
 
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -7,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from benchmarks.browser_views import NoBrowser, chromium
 from disagg.explorer.settings import ExplorerSettings
 from disagg.explorer.site import build
 from disagg.plan.errors import FileError
@@ -22,7 +24,7 @@ NAMES = ("explorer_first_picture_s", "explorer_first_answer_s", "explorer_answer
          "explorer_requests_outside")  # fmt: skip
 WAIT_S = 60
 #: What is compared byte by byte: every route, and each kind of hardware and policy once.
-COMPARED = (
+COMPARED: tuple[dict[str, str], ...] = (
     {}, {"preset": "baseline", "model": "qwen3-0.6b"}, {"preset": "split", "link": "own", "hardware": "2xL4"},
     {"preset": "staged", "policy": "shortest", "rate": "40"}, {"preset": "dynamic", "answer": "100", "seed": "7"},
     {"preset": "two_colocated", "hardware": "2xRTX4090"}, {"hardware": "2xCPU", "model": "smollm2", "link": "slow"},
@@ -30,8 +32,29 @@ COMPARED = (
 )  # fmt: skip
 
 
+class NoBrowser(Exception):
+    """playwright or a Chromium is missing."""
+
+
 @contextmanager
-def served(folder: Path):
+def chromium(name: str) -> Iterator[Any]:
+    """A Chromium for the row of this name. NoBrowser says what is missing."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        raise NoBrowser(f'{name} needs playwright: pip install "disagg[browser]"') from None
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=found)
+        except Error as error:
+            raise NoBrowser(f"{name}: no Chromium could be started; set CHROMIUM=path ({error.message[:80]})") from None
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
     """Its address on 127.0.0.1, at a port that is free, as `make explorer` serves it."""
     command = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
@@ -45,7 +68,7 @@ def permalink(address: str, given: dict[str, str]) -> str:
     return f"{address}#{'&'.join(f'{name}={value}' for name, value in given.items())}".replace("+", "%2B")
 
 
-def until_answered(page, count: int = 1) -> list[float]:
+def until_answered(page: Any, count: int = 1) -> list[float]:
     """The ms that each answer took, once there are so many."""
     deadline = time.monotonic() + WAIT_S
     while len(took := page.evaluate("performance.getEntriesByName('answered').map((one) => one.duration)")) < count:
@@ -55,7 +78,7 @@ def until_answered(page, count: int = 1) -> list[float]:
     return took
 
 
-def firsts_s(browser, address: str) -> tuple[float, float]:
+def firsts_s(browser: Any, address: str) -> tuple[float, float]:
     """From opening the page in a new, empty profile to the first picture (of the start, from the folder), and to the
     first that the twin computed in the browser."""
     context = browser.new_context()
@@ -67,7 +90,7 @@ def firsts_s(browser, address: str) -> tuple[float, float]:
     return seen / 1e3, took / 1e3
 
 
-def answers_s(page, moves: int) -> list[float]:
+def answers_s(page: Any, moves: int) -> list[float]:
     """From a key on the slider of arrivals to the picture, 100 requests."""
     page.locator("#rate").focus()
     for move in range(moves):
@@ -76,7 +99,7 @@ def answers_s(page, moves: int) -> list[float]:
     return [ms / 1e3 for ms in took[1:]]
 
 
-def log_of(page) -> bytes:
+def log_of(page: Any) -> bytes:
     with page.expect_download() as waiting:
         page.locator("#log").click()
     return Path(waiting.value.path()).read_bytes()
@@ -88,7 +111,7 @@ def expected_log(given: dict[str, str]) -> bytes:
     return in_lines(simulate(settings.config, settings.asked, hardware=settings.hardware).log)
 
 
-def differing(page, address: str) -> list[dict]:
+def differing(page: Any, address: str) -> list[dict]:
     """The settings whose event log is another one in the browser than here."""
     found = []
     for given in COMPARED:
@@ -111,7 +134,7 @@ def suite(say: Say) -> Iterator[Row | LeftOut]:
         yield from (LeftOut(name, str(error)) for name in NAMES)
 
 
-def _rows(browser, address: str, say: Say) -> Iterator[Row]:
+def _rows(browser: Any, address: str, say: Say) -> Iterator[Row]:
     say(NAMES[0])
     firsts = [firsts_s(browser, address) for _ in range(3)]
     notes = ("what the folder holds of the start", "what the twin computed in the browser")

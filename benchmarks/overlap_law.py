@@ -46,7 +46,9 @@ def law_rows(say: Say, model: Model, repeats: int = 7) -> list[Row]:
                 say(f"{preset}: x/c = {ratio}")
                 x = ratio * c
                 engine.retune(link=model.shape.layer_token_bytes * TOKENS / x)
-                errors, same, hidden, slow = [], [], [], []
+                errors: list[float] = []
+                same: list[float] = []
+                hidden, slow = [], []
                 for _ in range(repeats):
                     off, on = one_pass(engine.serve([without])), engine.serve([moving])
                     measured = on.overlap(0).hidden

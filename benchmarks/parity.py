@@ -6,7 +6,7 @@ reference's two best logits are more than 1e-3 apart.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,7 +124,9 @@ def drop_one_block(engine: Engine) -> None:
             cache.write_blocks = lossy
 
 
-def smollm2_rows(say: Say, count: int = 64, new_tokens: int = 32, presets=tuple(PRESETS), model="smollm2") -> list[Row]:
+def smollm2_rows(
+    say: Say, count: int = 64, new_tokens: int = 32, presets: Iterable[str] = PRESETS, model: str = "smollm2"
+) -> list[Row]:
     """Parity of every preset on the embedded model, and the control that shows that the comparison can fail."""
     loaded = load_model(model)
     lengths = [16 + (index * 37) % 180 for index in range(count)]
@@ -157,7 +159,7 @@ def suite(say: Say, prompts: int, new_tokens: int) -> Iterator[Row]:
     yield from architecture_rows(say)
 
 
-def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12, accepted=ACCEPTED) -> list[Row]:
+def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12, accepted: Iterable[str] = ACCEPTED) -> list[Row]:
     """Parity of other architectures, as tiny random models, on every preset; and those that must be refused."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Bins, padding, the step model and the composer."""
 
 import pytest
-from hand import Hand
+from controller_harness import ControllerHarness
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,16 +125,16 @@ def decoding(seat: DecodeWorkerState, request: int, context: int) -> Record:
 
 
 def test_a_row_that_joins_stands_in_the_bin_of_what_its_step_reads():
-    hand = Hand(bins=(8,), decode_blocks=64)
-    seat = hand.state.decodes[0]
+    harness = ControllerHarness(bins=(8,), decode_blocks=64)
+    seat = harness.state.decodes[0]
     for request, context in enumerate((7, 8)):
         seat.join(decoding(seat, request, context))
     assert seat.issue(1, 0, True).groups == ((0,), (1,)), "they read 8 and 9"
 
 
 def test_who_leaves_before_its_first_step_never_joins():
-    hand = Hand(decode_blocks=64)
-    seat = hand.state.decodes[0]
+    harness = ControllerHarness(decode_blocks=64)
+    seat = harness.state.decodes[0]
     records = [decoding(seat, request, 5) for request in range(2)]
     for record in records:
         seat.join(record)

@@ -1,10 +1,10 @@
 """Each detector raises under its own name, from the log alone, and is silent on clean runs.
 
-What the log says is written by hand here: events, commands and moves that a wrong controller might give.
+What the log says is written by harness here: events, commands and moves that a wrong controller might give.
 """
 
 import pytest
-from hand import DECODE, PREFILL, Hand, make_job
+from controller_harness import DECODE, PREFILL, ControllerHarness, make_job
 
 from disagg.monitor.block_monitor import Batch
 from disagg.monitor.monitor import InvariantViolation, Monitor
@@ -20,7 +20,7 @@ LAYERS, HOST = 2, cmd.Worker("host", 0)
 
 
 class Log:
-    """A log by hand: one request of six tokens in blocks of four, split over two devices.
+    """A log by harness: one request of six tokens in blocks of four, split over two devices.
 
     Unless it is `alone`, another one is prefilled elsewhere meanwhile, so that something is always under way.
     """
@@ -242,8 +242,8 @@ def test_after_a_breach_or_a_break_nothing_more_is_said():
     log.ended().move("prefill 0", "lent", 0, 99).monitor.drained(1)
 
 
-class Checked(Hand):
-    """A controller by hand with all detectors."""
+class Checked(ControllerHarness):
+    """A controller by harness with all detectors."""
 
     def __init__(self, *args, **changes):
         super().__init__(*args, **changes)
@@ -262,14 +262,14 @@ class Checked(Hand):
 
 
 def test_a_clean_run_is_silent():
-    hand = Checked()
-    hand.run_one(new=3)
-    hand.landed(hand.part(0))  # late
-    hand.stepped(2)
-    hand.stepped(3)
-    hand.cancel(0)
-    hand.monitor.drained(hand.now)
-    assert hand.ended() == {0: "length"} and hand.anomalies == 1
+    harness = Checked()
+    harness.run_one(new=3)
+    harness.landed(harness.part(0))  # late
+    harness.stepped(2)
+    harness.stepped(3)
+    harness.cancel(0)
+    harness.monitor.drained(harness.now)
+    assert harness.ended() == {0: "length"} and harness.anomalies == 1
 
 
 STRAYS = [ev.SourceRead(99), ev.Stepped(DECODE, 5, (1,), 0, 1, 1, 1), ev.TransferClosed(9), ev.Cancel(7)]
@@ -278,13 +278,13 @@ STRAYS = [ev.SourceRead(99), ev.Stepped(DECODE, 5, (1,), 0, 1, 1, 1), ev.Transfe
 @pytest.mark.parametrize("stray", STRAYS, ids=lambda event: type(event).__name__)
 def test_a_notice_that_tells_nothing_starts_nothing(stray):
     """Though there be something to start: that waits for an event that tells something."""
-    hand = Hand()
-    hand.submit()
-    hand.state.enter(cmd.Turn(hand.now, []), make_job(1, prompt=3))
-    hand.state.prefills[0].passing = None
-    hand.state.prefills[0].partial.clear()
-    assert hand.controller.handle(stray, 5) == []
-    assert hand.controller.handle(ev.Tick(), 6) != []
+    harness = ControllerHarness()
+    harness.submit()
+    harness.state.enter(cmd.Turn(harness.now, []), make_job(1, prompt=3))
+    harness.state.prefills[0].passing = None
+    harness.state.prefills[0].partial.clear()
+    assert harness.controller.handle(stray, 5) == []
+    assert harness.controller.handle(ev.Tick(), 6) != []
 
 
 def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():

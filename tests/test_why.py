@@ -4,7 +4,7 @@ import contextlib
 import re
 
 import pytest
-from hand import DECODE, PREFILL, Hand, make_job
+from controller_harness import DECODE, PREFILL, ControllerHarness, make_job
 
 from disagg.course.buglab import bugs
 from disagg.course.buglab.scenes import LabWorld, Simulated
@@ -22,64 +22,66 @@ START = cmd.Turn(0, [])
 
 
 def test_what_is_worked_at_waits_for_nobody():
-    hand = Hand()
-    hand.submit()
+    harness = ControllerHarness()
+    harness.submit()
     expected = "request 0 (prefilling) waits for nobody: its prefill is under way, 0.0 ms since it began"
-    assert why(hand.state, 0, hand.now) == expected
+    assert why(harness.state, 0, harness.now) == expected
 
 
 def test_who_waits_for_blocks_hears_who_holds_them():
-    hand = Hand(prefill_blocks=3)
-    hand.submit(0, prompt=8, new=2)
-    hand.submit(1, prompt=8, new=2)
-    hand.prefilled(1)
-    text = why(hand.state, 1, hand.now + 3_000_000).splitlines()
+    harness = ControllerHarness(prefill_blocks=3)
+    harness.submit(0, prompt=8, new=2)
+    harness.submit(1, prompt=8, new=2)
+    harness.prefilled(1)
+    text = why(harness.state, 1, harness.now + 3_000_000).splitlines()
     assert text[0] == ("request 1 (queued) waits for 3.0 ms for prefill 0 blocks; held by request 0 (2); 1 free")
     assert text[1].startswith("request 0 (handing off) waits for 3.0 ms for bulk transfer, holds 2 of prefill 0, ")
     assert text[1].endswith("; 0 of 4 (layer, block) pairs have landed")
 
 
 def test_who_waits_for_a_place_hears_who_sits_there():
-    hand = Hand(max_batch=1)
-    hand.run_one(0)
-    hand.run_one(1)
-    hand.stepped(2)
-    assert why(hand.state, 1, hand.now).startswith("request 1 (landed) waits for 0.0 ms for batch slot, holds ")
-    assert "; held by request 0 (1)" in why(hand.state, 1, hand.now).splitlines()[0]
+    harness = ControllerHarness(max_batch=1)
+    harness.run_one(0)
+    harness.run_one(1)
+    harness.stepped(2)
+    assert why(harness.state, 1, harness.now).startswith("request 1 (landed) waits for 0.0 ms for batch slot, holds ")
+    assert "; held by request 0 (1)" in why(harness.state, 1, harness.now).splitlines()[0]
 
 
 def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
-    hand = Hand(prefill_blocks=3)
+    harness = ControllerHarness(prefill_blocks=3)
     for request in range(3):
-        hand.submit(request, prompt=8, new=2)
-    hand.prefilled(1)
-    text = why(hand.state, 2, hand.now).splitlines()[0]
+        harness.submit(request, prompt=8, new=2)
+    harness.prefilled(1)
+    text = why(harness.state, 2, harness.now).splitlines()[0]
     assert text == (
         "request 2 (queued) waits for 0.0 ms for prefill 0 blocks behind request 1; held by request 0 (2); 1 free"
     )
-    assert "behind" not in why(hand.state, 1, hand.now).splitlines()[0], "the head is behind nobody"
+    assert "behind" not in why(harness.state, 1, harness.now).splitlines()[0], "the head is behind nobody"
 
 
 def test_a_long_queue_names_the_first_few_who_are_ahead():
-    hand = Hand(prefill_blocks=3)
+    harness = ControllerHarness(prefill_blocks=3)
     for request in range(8):
-        hand.submit(request, prompt=8, new=2)
+        harness.submit(request, prompt=8, new=2)
     first = ", ".join(f"request {request}" for request in range(1, 5))
-    assert f"for prefill 0 blocks behind {first};" not in why(hand.state, 7, hand.now)
-    hand.prefilled(1)
-    assert f"for prefill 0 blocks behind {first};" in why(hand.state, 5, hand.now)
-    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(hand.state, 7, hand.now)
+    assert f"for prefill 0 blocks behind {first};" not in why(harness.state, 7, harness.now)
+    harness.prefilled(1)
+    assert f"for prefill 0 blocks behind {first};" in why(harness.state, 5, harness.now)
+    assert f"for prefill 0 blocks behind {first} and 2 more; held" in why(harness.state, 7, harness.now)
 
 
 @pytest.mark.parametrize("preset", ["split", "streamed", "staged", "colocated"])
 def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
     """Nothing has looked at their queue yet, so no gate is known; who is ahead is."""
-    hand = Hand(preset)
+    harness = ControllerHarness(preset)
     for request in range(3):
-        hand.submit(request)
-    assert why(hand.state, 1, hand.now).startswith("request 1 (queued) waits for 0.0 ms for its turn")
-    assert why(hand.state, 2, hand.now).startswith("request 2 (queued) waits for 0.0 ms for its turn behind request 1")
-    assert open_in_words(hand.state) == (
+        harness.submit(request)
+    assert why(harness.state, 1, harness.now).startswith("request 1 (queued) waits for 0.0 ms for its turn")
+    assert why(harness.state, 2, harness.now).startswith(
+        "request 2 (queued) waits for 0.0 ms for its turn behind request 1"
+    )
+    assert open_in_words(harness.state) == (
         "request 0 (prefilling) for its turn; request 1 (queued) for its turn; "
         "request 2 (queued) for its turn behind request 1"
     )
@@ -87,15 +89,15 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
 
 def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
     """Also those who are not at the head of their queue, and who never were."""
-    hand = Hand()
+    harness = ControllerHarness()
     for request in range(3):
-        hand.state.enter(START, make_job(request))
-    hand.controller.prefilling._admit = lambda turn, worker, record: False
-    hand.submit(3)
+        harness.state.enter(START, make_job(request))
+    harness.controller.prefilling._admit = lambda turn, worker, record: False
+    harness.submit(3)
     ahead = [f"request {request}" for request in range(3)]
     turns = ["request 0 (queued) for its turn"]
     turns += [f"request {n} (queued) for its turn behind {', '.join(ahead[:n])}" for n in (1, 2, 3)]
-    assert hand.controller.broken == f"nothing is under way, but these wait: {'; '.join(turns)}"
+    assert harness.controller.broken == f"nothing is under way, but these wait: {'; '.join(turns)}"
 
 
 def test_a_world_that_comes_to_rest_too_early_says_the_same():
@@ -129,16 +131,16 @@ def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
 
 
 def test_nobody_waits_after_the_end():
-    hand = Hand()
-    hand.submit()
-    hand.cancel()
-    assert why(hand.state, 0, 5) == "request 0 is not open: it has ended, or never came"
+    harness = ControllerHarness()
+    harness.submit()
+    harness.cancel()
+    assert why(harness.state, 0, 5) == "request 0 is not open: it has ended, or never came"
 
 
 def test_a_cycle_is_printed():
     """Each holds what the other wants, as with a reservation in two halves."""
-    hand = Hand()
-    state = hand.state
+    harness = ControllerHarness()
+    state = harness.state
     for request in range(2):
         state.enter(START, make_job(request))
         state.prefills[0].queue.remove(state.records[request])
@@ -154,8 +156,8 @@ def test_a_cycle_is_printed():
 
 
 def test_what_one_holds_itself_is_not_what_one_waits_for():
-    hand = Hand()
-    state = hand.state
+    harness = ControllerHarness()
+    state = harness.state
     for request in range(2):
         state.enter(START, make_job(request))
         record = state.records[request]
@@ -179,14 +181,14 @@ def test_cycles_among_waiters(holders, cycle):
 
 
 def test_events_and_commands_read_as_sentences():
-    hand = Hand()
-    hand.submit(0, prompt=6, new=4)
-    prefill = hand.last(cmd.Prefill)
+    harness = ControllerHarness()
+    harness.submit(0, prompt=6, new=4)
+    prefill = harness.last(cmd.Prefill)
     assert command_in_words(prefill) == f"prefill 0: run pass {prefill.pass_id} (request 0 tokens 0 to 6)"
-    hand.prefilled(11)
-    assert command_in_words(hand.last(cmd.Send)) == "prefill 0: 2 of 2 blocks of request 0 may travel at once (bulk)"
-    hand.land_all()
-    assert command_in_words(hand.last(cmd.Decode)) == "decode 0: run step 0 with 1 rows, 1 join"
+    harness.prefilled(11)
+    assert command_in_words(harness.last(cmd.Send)) == "prefill 0: 2 of 2 blocks of request 0 may travel at once (bulk)"
+    harness.land_all()
+    assert command_in_words(harness.last(cmd.Decode)) == "decode 0: run step 0 with 1 rows, 1 join"
     worked = (3_000_000, 4_500_000)
     ended = event_in_words(ev.Stepped(DECODE, 0, (12,), *worked, 7, 7))
     assert ended == "decode 0 ended step 0 after 1.5 ms: 1 rows, 7 slots read"
@@ -205,11 +207,11 @@ def test_one_more_than_are_named_is_counted():
 
 
 def test_who_finds_no_place_is_told_how_many_are_ahead():
-    hand = Hand("colocated", max_batch=1)
-    hand.submit(0)
-    hand.state.reasons = []
-    hand.submit(1)
-    hand.prefilled(1)
-    hand.stepped(2)
+    harness = ControllerHarness("colocated", max_batch=1)
+    harness.submit(0)
+    harness.state.reasons = []
+    harness.submit(1)
+    harness.prefilled(1)
+    harness.stepped(2)
     words = "request 1 stays in its queue: 1 requests are on their way to 1 places in the batch"
-    assert words in [str(reason) for reason in hand.state.reasons]
+    assert words in [str(reason) for reason in harness.state.reasons]

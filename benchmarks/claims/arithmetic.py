@@ -4,6 +4,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from disagg.plan.batching import Composer
 from disagg.plan.errors import FileError
@@ -46,7 +47,7 @@ def worked(expressions: Mapping[str, str]) -> dict[str, float]:
         raise FileError(f"{dict(expressions)} cannot be worked out: {type(error).__name__}: {error}") from None
 
 
-def _value(node: ast.AST, known: Mapping):
+def _value(node: ast.AST, known: Mapping) -> Any:
     match node:
         case ast.Constant(value=int() | float() as number):
             return number

@@ -23,7 +23,7 @@ class Finding:
     why_no_interval: str = ""
 
 
-def digest(data) -> str:
+def digest(data: object) -> str:
     """SHA-256 of plain data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

@@ -16,9 +16,8 @@ from benchmarks.claims.arithmetic import worked
 from benchmarks.claims.chapters import CHAPTERS
 from benchmarks.claims.claims_file import ROOT, Claim, Said, load
 from benchmarks.claims.evidence import Finding, digest
-from benchmarks.claims.measured import measured
+from benchmarks.claims.measured import RECORDED, measured
 from benchmarks.claims.notebook_outputs import stored
-from benchmarks.claims.recorded import RECORDED
 from benchmarks.claims.simulated import TWIN
 from benchmarks.claims.text_numbers import Passage, numbers_in, one_line, pages, passages
 from disagg.plan.errors import FileError

@@ -1,11 +1,12 @@
-"""Rows that a bench measured, as its `--json` wrote them to figures/measured: the origin of what one machine gave."""
+"""What one machine gave: rows that a bench wrote to figures/measured, numbers read off recordings in figures/data."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.claims.evidence import Finding, digest
+from benchmarks.claims.evidence import Finding, digest, digest_of_runs
 from disagg.plan.errors import FileError
+from disagg.show import recordings
 
 
 def rows(root: Path, name: str) -> dict[str, float]:
@@ -48,3 +49,33 @@ def _read(root: Path, name: str) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(f"figures/measured/{name}.json: {type(error).__name__}: {error}") from None
+
+
+def staged_law() -> Finding:
+    """How far H on the staged route lies from the law, over all recorded dials: the most, in points."""
+    runs = recordings.staged()
+    off = [100 * abs(run.overlap(0).hidden - run.law(0).hidden) for run in runs.values()]
+    return Finding(
+        {"most_off_points": max(off), "slowest_dial": max(runs)},
+        f"{recordings.COMMAND} --only staged",
+        "one prompt of 2,048 tokens over the staged route, at each dial",
+        digest_of_runs(runs.values()),
+        next(iter(runs.values())).machine,
+        "the law with each run's own c, x and tail",
+        {"most_off_points": (min(off), max(off))},
+    )
+
+
+def staged_hidden() -> Finding:
+    """H over two hops at two dials: a wire four times as slow as the compute, and one twice as fast."""
+    runs = recordings.staged()
+    values = {f"hidden[{dial:g}]": runs[dial].overlap(0).hidden for dial in (4.0, 0.5)}
+    laws = {dial: runs[dial].law(0) for dial in (4.0, 0.5)}
+    values |= {f"slower[{dial:g}]": max(law.hops_s) / law.compute_s for dial, law in laws.items()}
+    sha256 = digest_of_runs(runs[dial] for dial in laws)
+    words, command = "one prompt of 2,048 tokens over the staged route", f"{recordings.COMMAND} --only staged"
+    machine, why = runs[4.0].machine, "the run with the median H of several; the others were not kept"
+    return Finding(values, command, words, sha256, machine, "none: H is a share", why_no_interval=why)
+
+
+RECORDED = {"staged_law": staged_law, "staged_hidden": staged_hidden}

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.claims import claims_file, measured, simulated
 from benchmarks.claims.film import Film, film
@@ -105,7 +106,7 @@ FIGURES = {
 }
 
 
-def make(name: str, folder: str | Path = "figures", **options) -> Path:
+def make(name: str, folder: str | Path = "figures", **options: Any) -> Path:
     """Draws figure `name` and writes its file into the folder."""
     if name not in FIGURES:
         raise ValueError(f"figure {name!r} is unknown; known: {', '.join(FIGURES)}")

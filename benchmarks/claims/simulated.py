@@ -7,6 +7,7 @@ notebooks/06_twin_and_claims.ipynb.
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 from benchmarks.claims.evidence import Finding, digest_of_requests
 from disagg.plan.config import Config
@@ -30,7 +31,7 @@ TTFT_LIMIT_S, TPOT_LIMITS_MS = 16.0, (88, 150)
 PRESETS_COMPARED = ("colocated", "dynamic", "two_colocated")
 
 
-def on_pair(preset: str, **changes) -> Config:
+def on_pair(preset: str, **changes: Any) -> Config:
     """A preset on one L4 where it needs one, else on both."""
     second = "cuda:0" if preset in ("baseline", "colocated") else "cuda:1"
     devices = {"prefill_device": "cuda:0", "decode_device": second}

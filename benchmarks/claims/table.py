@@ -30,7 +30,7 @@ def one(name: str, as_json: bool = False) -> str:
     return "\n".join(f"{field}: {_plain(value)}" for field, value in entry.items() if value)
 
 
-def _plain(value) -> str:
+def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
     if isinstance(value, list):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import DisaggError, FileError
 from disagg.plan.link import Link
 from disagg.show import recordings
@@ -49,7 +50,7 @@ def at_hand() -> bool:
     return torch.cuda.is_available()
 
 
-def _stand(shape: str):
+def _stand(shape: str) -> Stand:
     from benchmarks.gpu.record import make_stand
 
     stand = make_stand(shape, lambda text: None)
@@ -57,13 +58,13 @@ def _stand(shape: str):
     return stand
 
 
-def _steps(stand) -> Picture:
+def _steps(stand: Stand) -> Picture:
     from benchmarks.gpu.record import step_times
 
     return steps_picture(step_times(stand))
 
 
-def _timelines(stand) -> Picture | Words:
+def _timelines(stand: Stand) -> Picture | Words:
     from benchmarks.gpu.record import side_by_side
 
     found = dict(side_by_side(stand))
@@ -71,7 +72,7 @@ def _timelines(stand) -> Picture | Words:
     return compare_picture(runs) if runs else Words("; ".join(left.reason for left in found.values()))
 
 
-def _staged(stand) -> Picture:
+def _staged(stand: Stand) -> Picture:
     from benchmarks.gpu.record import staged_runs
 
     return dials_picture(dict(staged_runs(stand)))

@@ -8,7 +8,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,7 +53,7 @@ def random_texts(vocab: int, block: int, count: int, longest: int, new: int) -> 
 
 
 @contextlib.contextmanager
-def opened(stand: Stand, preset: str, model: Model, answers: list[Answer], **changes) -> Iterator[Engine]:
+def opened(stand: Stand, preset: str, model: Model, answers: list[Answer], **changes: Any) -> Iterator[Engine]:
     """An engine with blocks for all of these; where the preset pages, to decode a third at a time. Freed at the end."""
     stand.close()
     dtype = str(model.shape.dtype).removeprefix("torch.")
@@ -68,7 +68,7 @@ def opened(stand: Stand, preset: str, model: Model, answers: list[Answer], **cha
 # ---- fp32 ------------------------------------------------------------------------------------------------------------
 
 
-def exact_rows(stand: Stand, presets: Iterable[str] = (), said: str = "", **changes) -> Iterator[Row]:
+def exact_rows(stand: Stand, presets: Iterable[str] = (), said: str = "", **changes: Any) -> Iterator[Row]:
     """Presets, or all, teacher-forced, with checksums of K/V wherever they stop. `said` names the changes."""
     check_products()
     stand.close()
@@ -198,7 +198,8 @@ def cancel_rows(stand: Stand, known: Known) -> Iterator[Row]:
 
 def served(engine: Engine, asked: list[Asked], together: int) -> list[Result]:
     """Keeps so many requests open, and cancels those whose moment has come; their results once all have ended."""
-    handles, left, until = [], [], now_ns() + LIMIT_S * 10**9
+    left: list[tuple[Handle, int | None]] = []
+    handles, until = [], now_ns() + LIMIT_S * 10**9
     for ask in asked:
         while len(left) >= together and now_ns() < until:
             left = watched(left)

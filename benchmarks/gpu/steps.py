@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.spans import Span
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
     gaps_s: list[float]  # between two tokens, what the host adds included
 
 
-def engine_of(stand: Stand, **changes) -> Engine:
+def engine_of(stand: Stand, **changes: Any) -> Engine:
     """One worker that prefills and decodes, with room for the largest batch."""
     scale = stand.scale
     most = max(scale.batches)

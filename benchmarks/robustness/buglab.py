@@ -25,7 +25,8 @@ def caught_rows(say: Say) -> Iterator[Row]:
 
 def clean_row(say: Say, seeds: int | None) -> Row:
     """Breaches of the shipped code over seeds of all scenes; an error that stops a scene counts as one."""
-    found, played, began, seed = [], Counter(), time.monotonic(), 0
+    played: Counter[str] = Counter()
+    found, began, seed = [], time.monotonic(), 0
     while seed < seeds if seeds is not None else time.monotonic() - began < BUDGET_S:
         if seed % 50 == 0:
             say(f"the shipped code, seed {seed}" + (f" of {seeds}" if seeds else ""))

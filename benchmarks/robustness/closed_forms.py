@@ -8,6 +8,7 @@ from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request, Stage
 from disagg.show.report import Row
+from disagg.trace.results import Result
 from disagg.trace.timeline import Timeline
 from disagg.twin.simulate import Speeds, simulate
 from disagg.twin.workloads import Lengths, poisson, requests_of
@@ -77,17 +78,17 @@ def little_row() -> Row:
     return Row("closed_form_error_pct[little]", max(errors), "%", 1, len(errors), note)
 
 
-def _started_ns(result) -> int:
+def _started_ns(result: Result) -> int:
     return next(at for at, stage in result.stages if stage is Stage.PREFILLING)
 
 
-def _service_ns(result) -> int:
+def _service_ns(result: Result) -> int:
     """By the speeds alone: a pass, and a step for every token but the first."""
     layers = FAST.layers * (result.prompt_tokens * FAST.prefill_token // FAST.layers)
     return layers + FAST.tail + (len(result.token_ids) - 1) * FAST.step
 
 
-def _in_stage_ns(result, wanted: Stage) -> int:
+def _in_stage_ns(result: Result, wanted: Stage) -> int:
     pairs = zip(result.stages, result.stages[1:], strict=False)
     return sum(until - at for (at, stage), (until, _) in pairs if stage is wanted)
 

@@ -26,7 +26,7 @@ class Timed:
             setattr(watch, name, self._timed(getattr(watch, name)))
 
     def _timed(self, call: Callable) -> Callable:
-        def timed(*args) -> None:
+        def timed(*args: object) -> None:
             began = time.perf_counter()
             call(*args)
             self.seconds += time.perf_counter() - began

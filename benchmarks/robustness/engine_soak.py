@@ -24,7 +24,9 @@ ENDS = {"length", "eos", "cancelled", "failed"}
 def rows(say: Say, count: int = 10_000) -> Iterator[Row]:
     """Memory is compared between the first half of the requests and the end."""
     draw, plan, process = random.Random(0), FaultPlan.drawn(0, RATES), psutil.Process()
-    ends, reasons, sizes = Counter(), Counter(), []
+    ends: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
+    sizes = []
     with Engine(config_of("paged", watchdog_s=60.0), faults=plan) as engine:
         count_ends(engine, ends)
         for half in range(2):

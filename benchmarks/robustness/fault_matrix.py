@@ -6,8 +6,8 @@ request ends once, with tokens of the reference; nothing is held, and no thread 
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from disagg.monitor.fault_injection import Injection
 from disagg.monitor.fault_plan import FAULTS, FaultPlan
@@ -52,7 +52,7 @@ def requests() -> list[Request]:
     ]
 
 
-def config_of(preset: str, **changes) -> Config:
+def config_of(preset: str, **changes: Any) -> Config:
     paged = PRESETS[preset].get("host_blocks", 0) is None
     sizes = dict(TIGHT) if paged else {**TIGHT, "decode_blocks": 64, "host_blocks": 0}
     return Config.preset(preset, model="tiny", **{"watchdog_s": WATCHDOG_S, **sizes, **changes})
@@ -134,7 +134,7 @@ def proper(result: Result, injection: Injection, fault: str) -> bool:
     return False
 
 
-def cells(say: Say, presets=tuple(PRESETS), most: int = 3) -> Iterator[Cell]:
+def cells(say: Say, presets: Iterable[str] = PRESETS, most: int = 3) -> Iterator[Cell]:
     """The whole matrix; `most` places of each fault."""
     model = load_model("tiny")
     expected = reference(model)

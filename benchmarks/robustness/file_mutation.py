@@ -6,6 +6,7 @@ Everything is drawn from the `random.Random` that is passed in, so that a seed g
 import gzip
 import json
 from random import Random
+from typing import Any
 
 #: As text: what a page, a picture or a console might take for more than text.
 TEXTS = (
@@ -13,7 +14,20 @@ TEXTS = (
     "../../etc/passwd", "C:\\nul", "\x1b[31m", "a\nb", "\0", "\u202e", "\ud800", "\ufeff", "😀" * 50, "x" * 5000, "",
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**18, 10**400, 0.5, -0.0, 1e308, 5e-324)
-VALUES = (*TEXTS, *NUMBERS, None, True, False, [], {}, [[]], [None], {"": 0}, [[[[[[[[[]]]]]]]]], [0] * 1000)
+VALUES: tuple[Any, ...] = (
+    *TEXTS,
+    *NUMBERS,
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": 0},
+    [[[[[[[[[]]]]]]]]],
+    [0] * 1000,
+)
 #: As bytes, spliced in anywhere.
 FRAGMENTS = (
     b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\x80\x04\x95", b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000,
@@ -107,7 +121,7 @@ def _whole_tree(content: bytes, draw: Random) -> bytes | None:
         return None
 
 
-def changed_tree(tree, draw: Random):
+def changed_tree(tree: Any, draw: Random) -> Any:
     """One place of the tree holds something else, is gone, is doubled, or bears another name."""
     if not isinstance(tree, dict | list) or not tree or draw.random() < 0.1:
         return draw.choice(VALUES)

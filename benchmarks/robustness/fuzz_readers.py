@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +99,7 @@ def _steps(folder: Path) -> list[Path]:
     return paths
 
 
-def _read_steps(path: Path):
+def _read_steps(path: Path) -> object:
     from disagg.show.recordings import StepTimes
 
     times = StepTimes.load(path)
@@ -153,7 +153,7 @@ def _configs(folder: Path) -> list[Path]:
     return [path]
 
 
-def _read_config(path: Path):
+def _read_config(path: Path) -> object:
     """Sizes are counted from a config.json, and cost time."""
     return Costs(sizes_of(str(path.parent)), device_named("L4")).step_s(8, 800)
 
@@ -185,7 +185,7 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _swapped(path: Path):
+def _swapped(path: Path) -> Iterator[Path]:
     """The model's folder with this one file in place of its own."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / path.name  # so that messages name it

@@ -21,7 +21,9 @@ SHOWN = 3  # failures told in full
 
 def simulated_rows(say: Say, seeds: int) -> Iterator[Row]:
     """Seeds from 0 on: how many ended badly, how fast they went, and which faults and branches never came up."""
-    failed, seen, began, requests = [], Counter(), time.process_time(), 0
+    failed: list[int] = []
+    seen: Counter[str] = Counter()
+    began, requests = time.process_time(), 0
     for seed in range(seeds):
         if seed % EVERY == 0:
             say(f"simulated worlds: {seed} of {seeds}, {len(failed)} failed")

@@ -15,7 +15,7 @@ INTERRUPTED = 130  # as shells count it: 128 and the signal's number
 
 #: Commands that were here once, and the ones of `benchmarks` that took their place.
 MOVED = {
-    "bench": "cpu|law|observability|notebooks|twin|explorer|gpu|two-gpu",
+    "bench": "cpu|law|notebooks|twin|explorer|gpu|two-gpu",
     **{name: name for name in ("parity", "buglab", "fuzz", "soak", "record-gpu", "figure", "claims")},
 }
 app = output.app

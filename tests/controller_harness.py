@@ -1,4 +1,4 @@
-"""A controller fed by hand: one event at a time, virtual time, every pool checked after each."""
+"""A controller fed by harness: one event at a time, virtual time, every pool checked after each."""
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -14,7 +14,7 @@ def make_job(request=0, prompt=6, new=4, eos=(), arrival=0) -> Job:
     return Job(request, tuple(range(100, 100 + prompt)), new, arrival, frozenset(eos))
 
 
-class Hand:
+class ControllerHarness:
     """Blocks of four tokens, two layers, eight blocks a pool, a watchdog of one second."""
 
     def __init__(self, preset="split", steps=1, **changes):
