@@ -62,6 +62,13 @@ def test_every_link_to_a_file_leads_to_one():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_file_that_the_architecture_names_is_there():
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    names = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.\w+)`", text))
+    assert len(names) > 40
+    assert not [name for name in names if not (ROOT / name).exists() and not (ROOT / "disagg" / name).exists()]
+
+
 def test_a_block_that_does_not_run_is_named_by_its_line_and_a_new_one_is_run():
     """The control."""
     text = README.read_text("utf-8")
