@@ -36,13 +36,20 @@ def same_tokens(runs: dict[str, Run]) -> dict[str, bool]:
 
 def cells(runs: dict[str, Run]) -> list[tuple[str, ...]]:
     """The ladder as a table's rows: medians of TTFT and of the second token's gap, tokens/s, H, and same tokens?"""
-    found = []
+    found: list[tuple[str, ...]] = []
     for name, same in same_tokens(runs).items():
         rung = Rung.of(name, runs[name])
+        ttft_s, gap_s = _medians(rung)
         hidden = "–" if rung.hidden is None else f"{rung.hidden:.2f}"
-        times = f"{rung.ttft_s:.2f} s", f"{rung.second_token_gap_s * 1000:.0f} ms"
+        times = f"{ttft_s:.2f} s", f"{gap_s * 1000:.0f} ms"
         found.append((name, *times, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO"))
     return found
+
+
+def _medians(rung: Rung) -> tuple[float, float]:
+    """TTFT and the second token's gap in seconds; every request of the ladder has both."""
+    assert rung.ttft_s is not None and rung.second_token_gap_s is not None
+    return rung.ttft_s, rung.second_token_gap_s
 
 
 def rows(runs: dict[str, Run]) -> list[Row]:
@@ -50,9 +57,10 @@ def rows(runs: dict[str, Run]) -> list[Row]:
     found = []
     for name, same in same_tokens(runs).items():
         rung = Rung.of(name, runs[name])
+        ttft_s, gap_s = _medians(rung)
         found += [
-            Row(f"ttft_p50_s[{name}]", rung.ttft_s, "s"),
-            Row(f"second_token_gap_p50_s[{name}]", rung.second_token_gap_s, "s"),
+            Row(f"ttft_p50_s[{name}]", ttft_s, "s"),
+            Row(f"second_token_gap_p50_s[{name}]", gap_s, "s"),
             Row(f"tokens_per_s[{name}]", rung.tokens_per_s, "tokens/s"),
             Row(f"tokens_equal[{name}]", same, "", 1, at_most=False),
         ]

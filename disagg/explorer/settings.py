@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from disagg.plan.checks import short
 from disagg.plan.config import POLICIES, PRESETS, Config
@@ -111,10 +112,11 @@ class ExplorerSettings:
         for name, text in given.items():
             if name not in CONTROLS or not isinstance(text, str):
                 raise ConfigError(f"setting {short(name)} is unknown; known: {', '.join(CONTROLS)}")
-        return cls(**{
+        chosen: dict[str, Any] = {
             name: control.read(name, given[name]) if name in given else control.default
             for name, control in CONTROLS.items()
-        })  # fmt: skip
+        }
+        return cls(**chosen)
 
     @property
     def config(self) -> Config:

@@ -81,7 +81,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _times(metrics: Metrics) -> list[tuple[str, str]]:
     def both(found: Percentiles) -> str:
-        return "none" if found.p50 is None else f"{milliseconds(found.p50)}; {milliseconds(found.p99)}"
+        if found.p50 is None or found.p99 is None:
+            return "none"
+        return f"{milliseconds(found.p50)}; {milliseconds(found.p99)}"
 
     return [
         ("TTFT, half and 99 % of the requests within", both(metrics.ttft_s)),

@@ -56,7 +56,7 @@ class CheckedSimulation(FaultySimulation):
         self.state.on_move.append(self._moved)
         self.carried: dict[Copy, dict[tuple[int, int], Content | None]] = {}  # what copies under way have read
         self.running: dict[tuple[cmd.Worker, int], Rows] = {}  # by decode worker and step
-        self.commands: list[object] = []
+        self.commands: list[cmd.Command] = []
         self._changed: dict[str, None] = {}  # pools with a move in this event
         self._pools = {pool.name: pool for pool in self.state.pools()}
 
@@ -102,7 +102,7 @@ class CheckedSimulation(FaultySimulation):
         ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
         return self.seen + self.state.counts + self.faults.struck + ends
 
-    def take(self, event: object) -> None:
+    def take(self, event: ev.Event) -> None:
         """One event into the controller, and every check after it."""
         if isinstance(event, (ev.Stepped, ev.StepFailed)):
             for request, context, blocks in self.running.pop((event.worker, event.step), ()):
@@ -127,7 +127,7 @@ class CheckedSimulation(FaultySimulation):
 
     # ---- commands ----------------------------------------------------------------------------------------------------
 
-    def obey(self, command: object) -> None:
+    def obey(self, command: cmd.Command) -> None:
         self.commands.append(command)
         self.monitor.obey(self.now_ns, command)
         if isinstance(command, cmd.Ended):

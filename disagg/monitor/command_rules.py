@@ -11,7 +11,7 @@ class CommandRules:
     def __init__(self, log: LogView) -> None:
         self.log = log
 
-    def obey(self, command: object) -> None:
+    def obey(self, command: cmd.Command) -> None:
         """A command of the controller, before it is carried out."""
         log = self.log
         match command:

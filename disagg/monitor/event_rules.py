@@ -13,7 +13,7 @@ class EventRules:
     def __init__(self, log: LogView) -> None:
         self.log = log
 
-    def hear(self, event: object) -> str:
+    def hear(self, event: ev.Event) -> str:
         """Before the controller handles the event: the detector to blame if a stray changes anything, else ""."""
         log = self.log
         match event:

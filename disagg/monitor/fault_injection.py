@@ -32,7 +32,7 @@ class Died(BaseException):
 class Injection(Seams):
     """One engine's plan. Any thread may ask; `hurt` are the requests that a fault may fail."""
 
-    def __init__(self, plan: FaultPlan, put: Callable[[object], None]) -> None:
+    def __init__(self, plan: FaultPlan, put: Callable[[ev.Event], None]) -> None:
         super().__init__(put)
         self.plan = plan
         self.hurt: set[int] = set()
@@ -48,7 +48,7 @@ class Injection(Seams):
 
     # ---- seams -------------------------------------------------------------------------------------------------------
 
-    def post(self, event: object) -> None:
+    def post(self, event: ev.Event) -> None:
         """The way into the inbox."""
         arriving = [event]
         if isinstance(event, ev.Landed) and self.strike("landing") == "lose":

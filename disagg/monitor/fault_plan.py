@@ -87,7 +87,7 @@ class FaultPlan:
             die -= rate
         return None
 
-    def injection(self, put: Callable[[object], None]) -> "Injection":
+    def injection(self, put: Callable[[ev.Event], None]) -> "Injection":
         """The seams of a real engine, on which this plan strikes; `put` takes events into the engine's inbox."""
         from disagg.monitor.fault_injection import Injection  # which needs threads
 

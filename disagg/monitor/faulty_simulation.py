@@ -32,7 +32,7 @@ class FaultySimulation(SimulatedEngine):
         self, config: Config, speeds: WorkTimes, steps_in_flight: int, seed: int, faults: FaultPlan, record: bool
     ) -> None:
         super().__init__(config, speeds, steps_in_flight, record)
-        self.log: list[tuple[int, object]] = []  # (when, event): the controller's only input
+        self.log: list[tuple[int, ev.Event]] = []  # (when, event): the controller's only input
         self.order, self.faults = random.Random(seed), faults
         self.jobs: dict[int, Job] = {}
         self.computing: dict[tuple[cmd.Worker, int], list[int]] = {}  # (worker, pass or step) → its requests
@@ -62,7 +62,7 @@ class FaultySimulation(SimulatedEngine):
 
     # ---- the inbox ---------------------------------------------------------------------------------------------------
 
-    def deliver(self, event: object) -> None:
+    def deliver(self, event: ev.Event) -> None:
         """An event on its way to the controller, where the plan may strike it."""
         if self.controller.broken:
             return
@@ -73,7 +73,7 @@ class FaultySimulation(SimulatedEngine):
             event = struck
         self.take(event)
 
-    def take(self, event: object) -> None:
+    def take(self, event: ev.Event) -> None:
         """One event into the controller."""
         match event:
             case ev.Prefilled() | ev.PassFailed():
@@ -96,7 +96,7 @@ class FaultySimulation(SimulatedEngine):
                     for request in list(records):
                         self.cancel(request)
 
-    def _strike(self, event: object) -> object | None:
+    def _strike(self, event: ev.Event) -> ev.Event | None:
         """The event, a failure in its place, or None for a notice that gets lost or comes later."""
         faults = self.faults
         match event:
@@ -116,7 +116,7 @@ class FaultySimulation(SimulatedEngine):
             return ev.WorkerDied(event.worker, "fault: request " + ", ".join(map(str, self.state.records)))
         return self._strike_notice(event) if isinstance(event, NOTICES) else event
 
-    def _strike_notice(self, event: object) -> object | None:
+    def _strike_notice(self, event: ev.Event) -> ev.Event | None:
         match self.faults.strike("notice"):
             case "twice":
                 self.at(self.now_ns + self.faults.pick([0, 100, 1000]), self.take, event)

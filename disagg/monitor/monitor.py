@@ -36,12 +36,12 @@ class Monitor:
         self._events, self._commands = EventRules(log), CommandRules(log)
         self.broken = False
         self.strays = 0  # notices that are repeats, late, or of a transfer, pass or step that is not open
-        self._tail: deque[tuple[int, object]] = deque(maxlen=TAIL)
+        self._tail: deque[tuple[int, ev.Event | cmd.Command]] = deque(maxlen=TAIL)
         self._blame = ""  # the detector whose rule is broken if this event changes anything
         self._freed: list[BlockMove] = []
         self._settled = True
 
-    def hear(self, now_ns: int, event: object) -> None:
+    def hear(self, now_ns: int, event: ev.Event) -> None:
         """Before the controller takes an event."""
         self.settle()
         self.log.now_ns, self._settled = now_ns, False
@@ -70,7 +70,7 @@ class Monitor:
                 self.log.check_landed(view, f"blocks of {move.pool} count as landed", move.blocks)
         self.blocks.moved(move)
 
-    def obey(self, now_ns: int, command: object) -> None:
+    def obey(self, now_ns: int, command: cmd.Command) -> None:
         """A command of the controller, before it is carried out."""
         self._tail.append((now_ns, command))
         if self.broken:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from disagg.plan.commands import Decode, Prefill
+from disagg.plan.events import Event
 from disagg.plan.transfer_scheduler import Copy
 
 
 class Seams:
     """Of one engine; any of its threads may call. `put` takes an event into the engine's inbox."""
 
-    def __init__(self, put: Callable[[object], None]) -> None:
+    def __init__(self, put: Callable[[Event], None]) -> None:
         self._put = put
 
-    def post(self, event: object) -> None:
+    def post(self, event: Event) -> None:
         """The way of every event into the inbox."""
         self._put(event)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Never, Protocol
 
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
 from disagg.plan.describe import command_in_words, event_in_words
 
 
@@ -35,8 +37,8 @@ class Report(Protocol):
     def __call__(self, detector: str, what: str, request: int | None = None, blocks: Iterable[int] = ()) -> Never: ...
 
 
-def entry_in_words(now_ns: int, entry: object) -> str:
+def entry_in_words(now_ns: int, entry: ev.Event | cmd.Command) -> str:
     """A line of the log: an event, or a command it led to."""
-    if type(entry).__module__.endswith("events"):
+    if isinstance(entry, ev.Event):
         return f"{now_ns / 1e6:.4f} ms: {event_in_words(entry)}"
     return f"    → {command_in_words(entry)}"

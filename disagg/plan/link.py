@@ -134,7 +134,7 @@ class LaneName(NamedTuple):
     """One direction of one device's link. `index` counts prefill devices for direct and down, else decode devices."""
 
     role: LaneRole
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
 
     def __str__(self) -> str:
         return f"{self.role} {self.index}"

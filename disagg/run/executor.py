@@ -80,7 +80,7 @@ class Executor:
             return prefill, DecodeStage(model, cache, reports)
         return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, graphs, reports, bool(self.parts))
 
-    def obey(self, command: object) -> None:
+    def obey(self, command: cmd.Command) -> None:
         """Hands on what is for a worker or the transfers; other commands are for handles and the recorder."""
         match command:
             case cmd.Prefill() | cmd.Decode():

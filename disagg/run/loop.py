@@ -12,12 +12,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
-from disagg.monitor.monitor import InvariantViolation, Monitor
+from disagg.monitor.monitor import Monitor
 from disagg.monitor.seams import Seams
+from disagg.monitor.violation import InvariantViolation
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
@@ -59,6 +60,9 @@ class Call(NamedTuple):
     changes: bool = False
 
 
+Item: TypeAlias = "ev.Event | Call | EngineLoop | None"  # of the inbox: the loop itself abandons, None ends it
+
+
 class EngineLoop:
     """Does not know the `Engine` that users hold, so that an engine without references can be collected and end it."""
 
@@ -67,11 +71,11 @@ class EngineLoop:
         config: Config,
         model: Model,
         progress: Callable[[str], None],
-        make_seams: Callable[[Callable[[object], None]], Seams],
+        make_seams: Callable[[Callable[[ev.Event], None]], Seams],
     ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
         self.config, self.model = config, model
-        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.seams = make_seams(self._inbox.put)
         self._post = self.seams.post
         shape, block_size = model.shape, config.block_size
@@ -109,7 +113,7 @@ class EngineLoop:
         self._ended = True  # its thread does not take from the inbox: not yet, or not any more
         self._began = Latch()  # the thread looks into the inbox
         self._seen_ns = now_ns()  # when the clock was last looked at
-        self._late: deque = deque()  # an item that came after a stretch of lost time, which goes first
+        self._late: deque[Item] = deque()  # an item that came after a stretch of lost time, which goes first
         self._thread = Joinable(target=self._run, name="disagg engine")
 
     def start(self) -> None:
@@ -252,7 +256,7 @@ class EngineLoop:
         self._began.set()
         try:
             while (item := self._next()) is not None:
-                if item is self:
+                if isinstance(item, EngineLoop):
                     abandoned = True
                     self.executor.stop()
                     self._inbox.put(None)  # behind the last events of workers and lanes
@@ -306,7 +310,7 @@ class EngineLoop:
             call.answer.put((None, EngineError(f"this engine is broken and must be rebuilt: {self.broken}")))
             raise
 
-    def _take(self, event: object) -> None:
+    def _take(self, event: ev.Event) -> None:
         """One event into the controller, and its commands carried out."""
         now = self._seen_ns if threading.current_thread() is self._thread else now_ns()
         self.recorder.hear(now, event)
@@ -318,7 +322,7 @@ class EngineLoop:
             self._obey(command)
         self.seams.after_event(self)
 
-    def _decide(self, event: object, now: int) -> list:
+    def _decide(self, event: ev.Event, now: int) -> list[cmd.Command]:
         """What the controller makes of an event, heard by the detectors on both sides."""
         watch = self.detectors
         watch.hear(now, event)
@@ -330,7 +334,7 @@ class EngineLoop:
             watch.watchdog(now)
         return commands
 
-    def _next(self) -> object:
+    def _next(self) -> Item:
         """The inbox's next item; a Tick where a deadline comes first, and before both the time that was lost.
 
         Between two looks at the clock lies a beat, and what the first led to. Where far more has passed, this process
@@ -344,7 +348,7 @@ class EngineLoop:
             deadline, since = self.controller.state.next_deadline_ns, self._seen_ns
             wait = None if deadline is None else min(beat, max(0, deadline - now_ns()) / 1e9)
             try:
-                item = self._inbox.get(timeout=wait)
+                item: Item = self._inbox.get(timeout=wait)
             except queue.Empty:
                 item = ev.Tick()
             now = self._seen_ns = now_ns()
@@ -354,7 +358,7 @@ class EngineLoop:
             if not isinstance(item, ev.Tick) or deadline is None or now >= deadline:
                 return item
 
-    def _obey(self, command: object) -> None:
+    def _obey(self, command: cmd.Command) -> None:
         """The executor's part first, then what is for handles and the recorder."""
         self.executor.obey(command)
         match command:

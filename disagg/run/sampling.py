@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from disagg.plan.events import RequestFailed
+from disagg.plan.events import Event, RequestFailed
 from disagg.plan.request import Sampling
 from disagg.plan.spans import Span
 
@@ -15,7 +15,7 @@ class Reports(NamedTuple):
     """Where workers report, from any thread: `post` takes events, `keep` logits [vocab] that a request asked for,
     `record` spans, and `progress` a line about what takes long at the start."""
 
-    post: Callable[[object], None]
+    post: Callable[[Event], None]
     keep: Callable[[int, torch.Tensor], None]
     record: Callable[[Span], None]
     progress: Callable[[str], None]

@@ -20,7 +20,7 @@ from disagg.monitor.seams import Seams
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.events import WorkerDied
+from disagg.plan.events import Event, WorkerDied
 from disagg.plan.link import LaneName
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
@@ -52,7 +52,7 @@ class Transfers:
         self,
         config: Config,
         caches: dict[Worker, KVCache],
-        post: Callable[[object], None],
+        post: Callable[[Event], None],
         record: Callable[[Span], None],
         parts: dict[str, Part] | None = None,
         seams: Seams | None = None,

@@ -6,12 +6,13 @@ Where steps are only launched, a second thread waits for their ends, so that the
 import queue
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
-from disagg.plan.events import PassFailed, StepFailed, WorkerDied
+from disagg.plan.events import PassFailed, Prefilled, StepFailed, Stepped, WorkerDied
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.device import own_stream
 from disagg.run.gpu.decode_graph import GraphDecodeStage, Launched
@@ -23,6 +24,7 @@ from disagg.run.sampling import Reports
 from disagg.run.threads import Joinable, Latch
 
 AnyDecodeStage = DecodeStage | GraphDecodeStage
+Answer = TypeVar("Answer")
 
 
 class WorkerThread:
@@ -111,7 +113,7 @@ class WorkerThread:
             self._ready.set()
         return True
 
-    def _begin(self, command: Prefill | Decode) -> object:
+    def _begin(self, command: Prefill | Decode) -> Prefilled | Stepped | Launched:
         self._seams.work(command)
         if isinstance(command, Prefill):
             assert self.prefill is not None
@@ -133,7 +135,7 @@ class WorkerThread:
         except BaseException as error:
             self._post(WorkerDied(self.name, in_words(error)))
 
-    def _carry_out(self, command: Prefill | Decode, act: Callable[[], object]) -> object:
+    def _carry_out(self, command: Prefill | Decode, act: Callable[[], Answer]) -> Answer | PassFailed | StepFailed:
         """What `act` gives, or the event of its failure: what the model raises fails its batch and nothing else."""
         try:
             return act()

@@ -186,6 +186,7 @@ def _requests(engine: Engine, asked: Sequence[tuple[int, int]]) -> list[Request]
     """All at once, as long as the engine's memories allow."""
     config, dice = engine.config, random.Random(len(asked))
     longer, more = (1, 1) if config.decode_device == "cpu" else (8, 4)
+    assert config.prefill_blocks is not None and config.decode_blocks is not None, "an engine fills in what was open"
     room = min(config.prefill_blocks, config.decode_blocks) * config.block_size // 2
     words = range(min(1000, engine.model.vocab_size))
     lengths = [*asked] * (more if len(asked) > 1 else 1)

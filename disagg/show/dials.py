@@ -19,7 +19,7 @@ class Dials:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         config, wide = engine.config, ipywidgets.Layout(width="290px")
-        self._choices = {
+        self._choices: dict[str, tuple[list, Callable[[Any], str], str]] = {
             "link": (with_now(SPEEDS, config.link), link_name, "Speed of the emulated wire"),
             "bins": (with_now(BINS, config.bins), bins_name, "Rows of like length share a step"),
             "policy": (list(POLICIES), str, "Who is served first"),
@@ -30,11 +30,11 @@ class Dials:
             now = values.index(getattr(config, name))
             look = dict(description=name, tooltip=tip, layout=wide)
             self.controls[name] = ipywidgets.Dropdown(options=options, value=now, **look)
-        for name, words, tip in (
+        for name, label, tip in (
             ("decode_blocks", "blocks", "Blocks of the decode pool that may be used"),
             ("max_batch", "batch", "Most rows of a decode step"),
         ):
-            most, look = getattr(config, name), dict(description=words, tooltip=tip, layout=wide)
+            most, look = getattr(config, name), dict(description=label, tooltip=tip, layout=wide)
             self.controls[name] = ipywidgets.IntSlider(value=most, min=1, max=most, continuous_update=False, **look)
         self.box = ipywidgets.HBox(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
 

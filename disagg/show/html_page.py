@@ -8,6 +8,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -32,7 +33,7 @@ COLOUR_OF_LINE = {
 OTHER = "#888888"
 
 
-def to_html(run: Run, path: str | Path) -> Path:
+def to_html(run: Run, path: str | os.PathLike[str]) -> Path:
     """Writes the page, whole or not at all. FileError where it can't."""
     path = Path(path)
     with whole(path) as file:

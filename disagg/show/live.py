@@ -9,6 +9,7 @@ student can stop and turn is in `disagg.show.player`.
 import base64
 import threading
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from disagg.plan.request import Request, listed
 from disagg.run.clock import now_ns
@@ -21,6 +22,9 @@ from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace.recorder import gauges
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
+
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
 
 WINDOW_MS = 6000.0
 LINES = 8  # requests whose text is shown
@@ -126,6 +130,7 @@ class Serving:
         self._thread.join()
         if self._error is not None:
             raise self._error
+        assert self._run is not None, "a thread that ends without an error has served"
         return self._run
 
 
@@ -153,7 +158,8 @@ class Open:
         timeline, seen = look.tape.timeline, set(look.results)
         spans = [span for span in timeline.spans.copy() if seen & set(span.requests)]
         start = min((result.arrival_ns for result in look.results.values()), default=look.tape.origin_ns)
-        marks, moves = ([e for e in entries.copy() if e.at_ns >= start] for entries in (timeline.marks, timeline.moves))
+        marks = [mark for mark in timeline.marks.copy() if mark.at_ns >= start]
+        moves = [move for move in timeline.moves.copy() if move.at_ns >= start]
         run = self._engine.recorded(list(look.results.values()))
         run.timeline = Timeline(spans, start, marks, moves, timeline.devices, timeline.sizes)
         return run
@@ -163,7 +169,8 @@ class Screen:
     """One display that is drawn again and again under the same plain text; outside a notebook, that text once."""
 
     def __init__(self, words: str) -> None:
-        self._words, self._handle = words, None
+        self._words = words
+        self._handle: DisplayHandle | None = None
         self._shown = in_notebook()
         if not self._shown:
             print(words)

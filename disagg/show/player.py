@@ -200,9 +200,11 @@ class Player(InCell):
             speeds[f"{self.playhead.speed:g}"] = self.playhead.speed
         options = [(name, index) for index, name in enumerate(speeds)]  # None can't be an option's value
         self._speeds = list(speeds.values())
-        tip, layout = "Slow motion of the recording", ipywidgets.Layout(width="180px")
-        self.speed = ipywidgets.Dropdown(options=options, value=self._speeds.index(self.playhead.speed))
-        self.speed.description, self.speed.tooltip, self.speed.layout = "speed", tip, layout
+        slow = dict(
+            description="speed", tooltip="Slow motion of the recording", layout=ipywidgets.Layout(width="180px")
+        )
+        now = self._speeds.index(self.playhead.speed)
+        self.speed = ipywidgets.Dropdown(options=options, value=now, **slow)
         self.speed.observe(lambda change: self.wish(partial(self._set_speed, change.new)), "value")
         look = dict(description="time", tooltip="Move the playhead", layout=ipywidgets.Layout(width="600px"))
         self.time = ipywidgets.IntSlider(min=0, max=PARTS, readout=False, **look)

@@ -18,9 +18,10 @@ from disagg.trace.results import Run
 SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
 
 LINES, COLUMNS = 4, 110
+Dial = Link | str | float | tuple | None  # what `Config.link` takes
 
 
-def link_name(link: object) -> str:
+def link_name(link: Dial) -> str:
     """2e6 as "2 MB/s"; a Link, a preset's name, or None for no limit."""
     match link:
         case None:
@@ -109,9 +110,9 @@ class LinkSlider(InCell):
 
     def __init__(
         self,
-        run_with_link: Callable[[object], Run],
+        run_with_link: Callable[[Dial], Run],
         values: Sequence = SPEEDS,
-        value: object = 20e6,
+        value: Dial = 20e6,
         draw: Callable[[Run], Picture] | None = None,
     ) -> None:
         if value not in values:
@@ -132,7 +133,7 @@ class LinkSlider(InCell):
         self.button.on_click(lambda button: self.run())
 
     @property
-    def link(self) -> object:
+    def link(self) -> Dial:
         return self._values[self.slider.value]
 
     def run(self) -> None:

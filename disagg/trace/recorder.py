@@ -6,19 +6,20 @@ recorded has a recording of its own beside them. Everything but `span` is called
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
+from disagg.plan.events import Event
 from disagg.plan.preemption import Choice
 from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.results import Result, Run
-from disagg.trace.timeline import Timeline
+from disagg.trace.timeline import Kept, Timeline
 
 BETWEEN_RUNS = 10_000  # entries of each kind kept for requests that belong to no run
 
@@ -27,7 +28,7 @@ class Recording:
     """A timeline, the log of events and the choices made, from one instant on; the last `most` of each, or all."""
 
     def __init__(self, most: int | None, start_ns: int, devices: dict[str, str], sizes: dict[str, int]) -> None:
-        make: Callable[[], MutableSequence[Any]] = list if most is None else partial(deque, maxlen=most)
+        make: Callable[[], Kept[Any]] = list if most is None else partial(deque, maxlen=most)
         self.most = most
         self.log, self.choices, self.moves = make(), make(), make()
         self.timeline = Timeline(make(), start_ns, make(), self.moves, devices, sizes)
@@ -95,7 +96,7 @@ class Recorder:
         for recording in self._kept:
             recording.timeline.spans.append(span)
 
-    def hear(self, now_ns: int, event: object) -> None:
+    def hear(self, now_ns: int, event: Event) -> None:
         """Logs an event before the controller takes it; the moves of blocks that follow get its time."""
         self._now_ns = now_ns
         for recording in self._kept:

@@ -5,9 +5,10 @@ union of copies during which a prefill pass ran. E, exposed: from token 1 to the
 """
 
 import os
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.trace import archive, perfetto
@@ -15,6 +16,9 @@ from disagg.trace.archive import Recording
 from disagg.trace.index import Index, places_of
 from disagg.trace.intervals import intersection, length, union
 from disagg.trace.law import Law
+
+T = TypeVar("T")
+Kept = list[T] | deque[T]  # all entries, or the last of them
 
 
 class Overlap(NamedTuple):
@@ -36,10 +40,10 @@ class Overlap(NamedTuple):
 class Timeline:
     """What was recorded while requests were served; workers append, views read."""
 
-    spans: MutableSequence[Span] = field(default_factory=list)
+    spans: Kept[Span] = field(default_factory=list)
     start_ns: int = 0
-    marks: MutableSequence[Mark] = field(default_factory=list)
-    moves: MutableSequence[BlockMove] = field(default_factory=list)
+    marks: Kept[Mark] = field(default_factory=list)
+    moves: Kept[BlockMove] = field(default_factory=list)
     devices: dict[str, str] = field(default_factory=dict)  # worker, lane or memory → the device or link it stands on
     sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
     _index: tuple[tuple[object, ...], Index] | None = field(default=None, repr=False, compare=False)

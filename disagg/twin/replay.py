@@ -7,19 +7,21 @@ Notebook: notebooks/06_twin_and_claims.ipynb.
 
 from collections.abc import Iterable
 
+from disagg.plan.commands import Command
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
+from disagg.plan.events import Event
 
 
 def replay(
     config: Config,
-    log: Iterable[tuple[int, object]],
+    log: Iterable[tuple[int, Event]],
     *,
     layers: int,
     token_bytes: int,
     steps_in_flight: int = 1,
     pads: bool = True,
-) -> list[tuple[int, object]]:
+) -> list[tuple[int, Command]]:
     """(ns, command) of a controller that has heard nothing before. `config` must have its block counts filled in."""
     controller = Controller(config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight, pads=pads)
     return [(now_ns, command) for now_ns, event in log for command in controller.handle(event, now_ns)]

@@ -187,7 +187,7 @@ class SimulatedEngine(VirtualClock):
         self.traffic.on_ring = _ignore_ring
         self.controller.state.on_move.clear()
 
-    def deliver(self, event: object) -> None:
+    def deliver(self, event: ev.Event) -> None:
         """The inbox: one event into the controller, its commands carried out."""
         self.recorder.hear(self.now_ns, event)
         commands = self.controller.handle(event, self.now_ns)
@@ -196,7 +196,7 @@ class SimulatedEngine(VirtualClock):
             self.obey(command)
         self.drive_lanes()
 
-    def obey(self, command: object) -> None:
+    def obey(self, command: cmd.Command) -> None:
         """Carries a command out. Those that are not here concern real workers alone."""
         match command:
             case cmd.Emit():

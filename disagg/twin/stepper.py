@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
 from disagg.plan.blocks import BlockPool
 from disagg.plan.config import Config
 from disagg.plan.describe import command_in_words, event_in_words
@@ -55,10 +57,10 @@ class SteppedEngine(SimulatedEngine):
     moments: list[Moment] | None = None
     delivered = 0
 
-    def deliver(self, event: object) -> None:
+    def deliver(self, event: ev.Event) -> None:
         reasons: list[Any] = []
         self.controller.state.reasons = reasons
-        commands: list[object] = []
+        commands: list[cmd.Command] = []
         self._obeyed = commands
         super().deliver(event)
         if self.moments is not None:
@@ -67,7 +69,7 @@ class SteppedEngine(SimulatedEngine):
             self.moments.append(Moment(self.delivered, self.now_ns, event_words, why, what, state))
         self.delivered += 1
 
-    def obey(self, command: object) -> None:
+    def obey(self, command: cmd.Command) -> None:
         self._obeyed.append(command)
         super().obey(command)
 

@@ -92,6 +92,7 @@ class LabWorld(SimulatedEngine):
         self._fails, self._twice = self._drawn(scene.fails), self._drawn(scene.twice)
         self._ends = self._landings = 0  # copies ended, landings reported
         for number, request in enumerate(scene.requests):
+            assert not isinstance(request.prompt, str), "a scene's prompts are token ids"
             prompt, new, arrival = tuple(request.prompt), request.max_new_tokens, round(request.arrival_s * 1e9)
             if self._dice is not None:  # shorter ones fit as well
                 prompt, new = prompt[: self._dice.randint(1, len(prompt))], self._dice.randint(1, new)
@@ -120,7 +121,7 @@ class LabWorld(SimulatedEngine):
         self.deliver(ev.Tick())
         return True
 
-    def deliver(self, event: Any) -> None:
+    def deliver(self, event: ev.Event) -> None:
         super().deliver(event)
         if isinstance(event, ev.Landed):
             self._landings += 1
@@ -144,10 +145,10 @@ class Listener:
         self.watch, self._keeps = Monitor(controller.state.config, layers=layers), keeps
         self.breach: InvariantViolation | None = None
         self._handle = controller.handle
-        controller.handle = self.handle
+        controller.handle = self.handle  # type: ignore[method-assign]  # of this controller alone
         controller.state.on_move.append(self._moved)  # a real engine has detectors of its own, which are called first
 
-    def handle(self, event: Any, now_ns: int) -> list:
+    def handle(self, event: ev.Event, now_ns: int) -> list[cmd.Command]:
         self._check(self.watch.hear, now_ns, event)
         commands = self._handle(event, now_ns)
         for command in commands:
@@ -273,7 +274,7 @@ class Streams:
             counts = {PREFILL: 11, DECODE: 13, HOST: HOST_BLOCKS}
             caches = {worker: KVCache(self.shape, count, BLOCK) for worker, count in counts.items()}
             sizes = dict(prefill_blocks=11, decode_blocks=13, host_blocks=HOST_BLOCKS, layers_per_copy=1)
-            config = Config(route=self.route, block_size=BLOCK, chunk_tokens=16, **sizes)
+            config = Config(route=self.route, block_size=BLOCK, chunk_tokens=16).replace(**sizes)
             reader = LandedReader(caches[DECODE], self.onto, self._data())
             transfers = Transfers(config, caches, reader.hear, lambda span: None)
             transfers.start()

@@ -6,6 +6,7 @@ Workers append to the timeline while it is read: whole lists are copied, which t
 from array import array
 from collections.abc import Iterable
 from itertools import takewhile
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.show.plots.palette import COLOUR_OF, COLOURS
 from disagg.show.plots.summaries import row_names
-from disagg.trace.timeline import Timeline
+from disagg.trace.timeline import Kept, Timeline
+
+T = TypeVar("T")
 
 
 class Tape:
@@ -42,7 +45,7 @@ class Tape:
             times.append(self.ms(mark.at_ns))
             values.append(mark.value)
 
-    def _newer(self, name: str, entries: list) -> list:
+    def _newer(self, name: str, entries: Kept[T]) -> list[T]:
         last = self._last.get(name)
         fresh = list(takewhile(lambda entry: entry is not last, reversed(entries.copy())))[::-1]
         if fresh:

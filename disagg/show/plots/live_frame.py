@@ -15,6 +15,7 @@ from math import floor
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
@@ -54,6 +55,8 @@ class Frame:
         tall, low = ROW_IN * max(1, len(rows)), GAUGE_IN * len(gauges)
         self.height_in = TOP_IN + tall + GAP_IN + low + BOTTOM_IN
         self.figure = draw.blank(self.height_in)
+        assert isinstance(self.figure.canvas, FigureCanvasAgg)
+        self._canvas = self.figure.canvas
         self._spans = self._axes(BOTTOM_IN + low + GAP_IN, tall, list(rows.values()))
         self._counts = self._axes(BOTTOM_IN, low, short_names(gauges)) if gauges else None
         self._make_artists()
@@ -63,9 +66,10 @@ class Frame:
     def png(self, tape: Tape, at_ms: float, window_ms: float | None, lines: tuple[str, ...] = ()) -> bytes:
         """The last `window_ms` before the playhead, or all; lines of text stand under the picture as they are."""
         with short_turns():
-            self.draw(tape, at_ms, window_for(at_ms, window_ms))
-            image = Image.fromarray(np.asarray(self.figure.canvas.buffer_rgba())).convert("RGB")
-            image = self._with_text(image, tape, at_ms, lines).quantize(palette=palette(), dither=Image.Dither.NONE)
+            self.draw(tape, at_ms, window := window_for(at_ms, window_ms))
+            image = Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
+            image = self._with_text(image, tape, at_ms, window[1], lines)
+            image = image.quantize(palette=palette(), dither=Image.Dither.NONE)
             file = io.BytesIO()
             image.save(file, format="png", compress_level=1)
         return file.getvalue()
@@ -74,11 +78,11 @@ class Frame:
         """Everything of the window that began before the playhead."""
         if window != self._window:
             self._draw_background(window)
-        self.figure.canvas.restore_region(self._background)
+        self._canvas.restore_region(self._background)
         for kind in COLOURS:
             self._draw_boxes(kind, tape.boxes(kind, window[0], at_ms), window, at_ms)
         if self._counts is not None:
-            self._draw_gauges(tape, window, at_ms)
+            self._draw_gauges(self._counts, tape, window, at_ms)
         self._playhead.set_segments([[(at_ms, -len(self.rows)), (at_ms, 1)]])
         self._spans.draw_artist(self._playhead)
 
@@ -114,8 +118,8 @@ class Frame:
         for axes in filter(None, (self._spans, self._counts)):
             axes.set_xlim(window)
         time_axis(self._counts or self._spans, window, draw.FONT_PT, "since the start")
-        self.figure.canvas.draw()
-        self._background = self.figure.canvas.copy_from_bbox(self.figure.bbox)
+        self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(self.figure.bbox)
         self._window = window
         self._ms_per_px = (window[1] - window[0]) / self._spans.get_window_extent().width
 
@@ -127,14 +131,14 @@ class Frame:
         start, end, row = merged(start, end, boxes[:, 2], 4 * self._ms_per_px)
         width, corners = end - start, draw.boxes(start, end, -row - TALL / 2, -row + TALL / 2)
         self._boxes[kind].set_verts(corners)
-        self._boxes[kind].set_linewidths(np.where(width > 4 * self._ms_per_px, 0.8, 0.0))
+        self._boxes[kind].set_linewidth(np.where(width > 4 * self._ms_per_px, 0.8, 0.0).tolist())
         self._spans.draw_artist(self._boxes[kind])
         wide = corners[width > HATCH_PX * self._ms_per_px]
         if kind in self._hatched and len(wide):  # one path for all: a hatch costs as much for one box as for many
             self._hatched[kind].set_path(Path.make_compound_path_from_polys(wide))
             self._spans.draw_artist(self._hatched[kind])
 
-    def _draw_gauges(self, tape: Tape, window: tuple[float, float], at_ms: float) -> None:
+    def _draw_gauges(self, axes: Axes, tape: Tape, window: tuple[float, float], at_ms: float) -> None:
         fills = []
         for row, name in enumerate(self.gauges):
             times, values = tape.steps(name, window[0], at_ms)
@@ -142,9 +146,11 @@ class Frame:
             if len(times):
                 fills.append(staircase(times, values / most, at_ms, -row - 0.42, 0.8))
         self._fills.set_verts(fills)
-        self._counts.draw_artist(self._fills)
+        axes.draw_artist(self._fills)
 
-    def _with_text(self, image: Image.Image, tape: Tape, at_ms: float, lines: tuple[str, ...]) -> Image.Image:
+    def _with_text(
+        self, image: Image.Image, tape: Tape, at_ms: float, end_ms: float, lines: tuple[str, ...]
+    ) -> Image.Image:
         """Values beside their gauges, and lines under the picture, set by Pillow: ten times as fast, and no markup."""
         if lines:
             taller = Image.new("RGB", (image.width, image.height + LINE_PX * len(lines) + 8), "white")
@@ -152,9 +158,10 @@ class Frame:
             image = taller
         pen = ImageDraw.Draw(image)
         height = DPI * self.height_in
-        for row, name in enumerate(self.gauges):
-            x, y = self._counts.transData.transform((self._window[1], -row))
-            pen.text((x + 8, height - y), gauge_words(tape, name, at_ms), fill=INK, font=_font(), anchor="lm")
+        if self._counts is not None:
+            for row, name in enumerate(self.gauges):
+                x, y = self._counts.transData.transform((end_ms, -row))
+                pen.text((x + 8, height - y), gauge_words(tape, name, at_ms), fill=INK, font=_font(), anchor="lm")
         for row, line in enumerate(lines):
             pen.text((12, height + LINE_PX * row), line, fill=INK, font=_font())
         return image

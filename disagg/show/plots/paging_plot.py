@@ -47,13 +47,13 @@ def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Pict
     """Both costs of a preemption over the tokens of the request; shaded where it is cheaper to spill."""
     size, choices = draw.font_size(projector), sorted(choices, key=lambda choice: choice.tokens)
     figure, axes = _axes(size, projector, 3.4)
-    tokens = [choice.tokens for choice in choices]
+    tokens, costs = [choice.tokens for choice in choices], {}
     for name, attribute, (colour, dash) in (
         ("spill and fetch", "spill_ns", ("paging", "-")),
         ("compute again", "recompute_ns", ("prefill", "--")),
     ):
-        costs = [getattr(choice, attribute) / 1e6 for choice in choices]
-        axes.plot(tokens, costs, dash, color=COLOURS[colour], linewidth=2.4, label=name)
+        costs[name] = [getattr(choice, attribute) / 1e6 for choice in choices]
+        axes.plot(tokens, costs[name], dash, color=COLOURS[colour], linewidth=2.4, label=name)
     for choice, after in zip(choices, [*tokens[1:], tokens[-1]], strict=True):
         if choice.arm is Arm.SPILL:
             axes.axvspan(choice.tokens - 0.5, after - 0.5, color=COLOURS["paging"], alpha=0.12, linewidth=0, zorder=0)
@@ -61,10 +61,10 @@ def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Pict
     axes.set_ylim(0)
     _words(axes, "tokens of context (shaded: it is cheaper to spill)", "ms", size)
     finding = _costs_words(choices)
-    last = choices[-1]
+    spill_ms, again_ms = (line[-1] for line in costs.values())
     alt = (
-        f"Two lines of cost over the length of the context. {finding} At {last.tokens} tokens: "
-        f"{last.spill_ns / 1e6:.0f} ms to spill and fetch, {last.recompute_ns / 1e6:.0f} ms to compute again."
+        f"Two lines of cost over the length of the context. {finding} At {tokens[-1]} tokens: "
+        f"{spill_ms:.0f} ms to spill and fetch, {again_ms:.0f} ms to compute again."
     )
     return Picture(figure, alt, finding)
 

@@ -26,13 +26,13 @@ def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     axes = draw.room(figure, 0.075 * size, 0.05 * size, 0.035 * size)
     front, measured = found.front, [trial for trial in found.trials if trial.per_s]
     line = draw.look(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
-    axes.plot([t.cost for t in front], [t.per_s for t in front], **line)
+    axes.plot([t.cost for t in front], [t.goodput for t in front], **line)
     for colocated, (marker, label) in KINDS.items():
         if some := [t for t in measured if t.config.colocated == colocated]:
             look = draw.look(markersize=0.75 * size, color="white", markeredgecolor=INK, markeredgewidth=1.8)
-            axes.plot([t.cost for t in some], [t.per_s for t in some], marker, label=label, zorder=3, **look)
+            axes.plot([t.cost for t in some], [t.goodput for t in some], marker, label=label, zorder=3, **look)
     for trial in front:
-        at, by = (trial.cost, trial.per_s), (-0.7 * size, 0.2 * size)
+        at, by = (trial.cost, trial.goodput), (-0.7 * size, 0.2 * size)
         draw.note(axes, trial.arrangement, at, by, size, ha="right", va="bottom")
     _frame(axes, measured, found, size)
     draw.legend(figure, size, ncols=3)
@@ -45,7 +45,7 @@ def _frame(axes: Axes, measured: list[Trial], found: Tuning, size: float) -> Non
     draw.plain(axes, size, across=True)
     most = max((trial.cost for trial in measured), default=1.0)
     axes.set_xlim(0, 1.08 * most)
-    axes.set_ylim(0, 1.15 * max((trial.per_s for trial in measured), default=1.0))
+    axes.set_ylim(0, 1.15 * max((trial.goodput for trial in measured), default=1.0))
     if not found.priced:
         axes.set_xticks(range(1, round(most) + 1))
     draw.names(axes, size, "cost, per hour" if found.priced else "cost, devices", "goodput, requests/s")
@@ -64,7 +64,7 @@ def front_in_words(found: Tuning) -> str:
     kind = "a split" if best.config.colocated else "no split"
     if other is None:
         return f"{words} With {kind}, nothing came near it."
-    return f"{words} With {kind}, {other.per_s / best.per_s:.0%} of that: {other.words}."
+    return f"{words} With {kind}, {other.goodput / best.goodput:.0%} of that: {other.words}."
 
 
 def front_rows(found: Tuning) -> list[tuple[str, ...]]:
@@ -114,7 +114,7 @@ def effort(found: Tuning) -> str:
 def as_json(found: Tuning, asked: dict) -> bytes:
     """All trials as rows, the front by their numbers, and what `workload` was asked for, so that each runs again."""
     asked = {**asked, "trace": None if asked["trace"] is None else asked["trace"].name}
-    content = {"workload": asked, "hardware": found.hardware.words, "slo": vars(found.slo)}
+    content: dict[str, object] = {"workload": asked, "hardware": found.hardware.words, "slo": vars(found.slo)}
     content |= {"requests": len(found.load.requests), "front": [found.trials.index(trial) for trial in found.front]}
     content["rows"] = [trial.row for trial in found.trials]
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
