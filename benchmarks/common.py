@@ -10,5 +10,5 @@ T = TypeVar("T")
 def known(value: T | None) -> T:
     """The value. ValueError where there is none: a percentile of nothing, or the law of a run without a hand-off."""
     if value is None:
-        raise ValueError("a value of this row is missing: the run has no request or hand-off that gives it")
+        raise ValueError("a value that the bench needs is missing: the run has no request or hand-off that gives it")
     return value
