@@ -3,16 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import day_process
+from benchmarks.common import Say
 from benchmarks.day_process import MODEL
 from disagg.plan.errors import EngineError
 from disagg.show.report import LeftOut, Row
 from disagg.twin.traces import read_trace
 
-Say = Callable[[str], None]
 SIZES = (1_000, 10_000, 100_000)
 HARDWARE = "2xA100"  # keeps up with the trace, a dozen rows in a step
 FASTER = "2xH100"  # takes a third more steps for the same tokens, because they are shorter

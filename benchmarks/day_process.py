@@ -35,7 +35,8 @@ def simulated(trace: Path, count: int, hardware: str) -> tuple[float, float, int
 
 def _repeated(arrivals: list[Arrival], count: int) -> list[Arrival]:
     """The first so many; where there are fewer, all of them once more behind the last one."""
-    long, found = arrivals[-1].at_s + 1.0, []
+    found: list[Arrival] = []
+    long = arrivals[-1].at_s + 1.0
     while len(found) < count:
         shift = long * (len(found) // len(arrivals))
         found += [arrival._replace(at_s=arrival.at_s + shift) for arrival in arrivals[: count - len(found)]]
@@ -45,7 +46,8 @@ def _repeated(arrivals: list[Arrival], count: int) -> list[Arrival]:
 def _peak_bytes() -> int:
     """Most resident memory so far. Linux counts a new program's from what started it, but for VmHWM."""
     with contextlib.suppress(OSError):
-        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(peak[1]) * 1024
     with contextlib.suppress(ImportError):  # Windows has none
         import resource
 

@@ -6,11 +6,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import Say
 from disagg.explorer.settings import ExplorerSettings
 from disagg.explorer.site import build
 from disagg.plan.errors import FileError
@@ -18,7 +19,6 @@ from disagg.show.report import LeftOut, Row
 from disagg.twin.replay import in_lines
 from disagg.twin.simulate import simulate
 
-Say = Callable[[str], None]
 CACHE, FOLDER = Path("build/cache"), Path("build/site")
 NAMES = ("explorer_first_picture_s", "explorer_first_answer_s", "explorer_answer_s", "explorer_logs_that_differ",
          "explorer_requests_outside")  # fmt: skip
@@ -58,6 +58,7 @@ def served(folder: Path) -> Iterator[str]:
     """Its address on 127.0.0.1, at a port that is free, as `make explorer` serves it."""
     command = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout  # it is a pipe
         try:
             yield f"http://127.0.0.1:{server.stdout.readline().partition(' port ')[2].split()[0]}/"
         finally:

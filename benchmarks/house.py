@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.common import Say
 from disagg.show.report import Row
 
 ROOT, TOPS = Path(__file__).parents[1], ("disagg", "benchmarks", "tests")
@@ -166,7 +167,7 @@ def printed(root: Path, tool: str, *words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def suite(say: Callable[[str], None], root: Path = ROOT) -> Iterator[Row]:
+def suite(say: Say, root: Path = ROOT) -> Iterator[Row]:
     def count(name: str, bar: float, found: Iterable[str], note: str = "") -> Row:
         found = list(found)
         return Row(name, len(found), bar=bar, note=note or "; ".join(found[:40]))

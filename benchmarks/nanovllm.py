@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,7 +50,7 @@ def reason_missing(model: Model) -> str | None:
     return None
 
 
-def _module(name: str):
+def _module(name: str) -> Any:
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
     return importlib.import_module(name)
@@ -88,7 +88,8 @@ class NanoVllm:
     def serve(self, requests: list[Request]) -> Served:
         """All at once, sampled at its own bench's temperature, the end of sequence ignored."""
         sampling = _module("nanovllm.sampling_params").SamplingParams
-        engine, made, gaps = self._engine, 0, []
+        engine, made = self._engine, 0
+        gaps: list[float] = []
         for request in requests:
             params = sampling(temperature=0.6, ignore_eos=True, max_tokens=request.max_new_tokens)
             engine.add_request(list(request.prompt), params)

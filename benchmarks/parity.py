@@ -8,10 +8,13 @@ reference's two best logits are more than 1e-3 apart.
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.common import Say
 from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ModelError
@@ -24,7 +27,6 @@ from disagg.show.report import Row
 ACCEPTED = ("qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2")
 REFUSED = ("gpt_neo", "gptj", "bloom", "falcon", "deepseek_v3", "mamba")
 NEAR_TIE = 1e-3  # a smaller gap between the reference's two best logits can flip with rounding
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -79,7 +81,7 @@ def reference_continuations(model: Model, texts: list[list[int]], new_tokens: in
 
 
 @torch.inference_mode()
-def continuations(module: torch.nn.Module, texts: list[list[int]], new_tokens: int) -> list[Answer]:
+def continuations(module: Any, texts: list[list[int]], new_tokens: int) -> list[Answer]:
     """A Hugging Face module's logits before each of the last `new_tokens` of every text, one forward a text."""
     answers = []
     for ids in texts:
@@ -107,21 +109,21 @@ def compare(engine: Engine, answers: list[Answer]) -> Parity:
     return parity
 
 
+def _write_lossily(
+    write: Callable[[range, torch.Tensor, torch.Tensor], None], layers: range, blocks: torch.Tensor, data: torch.Tensor
+) -> None:
+    data = data.clone()
+    if layers.start == 0:
+        data[0, :, 0] = 0
+    write(layers, blocks, data)
+
+
 def drop_one_block(engine: Engine) -> None:
     """The control: one block of K/V is lost on its way onto the decode device, in one layer of every hand-off."""
-    write = engine.executor.transfers.caches
-
-    for name, cache in write.items():
+    for name, cache in engine.executor.transfers.caches.items():
         if name.role == "decode":
-            original = cache.write_blocks
-
-            def lossy(layers, blocks, data, original=original) -> None:
-                data = data.clone()
-                if layers.start == 0:
-                    data[0, :, 0] = 0
-                original(layers, blocks, data)
-
-            cache.write_blocks = lossy
+            lossy = partial(_write_lossily, cache.write_blocks)
+            cache.write_blocks = lossy  # type: ignore[method-assign]  # this engine alone loses a block
 
 
 def smollm2_rows(

@@ -7,7 +7,7 @@ sets torch's threads for the process.
 import dataclasses
 import statistics
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -16,6 +16,8 @@ from transformers.generation import ContinuousBatchingConfig
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Request
 
+Module = Any  # a Hugging Face model that generates; transformers builds its classes by name
+
 
 class FirstToken:
     """A streamer that remembers when the first new token came; the prompt is put first."""
@@ -23,7 +25,7 @@ class FirstToken:
     def __init__(self) -> None:
         self.puts, self.at_s = 0, 0.0
 
-    def put(self, tokens) -> None:
+    def put(self, tokens: torch.Tensor) -> None:
         self.puts += 1
         if self.puts == 2:
             self.at_s = time.perf_counter()
@@ -33,7 +35,7 @@ class FirstToken:
 
 
 @torch.inference_mode()
-def generate(module, request: Request) -> float:
+def generate(module: Module, request: Request) -> float:
     """One answer by `generate`; when its first token came, in seconds of `perf_counter`. EngineError if it is short."""
     ids, first = torch.tensor([request.prompt], device=module.device), FirstToken()
     new = request.max_new_tokens
@@ -52,7 +54,7 @@ class Answer(NamedTuple):
     all_s: float
 
 
-def answer(module, request: Request) -> Answer:
+def answer(module: Module, request: Request) -> Answer:
     """One answer by `generate`, nothing else running; its streamer waits for every token."""
     start = time.perf_counter()
     first = generate(module, request)
@@ -70,7 +72,7 @@ def queue_waits(requests: list[Request], answers: dict[int, Answer]) -> list[flo
     return waits
 
 
-def one_by_one(module, requests: list[Request], threads: int = 2) -> tuple[float, float]:
+def one_by_one(module: Module, requests: list[Request], threads: int = 2) -> tuple[float, float]:
     """New tokens a second, and the median TTFT in seconds, of a queue before `generate`, each at its arrival time."""
     torch.set_num_threads(threads)
     start, waits = time.perf_counter(), []
@@ -81,7 +83,7 @@ def one_by_one(module, requests: list[Request], threads: int = 2) -> tuple[float
     return made / (time.perf_counter() - start), statistics.median(waits)
 
 
-def batched(module, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
+def batched(module: Module, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
     """New tokens a second of `generate_batch`: continuous batching over a paged cache. All arrive at once.
 
     As people call it, each call makes its manager and captures anew. `kept`: the manager stays, sized for the first
@@ -94,7 +96,7 @@ def batched(module, requests: list[Request], threads: int = 2, kept: bool = Fals
     (new,) = {request.max_new_tokens for request in requests}
     settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     blocks = sum(-(-(len(request.prompt) + new) // 256) for request in requests) + 1
-    sizes = {} if on_gpu else {"max_batch_tokens": 512}  # on a GPU it sizes its batches itself
+    sizes: dict[str, Any] = {} if on_gpu else {"max_batch_tokens": 512}  # on a GPU it sizes its batches itself
     if any(field.name == "auto_switch_to_flash" for field in dataclasses.fields(ContinuousBatchingConfig)):
         sizes["auto_switch_to_flash"] = False  # paged SDPA was the faster of the two on a GPU
     pages = ContinuousBatchingConfig(num_blocks=blocks, **sizes)
@@ -107,13 +109,13 @@ def batched(module, requests: list[Request], threads: int = 2, kept: bool = Fals
     return new * len(requests) / took
 
 
-def release(module) -> None:
+def release(module: Module) -> None:
     """Ends the manager that `batched` left, and gives its memory back."""
     module.destroy_cached_continuous_batching_manager()
 
 
 @torch.inference_mode()
-def step_s(module, prompts: list[list[int]], steps: int = 24, threads: int = 1) -> float:
+def step_s(module: Module, prompts: list[list[int]], steps: int = 24, threads: int = 1) -> float:
     """Median seconds of a decode step with the model's own cache; the prompts are equally long."""
     torch.set_num_threads(threads)
     out = module(input_ids=torch.tensor(prompts, device=module.device), use_cache=True, logits_to_keep=1)

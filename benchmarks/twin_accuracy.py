@@ -4,22 +4,24 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import day
+from benchmarks.common import Say
 from benchmarks.robustness import closed_forms
 from benchmarks.robustness.random_scenarios import simulate_seed
+from disagg.plan import commands as cmd
+from disagg.plan import events as ev
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.show import on_record
+from disagg.show.recordings import Missing
 from disagg.show.report import LeftOut, Row
 from disagg.show.validate import cpu_rows, error_rows
 from disagg.twin.replay import in_lines, replay
-
-Say = Callable[[str], None]
 
 
 def suite(say: Say, traces: Sequence[Path] = ()) -> Iterator[Row | LeftOut]:
@@ -66,15 +68,17 @@ def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
 
 def _overheard(engine: Engine) -> tuple[list, list]:
     """Events and commands of the engine's controller from now on."""
-    heard, told, handle = [], [], engine.controller.handle
+    heard: list[tuple[int, ev.Event]] = []
+    told: list[tuple[int, cmd.Command]] = []
+    handle = engine.controller.handle
 
-    def listening(event, now_ns: int) -> list:
+    def listening(event: ev.Event, now_ns: int) -> list[cmd.Command]:
         heard.append((now_ns, event))
         commands = handle(event, now_ns)
         told.extend((now_ns, command) for command in commands)
         return commands
 
-    engine.controller.handle = listening
+    engine.controller.handle = listening  # type: ignore[method-assign]  # this engine alone is listened to
     return heard, told
 
 
@@ -109,7 +113,7 @@ def log_hash(seeds: Sequence[int] = range(20)) -> str:
 def gpu_rows() -> Iterator[Row | LeftOut]:
     """Fitted to some recordings of one H200, asked about others."""
     compared = on_record.compared()
-    if not compared:
+    if isinstance(compared, Missing) or not compared:
         yield LeftOut("gpu_error_pct", repr(compared))
         return
     yield from error_rows("gpu_error_pct", compared, {"median": 10})

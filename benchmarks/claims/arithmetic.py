@@ -10,7 +10,7 @@ from disagg.plan.batching import Composer
 from disagg.plan.errors import FileError
 from disagg.trace.law import simplest_hidden
 from disagg.twin.model_shapes import sizes_of
-from disagg.twin.simulate import Speeds
+from disagg.twin.simulated_engine import Speeds
 
 OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import disagg
 from disagg.plan.errors import FileError
@@ -33,7 +34,7 @@ class Claim:
     file: str
     quotes: tuple[str, ...]
     kind: str
-    origin: object  # of its kind: a name, or expressions by name
+    origin: Any  # of its kind: a name, or expressions by name
     verdict: str = "reproduced"
     conditions: str = ""
     baseline: str = ""

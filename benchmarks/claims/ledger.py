@@ -55,8 +55,8 @@ def entry(claim: Claim, said: Said, root: Path = ROOT) -> dict:
     backed = finding(claim, said, root)
     quotes = claim.rendered(backed.values)
     asked = claim.asked if claim.kind != "cell" else list(backed.values)
-    interval = {name: [_short(value) for value in backed.interval[name]] for name in asked
-                if name in (backed.interval or {})}  # fmt: skip
+    spread = backed.interval or {}
+    interval = {name: [_short(value) for value in spread[name]] for name in asked if name in spread}
     return {
         "id": claim.id,
         "file": claim.file,
@@ -170,14 +170,14 @@ def _rewrite(root: Path, page: str, claims: Iterable[Claim], rows: Iterable[dict
     for claim, row in zip(claims, rows, strict=True):
         for quote, now in zip(claim.quotes, row["quotes"], strict=True):
             if claim.file == page and claim.kind != "cell" and one_line(now) not in one_line(text):
-                place = _any_numbers(quote)
-                text = place.sub(lambda _, now=now: now, text) if len(place.findall(text)) == 1 else text
+                places = _any_numbers(quote).findall(text)
+                text = text.replace(places[0], now, 1) if len(places) == 1 else text
     if text != before:
         with whole(root / page) as out:
             out.write(text.encode())
 
 
-def _any_numbers(quote: str) -> re.Pattern:
+def _any_numbers(quote: str) -> re.Pattern[str]:
     """What a quote looks like whatever its numbers are, and wherever its lines break."""
     words = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in re.split(r"{[^{}]*}", quote)]
     return re.compile(r"[-\w.,]+(?: \w+)*?".join(words))

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.claims.evidence import Finding, digest, digest_of_runs
+from benchmarks.common import known
 from disagg.plan.errors import FileError
 from disagg.show import recordings
+from disagg.trace.results import Run
 
 
 def rows(root: Path, name: str) -> dict[str, float]:
@@ -51,10 +53,18 @@ def _read(root: Path, name: str) -> dict:
         raise FileError(f"figures/measured/{name}.json: {type(error).__name__}: {error}") from None
 
 
+def _staged() -> dict[float, Run]:
+    """The recorded runs by dial. FileError where there are none, with the command that makes them."""
+    runs = recordings.staged()
+    if isinstance(runs, recordings.Missing):
+        raise FileError(repr(runs))
+    return runs
+
+
 def staged_law() -> Finding:
     """How far H on the staged route lies from the law, over all recorded dials: the most, in points."""
-    runs = recordings.staged()
-    off = [100 * abs(run.overlap(0).hidden - run.law(0).hidden) for run in runs.values()]
+    runs = _staged()
+    off = [100 * abs(known(run.overlap(0).hidden) - known(run.law(0)).hidden) for run in runs.values()]
     return Finding(
         {"most_off_points": max(off), "slowest_dial": max(runs)},
         f"{recordings.COMMAND} --only staged",
@@ -68,9 +78,9 @@ def staged_law() -> Finding:
 
 def staged_hidden() -> Finding:
     """H over two hops at two dials: a wire four times as slow as the compute, and one twice as fast."""
-    runs = recordings.staged()
-    values = {f"hidden[{dial:g}]": runs[dial].overlap(0).hidden for dial in (4.0, 0.5)}
-    laws = {dial: runs[dial].law(0) for dial in (4.0, 0.5)}
+    runs = _staged()
+    values = {f"hidden[{dial:g}]": known(runs[dial].overlap(0).hidden) for dial in (4.0, 0.5)}
+    laws = {dial: known(runs[dial].law(0)) for dial in (4.0, 0.5)}
     values |= {f"slower[{dial:g}]": max(law.hops_s) / law.compute_s for dial, law in laws.items()}
     sha256 = digest_of_runs(runs[dial] for dial in laws)
     words, command = "one prompt of 2,048 tokens over the staged route", f"{recordings.COMMAND} --only staged"

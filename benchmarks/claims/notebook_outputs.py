@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.claims.claims_file import Claim
 from benchmarks.claims.evidence import Finding, digest
 from benchmarks.claims.text_numbers import cells, numbers_in
+from benchmarks.common import known
 from disagg.plan.errors import FileError
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -22,7 +23,7 @@ def stored(claim: Claim, root: Path) -> Finding:
     printed = _numbers(_output(code[index]))
     values = {}
     for number in (number for quote in claim.quotes for number in numbers_in(quote)):
-        wanted = NUMBER.search(number.replace("−", "-"))[0].replace(",", "")
+        wanted = known(NUMBER.search(number.replace("−", "-")))[0].replace(",", "")
         digits = len(wanted.partition(".")[2])
         if not any(f"{found:.{digits}f}" == wanted for found in printed):
             raise FileError(f"claim {claim.id}: cell {claim.origin} of {path.name} does not print {number!r}")

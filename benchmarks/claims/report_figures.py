@@ -96,7 +96,7 @@ def goodput() -> Picture:
 
 
 #: How each is made, and its file's name.
-FIGURES = {
+FIGURES: dict[str, tuple[Callable[..., Picture | Film], str]] = {
     "first_run": (first_run, "first_run.png"),
     "demo_gif": (demo_gif, "demo.gif"),
     "demo": (demo, "demo.png"),

@@ -3,11 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from disagg.show.report import Row
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.fixture import Stand
 
 
 class Limits(NamedTuple):
@@ -91,7 +94,7 @@ def pinned_s(device: torch.device, nbytes: int) -> tuple[float, float]:
     return seconds(down, device), seconds(up, device)
 
 
-def rows(stand) -> Iterator[Row]:
+def rows(stand: "Stand") -> Iterator[Row]:
     limits, scale = stand.limits, stand.scale
     yield Row("ceiling_copy", limits.copy / 1e9, "GB/s", n=10, note="device memory, bytes read and written, median")
     yield Row("ceiling_matmul", limits.matmul / 1e12, "TFLOP/s", n=10, note=f"{scale.side}³, random data, median")

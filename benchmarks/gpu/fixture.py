@@ -4,12 +4,14 @@ On a CPU the same rows run in small sizes; they prove that nothing fails on the 
 """
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
+from benchmarks.common import Say, known
 from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.ceilings import Limits, measure, sustained_s
 from disagg.plan.blocks import blocks_for
@@ -21,8 +23,6 @@ from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.run.model.random_models import RANDOM, SHAPES
 from disagg.show.plots.roofline import Sizes
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Stand:
     def sizes(self) -> Sizes:
         return Sizes.of(self.model)
 
-    def config(self, preset: str, **changes) -> Config:
+    def config(self, preset: str, **changes: Any) -> Config:
         """A preset on these devices; one worker that does both is on `device`."""
         scale, alone = self.scale, PRESETS.get(preset, {}).get("prefill_workers") == 0 and preset != "two_colocated"
         fields = dict(model=self.name, dtype="bfloat16" if self.on_gpu else "float32", decode_device=self.device,
@@ -133,7 +133,9 @@ class Stand:
                       chunk_tokens=scale.chunk, join_projections=self.joined)  # fmt: skip
         return Config.preset(preset, **{**fields, **changes})
 
-    def engine(self, preset: str, decode: Iterable[int], prefill: int | None = None, share: float = 0.8, **changes):
+    def engine(
+        self, preset: str, decode: Iterable[int], prefill: int | None = None, share: float = 0.8, **changes: Any
+    ) -> Engine:
         """An engine whose decode pool holds requests of these final lengths, and whose prefill pool `prefill` tokens.
 
         The pools take at most that share of what is free. The engine in hand is given again where it fits; another
@@ -155,7 +157,7 @@ class Stand:
             free, _ = torch.cuda.mem_get_info(torch.device(self.device))
             room = int(share * free) // (block * model.shape.token_bytes)
             if not self.pair:
-                room -= wanted.prefill_blocks * wanted.prefill_workers
+                room -= known(wanted.prefill_blocks) * wanted.prefill_workers
             config = wanted.replace(decode_blocks=max(1, min(blocks, room)))
         else:
             config = wanted

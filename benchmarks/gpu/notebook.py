@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.common import known
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import DisaggError, FileError
 from disagg.plan.link import Link
+from disagg.run.engine import Engine
 from disagg.show import recordings
 from disagg.show.plots.floor_plot import steps_picture
 from disagg.show.plots.law_plot import dials_picture
@@ -69,7 +71,8 @@ def _timelines(stand: Stand) -> Picture | Words:
 
     found = dict(side_by_side(stand))
     runs = {recordings.ARRANGEMENTS[name]: run for name, run in found.items() if not isinstance(run, LeftOut)}
-    return compare_picture(runs) if runs else Words("; ".join(left.reason for left in found.values()))
+    reasons = [run.reason for run in found.values() if isinstance(run, LeftOut)]
+    return compare_picture(runs) if runs else Words("; ".join(reasons))
 
 
 def _staged(stand: Stand) -> Picture:
@@ -78,7 +81,7 @@ def _staged(stand: Stand) -> Picture:
     return dials_picture(dict(staged_runs(stand)))
 
 
-_LIVE: dict[str, Callable] = {"steps": _steps, "timelines": _timelines, "staged": _staged}
+_LIVE: dict[str, Callable[[Stand], Picture | Words]] = {"steps": _steps, "timelines": _timelines, "staged": _staged}
 
 
 # ---- the slider ------------------------------------------------------------------------------------------------------
@@ -94,16 +97,17 @@ class StagedDial:
 
     def __init__(self, shape: str = SHAPE) -> None:
         self.shape = shape
-        self._stand = self._engine = None
+        self._stand: Stand | None = None
+        self._engine: Engine | None = None
         self._compute_s = 0.0
 
     def __call__(self, link: Link | None) -> Run:
-        dial = 1 / link.compute_ratio if link else 0.0
+        dial = 1 / known(link.compute_ratio) if link else 0.0
         return self._served(dial) if at_hand() else self._recorded(dial)
 
     def _recorded(self, dial: float) -> Run:
         runs = recordings.staged()
-        if not runs:
+        if isinstance(runs, recordings.Missing):
             raise FileError(repr(runs))
         near = min(runs, key=lambda known: abs(known - dial))
         if abs(near - dial) > 0.01:
@@ -115,6 +119,7 @@ class StagedDial:
 
         if self._stand is None:
             self._stand = _stand(self.shape)
+        if self._engine is None:
             self._engine = streaming.staged_engine(self._stand)
             self._compute_s, _ = streaming.compute_alone(self._stand, self._engine)
         ((_, _, runs),) = streaming.over_dials(self._stand, self._engine, {"": dial}, self._compute_s)

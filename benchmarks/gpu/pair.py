@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from benchmarks.common import known
 from benchmarks.gpu.ceilings import seconds
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.right import exact_rows
@@ -60,12 +61,13 @@ def law_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         for tokens in stand.scale.lengths:
             stand.say(f"law on {route}, {tokens} tokens")
             runs = runs_of(stand, engine, tokens)
-            laws, found = [run.law(0) for run in runs], [run.overlap(0) for run in runs]
-            if None in laws:
+            laws, found = [law for run in runs if (law := run.law(0))], [run.overlap(0) for run in runs]
+            if len(laws) < len(runs):
                 yield LeftOut(f"pair_law_error_points[{route},{tokens}]", "one copy, after prefill")
                 continue
-            off = [100 * abs(mine.hidden - law.hidden) for mine, law in zip(found, laws, strict=True)]
-            hidden, by_law = (statistics.median(each.hidden for each in side) for side in (found, laws))
+            shares, by_laws = [known(mine.hidden) for mine in found], [law.hidden for law in laws]
+            off = [100 * abs(mine - law) for mine, law in zip(shares, by_laws, strict=True)]
+            hidden, by_law = statistics.median(shares), statistics.median(by_laws)
             law = laws[0]
             note = (
                 f"H measured {hidden:.3f}, law {by_law:.3f}; c {1e3 * law.compute_s:.3f} ms, hops of a layer "
@@ -129,7 +131,7 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     stand.say("decode alone, prefill alone")
     for _ in range(2):
         run = engine.serve(residents)
-        alone = percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99)
+        alone = known(percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99))
         rate = rate_of_prefills(engine.serve(stand.requests([scale.long] * scale.long_count, 1, seed=1)))
     for name, new, bar in (("", 1, 1.1), ("[handed off]", 2, None)):
         try:
@@ -137,9 +139,9 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         except EngineError as error:
             yield Failed.of(f"pair_gap_p99_over_alone{name}", error)
             continue
-        p99 = percentile(gaps, 0.99)
+        p50, p99 = (known(percentile(gaps, share)) for share in (0.5, 0.99))
         note = (
-            f"p99 {1e3 * p99:.2f} ms, p50 {1e3 * percentile(gaps, 0.5):.2f}; alone p99 {1e3 * alone:.2f} ms; "
+            f"p99 {1e3 * p99:.2f} ms, p50 {1e3 * p50:.2f}; alone p99 {1e3 * alone:.2f} ms; "
             f"prefill keeps {kept / rate:.2f} of {rate:.2f} prompts of {scale.long} tokens a second"
         )
         yield Row(f"pair_gap_p99_over_alone{name}", p99 / alone, "×", bar, len(gaps), note)

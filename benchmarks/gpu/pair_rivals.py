@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import nanovllm, peers
+from benchmarks.common import known
 from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.rivals import gap_words, lengths, rate, ratio_row, round_seed, short, warm_pairs, work
@@ -130,13 +131,13 @@ def arriving(stand: Stand, slice_: list[Arrival], per_s: float, seed: int = 0) -
 
 def goodput(metrics: Metrics) -> float:
     """Good answers a second."""
-    return metrics.attainment * metrics.requests / metrics.seconds
+    return known(metrics.attainment) * metrics.requests / metrics.seconds
 
 
 def in_words(metrics: Metrics) -> str:
-    ttft = metrics.ttft_s
+    p50, p99 = known(metrics.ttft_s.p50), known(metrics.ttft_s.p99)
     return (
-        f"{metrics.tokens_per_s:,.0f} tokens/s, TTFT p50 {1e3 * ttft.p50:.0f}, p99 {1e3 * ttft.p99:.0f} ms, "
+        f"{metrics.tokens_per_s:,.0f} tokens/s, TTFT p50 {1e3 * p50:.0f}, p99 {1e3 * p99:.0f} ms, "
         f"{gap_words(metrics.itl_s)}, {goodput(metrics):.2f} good answers/s ({metrics.attainment:.0%} within TTFT "
         f"{TTFT_LIMIT_S:g} s and TPOT {1e3 * TPOT_LIMIT_S:g} ms)"
     )

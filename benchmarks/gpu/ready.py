@@ -59,6 +59,7 @@ def time_to_ready(options: dict, caches: dict[str, str]) -> tuple[float, list[fl
                                    env={**os.environ, **caches})  # fmt: skip
         limit = threading.Timer(LONGEST_S, process.kill)
         limit.start()
+        assert process.stdout  # it is a pipe
         try:
             line = next((line for line in process.stdout if line.startswith("READY")), None)
             took = time.perf_counter() - start  # closing the engine comes after it

@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.common import Say, known
 from benchmarks.gpu import sharing, streaming
 from benchmarks.gpu import steps as decode_steps
-from benchmarks.gpu.fixture import Say, Stand
+from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import ConfigError, FileError
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
@@ -52,10 +53,9 @@ def step_times(stand: Stand) -> StepTimes:
         engine = decode_steps.engine_of(stand, **{**switches, "graphs": switches["graphs"] and stand.on_gpu})
         for batch in stand.scale.batches:
             found = decode_steps.measure(stand, engine, batch)
-            seconds, gap_s, nbytes, context = map(
-                statistics.median, (found.seconds, found.gaps_s, found.nbytes, found.contexts)
-            )
-            times.append(StepTime(rung, batch, seconds, gap_s, round(nbytes), float(context), len(found.seconds)))
+            seconds, gap_s = statistics.median(found.seconds), statistics.median(found.gaps_s)
+            nbytes, context = round(statistics.median(found.nbytes)), float(statistics.median(found.contexts))
+            times.append(StepTime(rung, batch, seconds, gap_s, nbytes, context, len(found.seconds)))
     return StepTimes(gpu_in_words(), stand.name, *limits, tuple(times))
 
 
@@ -73,7 +73,7 @@ def staged_runs(stand: Stand) -> Iterator[tuple[float, Run]]:
     compute_s, _ = streaming.compute_alone(stand, engine)
     dials = {f"{dial:g}": dial for dial in stand.scale.dials}
     for _, dial, runs in streaming.over_dials(stand, engine, dials, compute_s):
-        yield dial, named(sorted(runs, key=lambda run: run.overlap(0).hidden)[len(runs) // 2])
+        yield dial, named(sorted(runs, key=lambda run: known(run.overlap(0).hidden))[len(runs) // 2])
 
 
 def crowd_runs(stand: Stand) -> Iterator[tuple[str, Run]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from benchmarks import nanovllm, peers
+from benchmarks.common import known
 from benchmarks.fixed_works import work_a, work_b
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.request import Request
@@ -99,8 +100,8 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         rate(engine)(short(work(stand, "A", seed=2)))
         pairs = alternate(stand, "A", rate(engine), theirs, scale.rounds)
         gaps = engine.serve(work(stand, "A", seed=3), record=False).metrics().itl_s
-        theirs = Percentiles.of(peer.serve(work(stand, "A", seed=4)).gaps_s)
-        what = f"work A, {gap_words(gaps)}; nano-vllm's {gap_words(theirs)}"
+        other = Percentiles.of(peer.serve(work(stand, "A", seed=4)).gaps_s)
+        what = f"work A, {gap_words(gaps)}; nano-vllm's {gap_words(other)}"
         yield ratio_row(
             "dynamic_over_nanovllm", pairs, 0.6, f"{what}; {stand.split['sm_split']} SMs for decode, {shape}"
         )
@@ -109,7 +110,7 @@ def nanovllm_rows(stand: Stand) -> Iterator[Row | LeftOut]:
 
 
 def gap_words(gaps: Percentiles) -> str:
-    return f"gaps p50 {1e3 * gaps.p50:.1f}, p99 {1e3 * gaps.p99:.1f} ms"
+    return f"gaps p50 {1e3 * known(gaps.p50):.1f}, p99 {1e3 * known(gaps.p99):.1f} ms"
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -134,20 +135,20 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     requests = work(stand, "A", seed=5)
     answers = answers_by_length(stand, module, requests)
     alone = statistics.mean(answers[len(r.prompt)].all_s for r in requests)
-    theirs = requests[0].max_new_tokens / alone
-    note = f"work A: {tokens_per_s:,.0f} against {theirs:.1f} new tokens/s ({scale.one_by_one} answers of each length)"
-    yield Row("dynamic_over_generate", tokens_per_s / theirs, "×", 100, len(requests), note, at_most=False)
+    single = requests[0].max_new_tokens / alone
+    note = f"work A: {tokens_per_s:,.0f} against {single:.1f} new tokens/s ({scale.one_by_one} answers of each length)"
+    yield Row("dynamic_over_generate", tokens_per_s / single, "×", 100, len(requests), note, at_most=False)
     every_s = requests[0].max_new_tokens / (0.8 * tokens_per_s)
     spaced = [replace(request, arrival_s=every_s * index) for index, request in enumerate(requests)]
     stand.say(f"a request every {1e3 * every_s:.0f} ms")
-    mine = engine.serve(spaced, record=False).metrics().ttft_s.p50
-    queued = percentile(peers.queue_waits(spaced, answers), 0.5)
+    mine = known(engine.serve(spaced, record=False).metrics().ttft_s.p50)
+    queued = known(percentile(peers.queue_waits(spaced, answers), 0.5))
     note = f"{len(spaced)} requests, one every {1e3 * every_s:.1f} ms: {queued:.1f} against {mine:.3f} s; "
     note += "the queue before `generate` is summed up from how long its answers take alone"
     yield Row("generate_ttft_p50_over_ours", queued / mine, "×", 100, len(spaced), note, at_most=False)
 
 
-def answers_by_length(stand: Stand, module, requests: list[Request]) -> dict[int, peers.Answer]:
+def answers_by_length(stand: Stand, module: peers.Module, requests: list[Request]) -> dict[int, peers.Answer]:
     """`generate` alone on a few requests of each prompt length, medians, after one to warm up."""
     peers.answer(module, requests[0])
     found = {}

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from benchmarks.common import known
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.steps import full_steps
 from disagg.plan.errors import DisaggError, EngineError
@@ -67,16 +68,16 @@ def split_rows(stand: Stand) -> Iterator[Row]:
     prefills = stand.requests([scale.long] * scale.long_count, 1, seed=1)
     for _ in range(2):
         run = engine.serve(residents)
-        gap = percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99)
+        gap = known(percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99))
         rate = rate_of(passes_of(engine.serve(prefills)))
     streams = beside(engine, residents, prefills, stand)
     engine = stand.engine("streamed", limit, **options, **stand.split)
     split = beside(engine, residents, prefills, stand)
     how = sms_in_words(engine.executor.parts).removeprefix(", ") or "no SM split on this device"
     for name, (gaps, kept), bars in (("", split, (2.0, 0.65)), ("[streams]", streams, (None, None))):
-        p99 = percentile(gaps, 0.99)
+        p50, p99 = (known(percentile(gaps, share)) for share in (0.5, 0.99))
         words = how if not name else "shared by streams alone"
-        note = f"{words}: p99 {1e3 * p99:.1f} ms, p50 {1e3 * percentile(gaps, 0.5):.1f}; alone p99 {1e3 * gap:.1f} ms"
+        note = f"{words}: p99 {1e3 * p99:.1f} ms, p50 {1e3 * p50:.1f}; alone p99 {1e3 * gap:.1f} ms"
         yield Row(f"split_gap_p99_over_alone{name}", p99 / gap, "×", bars[0], len(gaps), note)
         note = f"{words}: {kept:.2f} prefills of {scale.long} tokens a second, alone {rate:.2f}"
         yield Row(f"split_prefill_kept{name}", kept / rate, "of alone", bars[1], scale.long_count, note, at_most=False)
@@ -87,7 +88,9 @@ def rate_of(passes: list[Span]) -> float:
     return len(passes) * 1e9 / (passes[-1].end_ns - passes[0].start_ns)
 
 
-def beside(engine: Engine, residents, prefills, stand: Stand) -> tuple[list[float], float]:
+def beside(
+    engine: Engine, residents: list[Request], prefills: list[Request], stand: Stand
+) -> tuple[list[float], float]:
     """Gaps of the residents while prefills follow each other, and prefills a second; the second of two runs."""
     scale = stand.scale
     for index in range(2):
@@ -153,8 +156,11 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         if not without or not with_:
             yield LeftOut(f"decode_gap_p99[{route}]", "no two steps of all residents lay beside the prefills")
             continue
-        note = (f"{1e3 * with_:.2f} against {1e3 * without:.2f} ms, p50 {1e3 * percentile(found[2], 0.5):.2f} and "
-                f"{1e3 * percentile(found[1], 0.5):.2f}; steps that a newcomer shares left out")  # fmt: skip
+        p50_without, p50_with = (known(percentile(found[new], 0.5)) for new in (1, 2))
+        note = (
+            f"{1e3 * with_:.2f} against {1e3 * without:.2f} ms, p50 {1e3 * p50_with:.2f} and {1e3 * p50_without:.2f}; "
+            "steps that a newcomer shares left out"
+        )
         yield Row(f"decode_gap_p99[{route}]", with_ / without, "of no transfer", 1.05, len(found[2]), note)
 
 
@@ -164,21 +170,20 @@ def second_token_rows(stand: Stand) -> Iterator[Row]:
     lengths = [scale.prompts[(5 * index) % len(scale.prompts)] for index in range(scale.hand_offs)]
     engine = stand.engine("staged", [length + 8 for length in lengths], prefill=sum(lengths), max_batch=scale.residents,
                           **stand.split)  # fmt: skip
-    slow = None
+    slow: float | None = None
     for wire in ("", ", slow wire"):
         for policy in ("fcfs", "shortest"):
             stand.say(f"second tokens, {policy}{wire}")
-            engine.retune(policy=policy, link=Link(slow) if wire else None)
-            gaps = []
+            engine.retune(policy=policy, link=Link(known(slow)) if wire else None)
+            gaps: list[float] = []
             for index in range(1 + scale.rounds):
                 run = engine.serve(stand.requests(lengths, 8, seed=index))
                 if index:
-                    gaps += [result.second_token_gap_s for result in run.results]
+                    gaps += [known(result.second_token_gap_s) for result in run.results]
             if slow is None:
                 spans = [span for span in run.timeline.spans if span.kind == "prefill"]
                 busy = sum(span.end_ns - span.start_ns for span in spans) / 1e9
                 slow = sum(lengths) * stand.model.shape.token_bytes / busy / 2  # half of what prefill makes
-            note = f"p50 {1e3 * percentile(gaps, 0.5):.1f} ms, staged" + (f", {slow / 1e9:.3g} GB/s" if wire else "")
-            yield Row(
-                f"second_token_gap_p99[{policy}{wire}]", 1e3 * percentile(gaps, 0.99), "ms", n=len(gaps), note=note
-            )
+            p50, p99 = (known(percentile(gaps, share)) for share in (0.5, 0.99))
+            note = f"p50 {1e3 * p50:.1f} ms, staged" + (f", {slow / 1e9:.3g} GB/s" if wire else "")
+            yield Row(f"second_token_gap_p99[{policy}{wire}]", 1e3 * p99, "ms", n=len(gaps), note=note)

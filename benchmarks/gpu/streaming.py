@@ -7,6 +7,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 
+from benchmarks.common import known
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.spans import Span
 from disagg.run.engine import Engine
@@ -103,25 +104,25 @@ def law_rows(stand: Stand) -> Iterator[Row]:
     scale, engine = stand.scale, staged_engine(stand)
     compute_s, tail_s = compute_alone(stand, engine)
     dials = {f"{ratio:g}": ratio for ratio in scale.dials}
-    for hidden in PAIR:
+    for share in PAIR:
         ratio = dial_for(
-            hidden, Law(stand.model.layers, compute_s, (0.0, 0.0), tail_s, ring_slots=engine.config.ring_slots)
+            share, Law(stand.model.layers, compute_s, (0.0, 0.0), tail_s, ring_slots=engine.config.ring_slots)
         )
         if ratio is not None:
-            dials[f"{hidden:.0%}"] = ratio
-    for name, ratio, runs in over_dials(stand, engine, dials, compute_s):
-        hop_s = ratio * compute_s
+            dials[f"{share:.0%}"] = ratio
+    for name, dial, runs in over_dials(stand, engine, dials, compute_s):
+        hop_s = dial * compute_s
         same, foretold, measured, law_says = [], [], [], []
         for on in runs:
-            law, hidden = on.law(0), on.overlap(0).hidden
+            law, hidden = known(on.law(0)), known(on.overlap(0).hidden)
             blind = dataclasses.replace(law, compute_s=compute_s, tail_s=tail_s,
-                                        hops_s=(hop_s, hop_s) if ratio else law.hops_s)  # fmt: skip
+                                        hops_s=(hop_s, hop_s) if dial else law.hops_s)  # fmt: skip
             same.append(100 * abs(hidden - law.hidden))
             foretold.append(100 * abs(hidden - blind.hidden))
             measured.append(hidden)
             law_says.append(law.hidden)
         note = (
-            f"H measured {statistics.median(measured):.3f}, law {statistics.median(law_says):.3f}, hop {ratio:.2f} c, "
+            f"H measured {statistics.median(measured):.3f}, law {statistics.median(law_says):.3f}, hop {dial:.2f} c, "
             f"c {1e3 * compute_s:.3f} ms, tail {1e3 * tail_s:.2f} ms; worst {max(same):.1f}; with c and tail of passes "
             f"without a hand-off {statistics.median(foretold):.1f}"
         )

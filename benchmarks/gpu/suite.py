@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.common import Say
 from benchmarks.gpu import ceilings, dial, paging, pair, pair_rivals, ready, right, rivals, sharing, steps, streaming
-from benchmarks.gpu.fixture import Say, Stand
+from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import ConfigError
 from disagg.show.report import Failed, LeftOut, Row
 
@@ -69,8 +70,8 @@ def chosen(groups: dict[str, Group], only: str | None) -> dict[str, Group]:
     """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
     if not only:
         return groups
-    found, asked = {}, [name.strip().partition("[")[0] for name in only.split(",")]
-    for name in asked:
+    found: dict[str, Group] = {}
+    for name in (name.strip().partition("[")[0] for name in only.split(",")):
         hits = {group: groups[group] for group in groups if name == group or name in groups[group].names}
         if not hits:
             rows = ", ".join(row for group in groups.values() for row in group.names)

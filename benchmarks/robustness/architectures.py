@@ -1,6 +1,7 @@
 """Random models of many architectures, small enough for tests, saved as a user would save them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -12,7 +13,7 @@ GROUPED = dict(
     num_key_value_heads=2, max_position_embeddings=256, bos_token_id=None, eos_token_id=256, pad_token_id=None
 )
 WINDOW = dict(sliding_window=4)  # shorter than the prompts of the probe at load
-EXTRA = {
+EXTRA: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "mistral": GROUPED | WINDOW,
     "qwen2": GROUPED | WINDOW | dict(use_sliding_window=True, max_window_layers=1),

@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from benchmarks.common import Say
 from disagg.course.buglab.bugs import bugs, run_bug
 from disagg.course.buglab.scenes import Real, Streams
 from disagg.show.report import Row
 
-Say = Callable[[str], None]
 BUDGET_S = 45.0  # for seeds, where their number is left open
 EVERY = {Streams: 10, Real: 100}  # seeds of which one is played: threads and a model, of which a seed changes little
 

@@ -4,12 +4,18 @@ Ids of passes, steps and transfers grow with every event; here they stand by the
 any of which does as well as another: here they are numbered as they are met. Times are left out.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 from disagg.plan.blocks import Table
+from disagg.plan.request import Record
 from disagg.plan.transfer import Transfer
+from disagg.plan.transfer_scheduler import Lane, TransferProgress
+from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 
-def state_of(simulation) -> tuple:
-    """A key: equal for simulations that nothing to come can tell apart."""
+def state_of(simulation: Any) -> tuple:
+    """A key of a `SmallWorld`: equal for simulations that nothing to come can tell apart."""
     state, traffic = simulation.state, simulation.traffic
     live = [*state.transfers, *(s.passing.id for s in state.prefills if s.passing)]
     live += [step.id for worker in state.decodes for step in worker.steps]
@@ -62,7 +68,7 @@ def _table(table: Table | None, rank: dict, names: Names) -> tuple | None:
     return table.pool.name, blocks, table.state, table.released, tuple(rank.get(p) for p in table.pins)
 
 
-def _record(record, rank: dict, names: Names) -> tuple:
+def _record(record: Record, rank: dict, names: Names) -> tuple:
     tables = (record.prefill_table, record.decode_table, record.host_table)
     return (
         record.id, record.stage.value, record.prefilled, len(record.generated), record.decode_worker, record.finish,
@@ -78,16 +84,16 @@ def _transfer(transfer: Transfer, rank: dict, names: Names) -> tuple:
     )  # fmt: skip
 
 
-def _queue(queue) -> tuple:
+def _queue(queue: Iterable[Record]) -> tuple:
     return tuple(record.id for record in queue)
 
 
-def _prefill_worker(worker) -> tuple:
+def _prefill_worker(worker: PrefillWorkerState) -> tuple:
     passing = tuple((record.id, final) for record, final in worker.passing.items) if worker.passing else None
     return passing, tuple(record.id for record in worker.partial), worker.prefilled_last
 
 
-def _decode_worker(worker, rank: dict, names: Names) -> tuple:
+def _decode_worker(worker: DecodeWorkerState, rank: dict, names: Names) -> tuple:
     now = worker.next_step
     rows = tuple((r, row.joined - now, row.last_step - now, row.bin) for r, row in worker.rows.items())
     steps = tuple(
@@ -97,14 +103,14 @@ def _decode_worker(worker, rank: dict, names: Names) -> tuple:
     return rows, steps, tuple(worker.left), tuple(join.request for join in worker.joins), len(worker.grown)
 
 
-def _progress(progress) -> tuple:
+def _progress(progress: TransferProgress) -> tuple:
     return (
         progress.send.request, progress.made, progress.read, progress.landed, progress.running, progress.blocks_sent,
         progress.next_layer, progress.assign is None, len(progress.parked), progress.aborted, progress.failed,
     )  # fmt: skip
 
 
-def _lane(lane, names: Names) -> tuple:
+def _lane(lane: Lane, names: Names) -> tuple:
     entries = sorted(lane.ready, key=lambda entry: entry[:2])
     return tuple((copy.part, copy.request, names.of("ring", copy.slot)) for _, _, copy in entries)
 

@@ -4,13 +4,15 @@ import math
 import statistics
 from collections.abc import Iterator
 
+from benchmarks.common import known
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request, Stage
 from disagg.show.report import Row
 from disagg.trace.results import Result
 from disagg.trace.timeline import Timeline
-from disagg.twin.simulate import Speeds, simulate
+from disagg.twin.simulate import simulate
+from disagg.twin.simulated_engine import Speeds
 from disagg.twin.workloads import Lengths, poisson, requests_of
 
 QUEUE = Config.preset("baseline", prefill_blocks=4096, decode_blocks=4096, host_blocks=0, chunk_tokens=4096)
@@ -61,7 +63,7 @@ def law_rows() -> Iterator[Row]:
         for ratio in RATIOS:
             config = Config.preset(preset, link=Link.ratio(1 / ratio), layers_per_copy=1, chunk_tokens=4096)
             run = simulate(config, [Request([1] * 128, 2)], hardware="CPU")
-            errors.append(100 * abs(run.overlap(0).hidden - run.law(0).hidden))
+            errors.append(100 * abs(known(run.overlap(0).hidden) - known(run.law(0)).hidden))
         note = f"{hops} hop{'s' * (hops > 1)}, x/c {', '.join(map(str, RATIOS))}; points"
         yield Row(f"closed_form_error_pct[law, {hops}]", max(errors), "%", 1, len(RATIOS), note)
 
@@ -97,4 +99,4 @@ def _area(timeline: Timeline, name: str) -> int:
     """A mark's value, summed over time."""
     marks = [mark for mark in timeline.marks if mark.name == name]
     pairs = zip(marks, marks[1:], strict=False)
-    return sum(mark.value * (after.at_ns - mark.at_ns) for mark, after in pairs)
+    return sum(int(mark.value) * (after.at_ns - mark.at_ns) for mark, after in pairs)

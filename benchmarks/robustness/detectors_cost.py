@@ -6,6 +6,7 @@ It is the most that they can cost in throughput: as if nothing else went on mean
 import time
 from collections.abc import Callable, Iterator
 
+from benchmarks.common import Say
 from benchmarks.fixed_works import work_c
 from disagg.monitor.monitor import Monitor
 from disagg.plan.config import Config
@@ -13,7 +14,6 @@ from disagg.run.engine import Engine
 from disagg.run.model.model import load_model
 from disagg.show.report import Row
 
-Say = Callable[[str], None]
 CALLS = ("hear", "obey", "settle", "moved", "watchdog")
 
 

@@ -3,18 +3,18 @@
 import gc
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 
-from benchmarks.robustness.fault_matrix import config_of, held
+from benchmarks.common import Say
+from benchmarks.robustness.fault_matrix import config_of, held, injection_of
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import commands as cmd
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.show.report import Row
 
-Say = Callable[[str], None]
 RATES = {"copy": 0.004, "paging": 0.02, "notice": 0.01, "prefill": 0.002, "decode": 0.001}
 CANCELLED = 0.15
 TOGETHER = 24  # open at a time
@@ -36,7 +36,7 @@ def rows(say: Say, count: int = 10_000) -> Iterator[Row]:
             gc.collect()
             sizes.append(process.memory_info().rss)
         left, anomalies = held(engine), engine.controller.state.counts["anomalies"]
-        asked, strays = reasons.total(), engine.seams.strays
+        asked, strays = reasons.total(), injection_of(engine).strays
     lost = sum(n for reason, n in reasons.items() if reason not in ENDS) + (asked - len(ends)) + (anomalies > strays)
     note = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     note += "; struck: " + ", ".join(f"{name} {n}" for name, n in sorted(plan.struck.items())) + f"; {left} blocks held"
@@ -62,9 +62,9 @@ def count_ends(engine: Engine, ends: Counter) -> None:
     """Counts each request's ends as they are told."""
     obey = engine._loop._obey
 
-    def counting(command) -> None:
+    def counting(command: object) -> None:
         if isinstance(command, cmd.Ended):
             ends[command.request] += 1
         obey(command)
 
-    engine._loop._obey = counting
+    engine._loop._obey = counting  # type: ignore[method-assign]  # this engine alone is listened to

@@ -6,9 +6,10 @@ request ends once, with tokens of the reference; nothing is held, and no thread 
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from benchmarks.common import Say
 from disagg.monitor.fault_injection import Injection
 from disagg.monitor.fault_plan import FAULTS, FaultPlan
 from disagg.plan.config import PRESETS, Config
@@ -19,7 +20,6 @@ from disagg.run.model.model import Model, load_model
 from disagg.show.report import Row
 from disagg.trace.results import Result, Run
 
-Say = Callable[[str], None]
 TIGHT = dict(block_size=16, prefill_blocks=24, decode_blocks=10, host_blocks=12, chunk_tokens=32, ring_slots=2)
 WATCHDOG_S = 1.5  # a lost notice is waited for that long, really; a busy machine must not be taken for a dead one
 BREAKS = ("die",)  # rule 6: everything open fails, and the engine says so
@@ -94,9 +94,9 @@ def run_cell(model: Model, preset: str, kind: str, fault: str, number: int, expe
     try:
         with Engine(config_of(preset), model, faults=plan) as engine:
             run = served(engine)
-        lost, wrong = judge(run, expected, engine.seams, fault)
+        lost, wrong = judge(run, expected, injection_of(engine), fault)
         blocks = 0 if fault in BREAKS else held(engine)
-        lost += engine.controller.state.counts["anomalies"] > engine.seams.strays
+        lost += engine.controller.state.counts["anomalies"] > injection_of(engine).strays
         lost += bool(plan.struck) and fault in BREAKS and engine.broken is None
     except EngineError as refused:
         lost = int(fault != "refuse" or "refuses this allocation" not in str(refused))
@@ -109,7 +109,14 @@ def served(engine: Engine) -> Run:
     try:
         return engine.serve(requests())
     except EngineError as error:
+        assert isinstance(error.run, Run)
         return error.run
+
+
+def injection_of(engine: Engine) -> Injection:
+    """Of an engine that was built with a plan of faults."""
+    assert isinstance(engine.seams, Injection)
+    return engine.seams
 
 
 def judge(run: Run, expected: list[list[int]], injection: Injection, fault: str) -> tuple[int, int]:

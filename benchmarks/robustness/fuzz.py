@@ -10,11 +10,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from benchmarks.common import Say
 from benchmarks.robustness.fuzz_readers import READERS, Reader
 from disagg.show.report import Row
 
@@ -40,22 +42,23 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def suite(
-    say: Callable[[str], None], reader: str = "all", minutes: float = 10.0, seed: int = 0, folder: Path = FOLDER
-) -> Iterator[Row]:
+def suite(say: Say, reader: str = "all", minutes: float = 10.0, seed: int = 0, folder: Path = FOLDER) -> Iterator[Row]:
     """Two rows a reader: inputs that brought what they must not, and the memory that was needed."""
     for name in READERS if reader == "all" else (reader,):
         say(f"reader {name}, {minutes:g} min")
-        until = time.perf_counter() + 60 * minutes
-        found = fuzz(READERS[name], lambda done, until=until: time.perf_counter() < until, seed, folder, say)
+        found = fuzz(READERS[name], _for_minutes(minutes), seed, folder, say)
         note = f"{found.refused} refused in words, slowest {found.slowest_s:.1f} s, peak {peak_bytes() / 2**20:.0f} MiB"
         yield Row(f"fuzz[{name}]", found.wrong, "", 0, found.inputs, note)
         yield Row(f"fuzz_peak[{name}]", peak_bytes() / GIB, "GiB", 1, found.inputs, "of the process, since its start")
 
 
-def fuzz(
-    reader: Reader, go_on: Callable[[int], bool], seed: int, folder: Path, say: Callable[[str], None] = print
-) -> Outcome:
+def _for_minutes(minutes: float) -> Callable[[int], bool]:
+    """True for so long from now on, however many inputs are done."""
+    until = time.perf_counter() + 60 * minutes
+    return lambda done: time.perf_counter() < until
+
+
+def fuzz(reader: Reader, go_on: Callable[[int], bool], seed: int, folder: Path, say: Say = print) -> Outcome:
     """Reads one input after the other; the same seed makes the same ones."""
     found, place = Outcome(), folder / reader.name
     place.mkdir(parents=True, exist_ok=True)
@@ -86,10 +89,8 @@ def attempt(reader: Reader, path: Path) -> str | None:
     except reader.errors as error:
         return _wrong_words(str(error), path.name if reader.names_file else "")
     except Exception as error:
-        frame = error.__traceback__
-        while frame.tb_next:
-            frame = frame.tb_next
-        where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
+        frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+        where = f"{Path(frame.f_code.co_filename).name}:{line}"
         return f"{type(error).__name__} at {where}: {' '.join(str(error).split())[:120]!r}"
     return None
 
@@ -102,7 +103,7 @@ def _wrong_words(text: str, name: str) -> str:
     return "" if text.encode("utf-8", "replace") == text.encode("utf-8", "surrogatepass") else "a message of no text"
 
 
-def _keep(found: Outcome, reader: Reader, path: Path, wrong: str, say: Callable[[str], None]) -> None:
+def _keep(found: Outcome, reader: Reader, path: Path, wrong: str, say: Say) -> None:
     found.wrong += 1
     kind = wrong.split(": ")[0]
     if kind in found.failures:

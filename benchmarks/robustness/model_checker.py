@@ -10,13 +10,14 @@ with all detectors on and with a shadow memory, and each end is checked.
 """
 
 import copy
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from benchmarks.robustness.canonical_state import state_of
 from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import events as ev
+from disagg.plan.checks import present
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Job
@@ -60,7 +61,9 @@ class SmallWorld(CheckedSimulation):
             self.faults,
             *self.monitor.waiting.passes.values(),
         ]
-        shared += [arg for queue in self.queues.values() for _, _, _, args in queue for arg in args if _is_plain(arg)]
+        shared += [
+            arg for queue in self.queues.values() for _, _, _, args in queue for arg in args if isinstance(arg, tuple)
+        ]
         for progress in self.traffic.progress.values():
             shared += [progress.send, progress.assign, *progress.parked]
         shared += [result.timeline for result in self.results.values()]
@@ -72,7 +75,7 @@ class SmallWorld(CheckedSimulation):
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
         return twin
 
-    def at(self, when_ns: int, action, *args) -> None:
+    def at(self, when_ns: int, action: Callable[..., object], *args: Any) -> None:
         self._sequence += 1
         queue = self.queues.setdefault(_actor(action, args), [])
         queue.append((when_ns, self._sequence, action, args))
@@ -95,7 +98,7 @@ class SmallWorld(CheckedSimulation):
 
     def do(self, choice: Choice) -> None:
         if choice == DEADLINE:
-            self.now_ns = max(self.now_ns, self.state.next_deadline_ns)
+            self.now_ns = max(self.now_ns, present(self.state.next_deadline_ns))
             self.take(ev.Tick())
             return
         if choice.cancel is not None:
@@ -119,11 +122,7 @@ class SmallWorld(CheckedSimulation):
         self.check_answers()
 
 
-def _is_plain(thing) -> bool:
-    return isinstance(thing, tuple) and not isinstance(thing, list)
-
-
-def _actor(action, args: tuple) -> str:
+def _actor(action: Callable[..., object], args: tuple) -> str:
     """Whose queue an action waits in."""
     name = action.__name__
     if name in ("land", "_land"):
@@ -168,7 +167,8 @@ def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
 def explore(simulation: SmallWorld | None = None) -> Explored:
     """Goes every way from a simulation; an InvariantViolation or a wrong answer names the choices that led there."""
     simulation = simulation or small()
-    seen, ways = {state_of(simulation): None}, [(simulation, ())]
+    seen = {state_of(simulation)}
+    ways: list[tuple[SmallWorld, tuple[Choice, ...]]] = [(simulation, ())]
     steps = ends = 0
     while ways:
         here, path = ways.pop()
@@ -181,14 +181,14 @@ def explore(simulation: SmallWorld | None = None) -> Explored:
             steps += 1
             _checked(path + (choice,), following.do, choice)
             if (state := state_of(following)) not in seen:
-                seen[state] = None
+                seen.add(state)
                 ways.append((following, path + (choice,)))
     return Explored(len(seen), steps, ends)
 
 
-def _checked(path: tuple, action, *args):
+def _checked(path: tuple[Choice, ...], action: Callable[..., None], *args: Choice) -> None:
     try:
-        return action(*args)
+        action(*args)
     except AssertionError as error:
         words = [f"{c.actor or f'cancel {c.cancel}'}{' ' + ' '.join(c.fault) if c.fault else ''}" for c in path]
         raise AssertionError(f"{error}\nafter: {'; '.join(words)}") from error

@@ -8,11 +8,15 @@ and not by hand: the first one of its kind in a cell whose output is compared, w
 import ast
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import nbformat
 
+from benchmarks.common import known
+
+Cells = Iterable[nbformat.NotebookNode]
 KINDS = ("number", "constant", "slider default", "sentence")
 IGNORED = {"nbval-ignore-output", "nbval-skip"}
 
@@ -58,14 +62,14 @@ def mutations(notebook: nbformat.NotebookNode) -> list[Mutation]:
     return [found for kind in KINDS if (found := next(finders[kind](cells), None))]
 
 
-def ignored(cell) -> bool:
+def ignored(cell: nbformat.NotebookNode) -> bool:
     return bool(IGNORED & set(cell.metadata.get("tags", [])))
 
 
 # ---- where -----------------------------------------------------------------------------------------------------------
 
 
-def numbers(cells) -> Iterator[Mutation]:
+def numbers(cells: Cells) -> Iterator[Mutation]:
     """Numbers among the arguments of a call whose cell shows something; those that decide what is served come first."""
     found = []
     for cell in (cell for cell in cells if cell.outputs):
@@ -76,7 +80,7 @@ def numbers(cells) -> Iterator[Mutation]:
     yield from (mutation for _, mutation in sorted(found, key=lambda pair: pair[0]))
 
 
-def constants(cells) -> Iterator[Mutation]:
+def constants(cells: Cells) -> Iterator[Mutation]:
     """Numbers that are given a name without any call: `LAYERS = 30`, `text = "so " * 7`; then texts with a name."""
     texts = []
     for cell in cells:
@@ -91,7 +95,7 @@ def constants(cells) -> Iterator[Mutation]:
     yield from texts
 
 
-def slider_defaults(cells) -> Iterator[Mutation]:
+def slider_defaults(cells: Cells) -> Iterator[Mutation]:
     """Where a slider starts; what a range is when its middle is the start."""
     for cell in cells:
         for call in (node for node in ast.walk(parsed(cell.source)) if isinstance(node, ast.Call)):
@@ -102,22 +106,24 @@ def slider_defaults(cells) -> Iterator[Mutation]:
             given = {k.arg: k.value for k in call.keywords}
             if position is not None and position < len(call.args):
                 given.setdefault(keyword, call.args[position])
-            if is_number(given.get(keyword)):
-                yield change("slider default", cell, given[keyword])
+            start = given.get(keyword)
+            if is_number(start):
+                yield change("slider default", cell, start)
 
 
-def sentences(cells) -> Iterator[Mutation]:
+def sentences(cells: Cells) -> Iterator[Mutation]:
     """The stored sentence of a figure: its first number, or else its first word."""
     for cell in cells:
         for data in picture_data(cell):
             found = re.search(r"\d+", data["text/plain"]) or re.search(r"\w+", data["text/plain"])
+            assert found, f"the sentence of a figure in cell {cell.id} has no word"
             old = found[0]
             new = str(int(old) + 1) if old.isdecimal() else old[::-1] + "x"
             yield Mutation("sentence", cell.id, found.start(), found.end(), old, new)
             break  # `applied` changes the first one of the cell
 
 
-def picture_data(cell) -> Iterator[dict]:
+def picture_data(cell: nbformat.NotebookNode) -> Iterator[dict]:
     """The data of each output that holds a picture and its sentence."""
     for output in cell.outputs:
         data = output.get("data", {})
@@ -156,7 +162,7 @@ def plain_parts(value: ast.AST) -> Iterator[ast.AST]:
             yield from plain_parts(part)
 
 
-def position(node: ast.AST) -> tuple[int, int]:
+def position(node: ast.expr) -> tuple[int, int]:
     return node.lineno, node.col_offset
 
 
@@ -165,22 +171,24 @@ def called(call: ast.Call) -> str:
     return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
-def is_number(node) -> bool:
+def is_number(node: ast.AST | None) -> TypeGuard[ast.Constant]:
     return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool)
 
 
-def is_text(node) -> bool:
+def is_text(node: ast.AST | None) -> TypeGuard[ast.Constant]:
     return isinstance(node, ast.Constant) and isinstance(node.value, str) and bool(node.value)
 
 
-def change(kind: str, cell, node: ast.Constant) -> Mutation:
+def change(kind: str, cell: nbformat.NotebookNode, node: ast.Constant) -> Mutation:
     """The next whole number, half of a fraction or of a large round one, or the text turned round."""
     lines = cell.source.splitlines(keepends=True)
+    ends = (node.lineno, node.col_offset), (known(node.end_lineno), known(node.end_col_offset))
     start, stop = (
-        sum(map(len, lines[: line - 1])) + len(lines[line - 1].encode()[:column].decode())
-        for line, column in ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
+        sum(len(text) for text in lines[: line - 1]) + len(lines[line - 1].encode()[:column].decode())
+        for line, column in ends
     )
     value = node.value
+    assert isinstance(value, str | int | float)  # as `is_number` or `is_text` found it
     if isinstance(value, str):
         new = repr(value[::-1] + "x")
     elif isinstance(value, int) and kind != "slider default":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,16 +17,15 @@ from pathlib import Path
 import nbformat
 
 import disagg
+from benchmarks.common import Say
 from benchmarks.robustness.notebook_mutation import KINDS, Mutation, mutations
 from disagg.plan.errors import FileError
 from disagg.show.report import Row
 
-Say = Callable[[str], None]
-
 CHECKOUT = Path(disagg.__file__).parents[1]
 LIMIT_S = 600  # of one command: a hung notebook ends the bench, in words
 #: Strict runs: as it is, three times in a row, and then as on another machine.
-RUNS = ({}, {}, {}, {"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"})
+RUNS: tuple[dict[str, str], ...] = ({}, {}, {}, {"PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"})
 
 
 def suite(say: Say) -> Iterator[Row]:
@@ -116,7 +115,7 @@ def bites(path: Path, mutation: Mutation) -> bool:
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
-def nbval(*arguments, folder: Path, **settings: str) -> subprocess.CompletedProcess:
+def nbval(*arguments: str | Path, folder: Path, **settings: str) -> subprocess.CompletedProcess:
     """Strict, as `make test` runs it."""
     sanitize = CHECKOUT / "tests" / "nbval_sanitize.cfg"
     return command(sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120",
@@ -124,7 +123,7 @@ def nbval(*arguments, folder: Path, **settings: str) -> subprocess.CompletedProc
                    folder=folder, **settings)  # fmt: skip
 
 
-def command(*parts, folder: Path, **settings: str) -> subprocess.CompletedProcess:
+def command(*parts: str | Path, folder: Path, **settings: str) -> subprocess.CompletedProcess:
     """Runs it where nothing is downloaded, and with this checkout's package."""
     path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "JUPYTER_PLATFORM_DIRS": "1", **settings}

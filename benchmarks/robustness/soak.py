@@ -5,16 +5,16 @@ Then the real engine: the fault matrix, and many requests with faults and cancel
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.markup import escape
 
+from benchmarks.common import Say
 from benchmarks.robustness import detectors_cost, engine_soak, fault_matrix
 from benchmarks.robustness.model_checker import explore, small
 from benchmarks.robustness.random_scenarios import SOMETIMES, SeedFailed, simulate_seed
 from disagg.show.report import Row
 
-Say = Callable[[str], None]
 EVERY = 100  # seeds between two words of progress
 SHOWN = 3  # failures told in full
 
