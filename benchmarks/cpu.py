@@ -160,21 +160,23 @@ def leak_row(say: Say, count: int = 2000) -> Row:
         for phase in ("warm-up", "measured"):
             say(f"{count} requests with cancels, {phase}")
             for _ in range(count // 20):
-                handles = [
-                    engine.submit(Request([3] * draw.randint(1, 60), draw.randint(1, 24), ignore_eos=True))
-                    for _ in range(20)
-                ]
-                for handle in handles:
-                    if draw.random() < 0.3:
-                        handle.cancel()
-                for handle in handles:
-                    handle.result()
+                _twenty_with_cancels(engine, draw)
             gc.collect()
             sizes.append(process.memory_info().rss)
     growth = (sizes[1] - sizes[0]) / count
     return Row(
         "rss_growth_bytes_per_request", growth, "bytes", 1024, count, "30 % cancelled, after a warm-up of as many"
     )
+
+
+def _twenty_with_cancels(engine: Engine, draw: random.Random) -> None:
+    asked = [Request([3] * draw.randint(1, 60), draw.randint(1, 24), ignore_eos=True) for _ in range(20)]
+    handles = [engine.submit(request) for request in asked]
+    for handle in handles:
+        if draw.random() < 0.3:
+            handle.cancel()
+    for handle in handles:
+        handle.result()
 
 
 def controller_row(say: Say, running: int = 256) -> Row:

@@ -62,7 +62,7 @@ def count_ends(engine: Engine, ends: Counter) -> None:
     """Counts each request's ends as they are told."""
     obey = engine._loop._obey
 
-    def counting(command: object) -> None:
+    def counting(command: cmd.Command) -> None:
         if isinstance(command, cmd.Ended):
             ends[command.request] += 1
         obey(command)

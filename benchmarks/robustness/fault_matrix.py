@@ -148,14 +148,13 @@ def cells(say: Say, presets: Iterable[str] = PRESETS, most: int = 3) -> Iterator
     for preset in presets:
         say(f"fault matrix: {preset}")
         counts = counted(model, preset)
-        for kind, faults in FAULTS.items():
-            for fault in faults:
-                for number in places(counts[kind])[:most]:
+        for kind, fault in [(kind, fault) for kind, faults in FAULTS.items() for fault in faults]:
+            for number in places(counts[kind])[:most]:
+                cell = run_cell(model, preset, kind, fault, number, expected)
+                while not cell.struck and number > 1:  # no two runs have the same number of steps or notices
+                    number -= max(1, number // 8)
                     cell = run_cell(model, preset, kind, fault, number, expected)
-                    while not cell.struck and number > 1:  # no two runs have the same number of steps or notices
-                        number -= max(1, number // 8)
-                        cell = run_cell(model, preset, kind, fault, number, expected)
-                    yield cell
+                yield cell
 
 
 def rows(say: Say) -> Iterator[Row]:

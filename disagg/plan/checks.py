@@ -13,7 +13,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 def is_number(value: object, low: float, high: float) -> TypeGuard[float]:
     """A number in [low, high]; NaN is in no range."""
-    return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high  # type: ignore[operator]
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high  # type: ignore[operator]  # numbers.Real declares no order
 
 
 def is_text(value: object) -> TypeGuard[str]:

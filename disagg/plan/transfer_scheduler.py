@@ -14,13 +14,13 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from disagg.plan.blocks import BlockPool
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
 from disagg.plan.link import LaneName, LaneRole, LinkClock
+from disagg.plan.request import Priority
 from disagg.plan.spans import Span
 
 Notice = Landed | SourceRead | TransferClosed | TransferFailed
@@ -89,8 +89,8 @@ class TransferProgress:
     assign: Assign | None = None
     parked: list[tuple[Send, int, int]] = field(default_factory=list)  # layers of a Send that wait for target blocks
     # By (layer, block): the checksum of what left the source there, and on a GPU the event behind its K/V.
-    digests: dict[tuple[int, int], Any] = field(default_factory=dict)
-    written: dict[tuple[int, int], Any] = field(default_factory=dict)
+    digests: dict[tuple[int, int], tuple[object, int]] = field(default_factory=dict)
+    written: dict[tuple[int, int], object] = field(default_factory=dict)
     aborted: bool = False
     failed: bool = False  # a copy failed; the controller will abort
 
@@ -111,7 +111,7 @@ class Lane:
 
     def __init__(self, name: LaneName) -> None:
         self.name, self.clock = name, LinkClock()
-        self.ready: list[tuple[tuple[Any, ...], int, Copy]] = []
+        self.ready: list[tuple[Priority, int, Copy]] = []
 
 
 class TransferScheduler:

@@ -142,7 +142,8 @@ class Transfers:
                 progress = self.scheduler.progress.get(chunk.transfer)
                 if progress is None:
                     continue  # the request ended meanwhile
-                progress.digests[layer, chunk.first_block] = sums
+                if sums is not None:
+                    progress.digests[layer, chunk.first_block] = sums
                 progress.written[layer, chunk.first_block] = written
                 if self.scheduler.hand_off(chunk.transfer, layer, now_ns()) is not None:
                     lanes.add(progress.lane())

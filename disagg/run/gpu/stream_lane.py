@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import deque
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -124,7 +124,8 @@ class StreamLane(BaseLane):
     def _launch(self, copy: Copy) -> EnqueuedCopy | Refused:
         """Puts a copy on the streams, where it waits for the event behind its K/V."""
         link, progress = self._link, self.transfers.scheduler.progress[copy.transfer]
-        written = None if copy.hop_two else progress.written.get((copy.layer_end - 1, copy.block))
+        event = None if copy.hop_two else progress.written.get((copy.layer_end - 1, copy.block))
+        written = cast("torch.cuda.Event | None", event)  # plan/ holds it without knowing what it is
         try:
             check = self._check(copy) if self.transfers.verify else {}
             occupancy_ns = link.occupancy_ns(copy.nbytes) if link.dialled else None
