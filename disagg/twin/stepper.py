@@ -175,11 +175,7 @@ def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
 
 
 def _request(record: Record) -> dict[str, Any]:
-    tables: dict[str, Any] = {
-        "prefill": record.prefill_table,
-        "decode": record.decode_table,
-        "host": record.host_table,
-    }
+    tables: dict[str, Any] = {"prefill": record.prefill_table, "decode": record.decode_table, "host": record.host_table}
     return {
         "stage": record.stage.value,
         "gate": record.gate,
