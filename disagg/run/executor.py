@@ -12,8 +12,8 @@ from disagg.plan.config import Config
 from disagg.run.attention.choice import AttentionPath
 from disagg.run.attention.paged import PagedKernel
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.device import finish
 from disagg.run.gpu.decode_graph import GraphDecodeStage
+from disagg.run.gpu.device import finish
 from disagg.run.gpu.sm_split import Part, split_gpu
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model

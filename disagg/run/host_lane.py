@@ -12,7 +12,7 @@ from disagg.plan.link import LaneName
 from disagg.plan.transfer_scheduler import Copy
 from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.device import Scratch
+from disagg.run.gpu.device import Scratch
 from disagg.run.lane import BaseLane, LaneOwner
 
 

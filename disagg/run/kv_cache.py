@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from disagg.plan.errors import EngineError
-from disagg.run.memory import check_room
+from disagg.run.gpu.memory import check_room
 
 Ids = Sequence[int] | torch.Tensor  # of blocks
 ADVICE = "Lower prefill_blocks, host_blocks or decode_blocks of the Config, or block_size."

@@ -29,10 +29,10 @@ from disagg.run import placement
 from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
+from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.sm_split import in_words as sms_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
-from disagg.run.machine import in_words as machine_in_words
 from disagg.run.model.model import Model
 from disagg.run.sampling import Reports
 from disagg.run.threads import Joinable, Latch

@@ -8,11 +8,11 @@ import torch
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import DEFAULT_TOKENS, Config
 from disagg.plan.errors import ConfigError
-from disagg.run.batch import PrefillBatch, Segment
-from disagg.run.device import settle
+from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
+from disagg.run.gpu.memory import free_bytes
 from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.memory import free_bytes
+from disagg.run.model.batch import PrefillBatch, Segment
 from disagg.run.model.model import Model
 
 

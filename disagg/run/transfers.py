@@ -26,7 +26,7 @@ from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
 from disagg.run.checksum import checksum, digest
 from disagg.run.clock import now_ns
-from disagg.run.device import Scratch, mark
+from disagg.run.gpu.device import Scratch, mark
 from disagg.run.gpu.link_dial import check_triton, triton_is_here
 from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.stream_lane import HAND_OFF, StreamLane, gpus_of, make_lanes

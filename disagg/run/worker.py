@@ -13,8 +13,8 @@ from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.events import PassFailed, StepFailed, WorkerDied
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.device import own_stream
 from disagg.run.gpu.decode_graph import GraphDecodeStage, Launched
+from disagg.run.gpu.device import own_stream
 from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
