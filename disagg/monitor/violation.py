@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Never, Protocol
 
-from disagg.plan.describe import command_in_words, event_in_words
+from disagg.trace.describe import command_in_words, event_in_words
 
 
 class InvariantViolation(AssertionError):

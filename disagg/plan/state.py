@@ -9,9 +9,9 @@ from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
-from disagg.plan.describe import Reason
 from disagg.plan.preemption import Costs
 from disagg.plan.queues import POLICIES, Key, Queue
+from disagg.plan.reason import Reason
 from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState

@@ -15,11 +15,11 @@ from typing import Any
 
 from disagg.plan.blocks import BlockPool
 from disagg.plan.config import Config
-from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Record, Request
 from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import PrefillWorkerState
+from disagg.trace.describe import command_in_words, event_in_words
 from disagg.trace.results import Run
 from disagg.twin.simulate import simulation_of
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
