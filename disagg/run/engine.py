@@ -31,7 +31,8 @@ from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
 from disagg.run.loop import OPEN, EngineLoop, check_fork
 from disagg.run.model.model import Model
-from disagg.run.placement import check_devices, check_model, load
+from disagg.run.model.shared import check_named, load
+from disagg.run.placement import check_devices
 from disagg.run.sizes import Settings
 from disagg.trace.results import Result, Run
 
@@ -55,7 +56,7 @@ class Engine:
         check_devices(config)
         check_fork(config.threads)
         if model is not None:
-            check_model(config, model)
+            check_named(config, model)
         torch.set_num_threads(config.threads)
         share_the_interpreter()
         self.model = model or load(config, config.decode_device)

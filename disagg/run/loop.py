@@ -25,7 +25,6 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import DisaggError, EngineError, RequestError
 from disagg.plan.request import Finish, Job
 from disagg.plan.spans import Span
-from disagg.run import placement
 from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
@@ -33,8 +32,10 @@ from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.sm_split import in_words as sms_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
+from disagg.run.model import shared
 from disagg.run.model.model import Model
-from disagg.run.sampling import Reports
+from disagg.run.placement import held_in_words
+from disagg.run.reports import Reports
 from disagg.run.threads import Joinable, Latch
 from disagg.trace.recorder import Recorder
 
@@ -84,9 +85,7 @@ class EngineLoop:
         try:
             self.executor = Executor(config, model, kernel, reports, self.seams)
         except EngineError as error:
-            raise EngineError(
-                f"{error}{placement.held_in_words(loop.executor.caches for loop in list(OPEN))}"
-            ) from None
+            raise EngineError(f"{error}{held_in_words(loop.executor.caches for loop in list(OPEN))}") from None
         path = self.attention_path
         self.controller = Controller(
             config,
@@ -404,7 +403,7 @@ def check_fork(threads: int) -> None:
 def _in_a_forked_process() -> None:
     global _forked
     _forked = True
-    placement.in_a_forked_process()
+    shared.in_a_forked_process()
     for loop in OPEN:
         loop.orphan()
     OPEN.clear()

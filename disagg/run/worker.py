@@ -19,7 +19,7 @@ from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.sampling import Reports
+from disagg.run.reports import Reports
 from disagg.run.threads import Joinable, Latch
 
 AnyDecodeStage = DecodeStage | GraphDecodeStage

@@ -23,7 +23,8 @@ from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.gpu.memory import RESERVE_BYTES, room_for
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
-from disagg.run.sampling import Reports, draw_token, greedy, not_finite
+from disagg.run.model.sampling import draw_token, greedy, not_finite
+from disagg.run.reports import Reports
 
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
