@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from disagg.plan.errors import EngineError
-from disagg.run.checksum import checksum, checksum_blocks
 from disagg.run.clock import now_ns
 from disagg.run.gpu import device_clock
+from disagg.run.gpu.device_checksum import checksum, checksum_blocks
 from disagg.run.gpu.device_clock import Anchor, Moments, bracket
 from disagg.run.gpu.stream_copy import runs, wide
 from disagg.run.kv_cache import KVCache, KVShape, slots_of

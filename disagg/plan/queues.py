@@ -9,17 +9,11 @@ Key = Callable[[Record], Priority]
 
 BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a decode batch
 
-
-def _fcfs(record: Record) -> Priority:
-    return (record.job.arrival_ns, record.id)
-
-
-def _shortest(record: Record) -> Priority:
-    return (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id)
-
-
 #: A policy is a sort key: smaller goes first, in prefill, on the links and onto the decode device.
-POLICIES: dict[str, Key] = {"fcfs": _fcfs, "shortest": _shortest}
+POLICIES: dict[str, Key] = {
+    "fcfs": lambda record: (record.job.arrival_ns, record.id),
+    "shortest": lambda record: (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id),
+}
 
 
 class Queue:

@@ -22,7 +22,7 @@ from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
-from disagg.plan.errors import DisaggError, EngineError, RequestError
+from disagg.plan.errors import DisaggError, EngineError, RequestError, in_words
 from disagg.plan.request import Finish, Job
 from disagg.plan.spans import Span
 from disagg.run.attention.choice import AttentionPath, pick_kernel
@@ -276,7 +276,7 @@ class EngineLoop:
         """A rule was broken, before any of these commands was carried out; or the controller has a bug."""
         if isinstance(error, InvariantViolation):
             self.breach = error
-        cause = f"the controller failed: {type(error).__name__}: {error}"
+        cause = f"the controller failed: {in_words(error)}"
         self._fail_open(error.summary if isinstance(error, InvariantViolation) else cause)
 
     def _answer_the_rest(self) -> bool:
