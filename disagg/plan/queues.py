@@ -68,7 +68,6 @@ class Queue:
         return tuple(entry[2].id for entry in heapq.nsmallest(first, ahead)), len(ahead)
 
     def __iter__(self) -> Iterator[Record]:
-        """In the order of the policy."""
         return iter([record for _, entry, record in sorted(self._heap) if self._members.get(record.id) == entry])
 
 

@@ -27,7 +27,6 @@ class HostLane(BaseLane):
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something may start now."""
         with self.transfers.lock:  # itself: an interrupt leaves a Condition's `with` locked
             self._changed.notify_all()
 

@@ -35,7 +35,7 @@ from disagg.run.inbox import Call, Inbox
 from disagg.run.model import shared
 from disagg.run.model.model import Model
 from disagg.run.placement import held_in_words
-from disagg.run.reports import Reports
+from disagg.run.reports import Post, Reports
 from disagg.run.threads import Joinable, Latch
 from disagg.trace.recorder import Recorder
 
@@ -55,11 +55,7 @@ class EngineLoop:
     """Does not know the `Engine` that users hold, so that an engine without references can be collected and end it."""
 
     def __init__(
-        self,
-        config: Config,
-        model: Model,
-        progress: Callable[[str], None],
-        make_seams: Callable[[Callable[[object], None]], Seams],
+        self, config: Config, model: Model, progress: Callable[[str], None], make_seams: Callable[[Post], Seams]
     ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
         self.config, self.model = config, model

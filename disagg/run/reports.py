@@ -8,12 +8,14 @@ import torch
 from disagg.plan.events import RequestFailed
 from disagg.plan.spans import Span
 
+Post = Callable[[object], None]  # takes an event into the inbox
+
 
 class Reports(NamedTuple):
     """Where workers report, from any thread: `post` takes events, `keep` logits [vocab] that a request asked for,
     `record` spans, and `progress` a line about what takes long at the start."""
 
-    post: Callable[[object], None]
+    post: Post
     keep: Callable[[int, torch.Tensor], None]
     record: Callable[[Span], None]
     progress: Callable[[str], None]

@@ -34,6 +34,7 @@ from disagg.run.gpu.stream_lane import HAND_OFF, StreamLane, fill_ring, gpus_of,
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache
+from disagg.run.reports import Post
 from disagg.run.threads import Joinable
 
 
@@ -52,7 +53,7 @@ class Transfers:
         self,
         config: Config,
         caches: dict[Worker, KVCache],
-        post: Callable[[object], None],
+        post: Post,
         record: Callable[[Span], None],
         parts: dict[str, Part] | None = None,
         seams: Seams | None = None,
@@ -159,7 +160,6 @@ class Transfers:
                     lane.drive()
 
     def start_copy(self, name: LaneName) -> Copy | None:
-        """The lane's next copy; None where nothing may start."""
         with self.lock:
             return None if self.closing.is_set() else self.scheduler.start(name)
 
