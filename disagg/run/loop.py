@@ -24,6 +24,7 @@ from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError, in_words
 from disagg.plan.request import Finish, Job
+from disagg.plan.spans import Span
 from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
@@ -69,7 +70,7 @@ class EngineLoop:
         heads = files.num_attention_heads
         kernel = pick_kernel(config.attention, config.decode_device, shape, heads, block_size, files)
         self.attention_path = path = AttentionPath.of(kernel)
-        reports = Reports(self._post, self._keep, lambda span: self.recorder.span(span), progress)
+        reports = Reports(self._post, self._keep, self._record, progress)
         try:
             self.executor = Executor(config, model, kernel, reports, self.seams)
         except EngineError as error:
@@ -323,6 +324,9 @@ class EngineLoop:
         handle = self.handles.get(request)
         if handle is not None:
             handle.keep_logits(logits.to(self.model.device))  # of one request, on one device
+
+    def _record(self, span: Span) -> None:
+        self.recorder.span(span)
 
 
 def check_fork(threads: int) -> None:
