@@ -19,8 +19,8 @@ from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Job, Request
 from disagg.run.engine import Engine
+from disagg.run.model.layer_time import compute_of_a_layer
 from disagg.run.model.model import Model, load_model
-from disagg.run.sizes import compute_of_a_layer
 from disagg.show.example_prompts import long_tail, prompts
 from disagg.show.plots.roofline import Sizes, measure_ceilings
 from disagg.show.report import Row

@@ -28,8 +28,8 @@ from disagg.plan.config import PRESETS, Config  # noqa: E402
 from disagg.plan.request import Request  # noqa: E402
 from disagg.run.attention.choice import describe as attention_in_words  # noqa: E402
 from disagg.run.engine import Engine  # noqa: E402
+from disagg.run.gpu.machine import gpu_in_words  # noqa: E402
 from disagg.run.gpu.sm_split import describe  # noqa: E402
-from disagg.run.machine import gpu_in_words  # noqa: E402
 from disagg.run.model.model import Model, load_model  # noqa: E402
 from disagg.trace.results import Run  # noqa: E402
 

@@ -10,8 +10,8 @@ from disagg.plan.errors import ConfigError, ModelError
 from disagg.run.attention import choice, gathered
 from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
 from disagg.run.attention.interface import paged_attention
-from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
+from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 
 BLOCK, LAYER, HEADS, DIM, SCALE = 4, 1, 6, 8, 0.3
 OPTIONS = {

@@ -5,10 +5,11 @@ from controller_harness import ControllerHarness
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg.plan.batching import Composer, Group, Padding, Row, StepModel, bin_end, bin_of, padding
+from disagg.plan.batching import Composer, Group, Padding, Row, StepModel, bin_end, bin_of
 from disagg.plan.blocks import Table
 from disagg.plan.request import Job, Record
 from disagg.plan.worker_state import DecodeWorkerState
+from disagg.trace.batch_history import padding
 
 
 def test_bins_hold_contexts_up_to_their_bound():

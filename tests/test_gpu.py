@@ -13,11 +13,11 @@ from disagg.run.attention.choice import pick_kernel
 from disagg.run.attention.gathered import DecodePlan, Workspace
 from disagg.run.attention.interface import Options
 from disagg.run.attention.paged import PagedDecode, PagedKernel
-from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.gpu.sm_split import describe, sm_count, split_gpu
 from disagg.run.gpu.stream_copy import Route, copy_blocks
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.model.model import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")

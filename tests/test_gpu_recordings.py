@@ -20,7 +20,7 @@ from benchmarks.commands import app
 from benchmarks.gpu import fixture, notebook, record, sharing
 from disagg.plan.errors import ConfigError, EngineError, FileError
 from disagg.plan.link import Link
-from disagg.run import machine
+from disagg.run.gpu import machine
 from disagg.show import recordings
 from disagg.show.plots.floor_plot import steps_picture
 from disagg.show.plots.gap_plot import gaps_beside

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from disagg.plan.errors import EngineError
-from disagg.run.checksum import checksum, checksum_blocks
 from disagg.run.clock import now_ns
 from disagg.run.gpu import device_clock
+from disagg.run.gpu.device_checksum import checksum, checksum_blocks
 from disagg.run.gpu.device_clock import Anchor, Moments, bracket
 from disagg.run.gpu.stream_copy import runs, wide
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
@@ -100,7 +100,7 @@ def test_too_large_a_cache_says_how_much_and_what_to_lower():
 
 
 def test_memory_that_others_use_is_not_promised(monkeypatch):
-    monkeypatch.setattr("disagg.run.memory.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("disagg.run.gpu.memory.free_bytes", lambda device: 1000)
     with pytest.raises(EngineError, match="1,536 bytes asked, 1,000 are free"):
         KVCache(SHAPE, 2, 4)
 

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.errors import EngineError
-from disagg.run import memory
-from disagg.run.gpu import decode_graph
+from disagg.run.gpu import decode_graph, memory
 from disagg.run.gpu.decode_graph import GraphDecodeStage
+from disagg.run.gpu.memory import room_for
 from disagg.run.kv_cache import KVCache
-from disagg.run.memory import room_for
 from disagg.run.model import load_check
 from disagg.run.model.folder_checks import count_weights
 from disagg.run.model.model import Source, load_model
@@ -145,7 +144,7 @@ def test_a_machine_that_says_nothing_is_not_known(tmp_path, monkeypatch):
 
 def test_pools_leave_something_on_the_host(monkeypatch):
     shape = load_model("tiny").shape
-    monkeypatch.setattr("disagg.run.memory.free_bytes", lambda device: memory.HOST_RESERVE_BYTES + 1000)
+    monkeypatch.setattr("disagg.run.gpu.memory.free_bytes", lambda device: memory.HOST_RESERVE_BYTES + 1000)
     with pytest.raises(EngineError, match="134,218,728 are free and 134,217,728 must stay. Lower prefill_blocks"):
         KVCache(shape, 2, 16)
 

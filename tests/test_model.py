@@ -11,10 +11,10 @@ from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, ModelError
 from disagg.run.attention.interface import paged_attention
-from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import load_check, projections, weights
 from disagg.run.model import model as model_module
+from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.model.model import Detokenizer, load_model
 from disagg.run.model.projections import Joined
 

@@ -25,6 +25,7 @@ from disagg import Config, Engine, Request, simulate
 from disagg.plan.errors import EngineError
 from disagg.run import engine as engine_file
 from disagg.run import executor as executor_file
+from disagg.run import inbox as inbox_file
 from disagg.run import loop as loop_file
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
@@ -37,7 +38,8 @@ ROOT = Path(disagg.__file__).parents[1]
 RERUNS, BATCHES = 50, 3
 WARM = 10  # runs until pools of the allocator and caches of Python are filled
 GROWN_MIB = 8  # over 50 more; one engine's memories of K/V are as much, so one that stayed behind shows
-FILES = (engine_file.__file__, loop_file.__file__, executor_file.__file__)  # where it is built, led and taken down
+#: Where an engine is built, led and taken down.
+FILES = tuple(file.__file__ for file in (engine_file, loop_file, inbox_file, executor_file))
 SPARED = ("__enter__", "__exit__", "close")
 ASKED = ((20, 6), (40, 3), (5, 9))
 

@@ -5,7 +5,7 @@ import torch
 
 from disagg.cli import doctor
 from disagg.run.gpu import peer_access
-from disagg.run.machine import machine
+from disagg.run.gpu.machine import machine
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ import torch
 from paged_kernel import PlainKernel
 
 from disagg.plan.errors import EngineError
-from disagg.run import memory
-from disagg.run.batch import PrefillBatch, Segment
-from disagg.run.gpu import prefill_graph
+from disagg.run.gpu import memory, prefill_graph
 from disagg.run.gpu.prefill_graph import MOST_LOGITS, PrefillGraphs, sizes
 from disagg.run.kv_cache import KVCache
+from disagg.run.model.batch import PrefillBatch, Segment
 from disagg.run.model.model import PASS_STEP, load_model
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from benchmarks.robustness import architectures
 from disagg.plan.errors import ModelError
-from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache
+from disagg.run.model.batch import PrefillBatch, Segment
 from disagg.run.model.load_check import within_reach
 from disagg.run.model.model import context_limit, load_model
 

@@ -3,7 +3,8 @@ import math
 import torch
 
 from disagg.plan.request import Sampling
-from disagg.run.sampling import Draw, Reports, pick_tokens, uniform
+from disagg.run.model.sampling import Draw, pick_tokens, uniform
+from disagg.run.reports import Reports
 
 GREEDY = Sampling()
 

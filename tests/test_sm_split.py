@@ -12,10 +12,10 @@ from disagg import Config, Engine
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.run import executor, placement
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.device import new_stream
 from disagg.run.gpu import sm_split
+from disagg.run.gpu.device import new_stream
+from disagg.run.gpu.machine import machine
 from disagg.run.gpu.sm_split import choices, describe, share_out, sm_count, split_gpu
-from disagg.run.machine import machine
 
 GPU = torch.device("cuda", 0)
 

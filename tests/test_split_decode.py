@@ -9,8 +9,8 @@ from disagg.run.attention import split_decode
 from disagg.run.attention.gathered import DecodePlan, Workspace
 from disagg.run.attention.interface import Options
 from disagg.run.attention.paged import PagedDecode, PagedKernel
-from disagg.run.batch import DecodeBatch
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.model.batch import DecodeBatch
 
 WHOLE, PART = 132, 32  # SMs of an H100 or H200, and of a part
 MIXED = [37 * n % 4000 + 1 for n in range(64)]

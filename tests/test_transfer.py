@@ -27,7 +27,7 @@ from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
 from disagg.plan.link import LaneName, cost_of
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.device import Scratch
+from disagg.run.gpu.device import Scratch
 from disagg.run.gpu.link_dial import check_triton
 from disagg.run.gpu.stream_copy import Route, StreamCopier, copy_blocks
 from disagg.run.gpu.stream_lane import AHEAD

@@ -12,9 +12,9 @@ from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
-from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import EngineError
 from disagg.plan.why import NAMED, Wait, _named, cycle_of, open_in_words, why
+from disagg.trace.describe import command_in_words, event_in_words
 from disagg.twin.simulated_engine import SimulatedEngine
 
 SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, Simulated)]

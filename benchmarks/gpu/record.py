@@ -18,7 +18,7 @@ from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import ConfigError, FileError
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
-from disagg.run.machine import gpu_in_words
+from disagg.run.gpu.machine import gpu_in_words
 from disagg.show import recordings
 from disagg.show.recordings import StepTime, StepTimes
 from disagg.show.report import Failed, LeftOut

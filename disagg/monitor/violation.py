@@ -5,7 +5,7 @@ from typing import Never, Protocol
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
-from disagg.plan.describe import command_in_words, event_in_words
+from disagg.trace.describe import command_in_words, event_in_words
 
 
 class InvariantViolation(AssertionError):

@@ -39,15 +39,6 @@ def bin_end(context: int, bounds: tuple[int, ...]) -> int | None:
     return bounds[index] + 1 if index < len(bounds) else None
 
 
-def padding(groups: list[list[int]]) -> Padding:
-    """The formula: each group of context lengths is read as rows × its longest."""
-    total = Padding()
-    for lengths in groups:
-        if lengths:
-            total.add(sum(lengths), len(lengths) * max(lengths))
-    return total
-
-
 @dataclass(eq=False)
 class Row:
     """A request's place in the decode batch: at step `joined` its context was `base` tokens, one more each step."""

@@ -19,7 +19,6 @@ class BlockPool:
     """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
 
     def __init__(self, name: str, total: int, on_move: Sequence[MoveListener] = ()) -> None:
-        """Each of `on_move` is called with every move."""
         self.name = name
         self._on_move = on_move
         self.total = self.capacity = total
@@ -87,7 +86,6 @@ class BlockPool:
                 raise AssertionError(f"{self.name}: block {block} belongs to {self._owner[block]}, not to {owner}")
 
     def counts(self) -> dict[str, int]:
-        """Blocks per state."""
         return {state: self._state.count(state) for state in STATES}
 
     def check(self) -> None:

@@ -50,7 +50,7 @@ class PackageError(DisaggError, ImportError):
         if isinstance(error, ModuleNotFoundError) and name and "." not in name:
             what = f"the package {name} is not installed in this Python. Choose the kernel of this project (Kernel → "
             return cls(f"{what}Change Kernel…), or type `make setup` in its folder and restart the kernel", name=name)
-        cause = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        cause = in_words(error).strip().split("\n")[0]
         what = f"a package that is needed here can't be imported ({cause}). Restart the kernel; if that does not help, "
         return cls(f"{what}type `make setup` in this project's folder and restart it again", name=name)
 
@@ -60,3 +60,8 @@ def first_of(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def in_words(error: BaseException) -> str:
+    """Its type and its message."""
+    return f"{type(error).__name__}: {error}"

@@ -70,12 +70,8 @@ class KVTransfers:
         blocks = blocks_for(record.context, size)
         paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
         room, block_bytes = state.host.available >= blocks, size * state.token_bytes
-        choice = state.costs.choose(
-            *(record.id, record.context, blocks * block_bytes),
-            host_room=room,
-            prefill_backlog=state.backlog,
-            bytes_ahead=paging * block_bytes,
-        )
+        waiting = {"prefill_backlog": state.backlog, "bytes_ahead": paging * block_bytes}
+        choice = state.costs.choose(record.id, record.context, blocks * block_bytes, host_room=room, **waiting)
         costs = [None if ns is None else round(ns / 1e6, 1) for ns in (choice.spill_ns, choice.recompute_ns)]
         state.because(choice.arm.value, request=record.id, spill_ms=costs[0], recompute_ms=costs[1])
         state.counts["preemptions"] += 1

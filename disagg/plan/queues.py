@@ -9,17 +9,11 @@ Key = Callable[[Record], Priority]
 
 BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a decode batch
 
-
-def _fcfs(record: Record) -> Priority:
-    return (record.job.arrival_ns, record.id)
-
-
-def _shortest(record: Record) -> Priority:
-    return (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id)
-
-
 #: A policy is a sort key: smaller goes first, in prefill, on the links and onto the decode device.
-POLICIES: dict[str, Key] = {"fcfs": _fcfs, "shortest": _shortest}
+POLICIES: dict[str, Key] = {
+    "fcfs": lambda record: (record.job.arrival_ns, record.id),
+    "shortest": lambda record: (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id),
+}
 
 
 class Queue:
@@ -74,7 +68,6 @@ class Queue:
         return tuple(entry[2].id for entry in heapq.nsmallest(first, ahead)), len(ahead)
 
     def __iter__(self) -> Iterator[Record]:
-        """In the order of the policy."""
         return iter([record for _, entry, record in sorted(self._heap) if self._members.get(record.id) == entry])
 
 

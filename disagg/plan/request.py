@@ -186,7 +186,6 @@ class Record:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables it holds, in any memory."""
         return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
 
     def unpin(self, activity: int) -> None:

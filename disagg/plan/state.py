@@ -9,9 +9,9 @@ from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
-from disagg.plan.describe import Reason
 from disagg.plan.preemption import Costs
 from disagg.plan.queues import POLICIES, Key, Queue
+from disagg.plan.reason import Reason
 from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
@@ -49,7 +49,6 @@ class Deadlines:
         return next(iter(self._due.values()))[0] if self._due else None
 
     def overdue(self, turn: Turn) -> Due | None:
-        """Takes out the first activity whose deadline has passed."""
         for activity, (at_ns, due) in self._due.items():
             if at_ns > turn.now_ns:
                 break
@@ -181,7 +180,6 @@ class ControllerState:
         turn.commands.append(Ended(record.id, finish, error, turn.now_ns, stages, record.decode_worker))
 
     def drop(self, record: Record, *names: str) -> None:
-        """The record gives up these tables."""
         for name in names:
             table = getattr(record, name)
             if table is not None:

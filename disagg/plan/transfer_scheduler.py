@@ -52,7 +52,6 @@ class Copy:
 
     @property
     def part(self) -> Part:
-        """What lands with it."""
         return Part(self.layer, self.layer_end, self.block, self.block_end)
 
     @property
@@ -261,7 +260,6 @@ class TransferScheduler:
         return [TransferFailed(copy.transfer, error)]
 
     def waiting(self, name: LaneName) -> int:
-        """Copies that queue on a lane."""
         return len(self.lanes[name].ready)
 
     # ---- inside ------------------------------------------------------------------------------------------------------

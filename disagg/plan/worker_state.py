@@ -35,7 +35,6 @@ class PrefillWorkerState:
 
     @property
     def waiting(self) -> bool:
-        """Is there anything to prefill?"""
         return bool(self.partial) or self.queue.peek() is not None
 
 
@@ -110,7 +109,6 @@ class DecodeWorkerState:
 
     @property
     def _typical(self) -> float:
-        """Context tokens of a row."""
         return self.tokens / len(self.rows) if self.rows else 128
 
     def join(self, record: Record) -> None:

@@ -8,11 +8,12 @@ import torch
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
-from disagg.run.batch import DecodeBatch
 from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
+from disagg.run.model.batch import DecodeBatch
 from disagg.run.model.model import Model
-from disagg.run.sampling import Draw, Reports, pick_tokens
+from disagg.run.model.sampling import Draw, pick_tokens
+from disagg.run.reports import Reports
 
 
 @dataclass

@@ -31,7 +31,8 @@ from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
 from disagg.run.loop import OPEN, EngineLoop, check_fork
 from disagg.run.model.model import Model
-from disagg.run.placement import check_devices, check_model, load
+from disagg.run.model.shared import check_named, load
+from disagg.run.placement import check_devices
 from disagg.run.sizes import Settings
 from disagg.trace.results import Result, Run
 
@@ -55,7 +56,7 @@ class Engine:
         check_devices(config)
         check_fork(config.threads)
         if model is not None:
-            check_model(config, model)
+            check_named(config, model)
         torch.set_num_threads(config.threads)
         share_the_interpreter()
         self.model = model or load(config, config.decode_device)
@@ -109,7 +110,7 @@ class Engine:
         loop.check_open()
         arrival_ns = now_ns()
         job = job_of(request, self.model, self.config.seed)
-        handle = self._new(request, job, arrival_ns)
+        handle = self._new_handle(request, job, arrival_ns)
 
         def begin() -> None:
             loop.refuse([job])
@@ -151,7 +152,6 @@ class Engine:
         self._loop.interrupt()
 
     def open_handles(self) -> list[Handle]:
-        """Of the requests that have not ended."""
         return self._loop.open_handles()
 
     def why(self, request: int | Handle) -> str:
@@ -205,20 +205,18 @@ class Engine:
                 self._gone = True
 
     def _end(self) -> None:
-        """Stops whatever was started."""
         self._loop.end()
         self._finalizer.detach()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    def _new(self, request: Request, job: Job, arrival_ns: int) -> Handle:
-        """Of a request that has no number yet."""
+    def _new_handle(self, request: Request, job: Job, arrival_ns: int) -> Handle:
         prompt = request.prompt if isinstance(request.prompt, str) else ""
         return Handle(Result(-1, len(job.prompt), arrival_ns, prompt=prompt), self.model, self)
 
     def _submit(self, request: Request, job: Job, arrival_ns: int, index: int) -> None:
         """Starts a request of the run; its handle is `served[index]` from then on, whatever interrupts this call."""
-        loop, handle = self._loop, self._new(request, job, arrival_ns)
+        loop, handle = self._loop, self._new_handle(request, job, arrival_ns)
 
         def begin() -> None:
             try:

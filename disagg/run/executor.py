@@ -12,14 +12,15 @@ from disagg.plan.config import Config
 from disagg.run.attention.choice import AttentionPath
 from disagg.run.attention.paged import PagedKernel
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.device import finish
 from disagg.run.gpu.decode_graph import GraphDecodeStage
+from disagg.run.gpu.device import finish
 from disagg.run.gpu.sm_split import Part, split_gpu
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
-from disagg.run.placement import make_caches, model_on
+from disagg.run.model.shared import model_on
+from disagg.run.placement import make_caches
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.sampling import Reports
+from disagg.run.reports import Reports
 from disagg.run.transfers import Transfers
 from disagg.run.worker import AnyDecodeStage, WorkerThread
 

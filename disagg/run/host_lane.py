@@ -12,7 +12,7 @@ from disagg.plan.link import LaneName
 from disagg.plan.transfer_scheduler import Copy
 from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
-from disagg.run.device import Scratch
+from disagg.run.gpu.device import Scratch
 from disagg.run.lane import BaseLane, LaneOwner
 
 
@@ -27,7 +27,6 @@ class HostLane(BaseLane):
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something may start now."""
         with self.transfers.lock:  # itself: an interrupt leaves a Condition's `with` locked
             self._changed.notify_all()
 
@@ -99,9 +98,9 @@ class HostLane(BaseLane):
         """From the source's blocks or the ring's slot to the slot or the target's blocks; returns what it read."""
         transfers, layers = self.transfers, range(copy.layer, copy.layer_end)
         place = self._scratch.view(self._shape(copy)) if copy.slot is None else self._ring_view(copy, copy.slot)
-        data = place if copy.hop_two else transfers.caches[copy.source].fetch_blocks(layers, copy.blocks, place)
+        data = place if copy.hop_two else transfers.caches[copy.source].read_blocks(layers, copy.blocks, place)
         if copy.target is not None:
-            transfers.caches[copy.target].store_blocks(layers, copy.target_blocks, data)
+            transfers.caches[copy.target].write_blocks(layers, copy.target_blocks, data)
         return data
 
     def _flip(self, copy: Copy, data: torch.Tensor) -> None:
@@ -124,5 +123,5 @@ class HostLane(BaseLane):
         arrived = data
         if copy.target is not None:
             layers = range(copy.layer, copy.layer_end)
-            arrived = self.transfers.caches[copy.target].fetch_blocks(layers, copy.target_blocks)
+            arrived = self.transfers.caches[copy.target].read_blocks(layers, copy.target_blocks)
         return self._first_difference(copy, left, digest_blocks(arrived, tokens), tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from disagg.plan.errors import EngineError
-from disagg.run.memory import check_room
+from disagg.run.gpu.memory import check_room
 
 Ids = Sequence[int] | torch.Tensor  # of blocks
 ADVICE = "Lower prefill_blocks, host_blocks or decode_blocks of the Config, or block_size."
@@ -81,21 +81,14 @@ class KVCache:
         key, value = self._flat[layer].index_select(1, slots)
         return key, value
 
-    def read_blocks(self, layers: range, blocks: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Whole blocks [n] as a contiguous tensor [len(layers), 2, n, block_size, kv_heads, head_dim]."""
-        return torch.index_select(self._layers(layers), 2, blocks, out=out)
+    def read_blocks(self, layers: range, blocks: Ids, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Whole blocks [n] as a contiguous tensor [len(layers), 2, n, block_size, kv_heads, head_dim]; into `out` where
+        it has the right shape."""
+        return torch.index_select(self._layers(layers), 2, torch.as_tensor(blocks), out=out)
 
-    def write_blocks(self, layers: range, blocks: torch.Tensor, data: torch.Tensor) -> None:
+    def write_blocks(self, layers: range, blocks: Ids, data: torch.Tensor) -> None:
         """Store what `read_blocks` returned, of any cache of this shape, into the blocks [n] of this one."""
-        self._layers(layers).index_copy_(2, blocks, data)
-
-    def fetch_blocks(self, layers: range, blocks: Ids, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Whole blocks, by ids, from host memory; into `out` where it has the right shape."""
-        return self.read_blocks(layers, torch.tensor(blocks), out)
-
-    def store_blocks(self, layers: range, blocks: Ids, data: torch.Tensor) -> None:
-        """Stores whole blocks, by ids, in host memory. Those of a GPU come and go on a stream: run/stream_copy."""
-        self.write_blocks(layers, torch.tensor(blocks), data)
+        self._layers(layers).index_copy_(2, torch.as_tensor(blocks), data)
 
     def poison(self, blocks: Ids) -> None:
         """Fill blocks with NaN, so that a test notices a read after they were freed."""

@@ -12,7 +12,7 @@ from disagg.monitor.seams import Seams
 from disagg.plan.commands import Worker
 from disagg.plan.link import LaneName, LaneRole, Link
 from disagg.plan.transfer_scheduler import Copy, TransferScheduler
-from disagg.run.device import Scratch
+from disagg.run.gpu.device import Scratch
 from disagg.run.kv_cache import KVCache
 
 

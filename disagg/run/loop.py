@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,23 +23,24 @@ from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
-from disagg.plan.errors import DisaggError, EngineError, RequestError
+from disagg.plan.errors import EngineError, RequestError, in_words
 from disagg.plan.request import Finish, Job
 from disagg.plan.spans import Span
-from disagg.run import placement
 from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
 from disagg.run.executor import Executor
+from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.sm_split import in_words as sms_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
-from disagg.run.machine import in_words as machine_in_words
+from disagg.run.inbox import Call, Inbox
+from disagg.run.model import shared
 from disagg.run.model.model import Model
-from disagg.run.sampling import Reports
+from disagg.run.placement import held_in_words
+from disagg.run.reports import Post, Reports
 from disagg.run.threads import Joinable, Latch
 from disagg.trace.recorder import Recorder
 
-T = TypeVar("T")
 OPEN: "set[EngineLoop]" = set()  # of this process, from their first thread to the end of their last
 BEAT_S = 1.0  # while something is under way the thread looks at the clock at least so often
 LOST_BEATS, LOST_S = 2, 0.1  # so long without a look: this process was suspended, or its machine was
@@ -52,14 +53,6 @@ FORKED = (
 _forked = False  # is this process one? torch's own threads did not come along either
 
 
-class Call(NamedTuple):
-    """A question, and where its answer goes. One that `changes` state and fails breaks the engine."""
-
-    question: Callable[[], object]
-    answer: queue.SimpleQueue  # of one (value, error); unlike a Future it holds no lock that an interrupt may leave
-    changes: bool = False
-
-
 Item: TypeAlias = "ev.Event | Call | EngineLoop | None"  # of the inbox: the loop itself abandons, None ends it
 
 
@@ -67,15 +60,12 @@ class EngineLoop:
     """Does not know the `Engine` that users hold, so that an engine without references can be collected and end it."""
 
     def __init__(
-        self,
-        config: Config,
-        model: Model,
-        progress: Callable[[str], None],
-        make_seams: Callable[[Callable[[ev.Event], None]], Seams],
+        self, config: Config, model: Model, progress: Callable[[str], None], make_seams: Callable[[Post], Seams]
     ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
         self.config, self.model = config, model
-        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._inbox = Inbox(self._fail)
+        self.call, self.ask = self._inbox.call, self._inbox.ask
         self.seams = make_seams(self._inbox.put)
         self._post = self.seams.post
         shape, block_size = model.shape, config.block_size
@@ -83,22 +73,14 @@ class EngineLoop:
         files: Any = model.config
         heads = files.num_attention_heads
         kernel = pick_kernel(config.attention, config.decode_device, shape, heads, block_size, files)
-        self.attention_path = AttentionPath.of(kernel)
+        self.attention_path = path = AttentionPath.of(kernel)
         reports = Reports(self._post, self._keep, self._record, progress)
         try:
             self.executor = Executor(config, model, kernel, reports, self.seams)
         except EngineError as error:
-            raise EngineError(
-                f"{error}{placement.held_in_words(loop.executor.caches for loop in list(OPEN))}"
-            ) from None
-        path = self.attention_path
-        self.controller = Controller(
-            config,
-            layers=shape.layers,
-            token_bytes=shape.token_bytes,
-            steps_in_flight=path.steps_in_flight,
-            pads=path.pads,
-        )
+            raise EngineError(f"{error}{held_in_words(loop.executor.caches for loop in list(OPEN))}") from None
+        sizes = {"layers": shape.layers, "token_bytes": shape.token_bytes}
+        self.controller = Controller(config, **sizes, steps_in_flight=path.steps_in_flight, pads=path.pads)
         self.detectors = Monitor(config, layers=shape.layers)
         self.controller.state.on_move.append(self.detectors.moved)
         self.recorder: Recorder  # from `start` on
@@ -109,8 +91,6 @@ class EngineLoop:
         self.handles: dict[int, Handle] = {}  # of open requests
         self.served: dict[int, Handle] = {}  # of the run that is being served, by the request's index in it
         self._numbers = itertools.count()
-        self._mutex = threading.RLock()  # of `_ended`
-        self._ended = True  # its thread does not take from the inbox: not yet, or not any more
         self._began = Latch()  # the thread looks into the inbox
         self._seen_ns = now_ns()  # when the clock was last looked at
         self._late: deque[Item] = deque()  # an item that came after a stretch of lost time, which goes first
@@ -128,26 +108,6 @@ class EngineLoop:
         self._began.wait()
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
-
-    def call(self, question: Callable[[], object], changes: bool = False) -> queue.SimpleQueue:
-        """The answer to come of `question()`, asked on the engine's thread between two events, in the order of the
-        calls; on this one where that thread has ended, or is this one."""
-        call = Call(question, queue.SimpleQueue(), changes)
-        with self._mutex:
-            asked = not self._ended and threading.current_thread() is not self._thread
-            if asked:
-                self._inbox.put(call)
-        if not asked:
-            self._answer(call)
-        return call.answer
-
-    def ask(self, question: Callable[[], T], changes: bool = False) -> T:
-        """The answer itself, or what the question raised."""
-        value: T
-        value, error = self.call(question, changes).get()
-        if error is not None:
-            raise error
-        return value
 
     def check_open(self) -> None:
         """EngineError once it is closed or broken, or where this is another process."""
@@ -194,7 +154,7 @@ class EngineLoop:
         if self not in OPEN:
             return
         self._inbox.put(self)
-        if self._ended:  # it broke, and its thread is gone
+        if self._inbox.ended:  # it broke, and its thread is gone
             threading.Thread(target=self.end, name="disagg end", daemon=True).start()
         if not isinstance(threading.current_thread(), Joinable):
             self._thread.join(WAIT_S)
@@ -205,7 +165,8 @@ class EngineLoop:
 
     def orphan(self) -> None:
         """In a forked process, which has none of its threads: open handles end as failed, and no later call waits."""
-        self._mutex, self._inbox, self._ended, self.broken = threading.RLock(), queue.SimpleQueue(), True, FORKED
+        self._inbox.renew()
+        self.broken = FORKED
         for handle in self.handles.values():
             handle.orphan(cmd.Ended(handle.so_far.request, Finish.FAILED, FORKED, now_ns(), ()))
         self.handles.clear()
@@ -252,7 +213,8 @@ class EngineLoop:
     def _run(self) -> None:
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
         ask_for_short_slices()
-        abandoned = self._ended = False
+        abandoned = False
+        self._inbox.begin()
         self._began.set()
         try:
             while (item := self._next()) is not None:
@@ -261,7 +223,7 @@ class EngineLoop:
                     self.executor.stop()
                     self._inbox.put(None)  # behind the last events of workers and lanes
                 elif isinstance(item, Call):
-                    self._answer(item)
+                    self._inbox.answer(item)
                 else:
                     self._take(item)
                 item = None  # while it waits for the next one, what a question refers to may go
@@ -271,44 +233,19 @@ class EngineLoop:
             if not isinstance(error, InvariantViolation):
                 raise
         finally:
-            abandoned = self._answer_the_rest() or abandoned
-            if abandoned:
+            others = self._inbox.end()
+            if abandoned or self in others:
                 self.executor.stop()
                 OPEN.discard(self)
                 self.executor.let_go()
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> EngineError:
         """A rule was broken, before any of these commands was carried out; or the controller has a bug."""
         if isinstance(error, InvariantViolation):
             self.breach = error
-        cause = f"the controller failed: {type(error).__name__}: {error}"
+        cause = f"the controller failed: {in_words(error)}"
         self._fail_open(error.summary if isinstance(error, InvariantViolation) else cause)
-
-    def _answer_the_rest(self) -> bool:
-        """Calls that came while the thread ended: from now on they are answered where they are made. True where the
-        engine has no references."""
-        abandoned = False
-        with self._mutex:
-            self._ended = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._inbox.get_nowait()
-                abandoned = abandoned or item is self
-                if isinstance(item, Call):
-                    self._answer(Call(item.question, item.answer))
-        return abandoned
-
-    def _answer(self, call: Call) -> None:
-        """A question that fails is the asker's; a change that fails for no reason of the asker's breaks the engine."""
-        try:
-            call.answer.put((call.question(), None))
-        except BaseException as error:
-            if not call.changes or isinstance(error, DisaggError):
-                call.answer.put((None, error))
-                return
-            self._fail(error)
-            call.answer.put((None, EngineError(f"this engine is broken and must be rebuilt: {self.broken}")))
-            raise
+        return EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
 
     def _take(self, event: ev.Event) -> None:
         """One event into the controller, and its commands carried out."""
@@ -348,7 +285,7 @@ class EngineLoop:
             deadline, since = self.controller.state.next_deadline_ns, self._seen_ns
             wait = None if deadline is None else min(beat, max(0, deadline - now_ns()) / 1e9)
             try:
-                item: Item = self._inbox.get(timeout=wait)
+                item = self._inbox.items.get(timeout=wait)
             except queue.Empty:
                 item = ev.Tick()
             now = self._seen_ns = now_ns()
@@ -408,7 +345,7 @@ def check_fork(threads: int) -> None:
 def _in_a_forked_process() -> None:
     global _forked
     _forked = True
-    placement.in_a_forked_process()
+    shared.in_a_forked_process()
     for loop in OPEN:
         loop.orphan()
     OPEN.clear()

@@ -1,12 +1,8 @@
-"""What stands on which device: the devices that a config names, a model on each of them, and the memories of K/V."""
+"""What stands on which device: the devices that a config names, and the memories of K/V on them."""
 
 import os
-import threading
-import weakref
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +12,6 @@ from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
 from disagg.run.gpu.sm_split import check_split
 from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.model.model import DTYPES, Model, load_model
 
 LEAST_THREADS = 2  # that any machine may take: a lesson compares one with two
 
@@ -39,61 +34,6 @@ def check_devices(config: Config) -> None:
             raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
     if config.sm_split is not None:
         check_split(torch.device(config.decode_device), config.sm_split)
-
-
-_LOADED: "weakref.WeakValueDictionary[tuple, Model]" = weakref.WeakValueDictionary()  # while an engine has it
-_LOADING = threading.Lock()
-
-
-def load(config: Config, device: torch.device | str) -> Model:
-    """The config's model on a device; one that another engine of this process has is shared, if its files are as they
-    were."""
-    options: dict[str, Any] = dict(
-        dtype=config.dtype, attention=config.attention, join_projections=config.join_projections
-    )
-    key = (str(config.model), str(torch.device(device)), *options.values(), _files(config.model))
-    with _LOADING:
-        model = _LOADED.get(key)
-        if model is None:
-            model = _LOADED[key] = load_model(config.model, **options, device=device)
-        return model
-
-
-def _files(model: str) -> tuple:
-    """What differs in a folder after a change: names, sizes and times."""
-    try:
-        found = sorted(Path(model).iterdir())
-        return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
-    except OSError:  # no folder, or one whose loading raises what is wrong
-        return ()
-
-
-def in_a_forked_process() -> None:
-    """The thread that loaded a model meanwhile is gone."""
-    global _LOADING
-    _LOADING = threading.Lock()
-
-
-def check_model(config: Config, model: Model) -> None:
-    """ConfigError where a model that is handed over is not the one that the config names."""
-    if str(model.name) != str(config.model):
-        raise ConfigError(
-            f"the config names the model {config.model!r}, and the one handed over is {model.name!r}; "
-            f"say Config.preset(…, model={str(model.name)!r})"
-        )
-    if model.shape.dtype != DTYPES[config.dtype]:
-        dtype = str(model.shape.dtype).removeprefix("torch.")
-        raise ConfigError(
-            f"the config says dtype={config.dtype!r}, and the model handed over is in {dtype}; say dtype={dtype!r}"
-        )
-
-
-def model_on(device: torch.device, model: Model, compiled: bool) -> Model:
-    """A worker's own module tree: over the model's weights, or over a copy of them on another device."""
-    replica = model.replica(device)
-    if compiled:
-        replica.compile()
-    return replica
 
 
 def make_caches(config: Config, shape: KVShape, spare: bool, seams: Seams) -> dict[Worker, KVCache]:

@@ -9,14 +9,15 @@ from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Prefill
 from disagg.plan.events import Prefilled
 from disagg.plan.spans import Span
-from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.clock import now_ns
-from disagg.run.device import settle
+from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.kv_cache import KVCache
+from disagg.run.model.batch import PrefillBatch, Segment
 from disagg.run.model.model import PASS_STEP, Model
-from disagg.run.sampling import Draw, Reports, pick_tokens
+from disagg.run.model.sampling import Draw, pick_tokens
+from disagg.run.reports import Reports
 from disagg.run.transfers import Departing, Transfers
 
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it

@@ -19,21 +19,22 @@ import torch
 from disagg.monitor.seams import Seams
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.config import Config
-from disagg.plan.errors import EngineError
-from disagg.plan.events import Event, WorkerDied
+from disagg.plan.errors import in_words
+from disagg.plan.events import WorkerDied
 from disagg.plan.link import LaneName
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
-from disagg.run.checksum import checksum, digest
+from disagg.run.checksum import digest
 from disagg.run.clock import now_ns
-from disagg.run.device import Scratch, mark
+from disagg.run.gpu.device import Scratch, mark
+from disagg.run.gpu.device_checksum import checksum
 from disagg.run.gpu.link_dial import check_triton, triton_is_here
 from disagg.run.gpu.sm_split import Part
-from disagg.run.gpu.stream_lane import HAND_OFF, StreamLane, gpus_of, make_lanes
+from disagg.run.gpu.stream_lane import HAND_OFF, StreamLane, fill_ring, gpus_of, make_lanes
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache
-from disagg.run.model.text import first_line
+from disagg.run.reports import Post
 from disagg.run.threads import Joinable
 
 
@@ -52,7 +53,7 @@ class Transfers:
         self,
         config: Config,
         caches: dict[Worker, KVCache],
-        post: Callable[[Event], None],
+        post: Post,
         record: Callable[[Span], None],
         parts: dict[str, Part] | None = None,
         seams: Seams | None = None,
@@ -71,7 +72,7 @@ class Transfers:
         names = self.scheduler.lanes
         self.lanes: dict[LaneName, HostLane | StreamLane] = {**self._streams}
         if self.on_gpu:
-            self._fill_ring(config)
+            fill_ring(self.ring, config, self.shape, self.scheduler.layers_per_copy)
         else:
             self.lanes = {name: HostLane(name, self) for name in names}
         self._threads = [Joinable(target=self._run, args=(name,), name=f"disagg {name}") for name in self.lanes]
@@ -160,7 +161,6 @@ class Transfers:
                     lane.drive()
 
     def start_copy(self, name: LaneName) -> Copy | None:
-        """The lane's next copy; None where nothing may start."""
         with self.lock:
             return None if self.closing.is_set() else self.scheduler.start(name)
 
@@ -190,7 +190,7 @@ class Transfers:
         self._failed(copy, f"copy on lane '{copy.lane}' was given up: the engine closes")
 
     def raised(self, copy: Copy, error: Exception) -> None:
-        self._failed(copy, f"copy on lane '{copy.lane}' failed: {type(error).__name__}: {error}")
+        self._failed(copy, f"copy on lane '{copy.lane}' failed: {in_words(error)}")
 
     def differs(self, copy: Copy, layer: int) -> None:
         where = f"layer {layer}, blocks {copy.block} to {copy.block_end - 1}"
@@ -222,24 +222,8 @@ class Transfers:
         try:
             yield
         except BaseException as error:
-            self._post(WorkerDied(Worker(f"lane {name}", 0), f"{type(error).__name__}: {error}"))
+            self._post(WorkerDied(Worker(f"lane {name}", 0), in_words(error)))
             raise
-
-    def _fill_ring(self, config: Config) -> None:
-        """Pinned memory is slow to get: slots take what a chunk's copy needs before the first one starts."""
-        assert config.chunk_tokens and config.prefill_blocks and config.block_size
-        layers = min(self.scheduler.layers_per_copy, self.shape.layers)
-        tokens = min(config.chunk_tokens, config.prefill_blocks * config.block_size)
-        nbytes = layers * tokens * self.shape.layer_token_bytes
-        try:
-            for slot in self.ring:
-                slot.view((layers, 2, tokens, self.shape.kv_heads, self.shape.head_dim))
-        except (MemoryError, RuntimeError) as error:
-            raise EngineError(
-                f"no room for the ring in pinned host memory: {len(self.ring) * nbytes:,} bytes asked "
-                f"({len(self.ring)} slots of {nbytes:,}). Lower ring_slots, layers_per_copy or chunk_tokens of the "
-                f"Config. {first_line(error)}"
-            ) from None
 
     def clock_in_words(self) -> str:
         """How well events of GPUs stand on the host's clock; nothing to say where copies are timed by the host."""

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import torch
-
 from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
+from disagg.plan.errors import in_words
 from disagg.plan.events import PassFailed, Prefilled, StepFailed, Stepped, WorkerDied
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.device import own_stream
 from disagg.run.gpu.decode_graph import GraphDecodeStage, Launched
+from disagg.run.gpu.device import is_fatal, own_stream
 from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.sampling import Reports
+from disagg.run.reports import Reports
 from disagg.run.threads import Joinable, Latch
 
 AnyDecodeStage = DecodeStage | GraphDecodeStage
@@ -146,13 +145,3 @@ class WorkerThread:
         if isinstance(command, Prefill):
             return PassFailed(command.worker, command.pass_id, cause)
         return StepFailed(command.worker, command.step, cause)
-
-
-def in_words(error: BaseException) -> str:
-    """Its type and its message."""
-    return f"{type(error).__name__}: {error}"
-
-
-def is_fatal(error: Exception) -> bool:
-    """After most CUDA errors nothing runs on the device any more; running out of memory is none of them."""
-    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from disagg.run.machine import machine
+from disagg.run.gpu.machine import machine
 from disagg.show.tables import table
 from disagg.trace.files import whole
 

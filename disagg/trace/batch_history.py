@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from disagg.plan.batching import Padding, padding
+from disagg.plan.batching import Padding
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Finish, Stage
 from disagg.plan.spans import Span
@@ -68,6 +68,15 @@ def batch_steps(run: Run) -> list[BatchStep]:
                 )
         found += _steps_of(worker, own, results)
     return sorted(found, key=lambda step: (step.start_ns, step.worker))
+
+
+def padding(groups: list[list[int]]) -> Padding:
+    """The formula: each group of context lengths is read as rows × its longest."""
+    total = Padding()
+    for lengths in groups:
+        if lengths:
+            total.add(sum(lengths), len(lengths) * max(lengths))
+    return total
 
 
 def padding_of(steps: Iterable[BatchStep]) -> Padding:

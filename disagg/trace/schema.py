@@ -188,9 +188,7 @@ SHAPES = {
         {},
     ),
     "move": Shape(
-        "pool",
-        {"pool": NAME, "at_ns": WHOLE, "state": _one_of(STATES), "owner": _or_null(WHOLE), "blocks": WHOLES},
-        {},
+        "pool", {"pool": NAME, "at_ns": WHOLE, "state": _one_of(STATES), "owner": _or_null(WHOLE), "blocks": WHOLES}, {}
     ),
     "choice": Shape(
         "request",

@@ -17,11 +17,11 @@ from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import BlockPool
 from disagg.plan.config import Config
-from disagg.plan.describe import command_in_words, event_in_words
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Record, Request
 from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import PrefillWorkerState
+from disagg.trace.describe import command_in_words, event_in_words
 from disagg.trace.results import Run
 from disagg.twin.simulate import simulation_of
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
@@ -177,11 +177,7 @@ def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
 
 
 def _request(record: Record) -> dict[str, Any]:
-    tables: dict[str, Any] = {
-        "prefill": record.prefill_table,
-        "decode": record.decode_table,
-        "host": record.host_table,
-    }
+    tables: dict[str, Any] = {"prefill": record.prefill_table, "decode": record.decode_table, "host": record.host_table}
     return {
         "stage": record.stage.value,
         "gate": record.gate,

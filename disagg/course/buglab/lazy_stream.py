@@ -140,7 +140,7 @@ class LazyWorld:
             self._ahead = False
 
     def mark(self, device: object) -> LazyEvent:
-        """Stands for disagg.run.device.mark."""
+        """Stands for disagg.run.gpu.device.mark."""
         event = LazyEvent(self)
         event.record()
         return event

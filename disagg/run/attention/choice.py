@@ -12,9 +12,9 @@ from disagg.plan.errors import ConfigError
 from disagg.run.attention.gathered import PrefillPlan, Workspace
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill, VarlenKernel
-from disagg.run.batch import PrefillBatch, Segment
-from disagg.run.device import on
+from disagg.run.gpu.device import on
 from disagg.run.kv_cache import KVCache, KVShape
+from disagg.run.model.batch import PrefillBatch, Segment
 
 KINDS = ("sdpa", "plain")
 KERNELS: tuple[type[PagedKernel], ...] = (FlashKernel, VarlenKernel)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from disagg.run.attention.interface import Options, Plan
-from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, slots_of
+from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 
 STRIP_BYTES = 4 << 20  # 16 rows of 1,024 tokens took 174 ms in strips of 3 MB and 241 ms at once; 256 tokens: 38 and 39
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.split_decode import SplitDecode, log2_scale, power_of_two
-from disagg.run.batch import PrefillBatch, Segment
 from disagg.run.kv_cache import KVCache, slots_of
+from disagg.run.model.batch import PrefillBatch, Segment
 
 LONG, TILE = 4096, 64  # tokens: for longer prompts, programs of more rows are faster
 MOST_STAGES = 3  # tiles of keys and values that are loaded ahead

@@ -17,13 +17,14 @@ from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
 from disagg.run.attention.paged import PagedDecode, PagedKernel
-from disagg.run.device import settle
+from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows
+from disagg.run.gpu.memory import RESERVE_BYTES, room_for
 from disagg.run.kv_cache import KVCache
-from disagg.run.memory import RESERVE_BYTES, room_for
 from disagg.run.model.model import Model
-from disagg.run.sampling import Reports, draw_token, greedy, not_finite
+from disagg.run.model.sampling import draw_token, greedy, not_finite
+from disagg.run.reports import Reports
 
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.paged import PagedKernel, PagedPrefill
-from disagg.run.batch import PrefillBatch
-from disagg.run.device import settle
+from disagg.run.gpu.device import settle
+from disagg.run.gpu.memory import RESERVE_BYTES, room_for
 from disagg.run.kv_cache import KVCache
-from disagg.run.memory import RESERVE_BYTES, room_for
+from disagg.run.model.batch import PrefillBatch
 from disagg.run.model.model import PASS_STEP, Model
 
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."

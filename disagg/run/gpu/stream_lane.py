@@ -16,15 +16,18 @@ import torch
 
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
 from disagg.plan.link import LaneName, LaneRole, RouteCost
 from disagg.plan.transfer_scheduler import Copy
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
+from disagg.run.gpu.device import Scratch
 from disagg.run.gpu.measure_copy import measure
 from disagg.run.gpu.peer_access import reaches
 from disagg.run.gpu.sm_split import Part
 from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
-from disagg.run.kv_cache import KVCache
+from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.lane import BaseLane, LaneOwner
+from disagg.run.model.text import first_line
 
 AHEAD = 2  # copies on the streams at once: the link has no gap while the host handles what has ended
 HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes on which prefill's K/V leave
@@ -225,6 +228,23 @@ def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, Part]) -> 
         peer = config.peer_access and reaches(here, there)
         lanes[name] = StreamLane(name, transfers, StreamCopier([here, there], dtype, parts.get(sms), peer))
     return lanes
+
+
+def fill_ring(ring: list[Scratch], config: Config, shape: KVShape, layers_per_copy: int) -> None:
+    """Pinned memory is slow to get: slots take what a chunk's copy needs before the first one starts."""
+    assert config.chunk_tokens and config.prefill_blocks and config.block_size
+    layers = min(layers_per_copy, shape.layers)
+    tokens = min(config.chunk_tokens, config.prefill_blocks * config.block_size)
+    nbytes = layers * tokens * shape.layer_token_bytes
+    try:
+        for slot in ring:
+            slot.view((layers, 2, tokens, shape.kv_heads, shape.head_dim))
+    except (MemoryError, RuntimeError) as error:
+        raise EngineError(
+            f"no room for the ring in pinned host memory: {len(ring) * nbytes:,} bytes asked "
+            f"({len(ring)} slots of {nbytes:,}). Lower ring_slots, layers_per_copy or chunk_tokens of the "
+            f"Config. {first_line(error)}"
+        ) from None
 
 
 def ends_first(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> bool:

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from disagg.plan.errors import EngineError, ModelError
-from disagg.run.batch import DecodeBatch, PrefillBatch, Segment
+from disagg.run.gpu.memory import is_shortage
 from disagg.run.kv_cache import KVCache
-from disagg.run.memory import is_shortage
+from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.model.text import first_line
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from disagg.plan.errors import ModelError, first_of
-from disagg.run.memory import is_shortage
+from disagg.run.gpu.memory import is_shortage
 from disagg.run.model import weights
 from disagg.run.model.folder_checks import check_promise
 from disagg.run.model.text import first_line

@@ -18,11 +18,11 @@ from disagg.run.attention.choice import choose
 from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
 from disagg.run.attention.interface import NAME, Plan, announced, number_layers
 from disagg.run.attention.paged import PagedKernel, PagedPrefill
-from disagg.run.batch import DecodeBatch, PrefillBatch
-from disagg.run.device import finish
+from disagg.run.gpu.device import finish
+from disagg.run.gpu.memory import check_room, room_for
 from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.memory import check_room, room_for
 from disagg.run.model import weights
+from disagg.run.model.batch import DecodeBatch, PrefillBatch
 from disagg.run.model.folder_checks import check_folder, count_weights
 from disagg.run.model.generation_config import warn_of_settings
 from disagg.run.model.load_check import check_model, expected_logits

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from disagg.run.memory import free_bytes
+from disagg.run.gpu.memory import free_bytes
 
 PATTERNS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 PACK_ROWS = 16  # oneDNN packs for a number of rows: 16 was best or equal for 1, 4, 16, 128 and 256 rows

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from disagg.plan.errors import ModelError
-from disagg.run.memory import is_shortage
+from disagg.run.gpu.memory import is_shortage
 from disagg.run.model.folder_checks import read_header_bytes, read_json
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

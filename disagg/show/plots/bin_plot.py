@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 
 from disagg.plan.batching import bin_of
 from disagg.plan.blocks import blocks_for
-from disagg.run.batch import DecodeBatch
 from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
+from disagg.run.model.batch import DecodeBatch
 from disagg.run.model.model import Model
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, FAINT, INK

@@ -1,28 +1,12 @@
 """From logits to token ids. A drawn token depends on its logits, seed and position, never on who shares the batch."""
 
 import random
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from disagg.plan.events import Event, RequestFailed
 from disagg.plan.request import Sampling
-from disagg.plan.spans import Span
-
-
-class Reports(NamedTuple):
-    """Where workers report, from any thread: `post` takes events, `keep` logits [vocab] that a request asked for,
-    `record` spans, and `progress` a line about what takes long at the start."""
-
-    post: Callable[[Event], None]
-    keep: Callable[[int, torch.Tensor], None]
-    record: Callable[[Span], None]
-    progress: Callable[[str], None]
-
-    def fail(self, request: int, cause: str) -> None:
-        """Of this request alone; its pass or step ends later."""
-        self.post(RequestFailed(request, cause))
+from disagg.run.reports import Reports
 
 
 class Draw(NamedTuple):

@@ -57,6 +57,11 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
+def is_fatal(error: Exception) -> bool:
+    """After most CUDA errors nothing runs on the device any more; running out of memory is none of them."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+
+
 class Scratch:
     """A staging buffer in host memory (`pinned` where asked for) or on a GPU, kept between copies because fresh large
     ones cost page faults; it grows to the largest shape ever asked for."""
