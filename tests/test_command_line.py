@@ -196,3 +196,13 @@ def test_a_step_that_is_told_in_a_pipe_is_a_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
     assert not {"\r", "\x1b"} & set(done.stdout) and done.stdout.splitlines()[-1] == "· two"
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", sorted(main.MOVED))
+def test_a_command_that_has_moved_says_where_it_is_now(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["disagg", name, "--suite", "gpu", "--json", "x"])  # options of before
+    monkeypatch.setattr(output, "console", output.Console(width=1000))
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2 and f"python -m benchmarks {main.MOVED[name]}" in capsys.readouterr().out
+    assert set(main.MOVED[name].split("|")) <= MEASURES
