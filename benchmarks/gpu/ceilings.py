@@ -2,15 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-
-from disagg.show.report import Row
-
-if TYPE_CHECKING:
-    from benchmarks.gpu.fixture import Stand
 
 
 class Limits(NamedTuple):
@@ -92,13 +87,3 @@ def pinned_s(device: torch.device, nbytes: int) -> tuple[float, float]:
     host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
     down, up = (lambda: host.copy_(here, non_blocking=True)), (lambda: here.copy_(host, non_blocking=True))
     return seconds(down, device), seconds(up, device)
-
-
-def rows(stand: "Stand") -> Iterator[Row]:
-    limits, scale = stand.limits, stand.scale
-    yield Row("ceiling_copy", limits.copy / 1e9, "GB/s", n=10, note="device memory, bytes read and written, median")
-    yield Row("ceiling_matmul", limits.matmul / 1e12, "TFLOP/s", n=10, note=f"{scale.side}³, random data, median")
-    note = f"as above, back to back for {scale.lasting_s:g} s: the clock falls to what the power allows"
-    yield Row("ceiling_matmul[sustained]", stand.sustained / 1e12, "TFLOP/s", note=note)
-    yield Row("ceiling_pinned[down]", limits.down / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")
-    yield Row("ceiling_pinned[up]", limits.up / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")

@@ -6,10 +6,9 @@ Notebook: notebooks/08_bug_lab.ipynb.
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from disagg.monitor.fault_plan import NOTICES, FaultPlan
-from disagg.monitor.seams import Seams
+from disagg.monitor.seams import NOTICES, Seams
 from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import EngineError
@@ -19,6 +18,15 @@ from disagg.plan.transfer_scheduler import Copy
 STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
 LATE_S = 0.02  # a late notice arrives after so long, behind those that came meanwhile
 UNKNOWN = 10**9  # the id of a transfer that never was
+
+T = TypeVar("T")
+
+
+class Strikes(Protocol):
+    """A fault plan, which counts events and says what strikes them."""
+
+    def strike(self, kind: str) -> str | None: ...
+    def pick(self, among: list[T]) -> T: ...
 
 
 class Struck(RuntimeError):
@@ -32,7 +40,7 @@ class Died(BaseException):
 class Injection(Seams):
     """One engine's plan. Any thread may ask; `hurt` are the requests that a fault may fail."""
 
-    def __init__(self, plan: FaultPlan, put: Callable[[ev.Event], None]) -> None:
+    def __init__(self, plan: Strikes, put: Callable[[ev.Event], None]) -> None:
         super().__init__(put)
         self.plan = plan
         self.hurt: set[int] = set()

@@ -10,16 +10,11 @@ Notebook: notebooks/00_start_here.ipynb.
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from disagg.monitor.seams import Seams
 from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError
-
-if TYPE_CHECKING:
-    from disagg.monitor.fault_injection import Injection
-
-#: What workers and transfers report to the controller.
-NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 
 #: Kind of event → what may strike it.
 FAULTS = {
@@ -87,7 +82,7 @@ class FaultPlan:
             die -= rate
         return None
 
-    def injection(self, put: Callable[[ev.Event], None]) -> "Injection":
+    def injection(self, put: Callable[[ev.Event], None]) -> Seams:
         """The seams of a real engine, on which this plan strikes; `put` takes events into the engine's inbox."""
         from disagg.monitor.fault_injection import Injection  # which needs threads
 

@@ -8,7 +8,8 @@ import random
 from collections import Counter
 from typing import Any
 
-from disagg.monitor.fault_plan import NOTICES, FaultPlan
+from disagg.monitor.fault_plan import FaultPlan
+from disagg.monitor.seams import NOTICES
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config

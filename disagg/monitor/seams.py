@@ -6,18 +6,21 @@
 from collections.abc import Callable
 from typing import Any
 
+from disagg.plan import events as ev
 from disagg.plan.commands import Decode, Prefill
-from disagg.plan.events import Event
 from disagg.plan.transfer_scheduler import Copy
+
+#: What workers and transfers report to the controller.
+NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped, ev.PassFailed, ev.StepFailed)
 
 
 class Seams:
     """Of one engine; any of its threads may call. `put` takes an event into the engine's inbox."""
 
-    def __init__(self, put: Callable[[Event], None]) -> None:
+    def __init__(self, put: Callable[[ev.Event], None]) -> None:
         self._put = put
 
-    def post(self, event: Event) -> None:
+    def post(self, event: ev.Event) -> None:
         """The way of every event into the inbox."""
         self._put(event)
 

@@ -2,7 +2,7 @@
 
 import queue
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -12,16 +12,19 @@ from disagg.run.model.model import Detokenizer, Model
 from disagg.run.threads import Latch
 from disagg.trace.results import Result
 
-if TYPE_CHECKING:
-    from disagg.run.engine import Engine
+
+class Cancels(Protocol):
+    """The engine, which does not end while one of its handles is open."""
+
+    def cancel(self, handle: "Handle") -> None: ...
 
 
 class Handle:
     """`for piece in handle` streams text; `result()` waits for the end; `cancel()` stops it within a step."""
 
-    def __init__(self, result: Result, model: Model, engine: "Engine") -> None:
+    def __init__(self, result: Result, model: Model, engine: Cancels) -> None:
         self._result, self._model = result, model
-        self._engine: Engine | None = engine  # which does not end while this is open
+        self._engine: Cancels | None = engine
         self._tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ended = Latch()
 

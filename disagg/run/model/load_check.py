@@ -8,19 +8,16 @@ begin within them, for a second check of the same module.
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedConfig
 
 from disagg.plan.errors import EngineError, ModelError
 from disagg.run.gpu.memory import is_shortage
-from disagg.run.kv_cache import KVCache
+from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.model.text import first_line
-
-if TYPE_CHECKING:
-    from disagg.run.model.model import Model
 
 LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
 _COUNTS_TOKENS = re.compile(r"window|chunk|local_attention|floor")
@@ -30,6 +27,20 @@ REACH = 4  # tokens: a window or chunk of as many is left and entered in each pr
 # architectures were off by 1e-2 and more. In 16 bits rounding has long tails (32 random layers in bfloat16: 5 % of the
 # standard deviation in the mean, 25 % at worst), so there the root of the mean square counts.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+
+class PagedModel(Protocol):
+    """What the check needs of model.Model, which asks for it."""
+
+    module: torch.nn.Module
+    shape: KVShape
+    device: torch.device
+    vocab_size: int
+    layers: int
+    context_limit: int
+
+    def prefill(self, cache: KVCache, batch: PrefillBatch) -> torch.Tensor: ...
+    def decode(self, cache: KVCache, batch: DecodeBatch) -> torch.Tensor: ...
 
 
 def check_prompts(vocab_size: int) -> list[torch.Tensor]:
@@ -53,7 +64,7 @@ def reference_logits(module: Any) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def paged_logits(model: "Model") -> tuple[torch.Tensor, list[int]]:
+def paged_logits(model: PagedModel) -> tuple[torch.Tensor, list[int]]:
     """The same logits through one packed and one chunked pass and decode steps, and the layers that were handed off."""
     prompts, handed = check_prompts(model.vocab_size), []
     blocks = -(-max(map(len, prompts)) // BLOCK)
@@ -115,7 +126,7 @@ def expected_logits(module: torch.nn.Module, context: int) -> list[torch.Tensor]
         return [*found, reference_logits(module)] if begins else found
 
 
-def check_model(model: "Model", expected: list[torch.Tensor]) -> None:
+def check_model(model: PagedModel, expected: list[torch.Tensor]) -> None:
     """Refuse a model whose paged logits are not its own as far as its context reaches; ModelError says where."""
     check_logits(model, expected[0])
     with within_reach(model.module, model.context_limit) as begins:
@@ -127,7 +138,7 @@ def check_model(model: "Model", expected: list[torch.Tensor]) -> None:
                 raise ModelError(f"beyond {where} of config.json (probed as {REACH} tokens): {error}") from None
 
 
-def check_logits(model: "Model", expected: torch.Tensor) -> None:
+def check_logits(model: PagedModel, expected: torch.Tensor) -> None:
     """Refuse a model whose paged logits are not its own; ModelError says by how much."""
     name = type(model.module).__name__
     try:
