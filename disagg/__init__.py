@@ -3,12 +3,11 @@
 from disagg import Config, Engine, Request, simulate
 """
 
-import importlib
 import os
 from typing import TYPE_CHECKING
 
+from disagg.imported_later import imported_later
 from disagg.plan.config import Config
-from disagg.plan.errors import DisaggError, PackageError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.trace.results import Result, Run
@@ -30,17 +29,7 @@ _LATER = {
     "diff": "disagg.trace.run_diff",
     "simulate": "disagg.twin.simulate",
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LATER:
-        raise AttributeError(f"module 'disagg' has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    except DisaggError:
-        raise
-    except Exception as error:  # a broken package may raise anything while it is imported
-        raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
+__getattr__ = imported_later(__name__, _LATER)
 
 
 def _to_html(run: Run, path: str | os.PathLike[str]) -> object:
