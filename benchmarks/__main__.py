@@ -1,5 +1,5 @@
 """python -m benchmarks"""
 
-from benchmarks.commands import main
+from benchmarks.suites import main
 
 main()

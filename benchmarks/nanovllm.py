@@ -28,7 +28,7 @@ LONGEST = 4096  # tokens of a request, as in its own bench
 WORKSPACE = 6 << 30  # bytes of its warm-up pass, beside weights and K/V
 
 
-class Served(NamedTuple):
+class NanoAnswers(NamedTuple):
     """What one run of it gave."""
 
     tokens_per_s: float
@@ -85,7 +85,7 @@ class NanoVllm:
                 torch.set_default_device(None)
                 torch.set_default_dtype(dtype)
 
-    def serve(self, requests: list[Request]) -> Served:
+    def serve(self, requests: list[Request]) -> NanoAnswers:
         """All at once, sampled at its own bench's temperature, the end of sequence ignored."""
         sampling = _module("nanovllm.sampling_params").SamplingParams
         engine, made = self._engine, 0
@@ -105,7 +105,7 @@ class NanoVllm:
         wanted = sum(request.max_new_tokens for request in requests)
         if made != wanted:
             raise EngineError(f"nano-vllm gave {made} new tokens where {wanted} were asked; its figure would be wrong")
-        return Served(made / took, gaps)
+        return NanoAnswers(made / took, gaps)
 
     def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from benchmarks.common import Say, known
 from disagg.plan.config import Config
@@ -32,9 +33,33 @@ def one_pass(run: Run) -> Span:
     return next(span for span in run.timeline.spans if span.kind == "prefill")
 
 
+class LawErrors(NamedTuple):
+    """One x/c on one route; of each repetition: H as measured, its distance from the law in points, with c of a pass
+    without a transfer and of the same pass, and how much longer the pass took with its transfer (0.1 is 10 %)."""
+
+    hidden: list[float]
+    with_reference: list[float]
+    with_same_pass: list[float]
+    slowed: list[float]
+
+
+def law_errors(engine: Engine, without: Request, moving: Request, x: float, hops: int, repeats: int) -> LawErrors:
+    """Passes with a transfer and without one in turn; `x` is the seconds of a layer's copy on one hop."""
+    found = LawErrors([], [], [], [])
+    ring, layers = engine.config.ring_slots if hops == 2 else None, engine.model.layers
+    for _ in range(repeats):
+        off, on = one_pass(engine.serve([without])), engine.serve([moving])
+        found.hidden.append(measured := known(on.overlap(0).hidden))
+        for span, into in ((off, found.with_reference), (one_pass(on), found.with_same_pass)):
+            c, tail = compute_of(span)
+            into.append(abs(measured - Law(layers, c, (x,) * hops, tail, ring_slots=ring).hidden) * 100)
+        found.slowed.append((one_pass(on).end_ns - one_pass(on).start_ns) / (off.end_ns - off.start_ns) - 1)
+    return found
+
+
 def law_rows(say: Say, model: Model, repeats: int = 7) -> list[Row]:
     """Measured H against the law, for each x/c and for one hop and two; c once from runs without a transfer."""
-    rows, slow_down = [], []
+    rows, slowed = [], []
     for preset, hops in (("streamed", 1), ("staged", 2)):
         with Engine(Config.preset(preset, model=model.name), model=model) as engine:
             prompt = prompts(model, [TOKENS])[0]
@@ -46,29 +71,17 @@ def law_rows(say: Say, model: Model, repeats: int = 7) -> list[Row]:
                 say(f"{preset}: x/c = {ratio}")
                 x = ratio * c
                 engine.retune(link=model.shape.layer_token_bytes * TOKENS / x)
-                errors: list[float] = []
-                same: list[float] = []
-                hidden, slow = [], []
-                for _ in range(repeats):
-                    off, on = one_pass(engine.serve([without])), engine.serve([moving])
-                    measured = known(on.overlap(0).hidden)
-                    hidden.append(measured)
-                    ring = engine.config.ring_slots if hops == 2 else None
-                    for span, into in ((off, errors), (one_pass(on), same)):
-                        law = Law(model.layers, compute_of(span)[0], (x,) * hops, compute_of(span)[1], ring_slots=ring)
-                        into.append(abs(measured - law.hidden) * 100)
-                    slow.append((one_pass(on).end_ns - one_pass(on).start_ns) / (off.end_ns - off.start_ns) - 1)
-                slow_down += slow if ratio == 4.0 else []
+                found = law_errors(engine, without, moving, x, hops, repeats)
+                slowed += found.slowed if ratio == 4.0 else []
                 where = f"[{ratio:g}, {hops} hop{'s' * (hops > 1)}]"
-                note = f"H measured {statistics.median(hidden):.3f}; hand-off before attention; median of runs"
-                rows.append(Row(f"law_error_points{where}", statistics.median(errors), "points", 5, repeats, note))
-                note = f"worst {max(same):.2f}; worst with c of a run without transfer {max(errors):.2f}"
-                rows.append(
-                    Row(f"law_error_points_same_run{where}", statistics.median(same), "points", 3, repeats, note)
-                )
+                reference, same = found.with_reference, found.with_same_pass
+                note = f"H measured {statistics.median(found.hidden):.3f}; hand-off before attention; median of runs"
+                rows.append(Row(f"law_error_points{where}", statistics.median(reference), "points", 5, repeats, note))
+                note = f"worst {max(same):.2f}; worst with c of a run without transfer {max(reference):.2f}"
+                name = f"law_error_points_same_run{where}"
+                rows.append(Row(name, statistics.median(same), "points", 3, repeats, note))
     note = "pass with against without streaming, x/c = 4, both routes, alternating"
-    slowed = statistics.median(slow_down) * 100
-    rows.append(Row("streaming_slows_prefill_pct", slowed, "%", 5, len(slow_down), note))
+    rows.append(Row("streaming_slows_prefill_pct", statistics.median(slowed) * 100, "%", 5, len(slowed), note))
     return rows
 
 

@@ -30,7 +30,7 @@ NEAR_TIE = 1e-3  # a smaller gap between the reference's two best logits can fli
 
 
 @dataclass
-class Answer:
+class ReferenceAnswer:
     """The reference's greedy answer to one prompt."""
 
     prompt: list[int]
@@ -47,7 +47,7 @@ class Parity:
     flipped_ties: int = 0
     positions: int = 0
 
-    def add(self, found: torch.Tensor, answer: Answer) -> None:
+    def add(self, found: torch.Tensor, answer: ReferenceAnswer) -> None:
         """Compares logits [new tokens, vocab] with the reference's."""
         off = (found - answer.logits).abs().nan_to_num(nan=torch.inf)  # NaN is no number that `max` would keep
         self.largest = max(self.largest, float(off.max()))
@@ -60,7 +60,7 @@ class Parity:
 
 
 @torch.inference_mode()
-def reference_answers(model: Model, inputs: list[list[int]], new_tokens: int) -> list[Answer]:
+def reference_answers(model: Model, inputs: list[list[int]], new_tokens: int) -> list[ReferenceAnswer]:
     """Greedy answers of the untouched model, one prompt at a time."""
     module, answers = model.reference(), []
     for prompt in inputs:
@@ -71,33 +71,33 @@ def reference_answers(model: Model, inputs: list[list[int]], new_tokens: int) ->
             rows.append(row)
             ids = row.argmax().view(1, 1)
         logits = torch.stack(rows)
-        answers.append(Answer(prompt, logits.argmax(-1).tolist(), logits))
+        answers.append(ReferenceAnswer(prompt, logits.argmax(-1).tolist(), logits))
     return answers
 
 
-def reference_continuations(model: Model, texts: list[list[int]], new_tokens: int) -> list[Answer]:
+def reference_continuations(model: Model, texts: list[list[int]], new_tokens: int) -> list[ReferenceAnswer]:
     """The untouched model's logits along given texts, whose last `new_tokens` are forced."""
     return continuations(model.reference(), texts, new_tokens)
 
 
 @torch.inference_mode()
-def continuations(module: Any, texts: list[list[int]], new_tokens: int) -> list[Answer]:
+def continuations(module: Any, texts: list[list[int]], new_tokens: int) -> list[ReferenceAnswer]:
     """A Hugging Face module's logits before each of the last `new_tokens` of every text, one forward a text."""
     answers = []
     for ids in texts:
         first = len(ids) - new_tokens
         logits = module(input_ids=torch.tensor([ids], device=module.device), use_cache=False).logits
         kept = logits[0, first - 1 : -1].to(torch.float32, copy=True)  # a view would keep those of the whole text
-        answers.append(Answer(ids[:first], ids[first:], kept))
+        answers.append(ReferenceAnswer(ids[:first], ids[first:], kept))
     return answers
 
 
-def forced(answers: list[Answer]) -> list[Request]:
+def forced(answers: list[ReferenceAnswer]) -> list[Request]:
     """The answers' tokens, fed to an engine that keeps its logits."""
     return [Request(a.prompt, len(a.tokens), force_ids=a.tokens, keep_logits=True) for a in answers]
 
 
-def compare(engine: Engine, answers: list[Answer]) -> Parity:
+def compare(engine: Engine, answers: list[ReferenceAnswer]) -> Parity:
     """Serves the forced answers and compares; anything but complete answers is an error."""
     parity, run = Parity(), engine.serve(forced(answers))
     if torch.cuda.is_available():

@@ -47,21 +47,21 @@ def generate(module: Module, request: Request) -> float:
     return first.at_s
 
 
-class Answer(NamedTuple):
+class PeerAnswer(NamedTuple):
     """Seconds from the question to the first token, and to the last."""
 
     first_s: float
     all_s: float
 
 
-def answer(module: Module, request: Request) -> Answer:
+def answer(module: Module, request: Request) -> PeerAnswer:
     """One answer by `generate`, nothing else running; its streamer waits for every token."""
     start = time.perf_counter()
     first = generate(module, request)
-    return Answer(first - start, time.perf_counter() - start)
+    return PeerAnswer(first - start, time.perf_counter() - start)
 
 
-def queue_waits(requests: list[Request], answers: dict[int, Answer]) -> list[float]:
+def queue_waits(requests: list[Request], answers: dict[int, PeerAnswer]) -> list[float]:
     """TTFT of each request in a queue before `generate`, from what an answer to a prompt of its length takes."""
     free_s, waits = 0.0, []
     for request in sorted(requests, key=lambda request: request.arrival_s):

@@ -13,7 +13,7 @@ from benchmarks.claims import chapters, claims_file, ledger, simulated
 from benchmarks.claims.arithmetic import worked
 from benchmarks.claims.ledger import found, kept, problems, refresh
 from benchmarks.claims.text_numbers import Passage, numbers_in, one_line
-from benchmarks.commands import app
+from benchmarks.suites import app
 from disagg.cli import demo
 from disagg.plan.errors import FileError
 from disagg.plan.link import PRESETS

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from test_plots import simulated
 
-from benchmarks import commands
+from benchmarks import suites
 from benchmarks.claims import table as claims
 from disagg.cli import learn, main, output
 from disagg.plan.errors import FileError
@@ -23,7 +23,7 @@ from disagg.show import tables
 from disagg.show.plots.pareto_plot import COLUMNS
 from disagg.trace.files import check_writable
 
-MEASURES = {command.name or command.callback.__name__ for command in commands.app.registered_commands}
+MEASURES = {command.name or command.callback.__name__ for command in suites.app.registered_commands}
 
 #: Parameters that name what is read. Every other path is written, and is looked at before any work is done for it.
 READ = {
@@ -46,7 +46,7 @@ ODD = ["", ".", f"{LONG}/x", "no/such/x", "/dev/full", "/dev/null", "loop/x", "\
 def paths() -> dict[str, bool]:
     """ "command --option" → is it looked at first? Of every parameter that takes a path."""
     found = {}
-    for command in [*output.app.registered_commands, *commands.app.registered_commands]:
+    for command in [*output.app.registered_commands, *suites.app.registered_commands]:
         name = command.name or command.callback.__name__
         for parameter, hint in typing.get_type_hints(command.callback, include_extras=True).items():
             if "pathlib.Path" in str(hint):
@@ -76,7 +76,7 @@ def answer(monkeypatch, capsys, *words: str) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["disagg", *words])
     monkeypatch.setattr(output, "console", output.Console(width=1000))
     with pytest.raises(SystemExit) as ended:
-        (commands if words[0] in MEASURES else main).main()
+        (suites if words[0] in MEASURES else main).main()
     heard = capsys.readouterr()
     return ended.value.code, heard.out + heard.err
 

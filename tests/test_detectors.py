@@ -8,7 +8,7 @@ from controller_harness import DECODE, PREFILL, ControllerHarness, make_job
 
 from disagg.monitor.block_monitor import Batch
 from disagg.monitor.monitor import InvariantViolation, Monitor
-from disagg.monitor.request_monitor import View
+from disagg.monitor.request_monitor import RequestView
 from disagg.monitor.transfer_monitor import Carried
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -216,7 +216,7 @@ def test_a_breach_names_detector_request_blocks_and_the_last_events():
 
 def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
     log = Log(alone=True).submit()
-    log.monitor.requests.open[1] = View(make_job(1), 1)
+    log.monitor.requests.open[1] = RequestView(make_job(1), 1)
     log.move("prefill 0", "in_flight", 0, 0, 1, 2, 3).move("decode 0", "in_flight", 1, 0, 1, 2, 3)
     with pytest.raises(InvariantViolation, match="cycle: request 0 → request 1 → request 0") as caught:
         log.hear(ev.Tick())

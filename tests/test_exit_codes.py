@@ -64,7 +64,7 @@ def test_a_group_that_fails_is_no_row_that_the_machine_lacks(monkeypatch):
         raise ValueError("no such thing")
         yield
 
-    monkeypatch.setitem(suite.ONE_GPU, "steps", suite.Group(("step_over_floor",), fails))
+    monkeypatch.setitem(suite.ONE_GPU, "steps", suite.BenchGroup(("step_over_floor",), fails))
     rows = list(suite.one(lambda text: None, "tiny", "steps"))
     assert type(rows[-1]) is Failed and shortfalls(rows) == ["failed: steps"]
     assert ended(rows) == (1, "failed: steps")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import commands
+from benchmarks import suites
 from benchmarks.robustness import file_mutation, fuzz
-from benchmarks.robustness.fuzz_readers import READERS, Reader
+from benchmarks.robustness.fuzz_readers import READERS, FuzzedReader
 from disagg.plan.errors import FileError
 
 COUNTS = {"recording": 300, "use": 12, "steps": 300, "trace": 400, "folder": 100, "receipt": 20, "settings": 400,
@@ -26,12 +26,12 @@ def test_a_few_hundred_inputs(name, tmp_path):
     assert found.refused or name in ("progress", "use"), "files made wrong are refused"
 
 
-def planted(read, errors=(FileError,), names_file=True) -> Reader:
+def planted(read, errors=(FileError,), names_file=True) -> FuzzedReader:
     def seeds(folder: Path) -> list[Path]:
         (folder / "a.json").write_text('{"a": 1}\n')
         return [folder / "a.json"]
 
-    return Reader("planted", errors, seeds, read, names_file)
+    return FuzzedReader("planted", errors, seeds, read, names_file)
 
 
 def raising(error: Exception):
@@ -100,13 +100,13 @@ def test_other_numbers_leave_lines_well_formed():
 def test_the_command_writes_rows_and_reads_one_file_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fuzz, "peak_bytes", lambda: 2**20)  # of the whole process, in which other tests ran before
-    done = CliRunner().invoke(commands.app, ["fuzz", "--reader", "steps", "--minutes", "0.002", "--json", "rows.json"])
+    done = CliRunner().invoke(suites.app, ["fuzz", "--reader", "steps", "--minutes", "0.002", "--json", "rows.json"])
     assert done.exit_code == 0, done.output
     rows = json.loads(Path("rows.json").read_text())["rows"]
     assert [(row["name"], row["bar"]) for row in rows] == [("fuzz[steps]", "≤ 0"), ("fuzz_peak[steps]", "≤ 1")]
     assert rows[0]["value"] == 0 and rows[0]["n"] > 0 and rows[1]["value"] > 0 and "peak" in rows[0]["note"]
     Path("bad.json").write_text("{}\n")
-    done = CliRunner().invoke(commands.app, ["fuzz", "--reader", "steps", "--input", "bad.json"])
+    done = CliRunner().invoke(suites.app, ["fuzz", "--reader", "steps", "--input", "bad.json"])
     assert isinstance(done.exception, FileError) and "bad.json, line 1" in str(done.exception)
     for words in (["--reader", "nobody"], ["--input", "bad.json"]):
-        assert CliRunner().invoke(commands.app, ["fuzz", *words]).exit_code == 2
+        assert CliRunner().invoke(suites.app, ["fuzz", *words]).exit_code == 2

@@ -9,11 +9,11 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import nanovllm, peers
-from benchmarks.commands import app
 from benchmarks.fixed_works import work_a, work_b
 from benchmarks.gpu import right, streaming, suite
 from benchmarks.gpu.fixture import Stand
 from benchmarks.parity import drop_one_block
+from benchmarks.suites import app
 from disagg.monitor.monitor import Monitor
 from disagg.plan.blocks import BlockPool
 from disagg.plan.config import PRESETS
@@ -77,9 +77,9 @@ def test_a_group_that_fails_leaves_the_others_standing(monkeypatch, capsys):
         yield Row("first", 1.0)
         raise ValueError("no such thing")
 
-    monkeypatch.setitem(suite.ONE_GPU, "steps", suite.Group(("step_over_floor",), fails))
+    monkeypatch.setitem(suite.ONE_GPU, "steps", suite.BenchGroup(("step_over_floor",), fails))
     monkeypatch.setitem(
-        suite.ONE_GPU, "law", suite.Group(("law_error_points",), lambda stand: iter([Row("last", 2.0)]))
+        suite.ONE_GPU, "law", suite.BenchGroup(("law_error_points",), lambda stand: iter([Row("last", 2.0)]))
     )
     rows = list(suite.one(lambda text: None, "tiny", "steps,law"))
     assert [row.name for row in rows[-3:]] == ["first", "steps", "last"]
@@ -210,7 +210,7 @@ def test_works_have_the_same_lengths_and_other_ids_every_round():
 
 
 def test_a_queue_before_generate_is_summed_up():
-    answers = {1: peers.Answer(0.5, 2.0), 2: peers.Answer(1.0, 3.0)}
+    answers = {1: peers.PeerAnswer(0.5, 2.0), 2: peers.PeerAnswer(1.0, 3.0)}
     requests = [Request([1], 4, 0.0), Request([1, 1], 4, 1.0), Request([1], 4, 9.0)]
     assert peers.queue_waits(requests, answers) == [0.5, 2.0, 0.5]
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.commands import app
 from benchmarks.gpu import fixture, notebook, record, sharing
+from benchmarks.suites import app
 from disagg.plan.errors import ConfigError, EngineError, FileError
 from disagg.plan.link import Link
 from disagg.run.gpu import machine

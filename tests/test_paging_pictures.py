@@ -3,7 +3,7 @@
 import pytest
 
 from disagg.plan.link import Link
-from disagg.plan.preemption import Arm, Choice, Costs
+from disagg.plan.preemption import Arm, Choice, PreemptionCosts
 from disagg.show.plots.paging_plot import costs_picture, ring_picture
 
 EXPOSED = {"no latency": {1: 182.0, 2: 66.0, 8: 66.0}, "latency": {1: 782.0, 2: 366.0, 8: 86.0}}
@@ -24,7 +24,7 @@ def test_each_setting_is_a_line_over_its_slots(projector):
 
 def choices(prefill_ms: float, fixed_s: float, block: int = 1) -> list[Choice]:
     """Both copies take 2 ms a token."""
-    costs = Costs(*[Link(1e6, fixed_s=fixed_s)] * 2, prefill_ns_per_token=prefill_ms * 1e6)
+    costs = PreemptionCosts(*[Link(1e6, fixed_s=fixed_s)] * 2, prefill_ns_per_token=prefill_ms * 1e6)
     room = {"host_room": True, "prefill_backlog": 0, "bytes_ahead": 0}
     return [costs.choose(0, tokens, -(-tokens // block) * block * 1000, **room) for tokens in range(1, 61)]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks.commands import app
 from benchmarks.gpu import pair, suite
 from benchmarks.gpu.fixture import Stand
+from benchmarks.suites import app
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
 from disagg.show.report import LeftOut, Row

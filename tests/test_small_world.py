@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from benchmarks.robustness.canonical_state import Names, _contents, state_of
-from benchmarks.robustness.model_checker import ASTRAY, Choice, explore, small
+from benchmarks.robustness.model_checker import ASTRAY, Branch, explore, small
 from disagg.monitor.shadow_memory import Memory, WrongContent
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan.transfer import LayerBlocks, Transfer
@@ -74,7 +74,7 @@ def test_names_of_blocks_and_ids_of_passes_do_not_tell_states_apart():
         pool._free.reverse()
     for world in (first, second):
         for _ in range(5):  # the first pass to its end, and a layer of the second
-            world.do(Choice("prefill"))
+            world.do(Branch("prefill"))
     assert state_of(first) == state_of(second) != state_of(small())
     assert first.memory.contents() != second.memory.contents(), "they use other blocks"
 
@@ -92,7 +92,7 @@ def test_a_wrong_answer_at_an_end_is_noticed():
 def test_what_a_held_block_contains_tells_states_apart():
     world = small()
     for _ in range(5):
-        world.do(Choice("prefill"))
+        world.do(Branch("prefill"))
     twin = copy.deepcopy(world)
     key, layers = next((key, layers) for key, layers in twin.memory.contents() if layers)
     twin.memory.write(key, min(layers), (99, 0, 1))
@@ -116,7 +116,7 @@ def test_memory_that_holds_something_else_is_noticed():
 def test_a_cancel_is_the_one_thing_that_strikes():
     world = small()
     assert any(choice.fault or choice.cancel is not None for choice in world.choices())
-    world.do(Choice("", cancel=0))
+    world.do(Branch("", cancel=0))
     while choices := list(world.choices()):
         assert not any(choice.fault or choice.cancel is not None for choice in choices)
         world.do(choices[0])

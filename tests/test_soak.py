@@ -5,11 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.commands import app
 from benchmarks.robustness import soak
 from benchmarks.robustness.detectors_cost import rows as cost_rows
 from benchmarks.robustness.model_checker import Explored
 from benchmarks.robustness.random_scenarios import build
+from benchmarks.suites import app
 from disagg.monitor.checked_simulation import CheckedSimulation
 
 

@@ -54,7 +54,7 @@ def served(device, preset="streamed", **changes):
 TRULY = dataclasses.replace(CPU, fit=TRUE)
 
 
-def layer_s(work: samples.Pass) -> float:
+def layer_s(work: samples.PassSample) -> float:
     """From one layer's hand-off to the next."""
     return (work.seconds - work.lead_s - work.tail_s) / (SIZES.layers - 1)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 
-class Limits(NamedTuple):
+class DeviceLimits(NamedTuple):
     """In bytes/s and FLOP/s."""
 
     copy: float  # device memory, bytes read and written
@@ -48,9 +48,9 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 10,
     return statistics.median(times)
 
 
-def measure(device: torch.device, side: int, copied_bytes: int, pinned_bytes: int) -> Limits:
+def measure(device: torch.device, side: int, copied_bytes: int, pinned_bytes: int) -> DeviceLimits:
     """All four; what they took is given back."""
-    limits = Limits(
+    limits = DeviceLimits(
         copied_bytes / copy_s(device, copied_bytes // 2), 2 * side**3 / product_s(device, side),
         *(pinned_bytes / took for took in pinned_s(device, pinned_bytes)),
     )  # fmt: skip

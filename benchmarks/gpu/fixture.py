@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import Say, known
 from benchmarks.fixed_works import random_ids
-from benchmarks.gpu.ceilings import Limits, measure, sustained_s
+from benchmarks.gpu.ceilings import DeviceLimits, measure, sustained_s
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.controller import LIVE
@@ -96,7 +96,7 @@ class Stand:
             )
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> DeviceLimits:
         """The device's ceilings, measured once in this process before anything else takes its memory."""
         self.say("ceilings: copy, matrix product, pinned copies")
         return measure(torch.device(self.device), self.scale.side, self.scale.copied_bytes, self.scale.pinned_bytes)

@@ -60,7 +60,7 @@ def checked(run: Run) -> Run:
 
 def parity_row(answers: list[tuple[Result, Result, Result]], note: str) -> Row:
     """What paging changes in logits, over what other batch mates change: rounding alone, no paging."""
-    paged, control = Change(), Change()
+    paged, control = LogitChange(), LogitChange()
     for whole, tight, alone in answers:
         for row, other, by_itself in zip(whole.logits, tight.logits, alone.logits, strict=True):
             paged.add(row, other)
@@ -73,7 +73,7 @@ def parity_row(answers: list[tuple[Result, Result, Result]], note: str) -> Row:
     return Row("paged_parity[over control]", ratio, "×", 1.5, paged.positions, note)
 
 
-class Change:
+class LogitChange:
     """How far rows of logits lie from others, in all."""
 
     def __init__(self) -> None:

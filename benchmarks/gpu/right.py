@@ -15,8 +15,8 @@ import torch
 from benchmarks.common import known
 from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
-from benchmarks.gpu.paging import Change, checked
-from benchmarks.parity import Answer, compare, continuations, forced, reference_continuations
+from benchmarks.gpu.paging import LogitChange, checked
+from benchmarks.parity import ReferenceAnswer, compare, continuations, forced, reference_continuations
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
@@ -54,7 +54,7 @@ def random_texts(vocab: int, block: int, count: int, longest: int, new: int) -> 
 
 
 @contextlib.contextmanager
-def opened(stand: Stand, preset: str, model: Model, answers: list[Answer], **changes: Any) -> Iterator[Engine]:
+def opened(stand: Stand, preset: str, model: Model, answers: list[ReferenceAnswer], **changes: Any) -> Iterator[Engine]:
     """An engine with blocks for all of these; where the preset pages, to decode a third at a time. Freed at the end."""
     stand.close()
     dtype = str(model.shape.dtype).removeprefix("torch.")
@@ -105,8 +105,8 @@ class Known(NamedTuple):
     """A model in bfloat16, and what Hugging Face's module says along the same texts: as it is, and upcast to fp32."""
 
     model: Model
-    theirs: list[Answer]
-    exact: list[Answer]
+    theirs: list[ReferenceAnswer]
+    exact: list[ReferenceAnswer]
 
 
 def both_references(stand: Stand) -> Known:
@@ -136,9 +136,9 @@ def rounded_rows(stand: Stand, known: Known) -> Iterator[Row]:
         yield Row(f"bf16_error_over_hf[{preset}]", ours.rms / theirs.rms, "×", 1.5, ours.positions, note)
 
 
-def change(exact: list[Answer], logits: list) -> Change:
+def change(exact: list[ReferenceAnswer], logits: list) -> LogitChange:
     """How far these logits lie from the exact ones, text by text."""
-    found = Change()
+    found = LogitChange()
     for answer, given in zip(exact, logits, strict=True):
         for row, other in zip(answer.logits, given, strict=True):
             found.add(row, other)
@@ -152,11 +152,11 @@ class Asked(NamedTuple):
     """A request along a known text, and after how many of its tokens it is cancelled; None: never."""
 
     request: Request
-    answer: Answer  # the reference's
+    answer: ReferenceAnswer  # the reference's
     after: int | None
 
 
-def work(answers: list[Answer], count: int) -> list[Asked]:
+def work(answers: list[ReferenceAnswer], count: int) -> list[Asked]:
     """Texts in a drawn order, 8 tokens and more of each; cancels at once, with the first token, or somewhere later."""
     draw, asked = random.Random(0), []
     for _ in range(count):

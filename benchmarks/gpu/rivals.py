@@ -148,7 +148,7 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     yield Row("generate_ttft_p50_over_ours", queued / mine, "×", 100, len(spaced), note, at_most=False)
 
 
-def answers_by_length(stand: Stand, module: peers.Module, requests: list[Request]) -> dict[int, peers.Answer]:
+def answers_by_length(stand: Stand, module: peers.Module, requests: list[Request]) -> dict[int, peers.PeerAnswer]:
     """`generate` alone on a few requests of each prompt length, medians, after one to warm up."""
     peers.answer(module, requests[0])
     found = {}
@@ -156,5 +156,5 @@ def answers_by_length(stand: Stand, module: peers.Module, requests: list[Request
         stand.say(f"`generate`, prompts of {length} tokens")
         same = [request for request in requests if len(request.prompt) == length][: stand.scale.one_by_one]
         times = [peers.answer(module, request) for request in same]
-        found[length] = peers.Answer(*(statistics.median(part) for part in zip(*times, strict=True)))
+        found[length] = peers.PeerAnswer(*(statistics.median(part) for part in zip(*times, strict=True)))
     return found

@@ -23,7 +23,7 @@ def ceiling_rows(stand: Stand) -> Iterator[Row]:
     yield Row("ceiling_pinned[up]", limits.up / 1e9, "GB/s", n=10, note=f"{scale.pinned_bytes / 1e6:.0f} MB")
 
 
-class Group(NamedTuple):
+class BenchGroup(NamedTuple):
     """Rows that are measured together, by name without what stands in brackets."""
 
     names: tuple[str, ...]
@@ -32,15 +32,15 @@ class Group(NamedTuple):
 
 PARITY = ("gpu_parity_max_logit_diff", "gpu_parity_wrong_tokens")
 ONE_GPU = {
-    "ceilings": Group(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceiling_rows),
-    "steps": Group(("step_over_floor", "gap_over_graph"), steps.rows),
-    "prefill": Group(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
-    "law": Group(("law_error_points",), streaming.law_rows),
-    "split": Group(("split_gap_p99_over_alone", "split_prefill_kept"), sharing.split_rows),
-    "gaps": Group(("decode_gap_p99",), sharing.gap_rows),
-    "order": Group(("second_token_gap_p99",), sharing.second_token_rows),
-    "dial": Group(("dial_error_pct",), dial.rows),
-    "right": Group(
+    "ceilings": BenchGroup(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceiling_rows),
+    "steps": BenchGroup(("step_over_floor", "gap_over_graph"), steps.rows),
+    "prefill": BenchGroup(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
+    "law": BenchGroup(("law_error_points",), streaming.law_rows),
+    "split": BenchGroup(("split_gap_p99_over_alone", "split_prefill_kept"), sharing.split_rows),
+    "gaps": BenchGroup(("decode_gap_p99",), sharing.gap_rows),
+    "order": BenchGroup(("second_token_gap_p99",), sharing.second_token_rows),
+    "dial": BenchGroup(("dial_error_pct",), dial.rows),
+    "right": BenchGroup(
         (
             *PARITY,
             "bf16_error_over_hf",
@@ -50,37 +50,37 @@ ONE_GPU = {
         ),
         right.rows,
     ),
-    "paged": Group(
+    "paged": BenchGroup(
         ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paging.rows
     ),
-    "generate": Group(
+    "generate": BenchGroup(
         ("dynamic_over_generate_batch", "dynamic_over_generate", "generate_ttft_p50_over_ours"), rivals.generate_rows
     ),
-    "nanovllm": Group(("colocated_over_nanovllm", "dynamic_over_nanovllm"), rivals.nanovllm_rows),
-    "ready": Group(("ready_s",), ready.rows),
+    "nanovllm": BenchGroup(("colocated_over_nanovllm", "dynamic_over_nanovllm"), rivals.nanovllm_rows),
+    "ready": BenchGroup(("ready_s",), ready.rows),
 }
 
 
-def two_gpus(traces: list[Path]) -> dict[str, Group]:
+def two_gpus(traces: list[Path]) -> dict[str, BenchGroup]:
     """Groups of the pair; `traces` are files of arrivals."""
     return {
         "ceilings": ONE_GPU["ceilings"],
-        "link": Group(("ceiling_peer",), pair.link_rows),
-        "law": Group(("pair_law_error_points", "pair_exposed_layers"), pair.law_rows),
-        "peer": Group(("automatic_over_best", "peer_bandwidth_share"), pair.peer_rows),
-        "gaps": Group(("pair_gap_p99_over_alone",), pair.gap_rows),
-        "right": Group(PARITY, pair.right_rows),
-        "nanovllm": Group(("pair_over_nanovllm", "two_colocated_over_nanovllm"), pair_rivals.nanovllm_rows),
-        "generate": Group(("pair_over_generate_batch",), pair_rivals.generate_rows),
-        "traces": Group(("pair_goodput_over_two_colocated",), partial(pair_rivals.trace_rows, traces=traces)),
+        "link": BenchGroup(("ceiling_peer",), pair.link_rows),
+        "law": BenchGroup(("pair_law_error_points", "pair_exposed_layers"), pair.law_rows),
+        "peer": BenchGroup(("automatic_over_best", "peer_bandwidth_share"), pair.peer_rows),
+        "gaps": BenchGroup(("pair_gap_p99_over_alone",), pair.gap_rows),
+        "right": BenchGroup(PARITY, pair.right_rows),
+        "nanovllm": BenchGroup(("pair_over_nanovllm", "two_colocated_over_nanovllm"), pair_rivals.nanovllm_rows),
+        "generate": BenchGroup(("pair_over_generate_batch",), pair_rivals.generate_rows),
+        "traces": BenchGroup(("pair_goodput_over_two_colocated",), partial(pair_rivals.trace_rows, traces=traces)),
     }
 
 
-def chosen(groups: dict[str, Group], only: str | None) -> dict[str, Group]:
+def chosen(groups: dict[str, BenchGroup], only: str | None) -> dict[str, BenchGroup]:
     """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
     if not only:
         return groups
-    found: dict[str, Group] = {}
+    found: dict[str, BenchGroup] = {}
     for name in (name.strip().partition("[")[0] for name in only.split(",")):
         hits = {group: groups[group] for group in groups if name == group or name in groups[group].names}
         if not hits:
@@ -100,7 +100,7 @@ def two(say: Say, shape: str, only: str | None = None, traces: Iterable[Path] = 
     return measured(chosen(two_gpus(list(traces)), only), Stand(shape, say, pair=True))
 
 
-def measured(groups: dict[str, Group], stand: Stand) -> Iterator[Row | LeftOut]:
+def measured(groups: dict[str, BenchGroup], stand: Stand) -> Iterator[Row | LeftOut]:
     """Rows as they are measured; a group that fails is a row with the reason, and a traceback."""
     try:
         if "ceilings" not in groups and set(groups) != {"ready"}:

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.common import Say
-from benchmarks.robustness.fuzz_readers import READERS, Reader
+from benchmarks.robustness.fuzz_readers import READERS, FuzzedReader
 from disagg.show.report import Row
 
 FOLDER = Path("build/fuzz")
@@ -58,7 +58,7 @@ def _for_minutes(minutes: float) -> Callable[[int], bool]:
     return lambda done: time.perf_counter() < until
 
 
-def fuzz(reader: Reader, go_on: Callable[[int], bool], seed: int, folder: Path, say: Say = print) -> Outcome:
+def fuzz(reader: FuzzedReader, go_on: Callable[[int], bool], seed: int, folder: Path, say: Say = print) -> Outcome:
     """Reads one input after the other; the same seed makes the same ones."""
     found, place = Outcome(), folder / reader.name
     place.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def fuzz(reader: Reader, go_on: Callable[[int], bool], seed: int, folder: Path, 
     return found
 
 
-def attempt(reader: Reader, path: Path) -> str | None:
+def attempt(reader: FuzzedReader, path: Path) -> str | None:
     """None where the file was taken, "" where it was refused in words, else what came back instead."""
     try:
         reader.read(path)
@@ -103,7 +103,7 @@ def _wrong_words(text: str, name: str) -> str:
     return "" if text.encode("utf-8", "replace") == text.encode("utf-8", "surrogatepass") else "a message of no text"
 
 
-def _keep(found: Outcome, reader: Reader, path: Path, wrong: str, say: Say) -> None:
+def _keep(found: Outcome, reader: FuzzedReader, path: Path, wrong: str, say: Say) -> None:
     found.wrong += 1
     kind = wrong.split(": ")[0]
     if kind in found.failures:

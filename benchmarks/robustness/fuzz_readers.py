@@ -26,7 +26,7 @@ from disagg.twin.simulate import simulate
 from disagg.twin.traces import COLUMNS, read_trace, scaled
 
 
-class Reader(NamedTuple):
+class FuzzedReader(NamedTuple):
     """`read` takes the path of a file that bears one of the seeds' names."""
 
     name: str
@@ -281,16 +281,16 @@ def _read_progress(path: Path) -> None:
 READERS = {
     reader.name: reader
     for reader in (
-        Reader("recording", (FileError,), _recordings, _load),
-        Reader("use", (FileError, EngineError), _runs, _use, False, other_numbers),
-        Reader("steps", (FileError,), _steps, _read_steps),
-        Reader("trace", (TraceError,), _traces, _read_trace),
-        Reader("calibration", (FileError, ConfigError), _calibrations, _read_calibration, names_file=False),
-        Reader("shape", (ConfigError,), _configs, _read_config, names_file=False),
-        Reader("folder", (ModelError,), _model_files, _read_folder),
-        Reader("model", (ModelError,), _model_files, _read_model, names_file=False),
-        Reader("receipt", (ModelError,), _receipts, _read_receipt, names_file=False),
-        Reader("settings", (ConfigError, RequestError), _settings, _read_settings, names_file=False),
-        Reader("progress", (), _progress, _read_progress),
+        FuzzedReader("recording", (FileError,), _recordings, _load),
+        FuzzedReader("use", (FileError, EngineError), _runs, _use, False, other_numbers),
+        FuzzedReader("steps", (FileError,), _steps, _read_steps),
+        FuzzedReader("trace", (TraceError,), _traces, _read_trace),
+        FuzzedReader("calibration", (FileError, ConfigError), _calibrations, _read_calibration, names_file=False),
+        FuzzedReader("shape", (ConfigError,), _configs, _read_config, names_file=False),
+        FuzzedReader("folder", (ModelError,), _model_files, _read_folder),
+        FuzzedReader("model", (ModelError,), _model_files, _read_model, names_file=False),
+        FuzzedReader("receipt", (ModelError,), _receipts, _read_receipt, names_file=False),
+        FuzzedReader("settings", (ConfigError, RequestError), _settings, _read_settings, names_file=False),
+        FuzzedReader("progress", (), _progress, _read_progress),
     )
 }

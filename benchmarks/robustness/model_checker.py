@@ -29,7 +29,7 @@ class Explored(NamedTuple):
     ends: int  # states in which nothing is left to happen
 
 
-class Choice(NamedTuple):
+class Branch(NamedTuple):
     """What happens next: the first in an actor's queue, with a fault or without; or a cancel."""
 
     actor: str
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     cancel: int | None = None
 
 
-DEADLINE = Choice("deadline")
+DEADLINE = Branch("deadline")
 ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
 
 
@@ -81,22 +81,22 @@ class SmallWorld(CheckedSimulation):
         queue.append((when_ns, self._sequence, action, args))
         queue.sort(key=lambda entry: entry[:2])
 
-    def choices(self) -> Iterator[Choice]:
+    def choices(self) -> Iterator[Branch]:
         """All that may happen next."""
         for actor, queue in self.queues.items():
             if not queue:
                 continue
-            yield Choice(actor)
+            yield Branch(actor)
             if not self.struck:
                 for fault in _faults(queue[0], self.notices):
-                    yield Choice(actor, fault)
+                    yield Branch(actor, fault)
         if not self.struck:
             for request in self.state.records:
-                yield Choice("", cancel=request)
+                yield Branch("", cancel=request)
         if self.state.next_deadline_ns is not None and not any(self.queues.values()):
             yield DEADLINE  # nothing else will happen any more
 
-    def do(self, choice: Choice) -> None:
+    def do(self, choice: Branch) -> None:
         if choice == DEADLINE:
             self.now_ns = max(self.now_ns, present(self.state.next_deadline_ns))
             self.take(ev.Tick())
@@ -160,7 +160,7 @@ def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
     simulation = SmallWorld(config, notices)
     for index in range(2):
         simulation.submit(Job(index, (1, 2, 3), new_tokens, 0))
-        simulation.do(Choice("arrivals"))
+        simulation.do(Branch("arrivals"))
     return simulation
 
 
@@ -168,7 +168,7 @@ def explore(simulation: SmallWorld | None = None) -> Explored:
     """Goes every way from a simulation; an InvariantViolation or a wrong answer names the choices that led there."""
     simulation = simulation or small()
     seen = {state_of(simulation)}
-    ways: list[tuple[SmallWorld, tuple[Choice, ...]]] = [(simulation, ())]
+    ways: list[tuple[SmallWorld, tuple[Branch, ...]]] = [(simulation, ())]
     steps = ends = 0
     while ways:
         here, path = ways.pop()
@@ -186,7 +186,7 @@ def explore(simulation: SmallWorld | None = None) -> Explored:
     return Explored(len(seen), steps, ends)
 
 
-def _checked(path: tuple[Choice, ...], action: Callable[..., None], *args: Choice) -> None:
+def _checked(path: tuple[Branch, ...], action: Callable[..., None], *args: Branch) -> None:
     try:
         action(*args)
     except AssertionError as error:

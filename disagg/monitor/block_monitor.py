@@ -36,7 +36,7 @@ def pool_sizes(config: Config) -> dict[str, int]:
 
 
 @dataclass(eq=False)
-class Row:
+class RowBlocks:
     """A request in a decode batch: steps [joined, left) read and write these blocks."""
 
     joined: int
@@ -50,8 +50,8 @@ class Batch:
 
     pool: str
     steps: deque[int] = field(default_factory=deque)
-    rows: dict[int, Row] = field(default_factory=dict)
-    leaving: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, RowBlocks] = field(default_factory=dict)
+    leaving: dict[int, RowBlocks] = field(default_factory=dict)
     gone: dict[int, None] = field(default_factory=dict)  # rows of requests that have ended since the last step
 
     def uses(self, request: int, block: int) -> bool:
@@ -75,7 +75,7 @@ class Batch:
                 row.left = command.step
                 self.leaving[request] = row
         for join in command.joins:
-            self.rows[join.request] = Row(command.step, dict.fromkeys(join.blocks))
+            self.rows[join.request] = RowBlocks(command.step, dict.fromkeys(join.blocks))
         for request, block in command.grown:
             self.rows[request].blocks[block] = None
         self.steps.append(command.step)

@@ -2,7 +2,7 @@
 
 from disagg.monitor.block_monitor import place
 from disagg.monitor.log_view import LogView
-from disagg.monitor.request_monitor import View
+from disagg.monitor.request_monitor import RequestView
 from disagg.plan import commands as cmd
 from disagg.plan.blocks import blocks_for
 
@@ -71,7 +71,7 @@ class CommandRules:
             log.report("OneEnd", f"step {command.step} has a row of request {request}, which has ended", request)
         log.begin("step", command.worker, command.step)
 
-    def _check_join(self, view: View, join: cmd.Join, pool: str) -> None:
+    def _check_join(self, view: RequestView, join: cmd.Join, pool: str) -> None:
         """Landing: what decode reads is there, all of it."""
         log, request = self.log, join.request
         log.blocks.own(f"the row of request {request}", request, pool, join.blocks)
@@ -90,7 +90,7 @@ class CommandRules:
             log.report("OneEnd", text, command.request, carried.blocks)
         log.blocks.ended(command.request)
 
-    def check_sent(self, view: View) -> None:
+    def check_sent(self, view: RequestView) -> None:
         """Landing: prefill is over, so all its blocks may travel."""
         log, request = self.log, view.job.id
         if log.colocated or request not in log.requests.open or view.arrived or not view.prefilled:

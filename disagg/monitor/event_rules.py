@@ -5,7 +5,7 @@ A stray is an event that tells nothing new: a repeat, a late one, or one of a re
 
 from disagg.monitor.block_monitor import place
 from disagg.monitor.log_view import LogView
-from disagg.monitor.request_monitor import View
+from disagg.monitor.request_monitor import RequestView
 from disagg.plan import events as ev
 
 
@@ -86,7 +86,7 @@ class EventRules:
                 self._prefilled(view, done)
         return ""
 
-    def _prefilled(self, view: View, done: bool) -> None:
+    def _prefilled(self, view: RequestView, done: bool) -> None:
         """Its first token is there; where that is the last one too, its transfer will be aborted."""
         log = self.log
         view.prefilling, view.prefilled, view.since_ns = False, True, log.now_ns

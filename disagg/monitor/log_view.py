@@ -1,7 +1,7 @@
 """What the detectors know of one controller, from its log alone: open requests, transfers, blocks and deadlines."""
 
 from disagg.monitor.block_monitor import BlockMonitor
-from disagg.monitor.request_monitor import RequestMonitor, View
+from disagg.monitor.request_monitor import RequestMonitor, RequestView
 from disagg.monitor.transfer_monitor import Carried, TransferMonitor
 from disagg.monitor.violation import Report
 from disagg.monitor.wait_monitor import WaitMonitor
@@ -21,9 +21,9 @@ class LogView:
         self.waiting = WaitMonitor(config, self.blocks, self.transfers, report)
         self.now_ns = 0
         self.excused = False  # a deadline has passed or a worker died: the controller may break
-        self.finals: list[View] = []  # requests whose prefill this event ended
+        self.finals: list[RequestView] = []  # requests whose prefill this event ended
 
-    def carried_of(self, view: View) -> Carried | None:
+    def carried_of(self, view: RequestView) -> Carried | None:
         """The request's transfer, where it is open."""
         return None if view.transfer is None else self.transfers.open.get(view.transfer)
 
@@ -31,7 +31,7 @@ class LogView:
         """A pass, step or transfer is under way from now on."""
         self.waiting.begun[what] = self.now_ns
 
-    def complete(self, carried: Carried, view: View) -> None:
+    def complete(self, carried: Carried, view: RequestView) -> None:
         """All that is due of a transfer has landed."""
         self.close(carried)
         view.since_ns = self.now_ns
@@ -44,7 +44,7 @@ class LogView:
         self.transfers.close(carried)
         self.waiting.begun.pop(("transfer", carried.id), None)
 
-    def check_landed(self, view: View, what: str, blocks: tuple[int, ...]) -> None:
+    def check_landed(self, view: RequestView, what: str, blocks: tuple[int, ...]) -> None:
         """Landing: the request's K/V are whole where these blocks are."""
         if (carried := self.carried_of(view)) is not None:
             self.transfers.check_complete(carried, what)

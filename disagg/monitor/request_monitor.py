@@ -11,7 +11,7 @@ from disagg.plan.request import LEGAL_MOVES, Finish, Job, Stage
 
 
 @dataclass(eq=False)
-class View:
+class RequestView:
     """An open request, as the log has it."""
 
     job: Job
@@ -44,8 +44,8 @@ class RequestMonitor:
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self.open: dict[int, View] = {}
-        self.left: dict[int, View] = {}  # ended by this event
+        self.open: dict[int, RequestView] = {}
+        self.left: dict[int, RequestView] = {}  # ended by this event
         self.may_fail: dict[int, None] | None = {}  # None: any request
         self.must_end: list[int] = []
         self._bystander: int | None = None
@@ -56,7 +56,7 @@ class RequestMonitor:
         self.left.clear()
 
     def submit(self, job: Job, now_ns: int) -> None:
-        self.open.setdefault(job.id, View(job, now_ns))
+        self.open.setdefault(job.id, RequestView(job, now_ns))
         self.fails(job.id)
 
     def fails(self, request: int, surely: bool = False) -> None:
@@ -66,7 +66,7 @@ class RequestMonitor:
         if surely and request in self.open:
             self.must_end.append(request)
 
-    def get(self, request: int, what: str) -> View:
+    def get(self, request: int, what: str) -> RequestView:
         """The view of an open request: commands may name no other."""
         view = self.open.get(request)
         if view is None:
@@ -81,7 +81,7 @@ class RequestMonitor:
             view.given += 1
             view.last = token
 
-    def end(self, command: cmd.Ended) -> View:
+    def end(self, command: cmd.Ended) -> RequestView:
         request, finish = command.request, command.finish
         view = self.get(request, "ends")
         stages = [stage for _, stage in command.stages]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from disagg.monitor.block_monitor import BlockMonitor
-from disagg.monitor.request_monitor import View
+from disagg.monitor.request_monitor import RequestView
 from disagg.monitor.transfer_monitor import TransferMonitor
 from disagg.monitor.violation import Report
 from disagg.plan import commands as cmd
@@ -31,7 +31,7 @@ class WaitMonitor:
         """Time in which no thread could run counts for no deadline."""
         self.begun = {what: since + lost_ns for what, since in self.begun.items()}
 
-    def check(self, now_ns: int, views: dict[int, View]) -> None:
+    def check(self, now_ns: int, views: dict[int, RequestView]) -> None:
         """Nothing may be overdue."""
         if not self.overdue(now_ns):
             return
@@ -41,13 +41,13 @@ class WaitMonitor:
         text = f"{self._in_words(what, requests)} takes {age}; {self.in_words(now_ns, views)}"
         self._report("Watchdog", text, requests[0] if requests else None)
 
-    def check_progress(self, now_ns: int, views: dict[int, View]) -> None:
+    def check_progress(self, now_ns: int, views: dict[int, RequestView]) -> None:
         """With nothing under way, an open request waits for ever."""
         if views and not self.begun:
             text = f"nothing is under way; {self.in_words(now_ns, views)}"
             self._report("Watchdog", text, next(iter(views)))
 
-    def broken(self, now_ns: int, views: dict[int, View], freed: list[BlockMove]) -> None:
+    def broken(self, now_ns: int, views: dict[int, RequestView], freed: list[BlockMove]) -> None:
         """The controller gave up without a cause: how it was before it ended these and freed those."""
         for move in freed:
             if move.owner is None:
@@ -57,13 +57,13 @@ class WaitMonitor:
         text = f"nothing is under way; {self.in_words(now_ns, views)}"
         self._report("Watchdog", text, next(iter(views), None))
 
-    def in_words(self, now_ns: int, views: dict[int, View]) -> str:
+    def in_words(self, now_ns: int, views: dict[int, RequestView]) -> str:
         """Gates, holders and ages of those who wait, the first few, and the cycle where there is one."""
         waits = {request: self._wait(view) for request, view in views.items() if not view.running}
         lines = [wait.in_words(now_ns) for wait in list(waits.values())[:NAMED]]
         return ". ".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])]) or "no other request waits"
 
-    def _wait(self, view: View) -> Wait:
+    def _wait(self, view: RequestView) -> Wait:
         request, blocks = view.job.id, self._blocks
         held = {pool: len(owned) for pool, owned in blocks.holds.get(request, {}).items()}
         stage, role = self._gate(view, held)
@@ -75,7 +75,7 @@ class WaitMonitor:
         free = sum(sums["free"] for pool, sums in blocks.sums.items() if pool.startswith(role))
         return Wait(request, stage, f"{role} blocks", view.since_ns, held, holders, free)
 
-    def _gate(self, view: View, held: dict[str, int]) -> tuple[str, str]:
+    def _gate(self, view: RequestView, held: dict[str, int]) -> tuple[str, str]:
         """Its stage by the log, and the memory it wants next."""
         here = "decode" if self._config.colocated else "prefill"
         if view.arrived:

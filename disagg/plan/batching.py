@@ -40,7 +40,7 @@ def bin_end(context: int, bounds: tuple[int, ...]) -> int | None:
 
 
 @dataclass(eq=False)
-class Row:
+class BatchRow:
     """A request's place in the decode batch: at step `joined` its context was `base` tokens, one more each step."""
 
     record: Record
@@ -58,7 +58,7 @@ class Row:
 class Group:
     """The rows of one bin, in the order in which they joined, with what attention will read for them."""
 
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, BatchRow] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
     outputs: Outputs = ()
     used: int = 0

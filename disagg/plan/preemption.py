@@ -26,7 +26,7 @@ class Choice:
 
 
 @dataclass
-class Costs:
+class PreemptionCosts:
     """Measured speeds of this run: exponential means over what was observed."""
 
     out: Link = Link()

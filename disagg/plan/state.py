@@ -9,7 +9,7 @@ from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
-from disagg.plan.preemption import Costs
+from disagg.plan.preemption import PreemptionCosts
 from disagg.plan.queues import POLICIES, Key, Queue
 from disagg.plan.reason import Reason
 from disagg.plan.request import Finish, Job, Record, Stage
@@ -78,7 +78,7 @@ class ControllerState:
         self.wanting = Queue(key)  # hand-offs and spilled requests that want blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
-        self.costs = Costs(*config.links)
+        self.costs = PreemptionCosts(*config.links)
         self.padding = Padding()
         self.counts: Counter[str] = Counter()  # spills, fetches, recomputes, anomalies, …
         self.population: Counter[Stage] = Counter()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from disagg.plan.batching import Composer, Group, Outputs, Row, bin_end, bin_of
+from disagg.plan.batching import BatchRow, Composer, Group, Outputs, bin_end, bin_of
 from disagg.plan.blocks import BlockPool, Table
 from disagg.plan.checks import present
 from disagg.plan.commands import Decode, Join, Worker
@@ -82,13 +82,13 @@ class DecodeWorkerState:
     bins: tuple[int, ...]
     composer: Composer | None = None
     pads: bool = True  # attention of a bin reads every row as far as the longest
-    rows: dict[int, Row] = field(default_factory=dict)
+    rows: dict[int, BatchRow] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
     next_step: int = 0
     groups: dict[int, Group] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)  # bins whose group came to differ
-    agenda: dict[int, list[Row]] = field(default_factory=dict)
-    endings: dict[int, list[Row]] = field(default_factory=dict)
+    agenda: dict[int, list[BatchRow]] = field(default_factory=dict)
+    endings: dict[int, list[BatchRow]] = field(default_factory=dict)
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
@@ -113,7 +113,7 @@ class DecodeWorkerState:
 
     def join(self, record: Record) -> None:
         """The record's next step is the next one issued."""
-        row = Row(record, self.next_step, record.context, self.next_step + record.left - 1)
+        row = BatchRow(record, self.next_step, record.context, self.next_step + record.left - 1)
         self.rows[record.id] = row
         blocks, index = tuple(present(record.decode_table).blocks), len(record.generated)
         self.joins.append(Join(record.id, record.generated[-1], record.context, blocks, index, record.job.sampling))
@@ -135,7 +135,7 @@ class DecodeWorkerState:
             self.left.append(record.id)
         self.grown = [pair for pair in self.grown if pair[0] != record.id]
 
-    def due(self) -> list[Row]:
+    def due(self) -> list[BatchRow]:
         """Rows of which something is due in the next step."""
         return [row for row in self.agenda.pop(self.next_step, ()) if self.rows.get(row.record.id) is row]
 
@@ -143,7 +143,7 @@ class DecodeWorkerState:
         """Does a record outside the batch need a block for its next token?"""
         return record.context >= len(present(record.decode_table).blocks) * self.block_size
 
-    def needs_block(self, row: Row) -> bool:
+    def needs_block(self, row: BatchRow) -> bool:
         return row.context(self.next_step) >= len(present(row.record.decode_table).blocks) * self.block_size
 
     def short_of_blocks(self) -> bool:
@@ -151,19 +151,19 @@ class DecodeWorkerState:
         rows = [row for row in self.agenda.get(self.next_step, ()) if self.rows.get(row.record.id) is row]
         return sum(self.needs_block(row) for row in rows) > self.pool.available
 
-    def rebin(self, row: Row) -> None:
+    def rebin(self, row: BatchRow) -> None:
         """Moves a row whose context has left its bin."""
         if bin_of(row.context(self.next_step) + 1, self.bins) != row.bin:
             del self.groups[row.bin].rows[row.record.id]
             self.changed.add(row.bin)
             self._enter(row)
 
-    def _enter(self, row: Row) -> None:
+    def _enter(self, row: BatchRow) -> None:
         row.bin = bin_of(row.context(self.next_step) + 1, self.bins)
         self.groups.setdefault(row.bin, Group()).rows[row.record.id] = row
         self.changed.add(row.bin)
 
-    def plan(self, row: Row) -> None:
+    def plan(self, row: BatchRow) -> None:
         """Notes the next step at which the row must be looked at."""
         shift = row.joined - row.base
         steps = [len(present(row.record.decode_table).blocks) * self.block_size + shift, row.last_step + 1]

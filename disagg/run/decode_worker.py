@@ -17,7 +17,7 @@ from disagg.run.reports import Reports
 
 
 @dataclass
-class Row:
+class DecodeRow:
     """A row of the batch as this worker knows it: the token it takes in, and where its K/V lie."""
 
     join: Join
@@ -32,7 +32,7 @@ class DecodeStage:
 
     def __init__(self, model: Model, cache: KVCache, reports: Reports) -> None:
         self.model, self.cache, self._reports = model, cache, reports
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, DecodeRow] = {}
 
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Nothing is compiled here."""
@@ -64,11 +64,11 @@ class DecodeStage:
         for request in command.left:
             del self.rows[request]
         for join in command.joins:
-            self.rows[join.request] = Row(join, join.token, join.context, join.token_index, list(join.blocks))
+            self.rows[join.request] = DecodeRow(join, join.token, join.context, join.token_index, list(join.blocks))
         for request, block in command.grown:
             self.rows[request].blocks.append(block)
 
-    def _batch(self, command: Decode, rows: list[Row]) -> DecodeBatch:
+    def _batch(self, command: Decode, rows: list[DecodeRow]) -> DecodeBatch:
         """Tokens and positions [B], and a padded block table [b, n] a bin."""
         groups, first = [], 0
         for group in command.groups:

@@ -14,7 +14,7 @@ from disagg.run.attention.paged import PagedKernel
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.decode_graph import GraphDecodeStage
 from disagg.run.gpu.device import finish
-from disagg.run.gpu.sm_split import Part, split_gpu
+from disagg.run.gpu.sm_split import SMPartition, split_gpu
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
 from disagg.run.model.shared import model_on
@@ -37,7 +37,7 @@ class Executor:
         self.caches = make_caches(config, model.shape, self.paged, seams)
         self.workers: dict[Worker, WorkerThread] = {}
         self._transfers: Transfers | None = None
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, SMPartition] = {}
 
     @property
     def transfers(self) -> Transfers:

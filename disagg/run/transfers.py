@@ -29,7 +29,7 @@ from disagg.run.clock import now_ns
 from disagg.run.gpu.device import Scratch, mark
 from disagg.run.gpu.device_checksum import checksum
 from disagg.run.gpu.link_dial import check_triton, triton_is_here
-from disagg.run.gpu.sm_split import Part
+from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.gpu.stream_lane import HAND_OFF, StreamLane, fill_ring, gpus_of, make_lanes
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.host_lane import HostLane
@@ -55,7 +55,7 @@ class Transfers:
         caches: dict[Worker, KVCache],
         post: Post,
         record: Callable[[Span], None],
-        parts: dict[str, Part] | None = None,
+        parts: dict[str, SMPartition] | None = None,
         seams: Seams | None = None,
     ) -> None:
         self.shape = next(iter(caches.values())).shape

@@ -15,7 +15,7 @@ from disagg.plan.events import PassFailed, Prefilled, StepFailed, Stepped, Worke
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.decode_graph import GraphDecodeStage, Launched
 from disagg.run.gpu.device import is_fatal, own_stream
-from disagg.run.gpu.sm_split import Part
+from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
@@ -35,7 +35,7 @@ class WorkerThread:
         prefill: PrefillStage | None,
         decode: AnyDecodeStage | None,
         reports: Reports,
-        part: Part | None,
+        part: SMPartition | None,
         seams: Seams,
     ) -> None:
         self.name, self.prefill, self.decode = name, prefill, decode

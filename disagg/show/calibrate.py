@@ -120,11 +120,11 @@ def works(runs: Iterable[Run], pads: bool) -> dict[str, list[Work]]:
     return {kind: [(says, took) for says, took in pairs if took > 0] for kind, pairs in found.items()}
 
 
-def _step(step: samples.Step) -> Callable[[Costs], float]:
+def _step(step: samples.StepSample) -> Callable[[Costs], float]:
     return lambda costs: costs.step_s(step.rows, step.tokens) * _slower(costs.device.fit.beside_step, step.beside)
 
 
-def _pass(work: samples.Pass) -> Callable[[Costs], float]:
+def _pass(work: samples.PassSample) -> Callable[[Costs], float]:
     def says(costs: Costs) -> float:
         alone = costs.pass_s(work.chunks) + costs.head_s(work.ending)
         return alone * _slower(costs.device.fit.beside_pass, work.beside)
@@ -132,7 +132,7 @@ def _pass(work: samples.Pass) -> Callable[[Costs], float]:
     return says
 
 
-def _copy(copy: samples.Copy) -> Callable[[Costs], float]:
+def _copy(copy: samples.CopySample) -> Callable[[Costs], float]:
     def says(costs: Costs) -> float:
         device, direct = costs.device, copy.lane.startswith("direct")
         rate = PRESETS[device.link if direct else device.host_link]

@@ -24,7 +24,7 @@ from disagg.trace.timeline import Kept, Timeline
 BETWEEN_RUNS = 10_000  # entries of each kind kept for requests that belong to no run
 
 
-class Recording:
+class OpenRecording:
     """A timeline, the log of events and the choices made, from one instant on; the last `most` of each, or all."""
 
     def __init__(self, most: int | None, start_ns: int, devices: dict[str, str], sizes: dict[str, int]) -> None:
@@ -62,11 +62,11 @@ class Recorder:
         """No run is under way: only the last entries are kept."""
         self._use(self._always, (self._always,))
 
-    def _open(self, most: int | None, start_ns: int) -> Recording:
+    def _open(self, most: int | None, start_ns: int) -> OpenRecording:
         sizes = {pool.name: pool.total for pool in (*self.state.pools(), self.traffic.ring) if pool.total}
-        return Recording(most, start_ns, devices(self.state.config), sizes)
+        return OpenRecording(most, start_ns, devices(self.state.config), sizes)
 
-    def _use(self, run: Recording, kept: tuple[Recording, ...]) -> None:
+    def _use(self, run: OpenRecording, kept: tuple[OpenRecording, ...]) -> None:
         """`run` is what counts from now on, and `kept` is written to."""
         state = self.state
         self._run, self._kept = run, kept

@@ -12,7 +12,7 @@ from disagg.trace.intervals import intersection, length, union
 from disagg.trace.results import Run
 
 
-class Pass(NamedTuple):
+class PassSample(NamedTuple):
     """A prefill pass. Seconds: all of it, until its first layer is handed off, and after its last."""
 
     chunks: tuple[tuple[int, int], ...]  # [start, stop) of each prompt in it
@@ -23,7 +23,7 @@ class Pass(NamedTuple):
     beside: float  # share of its time in which another worker computed
 
 
-class Step(NamedTuple):
+class StepSample(NamedTuple):
     """A decode step."""
 
     rows: int
@@ -32,7 +32,7 @@ class Step(NamedTuple):
     beside: float
 
 
-class Copy(NamedTuple):
+class CopySample(NamedTuple):
     """A copy, without the link's latency."""
 
     lane: str
@@ -40,7 +40,7 @@ class Copy(NamedTuple):
     seconds: float
 
 
-def passes(run: Run) -> list[Pass]:
+def passes(run: Run) -> list[PassSample]:
     """In order of their start; without those that hold a request that is computed again."""
     done: dict[int, int] = {}
     prompts, again = _prompts(run), _again(run)
@@ -57,11 +57,13 @@ def passes(run: Run) -> list[Pass]:
         if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns:
             first, last = span.hand_offs_ns[0], span.hand_offs_ns[-1]
             took, lead, tail = span.end_ns - span.start_ns, first - span.start_ns, span.end_ns - last
-            found.append(Pass(tuple(chunks), len(span.firsts), took / 1e9, lead / 1e9, tail / 1e9, beside.share(span)))
+            found.append(
+                PassSample(tuple(chunks), len(span.firsts), took / 1e9, lead / 1e9, tail / 1e9, beside.share(span))
+            )
     return found
 
 
-def steps(run: Run, pads: bool) -> list[Step]:
+def steps(run: Run, pads: bool) -> list[StepSample]:
     """In order of their start; `pads` where a row of a group is read as far as the group's longest."""
     contexts, again = _prompts(run), _again(run)
     found, beside = [], _Beside(run)
@@ -72,14 +74,14 @@ def steps(run: Run, pads: bool) -> list[Step]:
             lengths = iter([contexts[request] for request in span.requests])
             groups = [[next(lengths) for _ in range(size)] for size in span.groups or (span.count,)]
             tokens = sum(max(group) * len(group) if pads else sum(group) for group in groups)
-            found.append(Step(span.count, tokens, (span.end_ns - span.start_ns) / 1e9, beside.share(span)))
+            found.append(StepSample(span.count, tokens, (span.end_ns - span.start_ns) / 1e9, beside.share(span)))
     return found
 
 
-def copies(run: Run) -> list[Copy]:
+def copies(run: Run) -> list[CopySample]:
     """Of hand-offs, spills and fetches."""
     spans = [span for span in run.timeline.spans if span.kind in ("copy", "spill", "fetch")]
-    return [Copy(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9) for span in spans]
+    return [CopySample(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9) for span in spans]
 
 
 def turns(run: Run) -> list[float]:

@@ -61,7 +61,7 @@ def _whole(config: Mapping[str, Any], name: str, otherwise: int | None = None) -
     return int(value)
 
 
-class Ceilings(Protocol):
+class PeakRates(Protocol):
     """What a device gives at most, each a second."""
 
     @property
@@ -81,7 +81,7 @@ class Work(NamedTuple):
         """FLOPs for every byte."""
         return self.flops / self.nbytes
 
-    def seconds(self, ceilings: Ceilings) -> float:
+    def seconds(self, ceilings: PeakRates) -> float:
         """The least it can take: the slower of computing and reading, where both run at their ceiling at once."""
         return max(self.flops / ceilings.flops_per_s, self.nbytes / ceilings.bytes_per_s)
 

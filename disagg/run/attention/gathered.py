@@ -34,7 +34,7 @@ class Workspace:
         return cache.gather(layer, slots, out=self._buffer[:count].view(size))
 
 
-class View:
+class GatheredView:
     """Which slots one segment or group reads in every layer with the same window, and the mask over them."""
 
     def __init__(self, slots: Tensor | None, allowed: Tensor | None, cache: KVCache) -> None:
@@ -55,24 +55,24 @@ class PrefillPlan(Plan):
         self.batch, self.cache, self.workspace, self.rows = batch, cache, workspace, batch.rows()
         slots = [slots_of(seg.blocks, seg.start, seg.stop, cache.block_size) for seg in batch.segments]
         self.slots = torch.cat(slots).to(cache.device, non_blocking=True)
-        self._views: dict[tuple[int, int | None, bool], View] = {}
+        self._views: dict[tuple[int, int | None, bool], GatheredView] = {}
 
-    def view(self, index: int, window: int | None, causal_flag: bool) -> View:
+    def view(self, index: int, window: int | None, causal_flag: bool) -> GatheredView:
         """View of one segment. With causal_flag, a mask that says nothing but "causal" is left to the kernel's flag."""
         key = (index, window, causal_flag)
         if key not in self._views:
             self._views[key] = self._make_view(self.batch.segments[index], window, causal_flag)
         return self._views[key]
 
-    def _make_view(self, segment: Segment, window: int | None, causal_flag: bool) -> View:
+    def _make_view(self, segment: Segment, window: int | None, causal_flag: bool) -> GatheredView:
         start, stop = segment.start, segment.stop
         first = 0 if window is None else max(0, start - window + 1)
         slots = slots_of(segment.blocks, first, stop, self.cache.block_size) if start > 0 else None
         if causal_flag and start == 0 and (window is None or window >= stop):
-            return View(slots, None, self.cache)
+            return GatheredView(slots, None, self.cache)
         query, key = torch.arange(start, stop)[:, None], torch.arange(first, stop)[None, :]
         allowed = key <= query if window is None else (key <= query) & (key > query - window)
-        return View(slots, allowed, self.cache)  # [chunk, stop - first]
+        return GatheredView(slots, allowed, self.cache)  # [chunk, stop - first]
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         """query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query."""
@@ -99,7 +99,7 @@ class DecodePlan(Plan):
     def __init__(self, batch: DecodeBatch, cache: KVCache, workspace: Workspace) -> None:
         self.batch, self.cache, self.workspace = batch, cache, workspace
         self.slots = torch.cat([self._new_slots(*group) for group in batch.groups]).to(cache.device, non_blocking=True)
-        self._strips: dict[tuple[int, int | None], list[tuple[range, View]]] = {}
+        self._strips: dict[tuple[int, int | None], list[tuple[range, GatheredView]]] = {}
 
     def _new_slots(self, start: int, stop: int, tables: Tensor) -> Tensor:
         positions, size = self.batch.positions[start:stop], self.cache.block_size
@@ -107,13 +107,15 @@ class DecodePlan(Plan):
         assert longest < tables.shape[1] * size, f"tables of {tables.shape[1]} blocks hold no position {longest}"
         return tables.gather(1, (positions // size)[:, None])[:, 0] * size + positions % size
 
-    def strips(self, index: int, window: int | None) -> list[tuple[range, View]]:
+    def strips(self, index: int, window: int | None) -> list[tuple[range, GatheredView]]:
         """Rows and view of each strip of a group: slots [rows * longest of the group], mask [rows, 1, 1, longest]."""
         if (index, window) not in self._strips:
             self._strips[index, window] = list(self._make_strips(*self.batch.groups[index], window))
         return self._strips[index, window]
 
-    def _make_strips(self, start: int, stop: int, tables: Tensor, window: int | None) -> Iterator[tuple[range, View]]:
+    def _make_strips(
+        self, start: int, stop: int, tables: Tensor, window: int | None
+    ) -> Iterator[tuple[range, GatheredView]]:
         lengths, size = self.batch.positions[start:stop, None] + 1, self.cache.block_size
         first = torch.zeros_like(lengths) if window is None else (lengths - window).clamp(min=0)
         steps = torch.arange(int((lengths - first).max()))[None, :]
@@ -123,7 +125,7 @@ class DecodePlan(Plan):
         height = strip_rows(self.cache, slots.shape[1], stop - start)
         for row in range(0, stop - start, height):
             here = slice(row, min(row + height, stop - start))
-            view = View(slots[here].flatten(), allowed[here, None, None, :], self.cache)
+            view = GatheredView(slots[here].flatten(), allowed[here, None, None, :], self.cache)
             yield range(start + here.start, start + here.stop), view
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:

@@ -30,7 +30,7 @@ ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
 
 @dataclass
-class Row:
+class GraphRow:
     """A row of the batch as the host knows it: its place on the device, and what it has been given so far."""
 
     join: Join
@@ -70,7 +70,7 @@ class GraphDecodeStage:
         self._reports, self._split = reports, split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state: DeviceRows | None = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, GraphRow] = {}
         self._free = list(range(places - 1, -1, -1))
         self._captured: dict[tuple[torch.cuda.Stream | None, int], Captured] = {}  # by stream and size
         self._own: torch.cuda.Stream | None = None
@@ -177,7 +177,7 @@ class GraphDecodeStage:
         for request in command.left:
             self._free.append(self.rows.pop(request).place)
         for join in command.joins:
-            row = Row(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
+            row = GraphRow(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
             self.rows[join.request] = row
             self._device_rows.set_row(row.place, join.token, join.context, list(join.blocks))
         for request, block in command.grown:
@@ -185,7 +185,9 @@ class GraphDecodeStage:
             self._device_rows.set_block(row.place, row.blocks, block)
             row.blocks += 1
 
-    def _sample(self, rows: list[Row], logits: torch.Tensor, picked: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    def _sample(
+        self, rows: list[GraphRow], logits: torch.Tensor, picked: torch.Tensor
+    ) -> list[tuple[int, torch.Tensor]]:
         """Draws the tokens of sampled rows on the device; returns the logits that requests asked to keep."""
         kept = []
         for index, row in enumerate(rows):

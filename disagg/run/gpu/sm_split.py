@@ -24,7 +24,7 @@ _SMS: dict[int, int] = {}  # stream of a part → SMs of the part, while both ar
 # ---- where to cut ----------------------------------------------------------------------------------------------------
 
 
-class Sizes(NamedTuple):
+class SMCounts(NamedTuple):
     """SMs of each part."""
 
     prefill: int
@@ -36,7 +36,7 @@ def choices(sms: int, least: int = GRAIN, step: int = GRAIN) -> range:
     return range(-(-least // step) * step, sms - least + 1, step)
 
 
-def share_out(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> Sizes:
+def share_out(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> SMCounts:
     """`decode` of the GPU's SMs for decode, the others for prefill; ConfigError where it can't be cut there."""
     possible = choices(sms, least, step)
     if not possible:
@@ -47,10 +47,10 @@ def share_out(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> S
             f"sm_split={decode}: of this GPU's {sms} SMs decode can have {possible[0]} to {possible[-1]} in steps of "
             f"{step}, so that prefill keeps {least} or more; take {nearest}, or {REMEDY}"
         )
-    return Sizes(sms - decode, decode)
+    return SMCounts(sms - decode, decode)
 
 
-def check_split(device: torch.device, decode: int) -> Sizes:
+def check_split(device: torch.device, decode: int) -> SMCounts:
     """The parts that this GPU would be cut into, before anything is made; ConfigError or EngineError if it can't."""
     gpu = Whole.of(load_driver(), device)
     return share_out(gpu.sms, decode, gpu.least, gpu.step)
@@ -59,16 +59,16 @@ def check_split(device: torch.device, decode: int) -> Sizes:
 # ---- the cut ---------------------------------------------------------------------------------------------------------
 
 
-def split_gpu(device: torch.device, decode: int) -> dict[str, "Part"]:
+def split_gpu(device: torch.device, decode: int) -> dict[str, "SMPartition"]:
     """The two parts by role. Cut once: decode's group, and what remains of the same cut for prefill."""
     sizes, driver = check_split(device, decode), load_driver()
     flags = 0  # with bit 0 parts could be smaller, but kernels that work in clusters of SMs would not run on them
     whole = Whole.of(driver, device).resource
     (group,), _, rest = ask(driver.cuDevSmResourceSplitByCount, 1, whole, flags, sizes.decode)
-    parts: dict[str, Part] = {}
+    parts: dict[str, SMPartition] = {}
     try:
         for role, resource in (("decode", group), ("prefill", rest)):
-            parts[role] = Part(driver, device, resource)
+            parts[role] = SMPartition(driver, device, resource)
     except BaseException:
         for part in parts.values():
             part.close()
@@ -76,7 +76,7 @@ def split_gpu(device: torch.device, decode: int) -> dict[str, "Part"]:
     return parts
 
 
-class Part:
+class SMPartition:
     """Some SMs of a GPU, and the streams whose kernels run on them and nowhere else; graphs captured there as well.
 
     Before `close`: the threads that use its streams have ended, graphs captured there are gone, and so is pinned memory
@@ -116,7 +116,7 @@ def sm_count(device: torch.device) -> int:
     return _SMS.get(stream) or torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def in_words(parts: dict[str, Part]) -> str:
+def in_words(parts: dict[str, SMPartition]) -> str:
     """The parts, as a caption adds them to the machine."""
     return f", {parts['decode'].sms} SMs for decode and {parts['prefill'].sms} for prefill" if parts else ""
 

@@ -22,7 +22,7 @@ from disagg.run.gpu.device import Scratch, new_stream
 from disagg.run.gpu.device_checksum import checksum_blocks
 from disagg.run.gpu.device_clock import Anchor, clock_of
 from disagg.run.gpu.link_dial import DeviceDial
-from disagg.run.gpu.sm_split import Part
+from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.kv_cache import KVCache
 
 Sums = tuple[int, int]
@@ -104,7 +104,7 @@ class StreamCopier:
     """
 
     def __init__(
-        self, devices: list[torch.device], dtype: torch.dtype, part: Part | None = None, peer: bool = True
+        self, devices: list[torch.device], dtype: torch.dtype, part: SMPartition | None = None, peer: bool = True
     ) -> None:
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]

@@ -23,7 +23,7 @@ from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.gpu.device import Scratch
 from disagg.run.gpu.measure_copy import measure
 from disagg.run.gpu.peer_access import reaches
-from disagg.run.gpu.sm_split import Part
+from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.lane import BaseLane, LaneOwner
@@ -211,7 +211,7 @@ def gpus_of(caches: dict[Worker, KVCache]) -> dict[Worker, torch.device]:
     return {name: cache.device for name, cache in caches.items() if on_gpu(cache)}
 
 
-def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, Part]) -> dict[LaneName, StreamLane]:
+def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartition]) -> dict[LaneName, StreamLane]:
     """On streams of the GPUs that each lane joins; `parts` of a split GPU by role.
 
     On a split GPU their kernels run on decode's SMs, where each finds a place within microseconds: on prefill's a

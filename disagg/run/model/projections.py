@@ -51,7 +51,7 @@ class Joined(nn.Module):
         return part
 
 
-class Part(nn.Module):
+class JoinedPart(nn.Module):
     """Stands where one of the joined projections stood."""
 
     def __init__(self, joined: Joined, index: int) -> None:
@@ -123,7 +123,7 @@ def join_projections(module: nn.Module) -> int:
             if fits(linears):
                 joined = Joined(linears)
                 for index, name in enumerate(names):
-                    setattr(parent, name, Part(joined, index))
+                    setattr(parent, name, JoinedPart(joined, index))
                 count += 1
     return count
 
