@@ -18,7 +18,8 @@ from fake_driver import FakeDriver
 from disagg.course.buglab.lazy_stream import copy_blocks
 from disagg.run import engine, executor, transfers
 from disagg.run.clock import now_ns
-from disagg.run.gpu import block_ids, device_clock, stream_copy, stream_lane
+from disagg.run.gpu import block_ids, device_clock, stream_copy, stream_lane, stream_lanes
+from disagg.run.kv_cache import KVCache
 
 
 class FakeEvent:
@@ -93,7 +94,7 @@ def fake_cuda(monkeypatch, host_blocks: int):
     """From here on, caches of other than `host_blocks` blocks pass for those of a GPU."""
     fake_streams(monkeypatch)
     monkeypatch.setattr(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
-    monkeypatch.setattr(stream_lane, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
+    monkeypatch.setattr(KVCache, "on_gpu", property(lambda cache: cache.num_blocks != host_blocks))
 
 
 def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
@@ -138,8 +139,8 @@ def fake_streams(monkeypatch):
     clock_of = lambda device: clocks.setdefault(device, device_clock.DeviceClock(device))  # noqa: E731
     monkeypatch.setattr(stream_copy, "clock_of", clock_of)
     monkeypatch.setattr(stream_copy, "DeviceDial", FakeDial)
-    monkeypatch.setattr(transfers, "check_triton", lambda: None)
-    monkeypatch.setattr(transfers, "triton_is_here", lambda: True)
+    monkeypatch.setattr(stream_lanes, "check_triton", lambda: None)
+    monkeypatch.setattr(stream_lanes, "triton_is_here", lambda: True)
     monkeypatch.setattr(stream_copy, "copy_blocks", copy_blocks)
 
     def mark(device):

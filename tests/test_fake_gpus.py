@@ -90,5 +90,5 @@ def test_a_link_is_dialled_while_it_serves(monkeypatch, preset):
 @pytest.mark.parametrize("preset", SHARED)
 def test_where_nothing_is_handed_off_a_dial_asks_for_no_triton(monkeypatch, preset):
     fake_gpus(monkeypatch)
-    monkeypatch.setattr("disagg.run.transfers.check_triton", lambda: pytest.fail("no copy waits for a dial"))
+    monkeypatch.setattr("disagg.run.gpu.stream_lanes.check_triton", lambda: pytest.fail("no copy waits for a dial"))
     answers(small(preset, link=Link(1e9), **ONE, **EAGER))

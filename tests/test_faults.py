@@ -37,6 +37,7 @@ from disagg.run.loop import EngineLoop
 from disagg.run.model.model import Model
 from disagg.run.model.tiny import EOS
 from disagg.run.prefill_worker import PrefillStage
+from disagg.run.serving import Serving
 from disagg.run.transfers import Transfers
 
 PRESETS = ("colocated", "split", "streamed", "staged")
@@ -416,7 +417,8 @@ def move_clock(monkeypatch, engine, seconds: float):
     def now() -> int:
         return time.perf_counter_ns() + round(1e9 * min(seconds, before + next(looks) * LOOK_S))
 
-    monkeypatch.setattr("disagg.run.loop.now_ns", now)
+    for file in ("loop", "inbox"):
+        monkeypatch.setattr(f"disagg.run.{file}.now_ns", now)
     for _ in range(round(seconds / LOOK_S)):
         engine._loop._inbox.put(ev.Tick())
 
@@ -639,7 +641,7 @@ def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
 
 
 def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests(monkeypatch):
-    submit = Engine._submit
+    submit = Serving._submit
 
     def breaking(self, *what):
         if first := self._loop.served.get(0):
@@ -647,7 +649,7 @@ def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests
             self._loop.ask(lambda: self._loop._break("gone"))
         submit(self, *what)
 
-    monkeypatch.setattr(Engine, "_submit", breaking)
+    monkeypatch.setattr(Serving, "_submit", breaking)
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="rebuilt: gone") as caught:
         engine.serve(lengths((5, 3), (5, 3)))
     assert [result.finish_reason for result in caught.value.run.results] == ["length", "cancelled"]

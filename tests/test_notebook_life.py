@@ -27,6 +27,8 @@ from disagg.run import engine as engine_file
 from disagg.run import executor as executor_file
 from disagg.run import inbox as inbox_file
 from disagg.run import loop as loop_file
+from disagg.run import open_engines
+from disagg.run import serving as serving_file
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
@@ -39,7 +41,7 @@ RERUNS, BATCHES = 50, 3
 WARM = 10  # runs until pools of the allocator and caches of Python are filled
 GROWN_MIB = 8  # over 50 more; one engine's memories of K/V are as much, so one that stayed behind shows
 #: Where an engine is built, led and taken down.
-FILES = tuple(file.__file__ for file in (engine_file, loop_file, inbox_file, executor_file))
+FILES = tuple(file.__file__ for file in (engine_file, loop_file, serving_file, inbox_file, executor_file))
 SPARED = ("__enter__", "__exit__", "close")
 ASKED = ((20, 6), (40, 3), (5, 9))
 
@@ -49,7 +51,7 @@ def nothing_left():
     before = threads()
     yield
     assert threads() == before == []
-    assert not list(loop_file.OPEN)
+    assert not list(open_engines.OPEN)
 
 
 def cell(preset: str = "dynamic", blocks: int = 2000) -> Run:
@@ -86,7 +88,7 @@ def test_fifty_reruns_of_a_cell_leave_no_thread_no_engine_and_no_memory():
 
     def rerun():
         tokens.append([result.token_ids for result in cell().results])
-        assert not loop_file.OPEN and not threads()
+        assert not open_engines.OPEN and not threads()
 
     assert grows_no_more(rerun)
     assert all(ids == tokens[0] for ids in tokens)
@@ -202,7 +204,7 @@ def test_fifty_reruns_interrupted_anywhere_leave_nothing(monkeypatch, noted):
             else:
                 assert {result.finish_reason for result in run.results} <= {"cancelled", "length", "eos"}
                 seen[phase, "returned" if run.interrupted else "missed"] += 1
-        assert threads() == [] and not list(loop_file.OPEN), moment.where
+        assert threads() == [] and not list(open_engines.OPEN), moment.where
 
     limit = None
     for _ in range(WARM):
@@ -226,7 +228,7 @@ def test_every_line_of_the_engine_that_a_cell_meets_can_be_interrupted():
     for line, number in sorted(noted.first.items()):
         with Interrupting(number, FILES) as moment, contextlib.suppress(KeyboardInterrupt):
             assert cell("staged", 64).interrupted or not moment.where, moment.where
-        assert threads() == [] and not list(loop_file.OPEN), (line, moment.where)
+        assert threads() == [] and not list(open_engines.OPEN), (line, moment.where)
 
 
 @pytest.mark.parametrize("part", range(6))

@@ -17,7 +17,9 @@ from disagg import Config, Engine, Link, Request
 from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.why import LISTED, SEARCHED, _Look
+from disagg.run import inbox as inbox_file
 from disagg.run import loop as loop_file
+from disagg.run import open_engines
 from disagg.run.clock import now_ns
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.model.model import load_model
@@ -170,7 +172,8 @@ def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
     """The clock jumps by more than the watchdog allows while a step is under way."""
     gate, ahead = Gate(), [0]
     before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
-    monkeypatch.setattr(loop_file, "now_ns", lambda: now_ns() + ahead[0])
+    for file in (loop_file, inbox_file):
+        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
     with opened(small(watchdog_s=2.0)) as engine:
         handle = engine.submit(lengths((20, 5), ignore_eos=True)[0])
         gate.wait()
@@ -183,7 +186,8 @@ def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
 def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(monkeypatch):
     """The clock jumps while a command is handed on, and while a question is answered."""
     ahead = [0]
-    monkeypatch.setattr(loop_file, "now_ns", lambda: now_ns() + ahead[0])
+    for file in (loop_file, inbox_file):
+        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
     with opened(small(watchdog_s=2.0)) as engine:
         obey = engine.executor.obey
 
@@ -201,12 +205,13 @@ def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(monkeypatch
 def test_the_end_that_comes_with_lost_time_is_not_lost(monkeypatch):
     gate, ahead = Gate(), [0]
     before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
-    monkeypatch.setattr(loop_file, "now_ns", lambda: now_ns() + ahead[0])
+    for file in (loop_file, inbox_file):
+        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
     engine = Engine(small(watchdog_s=2.0), tiny())
     engine.submit(lengths((20, 5))[0])
     gate.wait()
     ahead[0] = 10**11
-    engine._loop._inbox.put(None)  # while the step is still under way
+    engine._loop._inbox.put(inbox_file.Signal.END)  # while the step is still under way
     engine._loop._thread.join(LIMIT_S)
     assert not engine._loop._thread.is_alive()
     gate.open()
@@ -296,9 +301,9 @@ def test_a_cell_that_builds_an_engine_again_and_again_leaves_one():
         engine = Engine(small("paged"), tiny())
         check_greedy(prompt_of(20), engine.serve(lengths((20, 3))).results[0], 3)
         first = first or len(threads())
-        assert len(loop_file.OPEN) == 1 and len(threads()) == first
+        assert len(open_engines.OPEN) == 1 and len(threads()) == first
     engine.close()
-    assert not threads() and not loop_file.OPEN
+    assert not threads() and not open_engines.OPEN
 
 
 def test_memory_of_an_engine_that_is_gone_waits_for_no_collector():
@@ -341,7 +346,7 @@ def test_whatever_was_asked_of_an_engine_last_it_ends_when_nobody_refers_to_it(l
     gc.collect()
     for thread in left:
         thread.join(LIMIT_S)
-    assert not threads() and not loop_file.OPEN
+    assert not threads() and not open_engines.OPEN
 
 
 def test_an_engine_in_a_cycle_is_ended_by_the_collector_on_whatever_thread():
@@ -381,7 +386,7 @@ def test_an_engine_that_broke_and_was_left_behind_ends(monkeypatch):
     gc.collect()
     for thread in [*left, *(t for t in threading.enumerate() if t.name == "disagg end")]:
         thread.join(LIMIT_S)
-    assert not threads() and not loop_file.OPEN
+    assert not threads() and not open_engines.OPEN
 
 
 def test_engines_of_one_model_share_its_weights():

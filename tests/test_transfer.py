@@ -231,7 +231,7 @@ def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, ver
             bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
         bench.landed(1)
         assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
-        assert bench.transfers.clock_in_words().endswith(" us")
+        assert bench.transfers.lanes.in_words().endswith(" us")
     bench.check(PREFILL, blocks, DECODE, onto)
     assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
     assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
@@ -825,7 +825,7 @@ def test_without_verification_nothing_is_digested(monkeypatch):
     def never(*args):
         raise AssertionError("digested")
 
-    monkeypatch.setattr("disagg.run.transfers.digest", never)
+    monkeypatch.setattr("disagg.run.host_lane.HostLanes.checksum", never)
     monkeypatch.setattr("disagg.run.host_lane.digest_blocks", never)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     for route in ("bulk", "staged"):

@@ -13,7 +13,6 @@ from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.plan.spans import Span
 from disagg.run.engine import Engine
-from disagg.run.gpu.sm_split import in_words as sms_in_words
 from disagg.run.handle import Handle
 from disagg.show.report import Failed, LeftOut, Row
 from disagg.trace.metrics import percentile
@@ -73,7 +72,7 @@ def split_rows(stand: Stand) -> Iterator[Row]:
     streams = beside(engine, residents, prefills, stand)
     engine = stand.engine("streamed", limit, **options, **stand.split)
     split = beside(engine, residents, prefills, stand)
-    how = sms_in_words(engine.executor.parts).removeprefix(", ") or "no SM split on this device"
+    how = engine.executor.split_in_words().removeprefix(", ") or "no SM split on this device"
     for name, (gaps, kept), bars in (("", split, (2.0, 0.65)), ("[streams]", streams, (None, None))):
         p50, p99 = (known(percentile(gaps, share)) for share in (0.5, 0.99))
         words = how if not name else "shared by streams alone"

@@ -1,9 +1,8 @@
 """The detectors: they hear what the controller hears and says, and raise an InvariantViolation.
 
     monitor = Monitor(config, layers=30)
-    monitor.hear(now, event)                   # before the controller handles it
-    commands = controller.handle(event, now)   # meanwhile each move of blocks goes to monitor.moved
-    for command in commands: monitor.obey(now, command)
+    controller.state.on_move.append(monitor.moved)
+    commands = monitor.around(controller.handle, event, now)
 
 Conservation, Alias, InUse: block_monitor · Landing, Ledger: transfer_monitor · OneEnd: request_monitor ·
 Watchdog: wait_monitor · Drain: here. Digest needs bytes and stands in run/transfers; Tokens needs a reference.
@@ -12,7 +11,7 @@ Notebook: notebooks/00_start_here.ipynb.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Never
 
 from disagg.monitor.command_rules import CommandRules
@@ -40,6 +39,19 @@ class Monitor:
         self._blame = ""  # the detector whose rule is broken if this event changes anything
         self._freed: list[BlockMove] = []
         self._settled = True
+
+    def around(
+        self, handle: Callable[[ev.Event, int], list[cmd.Command]], event: ev.Event, now_ns: int
+    ) -> list[cmd.Command]:
+        """What a controller's `handle` makes of an event, checked before, meanwhile and after."""
+        self.hear(now_ns, event)
+        commands = handle(event, now_ns)
+        for command in commands:
+            self.obey(now_ns, command)
+        self.settle()
+        if isinstance(event, ev.Tick):
+            self.watchdog(now_ns)
+        return commands
 
     def hear(self, now_ns: int, event: ev.Event) -> None:
         """Before the controller takes an event."""

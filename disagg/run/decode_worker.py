@@ -1,7 +1,9 @@
 """Decode on one worker: its copy of the batch that the controller composes, and one token a row each step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -14,6 +16,24 @@ from disagg.run.model.batch import DecodeBatch
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
+
+
+class Launched(ABC):
+    """A step that a GPU has in hand. `finish` waits for its tokens and reports them."""
+
+    @abstractmethod
+    def finish(self) -> Stepped: ...
+
+
+class AnyDecodeStage(Protocol):
+    """What carries out `Decode` commands on the CPU, or as graphs on a GPU (run/gpu/decode_graph)."""
+
+    model: Model
+    cache: KVCache
+
+    def prepare(self, progress: Callable[[str], None]) -> None: ...
+    def step(self, command: Decode) -> Stepped | Launched: ...
+    def close(self) -> None: ...
 
 
 @dataclass

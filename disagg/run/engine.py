@@ -7,34 +7,36 @@ What it does happens on other threads: `run/loop.py` is the one that decides, wo
 Notebook: notebooks/00_start_here.ipynb.
 """
 
-import atexit
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.seams import Seams
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan import intake
-from disagg.plan.commands import Ended
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.request import Finish, Job, Request, listed
+from disagg.plan.request import Job, Request, listed
 from disagg.plan.why import why
 from disagg.run.attention.choice import AttentionPath
 from disagg.run.clock import now_ns
 from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
-from disagg.run.loop import OPEN, EngineLoop, check_fork
+from disagg.run.loop import EngineLoop
 from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
+from disagg.run.open_engines import check_fork
 from disagg.run.placement import check_devices
+from disagg.run.serving import Serving
 from disagg.run.sizes import Settings
 from disagg.trace.results import Result, Run
+
+if TYPE_CHECKING:
+    from disagg.monitor.fault_plan import FaultPlan
 
 
 class Engine:
@@ -46,7 +48,7 @@ class Engine:
         config: Config,
         model: Model | None = None,
         progress: Callable[[str], None] | None = None,
-        faults: FaultPlan | None = None,
+        faults: "FaultPlan | None" = None,
     ) -> None:
         """Without a `model` the config's is loaded; engines of one model in one process share its weights.
         `faults`: what is to go wrong on the way, for lessons and tests; CPU workers obey it.
@@ -141,7 +143,7 @@ class Engine:
             self._serving = here
         try:
             loop.ask(lambda: loop.refuse(prepared))
-            return self._serve(requests, prepared, record)
+            return Serving(loop, requests, prepared, self._new_handle).run(record)
         finally:
             loop.served = {}
             loop.call(loop.recorder.between_runs)  # before another thread's run begins
@@ -173,7 +175,7 @@ class Engine:
             loop.check_open()
             config = self._settings.changed(loop.config, changes)
             self.controller.check_live(config)
-            self.executor.transfers.check(config)
+            self.executor.transfers.lanes.check(config)
             self._settings.check_growth(config, captured=self.attention_path is AttentionPath.PAGED)
             loop.retune(config)
 
@@ -214,58 +216,6 @@ class Engine:
         prompt = request.prompt if isinstance(request.prompt, str) else ""
         return Handle(Result(-1, len(job.prompt), arrival_ns, prompt=prompt), self.model, self)
 
-    def _submit(self, request: Request, job: Job, arrival_ns: int, index: int) -> None:
-        """Starts a request of the run; its handle is `served[index]` from then on, whatever interrupts this call."""
-        loop, handle = self._loop, self._new_handle(request, job, arrival_ns)
-
-        def begin() -> None:
-            try:
-                loop.admit(job, handle, run=True)
-            except EngineError:  # closed or broken since it was asked for: it never was under way
-                handle.end(Ended(-1, Finish.CANCELLED, None, now_ns(), ()))
-
-        try:
-            loop.served[index] = handle
-            loop.call(begin, changes=True)
-        except KeyboardInterrupt:  # it may be under way or not; either way the run does not wait for it
-            loop.served.pop(index, None)
-            loop.cancel(handle)
-            raise
-
-    def _serve(self, requests: list[Request], prepared: list[Job], record: bool) -> Run:
-        loop, start, interrupted = self._loop, now_ns(), False
-        loop.over.clear()
-        handles = loop.served = {}
-        loop.ask(lambda: self.recorder.begin(start, record, beside=bool(loop.handles)))
-        if loop.closed or loop.broken:  # since the check, and before `over` was cleared
-            loop.over.set()
-        try:
-            for index in sorted(range(len(requests)), key=lambda i: requests[i].arrival_s):
-                arrival = start + round(requests[index].arrival_s * 1e9)
-                if loop.over.wait(max(0, arrival - now_ns()) / 1e9):
-                    interrupted = True
-                    break
-                self._submit(requests[index], prepared[index], arrival, index)
-            for handle in handles.values():
-                if loop.over.is_set():  # also one that was submitted while the others were cancelled
-                    handle.cancel()
-                handle.result()
-        except KeyboardInterrupt:
-            interrupted = True
-            for handle in handles.values():
-                handle.cancel()
-            for handle in handles.values():
-                handle.result()
-        never = [Result(-1, len(job.prompt), start, finish_reason=Finish.CANCELLED.value) for job in prepared]
-        results = [handles[i].result() if i in handles else never[i] for i in range(len(requests))]
-        cut = loop.over.is_set() and any(result.finish_reason == Finish.CANCELLED.value for result in results)
-        run = loop.ask(lambda: self.recorder.run(loop.config, results, interrupted or cut))
-        if loop.broken:
-            error = EngineError(f"the engine is broken and must be rebuilt: {loop.broken}")
-            error.run = run
-            raise error
-        return run
-
 
 def job_of(request: Request, model: Model, seed: int = 0) -> Job:
     """A user's request as the controller sees it; its id and arrival follow when it is submitted. `seed` is for a
@@ -279,12 +229,3 @@ def one_line(text: str) -> None:
     """Progress on one line of the terminal; an empty text clears it."""
     sys.stderr.write(f"\r\033[K{text}")
     sys.stderr.flush()
-
-
-@atexit.register
-def _close_all() -> None:
-    """No worker is left inside torch while the interpreter goes down."""
-    for loop in list(OPEN):
-        loop.over.set()
-        loop.shut_and_wait()
-        loop.end()

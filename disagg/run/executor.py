@@ -3,6 +3,8 @@
 Built in steps, so that what was started can be stopped wherever the building ends.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from disagg.monitor.seams import Seams
@@ -10,11 +12,8 @@ from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.run.attention.choice import AttentionPath
-from disagg.run.attention.paged import PagedKernel
-from disagg.run.decode_worker import DecodeStage
-from disagg.run.gpu.decode_graph import GraphDecodeStage
+from disagg.run.decode_worker import AnyDecodeStage, DecodeStage
 from disagg.run.gpu.device import finish
-from disagg.run.gpu.sm_split import SMPartition, split_gpu
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
 from disagg.run.model.shared import model_on
@@ -22,14 +21,18 @@ from disagg.run.placement import make_caches
 from disagg.run.prefill_worker import PrefillStage
 from disagg.run.reports import Reports
 from disagg.run.transfers import Transfers
-from disagg.run.worker import AnyDecodeStage, WorkerThread
+from disagg.run.worker import WorkerThread
+
+if TYPE_CHECKING:
+    from disagg.run.attention.paged import PagedKernel
+    from disagg.run.gpu.sm_split import SMPartition
 
 
 class Executor:
     """Of one engine. It decides nothing."""
 
     def __init__(
-        self, config: Config, model: Model, kernel: PagedKernel | None, reports: Reports, seams: Seams
+        self, config: Config, model: Model, kernel: "PagedKernel | None", reports: Reports, seams: Seams
     ) -> None:
         """The memories; EngineError where there is no room."""
         self.config, self.model, self.kernel, self.seams, self._reports = config, model, kernel, seams, reports
@@ -47,8 +50,10 @@ class Executor:
 
     def connect(self) -> None:
         """The parts of a split GPU, and the lanes: nothing runs yet."""
-        split = self.config.sm_split
-        self.parts = split_gpu(torch.device(self.config.decode_device), split) if split else {}
+        if self.config.sm_split:
+            from disagg.run.gpu.sm_split import split_gpu
+
+            self.parts = split_gpu(torch.device(self.config.decode_device), self.config.sm_split)
         post, record = self._reports.post, self._reports.record
         self._transfers = Transfers(self.config, self.caches, post, record, self.parts, self.seams)
 
@@ -69,17 +74,27 @@ class Executor:
 
     def _stages(self, name: Worker, model: Model, cache: KVCache) -> tuple[PrefillStage | None, AnyDecodeStage | None]:
         """What a worker does: prefill, decode, or both where they share a device."""
-        config, kernel, reports = self.config, self.kernel, self._reports
-        graphs, most = bool(config.graphs) and self.paged, config.chunk_tokens
+        config, kernel, reports, graphs = self.config, self.kernel, self._reports, None
+        assert config.chunk_tokens is not None
         prefill: PrefillStage | None = None
+        if kernel is not None:
+            from disagg.run.gpu.decode_graph import GraphDecodeStage
+            from disagg.run.gpu.prefill_graph import PrefillGraphs
         if name.role == "prefill" or config.colocated:
-            assert most is not None
-            prefill = PrefillStage(model, cache, kernel, self.transfers, reports, most, graphs)
+            if kernel is not None and config.graphs:
+                graphs = PrefillGraphs(model, cache, kernel, config.chunk_tokens)
+            prefill = PrefillStage(model, cache, kernel, self.transfers, reports, config.chunk_tokens, graphs)
         if name.role == "prefill":
             return prefill, None
         if kernel is None:
             return prefill, DecodeStage(model, cache, reports)
-        return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, graphs, reports, bool(self.parts))
+        captures = bool(config.graphs)
+        return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, captures, reports, bool(self.parts))
+
+    def split_in_words(self) -> str:
+        """The parts of a split GPU, as a caption adds them to the machine."""
+        parts = self.parts
+        return f", {parts['decode'].sms} SMs for decode and {parts['prefill'].sms} for prefill" if parts else ""
 
     def obey(self, command: cmd.Command) -> None:
         """Hands on what is for a worker or the transfers; other commands are for handles and the recorder."""

@@ -6,8 +6,9 @@ from typing import Protocol
 
 import torch
 
-from disagg.plan.commands import Ended
+from disagg.plan.commands import Command, Emit, Ended
 from disagg.plan.request import Finish
+from disagg.run.clock import now_ns
 from disagg.run.model.model import Detokenizer, Model
 from disagg.run.threads import Latch
 from disagg.trace.results import Result
@@ -86,3 +87,30 @@ class Handle:
         that are gone."""
         self._tokens, self._ended = queue.SimpleQueue(), Latch()
         self.end(ended)
+
+
+class OpenHandles(dict[int, Handle]):
+    """Handles of the requests that have not ended, by number; only the engine's thread changes it."""
+
+    def obey(self, command: Command) -> None:
+        """A command's tokens, or its end, for the handles that it names."""
+        match command:
+            case Emit():
+                for request, token in zip(command.requests, command.tokens, strict=True):
+                    if handle := self.get(request):
+                        handle.push(token, command.at_ns)
+            case Ended():
+                if handle := self.pop(command.request, None):
+                    handle.end(command)
+
+    def keep_logits(self, request: int, logits: torch.Tensor) -> None:
+        """Logits [vocab] of one token; called by workers."""
+        if handle := self.get(request):
+            handle.keep_logits(logits)
+
+    def fail(self, cause: str, orphans: bool = False) -> None:
+        """Every one ends as failed, so that no caller waits for ever. `orphans`: in a forked process."""
+        for number, handle in list(self.items()):
+            del self[number]
+            ended = Ended(number, Finish.FAILED, cause, now_ns(), ())
+            handle.orphan(ended) if orphans else handle.end(ended)

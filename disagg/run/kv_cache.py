@@ -60,6 +60,10 @@ class KVCache:
         self.device = self.data.device  # "cuda" with its index
         self._flat = self.data.view(shape.layers, 2, num_blocks * block_size, shape.kv_heads, shape.head_dim)
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store key and value [T, kv_heads, head_dim] of one layer at slots [T]."""
         self._flat[layer, 0].index_copy_(0, slots, key)

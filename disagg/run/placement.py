@@ -1,8 +1,6 @@
 """What stands on which device: the devices that a config names, and the memories of K/V on them."""
 
 import os
-from collections.abc import Iterable
-from itertools import chain
 
 import torch
 
@@ -10,7 +8,6 @@ from disagg.monitor.seams import Seams
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
-from disagg.run.gpu.sm_split import check_split
 from disagg.run.kv_cache import KVCache, KVShape
 
 LEAST_THREADS = 2  # that any machine may take: a lesson compares one with two
@@ -33,6 +30,8 @@ def check_devices(config: Config) -> None:
         if index >= count:
             raise ConfigError(f'{name}={device!r}: this machine has {count} CUDA devices; take "cpu" or a lower index')
     if config.sm_split is not None:
+        from disagg.run.gpu.sm_split import check_split
+
         check_split(torch.device(config.decode_device), config.sm_split)
 
 
@@ -56,15 +55,3 @@ def make_caches(config: Config, shape: KVShape, spare: bool, seams: Seams) -> di
         caches.clear()  # a notebook keeps the last error, an error its frames, and they would keep what was allocated
         raise
     return caches
-
-
-def held_in_words(open_memories: Iterable[dict[Worker, KVCache]]) -> str:
-    """Where there is no room, what other engines hold, as a sentence; nothing where there is no other."""
-    engines = [caches for caches in open_memories if caches]
-    held: dict[str, int] = {}
-    for cache in chain.from_iterable(list(caches.values()) for caches in engines):
-        held[str(cache.device)] = held.get(str(cache.device), 0) + cache.bytes
-    if not held:
-        return ""
-    sizes = ", ".join(f"{nbytes:,} bytes on {device}" for device, nbytes in held.items())
-    return f" Engines still open: {len(engines)}; they hold {sizes}; close() those that are done"

@@ -1,7 +1,7 @@
 """Prefill on one worker: a pass packs chunks of several requests, and hands each layer off from inside the model."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,13 +12,15 @@ from disagg.plan.spans import Span
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
-from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import PrefillBatch, Segment
 from disagg.run.model.model import PASS_STEP, Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
 from disagg.run.transfers import Departing, Transfers
+
+if TYPE_CHECKING:
+    from disagg.run.gpu.prefill_graph import PrefillGraphs
 
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
 
@@ -34,11 +36,11 @@ class PrefillStage:
         transfers: Transfers | None,
         reports: Reports,
         most: int,
-        graphs: bool,
+        graphs: "PrefillGraphs | None" = None,
     ) -> None:
         self.model, self.cache, self.kernel, self.transfers = model, cache, kernel, transfers
         self._reports, self._most = reports, most  # tokens of a pass, at the start
-        self._graphs = PrefillGraphs(model, cache, kernel, most) if graphs else None
+        self._graphs = graphs
 
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Compiles, where the model is to be compiled, by running passes through the empty cache, the largest one

@@ -12,7 +12,7 @@ Notebook: notebooks/00_start_here.ipynb.
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -24,18 +24,17 @@ from disagg.plan.events import WorkerDied
 from disagg.plan.link import LaneName
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
-from disagg.run.checksum import digest
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device import Scratch, mark
-from disagg.run.gpu.device_checksum import checksum
-from disagg.run.gpu.link_dial import check_triton, triton_is_here
-from disagg.run.gpu.sm_split import SMPartition
-from disagg.run.gpu.stream_lane import HAND_OFF, StreamLane, fill_ring, gpus_of, make_lanes
 from disagg.run.gpu.thread_priority import ask_for_short_slices
-from disagg.run.host_lane import HostLane
+from disagg.run.host_lane import HostLanes
 from disagg.run.kv_cache import KVCache
 from disagg.run.reports import Post
 from disagg.run.threads import Joinable
+
+if TYPE_CHECKING:
+    from disagg.run.gpu.sm_split import SMPartition
+    from disagg.run.gpu.stream_lanes import StreamLanes
 
 
 class Departing(NamedTuple):
@@ -55,7 +54,7 @@ class Transfers:
         caches: dict[Worker, KVCache],
         post: Post,
         record: Callable[[Span], None],
-        parts: dict[str, SMPartition] | None = None,
+        parts: "dict[str, SMPartition] | None" = None,
         seams: Seams | None = None,
     ) -> None:
         self.shape = next(iter(caches.values())).shape
@@ -64,30 +63,19 @@ class Transfers:
         self._post, self._record, self.seams = post, record, seams or Seams(post)
         self.lock = threading.RLock()  # of the scheduler
         self.closing = threading.Event()
-        self.on_gpu = bool(gpus_of(caches))
-        self.ring = [Scratch(self.shape.dtype, pinned=self.on_gpu) for _ in range(self.scheduler.ring.total)]
+        on_gpu = any(cache.on_gpu for cache in caches.values())
+        self.ring = [Scratch(self.shape.dtype, pinned=on_gpu) for _ in range(self.scheduler.ring.total)]
         self._spilled: dict[int, list] = {}  # request → checksums of its layers in host memory
-        self.check(config)
-        self._streams = make_lanes(self, config, parts or {}) if self.on_gpu else {}
-        names = self.scheduler.lanes
-        self.lanes: dict[LaneName, HostLane | StreamLane] = {**self._streams}
-        if self.on_gpu:
-            fill_ring(self.ring, config, self.shape, self.scheduler.layers_per_copy)
-        else:
-            self.lanes = {name: HostLane(name, self) for name in names}
+        self.lanes = self._gpu_lanes(parts or {}) if on_gpu else HostLanes(self)
         self._threads = [Joinable(target=self._run, args=(name,), name=f"disagg {name}") for name in self.lanes]
 
-    def start(self) -> None:
-        """What a GPU needs once is done here, before workers capture graphs: a capture must not overlap other GPU work.
+    def _gpu_lanes(self, parts: "dict[str, SMPartition]") -> "StreamLanes":
+        from disagg.run.gpu.stream_lanes import StreamLanes  # needs what a GPU's copies need
 
-        That is also what a compiler makes: links may be dialled later, and no copy must wait for it.
-        """
-        lanes = list(self._streams.values())
-        if lanes and triton_is_here():
-            for lane in lanes:
-                lane.copier.prepare_dial()
-        if first := next((lane for lane in lanes if lane.name.role in HAND_OFF), None):
-            self.scheduler.measured(self.config, first.measure().least_bytes)
+        return StreamLanes(self, self.config, parts)
+
+    def start(self) -> None:
+        self.lanes.prepare(self.config)
         for thread in self._threads:
             thread.start()
 
@@ -107,11 +95,6 @@ class Transfers:
         with self.lock:
             self._post_all(self.scheduler.abort(command.transfer, now_ns()))
         self._wake()
-
-    def check(self, config: Config) -> None:
-        """ConfigError where a setting needs what is not installed."""
-        if self.on_gpu and self.scheduler.lanes and any(link.dialled for link in config.links):
-            check_triton()
 
     def retune(self, config: Config) -> None:
         with self.lock:
@@ -134,8 +117,10 @@ class Transfers:
 
         On a GPU they will be when this thread's stream comes there; the host only launches what may go then.
         """
-        summed = checksum if self.on_gpu else digest
-        left = [(summed(key[d.rows], value[d.rows]), len(key[d.rows])) if self.verify else None for d in departing]
+        left = [
+            (self.lanes.checksum(key[d.rows], value[d.rows]), len(key[d.rows])) if self.verify else None
+            for d in departing
+        ]
         written = mark(key.device)
         lanes = set()
         with self.lock:
@@ -224,8 +209,3 @@ class Transfers:
         except BaseException as error:
             self._post(WorkerDied(Worker(f"lane {name}", 0), in_words(error)))
             raise
-
-    def clock_in_words(self) -> str:
-        """How well events of GPUs stand on the host's clock; nothing to say where copies are timed by the host."""
-        errors = [clock.error_ns for lane in self._streams.values() for clock in lane.copier.clocks]
-        return f", copies timed to {max(errors) / 1e3:.1f} us" if errors else ""

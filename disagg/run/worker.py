@@ -6,23 +6,23 @@ Where steps are only launched, a second thread waits for their ends, so that the
 import queue
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.errors import in_words
 from disagg.plan.events import PassFailed, Prefilled, StepFailed, Stepped, WorkerDied
-from disagg.run.decode_worker import DecodeStage
-from disagg.run.gpu.decode_graph import GraphDecodeStage, Launched
+from disagg.run.decode_worker import AnyDecodeStage, Launched
 from disagg.run.gpu.device import is_fatal, own_stream
-from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
 from disagg.run.reports import Reports
 from disagg.run.threads import Joinable, Latch
 
-AnyDecodeStage = DecodeStage | GraphDecodeStage
+if TYPE_CHECKING:
+    from disagg.run.gpu.sm_split import SMPartition
+
 Answer = TypeVar("Answer")
 
 
@@ -35,7 +35,7 @@ class WorkerThread:
         prefill: PrefillStage | None,
         decode: AnyDecodeStage | None,
         reports: Reports,
-        part: SMPartition | None,
+        part: "SMPartition | None",
         seams: Seams,
     ) -> None:
         self.name, self.prefill, self.decode = name, prefill, decode

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from disagg.run import transfers
 from disagg.run.clock import now_ns
-from disagg.run.gpu import device_clock, stream_copy, stream_lane
+from disagg.run.gpu import device_clock, stream_copy, stream_lanes
+from disagg.run.kv_cache import KVCache
 
 
 class LazyStream:
@@ -169,7 +170,7 @@ def lazy_gpus(host_blocks: int, seed: int | None = None) -> Iterator[LazyWorld]:
         put(stream_copy, "clock_of", clock_of)
         put(stream_copy, "copy_blocks", copy_blocks)
         put(stream_copy, "on_host", lambda cache: cache.num_blocks == host_blocks)
-        put(stream_lane, "on_gpu", lambda cache: cache.num_blocks != host_blocks)
-        put(transfers, "triton_is_here", lambda: False)
+        put(KVCache, "on_gpu", property(lambda cache: cache.num_blocks != host_blocks))
+        put(stream_lanes, "triton_is_here", lambda: False)
         put(transfers, "mark", world.mark)
         yield world

@@ -17,6 +17,7 @@ from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
 from disagg.run.attention.paged import PagedDecode, PagedKernel
+from disagg.run.decode_worker import Launched
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows
@@ -132,7 +133,7 @@ class GraphDecodeStage:
     # ---- steps -------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def step(self, command: Decode) -> "Launched":
+    def step(self, command: Decode) -> Launched:
         """Launches the step; what it gives is known when `finish` returns."""
         with self._on(self._whole if command.alone else self._own):
             return self._launch(command)
@@ -144,7 +145,7 @@ class GraphDecodeStage:
         self._last = stream
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
-    def _launch(self, command: Decode) -> "Launched":
+    def _launch(self, command: Decode) -> Launched:
         self._follow(command)
         order = [request for group in command.groups for request in group]
         rows = [self.rows[request] for request in order]
@@ -167,7 +168,7 @@ class GraphDecodeStage:
         out.copy_(picked, non_blocking=True)
         moments.mark()
         taken = [Taken(row.join, row.context, row.token_index, row.blocks) for row in rows]
-        launched = Launched(self, command, taken, out, kept, moments)
+        launched = LaunchedStep(self, command, taken, out, kept, moments)
         for row in rows:
             row.context, row.token_index = row.context + 1, row.token_index + 1
         return launched
@@ -218,7 +219,7 @@ class Taken(NamedTuple):
 
 
 @dataclass
-class Launched:
+class LaunchedStep(Launched):
     """A step that is on the stream."""
 
     stage: GraphDecodeStage

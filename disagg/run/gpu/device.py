@@ -8,24 +8,26 @@ import contextlib
 import math
 import os
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 
-from disagg.run.gpu.sm_split import SMPartition
+if TYPE_CHECKING:
+    from disagg.run.gpu.sm_split import SMPartition
 
 #: Hardware queues of a GPU, read when CUDA starts. With the usual 8, streams share one, and a lane's copy or spin would
 #: hold up a worker's kernels behind it.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
-def own_stream(device: torch.device, part: SMPartition | None = None) -> AbstractContextManager[object]:
+def own_stream(device: torch.device, part: "SMPartition | None" = None) -> AbstractContextManager[object]:
     """A context in which this thread's kernels have a stream of their own; nothing on a CPU."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.cuda.stream(new_stream(device, part))
 
 
-def new_stream(device: torch.device, part: SMPartition | None, priority: int = 0) -> torch.cuda.Stream:
+def new_stream(device: torch.device, part: "SMPartition | None", priority: int = 0) -> torch.cuda.Stream:
     """On the part's SMs, or on all where the GPU is not split; negative priorities go first."""
     return torch.cuda.Stream(device, priority=priority) if part is None else part.stream(priority)
 

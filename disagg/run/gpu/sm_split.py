@@ -116,11 +116,6 @@ def sm_count(device: torch.device) -> int:
     return _SMS.get(stream) or torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def in_words(parts: dict[str, SMPartition]) -> str:
-    """The parts, as a caption adds them to the machine."""
-    return f", {parts['decode'].sms} SMs for decode and {parts['prefill'].sms} for prefill" if parts else ""
-
-
 def describe() -> str:
     """One sentence for `doctor`: whether the first GPU can be split, and why not."""
     if not torch.cuda.is_available():

@@ -202,13 +202,9 @@ class StreamLane(BaseLane):
         return measure(self.copier, route(1, 1), route(layers, count), block_bytes).dialled(self._link)
 
 
-def on_gpu(cache: KVCache) -> bool:
-    return cache.device.type == "cuda"
-
-
 def gpus_of(caches: dict[Worker, KVCache]) -> dict[Worker, torch.device]:
     """Which GPU holds the K/V of each worker that computes on one."""
-    return {name: cache.device for name, cache in caches.items() if on_gpu(cache)}
+    return {name: cache.device for name, cache in caches.items() if cache.on_gpu}
 
 
 def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartition]) -> dict[LaneName, StreamLane]:
