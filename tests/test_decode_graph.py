@@ -27,7 +27,7 @@ from test_engine import (  # noqa: F401
 
 from disagg import Engine
 from disagg.plan.errors import ConfigError
-from disagg.run import loop
+from disagg.run import executor
 from disagg.run.gpu import decode_graph
 from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.model.model import Model
@@ -35,7 +35,7 @@ from disagg.run.model.model import Model
 
 @pytest.fixture(autouse=True)
 def a_paged_kernel(monkeypatch):
-    monkeypatch.setattr(loop, "pick_kernel", lambda *args: PlainKernel())
+    monkeypatch.setattr(executor, "pick_kernel", lambda *args: PlainKernel())
 
 
 def test_a_step_is_launched_before_the_last_one_is_known():

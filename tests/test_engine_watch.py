@@ -7,8 +7,8 @@ from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Stage
 from disagg.plan.transfer import Transfer
+from disagg.run.core import EngineCore
 from disagg.run.host_lane import HostLane
-from disagg.run.loop import EngineLoop
 
 
 def test_a_breach_breaks_the_engine_in_words(monkeypatch):
@@ -34,7 +34,7 @@ def test_a_breach_breaks_the_engine_in_words(monkeypatch):
 def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
     with opened(small(), broken=True) as engine:
         obeyed = []
-        before(monkeypatch, EngineLoop, "_obey", lambda self, command: obeyed.append(command))
+        before(monkeypatch, EngineCore, "_obey", lambda self, command: obeyed.append(command))
         monkeypatch.setattr(engine.detectors, "settle", lambda: engine.detectors._report("Drain", "by hand"))
         with pytest.raises(EngineError, match="must be rebuilt: Drain: by hand"):
             engine.submit(lengths((9, 2))[0])

@@ -7,7 +7,7 @@ from paged_kernel import PlainKernel
 
 from disagg import Config, Link, Request
 from disagg.plan.config import PRESETS
-from disagg.run import loop
+from disagg.run import executor
 
 ONE = dict(prefill_device="cuda:0", decode_device="cuda:0")
 TWO = dict(prefill_device="cuda:0", decode_device="cuda:1")
@@ -21,7 +21,7 @@ ROUTES = {"bulk": "split", "direct": "streamed", "staged": "staged"}
 def attention(request, monkeypatch):
     """As GPUs attend in fp32, and as they do in 16 bits: there steps are launched ahead."""
     kernel = PlainKernel() if request.param == "paged kernel" else None
-    monkeypatch.setattr(loop, "pick_kernel", lambda *args: kernel)
+    monkeypatch.setattr(executor, "pick_kernel", lambda *args: kernel)
 
 
 def answers(config: Config, requests=None):

@@ -30,6 +30,7 @@ from disagg.plan import events as ev
 from disagg.plan.errors import EngineError
 from disagg.plan.link import LaneName
 from disagg.plan.request import Stage
+from disagg.run.core import EngineCore
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.host_lane import HostLane
@@ -210,14 +211,14 @@ def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_t
 
 def test_serve_knows_that_the_engine_broke_as_soon_as_its_requests_have_ended(monkeypatch):
     """The last request's end is told before `Broken` is; by then the engine is known to be broken."""
-    known, obey = [], EngineLoop._obey
+    known, obey = [], EngineCore._obey
 
     def noting(self, command):
         if isinstance(command, cmd.Ended):
             known.append(self.broken)
         obey(self, command)
 
-    monkeypatch.setattr(EngineLoop, "_obey", noting)
+    monkeypatch.setattr(EngineCore, "_obey", noting)
     fail_nth(monkeypatch, "decode", 2, Dies("gone"))
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="died: Dies: gone"):
         engine.serve(lengths((20, 9)))
@@ -646,7 +647,7 @@ def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests
     def breaking(self, *what):
         if first := self._loop.served.get(0):
             first.result(LIMIT_S)
-            self._loop.ask(lambda: self._loop._break("gone"))
+            self._loop.ask(lambda: self._loop.core.break_off("gone"))
         submit(self, *what)
 
     monkeypatch.setattr(Serving, "_submit", breaking)

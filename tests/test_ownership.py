@@ -505,7 +505,7 @@ def test_a_run_that_close_cuts_short_says_so(monkeypatch):
         gate.wait()
         closing = threading.Thread(target=engine.close)
         closing.start()
-        engine._loop.over.wait(LIMIT_S)
+        engine._loop.core.over.wait(LIMIT_S)
         gate.open()
         serving.join(LIMIT_S), closing.join(LIMIT_S)
         assert runs[0].interrupted and {r.finish_reason for r in runs[0].results} == {"cancelled"}

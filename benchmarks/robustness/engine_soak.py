@@ -60,11 +60,11 @@ def together(engine: Engine, draw: random.Random) -> list:
 
 def count_ends(engine: Engine, ends: Counter) -> None:
     """Counts each request's ends as they are told."""
-    obey = engine._loop._obey
+    obey = engine._loop.core._obey
 
     def counting(command: cmd.Command) -> None:
         if isinstance(command, cmd.Ended):
             ends[command.request] += 1
         obey(command)
 
-    engine._loop._obey = counting  # type: ignore[method-assign]  # this engine alone is listened to
+    engine._loop.core._obey = counting  # type: ignore[method-assign]  # this engine alone is listened to

@@ -67,8 +67,9 @@ class Engine:
         self._loop = loop = EngineLoop(
             self._settings.first, self.model, progress, Seams if faults is None else faults.injection
         )
-        self.executor, self.controller, self.detectors = loop.executor, loop.controller, loop.detectors
-        self.attention_path, self.seams = loop.attention_path, loop.seams
+        self._core = core = loop.core
+        self.executor, self.controller, self.detectors = loop.executor, core.controller, core.detectors
+        self.attention_path, self.seams = loop.executor.attention_path, loop.executor.seams
         self._serving: int | None = None  # the thread in `serve`
         self._closing = threading.RLock()
         self._gone = False  # has ended
@@ -76,14 +77,14 @@ class Engine:
         self._finalizer.atexit = False
         try:  # no memory for a replica, no thread, an interrupt: what was started stops
             loop.start()
-            self.recorder = loop.recorder
+            self.recorder = core.recorder
         except BaseException:
             self._end()
             raise
 
     def __enter__(self) -> "Engine":
-        if self._loop.closed:
-            self._loop.check_open()
+        if self._core.closed:
+            self._core.check_open()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -92,31 +93,31 @@ class Engine:
     @property
     def config(self) -> Config:
         """The settings as they are now."""
-        return self._loop.config
+        return self._core.config
 
     @property
     def breach(self) -> InvariantViolation | None:
         """What a detector saw, where one did; the engine is broken then."""
-        return self._loop.breach
+        return self._core.breach
 
     @property
     def broken(self) -> str | None:
         """Why nothing is served any more; None while all is well."""
-        return self._loop.broken
+        return self._core.broken
 
     # ---- what users call ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> Handle:
         """Starts one request now; RequestError where it can never be served."""
         loop = self._loop
-        loop.check_open()
+        self._core.check_open()
         arrival_ns = now_ns()
         job = job_of(request, self.model, self.config.seed)
         handle = self._new_handle(request, job, arrival_ns)
 
         def begin() -> None:
-            loop.refuse([job])
-            loop.admit(job, handle, run=False)
+            self._core.refuse([job])
+            self._core.admit(job, handle, run=False)
 
         try:
             loop.ask(begin, changes=True)
@@ -133,7 +134,7 @@ class Engine:
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """
         loop = self._loop
-        loop.check_open()
+        self._core.check_open()
         requests = listed(requests)
         prepared = [job_of(request, self.model, self.config.seed) for request in requests]
         here = threading.get_ident()
@@ -142,11 +143,11 @@ class Engine:
                 raise EngineError("this engine is serving already; wait for that run, or build a second engine")
             self._serving = here
         try:
-            loop.ask(lambda: loop.refuse(prepared))
+            loop.ask(lambda: self._core.refuse(prepared))
             return Serving(loop, requests, prepared, self._new_handle).run(record)
         finally:
             loop.served = {}
-            loop.call(loop.recorder.between_runs)  # before another thread's run begins
+            loop.call(self.recorder.between_runs)  # before another thread's run begins
             self._serving = None
 
     def interrupt(self) -> None:
@@ -168,16 +169,16 @@ class Engine:
     def retune(self, **changes: Any) -> None:
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
         loop = self._loop
-        loop.check_open()
-        self._settings.measure_for(loop.config, changes)
+        self._core.check_open()
+        self._settings.measure_for(self.config, changes)
 
         def change() -> None:
-            loop.check_open()
-            config = self._settings.changed(loop.config, changes)
+            self._core.check_open()
+            config = self._settings.changed(self.config, changes)
             self.controller.check_live(config)
             self.executor.transfers.lanes.check(config)
             self._settings.check_growth(config, captured=self.attention_path is AttentionPath.PAGED)
-            loop.retune(config)
+            self._core.retune(config)
 
         loop.ask(change, changes=True)
 

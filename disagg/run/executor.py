@@ -3,7 +3,7 @@
 Built in steps, so that what was started can be stopped wherever the building ends.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,7 +11,7 @@ from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
-from disagg.run.attention.choice import AttentionPath
+from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.decode_worker import AnyDecodeStage, DecodeStage
 from disagg.run.gpu.device import finish
 from disagg.run.kv_cache import KVCache
@@ -24,19 +24,21 @@ from disagg.run.transfers import Transfers
 from disagg.run.worker import WorkerThread
 
 if TYPE_CHECKING:
-    from disagg.run.attention.paged import PagedKernel
     from disagg.run.gpu.sm_split import SMPartition
 
 
 class Executor:
     """Of one engine. It decides nothing."""
 
-    def __init__(
-        self, config: Config, model: Model, kernel: "PagedKernel | None", reports: Reports, seams: Seams
-    ) -> None:
+    def __init__(self, config: Config, model: Model, reports: Reports, seams: Seams) -> None:
         """The memories; EngineError where there is no room."""
-        self.config, self.model, self.kernel, self.seams, self._reports = config, model, kernel, seams, reports
-        self.paged = AttentionPath.of(kernel) is AttentionPath.PAGED
+        self.config, self.model, self.seams, self._reports = config, model, seams, reports
+        files: Any = model.config
+        assert config.block_size is not None
+        wanted, device, heads = config.attention, config.decode_device, files.num_attention_heads
+        self.kernel = pick_kernel(wanted, device, model.shape, heads, config.block_size, files)
+        self.attention_path = AttentionPath.of(self.kernel)
+        self.paged = self.attention_path is AttentionPath.PAGED
         self.caches = make_caches(config, model.shape, self.paged, seams)
         self.workers: dict[Worker, WorkerThread] = {}
         self._transfers: Transfers | None = None

@@ -1,42 +1,32 @@
-"""The engine's one thread. It owns the controller, its recorder and detectors, and the handles of open requests.
+"""The engine's one thread, which owns what run/core holds.
 
 Everything reaches it through one inbox: events of workers and lanes, and calls of users, which it answers between two
 events. So whatever reads or writes the controller's state does it on this thread, one thing after the other.
 """
 
 import contextlib
-import itertools
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import torch
 
-from disagg.monitor.monitor import Monitor
 from disagg.monitor.seams import Seams
 from disagg.monitor.violation import InvariantViolation
-from disagg.plan import commands as cmd
-from disagg.plan import events as ev
 from disagg.plan.config import Config
-from disagg.plan.controller import Controller
-from disagg.plan.errors import EngineError, RequestError, in_words
-from disagg.plan.request import Job
+from disagg.plan.errors import EngineError
 from disagg.plan.spans import Span
-from disagg.run.attention.choice import AttentionPath, pick_kernel
 from disagg.run.clock import now_ns
+from disagg.run.core import EngineCore
 from disagg.run.executor import Executor
 from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
-from disagg.run.handle import Handle, OpenHandles
+from disagg.run.handle import Handle
 from disagg.run.inbox import Call, Inbox, Item, Signal
-from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
 from disagg.run.open_engines import FORKED, OPEN, held_in_words
 from disagg.run.reports import Post, Reports
 from disagg.run.threads import Joinable, Latch
-from disagg.trace.recorder import Recorder
 
 WAIT_S = 5.0  # for the threads of an engine without references
 
@@ -48,34 +38,16 @@ class EngineLoop:
         self, config: Config, model: Model, progress: Callable[[str], None], make_seams: Callable[[Post], Seams]
     ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
-        self.config, self.model = config, model
         self._inbox = Inbox(self._fail)
         self.call, self.ask = self._inbox.call, self._inbox.ask
-        self.seams = make_seams(self._inbox.put)
-        self._post = self.seams.post
-        shape, block_size = model.shape, config.block_size
-        assert block_size is not None
-        files: Any = model.config
-        heads = files.num_attention_heads
-        kernel = pick_kernel(config.attention, config.decode_device, shape, heads, block_size, files)
-        self.attention_path = path = AttentionPath.of(kernel)
-        reports = Reports(self._post, self._keep, self._record, progress)
+        seams = make_seams(self._inbox.put)
+        reports = Reports(seams.post, self._keep, self._record, progress)
         try:
-            self.executor = Executor(config, model, kernel, reports, self.seams)
+            self.executor = Executor(config, model, reports, seams)
         except EngineError as error:
             raise EngineError(f"{error}{held_in_words()}") from None
-        sizes = {"layers": shape.layers, "token_bytes": shape.token_bytes}
-        self.controller = Controller(config, **sizes, steps_in_flight=path.steps_in_flight, pads=path.pads)
-        self.detectors = Monitor(config, layers=shape.layers)
-        self.controller.state.on_move.append(self.detectors.moved)
-        self.recorder: Recorder  # from `start` on
-        self.breach: InvariantViolation | None = None  # what a detector saw; the engine is broken then
-        self.broken: str | None = None
-        self.closed = False  # takes nothing more
-        self.over = Latch()  # interrupted, closed or broken: `serve` waits for no further arrival
-        self.handles = OpenHandles()
+        self.core = EngineCore(config, self.executor, self._now_ns)
         self.served: dict[int, Handle] = {}  # of the run that is being served, by the request's index in it
-        self._numbers = itertools.count()
         self._began = Latch()  # the thread looks into the inbox
         self._thread = Joinable(target=self._run, name="disagg engine")
 
@@ -85,40 +57,31 @@ class EngineLoop:
         self.executor.connect()
         transfers = self.executor.transfers
         machine = machine_in_words() + self.executor.split_in_words() + transfers.lanes.in_words()
-        self.recorder = Recorder(self.controller.state, transfers.scheduler, machine)
+        self.core.record(machine)
         self.executor.start()
         self._thread.start()
         self._began.wait()
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
-    def check_open(self) -> None:
-        """EngineError once it is closed or broken, or where this is another process."""
-        if self.closed:
-            raise EngineError("this engine is closed; build a new one")
-        if self.broken == FORKED:
-            raise EngineError(FORKED)
-        if self.broken:
-            raise EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
-
     def cancel(self, handle: Handle) -> None:
         """Behind whatever was asked for before: also behind the handle's own admission."""
-        self._inbox.put(Call(lambda: self._cancel(handle), queue.SimpleQueue(), changes=True))
+        self._inbox.put(Call(lambda: self.core.cancel(handle), queue.SimpleQueue(), changes=True))
 
     def interrupt(self) -> None:
         """Ends the run that is being served."""
-        self.over.set()
+        self.core.over.set()
         for handle in list(self.served.values()):
             handle.cancel()
 
     def open_handles(self) -> list[Handle]:
         """Of the requests that have not ended."""
-        return self.ask(lambda: list(self.handles.values()))
+        return self.ask(lambda: list(self.core.handles.values()))
 
     def shut_and_wait(self) -> None:
         """From here on the controller starts nothing more; returns when what was open has ended, also by a break."""
         with contextlib.suppress(EngineError):
-            for handle in self.ask(self.shut, changes=True):
+            for handle in self.ask(self.core.shut, changes=True):
                 handle.result()
 
     def end(self) -> None:
@@ -143,55 +106,16 @@ class EngineLoop:
             self._thread.join(WAIT_S)
 
     @property
-    def caches(self) -> dict[cmd.Worker, KVCache]:
-        return self.executor.caches
-
-    @property
     def forked(self) -> bool:
-        return self.broken == FORKED
+        return self.core.broken == FORKED
 
     def orphan(self) -> None:
         """In a forked process, which has none of its threads: open handles end as failed, and no later call waits."""
         self._inbox.renew()
-        self.broken = FORKED
-        self.handles.fail(FORKED, orphans=True)
-        self.over = Latch()
-        self.over.set()
-
-    # ---- called by this thread only: what users ask for --------------------------------------------------------------
-
-    def refuse(self, jobs: list[Job]) -> None:
-        """RequestError where one of them can never be served."""
-        for job in jobs:
-            if refusal := self.controller.refusal(job):
-                raise RequestError(refusal)
-
-    def admit(self, job: Job, handle: Handle, run: bool) -> None:
-        """A request gets its number, and is under way; its timeline is that of the `run`, or the last entries.
-        EngineError where nothing is taken any more."""
-        self.check_open()
-        result = handle.so_far
-        result.request, result.timeline = next(self._numbers), self.recorder.timeline_of(run)
-        self.handles[result.request] = handle
-        self._take(ev.Submit(replace(job, id=result.request, arrival_ns=result.arrival_ns)))
-
-    def _cancel(self, handle: Handle) -> None:
-        if handle.so_far.request in self.handles:
-            self._take(ev.Cancel(handle.so_far.request))
-
-    def retune(self, config: Config) -> None:
-        """New settings: seen by users and by the controller at once."""
-        self.config = config
-        self._take(ev.Retune(config))
-
-    def shut(self) -> list[Handle]:
-        """Takes nothing more, and cancels what is open: the handles of that."""
-        self.closed = True
-        self.over.set()
-        handles = list(self.handles.values())
-        for request in list(self.handles):
-            self._take(ev.Cancel(request))
-        return handles
+        self.core.broken = FORKED
+        self.core.handles.fail(FORKED, orphans=True)
+        self.core.over = Latch()
+        self.core.over.set()
 
     # ---- the thread --------------------------------------------------------------------------------------------------
 
@@ -210,9 +134,9 @@ class EngineLoop:
                 elif isinstance(item, Call):
                     self._inbox.answer(item)
                 else:
-                    self._take(item)
+                    self.core.take(item)
                 del item  # while it waits for the next one, what a question refers to may go
-            self.detectors.drained(now_ns())
+            self.core.detectors.drained(now_ns())
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, InvariantViolation):
@@ -225,51 +149,20 @@ class EngineLoop:
                 self.executor.let_go()
 
     def _fail(self, error: BaseException) -> EngineError:
-        """A rule was broken, before any of these commands was carried out; or the controller has a bug."""
-        if isinstance(error, InvariantViolation):
-            self.breach = error
-        cause = f"the controller failed: {in_words(error)}"
-        self._fail_open(error.summary if isinstance(error, InvariantViolation) else cause)
-        return EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
+        return self.core.fail(error)
 
-    def _take(self, event: ev.Event) -> None:
-        """One event into the controller, and its commands carried out."""
-        now = self._inbox.seen_ns if threading.current_thread() is self._thread else now_ns()
-        self.recorder.hear(now, event)
-        commands = self.detectors.around(self.controller.handle, event, now)
-        self.recorder.note(now)
-        if self.controller.broken:
-            self._break(self.controller.broken)  # known before any handle ends
-        for command in commands:
-            self._obey(command)
-        self.seams.after_event(self)
+    def _now_ns(self) -> int:
+        """On the engine's thread that of its last look at the clock, so that the rules of lost time hold."""
+        return self._inbox.seen_ns if threading.current_thread() is self._thread else now_ns()
 
     def _next(self) -> Item:
-        state = self.controller.state
+        state = self.core.controller.state
         return self._inbox.next(state.next_deadline_ns, state.config.watchdog_s)
-
-    def _obey(self, command: cmd.Command) -> None:
-        """The executor's part first, then that of handles and of the recorder."""
-        self.executor.obey(command)
-        self.handles.obey(command)
-        match command:
-            case cmd.Preempted():
-                self.recorder.choose(command.choice)
-            case cmd.Broken():
-                self._fail_open(command.cause)
-
-    def _break(self, cause: str) -> None:
-        self.broken = self.broken or cause
-        self.over.set()
-
-    def _fail_open(self, cause: str) -> None:
-        self._break(cause)
-        self.handles.fail(cause)
 
     # ---- what workers report, from their threads ---------------------------------------------------------------------
 
     def _keep(self, request: int, logits: torch.Tensor) -> None:
-        self.handles.keep_logits(request, logits.to(self.model.device))  # of one request, on one device
+        self.core.handles.keep_logits(request, logits.to(self.executor.model.device))  # of one request, on one device
 
     def _record(self, span: Span) -> None:
-        self.recorder.span(span)
+        self.core.recorder.span(span)

@@ -8,9 +8,8 @@ import os
 from collections import Counter
 from typing import Protocol
 
-from disagg.plan.commands import Worker
 from disagg.plan.errors import EngineError
-from disagg.run.kv_cache import KVCache
+from disagg.run.executor import Executor
 from disagg.run.model import shared
 
 FORKED = (
@@ -22,8 +21,8 @@ FORKED = (
 class OpenEngine(Protocol):
     """From its first thread to the end of its last."""
 
-    @property
-    def caches(self) -> dict[Worker, KVCache]: ...
+    executor: Executor
+
     def interrupt(self) -> None: ...
     def shut_and_wait(self) -> None: ...
     def end(self) -> None: ...
@@ -36,7 +35,7 @@ _forked = False  # is this process a forked one?
 
 def held_in_words() -> str:
     """What open engines hold, as a sentence for the error of one that finds no room; nothing where none is open."""
-    memories = [caches for engine in list(OPEN) if (caches := list(engine.caches.values()))]
+    memories = [caches for engine in list(OPEN) if (caches := list(engine.executor.caches.values()))]
     held: Counter[str] = Counter()
     for cache in (cache for caches in memories for cache in caches):
         held[str(cache.device)] += cache.bytes

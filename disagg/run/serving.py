@@ -22,12 +22,12 @@ class Serving:
 
     def run(self, record: bool) -> Run:
         """To the end of all, or of what is open when it is interrupted; EngineError if the engine breaks."""
-        loop, start = self._loop, now_ns()
-        loop.over.clear()
+        loop, core, start = self._loop, self._loop.core, now_ns()
+        core.over.clear()
         loop.served = self._handles
-        loop.ask(lambda: loop.recorder.begin(start, record, beside=bool(loop.handles)))
-        if loop.closed or loop.broken:  # since the check, and before `over` was cleared
-            loop.over.set()
+        loop.ask(lambda: core.recorder.begin(start, record, beside=bool(core.handles)))
+        if core.closed or core.broken:  # since the check, and before `over` was cleared
+            core.over.set()
         interrupted = self._serve(start)
         results = [
             self._handles[index].result()
@@ -35,17 +35,17 @@ class Serving:
             else Result(-1, len(job.prompt), start, finish_reason=Finish.CANCELLED.value)
             for index, job in enumerate(self._jobs)
         ]
-        cut = loop.over.is_set() and any(result.finish_reason == Finish.CANCELLED.value for result in results)
-        run = loop.ask(lambda: loop.recorder.run(loop.config, results, interrupted or cut))
-        if loop.broken:
-            error = EngineError(f"the engine is broken and must be rebuilt: {loop.broken}")
+        cut = core.over.is_set() and any(result.finish_reason == Finish.CANCELLED.value for result in results)
+        run = loop.ask(lambda: core.recorder.run(core.config, results, interrupted or cut))
+        if core.broken:
+            error = EngineError(f"the engine is broken and must be rebuilt: {core.broken}")
             error.run = run
             raise error
         return run
 
     def _serve(self, start_ns: int) -> bool:
         """Was it interrupted? No request of it is open any more."""
-        over, interrupted = self._loop.over, False
+        over, interrupted = self._loop.core.over, False
         try:
             for index in sorted(range(len(self._requests)), key=lambda i: self._requests[i].arrival_s):
                 arrival = start_ns + round(self._requests[index].arrival_s * 1e9)
@@ -67,12 +67,12 @@ class Serving:
 
     def _submit(self, index: int, arrival_ns: int) -> None:
         """Starts a request; its handle is `served[index]` from then on, whatever interrupts this call."""
-        loop, job = self._loop, self._jobs[index]
+        loop, core, job = self._loop, self._loop.core, self._jobs[index]
         handle = self._new_handle(self._requests[index], job, arrival_ns)
 
         def begin() -> None:
             try:
-                loop.admit(job, handle, run=True)
+                core.admit(job, handle, run=True)
             except EngineError:  # closed or broken since it was asked for: it never was under way
                 handle.end(Ended(-1, Finish.CANCELLED, None, now_ns(), ()))
 
