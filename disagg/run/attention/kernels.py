@@ -181,31 +181,15 @@ def attend_shares(
             first_share = row_item * KV_HEADS + head
             shares += first_share * GROUP * DIM
             sums += first_share * 2 * GROUP_PAD
-            if count <= 4:  # fewer shares run less code
-                join_shares(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
+            if count <= 4:  # fewer shares run less code, and with it no head waits for another
+                for member in tl.static_range(GROUP):
+                    join_head(shares, sums, result, count, member, 4, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
             elif count <= 16:
-                join_shares(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 16)
+                for member in tl.static_range(GROUP):
+                    join_head(shares, sums, result, count, member, 16, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 16)
             else:
                 for member in range(GROUP):
                     join_head(shares, sums, result, count, member, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 32)
-
-
-@triton.jit
-def join_shares(
-    shares,
-    sums,
-    result,
-    count,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    ROOM: tl.constexpr,
-) -> None:
-    """A row's shares, ROOM or fewer, for a group of query heads -> result [GROUP, DIM]; no head waits for another."""
-    for member in tl.static_range(GROUP):
-        join_head(shares, sums, result, count, member, ROOM, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, ROOM)
 
 
 @triton.jit

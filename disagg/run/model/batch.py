@@ -39,7 +39,6 @@ class PrefillBatch:
         assert len(self.tokens) == count > 0, f"{len(self.tokens)} tokens for segments of {count}"
 
     def rows(self) -> list[range]:
-        """Rows of the pass that belong to each segment."""
         rows, first = [], 0
         for segment in self.segments:
             rows.append(range(first, first + segment.num_tokens))

@@ -79,7 +79,6 @@ def count_weights(folder: Path) -> int:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of a model folder."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path.name} holds more than {MAX_JSON_BYTES:,} bytes")
@@ -91,9 +90,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} holds a {type(content).__name__}, not an object")
     return content
-
-
-# ---- configs ---------------------------------------------------------------------------------------------------------
 
 
 def _check_config(name: str, content: dict) -> None:
@@ -118,9 +114,6 @@ def _fields(content: dict | list) -> Iterator[tuple[str, object]]:
             yield name, value
         if isinstance(value, dict | list):
             yield from _fields(value)
-
-
-# ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -190,7 +183,6 @@ def _check_tensors(path: Path) -> None:
 
 
 def _entries(path: Path) -> dict[str, dict]:
-    """The header's tensors by name."""
 
     def no_name_twice(pairs: list[tuple[str, object]]) -> dict:
         found = dict(pairs)

@@ -71,8 +71,6 @@ class PackedWeight:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear over a packed weight."""
-
     def __init__(self, linear: nn.Linear, columns: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
@@ -152,7 +150,6 @@ def columns_pay(linears: list[nn.Linear]) -> bool:
 
 
 def best_s(product: nn.Module, row: torch.Tensor) -> float:
-    """Seconds of the fastest of a few calls."""
     return min(timeit.repeat(lambda: product(row), repeat=5, number=1))
 
 

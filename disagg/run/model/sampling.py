@@ -42,7 +42,6 @@ def greedy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def not_finite(request: int, token_index: int) -> str:
-    """Why a request fails whose logits hold infinity or NaN."""
     return (
         f"request {request}: the logits of its new token {token_index} are not finite, so weights or activations "
         'overflow; take a wider type (dtype="float32"), or look for infinities in the weights'

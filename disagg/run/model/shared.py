@@ -17,8 +17,8 @@ _LOADING = threading.Lock()
 
 def load(config: Config, device: torch.device | str) -> Model:
     """The config's model on a device, shared with the other engines of this process while its files do not change."""
-    names = ("dtype", "attention", "join_projections")
-    options: dict[str, Any] = {name: getattr(config, name) for name in names}
+    options: dict[str, Any] = dict(dtype=config.dtype, attention=config.attention)
+    options["join_projections"] = config.join_projections
     key = (str(config.model), str(torch.device(device)), *options.values(), _files(config.model))
     with _LOADING:
         model = _LOADED.get(key)

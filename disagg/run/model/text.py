@@ -121,6 +121,8 @@ class TokenizerText:
 class ByteDetokenizer:
     """Bytes as they come; half a character waits for its other half."""
 
+    error: str | None = None
+
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

@@ -48,7 +48,6 @@ def smollm2_folder() -> Path:
 
 
 def smollm2_ready() -> bool:
-    """Whether SmolLM2 has been converted on this machine."""
     try:
         return (smollm2_folder() / "receipt.json").is_file()
     except (ModelError, OSError):  # no home, or one that may not be looked into
@@ -175,6 +174,5 @@ def cheap_identity(weights: Path) -> dict:
 
 
 def sha256(path: Path) -> str:
-    """Of a whole file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
