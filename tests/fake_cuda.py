@@ -18,7 +18,7 @@ from fake_driver import FakeDriver
 from disagg.course.buglab.lazy_stream import copy_blocks
 from disagg.run import engine, executor, transfers
 from disagg.run.clock import now_ns
-from disagg.run.gpu import block_ids, device_clock, stream_copy, stream_lane, stream_lanes
+from disagg.run.gpu import device_clock, stream_copy, stream_lane, stream_lanes
 from disagg.run.kv_cache import KVCache
 
 
@@ -108,7 +108,7 @@ def fake_gpus(monkeypatch, reach: bool = True) -> FakeDriver:
     monkeypatch.setattr(engine, "check_devices", lambda config: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: FakeStream())
-    monkeypatch.setattr(block_ids, "on_device", lambda ids, device: torch.tensor(ids))
+    monkeypatch.setattr(stream_copy, "ids_on", lambda device, blocks: torch.tensor(blocks))
     monkeypatch.setattr(stream_lane, "reaches", lambda here, there: reach)
 
     def between(config, caches, *rest):

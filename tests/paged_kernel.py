@@ -4,6 +4,15 @@ from functools import partial
 
 import torch
 
+from disagg.run.attention.paged import PagedKernel
+
+
+class OwnKernel(PagedKernel):
+    """The package's kernels alone."""
+
+    def chunked(self, query, keys, values, chunks, scale):
+        raise AssertionError("chunks are attended by kernels from elsewhere")
+
 
 class PlainKernel:
     name = "plain PyTorch"

@@ -12,9 +12,12 @@ from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, 
 from disagg import Config, Engine, Link, Request, simulate
 from disagg.plan.config import RANGES
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
-from disagg.run.model.tiny import CONTEXT, VOCAB
 from disagg.run.placement import check_devices
 from disagg.show import panel, watch
+from disagg.twin.model_shapes import TINY
+from disagg.twin.model_shapes import TINY_CONTEXT as CONTEXT
+
+VOCAB = TINY["vocab_size"]
 
 INTS = ["prefill_workers", "decode_workers", "layers_per_copy", "ring_slots", "block_size", "chunk_tokens"]
 INTS += ["max_batch", "threads", "seed"]

@@ -29,7 +29,10 @@ from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.request import Stage
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.host_lane import HostLane
-from disagg.run.model.tiny import EOS, LAYERS
+from disagg.twin.model_shapes import TINY
+from disagg.twin.model_shapes import TINY_EOS as EOS
+
+LAYERS = TINY["num_hidden_layers"]
 
 HAND_OFFS = ("split", "streamed", "staged")  # one for each route
 MIXED = ((1, 9), (15, 4), (16, 12), (17, 20), (33, 1), (40, 16), (100, 8))  # (prompt tokens, new tokens)

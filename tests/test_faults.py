@@ -36,10 +36,10 @@ from disagg.run.handle import Handle
 from disagg.run.host_lane import HostLane
 from disagg.run.loop import EngineLoop
 from disagg.run.model.model import Model
-from disagg.run.model.tiny import EOS
 from disagg.run.prefill_worker import PrefillStage
 from disagg.run.serving import Serving
 from disagg.run.transfers import Transfers
+from disagg.twin.model_shapes import TINY_EOS as EOS
 
 PRESETS = ("colocated", "split", "streamed", "staged")
 STAGES = {"prefill": (PrefillStage, ev.PassFailed), "decode": (DecodeStage, ev.StepFailed)}

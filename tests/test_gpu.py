@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from engine_tools import check_greedy, lengths, prompt_of, small
+from paged_kernel import OwnKernel
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
@@ -12,7 +13,7 @@ from disagg.run.attention import split_decode
 from disagg.run.attention.choice import pick_kernel
 from disagg.run.attention.gathered import DecodePlan, Workspace
 from disagg.run.attention.interface import Options
-from disagg.run.attention.paged import PagedDecode, PagedKernel
+from disagg.run.attention.paged import PagedDecode
 from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.gpu.sm_split import describe, sm_count, split_gpu
 from disagg.run.gpu.stream_copy import Route, copy_blocks
@@ -78,7 +79,7 @@ def test_split_decode_attends_as_gathered_slots_do(monkeypatch, sms, heads, kv_h
     exact = DecodePlan(
         DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)]), plain, Workspace("plain")
     )
-    step = PagedDecode(ours, PagedKernel(), tables.int().to(device), lengths.int().to(device))
+    step = PagedDecode(ours, OwnKernel(), tables.int().to(device), lengths.int().to(device))
     for layer in (0, 1, 0):  # scratch is used again
         query = torch.randn(rows, kv_heads, heads // kv_heads, head_dim, dtype=torch.bfloat16, device=device)
         key, value = torch.randn(2, rows, kv_heads, head_dim, dtype=torch.bfloat16, device=device)
@@ -99,7 +100,7 @@ def test_packed_prompts_attend_as_gathered_slots_do(heads, kv_heads, head_dim, l
     key, value = key[:, :kv_heads].contiguous(), joined[:, kv_heads:]  # as views of a joined projection are
     starts = torch.tensor(edges, dtype=torch.int32, device="cuda:0")
     found = torch.full_like(query, float("nan"))
-    PagedKernel().packed(query, key, value, starts, max(lengths_), None, found)
+    OwnKernel().packed(query, key, value, starts, max(lengths_), None, found)
     for start, stop in zip(edges, edges[1:], strict=False):
         q, k, v = (x[start:stop].transpose(0, 1)[None].float() for x in (query, key, value))
         expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

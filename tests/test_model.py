@@ -15,7 +15,7 @@ from disagg.run.kv_cache import KVCache
 from disagg.run.model import load_check, projections, weights
 from disagg.run.model import model as model_module
 from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
-from disagg.run.model.model import Detokenizer, load_model
+from disagg.run.model.model import load_model
 from disagg.run.model.projections import Joined
 
 RIGHT = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2", "gpt_oss"]
@@ -245,7 +245,7 @@ def test_two_threads_with_replicas_do_not_disturb_each_other(tiny):
 @pytest.mark.parametrize("kind", ["tiny", "folder"])
 def test_pieces_add_up_and_never_hold_half_a_character(kind, text, tiny, tmp_path):
     model = tiny if kind == "tiny" else load_model(str(make_tiny("llama", tmp_path)))
-    stream = Detokenizer(model)
+    stream = model.text.detokenizer()
     pieces = [stream.push(token) for token in model.encode(text)]
     assert stream.flush() == "" and "".join(pieces) == text == model.decode_text(model.encode(text))
     assert all("\ufffd" not in piece for piece in pieces)
@@ -254,7 +254,7 @@ def test_pieces_add_up_and_never_hold_half_a_character(kind, text, tiny, tmp_pat
 @pytest.mark.parametrize("kind", ["tiny", "folder"])
 def test_a_cut_character_comes_out_at_the_end(kind, tiny, tmp_path):
     model = tiny if kind == "tiny" else load_model(str(make_tiny("llama", tmp_path)))
-    stream, ids = Detokenizer(model), model.encode("ok🙂")[:-1]
+    stream, ids = model.text.detokenizer(), model.encode("ok🙂")[:-1]
     assert "".join(stream.push(token) for token in ids) == "ok"
     assert set(stream.flush()) == {"\ufffd"}
 
@@ -262,7 +262,7 @@ def test_a_cut_character_comes_out_at_the_end(kind, tiny, tmp_path):
 def test_random_bytes_still_come_out_as_the_whole_decodes(tmp_path):
     model = load_model(str(make_tiny("llama", tmp_path)))
     ids = torch.randint(0, 256, (300,), generator=torch.Generator().manual_seed(1)).tolist()
-    stream = Detokenizer(model)
+    stream = model.text.detokenizer()
     assert "".join([stream.push(token) for token in ids] + [stream.flush()]) == model.decode_text(ids)
 
 
@@ -407,7 +407,7 @@ def test_smollm2_gives_the_tokens_of_the_untouched_model():
     assert model.decode_text(prompt).endswith("assistant\n")
     ids, logits = greedy(model, prompt, 12)
     assert_same(model, prompt, ids, logits)
-    stream = Detokenizer(model)
+    stream = model.text.detokenizer()
     assert "".join([stream.push(token) for token in ids] + [stream.flush()]) == model.decode_text(ids)
 
 

@@ -20,7 +20,8 @@ def test_short_norm_gives_what_the_plain_one_gives(scale):
     parent = nn.Sequential(llama_norm())
     x = scale * torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
     expected = parent(x)
-    assert shorten_norms(parent) == 1 and isinstance(parent[0], ShortNorm)
+    shorten_norms(parent)
+    assert isinstance(parent[0], ShortNorm)
     torch.testing.assert_close(parent(x), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -32,7 +33,9 @@ def test_zeros_give_zeros():
 
 def test_norms_that_compute_something_else_stay():
     parent = nn.Sequential(GemmaRMSNorm(48), nn.LayerNorm(48), llama_norm().to(torch.bfloat16))
-    assert shorten_norms(parent) == 0
     other = llama_norm()
     other.forward = lambda x: LlamaRMSNorm.forward(other, x) + 1
-    assert shorten_norms(nn.Sequential(other)) == 0
+    parent.append(other)
+    before = list(parent)
+    shorten_norms(parent)
+    assert all(left is norm for left, norm in zip(parent, before, strict=True))

@@ -14,7 +14,7 @@ from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu import sm_split
 from disagg.run.gpu.device import new_stream
 from disagg.run.gpu.machine import machine
-from disagg.run.gpu.sm_split import choices, describe, share_out, sm_count, split_gpu
+from disagg.run.gpu.sm_split import check_sizes, choices, describe, sm_count, split_gpu
 
 GPU = torch.device("cuda", 0)
 
@@ -38,9 +38,10 @@ def install(monkeypatch):
 
 
 def test_decode_gets_what_was_asked_and_prefill_the_rest():
-    assert share_out(132, 32) == (100, 32)
+    check_sizes(132, 32)
     assert list(choices(132))[:2] == [8, 16] and choices(132)[-1] == 120  # 128 would leave 4
-    assert share_out(132, 120) == (12, 120) and share_out(16, 8) == (8, 8)
+    check_sizes(132, 120)
+    check_sizes(16, 8)
     assert list(choices(46, least=4, step=2))[::19] == [4, 42] and list(choices(40, least=10, step=8)) == [16, 24]
 
 
@@ -58,7 +59,7 @@ def test_decode_gets_what_was_asked_and_prefill_the_rest():
 )  # fmt: skip
 def test_a_cut_that_cannot_be_is_refused_with_the_numbers(sms, decode, words):
     with pytest.raises(ConfigError) as caught:
-        share_out(sms, decode)
+        check_sizes(sms, decode)
     assert str(caught.value) == words + sm_split.REMEDY
 
 
@@ -97,7 +98,7 @@ def test_a_thread_can_ask_for_the_sms_of_its_part(install, monkeypatch):
 
 def test_the_driver_says_how_fine_a_cut_can_be(install):
     install(FakeDriver(sms=46, minSmPartitionSize=4, smCoscheduledAlignment=2))
-    assert sm_split.check_split(GPU, 6) == (40, 6)
+    sm_split.check_split(GPU, 6)
     assert describe() == (
         "possible: sm_split=4 to 42 in steps of 2 for decode, the rest of cuda:0's 46 SMs for prefill"
     )

@@ -33,8 +33,10 @@ from disagg.run.gpu.stream_copy import Route, StreamCopier, copy_blocks
 from disagg.run.gpu.stream_lane import AHEAD
 from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
-from disagg.run.model.tiny import LAYERS
 from disagg.run.transfers import Departing, Transfers
+from disagg.twin.model_shapes import TINY
+
+LAYERS = TINY["num_hidden_layers"]
 
 SHAPE = KVShape(layers=5, kv_heads=2, head_dim=4, dtype=torch.float32)
 PREFILL, DECODE, HOST = Worker("prefill", 0), Worker("decode", 0), Worker("host", 0)

@@ -205,11 +205,11 @@ def _read_folder(path: Path) -> None:
 
 
 def _read_model(path: Path) -> None:
-    from disagg.run.model.model import Detokenizer, load_model
+    from disagg.run.model.model import load_model
 
     with _swapped(path) as folder:
         model = load_model(str(folder))
-        Detokenizer(model).push(model.encode("Why?")[0])
+        model.text.detokenizer().push(model.encode("Why?")[0])
 
 
 def _receipts(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from disagg.plan.commands import Command, Emit, Ended
 from disagg.plan.request import Finish
 from disagg.run.clock import now_ns
-from disagg.run.model.model import Detokenizer, Model
+from disagg.run.model.model import Model
 from disagg.run.threads import Latch
 from disagg.trace.results import Result
 
@@ -31,7 +31,7 @@ class Handle:
 
     def __iter__(self) -> Iterator[str]:
         """Text as tokens come; it can be read once."""
-        pieces = Detokenizer(self._model)
+        pieces = self._model.text.detokenizer()
         while (token := self._tokens.get()) is not None:
             if token not in self._model.eos_ids and (piece := pieces.push(token)):
                 yield piece
@@ -75,7 +75,7 @@ class Handle:
         result.stages, result.ended_ns, result.seat = ended.stages, ended.at_ns, ended.seat
         del result.logits[len(result.token_ids) :]  # a token that was dropped leaves no logits
         words = [token for token in result.token_ids if token not in self._model.eos_ids]
-        result.text, undecodable = self._model.read(words)
+        result.text, undecodable = self._model.text.read(words)
         if undecodable and result.error is None and ended.finish is not Finish.CANCELLED:
             result.finish_reason, result.error = Finish.FAILED.value, f"{undecodable}; all ids are in token_ids"
         self._engine = None

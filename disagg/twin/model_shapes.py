@@ -37,7 +37,7 @@ _LLAMA = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
 _SMOLLM = {"rms_norm_eps": 1e-5, "rope_theta": 100_000.0, "tie_word_embeddings": True}
 _QWEN = {"head_dim": 128, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0}
 
-#: `tiny`, a Llama for tests and lessons, which run/model/tiny makes in memory; EOS is one past the bytes.
+#: `tiny`, a Llama for tests and lessons, which run/model/random_models makes in memory; EOS is one past the bytes.
 TINY_EOS = 256
 TINY = _shape(257, 64, 128, 4, 4, 2)
 

@@ -1,8 +1,6 @@
-"""Which attention runs: a kernel that reads the paged cache in place where there is one, else gathered slots.
+"""Which attention runs: a kernel that reads the paged cache in place if a trial shows it right, else gathered slots."""
 
-A kernel is tried before it is taken: it must give what fp32 attention gives, on the model's own sizes.
-"""
-
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -38,7 +36,7 @@ class AttentionPath(Enum):
 
     @property
     def steps_in_flight(self) -> int:
-        """Decode steps that may be launched at once: a paged one starts before the last one's tokens are known."""
+        """Decode steps that may be launched at once: a paged one starts before the previous one's tokens are known."""
         return 2 if self is AttentionPath.PAGED else 1
 
 
@@ -65,18 +63,18 @@ def find_kernel(
     device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
 ) -> tuple[PagedKernel | None, str]:
     """The first kernel that computes this shape rightly, or None and why each was left out."""
+    if reason := unfit(shape, model_config):
+        return None, reason
     reasons = []
     for kind in KERNELS:
-        reason = unfit(shape, model_config)
+        try:
+            kernel = kind()
+            with on(torch.device(device)):
+                reason = try_kernel(kernel, torch.device(device), shape, heads, block_size)
+        except ImportError as error:
+            reason = str(error).split("\n")[0]
         if reason is None:
-            try:
-                kernel = kind()
-                with on(torch.device(device)):
-                    reason = try_kernel(kernel, torch.device(device), shape, heads, block_size)
-            except ImportError as error:
-                reason = str(error).split("\n")[0]
-            if reason is None:
-                return kernel, ""
+            return kernel, ""
         reasons.append(f"{kind.name}: {reason}")
     return None, "; ".join(reasons)
 
@@ -84,7 +82,7 @@ def find_kernel(
 def unfit(shape: KVShape, model_config: Any) -> str | None:
     """Why no kernel is tried for this dtype or this model's config; None where one is."""
     if shape.dtype not in TOLERANCE:
-        return f"computes in 16 bits, not in {str(shape.dtype).removeprefix('torch.')}"
+        return f"kernels compute in 16 bits, not in {str(shape.dtype).removeprefix('torch.')}"
     layer_types = getattr(model_config, "layer_types", None)
     windows = "sliding_attention" in (layer_types or ())
     windows |= bool(getattr(model_config, "sliding_window", None)) and layer_types is None
@@ -96,7 +94,7 @@ def unfit(shape: KVShape, model_config: Any) -> str | None:
 @torch.inference_mode()
 def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads: int, block_size: int) -> str | None:
     """Runs a chunked prefill and a decode step on random numbers; what is wrong, or None."""
-    one = KVShape(1, shape.kv_heads, shape.head_dim, shape.dtype)
+    one_layer = replace(shape, layers=1)
     kept, blocks = block_size + 5, [2, 0]
     generator = torch.Generator(device).manual_seed(3)
 
@@ -105,7 +103,7 @@ def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads:
 
     query = draw(kept + 1, heads).unflatten(1, (shape.kv_heads, -1))
     key, value = draw(kept + 1, shape.kv_heads), draw(kept + 1, shape.kv_heads)
-    exact, cache = KVCache(one, 3, block_size, device), KVCache(one, 3, block_size, device)
+    exact, cache = (KVCache(one_layer, 3, block_size, device) for _ in range(2))
     expected, found = [], []
     try:
         for start, stop in [(0, block_size), (block_size, kept), (kept, kept + 1)]:

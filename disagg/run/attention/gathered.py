@@ -1,8 +1,4 @@
-"""Attention over gathered slots: PyTorch's `scaled_dot_product_attention`, or plain matrix products where a model asks
-for softcap or sinks. Runs everywhere, in every dtype.
-
-Slots that hold no token of a row are never read: a padded slot repeats the first slot of the same row, under the mask.
-"""
+"""Attention over slots that are copied out of the cache, on every device and in every dtype."""
 
 import math
 from collections.abc import Iterator
@@ -25,6 +21,10 @@ class Workspace:
         self.kind = kind
         self._buffer: Tensor | None = None
 
+    def needs_plain(self, options: Options) -> bool:
+        """SDPA knows neither softcap nor sinks."""
+        return self.kind == "plain" or options.softcap is not None or options.sinks is not None
+
     def gather(self, cache: KVCache, layer: int, slots: Tensor) -> Tensor:
         """K and V of the slots [n] as [2, n, kv_heads, head_dim]; the next call overwrites it."""
         size = (2, len(slots), cache.shape.kv_heads, cache.shape.head_dim)
@@ -35,11 +35,13 @@ class Workspace:
 
 
 class GatheredView:
-    """Which slots one segment or group reads in every layer with the same window, and the mask over them."""
+    """Which slots one segment or strip reads in every layer with the same window, and the mask over them.
+
+    The mask is 0 where a query may look, -inf elsewhere; in the cache's dtype, so that no layer converts it.
+    """
 
     def __init__(self, slots: Tensor | None, allowed: Tensor | None, cache: KVCache) -> None:
         self.slots = None if slots is None else slots.to(cache.device, non_blocking=True)
-        # 0 where a query may look, -inf elsewhere; in the cache's dtype, so that no layer converts it
         self.mask: Tensor | None = None
         if allowed is not None and not bool(allowed.all()):
             mask = torch.zeros(allowed.shape, dtype=cache.shape.dtype).masked_fill_(~allowed, -math.inf)
@@ -47,7 +49,7 @@ class GatheredView:
 
 
 class PrefillPlan(Plan):
-    """What every layer of a prefill pass shares: slots of the new tokens, and a view per segment and window."""
+    """The plan of a prefill pass: slots of the new tokens, and a view per segment and window."""
 
     phase = "prefill"
 
@@ -57,8 +59,8 @@ class PrefillPlan(Plan):
         self.slots = torch.cat(slots).to(cache.device, non_blocking=True)
         self._views: dict[tuple[int, int | None, bool], GatheredView] = {}
 
-    def view(self, index: int, window: int | None, causal_flag: bool) -> GatheredView:
-        """View of one segment. With causal_flag, a mask that says nothing but "causal" is left to the kernel's flag."""
+    def _view(self, index: int, window: int | None, causal_flag: bool) -> GatheredView:
+        """View of one segment; with causal_flag, a mask that is causal and no more is left to the kernel's flag."""
         key = (index, window, causal_flag)
         if key not in self._views:
             self._views[key] = self._make_view(self.batch.segments[index], window, causal_flag)
@@ -75,15 +77,14 @@ class PrefillPlan(Plan):
         return GatheredView(slots, allowed, self.cache)  # [chunk, stop - first]
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query."""
         self.cache.write(layer, self.slots, key, value)
         if self.batch.on_layer is not None:
             self.batch.on_layer(layer, key, value)
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        plain = needs_plain(self.workspace, options)
+        plain = self.workspace.needs_plain(options)
         for index, rows in enumerate(self.rows):
             here = slice(rows.start, rows.stop)
-            view = self.view(index, options.window, not plain)
+            view = self._view(index, options.window, not plain)
             k, v = (key[here], value[here])
             if view.slots is not None:
                 k, v = self.workspace.gather(self.cache, layer, view.slots)
@@ -92,7 +93,7 @@ class PrefillPlan(Plan):
 
 
 class DecodePlan(Plan):
-    """What every layer of a decode step shares: slots of the new tokens, and the strips per group and window."""
+    """The plan of a decode step: slots of the new tokens, and strips of rows per group and window."""
 
     phase = "decode"
 
@@ -107,15 +108,14 @@ class DecodePlan(Plan):
         assert longest < tables.shape[1] * size, f"tables of {tables.shape[1]} blocks hold no position {longest}"
         return tables.gather(1, (positions // size)[:, None])[:, 0] * size + positions % size
 
-    def strips(self, index: int, window: int | None) -> list[tuple[range, GatheredView]]:
+    def _strips_of(self, index: int, window: int | None) -> list[tuple[range, GatheredView]]:
         """Rows and view of each strip of a group: slots [rows * longest of the group], mask [rows, 1, 1, longest]."""
         if (index, window) not in self._strips:
-            self._strips[index, window] = list(self._make_strips(*self.batch.groups[index], window))
+            self._strips[index, window] = list(self._make_strips(index, window))
         return self._strips[index, window]
 
-    def _make_strips(
-        self, start: int, stop: int, tables: Tensor, window: int | None
-    ) -> Iterator[tuple[range, GatheredView]]:
+    def _make_strips(self, index: int, window: int | None) -> Iterator[tuple[range, GatheredView]]:
+        start, stop, tables = self.batch.groups[index]
         lengths, size = self.batch.positions[start:stop, None] + 1, self.cache.block_size
         first = torch.zeros_like(lengths) if window is None else (lengths - window).clamp(min=0)
         steps = torch.arange(int((lengths - first).max()))[None, :]
@@ -129,11 +129,10 @@ class DecodePlan(Plan):
             yield range(start + here.start, start + here.stop), view
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """query [B, kv_heads, group, head_dim], key and value [B, kv_heads, head_dim] -> like query."""
         self.cache.write(layer, self.slots, key, value)
-        plain, outs = needs_plain(self.workspace, options), []
+        plain, outs = self.workspace.needs_plain(options), []
         for index in range(len(self.batch.groups)):
-            for rows, view in self.strips(index, options.window):
+            for rows, view in self._strips_of(index, options.window):
                 assert view.slots is not None, "a strip reads the slots of its rows"
                 pair = self.workspace.gather(self.cache, layer, view.slots)
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
@@ -148,19 +147,12 @@ def strip_rows(cache: KVCache, longest: int, rows: int) -> int:
     return max(1, min(rows, STRIP_BYTES // (longest * cache.shape.layer_token_bytes)))
 
 
-def needs_plain(workspace: Workspace, options: Options) -> bool:
-    """SDPA knows neither softcap nor sinks."""
-    return workspace.kind == "plain" or options.softcap is not None or options.sinks is not None
-
-
 def attend_segment(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: bool, options: Options
 ) -> Tensor:
-    """query [T, kv_heads, group, head_dim], key and value [S, kv_heads, head_dim], mask [T, S] or None for causal.
-
-    The heads of a group form the batch and share K/V through a stride of zero, so nothing is repeated in memory.
-    """
+    """query [T, kv_heads, group, head_dim], key and value [S, kv_heads, head_dim], mask [T, S] or None for causal."""
     group = query.shape[2]
+    # The heads of a group form the batch and share K/V through a stride of zero.
     key, value = (x.transpose(0, 1).expand(group, -1, -1, -1) for x in (key, value))
     query = query.permute(2, 1, 0, 3)  # [group, kv_heads, T, head_dim]
     if plain:

@@ -1,16 +1,11 @@
-"""Attention over the paged KV cache, under the name that Hugging Face models know it by.
+"""Attention over the paged KV cache, as transformers calls it in every layer, without a mask.
 
-Transformers calls `paged_attention` in every layer, once it is the model's `attn_implementation`; the plan of the call
-writes the layer's K/V into the cache, hands the layer off, and only then attends.
-No function for masks is registered beside it, so transformers builds none.
-
-Compiled code sees one opaque operation a phase. It takes tensors, and constants that all layers share; the plan of the
-call stands in the one registry, under the number in `ticket`, a CPU tensor: so no call and no layer compiles again.
-The cache is no argument: declared as mutated, a compiler may run the operation on a clone of it and copy that back at
-the end, after the layers were handed off. (vLLM keeps its cache out of the graph as well.)
+Compiled code sees one opaque operation a phase, and finds the call's plan by a number in a CPU tensor, so that no call
+compiles again. The cache is no argument: a compiler could clone it and copy it back after the layers were handed off.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,16 +29,19 @@ class Options(NamedTuple):
     sinks: Tensor | None = None
 
 
-class Plan:
+class Plan(ABC):
     """What all layers of one model call share: the batch, the cache, and how they attend."""
 
     phase: str  # "prefill" or "decode"
     cache: KVCache
     ticket: Tensor  # the call's number, while it is announced
 
+    @abstractmethod
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """One layer: query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query."""
-        raise NotImplementedError
+        """Writes a layer's K/V into the cache, hands the layer off, and only then attends.
+
+        query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query.
+        """
 
 
 _TICKETS = itertools.count()
@@ -125,11 +123,11 @@ def check_call(
     """ModelError for what this attention would compute wrongly."""
     if attention_mask is not None or unused.get("position_bias") is not None:
         raise ModelError(f"{type(module).__name__} brings its own mask or position bias; paged attention has neither")
-    want = (cache.shape.kv_heads, cache.shape.head_dim)
-    if (key.shape[1], key.shape[3]) != want or (value.shape[1], value.shape[3]) != want:
+    held = (cache.shape.kv_heads, cache.shape.head_dim)
+    if (key.shape[1], key.shape[3]) != held or (value.shape[1], value.shape[3]) != held:
         raise ModelError(
             f"layer {module.layer_idx} makes keys of {key.shape[1]} x {key.shape[3]} and values of {value.shape[1]} x "
-            f"{value.shape[3]} a token, where the cache holds {want[0]} x {want[1]} in every layer"
+            f"{value.shape[3]} a token, where the cache holds {held[0]} x {held[1]} in every layer"
         )
 
 

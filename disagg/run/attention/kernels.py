@@ -1,7 +1,4 @@
-"""The Triton kernels of paged attention: whole prompts, decode steps in shares, the cut into shares, the store.
-
-This module needs triton, which a CPU install lacks: import it inside the function that launches a kernel.
-"""
+"""The Triton kernels of paged attention; import them where they are launched, for a CPU install lacks triton."""
 
 # mypy: disable-error-code="no-untyped-def"
 # Triton reads annotations, so pointers and strides have none.
@@ -33,9 +30,8 @@ def attend_prompts(
 ) -> None:
     """Causal attention over packed prompts: FlashAttention's online softmax (Dao and others, 2022), in powers of two.
 
-    A program attends a tile of one head's queries of one prompt. The tiles that read most keys come first, so that the
-    programs of a wave end together. `starts` [prompts + 1] int32: where each prompt's tokens begin. `scale` includes
-    log2(e).
+    A program attends a tile of one head's queries of one prompt. Tiles that read most keys come first, so that the
+    programs of a wave end together. `starts` [prompts + 1]: each prompt's first row. `scale` includes log2(e).
     """
     head, prompt = tl.program_id(1), tl.program_id(2)
     first = tl.load(starts + prompt)
@@ -121,10 +117,9 @@ def attend_shares(
     """Split-KV decode attention, grid (kv_heads, items): the query heads of one group read one item's share of a row's
     tokens, and the last program of a row to finish joins the row's shares.
 
-    Products add up in fp32. The new token's K/V enter from registers, and the first share's program stores them.
-    `scale` includes log2(e): the softmax is taken in powers of two.
-    shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum) are scratch in
-    fp32; finished [rows, kv_heads] counts programs, from zero and back to it.
+    The new token's K/V enter from registers, and the first share's program stores them. `scale` includes log2(e).
+    Scratch in fp32: shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum).
+    finished [rows, kv_heads] counts programs, from zero and back to it.
     """
     head, item = tl.program_id(0), tl.program_id(1)
     fields = items + item * FIELDS
@@ -186,31 +181,15 @@ def attend_shares(
             first_share = row_item * KV_HEADS + head
             shares += first_share * GROUP * DIM
             sums += first_share * 2 * GROUP_PAD
-            if count <= 4:  # fewer shares run less code
-                join_shares(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
+            if count <= 4:  # fewer shares run less code, and with it no head waits for another
+                for member in tl.static_range(GROUP):
+                    join_head(shares, sums, result, count, member, 4, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
             elif count <= 16:
-                join_shares(shares, sums, result, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 16)
+                for member in tl.static_range(GROUP):
+                    join_head(shares, sums, result, count, member, 16, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 16)
             else:
                 for member in range(GROUP):
                     join_head(shares, sums, result, count, member, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 32)
-
-
-@triton.jit
-def join_shares(
-    shares,
-    sums,
-    result,
-    count,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DIM: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    ROOM: tl.constexpr,
-) -> None:
-    """A row's shares, ROOM or fewer, for a group of query heads -> result [GROUP, DIM]; no head waits for another."""
-    for member in tl.static_range(GROUP):
-        join_head(shares, sums, result, count, member, ROOM, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, ROOM)
 
 
 @triton.jit
@@ -264,8 +243,7 @@ def cut_shares(
 ) -> None:
     """lengths [rows] -> items [.., FIELDS]: row, start, stop, the row's first item, the row's shares.
 
-    One program a row. Each works out how all rows are cut, which is faster than reading it from another program, and
-    writes its own row's items.
+    One program a row works out how all rows are cut, faster than it could read it from another, and writes its own.
     """
     row, every = tl.program_id(0), tl.arange(0, ROWS_PAD)
     length, all_lengths = tl.load(lengths + row), tl.load(lengths + every, every < rows, other=0)
@@ -289,8 +267,7 @@ def cut_shares(
 def shares_of(length, work, programs, TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
     """The number of a row's shares and the tokens of each; the last share may have fewer.
 
-    A row gets its KV head's part of all programs, rounded: rows of equal length use no more programs than there are,
-    and a share is at most 1.5 times a fair one.
+    A row gets its KV head's part of all programs, rounded, so a share is at most 1.5 times a fair one.
     """
     deserved = (2 * length.to(tl.int64) * programs + work) // (2 * work)
     count = tl.maximum(tl.minimum(deserved, tl.minimum(tl.cdiv(length, LEAST), MOST)), 1).to(tl.int32)

@@ -1,10 +1,10 @@
-"""Attention by kernels that read the paged cache in place, through block tables: chunks by flash-attn or PyTorch's own
-kernel, whole prompts and decode steps by the kernels of this package.
+"""Attention by kernels that read the paged cache in place: chunks by flash-attn or PyTorch, all else by our own.
 
 A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.split_decode import SplitDecode, log2_scale, power_of_two
 from disagg.run.kv_cache import KVCache, slots_of
-from disagg.run.model.batch import PrefillBatch, Segment
+from disagg.run.model.batch import PrefillBatch
 
 LONG, TILE = 4096, 64  # tokens: for longer prompts, programs of more rows are faster
 MOST_STAGES = 3  # tiles of keys and values that are loaded ahead
@@ -29,36 +29,23 @@ class Chunks(NamedTuple):
     longest: int  # tokens of the longest chunk
     longest_keys: int
 
-    @classmethod
-    def of(cls, segments: list[Segment], slots: Tensor, device: torch.device) -> tuple["Chunks", Tensor]:
-        """The chunks of these segments, and `slots`, both on the device after one copy."""
-        cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
-        cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
-        table = torch.zeros(len(segments), max(len(s.blocks) for s in segments), dtype=torch.long)
-        for row, segment in zip(table, segments, strict=True):
-            row[: len(segment.blocks)] = torch.as_tensor(segment.blocks)
-        slots, *sent = to_device([slots, cu, cu_keys, table.flatten()], device)
-        cu, cu_keys, flat = (part.int() for part in sent)
-        longest, longest_keys = max(s.num_tokens for s in segments), max(s.stop for s in segments)
-        return cls(flat.view(table.shape), cu, cu_keys, longest, longest_keys), slots
 
-
-class PagedKernel:
-    """What all kinds share: whole prompts, the store and decode steps run this package's kernels."""
+class PagedKernel(ABC):
+    """Attends chunks; whole prompts, the store and decode steps run this package's kernels in all kinds."""
 
     name: str
 
+    @abstractmethod
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
         """Causal attention of chunks [T, heads, head_dim] to their prompts so far, which lie in the cache."""
-        raise NotImplementedError
 
     def packed(
         self, query: Tensor, key: Tensor, value: Tensor, cu: Tensor, longest: int, scale: float | None, out: Tensor
     ) -> None:
-        """Causal attention of whole prompts that lie one after the other, none of it read from the cache.
+        """Causal attention of whole prompts that lie one after the other, not read from the cache.
 
         query and out [T, heads, head_dim], key and value [T, kv_heads, head_dim], cu [prompts + 1] int32.
-        One kernel serves every length; cuDNN's is faster, but plans anew, and slowly, for each new length.
+        cuDNN's kernel is faster, but plans anew, and slowly, for each new length.
         """
         from disagg.run.attention import kernels  # needs triton
 
@@ -82,7 +69,7 @@ class PagedKernel:
         kernels.store_tokens[(len(key),)](key, value, slots, *cache.layer(layer), *strides, **sizes)
 
     def decoder(self, cache: KVCache, table: Tensor, lengths: Tensor) -> Callable[..., Tensor]:
-        """Attention of one step, called layer after layer; it stores the new tokens' K/V as well."""
+        """Attention of one step, called layer after layer; it also stores the new tokens' K/V."""
         return SplitDecode(cache, table, lengths)
 
 
@@ -135,12 +122,21 @@ class PagedPrefill(Plan):
     def __init__(self, batch: PrefillBatch, cache: KVCache, kernel: PagedKernel) -> None:
         self.batch, self.cache, self.kernel = batch, cache, kernel
         self.count = len(batch.tokens)
-        self.whole = all(segment.start == 0 for segment in batch.segments)
-        slots = torch.cat([slots_of(s.blocks, s.start, s.stop, cache.block_size) for s in batch.segments])
-        self.chunks, self.slots = Chunks.of(batch.segments, slots, cache.device)
+        segments = batch.segments
+        self.whole = all(segment.start == 0 for segment in segments)
+        slots = torch.cat([slots_of(s.blocks, s.start, s.stop, cache.block_size) for s in segments])
+        cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
+        cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
+        table = torch.zeros(len(segments), max(len(s.blocks) for s in segments), dtype=torch.long)
+        for row, segment in zip(table, segments, strict=True):
+            row[: len(segment.blocks)] = torch.as_tensor(segment.blocks)
+        self.slots, *sent = to_device([slots, cu, cu_keys, table.flatten()], cache.device)
+        cu, cu_keys, flat = (part.int() for part in sent)
+        longest, longest_keys = max(s.num_tokens for s in segments), max(s.stop for s in segments)
+        self.chunks = Chunks(flat.view(table.shape), cu, cu_keys, longest, longest_keys)
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """As the gathered plan's; rows beyond the pass's tokens are padding, and come back as zeros."""
+        """Rows beyond the pass's tokens are padding, and come back as zeros."""
         make = torch.zeros if len(query) > self.count else torch.empty
         out = make(query.shape, dtype=query.dtype, device=query.device)
         self.attend(layer, query, key, value, options, out)
@@ -169,7 +165,6 @@ class PagedDecode(Plan):
         self._attend = kernel.decoder(cache, table, lengths)
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """As the gathered plan's."""
         return self._attend(query.flatten(1, 2), key, value, *self.cache.layer(layer), options.scaling).view_as(query)
 
 

@@ -1,13 +1,13 @@
 """Decode attention that splits each row's tokens among the GPU's processors (FlashDecoding, Dao and others, 2023).
 
-With one query a row, most of a GPU would be idle if a program attended a whole row and head. The tokens are cut into
-shares of about the same work, however the rows' lengths differ. All layers use the same cut, so it is made once a step,
-on the device, which alone knows the lengths.
+Tokens are cut into shares of about the same work, however the rows' lengths differ; once a step, for all layers, on the
+device, which alone knows the lengths.
 """
 
 import math
 
 import torch
+from torch import Tensor
 
 from disagg.run.gpu.sm_split import sm_count
 from disagg.run.kv_cache import KVCache
@@ -23,11 +23,10 @@ LONG = 64, dict(num_warps=4, num_stages=2)
 class SplitDecode:
     """Attention of one decode step, layer after layer on one stream; stores the new tokens' K/V.
 
-    `table` [rows, blocks] and `lengths` [rows] before the new token, both int32, are those of the step. The cut is made
-    in the constructor, which a step's graph captures: once for all layers.
+    `table` [rows, blocks] and `lengths` [rows] before the new token are int32. A step's graph captures the constructor.
     """
 
-    def __init__(self, cache: KVCache, table: torch.Tensor, lengths: torch.Tensor) -> None:
+    def __init__(self, cache: KVCache, table: Tensor, lengths: Tensor) -> None:
         from disagg.run.attention import kernels  # needs triton
 
         self._kernel, self._table, self._lengths = kernels.attend_shares, table, lengths
@@ -37,22 +36,14 @@ class SplitDecode:
         tile, self._launch = SHORT if PROGRAMS_PER_SM * sms >= 2 * pairs else LONG
         self._tile = min(tile, self._block & -self._block)  # a tile lies in one block
         if self._tile < 16:
-            raise ValueError(
-                f"block_size is {self._block}; the decode kernel reads tiles of 16 tokens or more of a block"
-            )
+            raise ValueError(f"block_size is {self._block}; the decode kernel reads tiles of 16 or more tokens of it")
         self._items = cut(lengths, kv_heads, sms, self._tile)
         self._finished = lengths.new_zeros(pairs)
-        self._scratch: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._scratch: tuple[Tensor, Tensor] | None = None
 
     def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        scale: float | None,
-    ) -> torch.Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float | None
+    ) -> Tensor:
         """query [B, heads, head_dim], key and value [B, kv_heads, head_dim] -> [B, heads, head_dim]."""
         heads, dim = query.shape[1:]
         kv_heads, items = key.shape[1], len(self._items)
@@ -73,7 +64,7 @@ class SplitDecode:
         return out
 
 
-def cut(lengths: torch.Tensor, kv_heads: int, sms: int, tile: int) -> torch.Tensor:
+def cut(lengths: Tensor, kv_heads: int, sms: int, tile: int) -> Tensor:
     """lengths [rows] -> items [most_items, FIELDS], both int32; a share starts at a multiple of `tile` tokens.
 
     Long shares come first, so that none starts late. Spare items come last, all zero: a real one has a share.

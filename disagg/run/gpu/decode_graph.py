@@ -1,12 +1,12 @@
 """Decode on a GPU: the batch lives on the device, and a step is one replay of a CUDA graph.
 
-A step is launched without waiting for the one before: its rows read the tokens that the last step left on the
-device. With `graphs=False` the same step runs kernel by kernel, for comparison. On a GPU split by SMs each size has two
-graphs: on decode's own SMs, and on all of them for steps beside which nothing prefills.
+A step is launched without waiting for the one before, whose tokens are on the device. On a GPU split by SMs each size
+has two graphs: on decode's own SMs, and on all of them for steps beside which nothing prefills.
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,12 +32,12 @@ ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
 @dataclass
 class GraphRow:
-    """A row of the batch as the host knows it: its place on the device, and what it has been given so far."""
+    """A row of the batch as the host knows it before a step."""
 
     join: Join
-    place: int
-    context: int
-    token_index: int
+    place: int  # on the device
+    context: int  # tokens in the cache
+    token_index: int  # of the step's token
     blocks: int
 
 
@@ -77,16 +77,16 @@ class GraphDecodeStage:
         self._own: torch.cuda.Stream | None = None
         self._whole: torch.cuda.Stream | None = None  # on all SMs of a GPU that is split
         self._last: torch.cuda.Stream | None = None  # of the latest step
-        self._outputs = [self._pinned(2 * places) for _ in range(3)]  # at most two steps are in flight
+        pinned = cache.device.type == "cuda"
+        # At most two steps are in flight, so the oldest of three outputs has been read.
+        self._outputs = [torch.empty(2 * places, dtype=torch.int32, pin_memory=pinned) for _ in range(3)]
         self._sizes = buckets(places)
 
     def close(self) -> None:
-        """Drops what belongs to the stream while the stream exists: graphs, and pinned memory of the steps."""
+        """Drops graphs and pinned memory, while the stream that they belong to exists."""
         self._captured.clear()
         self._outputs.clear()
         self.state = None
-
-    # ---- before the first step ---------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]) -> None:
@@ -117,8 +117,7 @@ class GraphDecodeStage:
         return Captured(graph, *outputs)
 
     def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step itself, on the first `size` rows of the order: logits [size, vocab], and [2, size] the best tokens
-        and which of them are sound."""
+        """The step on the first `size` rows of the order: logits [size, vocab], and what `greedy` picks, [2, size]."""
         state = self._device_rows
         order = state.order[:size].long()
         tokens, lengths = state.tokens[order].long(), state.lengths[order]
@@ -130,11 +129,9 @@ class GraphDecodeStage:
         state.lengths[-1:].zero_()  # the padding place stays empty
         return logits, picked
 
-    # ---- steps -------------------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def step(self, command: Decode) -> Launched:
-        """Launches the step; what it gives is known when `finish` returns."""
+        """Launches the step; its tokens are known when `finish` returns."""
         with self._on(self._whole if command.alone else self._own):
             return self._launch(command)
 
@@ -167,8 +164,7 @@ class GraphDecodeStage:
         out = self._outputs[-1][: 2 * size].view(2, size)
         out.copy_(picked, non_blocking=True)
         moments.mark()
-        taken = [Taken(row.join, row.context, row.token_index, row.blocks) for row in rows]
-        launched = LaunchedStep(self, command, taken, out, kept, moments)
+        launched = LaunchedStep(command, [copy.copy(row) for row in rows], out, kept, moments, self._reports)
         for row in rows:
             row.context, row.token_index = row.context + 1, row.token_index + 1
         return launched
@@ -189,7 +185,7 @@ class GraphDecodeStage:
     def _sample(
         self, rows: list[GraphRow], logits: torch.Tensor, picked: torch.Tensor
     ) -> list[tuple[int, torch.Tensor]]:
-        """Draws the tokens of sampled rows on the device; returns the logits that requests asked to keep."""
+        """Draws the tokens of sampled rows on the device; returns the logits that requests keep."""
         kept = []
         for index, row in enumerate(rows):
             sampling = row.join.sampling
@@ -205,46 +201,33 @@ class GraphDecodeStage:
         assert self.state is not None, "the stage is closed"
         return self.state
 
-    def _pinned(self, count: int) -> torch.Tensor:
-        return torch.empty(count, dtype=torch.int32, pin_memory=self.cache.device.type == "cuda")
-
-
-class Taken(NamedTuple):
-    """A row as the step takes it: tokens before the step, index of the step's token, blocks."""
-
-    join: Join
-    context: int
-    token_index: int
-    blocks: int
-
 
 @dataclass
 class LaunchedStep(Launched):
     """A step that is on the stream."""
 
-    stage: GraphDecodeStage
     command: Decode
-    rows: list[Taken]
-    out: torch.Tensor  # [2, size of the step]: tokens, and which of them are sound
+    rows: list[GraphRow]
+    out: torch.Tensor  # [2, size of the step]: tokens, and which of them have finite logits
     kept: list[tuple[int, torch.Tensor]]
     moments: Moments  # its start and end
+    reports: Reports
 
     def finish(self) -> Stepped:
-        """Waits for the step's tokens and reports them."""
         command, rows = self.command, self.rows
         self.moments.wait()
         started, ended = self.moments.read()
-        reports, (tokens, sound) = self.stage._reports, self.out[:, : len(rows)].tolist()
+        tokens, finite = self.out[:, : len(rows)].tolist()
         for index, row in enumerate(rows):
             request, forced = row.join.request, row.join.sampling.force_ids
             if forced is not None:
                 tokens[index] = forced[row.token_index]
-            if not sound[index]:
-                reports.fail(request, not_finite(request, row.token_index))
+            if not finite[index]:
+                self.reports.fail(request, not_finite(request, row.token_index))
         for request, logits in self.kept:
-            reports.keep(request, logits)
+            self.reports.keep(request, logits)
         requests, sizes = tuple(row.join.request for row in rows), tuple(map(len, command.groups))
         span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows), groups=sizes)
-        reports.record(span._replace(ready_ns=command.at_ns, blocks=sum(row.blocks for row in rows)))
+        self.reports.record(span._replace(ready_ns=command.at_ns, blocks=sum(row.blocks for row in rows)))
         used = sum(row.context + 1 for row in rows)
         return Stepped(command.worker, command.step, tuple(tokens), started, ended, used, used)

@@ -1,8 +1,4 @@
-"""What differs between a CPU and a GPU here: a GPU's work is done only once its stream has come there.
-
-Every worker has its own stream, on its part of the SMs where its GPU is split. Lanes wait for events on it
-(run/stream_lane); a host waits only where it needs what came out, or before it runs too far ahead (run/prefill).
-"""
+"""What differs between a CPU and a GPU here: a GPU's work is done only once its stream has come there."""
 
 import contextlib
 import math
@@ -15,8 +11,7 @@ import torch
 if TYPE_CHECKING:
     from disagg.run.gpu.sm_split import SMPartition
 
-#: Hardware queues of a GPU, read when CUDA starts. With the usual 8, streams share one, and a lane's copy or spin would
-#: hold up a worker's kernels behind it.
+#: Hardware queues of a GPU, read when CUDA starts. With the usual 8 a lane's copy would hold up a worker's kernels.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
@@ -33,7 +28,7 @@ def new_stream(device: torch.device, part: "SMPartition | None", priority: int =
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the device is this thread's current one: kernels of our own run there, whatever they read."""
+    """A context in which the device is this thread's current one, on which our own kernels run."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -65,8 +60,7 @@ def is_fatal(error: Exception) -> bool:
 
 
 class Scratch:
-    """A staging buffer in host memory (`pinned` where asked for) or on a GPU, kept between copies because fresh large
-    ones cost page faults; it grows to the largest shape ever asked for."""
+    """A staging buffer in host memory or on a GPU, as large as its largest view: fresh large ones cost page faults."""
 
     def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None) -> None:
         self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype, device=device)

@@ -1,8 +1,4 @@
-"""Checksums of K/V on a GPU, where the bytes are, in the order of their tokens.
-
-Two sums modulo 2^64 over the words of a layer's keys and then its values, one plain and one weighted by each word's
-place.
-"""
+"""Checksums of K/V on a GPU: sums modulo 2^64 over the words of keys and values, plain and weighted by place."""
 
 import torch
 

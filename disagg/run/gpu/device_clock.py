@@ -1,7 +1,7 @@
 """When work on a GPU began and ended, on the host's clock: CUDA events, read against an anchor.
 
-An anchor is an event that ended between two readings of the host's clock; half of that bracket is its error. Events
-count in float32 milliseconds and the two clocks drift apart, so the anchor is renewed every few seconds.
+An anchor is an event that ended between two readings of the host's clock; half of that bracket is its error. It is
+renewed every few seconds, for events count in float32 milliseconds and the two clocks drift apart.
 """
 
 import functools
@@ -32,9 +32,9 @@ class Anchor(NamedTuple):
         return self.at_ns + round(self.event.elapsed_time(event) * 1e6 * self.rate)
 
     def renewed(self, fresh: "Anchor") -> "Anchor":
-        """The fresh anchor with the rate between the two; its error is what this anchor would have been off by.
+        """The fresh anchor with the rate between the two; its error is at least what this one was off by.
 
-        This anchor stays if the fresh one is less exact, because its event waited behind other work.
+        This anchor stays if the fresh one's event waited behind other work.
         """
         if fresh.error_ns > WIDE_NS:
             return self
@@ -71,8 +71,8 @@ class DeviceClock:
         return self._anchor.error_ns
 
     def anchor(self) -> Anchor:
-        """The current anchor. Keep it with events that are recorded now. An old one is renewed on a thread of its own:
-        on a busy GPU even an idle stream's event may take as long as a prefill pass."""
+        """The anchor of events that are recorded now. An old one is renewed on a thread of its own: on a busy GPU even
+        an idle stream's event may take as long as a prefill pass."""
         if now_ns() - self._anchor.at_ns > RENEW_NS and self._renewing.acquire(blocking=False):
             threading.Thread(target=self._renew, name="disagg clock", daemon=True).start()
         return self._anchor
@@ -116,7 +116,7 @@ class Moments:
             self._events.append(event)
 
     def keep_up(self, ahead: int) -> None:
-        """Waits until at most `ahead` of the marks have not ended."""
+        """Waits until all marks but the latest `ahead` have ended."""
         if len(self._events) > ahead:
             self._events[-1 - ahead].synchronize()
 
@@ -126,7 +126,7 @@ class Moments:
             self._events[-1].synchronize()
 
     def read(self) -> tuple[int, ...]:
-        """Host times in ns of marks that have ended; on a GPU within the anchor's error, and never after now."""
+        """Host times in ns of marks that have ended, never after now."""
         if self._anchor is None:
             return tuple(self._times)
         now = now_ns()

@@ -1,6 +1,5 @@
-"""The Triton kernels of the lanes of GPUs: the two of the link dial, each of one warp, and the copy between caches.
+"""The Triton kernels of the lanes of GPUs; import them where they are launched, for a CPU install lacks triton.
 
-This module needs triton, which a CPU install lacks: import it inside the function that launches a kernel.
 The dial's `state` [2] int64 on the device: until when the link is busy, by the device's nanosecond timer; and whether
 to stop. `enqueued` [1] int64 in pinned host memory: the number of the last copy that is on the stream as a whole.
 """
@@ -18,7 +17,7 @@ TILE = 1024  # words of eight bytes that a program copies: 16 bytes a load, seve
 def post(state, enqueued, number, occupancy_ns, MOST_NS: tl.constexpr) -> None:
     """busy_until = max(now, busy_until) + occupancy, once the host has enqueued all of copy `number`.
 
-    It waits for the host during MOST_NS at most, since what the host does meanwhile may wait for the whole device.
+    It waits for MOST_NS at most, since the host may be waiting for the whole device.
     """
     began = tl.extra.cuda.globaltimer()
     while (tl.load(enqueued, volatile=True) < number) & (tl.extra.cuda.globaltimer() - began < MOST_NS):
@@ -48,11 +47,10 @@ def copy_blocks(
     WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """Copies blocks of K/V from one GPU's cache straight into another's, over NVLink or PCIe, in one launch a copy.
+    """Copies blocks of K/V from one GPU's cache straight into another's; grid (tiles of a block, blocks, 2 · layers).
 
-    source and target: caches in words, from the first layer on; grid (tiles of a block, blocks, 2 · layers).
-    Block `blocks[i]` of each layer's keys and values goes to block `onto[i]`. A block has WORDS words in a row; the
-    others are strides in words.
+    source and target: caches in words, from the first layer on. Block `blocks[i]` of each layer's keys and values, of
+    WORDS words, goes to block `onto[i]`; layers and planes are strides in words.
     """
     block, plane = tl.program_id(1), tl.program_id(2).to(tl.int64)
     layer, which = plane // 2, plane % 2

@@ -1,7 +1,6 @@
 """The rows of a decode batch as the device keeps them, so that a step sends over only what changed.
 
-Every request in the batch has a place; one more place, of no request, pads a batch to the size of a graph. All
-state is one int32 buffer: the order of the step's rows, and each place's last token, length and block table.
+Every request in the batch has a place; one more place, of no request, pads a batch to the size of a graph.
 """
 
 import torch
@@ -10,10 +9,8 @@ UPLOADS = 3  # buffers in turn: at most two steps are in flight, so the oldest o
 
 
 class DeviceRows:
-    """`order` [places], `tokens` and `lengths` [places + 1], `tables` [places + 1, width], all views of one buffer.
-
-    `spare_block` is a block of the cache that no request owns; the padding place writes there.
-    """
+    """`order` [places] of the step's rows, and of each place the last token, length and block table [width]: views of
+    one int32 buffer. The padding place writes to `spare_block`, which no request owns."""
 
     def __init__(self, places: int, width: int, spare_block: int, device: torch.device | str) -> None:
         self.places, self.width, self.device = places, width, torch.device(device)
@@ -40,18 +37,16 @@ class DeviceRows:
         self._changes.append((self._starts[1] + place, token))
 
     def set_row(self, place: int, token: int, length: int, blocks: list[int]) -> None:
-        """A row that joins."""
         self.set_token(place, token)
         self._changes.append((self._starts[2] + place, length))
         for index, block in enumerate(blocks):
             self.set_block(place, index, block)
 
     def set_block(self, place: int, index: int, block: int) -> None:
-        """One more block at the end of a row's table."""
         self._changes.append((self._starts[3] + place * self.width + index, block))
 
     def upload(self) -> None:
-        """Sends what was set since the last upload, in one copy that the stream orders before what follows."""
+        """Sends what was set since the last upload, which the stream orders before what follows."""
         if not self._changes:
             return
         latest = dict(self._changes)  # two values for one number would race

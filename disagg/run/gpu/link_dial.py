@@ -17,10 +17,7 @@ _building = threading.Lock()  # two lanes must not compile the kernels at once
 def check_triton() -> None:
     """ConfigError if triton, which the dial's kernels need, is missing."""
     if not triton_is_here():
-        raise ConfigError(
-            "a link on a GPU is dialled by a small Triton kernel, and triton is not here: `pip install triton`, or "
-            "leave `link` at None"
-        )
+        raise ConfigError("a link on a GPU is dialled by triton: `pip install triton`, or leave `link` at None")
 
 
 def triton_is_here() -> bool:
@@ -47,8 +44,7 @@ class DeviceDial:
     def post(self, occupancy_ns: int) -> None:
         """The next copy takes the link when the stream reaches this point and the host has called `go`.
 
-        Call it before the copy is enqueued: a copy that began while the host still enqueued it would last as long as
-        the host takes, not as long as the dial sets.
+        It comes before the copy is enqueued: a copy that begins earlier lasts as long as the host takes to enqueue it.
         """
         self._number += 1
         self._post(self._state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)

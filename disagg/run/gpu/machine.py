@@ -11,7 +11,6 @@ import torch
 
 @cache
 def machine() -> dict:
-    """CPU, cores, memory, GPUs, system."""
     model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

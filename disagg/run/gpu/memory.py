@@ -11,14 +11,14 @@ import torch
 from disagg.plan.errors import EngineError
 
 RESERVE_BYTES = 256 << 20  # left free by captures: passes, steps and copies allocate later
-HOST_RESERVE_BYTES = 128 << 20  # left free on the host, where nothing is refused: who takes the last bytes is killed
+HOST_RESERVE_BYTES = 128 << 20  # left free on the host, which refuses nothing and kills a process that takes too much
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 _SHORTAGE = re.compile("can't allocate memory|not enough memory|cannot allocate memory|tried to allocate", re.I)
 
 
 class GroupFiles(NamedTuple):
-    """Files of a control group: what it may take, what it has taken, and what of that the kernel takes back."""
+    """Files of a control group: its limits, its usage, and the fields of memory.stat that the kernel can reclaim."""
 
     limits: tuple[str, ...]
     usage: str
@@ -30,16 +30,11 @@ V2 = GroupFiles(("memory.max", "memory.high"), "memory.current", ("inactive_file
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that an allocation on the device may take now; None where that is not known. On the host the least of what
-    the machine has and what each control group around this process lets it take."""
+    """Bytes that an allocation may take now; None where that is not known. On the host the least of what the machine
+    has and what each control group of this process allows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_host_free(), default=None)
-
-
-def reserve_of(device: torch.device) -> int:
-    """Bytes of the device that large allocations leave free."""
-    return HOST_RESERVE_BYTES if device.type == "cpu" else 0
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -48,9 +43,8 @@ def is_shortage(error: BaseException) -> bool:
 
 
 def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> None:
-    """EngineError where so many bytes do not fit beside what must stay free: before anything is allocated, since the
-    host refuses nothing and kills a process that takes too much."""
-    free, kept = free_bytes(device), reserve_of(device)
+    """EngineError where so many bytes do not fit beside what must stay free, before anything is allocated."""
+    free, kept = free_bytes(device), HOST_RESERVE_BYTES if device.type == "cpu" else 0
     if nbytes and free is not None and nbytes > free - kept:
         stay = f" and {kept:,} must stay" if kept else ""
         raise EngineError(f"no room for {what} on {device}: {nbytes:,} bytes asked, {free:,} are free{stay}. {advice}")
@@ -58,12 +52,10 @@ def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> Non
 
 @contextlib.contextmanager
 def room_for(what: str, device: torch.device, advice: str, reserve: int = 0) -> Iterator[None]:
-    """Around what allocates on a device: EngineError with what was asked and what is free, where it is too little."""
-    free = free_bytes(device)
+    """Around an allocation on a device: EngineError with what was asked and what is free, where it is too little."""
+    free, refused = free_bytes(device), f"no room for {what} on {device}"
     if reserve and free is not None and free < reserve:
-        raise EngineError(
-            f"no room for {what} on {device}: {free:,} bytes are free, and {reserve:,} must stay. {advice}"
-        )
+        raise EngineError(f"{refused}: {free:,} bytes are free, and {reserve:,} must stay. {advice}")
     try:
         yield
     except Exception as error:
@@ -72,7 +64,7 @@ def room_for(what: str, device: torch.device, advice: str, reserve: int = 0) -> 
         asked = re.search(r"[Tt]ried to allocate [\d.]+ ?\w+", str(error))
         words = asked[0][0].lower() + asked[0][1:] if asked else "more was asked than there is"
         left = "how many are free is not known" if free is None else f"{free:,} bytes were free before"
-        raise EngineError(f"no room for {what} on {device}: {words}, {left}. {advice}") from None
+        raise EngineError(f"{refused}: {words}, {left}. {advice}") from None
 
 
 def _host_free() -> Iterator[int]:
@@ -88,7 +80,7 @@ def _host_free() -> Iterator[int]:
 
 
 def _groups_free(root: Path, path: str, files: GroupFiles) -> Iterator[int]:
-    """Of a group and of those around it, up to the root; those that a container can't see are left out."""
+    """Of a group and of those around it up to the root, as far as a container sees them."""
     place = root / path.lstrip("/")
     for group in (place, *place.parents):
         for limit in files.limits:

@@ -7,7 +7,7 @@ import torch
 
 @functools.cache
 def reaches(source: torch.device, target: torch.device) -> bool:
-    """True where kernels of the one GPU write to the other's memory, over NVLink or PCIe alone, or to their own."""
+    """True if kernels of the one GPU write to the other's memory without the host, or both are one."""
     if source == target:
         return True
     if not torch.cuda.can_device_access_peer(source, target):

@@ -1,12 +1,11 @@
-"""Prefill passes as CUDA graphs in pieces: all that lies between two attentions is one replay.
+"""Prefill passes as CUDA graphs in pieces, as vLLM has them: all that lies between two attentions is one replay.
 
-A pass costs the host thousands of calls, and threads that need the interpreter meanwhile delay each other. One graph
-of the whole pass would leave out the hand-offs, which are Python; so a capture ends where a layer attends, and the next
-one begins after it (as vLLM's piecewise graphs do). Attention, the cache and the hook run as without graphs.
+Hand-offs are Python, so a capture ends where a layer attends, and the next one begins after it.
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +20,11 @@ from disagg.run.model.batch import PrefillBatch
 from disagg.run.model.model import PASS_STEP, Model
 
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
-MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass in which more requests end runs without
+MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass in which more requests end runs without one
 
 
 def sizes(most: int) -> list[int]:
-    """Tokens of the passes that get a graph: four in each doubling, so that padding is an eighth on average at most."""
+    """Tokens of the passes that get a graph: four in each doubling, so padding is at most an eighth on average."""
     found, size = [], PASS_STEP
     while size < most:
         found.append(size)
@@ -34,7 +33,7 @@ def sizes(most: int) -> list[int]:
 
 
 class Cut(NamedTuple):
-    """Where a layer attends: its tensors lie in the graphs' memory, at the same place in every replay."""
+    """Where a layer attends; its tensors lie at the same place of the graphs' memory in every replay."""
 
     layer: int
     query: Tensor  # [T, kv_heads, group, head_dim]
@@ -53,7 +52,7 @@ class Pieces(NamedTuple):
 
 
 class DryPlan(Plan):
-    """The plan of a pass that attends to nothing, and leaves the cache alone."""
+    """The plan of a pass that attends to nothing and leaves the cache alone."""
 
     phase = "prefill"
 
@@ -97,8 +96,9 @@ class PrefillGraphs:
         self._sizes = sizes(chunk_tokens)
         self._pieces: dict[int, Pieces] = {}
         lengths = [chunk_tokens, chunk_tokens, MOST_LOGITS]
-        self._ids, self._places, self._wanted = (self._zeros(length) for length in lengths)
-        self._staged = [torch.zeros(length, dtype=torch.long, pin_memory=self._pinned) for length in lengths]
+        device, pinned = cache.device, cache.device.type == "cuda"
+        self._ids, self._places, self._wanted = (torch.zeros(n, dtype=torch.long, device=device) for n in lengths)
+        self._staged = [torch.zeros(length, dtype=torch.long, pin_memory=pinned) for length in lengths]
 
     def close(self) -> None:
         """Drops what belongs to the stream while the stream exists."""
@@ -116,7 +116,6 @@ class PrefillGraphs:
         settle(self.cache.device)
 
     def fits(self, batch: PrefillBatch) -> bool:
-        """Is there a graph for this pass?"""
         return len(batch.tokens) <= self._sizes[-1] and len(batch.wants_logits) <= MOST_LOGITS
 
     @torch.inference_mode()
@@ -148,24 +147,11 @@ class PrefillGraphs:
             plan.end()
         return Pieces(plan.graphs, plan.cuts, unowned(logits))
 
-    @property
-    def _pinned(self) -> bool:
-        return self.cache.device.type == "cuda"
-
-    def _zeros(self, length: int) -> Tensor:
-        return torch.zeros(length, dtype=torch.long, device=self.cache.device)
-
 
 def unowned(tensor: Tensor) -> Tensor:
-    """The same memory under a tensor that does not keep it alive: the graphs do, and reuse it from layer to layer."""
-    bits = tensor.view(torch.int16)
-    return torch.as_tensor(_Memory(bits), device=tensor.device).view(tensor.dtype)
-
-
-class _Memory:
-    """Where 16-bit values lie, in the form that torch and numpy read."""
-
-    def __init__(self, bits: Tensor) -> None:
-        strides = tuple(2 * step for step in bits.stride())
-        layout = dict(shape=tuple(bits.shape), strides=strides, typestr="<i2", version=3)
-        self.__cuda_array_interface__ = dict(data=(bits.data_ptr(), False), **layout)
+    """The same memory under a tensor that does not keep it alive: the graphs reuse it from layer to layer."""
+    bits = tensor.view(torch.int16)  # a type that the interface of torch and numpy has
+    strides = tuple(2 * step for step in bits.stride())
+    layout = dict(shape=tuple(bits.shape), strides=strides, typestr="<i2", version=3)
+    memory = SimpleNamespace(__cuda_array_interface__=dict(data=(bits.data_ptr(), False), **layout))
+    return torch.as_tensor(memory, device=tensor.device).view(tensor.dtype)

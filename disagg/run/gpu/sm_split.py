@@ -1,10 +1,7 @@
 """One GPU split by SMs: decode's kernels run on one part of them, prefill's on the rest, and no SM is in both.
 
-Streams alone do not share a GPU: the blocks of a prefill's products hold every SM, and a decode step of any priority
-waits for them. A part is a green context of the driver, with streams of its own; memory, kernels and events are those
-of the device's one primary context, as without a split.
-This file calls the driver through cuda.bindings, which torch's CUDA builds bring along. `torch.cuda.green_contexts`
-cuts each context from the whole GPU afresh, so that two of them would overlap.
+A part is a green context of the driver with streams of its own; memory, kernels and events are the primary context's.
+`torch.cuda.green_contexts` cuts each context from the whole GPU afresh, so that two of them would overlap.
 """
 
 from collections.abc import Callable
@@ -21,23 +18,13 @@ REMEDY = "leave sm_split at None: the two workers then share the SMs through str
 _SMS: dict[int, int] = {}  # stream of a part → SMs of the part, while both are there
 
 
-# ---- where to cut ----------------------------------------------------------------------------------------------------
-
-
-class SMCounts(NamedTuple):
-    """SMs of each part."""
-
-    prefill: int
-    decode: int
-
-
 def choices(sms: int, least: int = GRAIN, step: int = GRAIN) -> range:
     """What decode can have of a GPU: a multiple of `step`, and `least` or more on both sides."""
     return range(-(-least // step) * step, sms - least + 1, step)
 
 
-def share_out(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> SMCounts:
-    """`decode` of the GPU's SMs for decode, the others for prefill; ConfigError where it can't be cut there."""
+def check_sizes(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> None:
+    """ConfigError if the GPU can't be cut into `decode` SMs for decode and the others for prefill."""
     possible = choices(sms, least, step)
     if not possible:
         raise ConfigError(f"sm_split={decode}: this GPU's {sms} SMs make no two parts of {least} or more; {REMEDY}")
@@ -47,24 +34,21 @@ def share_out(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) -> S
             f"sm_split={decode}: of this GPU's {sms} SMs decode can have {possible[0]} to {possible[-1]} in steps of "
             f"{step}, so that prefill keeps {least} or more; take {nearest}, or {REMEDY}"
         )
-    return SMCounts(sms - decode, decode)
 
 
-def check_split(device: torch.device, decode: int) -> SMCounts:
-    """The parts that this GPU would be cut into, before anything is made; ConfigError or EngineError if it can't."""
+def check_split(device: torch.device, decode: int) -> None:
+    """ConfigError or EngineError if this GPU can't be cut there, before anything is made."""
     gpu = Whole.of(load_driver(), device)
-    return share_out(gpu.sms, decode, gpu.least, gpu.step)
-
-
-# ---- the cut ---------------------------------------------------------------------------------------------------------
+    check_sizes(gpu.sms, decode, gpu.least, gpu.step)
 
 
 def split_gpu(device: torch.device, decode: int) -> dict[str, "SMPartition"]:
-    """The two parts by role. Cut once: decode's group, and what remains of the same cut for prefill."""
-    sizes, driver = check_split(device, decode), load_driver()
+    """The two parts by role: decode's group, and for prefill what remains of the same cut."""
+    check_split(device, decode)
+    driver = load_driver()
     flags = 0  # with bit 0 parts could be smaller, but kernels that work in clusters of SMs would not run on them
     whole = Whole.of(driver, device).resource
-    (group,), _, rest = ask(driver.cuDevSmResourceSplitByCount, 1, whole, flags, sizes.decode)
+    (group,), _, rest = ask(driver.cuDevSmResourceSplitByCount, 1, whole, flags, decode)
     parts: dict[str, SMPartition] = {}
     try:
         for role, resource in (("decode", group), ("prefill", rest)):
@@ -77,10 +61,10 @@ def split_gpu(device: torch.device, decode: int) -> dict[str, "SMPartition"]:
 
 
 class SMPartition:
-    """Some SMs of a GPU, and the streams whose kernels run on them and nowhere else; graphs captured there as well.
+    """Some SMs of a GPU, and the streams whose kernels and graphs run on them and nowhere else.
 
-    Before `close`: the threads that use its streams have ended, graphs captured there are gone, and so is pinned memory
-    that was copied there. When torch frees that, it records an event on the stream.
+    Before `close`, threads that use its streams end, and graphs captured and pinned memory copied there are freed, for
+    torch records an event on the stream when it frees that memory.
     """
 
     def __init__(self, driver: Any, device: torch.device, resource: Any) -> None:
@@ -99,7 +83,7 @@ class SMPartition:
         return torch.cuda.ExternalStream(int(stream), device=self.device)
 
     def close(self) -> None:
-        """Streams first, then their context; a second call does nothing. Errors of the driver no longer matter."""
+        """Streams first, then their context; a second call does nothing. Errors of the driver are ignored."""
         for stream in self._streams:
             _SMS.pop(int(stream), None)  # the next stream may get this number
             self._driver.cuStreamSynchronize(stream)
@@ -123,16 +107,13 @@ def describe() -> str:
     try:
         gpu = Whole.of(load_driver(), torch.device("cuda", 0))
         possible = choices(gpu.sms, gpu.least, gpu.step)
-        share_out(gpu.sms, possible[0] if possible else gpu.least, gpu.least, gpu.step)
+        check_sizes(gpu.sms, possible[0] if possible else gpu.least, gpu.least, gpu.step)
     except DisaggError as error:
         return f"not here: {error}"
     return (
         f"possible: sm_split={possible[0]} to {possible[-1]} in steps of {gpu.step} for decode, the rest of cuda:0's "
         f"{gpu.sms} SMs for prefill"
     )
-
-
-# ---- the driver ------------------------------------------------------------------------------------------------------
 
 
 class Whole(NamedTuple):
@@ -152,9 +133,9 @@ class Whole(NamedTuple):
 
 
 def load_driver() -> Any:
-    """cuda.bindings' driver module, initialised; ConfigError where it is not there, or too old for green contexts."""
+    """cuda.bindings' driver module, initialised; ConfigError if it is missing, or too old for green contexts."""
     try:
-        from cuda.bindings import driver
+        from cuda.bindings import driver  # torch's CUDA builds bring it along
     except ImportError as error:
         raise ConfigError(
             f"sm_split asks the CUDA driver through cuda.bindings, and that is not here ({error}): "
@@ -164,8 +145,8 @@ def load_driver() -> Any:
     version = ask(driver.cuDriverGetVersion)
     if version < OLDEST:
         raise ConfigError(
-            f"sm_split needs green contexts, which drivers have from CUDA {_dotted(OLDEST)} on; this driver is of CUDA "
-            f"{_dotted(version)}. Update it, or {REMEDY}"
+            f"sm_split needs green contexts, which drivers have from CUDA 12.5 on; this driver is of CUDA "
+            f"{version // 1000}.{version % 1000 // 10}. Update it, or {REMEDY}"
         )
     return driver
 
@@ -183,8 +164,3 @@ def ask(call: Callable, *arguments: Any) -> Any:
 
 def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-def _dotted(version: int) -> str:
-    """12050 -> 12.5"""
-    return f"{version // 1000}.{version % 1000 // 10}"

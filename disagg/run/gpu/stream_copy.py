@@ -3,13 +3,12 @@
 One copy on the streams, nothing of it on the host:
     wait for the event behind the layer's K/V → the link is taken, start event → bytes → the dial → end event
     → checksums of what arrived → seen event
-A hand-off between GPUs that reach each other, or on one GPU: a kernel reads blocks here and writes blocks there.
-By way of the host, which also serves GPUs that can't or must not reach each other: gather a layer's blocks into one
-staging buffer → one copy down → one up → scatter. Spills and fetches copy whole regions between the GPU and pinned
-memory, one for each run of blocks. Between two GPUs there is a stream on each.
+Between GPUs that reach each other, or on one GPU, a kernel reads blocks and writes blocks. By way of the host: gather a
+layer's blocks into one staging buffer → one copy down → one up → scatter. Spills and fetches copy each run of blocks.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import torch
 
 from disagg.plan.transfer_scheduler import Copy
 from disagg.run.clock import now_ns
-from disagg.run.gpu.block_ids import BlockIds
 from disagg.run.gpu.device import Scratch, new_stream
 from disagg.run.gpu.device_checksum import checksum_blocks
 from disagg.run.gpu.device_clock import Anchor, clock_of
@@ -27,10 +25,11 @@ from disagg.run.kv_cache import KVCache
 
 Sums = tuple[int, int]
 NO_IDS = torch.empty(0, dtype=torch.long)  # where no kernel reads or writes blocks
+KEPT_IDS = 1024  # tables of 512 bytes and more; two for each chunk of a pass
 
 
 class EnqueuedCopy(NamedTuple):
-    """A copy that is on the streams. Its buffers belong to the lane, which reuses them in stream order."""
+    """A copy that is on the streams."""
 
     copy: Copy | None  # None: the copy is only timed
     start: torch.cuda.Event
@@ -43,15 +42,13 @@ class EnqueuedCopy(NamedTuple):
 
     @property
     def record(self) -> Copy:
-        """The copy, which one that is only timed has not."""
-        assert self.copy is not None
+        assert self.copy is not None, "the copy is only timed"
         return self.copy
 
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
         """Waits for the copy without the interpreter, writes its times into its record, and returns the checksums."""
         self.seen.synchronize()
-        copy = self.record
-        now = now_ns()  # the copy has ended by now, whatever the clocks' error says
+        copy, now = self.record, now_ns()  # the copy has ended by now, whatever the clocks' error says
         copy.start_ns = min(now, self.first.ns(self.start))
         if self.written is not None:  # the hook ran on the host before the device reached the layer
             copy.ready_ns = max(copy.ready_ns, min(copy.start_ns, self.first.ns(self.written)))
@@ -78,13 +75,11 @@ class Route(NamedTuple):
 
     @property
     def ends(self) -> tuple[KVCache, KVCache]:
-        """The source and the target of a copy from blocks to blocks."""
         assert self.source is not None and self.target is not None, "a copy from blocks to blocks has two caches"
         return self.source, self.target
 
     @property
     def ring(self) -> torch.Tensor:
-        """The ring slot of a copy that has one."""
         assert self.slot is not None, "a copy with one cache has a ring slot at its other end"
         return self.slot
 
@@ -97,11 +92,10 @@ class Route(NamedTuple):
 
 
 class StreamCopier:
-    """`devices`: the GPU that copies leave, and the one that they reach, if it is another.
+    """`devices`: the GPU that copies leave, and the one that they reach. `part`: the SMs for gathers and scatters on a
+    split GPU. `peer`: the two GPUs reach each other without the host.
 
-    `part`: the SMs on which gathers and scatters run, if that one GPU is split. `peer`: the two GPUs reach each other
-    without the host.
-    """
+    Its buffers are reused in stream order."""
 
     def __init__(
         self, devices: list[torch.device], dtype: torch.dtype, part: SMPartition | None = None, peer: bool = True
@@ -114,18 +108,18 @@ class StreamCopier:
         self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
         self._ends_on = 0 if self._between is None else -1  # which stream's event is the end of a copy
         self._dial: DeviceDial | None = None
-        self._ids = BlockIds()
+        # All layers of a request have the same blocks, and sending ids costs the host as much as all launches.
+        self._ids = functools.lru_cache(KEPT_IDS)(ids_on)
 
     @contextlib.contextmanager
     def current(self) -> Iterator["StreamCopier"]:
-        """This thread's kernels go to the lane's streams, on each of its devices; the first device is current."""
+        """This thread's kernels go to the lane's streams; the first device is current."""
         with contextlib.ExitStack() as stack:
             for stream in reversed(self.streams):
                 stack.enter_context(torch.cuda.stream(stream))
             yield self
 
     def prepare_dial(self) -> DeviceDial:
-        """The dial, which the first call makes."""
         if self._dial is None:
             with self.current():
                 self._dial = DeviceDial(self.devices[0])
@@ -138,7 +132,6 @@ class StreamCopier:
                 self._dial.stop()
 
     def drain(self) -> None:
-        """Waits until nothing of any copy is left on the streams."""
         for stream in self.streams:
             stream.synchronize()
 
@@ -152,8 +145,8 @@ class StreamCopier:
         check_tokens: int | None = None,
         departs: bool = False,
     ) -> EnqueuedCopy:
-        """Puts one copy on the streams. With `check_tokens`, checksums too: `left` are those that prefill made; with
-        `departs` they are taken of the source's bytes."""
+        """Puts one copy on the streams. With `check_tokens`, checksums too: `left` by prefill, or with `departs` of the
+        source's bytes."""
         first, last = self.streams[0], self.streams[-1]
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         done = self.streams[self._ends_on]
@@ -184,8 +177,6 @@ class StreamCopier:
             seen.record(last)
         return EnqueuedCopy(copy, start, end, seen, *anchors, written, sums)
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def _dialled(self, occupancy_ns: int | None) -> Iterator[None]:
         """Around the enqueueing of a copy: the copy takes the link for that long; None: the link has no dial."""
@@ -201,7 +192,6 @@ class StreamCopier:
             dial.go()  # half a copy must end on the stream as well
 
     def _by_kernel(self, route: Route) -> bool:
-        """Does one kernel copy from blocks to blocks?"""
         return route.slot is None and self._between is None and not route.paging
 
     def _ids_of(self, route: Route) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,8 +200,8 @@ class StreamCopier:
             return NO_IDS, NO_IDS
         source, target = route.source, route.target
         writer = source if self._by_kernel(route) else target
-        blocks = NO_IDS if source is None else self._ids.on(source.device, route.blocks)
-        return blocks, NO_IDS if writer is None or target is None else self._ids.on(writer.device, route.target_blocks)
+        blocks = NO_IDS if source is None else self._ids(source.device, route.blocks)
+        return blocks, NO_IDS if writer is None or target is None else self._ids(writer.device, route.target_blocks)
 
     def _move(self, route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
         if route.paging:
@@ -249,7 +239,7 @@ class StreamCopier:
         """The bytes at one end of the route, in a staging buffer; those in host memory are copied back for it."""
         cache, blocks = (route.target, route.target_blocks) if arrived else (route.source, route.blocks)
         if cache is not None and not on_host(cache):
-            return self._gather(cache, route.layers, self._ids.on(cache.device, blocks), route.shape)
+            return self._gather(cache, route.layers, self._ids(cache.device, blocks), route.shape)
         out = self._buffer(self.devices[0], route.shape)
         if cache is None:
             return out.copy_(route.ring, non_blocking=True)
@@ -265,6 +255,11 @@ class StreamCopier:
 
 def on_host(cache: KVCache) -> bool:
     return cache.device.type == "cpu"
+
+
+def ids_on(device: torch.device, blocks: tuple[int, ...]) -> torch.Tensor:
+    """Block ids on a device, by way of pinned memory, so that the host does not wait for the stream."""
+    return torch.tensor(blocks, pin_memory=True).to(device, non_blocking=True)
 
 
 def wide(data: torch.Tensor) -> torch.Tensor:
@@ -283,8 +278,7 @@ def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, 
 
 
 def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
-    """From the blocks of one GPU's cache to those of another's, or of its own, on the stream of the source, where the
-    ids are as well."""
+    """From the blocks of one GPU's cache to those of another's, or of its own, on the source's stream and device."""
     from disagg.run.gpu import device_kernels  # needs triton
 
     layers = route.layers
@@ -296,7 +290,7 @@ def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
 
 
 def copy_regions(route: Route) -> None:
-    """Blocks between a GPU's cache and host memory: each run is one region of a layer's K or V."""
+    """Blocks between a GPU's cache and host memory, each run at once."""
     source, target = (cache.data for cache in route.ends)
     stretches = list(runs(route.blocks, route.target_blocks))
     for layer in route.layers:

@@ -1,9 +1,7 @@
 """A lane with a GPU at one end: the thread that makes a copy possible enqueues it; the lane's thread lands it.
 
-A prefill worker enqueues the layers that it hands off, and the thread that sees the end of hop one enqueues hop two. A
-thread that did nothing else would have to be woken, and to be let into an interpreter that others keep busy: beside a
-prefill pass that took ten times as long as the launch itself, and held up the pass as well.
-Nothing of a transfer is reported closed before the host has seen the end of its last copy on the streams.
+To wake a thread that only enqueues takes ten times as long as a launch beside a prefill pass, and holds up the pass.
+A transfer is reported closed after the host has seen the end of its last copy on the streams.
 """
 
 import queue
@@ -17,11 +15,10 @@ import torch
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.link import LaneName, LaneRole, RouteCost
+from disagg.plan.link import LaneName, LaneRole, RouteCost, cost_of
 from disagg.plan.transfer_scheduler import Copy
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.gpu.device import Scratch
-from disagg.run.gpu.measure_copy import measure
 from disagg.run.gpu.peer_access import reaches
 from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
@@ -32,10 +29,11 @@ from disagg.run.model.text import first_line
 AHEAD = 2  # copies on the streams at once: the link has no gap while the host handles what has ended
 HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes on which prefill's K/V leave
 LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
+TRIES = 5  # of a timed copy
 
 
-class Word(Enum):
-    """Messages to a lane's thread."""
+class Signal(Enum):
+    """To a lane's thread."""
 
     WAKE, STOP = auto(), auto()
 
@@ -55,12 +53,12 @@ class StreamLane(BaseLane):
         self.copier = copier
         self._room = threading.Semaphore(AHEAD)
         self._launching = threading.Lock()  # held while a copy is started and enqueued
-        self._news: queue.SimpleQueue[EnqueuedCopy | Refused | Word] = queue.SimpleQueue()  # for the lane's thread
+        self._inbox: queue.SimpleQueue[EnqueuedCopy | Refused | Signal] = queue.SimpleQueue()  # of the lane's thread
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
     def drive(self) -> None:
-        """Enqueues what may start now. For threads that have made it possible, and have the time."""
+        """Enqueues what may start now, on a thread that has made it possible."""
         if not self.transfers.scheduler.waiting(self.name):
             return
         with self._launching:
@@ -69,28 +67,28 @@ class StreamLane(BaseLane):
                 if copy is None:
                     self._room.release()
                     break
-                self._news.put(self._launch(copy))
+                self._inbox.put(self._launch(copy))
 
     def wake(self) -> None:
         """Has the lane's thread do so: the engine's thread must not spend a millisecond on a copy."""
         if self.transfers.scheduler.waiting(self.name):
-            self._news.put(Word.WAKE)
+            self._inbox.put(Signal.WAKE)
 
     def stop(self) -> None:
-        """Nothing is enqueued any more, and the lane's thread ends."""
+        """Nothing more is enqueued, and the lane's thread ends."""
         self.copier.stop()
         with self._launching:
             self.copier.stop()  # also a dial that was made meanwhile
-            self._news.put(Word.STOP)
+            self._inbox.put(Signal.STOP)
 
     # ---- the lane's thread -------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Until the engine closes: what comes first, the end of the oldest copy or a landing."""
+        """Until the engine closes: whichever comes first, the end of the oldest copy or a landing."""
         enqueued: deque[EnqueuedCopy] = deque()  # on the streams
         landing: deque[Copy] = deque()  # off the link, within its latency
         try:
-            while self._hear(enqueued, wait_s(enqueued, landing)):
+            while self._receive(enqueued, wait_s(enqueued, landing)):
                 now = now_ns()
                 if landing and landing[0].landing_ns <= now:
                     copy = landing.popleft()
@@ -105,21 +103,21 @@ class StreamLane(BaseLane):
         for copy in [*landing, *(each.record for each in enqueued)]:
             self.transfers.give_up(copy)
 
-    def _hear(self, enqueued: deque[EnqueuedCopy], wait_s: float | None) -> bool:
-        """Takes in what is new, and waits so long for it (None: for ever); False at the end."""
+    def _receive(self, enqueued: deque[EnqueuedCopy], wait_s: float | None) -> bool:
+        """Empties the inbox, and waits so long for the first message (None: for ever); False at the end."""
         while True:
             try:
-                news = self._news.get(wait_s is None or wait_s > 0, wait_s)
+                message = self._inbox.get(wait_s is None or wait_s > 0, wait_s)
             except queue.Empty:
                 return True
-            match news:
+            match message:
                 case EnqueuedCopy():
-                    enqueued.append(news)
+                    enqueued.append(message)
                 case Refused():
-                    self._refuse(*news)
-                case Word.WAKE:
+                    self._refuse(*message)
+                case Signal.WAKE:
                     self.drive()
-                case Word.STOP:
+                case Signal.STOP:
                     return False
             wait_s = 0.0
 
@@ -167,10 +165,8 @@ class StreamLane(BaseLane):
         slot = None if copy.slot is None else self._ring_view(copy, copy.slot)
         return Route(range(copy.layer, copy.layer_end), source, copy.blocks, target, copy.target_blocks, slot)
 
-    # ---- checksums ---------------------------------------------------------------------------------------------------
-
     def _check(self, copy: Copy) -> dict:
-        """Which checksums the copy takes along: known ones are still on the device, or numbers already."""
+        """Which checksums the copy takes along: known ones are on the device, or already numbers."""
         left, tokens = self._known(copy)
         on_device = left if left and isinstance(left[0], torch.Tensor) else None
         return dict(check_tokens=tokens, left=on_device, departs=not left and copy.source.role != "host")
@@ -184,22 +180,30 @@ class StreamLane(BaseLane):
             left = self.transfers.take_spilled(copy.request)
         return self._first_difference(copy, left, arrived, tokens)
 
-    # ---- what a copy costs -------------------------------------------------------------------------------------------
-
     def measure(self) -> RouteCost:
-        """A small copy and a large one of a hand-off, before anything uses a block."""
+        """Times a small copy and a large one of a hand-off, before anything uses a block; the shortest times count.
+
+        By the host's clock, from launch to end: of a small layer's copy the host's part is more than the link's.
+        """
         source, target = self.transfers.caches[Worker("prefill", 0)], self.transfers.caches[Worker("decode", 0)]
         block_bytes = self.transfers.scheduler.layer_block_bytes
-        count = min(source.num_blocks, target.num_blocks, 8)
-        layers = max(1, min(source.shape.layers, LARGE_BYTES // (count * block_bytes)))
-
-        def route(layers: int, count: int) -> Route:
-            shape, blocks = (layers, 2, count, *source.data.shape[3:]), tuple(range(count))
-            if self.name.role is LaneRole.DOWN:
-                return Route(range(layers), source, blocks, None, (), self.transfers.ring[0].view(shape))
-            return Route(range(layers), source, blocks, target, blocks, None)
-
-        return measure(self.copier, route(1, 1), route(layers, count), block_bytes).dialled(self._link)
+        most = min(source.num_blocks, target.num_blocks, 8)
+        most_layers = max(1, min(source.shape.layers, LARGE_BYTES // (most * block_bytes)))
+        found = []
+        with self.copier.current():
+            for layers, count in ((1, 1), (most_layers, most)):
+                blocks, seconds = tuple(range(count)), []
+                if self.name.role is LaneRole.DOWN:
+                    slot = self.transfers.ring[0].view((layers, 2, count, *self._block))
+                    route = Route(range(layers), source, blocks, None, (), slot)
+                else:
+                    route = Route(range(layers), source, blocks, target, blocks, None)
+                for _ in range(TRIES):
+                    began = now_ns()
+                    self.copier.launch(None, route, None, None).seen.synchronize()
+                    seconds.append((now_ns() - began) / 1e9)
+                found.append((layers * count * block_bytes, min(seconds[1:])))
+        return cost_of(*found).dialled(self._link)
 
 
 def gpus_of(caches: dict[Worker, KVCache]) -> dict[Worker, torch.device]:
@@ -210,9 +214,8 @@ def gpus_of(caches: dict[Worker, KVCache]) -> dict[Worker, torch.device]:
 def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartition]) -> dict[LaneName, StreamLane]:
     """On streams of the GPUs that each lane joins; `parts` of a split GPU by role.
 
-    On a split GPU their kernels run on decode's SMs, where each finds a place within microseconds: on prefill's a
-    gather waits for the product in hand, and a product of a long prompt holds every SM to its end. Whole prompts, of
-    which nothing is hidden, are gathered on prefill's: decode would feel that much.
+    Kernels of lanes run on decode's SMs, for on prefill's a gather waits until a long product ends. Whole prompts, of
+    which nothing is hidden, are gathered on prefill's: so much would delay decode.
     """
     gpus, dtype = gpus_of(transfers.caches), next(iter(transfers.caches.values())).shape.dtype
     lanes = {}
@@ -227,7 +230,7 @@ def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartitio
 
 
 def fill_ring(ring: list[Scratch], config: Config, shape: KVShape, layers_per_copy: int) -> None:
-    """Pinned memory is slow to get: slots take what a chunk's copy needs before the first one starts."""
+    """Makes slots as large as a chunk's copy at the start, for pinned memory is slow to get."""
     assert config.chunk_tokens and config.prefill_blocks and config.block_size
     layers = min(layers_per_copy, shape.layers)
     tokens = min(config.chunk_tokens, config.prefill_blocks * config.block_size)
@@ -249,7 +252,7 @@ def ends_first(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> bool:
 
 
 def wait_s(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> float | None:
-    """How long a lane may wait for news before something else is due; None: for ever."""
+    """How long a lane may wait for a message before something else is due; None: for ever."""
     if enqueued and ends_first(enqueued, landing):
         return 0.0  # its end is waited for without the interpreter
     return max(0, landing[0].landing_ns - now_ns() - COARSE_NS) / 1e9 if landing else None

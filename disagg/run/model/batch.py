@@ -18,7 +18,6 @@ class Segment:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the chunk."""
         return self.stop - self.start
 
 
@@ -26,7 +25,7 @@ class Segment:
 class PrefillBatch:
     """Chunks packed one after the other: tokens [T], T = sum of the segments' tokens.
 
-    `wants_logits` names the segments whose last token's logits are returned. `on_layer(layer, key, value)`, both
+    `wants_logits`: the segments whose last token's logits are returned. `on_layer(layer, key, value)`, both
     [T, kv_heads, head_dim], is the hand-off event: K/V of the layer are in the cache, its attention has not run yet.
     """
 
@@ -36,11 +35,10 @@ class PrefillBatch:
     on_layer: LayerHook | None = None
 
     def __post_init__(self) -> None:
-        asked = sum(segment.num_tokens for segment in self.segments)
-        assert len(self.tokens) == asked > 0, f"{len(self.tokens)} tokens for segments of {asked}"
+        count = sum(segment.num_tokens for segment in self.segments)
+        assert len(self.tokens) == count > 0, f"{len(self.tokens)} tokens for segments of {count}"
 
     def rows(self) -> list[range]:
-        """Rows of the pass that belong to each segment."""
         rows, first = [], 0
         for segment in self.segments:
             rows.append(range(first, first + segment.num_tokens))

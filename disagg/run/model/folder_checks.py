@@ -1,12 +1,14 @@
-"""Checks of a model folder from anywhere, before anything is loaded from it and before memory is taken.
+"""Refuses a model folder that would run code, unpickle, read outside of itself, or promise more than its files hold.
 
-Refused are folders that would run code, unpickle, read outside of themselves, or promise more than their files hold.
+All of it before anything is loaded and before memory is taken.
 """
 
+import itertools
 import json
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def check_folder(folder: Path) -> None:
         raise ModelError("adapter_config.json: adapters point to another model's folder; merge them into one first")
     index = _read_index(folder)
     for path in weight_files(folder):
-        check_tensors(path)
+        _check_tensors(path)
         if index is not None:
             _check_shard(path, index)
 
@@ -66,7 +68,7 @@ def check_promise(folder: Path, config: Any) -> None:
     for name in sorted(entries):
         if f"{base}.{name}" in entries:
             raise ModelError(f"the safetensors hold {short(name)} twice, with and without '{base}.' before it")
-    nbytes = sum(buffer.nbytes for buffer in module.buffers())  # masks and tables of positions; no file holds them
+    nbytes = sum(buffer.nbytes for buffer in module.buffers())  # masks and tables of positions, which no file holds
     if nbytes > MAX_BUFFER_BYTES:
         raise ModelError(f"config.json asks for {nbytes:,} bytes of tables; at most {MAX_BUFFER_BYTES:,} are made")
 
@@ -77,7 +79,6 @@ def count_weights(folder: Path) -> int:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of a model folder."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path.name} holds more than {MAX_JSON_BYTES:,} bytes")
@@ -91,9 +92,6 @@ def read_json(path: Path) -> dict:
     return content
 
 
-# ---- configs ---------------------------------------------------------------------------------------------------------
-
-
 def _check_config(name: str, content: dict) -> None:
     for key, value in _fields(content):
         if key == "auto_map":
@@ -102,7 +100,8 @@ def _check_config(name: str, content: dict) -> None:
             raise ModelError(f"{name} has {key} {short(value)}: code from elsewhere is never fetched or run")
         if key == "transformers_weights" and value is not None:
             raise ModelError(f"{name} has transformers_weights {short(value)}: weights are the folder's safetensors")
-        if key.endswith("_file") and isinstance(value, str) and key != "special_tokens_map_file" and _leads_out(value):
+        names_a_file = key.endswith("_file") and key != "special_tokens_map_file" and isinstance(value, str)
+        if names_a_file and (os.path.basename(str(value)) != value or value == ".."):
             raise ModelError(f"{name} has {key} {short(value)}, which leads out of the folder")
         if _COUNTED.search(key) and type(value) is int and value > MAX_COUNT:
             raise ModelError(f"{name} has {key} {short(value)}; more than {MAX_COUNT:,} are not built")
@@ -117,22 +116,13 @@ def _fields(content: dict | list) -> Iterator[tuple[str, object]]:
             yield from _fields(value)
 
 
-def _leads_out(name: str) -> bool:
-    return os.path.basename(name) != name or name == ".."
-
-
-# ---- tensors ---------------------------------------------------------------------------------------------------------
-
-
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers will load, and no other: those that the index names, else model.safetensors."""
     index = _read_index(folder)
     if index is not None:
         names = sorted(set(index.values()))
         if names != [WHOLE] and (folder / WHOLE).is_file():
-            raise ModelError(
-                f"{WHOLE} stands beside {INDEX}, which names other files: remove the one that is out of date"
-            )
+            raise ModelError(f"{WHOLE} stands beside {INDEX}, which names other files: remove the outdated one")
         return [folder / name for name in names]
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
@@ -169,51 +159,50 @@ def _check_shard(path: Path, index: dict[str, str]) -> None:
 
 def read_header_bytes(path: Path) -> bytes:
     """The JSON header of a safetensors file, its stated length checked before anything is read."""
-    size = path.stat().st_size
+    size, limit = path.stat().st_size, MAX_HEADER_BYTES
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+        if not 0 < length <= min(limit, size - 8):
             raise ModelError(
-                f"{path.name}: header of {length:,} bytes in a file of {size:,}; at most {MAX_HEADER_BYTES:,} are read"
+                f"{path.name}: header of {length:,} bytes in a file of {size:,}; at most {limit:,} are read"
             )
         return file.read(length)
 
 
-def check_tensors(path: Path) -> None:
+def _check_tensors(path: Path) -> None:
     """Every tensor's bytes must lie inside the file, be its own, and as many as its shape and dtype say."""
-    length = len(read_header_bytes(path))
+    room = path.stat().st_size - 8 - len(read_header_bytes(path))
     entries = _entries(path)
     for name, entry in entries.items():
-        _check_tensor(path.name, name, entry, path.stat().st_size - 8 - length)
+        _check_tensor(path.name, name, entry, room)
     spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
-    for (_, stop, before), (start, _, name) in zip(spans, spans[1:], strict=False):
+    for (_, stop, before), (start, _, name) in itertools.pairwise(spans):
         if start < stop:
             raise ModelError(f"{path.name}: tensor {short(name)} begins inside of tensor {short(before)}")
 
 
 def _entries(path: Path) -> dict[str, dict]:
-    """The header's tensors by name."""
+
+    def no_name_twice(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise ModelError(f"{path.name}: the header holds {short(name)} twice")
+        return found
+
+    header = read_header_bytes(path)
     try:
-        header = json.loads(read_header_bytes(path), object_pairs_hook=_no_name_twice)
-        return {name: entry for name, entry in header.items() if name != "__metadata__"}
-    except ModelError as error:
-        raise ModelError(f"{path.name}: {str(error).removeprefix(f'{path.name}: ')}") from None
+        tensors = json.loads(header, object_pairs_hook=no_name_twice)
+        return {name: entry for name, entry in tensors.items() if name != "__metadata__"}
+    except ModelError:
+        raise
     except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path.name}: the header is not a table of tensors ({short(error)})") from None
 
 
-def _no_name_twice(pairs: list[tuple[str, object]]) -> dict:
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ModelError(f"the header holds {short(name)} twice")
-        found[name] = value
-    return found
-
-
 def _check_tensor(file: str, name: str, entry: Any, room: int) -> None:
-    """One entry of a header; offsets count from the header's end."""
+    """One entry of a header; offsets count from the header's end, behind which there are `room` bytes."""
     where = f"{file}: tensor {name if len(name) < 200 and name.isprintable() else short(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ModelError(f"{where} has {short(entry)}, not dtype, shape and data_offsets")
@@ -231,9 +220,7 @@ def _check_tensor(file: str, name: str, entry: Any, room: int) -> None:
 
 def _count(shape: list[int]) -> int:
     """Elements; what no file can hold is not multiplied out."""
-    if 0 in shape:
-        return 0
-    count = 1
+    count = 0 if 0 in shape else 1
     for size in shape:
         count *= size
         if count > 2**62:

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from disagg.plan.checks import short
@@ -30,28 +31,24 @@ SAMPLING: dict[str, tuple] = {
 def warn_of_settings(folder: Path, module: Any, text: Text) -> None:
     """One ModelWarning for a chat template that is not rendered, and one for settings that are not followed."""
     if text.drops_template:
-        warn(
+        template = (
             f"{folder.name}: its chat template is not rendered, since only a pinned file's is; a prompt goes in as "
             "plain text. For a chat, render it with the model's own tokenizer and pass its token ids as the prompt"
         )
-    config = getattr(module, "generation_config", None)
-    asked = dict(vars(config)) if config is not None else {}
+        warnings.warn(template, ModelWarning, stacklevel=3)
+    settings = dict(vars(getattr(module, "generation_config", None) or SimpleNamespace()))
     if (folder / "generation_config.json").is_file():
-        asked |= read_json(folder / "generation_config.json")
-    words = []
-    if changed := in_words(asked, GREEDY):
-        words.append(f"it asks for {changed}, which is not followed: tokens may differ from generate()'s")
-    if own := in_words(asked, LENGTH | (SAMPLING if asked.get("do_sample") else {})):
-        words.append(f"it asks for {own}; how long an answer is and how it is sampled is each Request's own")
-    if words:
-        warn(f"{folder.name}: generation_config: {'; '.join(words)}")
+        settings |= read_json(folder / "generation_config.json")
+    found = []
+    if changed := _in_words(settings, GREEDY):
+        found.append(f"it asks for {changed}, which is not followed: tokens may differ from generate()'s")
+    if own := _in_words(settings, LENGTH | (SAMPLING if settings.get("do_sample") else {})):
+        found.append(f"it asks for {own}; how long an answer is and how it is sampled is each Request's own")
+    if found:
+        warnings.warn(f"{folder.name}: generation_config: {'; '.join(found)}", ModelWarning, stacklevel=3)
 
 
-def in_words(asked: dict, neutral: dict[str, tuple]) -> str:
+def _in_words(settings: dict, neutral: dict[str, tuple]) -> str:
     """The fields whose values ask for something."""
-    fields = [name for name, values in neutral.items() if asked.get(name) is not None and asked[name] not in values]
-    return ", ".join(f"{name} {short(asked[name])}" for name in fields)
-
-
-def warn(text: str) -> None:
-    warnings.warn(text, ModelWarning, stacklevel=4)
+    given = {name: settings[name] for name in neutral if settings.get(name) is not None}
+    return ", ".join(f"{name} {short(value)}" for name, value in given.items() if value not in neutral[name])

@@ -1,7 +1,6 @@
 """c of the overlap law: how long this machine computes one layer of a prefill pass."""
 
 import statistics
-from typing import Any
 
 import torch
 
@@ -15,9 +14,9 @@ from disagg.run.model.model import Model
 
 def compute_of_a_layer(model: Model, tokens: int = 128, passes: int = 3) -> float:
     """Median seconds between the hand-offs of two layers in a prefill pass of `tokens` tokens, nothing else running."""
-    vocab_size: Any = model.vocab_size
     cache = KVCache(model.shape, blocks_for(tokens, 16), 16, model.device)
-    batch = PrefillBatch(torch.arange(tokens) % vocab_size, [Segment(0, tokens, list(range(cache.num_blocks)))], [0])
+    ids = torch.arange(tokens) % int(model.vocab_size)
+    batch = PrefillBatch(ids, [Segment(0, tokens, list(range(cache.num_blocks)))], [0])
     times = []
     for _ in range(passes):
         moments = Moments(cache.device)

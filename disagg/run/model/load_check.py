@@ -1,8 +1,7 @@
 """The check at load: a few logits through the paged path against the model's own forward with its own attention.
 
-Some architectures take a registered attention and silently compute something else (their own mask, bias or scale), and
-comparing tokens would not show it. Windows, chunks and scalings that begin beyond the check's 12 tokens are made to
-begin within them, for a second check of the same module.
+Some architectures take a registered attention and silently compute something else (their own mask, bias or scale).
+Windows, chunks and scalings that begin beyond the check's 12 tokens are made to begin within them for a second check.
 """
 
 import contextlib
@@ -23,9 +22,8 @@ LENGTHS, CHUNK, STEPS, BLOCK = (5, 10), 6, 2, 4
 _COUNTS_TOKENS = re.compile(r"window|chunk|local_attention|floor")
 _COUNTS_OTHERS = re.compile(r"layers|pattern|feed_forward|time_step|lm_head")
 REACH = 4  # tokens: a window or chunk of as many is left and entered in each prompt
-# Rounding in fp32 gave up to 2e-6 of the logits' standard deviation in tiny models and 3e-5 in SmolLM2; the wrong
-# architectures were off by 1e-2 and more. In 16 bits rounding has long tails (32 random layers in bfloat16: 5 % of the
-# standard deviation in the mean, 25 % at worst), so there the root of the mean square counts.
+# Of the logits' standard deviation. Rounding in fp32 gave up to 3e-5 (SmolLM2), wrong architectures 1e-2 and more. In
+# 16 bits rounding has long tails, so there the root of the mean square counts.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
@@ -44,7 +42,7 @@ class PagedModel(Protocol):
 
 
 def check_prompts(vocab_size: int) -> list[torch.Tensor]:
-    """Token ids of two prompts, each with the tokens that its decode steps are fed."""
+    """Token ids of two prompts, each followed by the input tokens of its decode steps."""
     generator = torch.Generator().manual_seed(20)
     return [torch.randint(0, vocab_size, (length + STEPS,), generator=generator) for length in LENGTHS]
 
@@ -57,7 +55,7 @@ def reference_logits(module: Any) -> torch.Tensor:
     for ids in check_prompts(module.config.vocab_size):
         try:
             rows.append(module(input_ids=ids[None].to(device), use_cache=False).logits[0, -1 - STEPS :])
-        except Exception as error:  # its own forward failing is a fact about the model, whatever the type
+        except Exception as error:  # any error of its own forward is the model's
             if is_shortage(error):
                 raise
             raise ModelError(f"{type(module).__name__}: its own forward fails: {first_line(error)}") from None
@@ -88,15 +86,16 @@ def paged_logits(model: PagedModel) -> tuple[torch.Tensor, list[int]]:
 
 @contextlib.contextmanager
 def within_reach(module: torch.nn.Module, context: int) -> Iterator[dict[str, int]]:
-    """While open, what begins beyond REACH tokens and within the context begins at REACH; yields name → its own size.
+    """While open, settings of more than REACH tokens and less than the context are REACH; yields name → its own size.
 
-    The settings are read where transformers keeps them: in the configs, and as attributes of the modules.
+    Transformers keeps them in the configs, and as attributes of the modules.
     """
     holders = {id(holder): holder for part in module.modules() for holder in (part, *_configs(part))}
     changed = []
     for holder in holders.values():
         for name, value in vars(holder).items():
-            if type(value) is int and REACH < value < context and _counts_tokens(name):
+            counts_tokens = _COUNTS_TOKENS.search(name) and not _COUNTS_OTHERS.search(name)
+            if counts_tokens and type(value) is int and REACH < value < context:
                 changed.append((vars(holder), name, value))
     try:
         for place, name, _ in changed:
@@ -105,10 +104,6 @@ def within_reach(module: torch.nn.Module, context: int) -> Iterator[dict[str, in
     finally:
         for place, name, value in changed:
             place[name] = value
-
-
-def _counts_tokens(name: str) -> bool:
-    return bool(_COUNTS_TOKENS.search(name)) and not _COUNTS_OTHERS.search(name)
 
 
 def _configs(holder: object) -> Iterator[PreTrainedConfig]:
@@ -120,7 +115,7 @@ def _configs(holder: object) -> Iterator[PreTrainedConfig]:
 
 
 def expected_logits(module: torch.nn.Module, context: int) -> list[torch.Tensor]:
-    """The untouched module's logits for both checks; the second is made if something begins beyond the first."""
+    """The untouched module's logits for the check, and for the second one if the model needs it."""
     found = [reference_logits(module)]
     with within_reach(module, context) as begins:
         return [*found, reference_logits(module)] if begins else found
@@ -145,8 +140,10 @@ def check_logits(model: PagedModel, expected: torch.Tensor) -> None:
         found, handed = paged_logits(model)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
+    except EngineError:
+        raise
     except Exception as error:  # a model that can't take the paged call may fail anywhere in its own code
-        if isinstance(error, EngineError) or is_shortage(error):
+        if is_shortage(error):
             raise
         raise ModelError(f"{name} fails in the paged call: {first_line(error)}") from None
     if handed != list(range(model.layers)):

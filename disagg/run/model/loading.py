@@ -13,16 +13,17 @@ from disagg.run.model.text import first_line
 
 
 def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch.nn.Module:
-    """The module of a checked folder, with the attention that transformers would give it; ModelError where its files
-    and its config.json do not belong together. A pinned folder was checked when it was written."""
+    """The module of a checked folder, with the attention that transformers would give it; ModelError if its files and
+    its config.json do not belong together. A pinned folder was checked when it was written."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if not pinned:
             check_promise(folder, config)
-        options = dict(config=config, dtype=dtype, attn_implementation=own(config), local_files_only=True)
-        options |= dict(use_safetensors=True, output_loading_info=True)
+        softcap = getattr(config, "attn_logit_softcapping", None)  # eager attention alone computes it
+        options = dict(config=config, dtype=dtype, attn_implementation="eager" if softcap else None)
+        options |= dict(local_files_only=True, use_safetensors=True, output_loading_info=True)
         options |= dict(ignore_mismatched_sizes=True)  # check_tensor_names refuses them, by name
         with weights.quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -38,8 +39,8 @@ def load_folder(folder: Path, dtype: torch.dtype, pinned: bool = False) -> torch
 
 
 def check_tensor_names(folder: Path, module: Any, info: dict) -> None:
-    """Every tensor of the module must have come from the files, in its shape, and every tensor of the files must have
-    a place; transformers would fill in noise, drop the rest, and untie what the files hold apart."""
+    """Refuse tensors that the files lack, hold in another shape or hold in vain: transformers would fill in noise, drop
+    the rest, and untie what the files hold apart."""
     untied = set(module.get_expanded_tied_weights_keys(all_submodels=True)) - set(module.all_tied_weights_keys)
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info[problem]:
@@ -53,8 +54,3 @@ def check_tensor_names(folder: Path, module: Any, info: dict) -> None:
             f"{folder.name}: config.json ties {min(untied)} to another tensor, but the files hold values of its own "
             "for it; set tie_word_embeddings to false, or remove it"
         )
-
-
-def own(config: Any) -> str | None:
-    """Attention of the reference: eager where softcap needs it, else what transformers chooses."""
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else None

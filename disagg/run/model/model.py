@@ -30,9 +30,8 @@ from disagg.run.model.loading import load_folder
 from disagg.run.model.norms import shorten_norms
 from disagg.run.model.projections import join_projections as join
 from disagg.run.model.projections import pack_linears
-from disagg.run.model.random_models import RANDOM, SHAPES, make_random
+from disagg.run.model.random_models import RANDOM, SHAPES, make_random, make_tiny_llama
 from disagg.run.model.text import ByteText, Text, TokenizerText, first_line
-from disagg.run.model.tiny import make_tiny_llama
 
 MOST_CODES = 64  # of a class of layers
 PASS_STEP = 64  # compiled passes are padded to a multiple: products like it, and few sizes are met
@@ -69,11 +68,10 @@ class Source:
             module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
             return module.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
-            module = (
-                make_tiny_llama()
-                if self.folder is None
-                else load_folder(self.folder, self.dtype, pinned=self.name == "smollm2")
-            )
+            if self.folder is None:
+                module = make_tiny_llama()
+            else:
+                module = load_folder(self.folder, self.dtype, pinned=self.name == "smollm2")
         for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
             parameter.data = parameter.data.to(self.dtype)
         return module.to(self.device).eval().requires_grad_(False)
@@ -81,7 +79,7 @@ class Source:
     def _check_room(self) -> None:
         at, count = self.device, 0
         if self.folder is not None:
-            at, count = torch.device("cpu"), count_weights(self.folder)  # files are read there, whatever comes then
+            at, count = torch.device("cpu"), count_weights(self.folder)  # files are read there first
         elif self.name.startswith(RANDOM):
             made = make_random(self.name.removeprefix(RANDOM), self.dtype, "meta")
             count = sum(weight.numel() for weight in made.parameters())
@@ -94,27 +92,24 @@ class Model:
     def __init__(self, module: Any, source: Source, text: Text, attention: str) -> None:
         self.source, self.text, self.attention = source, text, attention
         self.module: torch.nn.Module = module
-        self.name, self.config = source.name, module.config
+        self.name, self.device, self.config = source.name, source.device, module.config
         self.shape = kv_shape(self.config, source.dtype)
         self.layers, self.vocab_size = self.shape.layers, self.config.vocab_size
         self.context_limit, self.eos_ids = context_limit(self.config), eos_ids(module, text)
-        self.device = source.device
-        self._workspace = Workspace(attention)
         self.compiled = False
+        self._workspace = Workspace(attention)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(module).forward).parameters
 
     def compile(self, **how: Any) -> None:
-        """Compile one layer for all: they differ in their weights alone, and all sizes share the code.
-
-        Kernels are tuned on the first size that they meet, so that should be a large one. Call `keep_many_codes` on the
-        same thread first.
-        """
-        for layer in layers_of(self.module, self.layers):
+        """Compile one layer for all, after `keep_many_codes` on the same thread; the first size run should be large,
+        for kernels are tuned on it."""
+        lists = (part for part in self.module.modules() if isinstance(part, torch.nn.ModuleList))
+        for layer in next(part for part in lists if len(part) == self.layers):
             layer.compile(fullgraph=True, dynamic=True, **how)
         self.compiled = True
 
     def prefill(self, cache: KVCache, batch: PrefillBatch, kernel: PagedKernel | None = None) -> torch.Tensor:
-        """Run one packed pass; logits [len(batch.wants_logits), vocab]. A kernel reads the cache in place."""
+        """Run one packed pass; logits [len(batch.wants_logits), vocab]."""
         plan: Plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
         ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
         if self.compiled:
@@ -134,7 +129,7 @@ class Model:
 
     @torch.inference_mode()
     def call(self, plan: Plan, ids: torch.Tensor, positions: torch.Tensor, **options: Any) -> torch.Tensor:
-        """The module over a plan: ids and positions [T] on its device, logits [T or those kept, vocab]."""
+        """The module over a plan: ids and positions [T] on its device -> logits [T or those kept, vocab]."""
         with announced(plan):
             out = self.module(input_ids=ids[None], position_ids=positions[None], plan=plan, use_cache=False, **options)
         return out.logits[0]
@@ -147,13 +142,9 @@ class Model:
         """Text of token ids, up to the first that can't be decoded."""
         return self.text.decode(ids)
 
-    def read(self, ids: list[int]) -> tuple[str, str | None]:
-        """Their text, as the pieces of a Detokenizer join to, and why it stops if an id has no text."""
-        return self.text.read(ids)
-
     def replica(self, device: torch.device | str | None = None) -> "Model":
         """Another module tree with its own buffers, for a second worker thread: over the same weights, or over a copy
-        of them on another device. EngineError where that has no room for them."""
+        of them on another device; EngineError if it has no room for them."""
         source = self.source if device is None else Source(self.name, self.source.dtype, device)
         weights = {id(parameter): parameter for parameter in self.module.parameters()}
         if source.device != self.device:
@@ -166,21 +157,6 @@ class Model:
     def reference(self) -> torch.nn.Module:
         """The untouched Hugging Face module with its own attention and weights, to measure parity against."""
         return self.source.module()
-
-
-class Detokenizer:
-    """Text of a growing answer, piece by piece; never half a character, and nothing after an id that has no text."""
-
-    def __init__(self, model: Model) -> None:
-        self._inner = model.text.detokenizer()
-
-    def push(self, token: int) -> str:
-        """Text that this token completes, perhaps none."""
-        return self._inner.push(token)
-
-    def flush(self) -> str:
-        """What is left at the end."""
-        return self._inner.flush()
 
 
 def load_model(
@@ -229,11 +205,6 @@ def keep_many_codes() -> None:
     torch._dynamo.config.recompile_limit = MOST_CODES
 
 
-def layers_of(module: torch.nn.Module, count: int) -> torch.nn.ModuleList:
-    """The list of the model's layers."""
-    return next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-
-
 def check_architecture(module: Any) -> None:
     """Refuse by name what paged attention can't carry, before the check of its logits."""
     name = type(module).__name__
@@ -258,13 +229,12 @@ def kv_shape(config: Any, dtype: torch.dtype) -> KVShape:
 def context_limit(config: Any) -> int:
     """Longest context in tokens. Rotary scalings that depend on the longest row of a batch are used below it only."""
     limit = getattr(config, "max_position_embeddings", None)
-    limit = 2048 if limit is None else limit
+    limits = [2048 if limit is None else limit]
     rope = getattr(config, "rope_parameters", None) or {}
-    limits = [limit]
     for part in (rope, *rope.values()):  # one for all layers, or one for each type of layer
         if isinstance(part, dict) and part.get("rope_type") in ("dynamic", "longrope"):
             own = getattr(config, "original_max_position_embeddings", None)
-            limits.append(part.get("original_max_position_embeddings") or own or limit)
+            limits.append(part.get("original_max_position_embeddings") or own or limits[0])
     for limit in limits:
         if not is_whole(limit) or limit < 1:
             raise ModelError(f"config.json: the context is {short(limit)} tokens; it must be a whole number, 1 or more")

@@ -1,11 +1,10 @@
 """Fewer and better matrix products: q/k/v joined into one, gate/up into one, weights packed for oneDNN on the CPU.
 
-Hugging Face's modules stay as they are: a joined product hides behind the names q_proj, k_proj and v_proj.
-The packed weight is the only copy (the embedding aside, which a tied output head shared), and replicas share it; but
-where a product of one row is clearly faster over plain columns, and memory allows, those are kept as well.
+A joined product stands behind the names q_proj, k_proj and v_proj. The packed weight is the only copy, and replicas
+share it; plain columns are kept as well where a product of one row is clearly faster over them, and memory allows.
 """
 
-import time
+import timeit
 from typing import Any, TypeGuard
 
 import torch
@@ -17,9 +16,8 @@ from disagg.run.gpu.memory import free_bytes
 PATTERNS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 PACK_ROWS = 16  # oneDNN packs for a number of rows: 16 was best or equal for 1, 4, 16, 128 and 256 rows
 
-#: Rows are padded to a multiple of `step` up to `rows`. oneDNN compiles, and keeps, half a megabyte of code for every
-#: number of rows it meets, so there must be few; fewer than four rows take its slower path (a step of SmolLM2 for one
-#: row took 47 ms padded to four, 64 ms alone).
+#: (most rows, the multiple that they are padded to). oneDNN keeps half a megabyte of code for every number of rows that
+#: it meets, so there must be few; fewer than four rows take its slower path.
 ROW_STEPS = ((32, 4), (256, 16))
 LAST_STEP = 64
 
@@ -29,20 +27,19 @@ COLUMNS_SHARE = 0.125  # of the free memory that this copy may take
 
 
 class Joined(nn.Module):
-    """One product for several projections of the same input, cut into parts by their siblings' sizes.
+    """One product for several projections of the same input, cut into parts by their sizes.
 
-    It keeps the parts from the first sibling's call to the last one's, so each worker thread needs its own replica.
+    It keeps the parts from the first part's call to the last one's, so each worker thread needs its own replica.
     """
 
     def __init__(self, linears: list[nn.Linear]) -> None:
         super().__init__()
         self.sizes = [linear.out_features for linear in linears]
         self.linear = join_linears(linears)
-        # input and parts, in a list, because setting an attribute of an nn.Module is slow
-        self._kept: list[Any] = [None, ()]
+        self._kept: list[Any] = [None, ()]  # input and parts; a list, since setting an attribute of a Module is slow
 
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Output of sibling `index` for x; computes all of them when x is new."""
+        """Output of projection `index` for x; computes all of them when x is new."""
         if x is not self._kept[0]:
             self._kept[:] = x, self.linear(x).split(self.sizes, dim=-1)
         part = self._kept[1][index]
@@ -63,9 +60,9 @@ class JoinedPart(nn.Module):
 
 
 class PackedWeight:
-    """A weight in oneDNN's own layout, and as columns [in, out] for one row if asked; copies of a model share it."""
+    """A weight in oneDNN's own layout, and as columns [in, out] if wanted; copies of a model share it."""
 
-    def __init__(self, weight: torch.Tensor, columns: bool = False) -> None:
+    def __init__(self, weight: torch.Tensor, columns: bool) -> None:
         self.columns = weight.t().contiguous() if columns else None
         self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
 
@@ -74,8 +71,6 @@ class PackedWeight:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear over a packed weight."""
-
     def __init__(self, linear: nn.Linear, columns: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
@@ -86,19 +81,13 @@ class PackedLinear(nn.Module):
         if count == 1 and self.packed.columns is not None:
             out = x @ self.packed.columns
             return out if self.bias is None else out.add_(self.bias)
-        missing = padded_rows(count) - count
+        missing = -count % next((step for most, step in ROW_STEPS if count <= most), LAST_STEP)
         if count == 1:
-            rows = x.expand(*x.shape[:-2], 1 + missing, -1)  # cheaper than zeros, and a decode step of one row shows it
+            rows = x.expand(*x.shape[:-2], 1 + missing, -1)  # cheaper than zeros, which a decode step of one row shows
         else:
             rows = F.pad(x, (0, 0, 0, missing)) if missing else x
         out = torch.ops.mkldnn._linear_pointwise.default(rows, self.packed.tensor, self.bias, "none", [], "")
         return out.narrow(-2, 0, count) if missing else out
-
-
-def padded_rows(rows: int) -> int:
-    """The number of rows that a product of `rows` rows is computed with."""
-    step = next((step for most, step in ROW_STEPS if rows <= most), LAST_STEP)
-    return -(-rows // step) * step
 
 
 def join_linears(linears: list[nn.Linear]) -> nn.Linear:
@@ -112,20 +101,16 @@ def join_linears(linears: list[nn.Linear]) -> nn.Linear:
     return joined
 
 
-def join_projections(module: nn.Module) -> int:
-    """Join every set of siblings that fits a pattern; returns how many. What does not fit stays as it was."""
-    count = 0
-    for parent in [
-        part for part in module.modules() if type(part) is not nn.Linear
-    ]:  # a list of linears would keep them
+def join_projections(module: nn.Module) -> None:
+    """Join every set of projections that fits a pattern; what does not fit stays as it was."""
+    parents = [part for part in module.modules() if type(part) is not nn.Linear]  # a list of linears would keep them
+    for parent in parents:
         for names in PATTERNS:
             linears = [getattr(parent, name, None) for name in names]
             if fits(linears):
                 joined = Joined(linears)
                 for index, name in enumerate(names):
                     setattr(parent, name, JoinedPart(joined, index))
-                count += 1
-    return count
 
 
 def fits(linears: list) -> TypeGuard[list[nn.Linear]]:
@@ -134,10 +119,10 @@ def fits(linears: list) -> TypeGuard[list[nn.Linear]]:
     return plain and len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
 
 
-def pack_linears(module: nn.Module) -> int:
-    """Replace every plain nn.Linear by a packed one; returns how many (0 where this torch can't pack)."""
+def pack_linears(module: nn.Module) -> None:
+    """Replace every plain nn.Linear by a packed one, where this torch can pack."""
     if not can_pack():
-        return 0
+        return
     places = [
         (parent, name, child)
         for parent in module.modules()
@@ -145,16 +130,14 @@ def pack_linears(module: nn.Module) -> int:
         if type(child) is nn.Linear and child.weight.dtype == torch.float32
     ]
     columns = columns_pay([linear for _, _, linear in places])
-    count = len(places)
     while places:  # each plain weight goes as its packed one comes
         parent, name, linear = places.pop()
         setattr(parent, name, PackedLinear(linear, columns))
-    return count
 
 
 def columns_pay(linears: list[nn.Linear]) -> bool:
-    """Whether one row's products are to run over plain columns, a second copy of the weights: on some processors they
-    take half as long, on others longer. The largest weight is timed, if it is large enough to show a difference."""
+    """Whether one row's products run over plain columns, a second copy of the weights: some processors take half as
+    long over them, others longer. The largest weight is timed, if it is large enough to show a difference."""
     free = free_bytes(torch.device("cpu"))
     nbytes = sum(linear.weight.nbytes for linear in linears)
     largest = max(linears, key=lambda linear: linear.weight.nbytes, default=None)
@@ -166,14 +149,8 @@ def columns_pay(linears: list[nn.Linear]) -> bool:
         return best_s(both, row) < COLUMNS_GAIN * best_s(packed, row)
 
 
-def best_s(product: nn.Module, row: torch.Tensor, tries: int = 5) -> float:
-    """Seconds of the fastest of a few calls."""
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        product(row)
-        times.append(time.perf_counter() - start)
-    return min(times)
+def best_s(product: nn.Module, row: torch.Tensor) -> float:
+    return min(timeit.repeat(lambda: product(row), repeat=5, number=1))
 
 
 def can_pack() -> bool:

@@ -19,14 +19,14 @@ class Draw(NamedTuple):
 
 
 def pick_tokens(logits: torch.Tensor, draws: list[Draw], reports: Reports) -> tuple[int, ...]:
-    """Next token of each row of logits [B, vocab]: forced, greedy or drawn. Rows asked for are kept; the request of a
-    row whose best logit is not finite fails, and its token here is dropped."""
-    tokens, sound = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
+    """Next token of each row of logits [B, vocab]: forced, greedy or drawn. The request of a row whose best logit is
+    not finite fails, and its token here is dropped."""
+    tokens, finite = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
     for row, draw in enumerate(draws):
         sampling = draw.sampling
         if sampling.keep_logits:
             reports.keep(draw.request, logits[row].clone())
-        if not sound[row]:
+        if not finite[row]:
             reports.fail(draw.request, not_finite(draw.request, draw.token_index))
         elif sampling.force_ids is not None:
             tokens[row] = sampling.force_ids[draw.token_index]
@@ -36,14 +36,12 @@ def pick_tokens(logits: torch.Tensor, draws: list[Draw], reports: Reports) -> tu
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Of logits [B, vocab]: int32 [2, B], the best token of each row, and 1 where its logit is finite. The best of a
-    row that holds NaN is NaN."""
+    """logits [B, vocab] -> int32 [2, B]: the best token of each row, and 1 where its logit is finite (NaN is best)."""
     best = logits.argmax(dim=-1, keepdim=True)
     return torch.cat([best, logits.gather(1, best).isfinite()], dim=1).int().T.contiguous()
 
 
 def not_finite(request: int, token_index: int) -> str:
-    """Why a request fails whose logits hold infinity or NaN."""
     return (
         f"request {request}: the logits of its new token {token_index} are not finite, so weights or activations "
         'overflow; take a wider type (dtype="float32"), or look for infinities in the weights'
@@ -51,10 +49,7 @@ def not_finite(request: int, token_index: int) -> str:
 
 
 def draw_token(logits: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:
-    """One token id [] by inverse CDF in fp64 over the smallest set of tokens whose mass reaches top_p.
-
-    Nothing here waits for a device: the number that is drawn depends on seed and position alone.
-    """
+    """One token id [] by inverse CDF in fp64 over the smallest set of tokens whose mass reaches top_p; no wait."""
     scores, order = logits.double().sort(descending=True, stable=True)
     mass = torch.softmax(scores / sampling.temperature, dim=-1).cumsum(dim=-1)
     last = (mass < sampling.top_p * mass[-1]).sum().clamp(max=len(mass) - 1)

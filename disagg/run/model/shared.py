@@ -16,11 +16,9 @@ _LOADING = threading.Lock()
 
 
 def load(config: Config, device: torch.device | str) -> Model:
-    """The config's model on a device; one that another engine of this process has is shared, if its files are as they
-    were."""
-    options: dict[str, Any] = dict(
-        dtype=config.dtype, attention=config.attention, join_projections=config.join_projections
-    )
+    """The config's model on a device, shared with the other engines of this process while its files do not change."""
+    options: dict[str, Any] = dict(dtype=config.dtype, attention=config.attention)
+    options["join_projections"] = config.join_projections
     key = (str(config.model), str(torch.device(device)), *options.values(), _files(config.model))
     with _LOADING:
         model = _LOADED.get(key)
@@ -30,7 +28,7 @@ def load(config: Config, device: torch.device | str) -> Model:
 
 
 def _files(model: str) -> tuple:
-    """What differs in a folder after a change: names, sizes and times."""
+    """Names, sizes and times of a folder's files, which a change changes."""
     try:
         found = sorted(Path(model).iterdir())
         return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
@@ -39,13 +37,13 @@ def _files(model: str) -> tuple:
 
 
 def in_a_forked_process() -> None:
-    """The thread that loaded a model meanwhile is gone."""
+    """A thread of the parent that held the lock does not exist here."""
     global _LOADING
     _LOADING = threading.Lock()
 
 
 def check_named(config: Config, model: Model) -> None:
-    """ConfigError where a model that is handed over is not the one that the config names."""
+    """ConfigError if the model that is handed over is not the one that the config names."""
     if str(model.name) != str(config.model):
         raise ConfigError(
             f"the config names the model {config.model!r}, and the one handed over is {model.name!r}; "

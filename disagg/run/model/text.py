@@ -11,6 +11,7 @@ from disagg.plan.checks import is_text
 from disagg.plan.errors import ModelError, RequestError
 
 HOLE = "\0"  # marks the place of the user's text in a template
+MOST_PENDING = 32  # tokens
 
 
 class ByteText:
@@ -18,7 +19,6 @@ class ByteText:
 
     drops_template = False
     eos_ids: tuple[int, ...] = (256,)
-    vocab_size = 257
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
         """UTF-8 bytes; chat changes nothing."""
@@ -29,18 +29,17 @@ class ByteText:
         return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
 
     def read(self, ids: list[int]) -> tuple[str, None]:
-        """Text, and None: every id has some, or is left out."""
+        """Text, and None: no id stops the decoding."""
         return self.decode(ids), None
 
     def detokenizer(self) -> "ByteDetokenizer":
-        """A fresh incremental decoder."""
         return ByteDetokenizer()
 
 
 class TokenizerText:
     """A Hugging Face tokenizer of a local folder; `chat` says whether its template may be rendered.
 
-    What a text spells stays text: control tokens come from the template and from the tokenizer's own beginning and end.
+    A text that spells a control token stays text: only the template and the tokenizer's own frame add control tokens.
     """
 
     def __init__(self, folder: Path, chat: bool) -> None:
@@ -50,7 +49,7 @@ class TokenizerText:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, split_special_tokens=True
             )
-            self._tokenizer.decode(self._tokenizer("a")["input_ids"])  # what is broken shows in use
+            self._tokenizer.decode(self._tokenizer("a")["input_ids"])  # a broken tokenizer fails in use
             self._special = special_tokens(self._tokenizer)
             self._spelled = spelled_out(self._tokenizer, {**self._special, **framing_tokens(self._tokenizer)})
         except Exception as error:  # tokenizers raise bare Exceptions
@@ -64,7 +63,7 @@ class TokenizerText:
         self.eos_ids: tuple[int, ...] = () if eos is None else (eos,)
 
     def encode(self, text: str, chat: bool = True) -> list[int]:
-        """Token ids; with chat, and where the template is pinned, as the user's turn of a conversation.
+        """Token ids; with chat, and if the template is pinned, as the user's turn of a conversation.
 
         RequestError for what the tokenizer can't take.
         """
@@ -92,16 +91,16 @@ class TokenizerText:
         return self.read(ids)[0]
 
     def read(self, ids: list[int]) -> tuple[str, str | None]:
-        """Text as the pieces of a detokenizer join to, and in words why it stops where an id can't be decoded."""
+        """Text as the pieces of a detokenizer join to, and in words why it stops at an id that can't be decoded."""
         if self._joins_bytes:  # the same text at a tenth of the work
-            with contextlib.suppress(RequestError):  # the pieces say which id it was
+            with contextlib.suppress(RequestError):  # the pieces find the id
                 return self.raw(ids), None
         pieces = self.detokenizer()
         text = "".join([*map(pieces.push, ids), pieces.flush()])
         return text, pieces.error
 
     def raw(self, ids: list[int]) -> str:
-        """What the tokenizer makes of these ids at once; RequestError for any error of it."""
+        """What the tokenizer makes of these ids at once; RequestError for any error it raises."""
         with guarded():
             text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return text if is_text(text) else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -116,7 +115,6 @@ class TokenizerText:
         return self._alone[token]
 
     def detokenizer(self) -> "TokenizerDetokenizer":
-        """A fresh incremental decoder."""
         return TokenizerDetokenizer(self)
 
 
@@ -140,12 +138,10 @@ class ByteDetokenizer:
 class TokenizerDetokenizer:
     """Decodes the pending tokens behind one token of context, and hands out all but what may be half a character.
 
-    The context is the last token with text of its own: behind it a decoder strips no space as at a text's start, and
-    no broken character reaches back into text that is out. An unfinished character shows as at most three U+FFFD.
-    `error` says which id couldn't be decoded; no text comes after it.
+    The context is the last token with text of its own: behind it a decoder strips no space as at a text's start, and no
+    broken character reaches back into text that is out. An unfinished character shows as at most three U+FFFD.
+    `error` names the id that can't be decoded; no text comes after it.
     """
-
-    most = 32  # pending tokens
 
     def __init__(self, text: TokenizerText) -> None:
         self._text, self._sent = text, 0
@@ -154,11 +150,8 @@ class TokenizerDetokenizer:
         self.error: str | None = None
 
     def push(self, token: int) -> str:
-        """Text that this token completes, perhaps none."""
-        if self.error is not None:
-            return ""
         try:
-            if self._text.alone(token) is None:
+            if self.error is not None or self._text.alone(token) is None:
                 return ""
             text = self._tail([*self._pending, token])
             self._pending.append(token)
@@ -168,7 +161,6 @@ class TokenizerDetokenizer:
             return ""
 
     def flush(self) -> str:
-        """What is left, with U+FFFD for a character that never came to its end."""
         pending, self._pending = self._pending, []
         with contextlib.suppress(RequestError):  # `error` names the id
             return self._tail(pending)[self._sent :]
@@ -188,7 +180,7 @@ class TokenizerDetokenizer:
             self._pending, self._sent = [], 0
         elif len(self._pending) > 3 and self._sent:
             return piece + self._cut(text[: self._sent])
-        elif len(self._pending) > self.most:
+        elif len(self._pending) > MOST_PENDING:
             self._pending = self._pending[-3:]
         return piece
 
@@ -198,7 +190,7 @@ class TokenizerDetokenizer:
             if self._tail(self._pending[:count]) == out:
                 self._pending, self._sent = self._pending[count:], 0
                 return self._hand_out(self._tail(self._pending))
-        if len(self._pending) > self.most:
+        if len(self._pending) > MOST_PENDING:
             self._pending = self._pending[-3:]
             self._sent = len(self._tail(self._pending).rstrip("\ufffd"))
         return ""
@@ -206,7 +198,7 @@ class TokenizerDetokenizer:
 
 @contextlib.contextmanager
 def guarded(words: str = "") -> Iterator[None]:
-    """RequestError for any error of a tokenizer; a panic of a compiled one is no Exception."""
+    """RequestError for any error of a tokenizer: a compiled one's panic is no Exception."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

