@@ -1,6 +1,5 @@
 """Decode on one worker: its copy of the batch that the controller composes, and one token a row each step."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,13 +17,6 @@ from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
 
 
-class Launched(ABC):
-    """A step that a GPU has in hand. `finish` waits for its tokens and reports them."""
-
-    @abstractmethod
-    def finish(self) -> Stepped: ...
-
-
 class AnyDecodeStage(Protocol):
     """What carries out `Decode` commands on the CPU, or as graphs on a GPU (run/gpu/decode_graph)."""
 
@@ -32,7 +24,7 @@ class AnyDecodeStage(Protocol):
     cache: KVCache
 
     def prepare(self, progress: Callable[[str], None]) -> None: ...
-    def step(self, command: Decode) -> Stepped | Launched: ...
+    def step(self, command: Decode) -> Stepped | None: ...  # None: the stage posts it once the step has ended
     def close(self) -> None: ...
 
 

@@ -1,13 +1,17 @@
 """Where workers report: events, logits that were asked for, spans, and progress."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from disagg.plan.events import Event, RequestFailed
+from disagg.plan.commands import Decode, Prefill
+from disagg.plan.errors import in_words
+from disagg.plan.events import Event, PassFailed, RequestFailed, StepFailed
 from disagg.plan.spans import Span
+from disagg.run.gpu.device import is_fatal
 
+T = TypeVar("T")
 Post = Callable[[Event], None]  # takes an event into the inbox
 
 
@@ -23,3 +27,16 @@ class Reports(NamedTuple):
     def fail(self, request: int, cause: str) -> None:
         """Of this request alone; its pass or step ends later."""
         self.post(RequestFailed(request, cause))
+
+
+def carry_out(command: Prefill | Decode, act: Callable[[], T]) -> T | PassFailed | StepFailed:
+    """What `act` gives, or the event of its failure: what the model raises fails its batch and nothing else."""
+    try:
+        return act()
+    except Exception as error:
+        if is_fatal(error):
+            raise
+        cause = in_words(error)
+    if isinstance(command, Prefill):
+        return PassFailed(command.worker, command.pass_id, cause)
+    return StepFailed(command.worker, command.step, cause)

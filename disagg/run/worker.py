@@ -1,29 +1,23 @@
-"""A worker: one thread, one device, one queue of commands. It decides nothing and shares no table.
-
-Where steps are only launched, a second thread waits for their ends, so that the next launch does not.
-"""
+"""A worker: one thread, one device, one queue of commands. It decides nothing and shares no table."""
 
 import queue
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.errors import in_words
-from disagg.plan.events import PassFailed, Prefilled, StepFailed, Stepped, WorkerDied
-from disagg.run.decode_worker import AnyDecodeStage, Launched
-from disagg.run.gpu.device import is_fatal, own_stream
+from disagg.plan.events import Prefilled, Stepped, WorkerDied
+from disagg.run.decode_worker import AnyDecodeStage
+from disagg.run.gpu.device import own_stream
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.reports import Reports
+from disagg.run.reports import Reports, carry_out
 from disagg.run.threads import Joinable, Latch
 
 if TYPE_CHECKING:
     from disagg.run.gpu.sm_split import SMPartition
-
-Answer = TypeVar("Answer")
 
 
 class WorkerThread:
@@ -43,10 +37,8 @@ class WorkerThread:
         self._part = part  # of the GPU's SMs; None: all
         self._seams = seams
         self._commands: queue.SimpleQueue[Prefill | Decode | None] = queue.SimpleQueue()
-        self._launched: queue.SimpleQueue[tuple[Prefill | Decode, Launched] | None] = queue.SimpleQueue()
         self._ready = Latch()  # the stages are compiled, or `_error` is why they are not
         self._error: BaseException | None = None
-        self._finisher = Joinable(target=self._finish, name=f"disagg {name} ends")
         self._thread = Joinable(target=self._run, name=f"disagg {name}")
 
     def start(self) -> None:
@@ -83,16 +75,12 @@ class WorkerThread:
                 if not self._prepare():
                     return
                 while (command := self._commands.get()) is not None:
-                    answer = self._carry_out(command, partial(self._begin, command))
-                    if isinstance(answer, Launched):
-                        self._end_elsewhere(command, answer)
-                    else:
-                        self._post(answer)
+                    event = carry_out(command, partial(self._begin, command))
+                    if event is not None:
+                        self._post(event)
         except BaseException as error:
             self._post(WorkerDied(self.name, in_words(error)))
         finally:
-            self._launched.put(None)
-            self._finisher.join()
             for stage in (self.prefill, self.decode):
                 if stage is not None:
                     stage.close()
@@ -112,36 +100,10 @@ class WorkerThread:
             self._ready.set()
         return True
 
-    def _begin(self, command: Prefill | Decode) -> Prefilled | Stepped | Launched:
+    def _begin(self, command: Prefill | Decode) -> Prefilled | Stepped | None:
         self._seams.work(command)
         if isinstance(command, Prefill):
             assert self.prefill is not None
             return self.prefill.step(command)
         assert self.decode is not None
         return self.decode.step(command)
-
-    def _end_elsewhere(self, command: Prefill | Decode, launched: Launched) -> None:
-        if self._finisher.ident is None:
-            self._finisher.start()
-        self._launched.put((command, launched))
-
-    def _finish(self) -> None:
-        """The finisher's thread: the ends of launched steps, in order."""
-        try:
-            while (pair := self._launched.get()) is not None:
-                command, launched = pair
-                self._post(self._carry_out(command, launched.finish))
-        except BaseException as error:
-            self._post(WorkerDied(self.name, in_words(error)))
-
-    def _carry_out(self, command: Prefill | Decode, act: Callable[[], Answer]) -> Answer | PassFailed | StepFailed:
-        """What `act` gives, or the event of its failure: what the model raises fails its batch and nothing else."""
-        try:
-            return act()
-        except Exception as error:
-            if is_fatal(error):
-                raise
-            cause = in_words(error)
-        if isinstance(command, Prefill):
-            return PassFailed(command.worker, command.pass_id, cause)
-        return StepFailed(command.worker, command.step, cause)

@@ -17,11 +17,11 @@ from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
 from disagg.run.attention.paged import PagedDecode, PagedKernel
-from disagg.run.decode_worker import Launched
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.gpu.memory import RESERVE_BYTES, room_for
+from disagg.run.gpu.step_ends import StepEnds
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import draw_token, greedy, not_finite
@@ -68,7 +68,7 @@ class GraphDecodeStage:
         split: bool = False,
     ) -> None:
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
-        self._reports, self._split = reports, split
+        self._reports, self._ends, self._split = reports, StepEnds(reports.post), split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state: DeviceRows | None = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self.rows: dict[int, GraphRow] = {}
@@ -83,7 +83,8 @@ class GraphDecodeStage:
         self._sizes = buckets(places)
 
     def close(self) -> None:
-        """Drops graphs and pinned memory, while the stream that they belong to exists."""
+        """Waits for launched steps; drops graphs and pinned memory, while the stream that they belong to exists."""
+        self._ends.close()
         self._captured.clear()
         self._outputs.clear()
         self.state = None
@@ -130,10 +131,10 @@ class GraphDecodeStage:
         return logits, picked
 
     @torch.inference_mode()
-    def step(self, command: Decode) -> Launched:
-        """Launches the step; its tokens are known when `finish` returns."""
+    def step(self, command: Decode) -> None:
+        """Launches the step; a thread of its own posts what it gives, once it has ended."""
         with self._on(self._whole if command.alone else self._own):
-            return self._launch(command)
+            self._ends.put(command, self._launch(command).finish)
 
     def _on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager:
         """A context in which work goes to this stream, after all steps before."""
@@ -142,7 +143,7 @@ class GraphDecodeStage:
         self._last = stream
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
-    def _launch(self, command: Decode) -> Launched:
+    def _launch(self, command: Decode) -> "LaunchedStep":
         self._follow(command)
         order = [request for group in command.groups for request in group]
         rows = [self.rows[request] for request in order]
@@ -203,7 +204,7 @@ class GraphDecodeStage:
 
 
 @dataclass
-class LaunchedStep(Launched):
+class LaunchedStep:
     """A step that is on the stream."""
 
     command: Decode
@@ -214,6 +215,7 @@ class LaunchedStep(Launched):
     reports: Reports
 
     def finish(self) -> Stepped:
+        """Waits for the step's tokens and reports them."""
         command, rows = self.command, self.rows
         self.moments.wait()
         started, ended = self.moments.read()
