@@ -37,9 +37,9 @@ CORE = (
     "queues transfer_scheduler worker_state"
 )
 NAMES = (
-    "batching blocks config controller detectors fault_plan law link metrics paging scheduler simulation small_world "
-    "stepper timeline traces traffic why hardware workloads goodput tune archive batches bills difference pages "
-    "perfetto receipts twin"
+    "batching blocks config controller monitor fault_plan law link metrics preemption queues checked_simulation "
+    "model_checker stepper timeline traces transfer_scheduler why hardware workloads goodput tuning archive "
+    "batch_history receipt_plot run_diff block_map perfetto receipts twin"
 )
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
 HEAVY = tuple(FILES[-8:])  # import the engine or the pictures: they come second

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_page import unpack
+from test_html_page import unpack
 from test_plots import MS, hand_made, simulated
 
 import disagg.show

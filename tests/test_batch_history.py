@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
-from test_pages import crowded, traffic
+from test_block_map import crowded, traffic
 
 from disagg import Config, Engine, Request, simulate
 from disagg.plan import commands as cmd
