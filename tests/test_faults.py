@@ -631,10 +631,7 @@ def test_closing_while_another_thread_serves(arrival_s):
 def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
     fail_nth(monkeypatch, "decode", 2, Dies("gone"))
     requests = [Request(prompt_of(20), 50), Request(prompt_of(9), 5, arrival_s=1e6)]
-    with (
-        opened(small(), broken=True) as engine,
-        pytest.raises(EngineError, match="decode 0 died: Dies: gone"),
-    ):
+    with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="decode 0 died: Dies: gone"):
         engine.serve(requests)
 
 

@@ -456,11 +456,6 @@ def test_counts_beyond_all_counting_are_refused():
     refused(RequestError, "seed must be below", lambda: Request("a", seed=-(2**62)))
 
 
-def test_an_unknown_field_names_the_nearest_and_nothing_is_built():
-    refused(ConfigError, "field 'max_bach' is unknown; nearest: 'max_batch'", lambda: Config(max_bach=3))
-    refused(ConfigError, "field 'polcy' is unknown; nearest: 'policy'", lambda: Config("tiny", polcy="fcfs"))
-
-
 # ---- what may show text from outside ---------------------------------------------------------------------------------
 
 
