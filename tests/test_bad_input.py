@@ -221,6 +221,10 @@ BAD_CHANGES = {
     "a wrong type": (dict(max_batch="8"), "max_batch must be a whole number"),
     "an unknown name": (dict(polcy="fcfs"), "field 'polcy' is unknown; nearest: 'policy'"),
     "a half block": (dict(chunk_tokens=40), "must be a multiple of block_size"),
+    "another route": (dict(route="staged"), "route can't change while the engine runs"),
+    "other blocks": (dict(block_size=8), "block_size can't change while the engine runs"),
+    "more workers": (dict(decode_workers=2), "decode_workers can't change while the engine runs"),
+    "no checksums": (dict(verify_kv=False), "verify_kv can't change while the engine runs"),
     "not live": (dict(ring_slots=2), "ring_slots can't change while the engine runs; those that can: link,"),
     "one good, one not": (dict(max_batch=4, threads=3), "threads can't change"),
 }

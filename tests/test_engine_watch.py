@@ -1,7 +1,7 @@
 """The engine under its detectors: a breach breaks it in words; `why` answers; its log replays to the same commands."""
 
 import pytest
-from engine_tools import LIMIT_S, Gate, before, lengths, opened, small
+from engine_tools import LIMIT_S, before, held_at, lengths, opened, small
 
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError
@@ -13,8 +13,7 @@ from disagg.run.loop import EngineLoop
 
 def test_a_breach_breaks_the_engine_in_words(monkeypatch):
     """A transfer that pins nothing: a cancel frees what its copy still reads."""
-    gate = Gate()
-    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
+    gate = held_at(monkeypatch, HostLane, "_move")
     monkeypatch.setattr(Transfer, "touch", lambda self, table: self.touched.append(table))
     with opened(small(), broken=True) as engine:
         handles = [engine.submit(request) for request in lengths((40, 9), (20, 9))]
@@ -42,8 +41,7 @@ def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
 
 
 def test_why_of_a_running_engine(monkeypatch):
-    gate = Gate()
-    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
+    gate = held_at(monkeypatch, HostLane, "_move")
     with opened(small()) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()

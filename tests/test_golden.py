@@ -95,11 +95,9 @@ def test_worlds_with_faults_go_as_they_did():
 
 
 def test_a_real_run_is_answered_with_the_same_commands():
-    words = {
-        name: value
-        for part in (events, commands, config, link, preemption, request)
-        for name, value in vars(part).items()
-    }
+    words = {}
+    for part in (events, commands, config, link, preemption, request):
+        words |= vars(part)
     header, *lines = golden("tiny")
     shape = eval(header, {})
     controller = Controller(eval(new_names(shape.pop("config")), words), **shape)

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from engine_tools import check_greedy, lengths, prompt_of, small
+from engine_tools import check_run, lengths, prompt_of, small
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
@@ -30,9 +30,7 @@ def test_a_preset_answers_on_one_gpu(preset):
     requests = lengths((1, 9), (16, 12), (33, 1), (100, 8))
     with Engine(small(preset, **ON_ONE_GPU)) as engine:
         run = engine.serve(requests)
-    assert run.anomalies == 0
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
+    check_run(run, requests)
 
 
 @pytest.mark.parametrize("preset", ["streamed", "staged", "paged"])
@@ -40,9 +38,8 @@ def test_checksums_and_automatic_copies_on_one_gpu(preset):
     requests = lengths((16, 12), (33, 9), (100, 8))
     with Engine(small(preset, verify_kv=True, layers_per_copy=None, **ON_ONE_GPU)) as engine:
         run = engine.serve(requests)
-    assert run.anomalies == 0 and "copies timed to" in run.machine
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
+    assert "copies timed to" in run.machine
+    check_run(run, requests)
 
 
 def test_what_a_gpu_spills_comes_back_the_same():
@@ -50,9 +47,8 @@ def test_what_a_gpu_spills_comes_back_the_same():
     sizes = dict(block_size=16, chunk_tokens=256, decode_blocks=8, host_blocks=8, verify_kv=True)
     with Engine(small("paged", **sizes, **ON_ONE_GPU)) as engine:
         run = engine.serve(requests)
-    assert run.counts["spills"] >= 1 and run.anomalies == 0
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, 48, ignore_eos=True)
+    assert run.counts["spills"] >= 1
+    check_run(run, requests)
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (14, 2, 64), (8, 8, 80), (20, 1, 128)])
@@ -162,11 +158,10 @@ def test_a_split_changes_no_token(preset):
     for split in (None, 32):
         with Engine(small(preset, sm_split=split, verify_kv=True, **ON_ONE_GPU)) as engine:
             run = engine.serve(requests)
-        assert run.anomalies == 0 and ("32 SMs for decode" in run.machine) == (split is not None)
+        assert ("32 SMs for decode" in run.machine) == (split is not None)
+        check_run(run, requests)
         answers.append([result.token_ids for result in run.results])
     assert answers[0] == answers[1]
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
 
 
 @split_here
