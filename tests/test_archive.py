@@ -23,7 +23,7 @@ from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace import archive, files, parts
 from disagg.trace.recorder import devices
 from disagg.trace.results import Result, Run
-from disagg.trace.schema import KINDS, MOST, _life
+from disagg.trace.schema import KINDS, MOST
 from disagg.twin.simulate import Speeds
 
 
@@ -162,7 +162,8 @@ def test_a_real_run(tmp_path):
 
 def test_texts_and_requests_that_never_started(tmp_path):
     never = Result(-1, 3, 7, finish_reason="cancelled")
-    failed = Result(4, 1, 0, [5], [9], "a\nb\u2028\0<script>", "failed", "\N{SNOWMAN} died", ended_ns=9)
+    text = "a\nb\u2028\0<script>" + '[{"\\' * 50  # brackets in text are text
+    failed = Result(4, 1, 0, [5], [9], text, "failed", "\N{SNOWMAN} died", ended_ns=9)
     run = Run(Config(), [never, failed], Timeline(), interrupted=True, machine="2 cores")
     run.save(tmp_path / "run.jsonl")
     assert Run.load(tmp_path / "run.jsonl") == run
@@ -263,8 +264,6 @@ CHANGES = {
     "kind of another type": ("span", {"span": ["copy"]}, "kind must be one of"),
     "unknown field": ("span", {"colour": "red"}, "field 'colour' is unknown"),
     "no place": ("span", {"place": None}, "place must be a worker"),
-    "a place of no device": ("span", {"place": "decode 7"}, "'decode 7' is not among"),
-    "a place that is none": ("span", {"place": "../../etc/passwd"}, "place must be a worker"),
     "requests no list": ("span", {"requests": {"0": 1}}, "requests must be a list"),
     "requests of text": ("span", {"requests": ["0"]}, "requests must be a list"),
     "first of a stranger": ("span", {"firsts": [999]}, "firsts names a request"),
@@ -288,7 +287,6 @@ CHANGES = {
     "times without tokens": ("result", {"token_ids": []}, "0 tokens have"),
     "times fall": ("result", {"token_ids": [1, 2], "token_times_ns": [9 * 10**12, 10**12]}, "token_times_ns must be"),
     "token before arrival": ("result", {"arrival_ns": 10**15}, "before the request's arrival"),
-    "half a surrogate": ("result", {"text": "\ud800"}, "text must be text"),
     "error of a list": ("result", {"error": ["x"]}, "error must be text, or null"),
     "a seat nobody has": ("result", {"seat": 9}, "seat 'decode 9' is not among"),
     "request of a float": ("result", {"result": -1.0}, "request must be"),
@@ -302,11 +300,9 @@ CHANGES = {
     "huge memory": ("disagg", {"sizes": {"host": 10**12}}, "sizes must be"),
     "machine of two lines": ("disagg", {"machine": "a\nb"}, "machine must be a short text"),
     "config no object": ("disagg", {"config": []}, "config must be"),
-    "unknown in the config": ("disagg", {"config": {"colour": 1}}, "config: field 'colour' is unknown"),
     "wrong in the config": ("disagg", {"config": {"threads": 0}}, "config: threads must be"),
     "link of text": ("disagg", {"config": {"link": {"bandwidth": "fast"}}}, "config: link bandwidth must be"),
     "unknown in the link": ("disagg", {"config": {"link": {"colour": 1}}}, "config: .*unexpected keyword"),
-    "a link too long": ("disagg", {"config": {"link": 10**400}}, "config: link bandwidth must be"),
     "padding of one": ("disagg", {"padding": [1]}, "padding must be"),
     "counts of text": ("disagg", {"counts": {"spills": "many"}}, "counts must be"),
     "another count at the end": ("end", {"end": {"span": 1}}, "the closing line counts"),
@@ -357,16 +353,9 @@ def test_a_wrong_line(name, ending, good, tmp_path):
     refused(tmp_path / f"run{ending}", gzip.compress(content) if ending.endswith("gz") else content, match, 8)
 
 
-def test_brackets_in_text_are_text(tmp_path):
-    run = Run(Config(), [Result(0, 1, 0, text='[{"\\' * 50, finish_reason="eos")], Timeline())
-    run.save(tmp_path / "run.jsonl")
-    assert Run.load(tmp_path / "run.jsonl") == run
-
-
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400))
-anything = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=4
-)
+nested = lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner)  # noqa: E731
+anything = st.recursive(scalars, nested, max_leaves=4)
 
 
 @given(st.data())
@@ -530,10 +519,6 @@ def test_a_file_that_could_not_be_finished_leaves_nothing_behind(tmp_path):
 
 def test_a_result_is_the_same_whatever_was_recorded_beside_it():
     assert Result(1, 2, 3, timeline=Timeline()) == Result(1, 2, 3) and "timeline" not in repr(Result(1, 2, 3))
-
-
-def test_a_life_of_unknown_stages_is_none():
-    assert _life([[0, "queued"], [1, "prefilling"]]) and not _life([[0, "queued"], [1, "asleep"]])
 
 
 @pytest.mark.parametrize(

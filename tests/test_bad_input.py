@@ -60,9 +60,8 @@ def test_pairs_of_devices_that_cannot_work():
 @pytest.mark.parametrize("preset", ["baseline", "split"])
 def test_a_gpu_that_is_not_there(preset):
     config = Config.preset(preset, model="tiny", prefill_device="cuda:77", decode_device="cuda:77")
-    refused(
-        ConfigError, "prefill_device='cuda:77': this machine has .* CUDA devices; take \"cpu\"", lambda: Engine(config)
-    )
+    words = "prefill_device='cuda:77': this machine has .* CUDA devices; take \"cpu\""
+    refused(ConfigError, words, lambda: Engine(config))
 
 
 @pytest.mark.parametrize(
@@ -130,13 +129,10 @@ def test_numpy_numbers_are_numbers():
             assert all(type(token) is int for token in request.prompt)
 
 
-@pytest.mark.parametrize("model", ["no/such/folder", "tiny2"])
+@pytest.mark.parametrize("model", ["no/such/folder", "tiny2", ""])
 def test_a_model_that_is_not_there(model):
-    refused(ModelError, f"there is no folder '{model}'; a model is 'smollm2'", lambda: Engine(Config(model=model)))
-
-
-def test_a_model_without_a_name():
-    refused(ModelError, "no config.json in this folder; a model is 'smollm2'", lambda: Engine(Config(model="")))
+    what = f"there is no folder '{model}'" if model else "no config.json in this folder"
+    refused(ModelError, f"{what}; a model is 'smollm2'", lambda: Engine(Config(model=model)))
 
 
 @pytest.mark.parametrize("thing", ["dynamic", None, {"model": "tiny"}])

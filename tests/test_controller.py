@@ -239,15 +239,6 @@ def test_a_failed_hand_off_names_its_request_and_the_cause():
     assert harness.last(cmd.Ended).error == "bulk transfer of request 7 failed: layer 1 on hop two: bad digest"
 
 
-def test_a_second_source_read_is_counted():
-    harness = ControllerHarness("staged")
-    harness.submit()
-    harness.tell(ev.SourceRead(harness.transfer))
-    assert harness.anomalies == 0
-    harness.tell(ev.SourceRead(harness.transfer))
-    assert harness.anomalies == 1
-
-
 def test_closed_without_an_abort_changes_nothing():
     harness = ControllerHarness().hand_off()
     harness.tell(ev.TransferClosed(harness.transfer))

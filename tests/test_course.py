@@ -108,9 +108,7 @@ TASK = Exercise("total", "x", "Add them.", 1, total, (([1, 2],), ([],)), ((len, 
 
 @pytest.mark.parametrize("given", [None, 3, "total", ...])
 def test_what_is_no_function_is_said(given):
-    assert TASK.verdict(given) == (
-        False, f"give the function itself, as in check('total', total); got {given!r}"
-    )  # fmt: skip
+    assert TASK.verdict(given) == (False, f"give the function itself, as in check('total', total); got {given!r}")
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -208,14 +206,10 @@ def test_a_guess_is_where_the_slider_is():
     assert str(picture) == "How much of the copy hides? You guessed 80 %; the answer is 96.7 %."
 
 
-def test_a_small_range_has_small_steps():
-    guess = predict("Which fraction?", 0, 1, "of it")
-    assert guess.value == 0.5 and guess.slider.step == pytest.approx(0.01)
-
-
-def test_large_numbers_are_written_out():
-    guess = predict("How many bytes?", 0, 100_000, "bytes")
-    assert "You guessed 50,000 bytes; the answer is 46,080 bytes." in str(guess.compare(46_080))
+def test_a_small_range_has_small_steps_and_large_numbers_are_written_out():
+    small, large = predict("Which fraction?", 0, 1, "of it"), predict("How many bytes?", 0, 100_000, "bytes")
+    assert small.value == 0.5 and small.slider.step == pytest.approx(0.01)
+    assert "You guessed 50,000 bytes; the answer is 46,080 bytes." in str(large.compare(46_080))
 
 
 @pytest.mark.parametrize("answer", [0, 3.5, -20, 400])

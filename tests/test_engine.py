@@ -7,7 +7,6 @@ import pytest
 import torch
 from engine_tools import (
     TOLERANCE,
-    Gate,
     answered,
     check_greedy,
     check_logits,
@@ -31,6 +30,7 @@ from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.request import Stage
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.host_lane import HostLane
+from disagg.run.model.model import Model
 from disagg.run.model.tiny import EOS, LAYERS
 
 HAND_OFFS = ("split", "streamed", "staged")  # one for each route
@@ -255,11 +255,10 @@ def test_a_narrow_ring(slots, workers):
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "shortest"])
-def test_policies_change_the_order_and_no_answer(policy):
+def test_policies_change_the_order_and_no_answer(monkeypatch, policy):
     requests = lengths((60, 6), (3, 6), (30, 6), (4, 6))
     with opened(small("baseline", policy=policy)) as engine:
-        gate = Gate()
-        engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
+        gate = held_at(monkeypatch, Model, "prefill")
         handles = [engine.submit(request) for request in requests]
         gate.wait()
         engine.watch.until(lambda state: len(state.records) == 4)
@@ -269,17 +268,6 @@ def test_policies_change_the_order_and_no_answer(policy):
         check_greedy(request.prompt, result, 6)
     order = sorted(range(4), key=lambda i: results[i].token_times_ns[0])
     assert order == ([0, 1, 2, 3] if policy == "fcfs" else [0, 1, 3, 2])
-
-
-class Held:
-    """A worker's model whose prefill waits for a gate."""
-
-    def __init__(self, engine, gate):
-        self._model, self._gate = next(iter(engine.executor.workers.values())).prefill.model, gate
-
-    def prefill(self, *args):
-        self._gate.hold()
-        return self._model.prefill(*args)
 
 
 # ---- the engine's life -----------------------------------------------------------------------------------------------
@@ -327,10 +315,9 @@ def test_two_engines_at_once():
                 check_greedy(request.prompt, handle.result(), request.max_new_tokens)
 
 
-def test_a_second_serve_at_the_same_time_is_refused():
-    gate = Gate()
+def test_a_second_serve_at_the_same_time_is_refused(monkeypatch):
+    gate = held_at(monkeypatch, Model, "prefill")
     with opened(small("baseline")) as engine:
-        engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
         runs = []
         first = threading.Thread(target=lambda: runs.append(engine.serve(lengths((5, 3)))))
         first.start()

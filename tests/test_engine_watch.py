@@ -61,17 +61,14 @@ def test_a_fresh_controller_gives_the_same_commands_for_the_engines_events(monke
     """The log is the controller's only input: no clock, no order of threads beside it."""
     changes = {"decode_blocks": 10, "host_blocks": 8} if preset in ("paged", "dynamic") else {}
     with opened(small(preset, chunk_tokens=48, **changes)) as engine:
-        commands, obey = [], engine.detectors.obey
-        monkeypatch.setattr(
-            engine.detectors, "obey", lambda now, command: (commands.append(command), obey(now, command))
-        )
+        commands = []
+        before(monkeypatch, type(engine.detectors), "obey", lambda self, now, command: commands.append(command))
         run = engine.serve(lengths((40, 12), (20, 3), (50, 40), (9, 48), (33, 48)))
         engine.watch.until_idle()
         log, shape = list(run.log), engine.model.shape
     heard = len(engine.watch.events)
     assert len(log) > 20 and heard >= len(log)
-    fresh = Controller(
-        engine.config, layers=shape.layers, token_bytes=shape.token_bytes, pads=engine.attention_path.pads
-    )
+    pads = engine.attention_path.pads
+    fresh = Controller(engine.config, layers=shape.layers, token_bytes=shape.token_bytes, pads=pads)
     replayed = [command for now, event in log for command in fresh.handle(event, now)]
     assert replayed == commands[: len(replayed)] and len(replayed) > 20

@@ -71,9 +71,8 @@ def test_split_decode_attends_as_gathered_slots_do(monkeypatch, sms, heads, kv_h
         ours.poison(tables[row, context // size + 1 :])
     plain.data.copy_(ours.data)
     lengths = torch.tensor(contexts)
-    exact = DecodePlan(
-        DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)]), plain, Workspace("plain")
-    )
+    batch = DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)])
+    exact = DecodePlan(batch, plain, Workspace("plain"))
     step = PagedDecode(ours, PagedKernel(), tables.int().to(device), lengths.int().to(device))
     for layer in (0, 1, 0):  # scratch is used again
         query = torch.randn(rows, kv_heads, heads // kv_heads, head_dim, dtype=torch.bfloat16, device=device)
@@ -132,9 +131,8 @@ def test_pieces_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
             seen, found = [], []
             for run, cache in ((model.prefill, whole), (graphs.run, pieces)):
                 layers: list[int] = []
-                batch = PrefillBatch(
-                    ids, segments, range(len(segments)), lambda layer, k, v, to=layers: to.append(layer)
-                )
+                note = lambda layer, k, v, to=layers: to.append(layer)  # noqa: E731
+                batch = PrefillBatch(ids, segments, range(len(segments)), note)
                 assert graphs.fits(batch)
                 found.append((run(cache, batch, kernel) if run == model.prefill else run(batch)).float().clone())
                 seen.append(layers)

@@ -68,7 +68,6 @@ def test_the_command_writes_what_it_could_not_measure(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
-    assert list(found["left_out"]) == ["dynamic_over_nanovllm"]
     assert "Qwen3 alone" in found["left_out"]["dynamic_over_nanovllm"]
     assert not [row for row in found["rows"] if "nanovllm" in row["name"]]
 

@@ -1,11 +1,13 @@
 """Hostile and broken files against every reader: only the reader's own error, in words, and nothing else happens."""
 
 import ast
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from disagg.course import exercise
 from disagg.plan.errors import ConfigError, FileError, ModelError, RequestError, TraceError
 from disagg.run.model import weights
 from disagg.run.model.folder_checks import check_folder
-from disagg.show import recordings
 from disagg.show.html_page import page
 from disagg.show.plots.batch_plot import batches_picture
 from disagg.show.plots.live_arrays import Tape, gauges_of, in_order
@@ -126,16 +127,19 @@ def test_a_gibibyte_is_enough_for_bombs_and_for_the_largest_that_is_taken(kind, 
     assert len([line for line in lines if " FileError " in line]) == len(bombs) >= 5
 
 
+@contextlib.contextmanager
+def traced():
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
 def test_rows_of_a_trace_take_bounded_memory(tmp_path):
     """The limit is fifty times as many rows."""
-    import tracemalloc
-
     (tmp_path / "rows.csv").write_bytes(make.COLUMNS + make.CALLED * (MOST_LINES // 50))
-    tracemalloc.start()
-    assert len(read_trace(tmp_path / "rows.csv")) == MOST_LINES // 50
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert 50 * peak < 2**30
+    with traced() as peak:
+        assert len(read_trace(tmp_path / "rows.csv")) == MOST_LINES // 50
+        assert 50 * peak() < 2**30
 
 
 def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
@@ -219,12 +223,6 @@ def test_hostile_times_of_steps_are_refused_in_words(name, tmp_path):
     refused(FileError, match, lambda: StepTimes.load(tmp_path / name), name)
 
 
-def test_files_of_other_names_in_the_folder_of_recordings_are_not_read(tmp_path):
-    for name in ("gpu_staged_..%2f.jsonl.gz", "gpu_staged_1e5.jsonl.gz", "gpu_staged_.jsonl.gz"):
-        (tmp_path / name).write_bytes(make.PICKLE)
-    assert not recordings.staged(tmp_path)
-
-
 # ---- traces of arrivals ----------------------------------------------------------------------------------------------
 
 
@@ -294,14 +292,10 @@ def test_what_is_no_file_is_not_opened(tmp_path):
 
 def test_a_header_takes_bounded_memory(tmp_path):
     """Empty lists take most for their bytes; the limit is sixteen times this header."""
-    import tracemalloc
-
     folder = model_folder(tmp_path, ("model.safetensors", make.tensors(b'{"a":[' + b"[]," * 350_000 + b"1]}")))
-    tracemalloc.start()
-    refused(ModelError, "tensor a has", lambda: check_folder(folder))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert 16 * peak < 2**30
+    with traced() as peak:
+        refused(ModelError, "tensor a has", lambda: check_folder(folder))
+        assert 16 * peak() < 2**30
 
 
 LOAD = """

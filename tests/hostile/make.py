@@ -213,10 +213,7 @@ def steps() -> Files:
         "huge.json": (line(STEPS, copy=10**400), "line 1: copy must be"),
         "no_times.json": (line(STEPS, times=[]), "line 1: times must be a list of objects"),
         "times_of_numbers.json": (line(STEPS, times=[1]), "line 1: times must be a list of objects"),
-        "a_rung_lacks.json": (
-            line(STEPS, times=STEPS["times"][1:]),
-            "times must hold each of eager, comp",
-        ),
+        "a_rung_lacks.json": (line(STEPS, times=STEPS["times"][1:]), "times must hold each of eager, comp"),
         "too_many.json": (line(STEPS, times=many), "line 1: (times must hold each|.*longer)"),
         "unknown_rung.json": (line(STEPS, times=[STEP | {"rung": MARKUP[0]}]), "line 1: times must hold each"),
         "unknown_field.json": (line(STEPS, times=[STEP | {MARKUP[1]: 1}]), "line 1: field .* is unknown"),
