@@ -4,7 +4,7 @@ Each mutant changes one expression or drops one statement of one module. A forke
 runs the tests that enter the changed function, the module's own file first, until one fails: then it is killed. A child
 that ends in no time is killed by the clock. Text and annotations are left alone, since words are for readers.
 
-The sample is drawn per module with a fixed seed. `tests/mutants.txt` says of survivors why nobody can tell them from
+The sample is drawn per module with a fixed seed. `tests/mutants.txt` says of survivors why no test can tell them from
 the original; one that it doesn't list asks for a test.
 (mutmut 3 was tried first: its detour through every call makes the simulated worlds run into their time limits.)
 """

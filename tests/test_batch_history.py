@@ -85,7 +85,7 @@ def test_cancelled_requests_leave_as_cancelled(cancels, preset, steps_in_flight)
     last = {request: why for step in steps for request, why in step.leaves.items()}
     for request, why in last.items():
         reason = run.results[request].finish_reason
-        assert why == reason or reason == "cancelled", "whoever was cancelled outside the batch left it before"
+        assert why == reason or reason == "cancelled", "a row that is cancelled outside the batch left it before"
 
 
 def test_two_steps_whose_tokens_are_nobodys_differ_by_one_token():

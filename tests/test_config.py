@@ -227,7 +227,7 @@ def test_a_value_in_an_error_is_a_glance_of_it():
 
 
 def test_every_field_of_a_config_and_of_a_request_is_read_somewhere():
-    """A setting that nothing looks at would be obeyed by nobody. Its own file, which checks it, does not count."""
+    """Its own file, which checks it, does not count."""
     package = Path(disagg.__file__).parent
     for kind, own in ((Config, "config.py"), (Request, "request.py")):
         read = set()

@@ -476,7 +476,7 @@ def test_an_overdue_transfer_stays_quarantined_until_closed_and_breaks_the_engin
     assert harness.ended() == {0: "failed"} and harness.held() == (2, 2, 0) and not harness.controller.broken
     harness.tell(ev.Tick(), after=SECOND)
     assert harness.controller.broken == "a bulk copy of request 0 has not ended within 1 s"
-    assert harness.held() == (2, 2, 0), "what a copy may still write is given to nobody"
+    assert harness.held() == (2, 2, 0), "what a copy may still write stays held"
 
 
 @pytest.mark.parametrize("what, cause", [("pass", "prefill 0"), ("step", "decode 0")])

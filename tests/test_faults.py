@@ -1,7 +1,4 @@
-"""Whatever fails: its own requests end in words, the others' tokens stay right, nothing is held and no thread is left.
-
-Nothing here sleeps: gates hold threads where a test wants them, and deadlines pass because the engine's clock is moved.
-"""
+"""A failure ends its own requests in words; the others' tokens stay right, nothing is held and no thread is left."""
 
 import itertools
 import threading
@@ -371,7 +368,7 @@ LOOK_S = 0.3  # of moved time; a few are less than what counts as lost
 
 
 def move_clock(monkeypatch, engine, seconds: float):
-    """Time passes for the engine's thread as if it had waited: a look at a time, for a jump would be nobody's delay."""
+    """Time passes for the engine's thread as if it had waited: in steps, for a jump counts as no delay."""
     before, looks = getattr(engine, "moved_s", 0.0), itertools.count(1)
     engine.moved_s = seconds
 

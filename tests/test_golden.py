@@ -1,10 +1,10 @@
-"""What the controller heard and said before the house was redrawn: the same, entry by entry, under today's names.
+"""What the controller received and answered at an earlier version: the same, entry by entry, under today's names.
 
 `golden/PRESET.txt.gz` holds the log of a seeded world a preset (a line each: E or C, the time in ns, the event or the
 command); `golden/tiny.txt.gz` the log of a real run on the model `tiny`, which a fresh controller must answer with the
 same commands; `golden/seeds.txt` a digest for each of a few worlds with faults. Names that were changed since stand in
 `golden/names.txt`, a line each: the name of today, and the one in the files.
-    python tests/test_golden.py     # writes the files anew, for whoever changes behaviour on purpose
+    python tests/test_golden.py     # writes the files anew, after a change of behaviour on purpose
 """
 
 import gzip

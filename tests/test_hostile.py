@@ -280,7 +280,7 @@ def test_a_hostile_folder_is_refused_and_its_file_named(name, tmp_path):
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):
-    """A pipe would be waited for; a folder or a dead link raises what nobody expects."""
+    """A pipe would be waited for; a folder or a dead link raises an unexpected error."""
     folder = model_folder(tmp_path)
     for make_it in (os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)):
         for name in ("x.safetensors", "tokenizer.json"):
@@ -468,7 +468,7 @@ def test_no_script_of_ours_makes_markup_of_text_or_asks_for_anything_outside():
 
 
 def test_html_widgets_stand_in_files_that_escape():
-    """A Label shows text as it is; whoever needs markup imports `escape`."""
+    """A Label shows text as it is; a file that needs markup imports `escape`."""
     found = []
     for path in sorted((ROOT / "disagg").rglob("*.py")):
         tree = ast.parse(path.read_text("utf-8"))
