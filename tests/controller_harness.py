@@ -1,4 +1,4 @@
-"""A controller fed by harness: one event at a time, virtual time, every pool checked after each."""
+"""A controller fed by hand: one event at a time, virtual time, every pool checked after each."""
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -86,11 +86,16 @@ class ControllerHarness:
     def ended(self) -> dict[int, str]:
         return {c.request: c.finish.value for c in self.log if isinstance(c, cmd.Ended)}
 
-    def run_one(self, request=0, prompt=6, new=8):
-        """A split request brought to its first step."""
-        self.submit(request, prompt, new)
-        self.prefilled(1)
-        self.land_all()
+    def hand_off(self, request=0, prompt=6, new=4, token=11, eos=()) -> "ControllerHarness":
+        """Submits a request and ends its prefill."""
+        self.submit(request, prompt, new, eos)
+        self.prefilled(token)
+        return self
+
+    def run_one(self, request=0, prompt=6, new=8, token=11, eos=()) -> "ControllerHarness":
+        """Brings a split request to its first step."""
+        self.hand_off(request, prompt, new, token, eos).land_all()
+        return self
 
     @property
     def anomalies(self) -> int:

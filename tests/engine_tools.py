@@ -1,4 +1,4 @@
-"""Helpers of the engine's tests: one tiny model, what the untouched one says, gates, and a watch on the controller."""
+"""Helpers of the engine's tests: one tiny model, its reference, gates, and a watch on the controller."""
 
 import contextlib
 import functools
@@ -60,6 +60,13 @@ def check_greedy(prompt, result, new: int, ignore_eos: bool = False):
     else:
         assert (result.finish_reason, len(tokens)) == ("length", new)
     assert ignore_eos or not set(tokens[:-1]) & set(tiny().eos_ids), "the answer goes on after its end"
+
+
+def check_run(run, requests):
+    """Nothing odd happened, and each request has the reference's tokens."""
+    assert run.anomalies == 0 and not run.interrupted
+    for request, result in zip(requests, run.results, strict=True):
+        check_greedy(request.prompt, result, request.max_new_tokens, request.ignore_eos)
 
 
 def check_logits(prompt, result):
@@ -159,18 +166,26 @@ def opened(config: Config, anomalies: int = 0, broken: bool = False):
         assert engine.controller.state.counts["padding_mismatches"] == 0
 
 
+def answered(config: Config, requests: list[Request]):
+    """The run of these requests on a new engine, checked."""
+    with opened(config) as engine:
+        run = engine.serve(requests)
+    check_run(run, requests)
+    return run
+
+
 class Gate:
-    """Holds whoever comes through it until the test opens it."""
+    """Holds a thread until the test opens it."""
 
     def __init__(self):
         self.entered, self._opened = threading.Event(), threading.Event()
 
     def hold(self):
         self.entered.set()
-        assert self._opened.wait(LIMIT_S), "nobody opened the gate"
+        assert self._opened.wait(LIMIT_S), "the gate was not opened"
 
     def wait(self):
-        assert self.entered.wait(LIMIT_S), "nobody came to the gate"
+        assert self.entered.wait(LIMIT_S), "no thread came to the gate"
 
     def open(self):
         self._opened.set()
@@ -186,3 +201,15 @@ def before(monkeypatch, owner, name: str, action):
         return method(self, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, patched)
+
+
+def held_at(monkeypatch, owner, name: str, condition=lambda *args: True) -> Gate:
+    """A gate before each call of a method whose arguments meet the condition."""
+    gate = Gate()
+    before(monkeypatch, owner, name, lambda *args: condition(*args) and gate.hold())
+    return gate
+
+
+def on_lane(role: str):
+    """Is it a copy of this lane? Of the arguments of `HostLane._move`."""
+    return lambda lane, flight: flight.lane.role == role

@@ -31,7 +31,7 @@ class FakeEvent:
         self._stream, self.at_ns = stream, max(now_ns(), getattr(stream, "held_until_ns", 0))
 
     def synchronize(self):
-        assert self.at_ns is not None, "nobody recorded it"
+        assert self.at_ns is not None, "it was not recorded"
         while now_ns() < self.at_ns and not getattr(self._stream, "let_go", False):
             time.sleep(1e-5)
 
@@ -45,7 +45,7 @@ class FakeStream:
         self.waited, self.held_until_ns, self.let_go = [], 0, False
 
     def wait_event(self, event):
-        assert event.at_ns is not None, "waits for what nobody recorded"
+        assert event.at_ns is not None, "waits for what was not recorded"
         self.waited.append(event)
 
     def wait_stream(self, other):

@@ -4,7 +4,7 @@ Each mutant changes one expression or drops one statement of one module. A forke
 runs the tests that enter the changed function, the module's own file first, until one fails: then it is killed. A child
 that ends in no time is killed by the clock. Text and annotations are left alone, since words are for readers.
 
-The sample is drawn per module with a fixed seed. `tests/mutants.txt` says of survivors why nobody can tell them from
+The sample is drawn per module with a fixed seed. `tests/mutants.txt` says of survivors why no test can tell them from
 the original; one that it doesn't list asks for a test.
 (mutmut 3 was tried first: its detour through every call makes the simulated worlds run into their time limits.)
 """
@@ -37,9 +37,9 @@ CORE = (
     "queues transfer_scheduler worker_state"
 )
 NAMES = (
-    "batching blocks config controller detectors fault_plan law link metrics paging scheduler simulation small_world "
-    "stepper timeline traces traffic why hardware workloads goodput tune archive batches bills difference pages "
-    "perfetto receipts twin"
+    "batching blocks config controller monitor fault_plan law link metrics preemption queues checked_simulation "
+    "model_checker stepper timeline traces transfer_scheduler why hardware workloads goodput tuning archive "
+    "batch_history receipt_plot run_diff block_map perfetto receipts twin"
 )
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
 HEAVY = tuple(FILES[-8:])  # import the engine or the pictures: they come second

@@ -23,7 +23,7 @@ from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace import archive, files, parts
 from disagg.trace.recorder import devices
 from disagg.trace.results import Result, Run
-from disagg.trace.schema import KINDS, MOST, _life
+from disagg.trace.schema import KINDS, MOST
 from disagg.twin.simulate import Speeds
 
 
@@ -48,6 +48,7 @@ def test_a_run_comes_back_equal(preset, name, tmp_path):
     back = Run.load(tmp_path / name)
     assert back == without_log(run) and type(back.results[0].stages) is tuple
     assert back.receipts() == run.receipts() and back.metrics() == run.metrics()
+    assert timeline_picture(back, 0).png() == timeline_picture(run, 0).png()
     assert [back.law(i) for i in range(12)] == [run.law(i) for i in range(12)]
     assert Timeline.load(tmp_path / name) == run.timeline
     assert os.listdir(tmp_path) == [name], "no draft is left"
@@ -99,23 +100,13 @@ def test_a_part_that_is_missing_changed_cut_or_another_runs_is_noticed(in_parts,
         Run.load(path)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        None,
-        [],
-        5,
-        [[1]],
-        [[1, "0" * 63]],
-        [[1, "../" + "0" * 61]],
-        [["1", "0" * 64]],
-        [[1, "0" * 64]] * 17,
-        [[1, "0" * 64]],
-    ],
-)
-def test_a_head_that_tells_no_parts_is_refused(said, tmp_path):
+WRONG_SUMS = [[[1, "0" * 63]], [[1, "../" + "0" * 61]], [["1", "0" * 64]], [[1, "0" * 64]] * 17, [[1, "0" * 64]]]
+
+
+@pytest.mark.parametrize("listed", [None, [], 5, [[1]], *WRONG_SUMS])
+def test_a_head_that_lists_no_parts_is_refused(listed, tmp_path):
     path = tmp_path / "run.jsonl"
-    path.write_text(json.dumps({"disagg": "parts", "version": 1, "parts": said}) + "\n")
+    path.write_text(json.dumps({"disagg": "parts", "version": 1, "parts": listed}) + "\n")
     with pytest.raises(FileError, match="run.jsonl"):
         Run.load(path)
 
@@ -137,12 +128,6 @@ def test_a_save_that_fails_leaves_the_recording_before_it_and_no_part_of_its_own
     assert sorted(tmp_path.iterdir()) == there and Run.load(path) == without_log(run)
 
 
-def test_its_picture_is_the_same(tmp_path):
-    run = simulated()
-    run.save(tmp_path / "run.jsonl")
-    assert timeline_picture(Run.load(tmp_path / "run.jsonl"), 0).png() == timeline_picture(run, 0).png()
-
-
 def test_preemptions_are_kept(tmp_path):
     run = simulated("paged", 12, decode_blocks=22, prefill_blocks=40, host_blocks=100)
     assert {span.kind for span in run.timeline.spans} >= {"spill", "fetch"} and run.choices
@@ -161,9 +146,8 @@ def test_every_kind_of_link(link, tmp_path):
 
 
 def test_a_real_run(tmp_path):
-    with Engine(
-        Config.preset("staged", model="tiny", link=Link.ratio(0.5), prefill_blocks=64, decode_blocks=64)
-    ) as engine:
+    config = Config.preset("staged", model="tiny", link=Link.ratio(0.5), prefill_blocks=64, decode_blocks=64)
+    with Engine(config) as engine:
         run = engine.serve([Request("<b>Ωhy?</b> \u2028 😀", 6), Request([1, 2, 3], 3, keep_logits=True)])
         silent = engine.serve([Request([1, 2, 3], 3)], record=False)
     run.save(tmp_path / "run.jsonl.gz")
@@ -178,7 +162,8 @@ def test_a_real_run(tmp_path):
 
 def test_texts_and_requests_that_never_started(tmp_path):
     never = Result(-1, 3, 7, finish_reason="cancelled")
-    failed = Result(4, 1, 0, [5], [9], "a\nb\u2028\0<script>", "failed", "\N{SNOWMAN} died", ended_ns=9)
+    text = "a\nb\u2028\0<script>" + '[{"\\' * 50  # brackets in text are text
+    failed = Result(4, 1, 0, [5], [9], text, "failed", "\N{SNOWMAN} died", ended_ns=9)
     run = Run(Config(), [never, failed], Timeline(), interrupted=True, machine="2 cores")
     run.save(tmp_path / "run.jsonl")
     assert Run.load(tmp_path / "run.jsonl") == run
@@ -207,17 +192,14 @@ def timelines(draw):
     counters = ("prefill 0 queue", "decode 11 queue", "decode 1 landed", "wanting", "free host", "batch 3", "ring")
     counted = st.builds(Mark, times, st.sampled_from(counters), times)
     gates = st.builds(Mark, times, st.sampled_from(counters[:4]).map("gate ".__add__), names)
-    moves = st.one_of(
-        st.builds(
-            BlockMove, times, st.just("ring"), st.just("free"), st.none(), st.lists(st.integers(0, 7)).map(tuple)
-        ),
-        st.builds(BlockMove, times, st.just("host"), st.sampled_from(STATES[1:]), times, st.just((0, 99))),
-    )
+    slots = st.lists(st.integers(0, 7)).map(tuple)
+    freed = st.builds(BlockMove, times, st.just("ring"), st.just("free"), st.none(), slots)
+    taken = st.builds(BlockMove, times, st.just("host"), st.sampled_from(STATES[1:]), times, st.just((0, 99)))
     return Timeline(
         draw(st.lists(spans(), max_size=6)),
         draw(times),
-        draw(st.lists(st.one_of(counted, gates), max_size=6)),
-        draw(st.lists(moves, max_size=6)),
+        draw(st.lists(counted | gates, max_size=6)),
+        draw(st.lists(freed | taken, max_size=6)),
         {place: draw(names) for place in (*PLACES, "host")},
         {"host": 100, "ring": 8},
     )
@@ -231,12 +213,6 @@ def test_any_timeline_comes_back_equal(tmp_path, timeline):
         assert Timeline.load(tmp_path / name) == timeline
     with pytest.raises(FileError, match="timeline without its run"):
         Run.load(tmp_path / "t.jsonl")
-
-
-def test_the_same_run_gives_the_same_bytes(tmp_path):
-    for name in ("a.jsonl.gz", "b.jsonl.gz"):
-        simulated().save(tmp_path / name)
-    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
 
 
 def test_a_long_run_is_small(tmp_path):
@@ -288,8 +264,6 @@ CHANGES = {
     "kind of another type": ("span", {"span": ["copy"]}, "kind must be one of"),
     "unknown field": ("span", {"colour": "red"}, "field 'colour' is unknown"),
     "no place": ("span", {"place": None}, "place must be a worker"),
-    "a place of no device": ("span", {"place": "decode 7"}, "'decode 7' is not among"),
-    "a place that is none": ("span", {"place": "../../etc/passwd"}, "place must be a worker"),
     "requests no list": ("span", {"requests": {"0": 1}}, "requests must be a list"),
     "requests of text": ("span", {"requests": ["0"]}, "requests must be a list"),
     "first of a stranger": ("span", {"firsts": [999]}, "firsts names a request"),
@@ -313,7 +287,6 @@ CHANGES = {
     "times without tokens": ("result", {"token_ids": []}, "0 tokens have"),
     "times fall": ("result", {"token_ids": [1, 2], "token_times_ns": [9 * 10**12, 10**12]}, "token_times_ns must be"),
     "token before arrival": ("result", {"arrival_ns": 10**15}, "before the request's arrival"),
-    "half a surrogate": ("result", {"text": "\ud800"}, "text must be text"),
     "error of a list": ("result", {"error": ["x"]}, "error must be text, or null"),
     "a seat nobody has": ("result", {"seat": 9}, "seat 'decode 9' is not among"),
     "request of a float": ("result", {"result": -1.0}, "request must be"),
@@ -327,11 +300,9 @@ CHANGES = {
     "huge memory": ("disagg", {"sizes": {"host": 10**12}}, "sizes must be"),
     "machine of two lines": ("disagg", {"machine": "a\nb"}, "machine must be a short text"),
     "config no object": ("disagg", {"config": []}, "config must be"),
-    "unknown in the config": ("disagg", {"config": {"colour": 1}}, "config: field 'colour' is unknown"),
     "wrong in the config": ("disagg", {"config": {"threads": 0}}, "config: threads must be"),
     "link of text": ("disagg", {"config": {"link": {"bandwidth": "fast"}}}, "config: link bandwidth must be"),
     "unknown in the link": ("disagg", {"config": {"link": {"colour": 1}}}, "config: .*unexpected keyword"),
-    "a link too long": ("disagg", {"config": {"link": 10**400}}, "config: link bandwidth must be"),
     "padding of one": ("disagg", {"padding": [1]}, "padding must be"),
     "counts of text": ("disagg", {"counts": {"spills": "many"}}, "counts must be"),
     "another count at the end": ("end", {"end": {"span": 1}}, "the closing line counts"),
@@ -363,22 +334,13 @@ def test_a_missing_field(kind, good, tmp_path):
 
 
 BAD_LINES = {
-    "NaN": (b'{"mark": "x", "at_ns": NaN, "value": 1}\n', "NaN is not a finite number"),
-    "Infinity": (b'{"mark": "x", "at_ns": -Infinity, "value": 1}\n', "-Infinity is not a finite number"),
-    "1e999": (b'{"mark": "x", "at_ns": 1e999, "value": 1}\n', "1e999 is not a finite number"),
-    "a field twice": (b'{"mark": "x", "at_ns": 1, "at_ns": 2, "value": 1}\n', "the field 'at_ns' stands twice"),
     "no JSON": (b"{'mark': 1}\n", "it is not JSON"),
     "half a line of JSON": (b'{"mark": "x", \n', "it is not JSON"),
-    "two objects": (b'{"mark": "x"} {"mark": "y"}\n', "one JSON object"),
-    "a list": (b'["mark"]\n', "one JSON object"),
     "an empty line": (b"\n", "it is not JSON"),
     "an empty object": (b"{}\n", "a line must start with"),
-    "Latin-1": ('{"mark": "é"}\n'.encode("latin-1"), "it is not UTF-8 text"),
     "nine deep": (b'{"mark":' + b"[" * 8 + b"]" * 8 + b"}\n", "brackets stand more than 8 deep"),
     "a million deep": (b"[" * (files.LINE_BYTES - 9) + b"\n", "brackets stand more than 8 deep"),
     "quotes that hide brackets": (b'{"mark": "\\"", "x": ' + b'[{"":' * 5 + b"\n", "more than 8 deep"),
-    "digits": (b'{"mark": "x", "at_ns": ' + b"9" * 5000 + b"}\n", "a number is too long"),
-    "too long a line": (b'{"mark": "' + b"x" * files.LINE_BYTES + b'"}\n', "is longer than 1048576 bytes"),
     "no line's end": (b'{"mark": "' + b"x" * 3 * files.LINE_BYTES, "is longer than 1048576 bytes"),
 }
 
@@ -391,16 +353,9 @@ def test_a_wrong_line(name, ending, good, tmp_path):
     refused(tmp_path / f"run{ending}", gzip.compress(content) if ending.endswith("gz") else content, match, 8)
 
 
-def test_brackets_in_text_are_text(tmp_path):
-    run = Run(Config(), [Result(0, 1, 0, text='[{"\\' * 50, finish_reason="eos")], Timeline())
-    run.save(tmp_path / "run.jsonl")
-    assert Run.load(tmp_path / "run.jsonl") == run
-
-
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400))
-anything = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=4
-)
+nested = lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner)  # noqa: E731
+anything = st.recursive(scalars, nested, max_leaves=4)
 
 
 @given(st.data())
@@ -441,15 +396,6 @@ def test_lines_after_the_end_and_two_recordings_in_one(good, tmp_path):
     refused(tmp_path / "run.jsonl", [*good, good[1]], "the closing line is not the last", len(good) + 1)
     refused(tmp_path / "run.jsonl", good + good, "the closing line is not the last", len(good) + 1)
     refused(tmp_path / "run.jsonl", good[1:], "does not begin as a recording", 1)
-
-
-def test_what_is_no_recording(tmp_path, good):
-    refused(tmp_path / "run.jsonl", b"", "is empty")
-    refused(tmp_path / "run.jsonl.gz", b"", "run.jsonl.gz is empty")
-    refused(tmp_path / "run.jsonl.gz", b"".join(good), "not packed by gzip")
-    refused(tmp_path / "run.jsonl", gzip.compress(b"".join(good)), "it is not UTF-8|cut off in this line", 1)
-    refused(tmp_path / "run.jsonl", "".join(map(bytes.decode, good)).encode("utf-16"), "UTF-8|cut off", 1)
-    refused(tmp_path / "run.jsonl", b"\x80\x04\x95" + b"\n", "it is not UTF-8", 1)
 
 
 def test_what_is_no_file(tmp_path):
@@ -493,13 +439,16 @@ def test_nothing_outside_of_the_folder_is_read(tmp_path):
 
 
 def test_it_overwrites_only_when_asked(tmp_path):
-    first, second = simulated(count=1), simulated(count=2)
-    first.save(tmp_path / "run.jsonl")
+    path, first, second = tmp_path / "run.jsonl.gz", simulated(count=1), simulated(count=2)
+    first.save(path)
+    whole = path.read_bytes()
     with pytest.raises(FileError, match="exists already; take another name, or overwrite=True"):
-        second.save(tmp_path / "run.jsonl")
-    assert len(Run.load(tmp_path / "run.jsonl").results) == 1
-    second.save(tmp_path / "run.jsonl", overwrite=True)
-    assert len(Run.load(tmp_path / "run.jsonl").results) == 2
+        second.save(path)
+    assert path.read_bytes() == whole
+    second.save(path, overwrite=True)
+    assert len(Run.load(path).results) == 2
+    simulated(count=1).save(path, overwrite=True)
+    assert path.read_bytes() == whole, "the same run gives the same bytes"
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -546,24 +495,19 @@ def test_the_command_says_what_a_recording_holds(tmp_path):
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-def main(monkeypatch, capsys, *words) -> str:
-    monkeypatch.setattr("sys.argv", ["disagg", *map(str, words)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code
-    return " ".join(capsys.readouterr().out.split())
-
-
 def test_errors_of_the_command_are_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(output, "console", output.Console(width=1000))
     path = tmp_path / "[bold]run[" / "x].jsonl"  # the console must not take it for markup
     path.parent.mkdir()
     path.write_text("{}\n")
-    assert main(monkeypatch, capsys, "timeline", path) == (
-        f"FileError: {path}, line 1: it does not begin as a recording of disagg"
-    )
-    Run(Config(), [], Timeline()).save(path, overwrite=True)
-    assert main(monkeypatch, capsys, "timeline", path).endswith("0 requests, but no time was recorded")
+    monkeypatch.setattr(output, "console", output.Console(width=1000))
+    monkeypatch.setattr("sys.argv", ["disagg", "timeline", str(path)])
+    for words in ("line 1: it does not begin as a recording of disagg\n", "0 requests, but no time was recorded\n"):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main()
+        out = capsys.readouterr().out
+        assert out.startswith(("FileError: ", "EngineError: ")) and out.endswith(words) and out.count("\n") == 1
+        assert str(path) in out or words.startswith("0")
+        Run(Config(), [], Timeline()).save(path, overwrite=True)
 
 
 def test_a_file_that_could_not_be_finished_leaves_nothing_behind(tmp_path):
@@ -575,14 +519,6 @@ def test_a_file_that_could_not_be_finished_leaves_nothing_behind(tmp_path):
 
 def test_a_result_is_the_same_whatever_was_recorded_beside_it():
     assert Result(1, 2, 3, timeline=Timeline()) == Result(1, 2, 3) and "timeline" not in repr(Result(1, 2, 3))
-
-
-def test_a_life_of_unknown_stages_is_none():
-    assert _life([[0, "queued"], [1, "prefilling"]]) and not _life([[0, "queued"], [1, "asleep"]])
-
-
-def test_a_plain_request_keeps_no_logits():
-    assert not Request([1]).keep_logits
 
 
 @pytest.mark.parametrize(

@@ -155,18 +155,12 @@ def test_plain_products_agree_with_sdpa(options):
     torch.testing.assert_close(slow, fast, **CLOSE)
 
 
-def test_padding_is_counted_once_a_batch():
+def test_padding_is_counted_once_a_batch_and_is_what_is_gathered(monkeypatch):
+    gathered_slots, gather = [], Workspace.gather
+    monkeypatch.setattr(Workspace, "gather", lambda *args: gathered_slots.append(len(args[3])) or gather(*args))
     batch, _ = Case([1, 3, 4, 5, 9, 20]).decode([3, 3])
     assert batch.used_slots == 1 + 3 + 4 + 5 + 9 + 20
-    assert batch.padded_slots == 3 * 4 + 3 * 20
-
-
-def test_gathered_slots_are_the_counted_ones(monkeypatch):
-    case, seen = Case([1, 3, 4, 5, 9, 20]), []
-    gather = Workspace.gather
-    monkeypatch.setattr(Workspace, "gather", lambda *args: seen.append(len(args[3])) or gather(*args))
-    batch, _ = case.decode([3, 3])
-    assert sum(seen) == batch.padded_slots
+    assert batch.padded_slots == 3 * 4 + 3 * 20 == sum(gathered_slots)
 
 
 def test_hand_off_comes_after_the_write_and_before_attention(monkeypatch):

@@ -3,14 +3,12 @@
 import math
 import subprocess
 import sys
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
 
 from disagg import Config, Engine, Link, Request, simulate
-from disagg.plan.config import RANGES
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
 from disagg.run.placement import check_devices
 from disagg.show import panel, watch
@@ -18,16 +16,6 @@ from disagg.twin.model_shapes import TINY
 from disagg.twin.model_shapes import TINY_CONTEXT as CONTEXT
 
 VOCAB = TINY["vocab_size"]
-
-INTS = ["prefill_workers", "decode_workers", "layers_per_copy", "ring_slots", "block_size", "chunk_tokens"]
-INTS += ["max_batch", "threads", "seed"]
-POOLS = ("prefill_blocks", "host_blocks", "decode_blocks")
-SECONDS = ("watchdog_s", "itl_target_s")
-
-
-def named(value) -> str:
-    """The same in every process: without an address."""
-    return "object" if type(value) is object else repr(value)
 
 
 @pytest.fixture(autouse=True)
@@ -45,19 +33,6 @@ def refused(error, match, call):
 # ---- Config ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*INTS, *POOLS])
-@pytest.mark.parametrize("value", [-1, 1.0, "8", True, math.nan, math.inf, [8], object()], ids=named)
-def test_a_whole_number_is_a_whole_number(name, value):
-    refused(ConfigError, f"{name} must be a whole number, [01] or more; got ", lambda: Config(**{name: value}))
-
-
-@pytest.mark.parametrize("name", [*INTS, *POOLS])
-@pytest.mark.parametrize("more", [1, 10**6, 10**400], ids=["one", "a million", "a googol to the fourth"])
-def test_a_count_has_a_most(name, more):
-    most = RANGES[name][1]
-    refused(ConfigError, f"{name} must be at most {most:,}; got ", lambda: Config(**{name: most + more}))
-
-
 def test_more_threads_than_cores_are_refused_before_one_starts(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     asked = []
@@ -71,78 +46,11 @@ def test_more_threads_than_cores_are_refused_before_one_starts(monkeypatch):
     refused(ConfigError, "has 1 cores", lambda: check_devices(Config(threads=3)))
 
 
-@pytest.mark.parametrize("name", [name for name in INTS if name not in ("prefill_workers", "seed")])
-def test_zero_of_something_needed(name):
-    refused(ConfigError, f"{name} must be a whole number, 1 or more; got 0", lambda: Config(**{name: 0}))
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in INTS if name not in ("block_size", "chunk_tokens", "layers_per_copy")]
-)
-def test_none_is_no_number_where_no_default_is_known(name):
-    refused(ConfigError, f"{name} must be a whole number", lambda: Config(**{name: None}))
-
-
-@pytest.mark.parametrize("name", SECONDS)
-@pytest.mark.parametrize(
-    "value", [0, -1.5, math.nan, math.inf, 1e300, 10**400, "5", True, [1]], ids=lambda v: repr(v)[:9]
-)
-def test_seconds_are_finite_and_above_zero(name, value):
-    refused(ConfigError, f"{name} must be seconds, above 0", lambda: Config(**{name: value}))
-
-
-@pytest.mark.parametrize(
-    "name, value, nearest",
-    [
-        ("route", "stagd", "staged"),
-        ("policy", "shortst", "shortest"),
-        ("dtype", "float3", "float32"),
-        ("attention", "sdp", "sdpa"),
-    ],
-)
-def test_a_choice_names_the_nearest(name, value, nearest):
-    refused(ConfigError, f"{name} must be one of .*{nearest}.*; got '{value}'; nearest: '{nearest}'",
-            lambda: Config(**{name: value}))  # fmt: skip
-    refused(ConfigError, f"{name} must be one of", lambda: Config(**{name: None}))
-    refused(ConfigError, f"{name} must be one of", lambda: Config(**{name: [value]}))
-
-
-def test_unknown_fields_and_presets_name_the_nearest():
-    refused(
-        ConfigError, "field 'max_bach' is unknown; nearest: 'max_batch'", lambda: Config.preset("split", max_bach=3)
-    )
-    refused(ConfigError, "field 'prefil_device' is unknown; nearest: 'prefill_device'",
-            lambda: Config().replace(prefil_device="cpu"))  # fmt: skip
-    refused(ConfigError, "preset 'stremed' is unknown; nearest: 'streamed'; known: baseline, colocated",
-            lambda: Config.preset("stremed"))  # fmt: skip
-    for name in (None, 3, ["staged"], ""):
-        refused(ConfigError, "preset .* is unknown", lambda name=name: Config.preset(name))
-    refused(ConfigError, "field 'max_bach' is unknown; nearest: 'max_batch'", lambda: Config(max_bach=3))
-
-
 @pytest.mark.parametrize(
     "bins", [64, "64", None, (0,), (64, 64), (128, 64), (64.0,), (True,), ("64",), (-1, 5)], ids=repr
 )
 def test_bins_rise(bins):
     refused(ConfigError, "bins must", lambda: Config(bins=bins))
-
-
-@pytest.mark.parametrize("name", ["verify_kv", "join_projections", "compile"])
-@pytest.mark.parametrize("value", [1, 0, "yes", math.nan])
-def test_a_switch_is_a_switch(name, value):
-    refused(ConfigError, f"{name} must be True or False; got ", lambda: Config(**{name: value}))
-
-
-def test_a_chunk_is_whole_blocks():
-    refused(
-        ConfigError, r"chunk_tokens \(40\) must be a multiple of block_size \(16\)", lambda: Config(chunk_tokens=40)
-    )
-
-
-@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "", None, 0, "CPU"])
-def test_a_device_has_a_known_form(device):
-    both = dict(prefill_device=device, decode_device=device)
-    refused(ConfigError, 'prefill_device must be "cpu", "cuda" or "cuda:N"; got ', lambda: Config(**both))
 
 
 def test_pairs_of_devices_that_cannot_work():
@@ -155,9 +63,8 @@ def test_pairs_of_devices_that_cannot_work():
 @pytest.mark.parametrize("preset", ["baseline", "split"])
 def test_a_gpu_that_is_not_there(preset):
     config = Config.preset(preset, model="tiny", prefill_device="cuda:77", decode_device="cuda:77")
-    refused(
-        ConfigError, "prefill_device='cuda:77': this machine has .* CUDA devices; take \"cpu\"", lambda: Engine(config)
-    )
+    words = "prefill_device='cuda:77': this machine has .* CUDA devices; take \"cpu\""
+    refused(ConfigError, words, lambda: Engine(config))
 
 
 @pytest.mark.parametrize(
@@ -225,13 +132,10 @@ def test_numpy_numbers_are_numbers():
             assert all(type(token) is int for token in request.prompt)
 
 
-@pytest.mark.parametrize("model", ["no/such/folder", "tiny2"])
+@pytest.mark.parametrize("model", ["no/such/folder", "tiny2", ""])
 def test_a_model_that_is_not_there(model):
-    refused(ModelError, f"there is no folder '{model}'; a model is 'smollm2'", lambda: Engine(Config(model=model)))
-
-
-def test_a_model_without_a_name():
-    refused(ModelError, "no config.json in this folder; a model is 'smollm2'", lambda: Engine(Config(model="")))
+    what = f"there is no folder '{model}'" if model else "no config.json in this folder"
+    refused(ModelError, f"{what}; a model is 'smollm2'", lambda: Engine(Config(model=model)))
 
 
 @pytest.mark.parametrize("thing", ["dynamic", None, {"model": "tiny"}])
@@ -249,40 +153,6 @@ def test_pools_larger_than_memory():
 
 
 # ---- Request ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "prompt", [None, 5, 3.5, object(), [1.0], ["a"], [True], [None], {1}, b"bytes", [[1]]], ids=named
-)
-def test_a_prompt_is_text_or_ids(prompt):
-    refused(RequestError, "prompt must be text or a list of token ids", lambda: Request(prompt))
-
-
-@pytest.mark.parametrize("prompt", ["", [], ()])
-def test_an_empty_prompt(prompt):
-    refused(RequestError, "prompt is empty", lambda: Request(prompt))
-
-
-@pytest.mark.parametrize("new", [0, -1, 1.0, "8", True, None, math.nan], ids=repr)
-def test_nothing_to_generate(new):
-    refused(RequestError, "max_new_tokens must be a whole number, 1 or more; got ", lambda: Request("a", new))
-
-
-@pytest.mark.parametrize(
-    "field, values",
-    [
-        ("temperature", (-0.1, math.nan, math.inf, "1", True, None, 101)),
-        ("top_p", (-0.1, 0, 1.1, math.nan, "1", True, None)),
-        ("arrival_s", (-1, math.nan, math.inf, "1", True, None, 1e10)),
-        ("seed", ("1", 1.5, True, math.nan, Fraction(1, 2))),
-        ("ignore_eos", (1, "no", None)),
-        ("keep_logits", (1, "no", None)),
-        ("force_ids", ([], "abc", [1.5], [True], 3, b"abc", ["1"])),
-    ],
-)
-def test_other_fields_of_a_request(field, values):
-    for value in values:
-        refused(RequestError, f"{field} must be", lambda value=value: Request("a", **{field: value}))
 
 
 FOREIGN = {
@@ -350,6 +220,10 @@ BAD_CHANGES = {
     "a wrong type": (dict(max_batch="8"), "max_batch must be a whole number"),
     "an unknown name": (dict(polcy="fcfs"), "field 'polcy' is unknown; nearest: 'policy'"),
     "a half block": (dict(chunk_tokens=40), "must be a multiple of block_size"),
+    "another route": (dict(route="staged"), "route can't change while the engine runs"),
+    "other blocks": (dict(block_size=8), "block_size can't change while the engine runs"),
+    "more workers": (dict(decode_workers=2), "decode_workers can't change while the engine runs"),
+    "no checksums": (dict(verify_kv=False), "verify_kv can't change while the engine runs"),
     "not live": (dict(ring_slots=2), "ring_slots can't change while the engine runs; those that can: link,"),
     "one good, one not": (dict(max_batch=4, threads=3), "threads can't change"),
 }
@@ -392,13 +266,6 @@ def test_a_request_that_was_checked_before_the_pool_shrank_fails_in_words():
         )
         result = engine.serve([Request(prompt_of(40), 200)]).results[0]
         assert result.finish_reason == "failed" and "need 15 blocks of 16, but decode 0 has 8" in result.error
-
-
-def test_a_closed_engine_says_so():
-    engine = Engine(small(), tiny())
-    engine.close()
-    for call in (lambda: engine.submit(Request("a")), lambda: engine.serve([]), lambda: engine.retune(max_batch=3)):
-        refused(EngineError, "this engine is closed; build a new one", call)
 
 
 @pytest.mark.parametrize("line", ["from disagg import Engine", "from disagg.show import panel"])

@@ -19,25 +19,18 @@ def test_reserve_takes_all_or_nothing():
     assert (pool.available, pool.peak) == (0, 3)
 
 
-def test_blocks_of_another_and_free_ones_are_not_released():
+def test_blocks_of_another_and_free_ones_are_neither_released_nor_marked():
     pool = BlockPool("p", 2)
     pool.reserve(1, owner=1)
-    with pytest.raises(AssertionError, match="p: block 0 belongs to 1, not to 2"):
-        pool.release([0], owner=2)
-    with pytest.raises(AssertionError, match="p: block 1 belongs to None"):
-        pool.release([1], owner=1)
+    for call in (pool.release, lambda blocks, owner: pool.mark(blocks, owner, USED)):
+        with pytest.raises(AssertionError, match="p: block 0 belongs to 1, not to 2"):
+            call([0], owner=2)
+        with pytest.raises(AssertionError, match="p: block 1 belongs to None"):
+            call([1], owner=1)
+    assert pool.counts()["used"] == 0
     pool.release([0], owner=1)
     with pytest.raises(AssertionError, match="belongs to None"):
         pool.release([0], owner=1)
-
-
-def test_blocks_of_another_and_free_ones_are_not_marked():
-    pool = BlockPool("p", 2)
-    pool.reserve(1, owner=1)
-    for blocks, owner in (([0], 2), ([1], 1)):
-        with pytest.raises(AssertionError, match="p: block . belongs to"):
-            pool.mark(blocks, owner, USED)
-    assert pool.counts()["used"] == 0
 
 
 def test_a_lowered_capacity_drains():
@@ -62,21 +55,17 @@ def test_check_says_what_is_wrong():
         pool.check()
 
 
-def test_a_table_check_finds_doubles_and_wrong_states():
+def test_a_table_check_finds_doubles_wrong_states_and_blocks_of_another():
     pool = BlockPool("p", 2)
     table = Table.reserve(pool, 1, owner=1)
     table.blocks.append(table.blocks[0])
     with pytest.raises(AssertionError, match="a block stands twice in the table of 1"):
         table.check()
     table.blocks.pop()
-    pool._state[0] = 2
+    state, pool._state[0] = pool._state[0], 2
     with pytest.raises(AssertionError, match="block 0 of 1 is not in_flight"):
         table.check()
-
-
-def test_a_table_check_finds_blocks_of_another():
-    pool = BlockPool("p", 2)
-    table = Table.reserve(pool, 1, owner=1)
+    pool._state[0] = state
     table.check()
     pool._owner[0] = 2
     with pytest.raises(AssertionError, match="p: block 0 belongs to 2, not to 1"):
@@ -126,9 +115,13 @@ class Blocks(RuleBasedStateMachine):
         held = sum(len(table.blocks) for table in self.tables)
         return max(0, min(self.TOTAL, self.pool.capacity) - held)
 
-    def pick(self, data, wanted):
-        tables = [table for table in self.tables if wanted(table)]
-        return data.draw(st.sampled_from(tables)) if tables else None
+    @property
+    def open(self) -> list[Table]:
+        return [table for table in self.tables if not table.released]
+
+    @property
+    def pinned(self) -> list[Table]:
+        return [table for table in self.tables if table.pins]
 
     @rule(count=st.integers(0, TOTAL + 1))
     def reserve(self, count):
@@ -139,47 +132,40 @@ class Blocks(RuleBasedStateMachine):
         if count and table is not None:
             self.tables.append(table)
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.open)
     @rule(data=st.data(), count=st.integers(1, 3))
     def grow(self, data, count):
-        table = self.pick(data, lambda table: not table.released)
-        if table is not None:
-            room, before = self.room(), list(table.blocks)
-            assert (table.grow(count) is not None) == (count <= room)
-            assert table.blocks[: len(before)] == before, "tokens stay where they are"
+        table = data.draw(st.sampled_from(self.open))
+        room, before = self.room(), list(table.blocks)
+        assert (table.grow(count) is not None) == (count <= room)
+        assert table.blocks[: len(before)] == before, "tokens stay where they are"
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.open)
     @rule(data=st.data())
     def commit(self, data):
-        table = self.pick(data, lambda table: not table.released)
-        if table is not None:
-            table.commit()
+        data.draw(st.sampled_from(self.open)).commit()
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.open)
     @rule(data=st.data())
     def pin(self, data):
-        table = self.pick(data, lambda table: not table.released)
-        if table is not None:
-            self.activities += 1
-            table.pin(self.activities)
+        self.activities += 1
+        data.draw(st.sampled_from(self.open)).pin(self.activities)
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.pinned)
     @rule(data=st.data())
     def unpin(self, data):
-        table = self.pick(data, lambda table: table.pins)
-        if table is not None:
-            table.unpin(data.draw(st.sampled_from(table.pins)))
-            if table.released and not table.pins:
-                self.tables.remove(table)
+        table = data.draw(st.sampled_from(self.pinned))
+        table.unpin(data.draw(st.sampled_from(table.pins)))
+        if table.released and not table.pins:
+            self.tables.remove(table)
 
-    @precondition(lambda self: self.tables)
+    @precondition(lambda self: self.open)
     @rule(data=st.data())
     def release(self, data):
-        table = self.pick(data, lambda table: not table.released)
-        if table is not None:
-            table.release()
-            if not table.pins:
-                self.tables.remove(table)
+        table = data.draw(st.sampled_from(self.open))
+        table.release()
+        if not table.pins:
+            self.tables.remove(table)
 
     @rule(capacity=st.integers(0, TOTAL))
     def shrink(self, capacity):

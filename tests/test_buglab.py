@@ -90,35 +90,23 @@ def test_a_replacement_is_short(name):
 
 @EACH
 def test_the_method_is_the_shipped_one_again(name):
+    """Also after an exception, and where one bug stands inside another."""
     one = bugs()[name]
     shipped = one.owner.__dict__[one.method]
     with bug(name) as opened:
         assert opened is one and one.owner.__dict__[one.method] is one.replacement
     assert one.owner.__dict__[one.method] is shipped
-
-
-@EACH
-def test_it_is_put_back_after_an_exception(name):
-    one = bugs()[name]
-    shipped = one.owner.__dict__[one.method]
     with pytest.raises(KeyboardInterrupt), bug(name):
         raise KeyboardInterrupt
     assert one.owner.__dict__[one.method] is shipped
-
-
-def test_one_inside_another_is_put_back_in_turn():
-    one = bugs()["freed early"]
-    shipped = one.owner.__dict__[one.method]
-    with bug("freed early"), bug("counted"), bug("freed early"):
+    with bug(name), bug("counted"), bug(name):
         pass
     assert one.owner.__dict__[one.method] is shipped
 
 
 def test_an_unknown_bug_lists_the_known_ones():
-    with (
-        pytest.raises(ValueError, match="there is no bug 'freed late'; known: event first, temporary"),
-        bug("freed late"),
-    ):
+    words = "there is no bug 'freed late'; known: event first, temporary"
+    with pytest.raises(ValueError, match=words), bug("freed late"):
         pass
 
 

@@ -26,15 +26,8 @@ from disagg.trace.files import check_writable
 MEASURES = {command.name or command.callback.__name__ for command in suites.app.registered_commands}
 
 #: Parameters that name what is read. Every other path is written, and is looked at before any work is done for it.
-READ = {
-    "slides notebooks",
-    "timeline file",
-    "twin --trace",
-    "two-gpu --trace",
-    "tune --trace",
-    "validate --calibration",
-    "fuzz --input",
-}
+TRACES = {"twin --trace", "two-gpu --trace", "tune --trace"}
+READ = TRACES | {"slides notebooks", "timeline file", "validate --calibration", "fuzz --input"}
 LATER = {"slides --folder", "site --folder", "site --cache", "record-gpu --out"}  # folders that are made when needed
 NEEDED = {"tune": ["--ttft", "1", "--tpot", "1"], "timeline": ["run.jsonl"], "slides": ["x.ipynb"],
           "fuzz": ["--reader", "steps", "--minutes", "0"]}  # fmt: skip
@@ -180,10 +173,8 @@ def test_every_table_of_the_commands_fits(width, capsys, monkeypatch, place):
     bench_rows.show(long_rows(), output.console, "bench, suite cpu")
     output.table(claims.COLUMNS, claims.rows())
     output.table(("", ""), [("attention", "many words " * 30)])
-    output.table(
-        COLUMNS,
-        [("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "as measured")] * 2,
-    )
+    row = ("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "as measured")
+    output.table(COLUMNS, [row] * 2)
     learn.timeline(Path("run.jsonl"), receipts=True)
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\r" not in out

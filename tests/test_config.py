@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy
@@ -10,15 +11,19 @@ import pytest
 
 import disagg
 from disagg.plan.checks import is_text, is_whole, short
-from disagg.plan.config import PRESETS, Config
+from disagg.plan.config import PRESETS, RANGES, Config
 from disagg.plan.errors import ConfigError, RequestError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 
-CHUNK = "must be a multiple of block_size"
-
-
 ON_GPU = {"prefill_device": "cuda:0", "decode_device": "cuda:0"}
+TWO_GPUS = {"prefill_device": "cuda:0", "decode_device": "cuda:1"}
+FROM_ONE = [name for name, (least, _) in RANGES.items() if least == 1]
+WRONG_NUMBERS = [-1, 1.0, "8", True, math.nan, math.inf, [8], {}]
+WRONG_SECONDS = [0, -1.5, math.nan, math.inf, 1e300, 10**400, "5", True, [1]]
+WRONG_DEVICES = ["gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "", None, 0, "CPU"]
+WRONG_PROMPTS = [None, 5, 3.5, object(), [1.0], ["a"], [True], [None], {1}, b"bytes", [[1]]]
+SPLIT = "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here"
 
 
 def test_what_is_left_open_follows_the_device():
@@ -33,53 +38,16 @@ def test_what_is_left_open_follows_the_device():
     "fields, words",
     [
         ({"route": "stagd"}, "route must be one of bulk, direct, staged; got 'stagd'; nearest: 'staged'"),
-        ({"route": None}, "route must be one of bulk, direct, staged; got None"),
         ({"policy": "shortst"}, "policy must be one of fcfs, shortest; got 'shortst'; nearest: 'shortest'"),
         ({"dtype": "float8"}, "dtype must be one of float32, float16, bfloat16; got 'float8'; nearest: 'float32'"),
-        (
-            {"attention": "flash"},
-            "attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out",
-        ),
+        ({"attention": "flash"}, "attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out"),
         ({"attention": "flsh"}, "attention must be one of auto, flash, sdpa, plain; got 'flsh'; nearest: 'flash'"),
-        ({"compile": 1}, "compile must be True or False; got 1"),
         ({**ON_GPU, "sm_split": 0}, "sm_split must be a whole number, 1 or more; got 0"),
-        (
-            {**ON_GPU, "sm_split": 32, "prefill_workers": 0},
-            "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here they take "
-            "turns on one worker; leave it out",
-        ),
-        (
-            {"prefill_device": "cuda:0", "decode_device": "cuda:1", "sm_split": 32},
-            "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here they are on "
-            "cuda:0 and cuda:1; leave it out",
-        ),
-        (
-            {"sm_split": 32},
-            "sm_split=32 gives decode that many SMs of the one GPU that it shares with prefill, but here they are on "
-            "CPU cores, which have none; leave it out",
-        ),
+        ({**ON_GPU, "sm_split": 32, "prefill_workers": 0}, f"{SPLIT} they take turns on one worker; leave it out"),
+        ({**TWO_GPUS, "sm_split": 32}, f"{SPLIT} they are on cuda:0 and cuda:1; leave it out"),
+        ({"sm_split": 32}, f"{SPLIT} they are on CPU cores, which have none; leave it out"),
         ({**ON_GPU, "sm_split": -8}, "sm_split must be a whole number, 1 or more; got -8"),
         ({**ON_GPU, "sm_split": 32.0}, "sm_split must be a whole number, 1 or more; got 32.0"),
-        ({"prefill_workers": -1}, "prefill_workers must be a whole number, 0 or more; got -1"),
-        ({"decode_workers": 0}, "decode_workers must be a whole number, 1 or more; got 0"),
-        ({"layers_per_copy": 0}, "layers_per_copy must be a whole number, 1 or more; got 0"),
-        ({"ring_slots": 0}, "ring_slots must be a whole number, 1 or more; got 0"),
-        ({"block_size": 16.0}, "block_size must be a whole number, 1 or more; got 16.0"),
-        ({"chunk_tokens": "256"}, "chunk_tokens must be a whole number, 1 or more; got '256'"),
-        ({"max_batch": True}, "max_batch must be a whole number, 1 or more; got True"),
-        ({"threads": math.nan}, "threads must be a whole number, 1 or more; got nan"),
-        ({"seed": -1}, "seed must be a whole number, 0 or more; got -1"),
-        ({"prefill_blocks": 0}, "prefill_blocks must be a whole number, 1 or more; got 0"),
-        ({"decode_blocks": 0}, "decode_blocks must be a whole number, 1 or more; got 0"),
-        ({"host_blocks": -1}, "host_blocks must be a whole number, 0 or more; got -1"),
-        ({"watchdog_s": math.nan}, "watchdog_s must be seconds, above 0 and up to 1e+09; got nan"),
-        ({"watchdog_s": math.inf}, "watchdog_s must be seconds, above 0 and up to 1e+09; got inf"),
-        ({"watchdog_s": 0}, "watchdog_s must be seconds, above 0 and up to 1e+09; got 0"),
-        ({"watchdog_s": None}, "watchdog_s must be seconds, above 0 and up to 1e+09; got None"),
-        ({"itl_target_s": math.nan}, "itl_target_s must be seconds, above 0 and up to 1e+09; got nan"),
-        ({"itl_target_s": True}, "itl_target_s must be seconds, above 0 and up to 1e+09; got True"),
-        ({"join_projections": 1}, "join_projections must be True or False; got 1"),
-        ({"verify_kv": "yes"}, "verify_kv must be True or False; got 'yes'"),
         (
             {"chunk_tokens": 100},
             "chunk_tokens (100) must be a multiple of block_size (16), so that a chunk hands off whole blocks",
@@ -89,17 +57,13 @@ def test_what_is_left_open_follows_the_device():
         ({"bins": (64.5,)}, "bins must be a whole number, 1 or more; got 64.5"),
         ({"bins": (128, 64)}, "bins must rise: got (128, 64); for example (64, 128, 256, 512)"),
         ({"bins": [64, 64]}, "bins must rise: got (64, 64); for example (64, 128, 256, 512)"),
-        ({"prefill_device": "gpu"}, 'prefill_device must be "cpu", "cuda" or "cuda:N"; got \'gpu\''),
-        ({"decode_device": "cpu:1"}, 'decode_device must be "cpu", "cuda" or "cuda:N"; got \'cpu:1\''),
-        ({"decode_device": "cuda:x"}, 'decode_device must be "cpu", "cuda" or "cuda:N"; got \'cuda:x\''),
-        ({"decode_device": 0}, 'decode_device must be "cpu", "cuda" or "cuda:N"; got 0'),
         (
             {"decode_device": "cuda"},
             "prefill_device='cpu' with decode_device='cuda' is an impossible pair: "
             "take two CPU workers or GPUs for both",
         ),
         (
-            {"prefill_workers": 0, "prefill_device": "cuda:0", "decode_device": "cuda:1"},
+            {"prefill_workers": 0, **TWO_GPUS},
             "prefill_workers=0 puts prefill on the decode device, but prefill_device='cuda:0' "
             "and decode_device='cuda:1' differ; set both alike, or take two decode_workers, one for each",
         ),
@@ -114,16 +78,47 @@ def test_a_config_refuses_in_words(fields, words):
     assert str(caught.value) == words
 
 
+def wrong(names, words: str, *values) -> list[tuple]:
+    """A case for each of these fields and values."""
+    return [(name, value, words) for name in names for value in values]
+
+
+MUST_BE = [
+    *wrong(["prefill_workers", "host_blocks", "seed"], "a whole number, 0 or more", *WRONG_NUMBERS),
+    *wrong(FROM_ONE, "a whole number, 1 or more", 0, *WRONG_NUMBERS),
+    *wrong(["prefill_workers", "seed"], "a whole number, 0 or more", None),
+    *wrong(["decode_workers", "ring_slots", "max_batch", "threads"], "a whole number, 1 or more", None),
+    *wrong(["watchdog_s", "itl_target_s"], "seconds, above 0 and up to 1e+09", *WRONG_SECONDS),
+    *wrong(["watchdog_s"], "seconds, above 0 and up to 1e+09", None),
+    *wrong(["verify_kv", "join_projections", "compile"], "True or False", 1, 0, "yes", math.nan),
+    *wrong(["prefill_device", "decode_device"], '"cpu", "cuda" or "cuda:N"', *WRONG_DEVICES),
+    *wrong(["route"], "one of bulk, direct, staged", None, ["bulk"]),
+    *wrong(["policy"], "one of fcfs, shortest", None, ["fcfs"]),
+    *wrong(["dtype"], "one of float32, float16, bfloat16", None, ["float32"]),
+    *wrong(["attention"], "one of auto, flash, sdpa, plain", None, ["auto"]),
+]
+for field, (_, most) in RANGES.items():
+    MUST_BE += wrong([field], f"at most {most:,}", most + 1, most + 10**6, most + 10**400)
+
+
+@pytest.mark.parametrize("name, value, words", MUST_BE, ids=short)
+def test_a_field_of_a_config_must_be_what_it_says(name, value, words):
+    with pytest.raises(ConfigError) as caught:
+        Config(**{name: value})
+    assert str(caught.value) == f"{name} must be {words}; got {short(value)}"
+
+
 def test_unknown_names_fail_with_the_nearest():
-    for make in (lambda **f: Config.preset("split", **f), Config().replace):
+    for make in (lambda **f: Config.preset("split", **f), Config().replace, Config):
         with pytest.raises(ConfigError) as caught:
             make(max_batches=4)
         assert str(caught.value) == "field 'max_batches' is unknown; nearest: 'max_batch'"
     with pytest.raises(ConfigError) as caught:
         Config.preset("stream")
     assert str(caught.value).startswith("preset 'stream' is unknown; nearest: 'streamed'; known: baseline, colocated")
-    with pytest.raises(ConfigError, match="^preset 'zzz' is unknown; known: "):
-        Config.preset("zzz")
+    for name in ("zzz", None, 3, ["staged"], ""):
+        with pytest.raises(ConfigError, match="^preset .* is unknown; known: "):
+            Config.preset(name)
 
 
 def test_every_preset_is_a_config_and_every_field_can_be_overridden():
@@ -145,7 +140,7 @@ def test_a_config_is_frozen_and_a_replacement_is_checked():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1
     assert config.replace(seed=5).seed == 5 and config.seed == 0
-    with pytest.raises(ConfigError, match=CHUNK):
+    with pytest.raises(ConfigError, match="must be a multiple of block_size"):
         config.replace(block_size=48)
 
 
@@ -158,56 +153,61 @@ def test_bins_may_be_a_list_and_links_a_pair():
 def test_a_link_too_fast_for_a_cpu_is_fine_between_gpus():
     with pytest.raises(ConfigError, match="faster than the emulation holds"):
         Config(link="pcie4x16")
-    assert Config(link="pcie4x16", prefill_device="cuda:0", decode_device="cuda:1").links[0] == Link(26e9)
+    assert Config(link="pcie4x16", **TWO_GPUS).links[0] == Link(26e9)
 
 
-ARRIVAL = "arrival_s must be a number from 0 to 1e+09; got "
+WRONG_REQUESTS = {
+    "prompt": ("text or a list of token ids", WRONG_PROMPTS),
+    "max_new_tokens": ("a whole number, 1 or more", (0, -1, 1.0, "8", True, None, math.nan)),
+    "temperature": ("a number from 0 to 100", (-0.1, math.nan, math.inf, "1", True, None, 101)),
+    "top_p": ("a number from 0 to 1", (-0.1, 1.1, math.nan, "1", True, None)),
+    "arrival_s": ("a number from 0 to 1e+09", (-1, math.nan, math.inf, "1", True, None, 1e10)),
+    "seed": (f"a whole number, {1 - 2**62} or more", ("1", 1.5, True, math.nan, Fraction(1, 2))),
+    "ignore_eos": ("True or False", (1, "no", None)),
+    "keep_logits": ("True or False", (1, "no", None)),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_REQUESTS)
+def test_a_field_of_a_request_must_be_what_it_says(field):
+    must, values = WRONG_REQUESTS[field]
+    for value in values:
+        with pytest.raises(RequestError) as caught:
+            Request(**{"prompt": "why", field: value})
+        got = type(value).__name__ if field == "prompt" else short(value)
+        assert str(caught.value) == f"{field} must be {must}; got {got}"
 
 
 @pytest.mark.parametrize(
-    "fields, words",
+    "field, values, words",
     [
-        ({"prompt": ""}, "prompt is empty; give at least one token"),
-        ({"prompt": []}, "prompt is empty; give at least one token"),
-        ({"prompt": 5}, "prompt must be text or a list of token ids; got int"),
-        ({"prompt": [1, "a"]}, "prompt must be text or a list of token ids; got list"),
-        ({"prompt": [True]}, "prompt must be text or a list of token ids; got list"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, 1 or more; got 0"),
-        ({"max_new_tokens": 2.0}, "max_new_tokens must be a whole number, 1 or more; got 2.0"),
-        ({"arrival_s": -1}, ARRIVAL + "-1"),
-        ({"arrival_s": math.nan}, ARRIVAL + "nan"),
-        ({"temperature": 101}, "temperature must be a number from 0 to 100; got 101"),
-        ({"top_p": math.nan}, "top_p must be a number from 0 to 1; got nan"),
-        ({"top_p": 0}, "top_p must be above 0; take temperature=0 for greedy decoding"),
-        ({"force_ids": []}, "force_ids must be a list of at least one token id"),
-        ({"force_ids": "ab"}, "force_ids must be a list of at least one token id"),
+        ("prompt", ("", [], ()), "prompt is empty; give at least one token"),
+        ("top_p", (0,), "top_p must be above 0; take temperature=0 for greedy decoding"),
+        ("force_ids", ([], "ab", [1.5], [True], 3, b"abc", ["1"]), "force_ids must be a list of at least one token id"),
     ],
-    ids=str,
 )
-def test_a_request_refuses_in_words(fields, words):
-    with pytest.raises(RequestError) as caught:
-        Request(**{"prompt": "why", **fields})
-    assert str(caught.value) == words
+def test_a_request_refuses_in_words(field, values, words):
+    for value in values:
+        with pytest.raises(RequestError) as caught:
+            Request(**{"prompt": "why", field: value})
+        assert str(caught.value) == words
 
 
 def test_sampling_of_a_request():
     sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling(9)
     assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)
-    assert (Request([1]).sampling().seed, Request([1]).sampling(9).seed, Request([1], seed=0).sampling(9).seed) == (
-        0,
-        9,
-        0,
-    )
+    plain, seeded = Request([1]), Request([1], seed=0)
+    assert (plain.sampling().seed, plain.sampling(9).seed, seeded.sampling(9).seed) == (0, 9, 0)
 
 
 @pytest.mark.parametrize("workers, devices", [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:1", "cuda:0"])])
 def test_colocated_workers_are_dealt_to_two_devices(workers, devices):
-    config = Config.preset("two_colocated", decode_workers=workers, prefill_device="cuda:0", decode_device="cuda:1")
+    config = Config.preset("two_colocated", decode_workers=workers, **TWO_GPUS)
     assert [config.device_of("decode", index) for index in range(workers)] == devices
 
 
 def test_each_worker_has_its_device():
-    config = Config.preset("staged", prefill_device="cuda:0", decode_device="cuda:1")
+    config = Config.preset("staged", **TWO_GPUS)
     assert [config.device_of(role, 0) for role in ("prefill", "decode", "host")] == ["cuda:0", "cuda:1", "cpu"]
 
 
@@ -227,7 +227,7 @@ def test_a_value_in_an_error_is_a_glance_of_it():
 
 
 def test_every_field_of_a_config_and_of_a_request_is_read_somewhere():
-    """A setting that nothing looks at would be obeyed by nobody. Its own file, which checks it, does not count."""
+    """Its own file, which checks it, does not count."""
     package = Path(disagg.__file__).parent
     for kind, own in ((Config, "config.py"), (Request, "request.py")):
         read = set()

@@ -22,9 +22,10 @@ MISTAKES = [(task, *wrong) for task in exercises().values() for wrong in task.wr
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Each test has a progress file of its own."""
+    """Each test has a progress file of its own, and leaves no widget."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    ipywidgets.Widget.close_all()
 
 
 def nothing(*arguments):
@@ -107,9 +108,7 @@ TASK = Exercise("total", "x", "Add them.", 1, total, (([1, 2],), ([],)), ((len, 
 
 @pytest.mark.parametrize("given", [None, 3, "total", ...])
 def test_what_is_no_function_is_said(given):
-    assert TASK.verdict(given) == (
-        False, f"give the function itself, as in check('total', total); got {given!r}"
-    )  # fmt: skip
+    assert TASK.verdict(given) == (False, f"give the function itself, as in check('total', total); got {given!r}")
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -205,19 +204,12 @@ def test_a_guess_is_where_the_slider_is():
     assert guess.value == 80
     picture = guess.compare(96.7)
     assert str(picture) == "How much of the copy hides? You guessed 80 %; the answer is 96.7 %."
-    guess.close()
 
 
-def test_a_small_range_has_small_steps():
-    guess = predict("Which fraction?", 0, 1, "of it")
-    assert guess.value == 0.5 and guess.slider.step == pytest.approx(0.01)
-    guess.close()
-
-
-def test_large_numbers_are_written_out():
-    guess = predict("How many bytes?", 0, 100_000, "bytes")
-    assert "You guessed 50,000 bytes; the answer is 46,080 bytes." in str(guess.compare(46_080))
-    guess.close()
+def test_a_small_range_has_small_steps_and_large_numbers_are_written_out():
+    small, large = predict("Which fraction?", 0, 1, "of it"), predict("How many bytes?", 0, 100_000, "bytes")
+    assert small.value == 0.5 and small.slider.step == pytest.approx(0.01)
+    assert "You guessed 50,000 bytes; the answer is 46,080 bytes." in str(large.compare(46_080))
 
 
 @pytest.mark.parametrize("answer", [0, 3.5, -20, 400])
@@ -229,7 +221,6 @@ def test_guess_and_answer_are_two_bars_of_their_length(answer, projector):
     low, high = axes.get_xlim()
     assert low <= min(0, answer) and high > max(50, answer)
     assert [bar.get_hatch() for bar in axes.patches] == ["///", None], "told apart without colour"
-    guess.close()
 
 
 def test_times_stay_out_of_a_checked_sentence():
@@ -237,7 +228,6 @@ def test_times_stay_out_of_a_checked_sentence():
     picture = guess.compare(12.3, times=False)
     assert picture.finding == "How long is it? Guess and answer stand side by side."
     assert "12.3 ms" in picture.alt
-    guess.close()
 
 
 def test_the_text_of_a_guess_never_changes():
@@ -247,14 +237,12 @@ def test_the_text_of_a_guess_never_changes():
     assert bundle["text/plain"] == sentence and "application/vnd.jupyter.widget-view+json" in bundle
     guess.slider.value = 3
     assert repr(guess) == sentence
-    guess.close()
 
 
 def test_a_long_question_is_not_cut():
     guess = predict("Why is it so? " * 20, 0, 1, "of it")
     labels = [child.value for child in guess.panel.children[:-1]]
     assert len(labels) == 3 and " ".join(labels).split() == ("Why is it so? " * 20 + "(of it)").split()
-    guess.close()
 
 
 def test_a_guess_needs_room():

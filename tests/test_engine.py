@@ -7,12 +7,13 @@ import pytest
 import torch
 from engine_tools import (
     TOLERANCE,
-    Gate,
-    before,
+    answered,
     check_greedy,
     check_logits,
+    check_run,
     expected_logits,
     generated,
+    held_at,
     lengths,
     logit_error,
     opened,
@@ -29,6 +30,7 @@ from disagg.plan.errors import EngineError, RequestError
 from disagg.plan.request import Stage
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.host_lane import HostLane
+from disagg.run.model.model import Model
 from disagg.twin.model_shapes import TINY
 from disagg.twin.model_shapes import TINY_EOS as EOS
 
@@ -38,21 +40,13 @@ HAND_OFFS = ("split", "streamed", "staged")  # one for each route
 MIXED = ((1, 9), (15, 4), (16, 12), (17, 20), (33, 1), (40, 16), (100, 8))  # (prompt tokens, new tokens)
 
 
-def check_run(run, requests):
-    assert run.anomalies == 0 and not run.interrupted
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens, request.ignore_eos)
-
-
 # ---- parity ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_answers_as_the_untouched_model_generates(preset):
     requests = lengths(*MIXED)
-    with opened(small(preset)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(preset), requests)
     same = [r.token_ids == generated(q.prompt, q.max_new_tokens) for q, r in zip(requests, run.results, strict=True)]
     assert sum(same) >= len(same) - 1, "more than one near tie in a hundred tokens"
 
@@ -103,9 +97,7 @@ def test_kept_logits_belong_to_their_own_request():
     "tokens", [1, 15, 16, 17, 32, 33], ids=["one", "shorter", "equal", "one_over", "two", "two_and_one"]
 )
 def test_a_prompt_around_the_edges_of_a_block(preset, tokens):
-    requests = [Request(prompt_of(tokens), 18, ignore_eos=True)]
-    with opened(small(preset)) as engine:
-        check_run(engine.serve(requests), requests)
+    answered(small(preset), [Request(prompt_of(tokens), 18, ignore_eos=True)])
 
 
 @pytest.mark.parametrize("preset", ["colocated", *HAND_OFFS])
@@ -121,18 +113,14 @@ def test_prompts_around_the_edges_of_a_chunk(preset):
 
 def test_chunks_of_several_prompts_share_a_pass():
     requests = lengths((20, 5), (20, 5), (90, 5), (3, 5), (33, 5))
-    with opened(small("staged", chunk_tokens=48)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small("staged", chunk_tokens=48), requests)
     assert any(len(span.requests) > 1 for span in run.timeline.spans if span.kind == "prefill")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_one_token_answer_sends_nothing(preset):
     requests = [Request(prompt_of(40), 1)]
-    with opened(small(preset)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(preset), requests)
     assert {span.kind for span in run.timeline.spans} == {"prefill"}
     assert run.results[0].tpot_s is None and run.results[0].second_token_gap_s is None
     assert run.metrics().bytes_moved == {}
@@ -151,18 +139,14 @@ def prompt_that_ends_at_once(length: int = 5) -> list[int]:
 def test_an_end_of_sequence_at_once_ends_one_request_only(preset):
     short = Request(prompt_that_ends_at_once(), 30)
     requests = [short, *lengths((20, 10)), short]
-    with opened(small(preset)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(preset), requests)
     assert [run.results[i].token_ids for i in (0, 2)] == [[EOS], [EOS]]
     assert run.results[0].finish_reason == "eos" and run.results[0].text == ""
 
 
 def test_an_ignored_end_of_sequence_goes_on():
     requests = [Request(prompt_that_ends_at_once(), 12, ignore_eos=True)]
-    with opened(small()) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(), requests)
     assert run.results[0].token_ids[0] == EOS
 
 
@@ -193,8 +177,7 @@ def test_other_sizes_of_blocks(preset, block_size):
     requests = lengths(*MIXED)
     blocks = 1024 // block_size
     config = small(preset, block_size=block_size, chunk_tokens=64, prefill_blocks=blocks, decode_blocks=blocks)
-    with opened(config) as engine:
-        check_run(engine.serve(requests), requests)
+    answered(config, requests)
 
 
 def paged(**changes):
@@ -205,54 +188,41 @@ def paged(**changes):
 LONG = [Request(prompt_of(24, n), 48, ignore_eos=True, keep_logits=True) for n in range(4)]  # 5 blocks in the end
 
 
-def check_long(run):
-    check_run(run, LONG)
+def long_run(config):
+    run = answered(config, LONG)
     for request, result in zip(LONG, run.results, strict=True):
         check_logits(request.prompt, result)
+    return run
 
 
 def test_what_is_spilled_comes_back_the_same():
-    with opened(paged()) as engine:
-        run = engine.serve(LONG)
-    check_long(run)
+    run = long_run(paged())
     assert run.counts["spills"] >= 1 and run.counts["fetches"] >= 1
     kinds = {span.kind for span in run.timeline.spans}
     assert {"spill", "fetch"} <= kinds and run.choices[0].arm.value == "spill"
     assert run.peak_blocks["host"] > 0
 
 
-def test_without_a_host_pool_it_is_computed_again():
-    with opened(paged(host_blocks=0)) as engine:
-        run = engine.serve(LONG)
-    check_long(run)
+@pytest.mark.parametrize("host_blocks", [0, 1])
+def test_without_a_host_pool_or_with_one_too_small_it_is_computed_again(host_blocks):
+    run = long_run(paged(host_blocks=host_blocks))
     assert run.counts["recomputes"] >= 1 and "spills" not in {n for n, count in run.counts.items() if count}
     assert all(choice.spill_ns is None for choice in run.choices)
 
 
 def test_where_the_link_is_slow_it_is_computed_again():
     """At 0.3 MB/s a spill there and back takes some 500 ms, a prefill of 90 tokens a few (100, on a busy machine)."""
-    with opened(paged(link=3e5)) as engine:
-        run = engine.serve(LONG)
-    check_long(run)
+    run = long_run(paged(link=3e5))
     assert run.counts["recomputes"] >= 1
     slow = [choice for choice in run.choices if choice.spill_ns is not None and choice.recompute_ns is not None]
     assert all((c.spill_ns <= c.recompute_ns) == (c.arm.value == "spill") for c in slow)
     assert any(choice.arm.value == "recompute" for choice in slow)
 
 
-def test_a_host_pool_too_small_for_any_spill_is_no_obstacle():
-    with opened(paged(host_blocks=1)) as engine:
-        run = engine.serve(LONG)
-    check_long(run)
-    assert run.counts["recomputes"] >= 1
-
-
 @pytest.mark.parametrize("preset", ["colocated", "split", "dynamic"])
 def test_other_presets_preempt_too(preset):
     blocks = dict(decode_blocks=8) if preset != "dynamic" else dict(decode_blocks=8, host_blocks=8)
-    with opened(small(preset, **blocks)) as engine:
-        run = engine.serve(LONG)
-    check_long(run)
+    long_run(small(preset, **blocks))
 
 
 # ---- several workers, layers, slots ----------------------------------------------------------------------------------
@@ -261,9 +231,7 @@ def test_other_presets_preempt_too(preset):
 @pytest.mark.parametrize("preset", [*HAND_OFFS, "paged", "dynamic"])
 def test_two_workers_of_each_role(preset):
     requests = lengths(*MIXED, *MIXED)
-    with opened(small(preset, prefill_workers=2, decode_workers=2)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(preset, prefill_workers=2, decode_workers=2), requests)
     assert {"prefill 0", "prefill 1", "decode 0", "decode 1"} <= set(run.timeline.places)
 
 
@@ -272,9 +240,7 @@ def test_two_workers_of_each_role(preset):
 def test_layers_that_travel_together(route, together):
     """One, two, not dividing, all, more than there are."""
     requests = lengths((40, 6))
-    with opened(small(route=route, layers_per_copy=together)) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(route=route, layers_per_copy=together), requests)
     copies = [span for span in run.timeline.spans if span.kind == "copy"]
     per_lane = -(-LAYERS // min(together, LAYERS))
     assert len(copies) == per_lane * (1 if route == "direct" else 2)
@@ -288,16 +254,14 @@ def test_layers_that_travel_together(route, together):
 def test_a_narrow_ring(slots, workers):
     requests = lengths(*MIXED)
     config = small("staged", ring_slots=slots, prefill_workers=workers, decode_workers=workers, chunk_tokens=32)
-    with opened(config) as engine:
-        check_run(engine.serve(requests), requests)
+    answered(config, requests)
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "shortest"])
-def test_policies_change_the_order_and_no_answer(policy):
+def test_policies_change_the_order_and_no_answer(monkeypatch, policy):
     requests = lengths((60, 6), (3, 6), (30, 6), (4, 6))
     with opened(small("baseline", policy=policy)) as engine:
-        gate = Gate()
-        engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
+        gate = held_at(monkeypatch, Model, "prefill")
         handles = [engine.submit(request) for request in requests]
         gate.wait()
         engine.watch.until(lambda state: len(state.records) == 4)
@@ -307,17 +271,6 @@ def test_policies_change_the_order_and_no_answer(policy):
         check_greedy(request.prompt, result, 6)
     order = sorted(range(4), key=lambda i: results[i].token_times_ns[0])
     assert order == ([0, 1, 2, 3] if policy == "fcfs" else [0, 1, 3, 2])
-
-
-class Held:
-    """A worker's model whose prefill waits for a gate."""
-
-    def __init__(self, engine, gate):
-        self._model, self._gate = next(iter(engine.executor.workers.values())).prefill.model, gate
-
-    def prefill(self, *args):
-        self._gate.hold()
-        return self._model.prefill(*args)
 
 
 # ---- the engine's life -----------------------------------------------------------------------------------------------
@@ -365,10 +318,9 @@ def test_two_engines_at_once():
                 check_greedy(request.prompt, handle.result(), request.max_new_tokens)
 
 
-def test_a_second_serve_at_the_same_time_is_refused():
-    gate = Gate()
+def test_a_second_serve_at_the_same_time_is_refused(monkeypatch):
+    gate = held_at(monkeypatch, Model, "prefill")
     with opened(small("baseline")) as engine:
-        engine.executor.workers[next(iter(engine.executor.workers))].prefill.model = Held(engine, gate)
         runs = []
         first = threading.Thread(target=lambda: runs.append(engine.serve(lengths((5, 3)))))
         first.start()
@@ -382,9 +334,7 @@ def test_a_second_serve_at_the_same_time_is_refused():
 
 def test_arrivals_out_of_order_come_back_in_the_order_asked():
     requests = [Request(prompt_of(9, n), 4, arrival_s=s) for n, s in enumerate((0.02, 0.0, 0.01))]
-    with opened(small()) as engine:
-        run = engine.serve(requests)
-    check_run(run, requests)
+    run = answered(small(), requests)
     arrivals = [result.arrival_ns for result in run.results]
     assert sorted(arrivals) == [arrivals[1], arrivals[2], arrivals[0]]
 
@@ -421,8 +371,7 @@ def test_pieces_of_text_come_as_tokens_do(preset):
 
 
 def test_the_first_piece_is_there_before_the_last_token(monkeypatch):
-    gate = Gate()
-    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
+    gate = held_at(monkeypatch, DecodeStage, "step")
     with opened(small()) as engine:
         handle = engine.submit(Request(prompt_of(7), force_ids=list(b"abc")))
         pieces = iter(handle)
@@ -516,18 +465,6 @@ def test_a_live_change_takes_force_and_changes_no_answer(change):
         assert {s.occupied_ns for s in run.timeline.spans if s.kind == "copy"} == {
             round(s.nbytes / 2e7 * 1e9) for s in run.timeline.spans if s.kind == "copy"
         }
-
-
-def test_a_change_that_needs_a_new_engine_is_refused_and_nothing_changes():
-    with opened(small()) as engine:
-        old = engine.config
-        for change in (dict(route="staged"), dict(block_size=8), dict(decode_workers=2), dict(verify_kv=False)):
-            with pytest.raises(ValueError, match="can't change while the engine runs"):
-                engine.retune(**change)
-        with pytest.raises(ValueError, match="nearest: 'max_batch'"):
-            engine.retune(max_bach=3)
-        assert engine.config == old
-        check_run(engine.serve(lengths((5, 3))), lengths((5, 3)))
 
 
 def test_every_stage_of_the_whole_pipeline_was_seen():

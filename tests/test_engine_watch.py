@@ -1,7 +1,7 @@
 """The engine under its detectors: a breach breaks it in words; `why` answers; its log replays to the same commands."""
 
 import pytest
-from engine_tools import LIMIT_S, Gate, before, lengths, opened, small
+from engine_tools import LIMIT_S, before, held_at, lengths, opened, small
 
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError
@@ -13,8 +13,7 @@ from disagg.run.host_lane import HostLane
 
 def test_a_breach_breaks_the_engine_in_words(monkeypatch):
     """A transfer that pins nothing: a cancel frees what its copy still reads."""
-    gate = Gate()
-    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
+    gate = held_at(monkeypatch, HostLane, "_move")
     monkeypatch.setattr(Transfer, "touch", lambda self, table: self.touched.append(table))
     with opened(small(), broken=True) as engine:
         handles = [engine.submit(request) for request in lengths((40, 9), (20, 9))]
@@ -42,8 +41,7 @@ def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
 
 
 def test_why_of_a_running_engine(monkeypatch):
-    gate = Gate()
-    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
+    gate = held_at(monkeypatch, HostLane, "_move")
     with opened(small()) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()
@@ -63,17 +61,14 @@ def test_a_fresh_controller_gives_the_same_commands_for_the_engines_events(monke
     """The log is the controller's only input: no clock, no order of threads beside it."""
     changes = {"decode_blocks": 10, "host_blocks": 8} if preset in ("paged", "dynamic") else {}
     with opened(small(preset, chunk_tokens=48, **changes)) as engine:
-        commands, obey = [], engine.detectors.obey
-        monkeypatch.setattr(
-            engine.detectors, "obey", lambda now, command: (commands.append(command), obey(now, command))
-        )
+        commands = []
+        before(monkeypatch, type(engine.detectors), "obey", lambda self, now, command: commands.append(command))
         run = engine.serve(lengths((40, 12), (20, 3), (50, 40), (9, 48), (33, 48)))
         engine.watch.until_idle()
         log, shape = list(run.log), engine.model.shape
     heard = len(engine.watch.events)
     assert len(log) > 20 and heard >= len(log)
-    fresh = Controller(
-        engine.config, layers=shape.layers, token_bytes=shape.token_bytes, pads=engine.attention_path.pads
-    )
+    pads = engine.attention_path.pads
+    fresh = Controller(engine.config, layers=shape.layers, token_bytes=shape.token_bytes, pads=pads)
     replayed = [command for now, event in log for command in fresh.handle(event, now)]
     assert replayed == commands[: len(replayed)] and len(replayed) > 20

@@ -1,7 +1,4 @@
-"""Whatever fails: its own requests end in words, the others' tokens stay right, nothing is held and no thread is left.
-
-Nothing here sleeps: gates hold threads where a test wants them, and deadlines pass because the engine's clock is moved.
-"""
+"""A failure ends its own requests in words; the others' tokens stay right, nothing is held and no thread is left."""
 
 import itertools
 import threading
@@ -15,7 +12,9 @@ from engine_tools import (
     check_greedy,
     expected_logits,
     held,
+    held_at,
     lengths,
+    on_lane,
     opened,
     prompt_of,
     small,
@@ -37,7 +36,7 @@ from disagg.run.host_lane import HostLane
 from disagg.run.loop import EngineLoop
 from disagg.run.model.model import Model
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.serving import Serving
+from disagg.run.serving import ServedRun
 from disagg.run.transfers import Transfers
 from disagg.twin.model_shapes import TINY_EOS as EOS
 
@@ -50,15 +49,15 @@ class Dies(BaseException):
     """No worker catches this one."""
 
 
-def fail_nth(monkeypatch, method: str, nth: int, error: BaseException):
-    """The model's nth prefill or decode raises."""
+def fail_nth(monkeypatch, owner, method: str, nth: int, error: BaseException, condition=lambda *args: True):
+    """The nth call of a method whose arguments meet the condition raises."""
     calls = itertools.count(1)
 
-    def maybe(self, *args):
-        if next(calls) == nth:
+    def maybe(*args):
+        if condition(*args) and next(calls) == nth:
             raise error
 
-    before(monkeypatch, Model, method, maybe)
+    before(monkeypatch, owner, method, maybe)
 
 
 def check_partial(prompt, result):
@@ -83,7 +82,7 @@ def check_others(requests, results, ended_early=("failed", "cancelled")):
 @pytest.mark.parametrize("nth", [1, 3])
 @pytest.mark.parametrize("method", STAGES)
 def test_a_model_that_raises_fails_its_batch_alone(monkeypatch, preset, method, nth):
-    fail_nth(monkeypatch, method, nth, RuntimeError("no memory\nframes"))
+    fail_nth(monkeypatch, Model, method, nth, RuntimeError("no memory\nframes"))
     requests = lengths((40, 12), (20, 3), (50, 12), (9, 12), (33, 12))
     with opened(small(preset, chunk_tokens=48)) as engine:
         batches = batches_of(monkeypatch, method)
@@ -124,8 +123,7 @@ def test_every_call_raises_and_the_engine_still_answers_each_request(monkeypatch
 
 
 def test_a_hand_off_hook_that_raises_fails_the_pass(monkeypatch):
-    fail = itertools.count(1)
-    before(monkeypatch, Transfers, "hand_off", lambda self, *args: 1 / (next(fail) - 3))
+    fail_nth(monkeypatch, Transfers, "hand_off", 3, ZeroDivisionError())
     requests = lengths((40, 5), (20, 5))
     with opened(small("staged", chunk_tokens=48)) as engine:
         results = engine.serve(requests).results
@@ -143,38 +141,17 @@ def quiet_threads(monkeypatch):
 
 
 DEATHS = {
-    "prefill": (lambda patch: fail_nth(patch, "prefill", 2, Dies("gone")), "prefill 0 died: Dies: gone"),
-    "decode": (lambda patch: fail_nth(patch, "decode", 3, Dies("gone")), "decode 0 died: Dies: gone"),
-    "lane": (
-        lambda patch: before(patch, HostLane, "_move", raise_on_lane("up", Dies("gone"))),
-        "lane up 0 .*died: Dies: gone",
-    ),
-    "record": (lambda patch: before(patch, EngineLoop, "_record", raise_after(5, Dies("gone"))), "died: Dies: gone"),
+    "prefill": ((Model, "prefill", 2, Dies("gone")), "prefill 0 died: Dies: gone"),
+    "decode": ((Model, "decode", 3, Dies("gone")), "decode 0 died: Dies: gone"),
+    "lane": ((HostLane, "_move", 1, Dies("gone"), on_lane("up")), "lane up 0 .*died: Dies: gone"),
+    "record": ((EngineLoop, "_record", 6, Dies("gone")), "died: Dies: gone"),
 }
-
-
-def raise_on_lane(lane: str, error: BaseException):
-    def action(self, flight):
-        if flight.lane.role == lane:
-            raise error
-
-    return action
-
-
-def raise_after(count: int, error: BaseException):
-    calls = itertools.count()
-
-    def action(*args, **kwargs):
-        if next(calls) >= count:
-            raise error
-
-    return action
 
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_dead_thread_breaks_the_engine_in_words(monkeypatch, quiet_threads, death):
-    strike, cause = DEATHS[death]
-    strike(monkeypatch)
+    failure, cause = DEATHS[death]
+    fail_nth(monkeypatch, *failure)
     requests = lengths((40, 12), (20, 3), (50, 12), (9, 12))
     with opened(small("staged", chunk_tokens=48), broken=True) as engine:
         with pytest.raises(EngineError, match=f"broken and must be rebuilt: .*{cause}") as caught:
@@ -184,13 +161,9 @@ def test_a_dead_thread_breaks_the_engine_in_words(monkeypatch, quiet_threads, de
         for request, result in zip(requests, results, strict=True):
             assert result.finish_reason == "length" or cause.rpartition("*")[2] in result.error
             check_partial(request.prompt, result)
-        for call in (
-            lambda: engine.serve(requests),
-            lambda: engine.submit(requests[0]),
-            lambda: engine.retune(bins=()),
-        ):
+        for call in (engine.serve, lambda them: engine.submit(them[0]), lambda them: engine.retune(bins=())):
             with pytest.raises(EngineError, match=cause):
-                call()
+                call(requests)
         assert engine.controller.state.next_deadline_ns is None, "the loop would wake up for deadlines for ever"
 
 
@@ -219,7 +192,7 @@ def test_serve_knows_that_the_engine_broke_as_soon_as_its_requests_have_ended(mo
         obey(self, command)
 
     monkeypatch.setattr(EngineCore, "_obey", noting)
-    fail_nth(monkeypatch, "decode", 2, Dies("gone"))
+    fail_nth(monkeypatch, Model, "decode", 2, Dies("gone"))
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="died: Dies: gone"):
         engine.serve(lengths((20, 9)))
     assert known == ["decode 0 died: Dies: gone"]
@@ -286,8 +259,7 @@ def test_a_cancel_in_each_stage(stage):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", STAGES)
 def test_a_cancel_during_a_pass_or_a_step_ends_at_once_and_frees_later(monkeypatch, preset, method):
-    gate = Gate()
-    before(monkeypatch, Model, method, lambda self, *args: gate.hold())
+    gate = held_at(monkeypatch, Model, method)
     with opened(small(preset)) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         other = engine.submit(lengths((20, 9))[0])
@@ -305,13 +277,7 @@ def test_a_cancel_during_a_pass_or_a_step_ends_at_once_and_frees_later(monkeypat
 
 @pytest.mark.parametrize("lane", ["direct", "down", "up"])
 def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
-    gate = Gate()
-
-    def holding(self, flight):
-        if flight.lane.role == lane:
-            gate.hold()
-
-    before(monkeypatch, HostLane, "_move", holding)
+    gate = held_at(monkeypatch, HostLane, "_move", on_lane(lane))
     with opened(small(route="direct" if lane == "direct" else "staged")) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()
@@ -351,8 +317,7 @@ def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkey
 
 
 def test_a_cancel_while_it_waits_for_its_turn(monkeypatch):
-    gate = Gate()
-    before(monkeypatch, Model, "prefill", lambda self, *args: gate.hold())
+    gate = held_at(monkeypatch, Model, "prefill")
     with opened(small("baseline")) as engine:
         first, second, third = (engine.submit(request) for request in lengths((20, 5), (20, 5), (20, 5)))
         gate.wait()
@@ -378,13 +343,7 @@ def test_a_cancel_after_the_end_changes_nothing():
 
 
 def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(monkeypatch):
-    gate = Gate()
-
-    def stall(self, flight):
-        if flight.request > 0 and flight.lane.role == "up":
-            gate.hold()
-
-    before(monkeypatch, HostLane, "_move", stall)
+    gate = held_at(monkeypatch, HostLane, "_move", lambda lane, flight: flight.request > 0 and flight.lane.role == "up")
     requests = [Request(prompt_of(40, n), 60 if n == 0 else 5, ignore_eos=True) for n in range(5)]
     with opened(small("staged", ring_slots=2, prefill_blocks=7)) as engine:
         first = engine.submit(requests[0])
@@ -411,7 +370,7 @@ LOOK_S = 0.3  # of moved time; a few are less than what counts as lost
 
 
 def move_clock(monkeypatch, engine, seconds: float):
-    """Time passes for the engine's thread as if it had waited: a look at a time, for a jump would be nobody's delay."""
+    """Time passes for the engine's thread as if it had waited: in steps, for a jump counts as no delay."""
     before, looks = getattr(engine, "moved_s", 0.0), itertools.count(1)
     engine.moved_s = seconds
 
@@ -470,8 +429,7 @@ def test_a_worker_that_never_answers_breaks_the_engine(monkeypatch, worker, kind
 
 def test_a_copy_that_never_ends_fails_its_request_and_then_breaks_the_engine(monkeypatch):
     """Its blocks are never given away."""
-    gate = Gate()
-    before(monkeypatch, HostLane, "_move", lambda self, flight: gate.hold())
+    gate = held_at(monkeypatch, HostLane, "_move")
     with opened(small(), broken=True) as engine:
         handle = engine.submit(lengths((40, 9))[0])
         gate.wait()
@@ -571,8 +529,7 @@ def test_an_interrupt_before_the_last_arrival(monkeypatch):
 @pytest.mark.parametrize("method", STAGES)
 def test_closing_in_the_middle_of_a_pass_or_a_step(monkeypatch, preset, method):
     """`opened` then asks that every block is free and no thread is left."""
-    gate = Gate()
-    before(monkeypatch, Model, method, lambda self, *args: gate.hold())
+    gate = held_at(monkeypatch, Model, method)
     with opened(small(preset)) as engine:
         handles = [engine.submit(request) for request in lengths((40, 9), (20, 9), (30, 9))]
         gate.wait()
@@ -599,13 +556,7 @@ def test_closing_gives_up_copies_in_the_air(route):
 
 
 def test_closing_in_the_middle_of_paging(monkeypatch):
-    gate = Gate()
-
-    def holding(self, flight):
-        if flight.lane.role == "spill":
-            gate.hold()
-
-    before(monkeypatch, HostLane, "_move", holding)
+    gate = held_at(monkeypatch, HostLane, "_move", on_lane("spill"))
     with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
         handles = [engine.submit(request) for request in LONG]
         gate.wait()
@@ -632,17 +583,14 @@ def test_closing_while_another_thread_serves(arrival_s):
 
 
 def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
-    fail_nth(monkeypatch, "decode", 2, Dies("gone"))
+    fail_nth(monkeypatch, Model, "decode", 2, Dies("gone"))
     requests = [Request(prompt_of(20), 50), Request(prompt_of(9), 5, arrival_s=1e6)]
-    with (
-        opened(small(), broken=True) as engine,
-        pytest.raises(EngineError, match="decode 0 died: Dies: gone"),
-    ):
+    with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="decode 0 died: Dies: gone"):
         engine.serve(requests)
 
 
 def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests(monkeypatch):
-    submit = Serving._submit
+    submit = ServedRun._submit
 
     def breaking(self, *what):
         if first := self._loop.served.get(0):
@@ -650,7 +598,7 @@ def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests
             self._loop.ask(lambda: self._loop.core.break_off("gone"))
         submit(self, *what)
 
-    monkeypatch.setattr(Serving, "_submit", breaking)
+    monkeypatch.setattr(ServedRun, "_submit", breaking)
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="rebuilt: gone") as caught:
         engine.serve(lengths((5, 3), (5, 3)))
     assert [result.finish_reason for result in caught.value.run.results] == ["length", "cancelled"]
@@ -668,13 +616,7 @@ def test_an_error_inside_the_with_closes_the_engine():
 
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_worker_that_cannot_be_built_leaves_nothing(monkeypatch, nth):
-    calls = itertools.count(1)
-
-    def refuse(self, device):
-        if next(calls) == nth:
-            raise MemoryError("no room for a replica")
-
-    before(monkeypatch, Model, "replica", refuse)
+    fail_nth(monkeypatch, Model, "replica", nth, MemoryError("no room for a replica"))
     with pytest.raises(MemoryError):
         Engine(small("staged"), tiny())
     assert threads() == []
@@ -683,14 +625,9 @@ def test_a_worker_that_cannot_be_built_leaves_nothing(monkeypatch, nth):
 @pytest.mark.parametrize("nth", range(1, 6))
 def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch, nth):
     """Two lanes, two workers, the engine's own."""
-    calls = itertools.count(1)
-
-    def refuse(self):
-        if self.name.startswith("disagg") and next(calls) == nth:
-            raise RuntimeError("can't start new thread")
-
+    refusal, ours = RuntimeError("can't start new thread"), lambda thread: thread.name.startswith("disagg")
     with monkeypatch.context() as patch:
-        before(patch, threading.Thread, "start", refuse)
+        fail_nth(patch, threading.Thread, "start", nth, refusal, ours)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             Engine(small("staged"), tiny())
     assert threads() == []

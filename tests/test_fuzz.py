@@ -16,9 +16,7 @@ COUNTS = {"recording": 300, "use": 12, "steps": 300, "trace": 400, "folder": 100
           "progress": 200, "calibration": 200, "shape": 300}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in READERS if name != "model"]
-)  # a second an input: test_hostile has some
+@pytest.mark.parametrize("name", [name for name in READERS if name != "model"])  # test_hostile has some models
 def test_a_few_hundred_inputs(name, tmp_path):
     said = []
     found = fuzz.fuzz(READERS[name], lambda done: done < COUNTS[name], 1, tmp_path, said.append)

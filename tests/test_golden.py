@@ -1,10 +1,10 @@
-"""What the controller heard and said before the house was redrawn: the same, entry by entry, under today's names.
+"""What the controller received and answered at an earlier version: the same, entry by entry, under today's names.
 
 `golden/PRESET.txt.gz` holds the log of a seeded world a preset (a line each: E or C, the time in ns, the event or the
 command); `golden/tiny.txt.gz` the log of a real run on the model `tiny`, which a fresh controller must answer with the
 same commands; `golden/seeds.txt` a digest for each of a few worlds with faults. Names that were changed since stand in
 `golden/names.txt`, a line each: the name of today, and the one in the files.
-    python tests/test_golden.py     # writes the files anew, for whoever changes behaviour on purpose
+    python tests/test_golden.py     # writes the files anew, after a change of behaviour on purpose
 """
 
 import gzip
@@ -95,11 +95,9 @@ def test_worlds_with_faults_go_as_they_did():
 
 
 def test_a_real_run_is_answered_with_the_same_commands():
-    words = {
-        name: value
-        for part in (events, commands, config, link, preemption, request)
-        for name, value in vars(part).items()
-    }
+    words = {}
+    for part in (events, commands, config, link, preemption, request):
+        words |= vars(part)
     header, *lines = golden("tiny")
     shape = eval(header, {})
     controller = Controller(eval(new_names(shape.pop("config")), words), **shape)

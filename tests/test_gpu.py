@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from engine_tools import check_greedy, lengths, prompt_of, small
+from engine_tools import check_run, lengths, prompt_of, small
 from paged_kernel import OwnKernel
 
 from disagg import Engine, Request
@@ -31,9 +31,7 @@ def test_a_preset_answers_on_one_gpu(preset):
     requests = lengths((1, 9), (16, 12), (33, 1), (100, 8))
     with Engine(small(preset, **ON_ONE_GPU)) as engine:
         run = engine.serve(requests)
-    assert run.anomalies == 0
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
+    check_run(run, requests)
 
 
 @pytest.mark.parametrize("preset", ["streamed", "staged", "paged"])
@@ -41,9 +39,8 @@ def test_checksums_and_automatic_copies_on_one_gpu(preset):
     requests = lengths((16, 12), (33, 9), (100, 8))
     with Engine(small(preset, verify_kv=True, layers_per_copy=None, **ON_ONE_GPU)) as engine:
         run = engine.serve(requests)
-    assert run.anomalies == 0 and "copies timed to" in run.machine
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
+    assert "copies timed to" in run.machine
+    check_run(run, requests)
 
 
 def test_what_a_gpu_spills_comes_back_the_same():
@@ -51,9 +48,8 @@ def test_what_a_gpu_spills_comes_back_the_same():
     sizes = dict(block_size=16, chunk_tokens=256, decode_blocks=8, host_blocks=8, verify_kv=True)
     with Engine(small("paged", **sizes, **ON_ONE_GPU)) as engine:
         run = engine.serve(requests)
-    assert run.counts["spills"] >= 1 and run.anomalies == 0
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, 48, ignore_eos=True)
+    assert run.counts["spills"] >= 1
+    check_run(run, requests)
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (14, 2, 64), (8, 8, 80), (20, 1, 128)])
@@ -76,9 +72,8 @@ def test_split_decode_attends_as_gathered_slots_do(monkeypatch, sms, heads, kv_h
         ours.poison(tables[row, context // size + 1 :])
     plain.data.copy_(ours.data)
     lengths = torch.tensor(contexts)
-    exact = DecodePlan(
-        DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)]), plain, Workspace("plain")
-    )
+    batch = DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)])
+    exact = DecodePlan(batch, plain, Workspace("plain"))
     step = PagedDecode(ours, OwnKernel(), tables.int().to(device), lengths.int().to(device))
     for layer in (0, 1, 0):  # scratch is used again
         query = torch.randn(rows, kv_heads, heads // kv_heads, head_dim, dtype=torch.bfloat16, device=device)
@@ -137,9 +132,8 @@ def test_pieces_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
             seen, found = [], []
             for run, cache in ((model.prefill, whole), (graphs.run, pieces)):
                 layers: list[int] = []
-                batch = PrefillBatch(
-                    ids, segments, range(len(segments)), lambda layer, k, v, to=layers: to.append(layer)
-                )
+                note = lambda layer, k, v, to=layers: to.append(layer)  # noqa: E731
+                batch = PrefillBatch(ids, segments, range(len(segments)), note)
                 assert graphs.fits(batch)
                 found.append((run(cache, batch, kernel) if run == model.prefill else run(batch)).float().clone())
                 seen.append(layers)
@@ -163,11 +157,10 @@ def test_a_split_changes_no_token(preset):
     for split in (None, 32):
         with Engine(small(preset, sm_split=split, verify_kv=True, **ON_ONE_GPU)) as engine:
             run = engine.serve(requests)
-        assert run.anomalies == 0 and ("32 SMs for decode" in run.machine) == (split is not None)
+        assert ("32 SMs for decode" in run.machine) == (split is not None)
+        check_run(run, requests)
         answers.append([result.token_ids for result in run.results])
     assert answers[0] == answers[1]
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
 
 
 @split_here

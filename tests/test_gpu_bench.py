@@ -22,7 +22,7 @@ from disagg.plan.events import Cancel
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.handle import Handle
-from disagg.show.report import LeftOut, Row, write
+from disagg.show.report import Failed, LeftOut, Row, shortfalls
 from disagg.trace.law import Law
 from disagg.trace.results import Result
 
@@ -78,20 +78,19 @@ def test_a_group_that_fails_leaves_the_others_standing(monkeypatch, capsys):
         raise ValueError("no such thing")
 
     monkeypatch.setitem(suite.ONE_GPU, "steps", suite.BenchGroup(("step_over_floor",), fails))
-    monkeypatch.setitem(
-        suite.ONE_GPU, "law", suite.BenchGroup(("law_error_points",), lambda stand: iter([Row("last", 2.0)]))
-    )
+    last = suite.BenchGroup(("law_error_points",), lambda stand: iter([Row("last", 2.0)]))
+    monkeypatch.setitem(suite.ONE_GPU, "law", last)
     rows = list(suite.one(lambda text: None, "tiny", "steps,law"))
     assert [row.name for row in rows[-3:]] == ["first", "steps", "last"]
     assert "no such thing" in rows[-2].reason and "after 1 rows" in rows[-2].reason
+    assert type(rows[-2]) is Failed and "failed: steps" in shortfalls(rows)
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_only_knows_rows_and_groups():
     assert list(suite.chosen(suite.ONE_GPU, "law_error_points[4],paged_over_full")) == ["law", "paged"]
-    assert (
-        list(suite.chosen(suite.ONE_GPU, "ready")) == ["ready"] and suite.chosen(suite.ONE_GPU, None) is suite.ONE_GPU
-    )
+    assert list(suite.chosen(suite.ONE_GPU, "ready")) == ["ready"]
+    assert suite.chosen(suite.ONE_GPU, None) is suite.ONE_GPU
     with pytest.raises(ConfigError, match="no such row"):
         suite.chosen(suite.ONE_GPU, "step_over_flor")
 
@@ -221,12 +220,6 @@ def test_the_dial_for_a_hidden_fraction_is_where_the_law_has_it():
     found = Law(32, 0.0015, (ratio * 0.0015,) * 2, 0.002, ring_slots=8).hidden
     assert found == pytest.approx(0.6, abs=1e-3)
     assert streaming.dial_for(0.1, law) is None  # two hops overlap, so no dial hides as little
-
-
-def test_rows_left_out_are_named_in_the_file(tmp_path):
-    write(tmp_path / "a.json", [Row("measured", 1.0), LeftOut("absent", "no such engine here")])
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["left_out"] == {"absent": "no such engine here"} and [r["name"] for r in found["rows"]] == ["measured"]
 
 
 # ---- nano-vllm's harness, without nano-vllm --------------------------------------------------------------------------

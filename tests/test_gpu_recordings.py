@@ -74,9 +74,6 @@ def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
     for path in folder.iterdir():
         text = gzip.decompress(path.read_bytes()).decode()
         assert not re.search(r'"[^"]*/(home|root|tmp|work)/', text), path.name
-
-
-def test_files_are_small(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
 
 
@@ -201,12 +198,8 @@ WRONG = {
     "a field is missing": (lambda row: row.pop("copy"), "field 'copy' is missing"),
     "another recording": (lambda row: row.update(recording="rows"), "no recording of steps in version 1"),
     "another version": (lambda row: row.update(version=2), "no recording of steps in version 1"),
-    "no speed": (lambda row: row.update(copy=0), "copy must be a number above 0, from 1e-30 to 1e30; got 0"),
     "a time is text": (lambda row: row["times"][0].update(seconds="1"), "seconds must be a number above 0"),
-    "a time is no object": (lambda row: row.update(times=[1]), "times must be a list of objects"),
-    "a rung is missing": (lambda row: row["times"].pop(), "times must hold each of eager, compiled, graph, joined"),
     "a rung stands twice": (lambda row: row["times"].append(row["times"][0]), "times must hold each of eager"),
-    "none at all": (lambda row: row.update(times=[]), "times must be a list of objects"),
 }
 
 
@@ -238,8 +231,8 @@ def test_what_is_missing_says_which_command_makes_it(tmp_path):
 
 
 def test_other_files_are_left_alone(tmp_path):
-    for dial in ("nan", "-1", "1e999", ""):
-        (tmp_path / recordings.staged_file(dial)).write_bytes(b"")
+    for dial in ("nan", "-1", "1e999", "1e5", "..%2f", ""):
+        (tmp_path / recordings.staged_file(dial)).write_bytes(b"\x80\x04")
     assert not recordings.staged(tmp_path)
 
 
@@ -346,10 +339,8 @@ def test_gaps_are_parted_by_others_prefill(folder):
     run = recordings.timelines(folder)["Streams"]
     readers = [dataclasses.replace(run.results[i], request=i, token_times_ns=list(range(0, 70, 10))) for i in (0, 1)]
     span = next(span for span in run.timeline.spans if span.kind == "prefill")
-    run.timeline.spans = [
-        span._replace(requests=(0, 1), start_ns=0, end_ns=5),
-        span._replace(requests=(2,), start_ns=25, end_ns=38),
-    ]
+    passes = (((0, 1), 0, 5), ((2,), 25, 38))
+    run.timeline.spans = [span._replace(requests=ids, start_ns=at, end_ns=end) for ids, at, end in passes]
     run.results[:] = [*readers, dataclasses.replace(run.results[8], request=2)]
     beside, alone = gaps_beside(run, [0, 1])
     assert beside == [10e-9] * 4 and alone == [10e-9] * 6  # per reader: 20–30, 30–40; 10–20, 40–50, 50–60
@@ -475,9 +466,8 @@ def test_the_notebook_is_named_where_the_others_are():
 @on_cpu
 def test_two_workers_are_recorded_for_three_notebooks(tmp_path):
     done = list(record.record(record.make_stand("tiny", lambda text: None, pair=True), tmp_path))
-    assert [path.name for path in done] == [
-        f"pair_{name}.jsonl.gz" for part in recordings.PAIR.values() for name in part
-    ]
+    names = [f"pair_{name}.jsonl.gz" for part in recordings.PAIR.values() for name in part]
+    assert [path.name for path in done] == names
     found = {part: recordings.pair(part, tmp_path) for part in recordings.PAIR}
     assert list(found["crowd"]) == ["Split", "Two colocated"]
     answers = [[len(result.token_ids) for result in run.results] for run in found["crowd"].values()]

@@ -37,7 +37,7 @@ def test_what_fails_is_named_in_the_last_line_and_the_rest_is_asked_all_the_same
 
 
 def test_wrong_tokens_wrong_logits_and_stops_that_do_nothing_are_noticed(monkeypatch):
-    """Each check can fail: the engine forgets one block of every hand-off, nothing is spilled, nobody interrupts."""
+    """Each check can fail: the engine loses a block of each hand-off, nothing is spilled, nothing is interrupted."""
     on_cores = ("cpu", "cpu")
     with monkeypatch.context() as patch:
         patch.setattr(gpu_smoke.Engine, "interrupt", lambda self: None)

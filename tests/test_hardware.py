@@ -9,6 +9,7 @@ from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.link import PRESETS
 from disagg.twin.hardware import DEVICES, Costs, Hardware, Predicted, device_named
 from disagg.twin.model_shapes import SHAPES, sizes_of
+from disagg.twin.simulate import Speeds
 from disagg.twin.work import Sizes, looked_at
 
 EIGHT = Config.preset("streamed", model="random-llama3-8b", dtype="bfloat16")
@@ -124,8 +125,6 @@ def test_a_run_that_is_not_recorded_has_the_same_answers_and_no_timeline():
 
 
 def test_speeds_and_hardware_exclude_each_other():
-    from disagg.twin.simulate import Speeds
-
     with pytest.raises(ConfigError, match="not both"):
         simulate(EIGHT, [Request([1], 2)], Speeds(), hardware="2xL4")
 

@@ -211,7 +211,7 @@ def test_the_end_that_comes_with_lost_time_is_not_lost(monkeypatch):
     engine.submit(lengths((20, 5))[0])
     gate.wait()
     ahead[0] = 10**11
-    engine._loop._inbox.put(inbox_file.Signal.END)  # while the step is still under way
+    engine._loop._inbox.put(inbox_file.EndSignal.END)  # while the step is still under way
     engine._loop._thread.join(LIMIT_S)
     assert not engine._loop._thread.is_alive()
     gate.open()

@@ -31,7 +31,7 @@ from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
 from disagg.run.open_engines import check_fork
 from disagg.run.placement import check_devices
-from disagg.run.serving import Serving
+from disagg.run.serving import ServedRun
 from disagg.run.sizes import Settings
 from disagg.trace.results import Result, Run
 
@@ -144,7 +144,7 @@ class Engine:
             self._serving = here
         try:
             loop.ask(lambda: self._core.refuse(prepared))
-            return Serving(loop, requests, prepared, self._new_handle).run(record)
+            return ServedRun(loop, requests, prepared, self._new_handle).run(record)
         finally:
             loop.served = {}
             loop.call(self.recorder.between_runs)  # before another thread's run begins

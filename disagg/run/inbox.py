@@ -26,14 +26,14 @@ class Call(NamedTuple):
     changes: bool = False
 
 
-class Signal(Enum):
+class EndSignal(Enum):
     """Ends the thread: at once, or because no reference to its engine is left."""
 
     END = "end"
     ABANDON = "abandon"
 
 
-Item: TypeAlias = Event | Call | Signal
+Item: TypeAlias = Event | Call | EndSignal
 
 
 class Inbox:

@@ -22,7 +22,7 @@ from disagg.run.executor import Executor
 from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
-from disagg.run.inbox import Call, Inbox, Item, Signal
+from disagg.run.inbox import Call, EndSignal, Inbox, Item
 from disagg.run.model.model import Model
 from disagg.run.open_engines import FORKED, OPEN, held_in_words
 from disagg.run.reports import Post, Reports
@@ -89,7 +89,7 @@ class EngineLoop:
         if self.forked:
             return
         self.executor.stop()
-        self._inbox.put(Signal.END)
+        self._inbox.put(EndSignal.END)
         self._thread.join()
         OPEN.discard(self)
         self.executor.let_go()
@@ -99,7 +99,7 @@ class EngineLoop:
         own thread stops everything, and only a thread that belongs to no engine waits for it."""
         if self not in OPEN:
             return
-        self._inbox.put(Signal.ABANDON)
+        self._inbox.put(EndSignal.ABANDON)
         if self._inbox.ended:  # it broke, and its thread is gone
             threading.Thread(target=self.end, name="disagg end", daemon=True).start()
         if not isinstance(threading.current_thread(), Joinable):
@@ -126,11 +126,11 @@ class EngineLoop:
         self._inbox.begin()
         self._began.set()
         try:
-            while (item := self._next()) is not Signal.END:
-                if item is Signal.ABANDON:
+            while (item := self._next()) is not EndSignal.END:
+                if item is EndSignal.ABANDON:
                     abandoned = True
                     self.executor.stop()
-                    self._inbox.put(Signal.END)  # behind the last events of workers and lanes
+                    self._inbox.put(EndSignal.END)  # behind the last events of workers and lanes
                 elif isinstance(item, Call):
                     self._inbox.answer(item)
                 else:
@@ -143,7 +143,7 @@ class EngineLoop:
                 raise
         finally:
             others = self._inbox.end()
-            if abandoned or Signal.ABANDON in others:
+            if abandoned or EndSignal.ABANDON in others:
                 self.executor.stop()
                 OPEN.discard(self)
                 self.executor.let_go()

@@ -13,7 +13,7 @@ from disagg.trace.results import Result, Run
 NewHandle = Callable[[Request, Job, int], Handle]  # of a request that arrives at this time, in ns
 
 
-class Serving:
+class ServedRun:
     """On the thread of its caller. The loop knows the handles as `served`, and sets `over` where no more may begin."""
 
     def __init__(self, loop: EngineLoop, requests: list[Request], jobs: list[Job], new_handle: NewHandle) -> None:

@@ -1,5 +1,4 @@
-"""Model folders as downloads leave them: what the index maps is loaded, and whatever else stands there changes nothing
-or is refused by name."""
+"""Model folders as downloads leave them: what the index maps is loaded; other files are ignored or refused by name."""
 
 import json
 from pathlib import Path
@@ -119,9 +118,8 @@ def test_what_old_checkpoints_hold_beside_the_weights_is_no_reason(whole, made, 
     frequencies = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(8) for layer in range(3)}
     assert torch.equal(loaded(made({"model.safetensors": whole[1] | frequencies}))[NORM], whole[1][NORM])
     path = make_tiny("gpt2", tmp_path) / "model.safetensors"
-    save_file(
-        load_file(path) | {"transformer.h.0.attn.bias": torch.ones(1, 1, 256, 256).tril()}, path, {"format": "pt"}
-    )
+    mask = {"transformer.h.0.attn.bias": torch.ones(1, 1, 256, 256).tril()}
+    save_file(load_file(path) | mask, path, {"format": "pt"})
     load_model(str(tmp_path))
 
 

@@ -1,12 +1,11 @@
 """The law's curve: every point is drawn where it was measured, and the sentence says how far it lies from the law."""
 
 import pytest
+from test_plots import LATEX
 
 from disagg.show.plots.law_plot import law_picture
 from disagg.show.plots.palette import COLOURS
 from disagg.trace.law import simplest_hidden
-
-LATEX = r"$\frac$ <img src=x onerror=alert(1)>"
 
 
 def lines(picture) -> dict:

@@ -1,7 +1,4 @@
-"""Each detector raises under its own name, from the log alone, and is silent on clean runs.
-
-What the log says is written by harness here: events, commands and moves that a wrong controller might give.
-"""
+"""Each detector raises under its own name, from a log written by hand, and is silent on clean runs."""
 
 import pytest
 from controller_harness import DECODE, PREFILL, ControllerHarness, make_job
@@ -20,7 +17,7 @@ LAYERS, HOST = 2, cmd.Worker("host", 0)
 
 
 class Log:
-    """A log by harness: one request of six tokens in blocks of four, split over two devices.
+    """A log by hand: one request of six tokens in blocks of four, split over two devices.
 
     Unless it is `alone`, another one is prefilled elsewhere meanwhile, so that something is always under way.
     """
@@ -61,9 +58,13 @@ class Log:
     def send(self, transfer=2, blocks=(0, 1), due=2, first=0, source=PREFILL, route="bulk"):
         return self.obey(cmd.Send(transfer, route, 0, source, first, blocks, due, (0,), True))
 
+    def passing(self):
+        """In a pass, with blocks 0 and 1 of the prefill device."""
+        return self.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
+
     def handing_off(self):
         """Sent to blocks 2 and 3 of the decode device."""
-        self.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill().prefilled().send()
+        self.passing().prefilled().send()
         return self.move("decode 0", "in_flight", 0, 2, 3).obey(cmd.Assign(2, DECODE, (2, 3)))
 
     def landed(self, *layers, transfer=2, block=0, end=2):
@@ -111,8 +112,7 @@ BREACHES = {
         .move("prefill 0", "in_flight", 1, 1).prefill(),
     },
     "InUse": {
-        "freed under a pass": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .hear(ev.Tick()).move("prefill 0", "free", None, 0, 1),
+        "freed under a pass": lambda log: log.passing().hear(ev.Tick()).move("prefill 0", "free", None, 0, 1),
         "freed under a copy's source": lambda log: log.handing_off().hear(ev.Tick()).move("prefill 0", "free", None, 0),
         "freed under a copy's target": lambda log: log.handing_off().hear(ev.Tick()).move("decode 0", "free", None, 2),
         "freed under a step": lambda log: log.running().hear(ev.Tick()).move("decode 0", "free", None, 2),
@@ -132,9 +132,8 @@ BREACHES = {
         "its transfer goes on": lambda log: log.handing_off().hear(ev.Cancel(0)).ended(Finish.CANCELLED),
         "a late cancel frees again": lambda log: log.submit().ended().hear(ev.Cancel(0)).obey(cmd.Abort(1)),
         "blocks after the end": lambda log: log.submit().ended().hear(ev.Tick()).move("prefill 0", "in_flight", 0, 1),
-        "a second pass at once": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill().prefill(),
-        "survives its failed pass": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .hear(ev.PassFailed(PREFILL, 1, "x")).hear(ev.Tick()),
+        "a second pass at once": lambda log: log.passing().prefill(),
+        "survives its failed pass": lambda log: log.passing().hear(ev.PassFailed(PREFILL, 1, "x")).hear(ev.Tick()),
         "survives its failed step": lambda log: log.running().hear(ev.StepFailed(DECODE, 0, "x")).hear(ev.Tick()),
         "a bystander fails": lambda log: log.submit().submit(1).move("prefill 0", "in_flight", 0, 0, 1).prefill()
         .hear(ev.PassFailed(PREFILL, 1, "x")).ended().ended(request=1).hear(ev.Tick()),
@@ -148,18 +147,13 @@ BREACHES = {
         "spilled in part": lambda log: pages(log).hear(ev.Tick()).move("host", "used", 0, 0, 1),
         "after its abort": lambda log: log.handing_off().hear(ev.TransferFailed(2, "x")).obey(cmd.Abort(2))
         .hear(ev.TransferClosed(2)).move("decode 0", "used", 0, 2, 3),
-        "nothing was ever sent": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill().prefilled()
-        .hear(ev.Tick()),
-        "the last block is not sent": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .prefilled().send(blocks=(0,)).hear(ev.Tick()),
-        "the last block is not due": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .prefilled().send(blocks=(0,), due=1).hear(ev.Tick()),
-        "read before all was sent": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .send(blocks=(0,)).hear(ev.SourceRead(2)),
-        "a gap": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill().prefilled()
-        .send(blocks=(1,), first=1),
-        "a target too small": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill().prefilled()
-        .send().move("decode 0", "in_flight", 0, 2).obey(cmd.Assign(2, DECODE, (2,))),
+        "nothing was ever sent": lambda log: log.passing().prefilled().hear(ev.Tick()),
+        "the last block is not sent": lambda log: log.passing().prefilled().send(blocks=(0,)).hear(ev.Tick()),
+        "the last block is not due": lambda log: log.passing().prefilled().send(blocks=(0,), due=1).hear(ev.Tick()),
+        "read before all was sent": lambda log: log.passing().send(blocks=(0,)).hear(ev.SourceRead(2)),
+        "a gap": lambda log: log.passing().prefilled().send(blocks=(1,), first=1),
+        "a target too small": lambda log: log.passing().prefilled().send()
+        .move("decode 0", "in_flight", 0, 2).obey(cmd.Assign(2, DECODE, (2,))),
         "fewer blocks than tokens": lambda log: log.handing_off().committed().join(context=9),
     },
     "Ledger": {
@@ -178,8 +172,7 @@ BREACHES = {
         "closed but not aborted": lambda log: log.handing_off().hear(ev.TransferClosed(2)).obey(cmd.Abort(2)),
     },
     "Watchdog": {
-        "a silent pass": lambda log: log.submit().move("prefill 0", "in_flight", 0, 0, 1).prefill()
-        .monitor.watchdog(10**9 + 1),
+        "a silent pass": lambda log: log.passing().monitor.watchdog(10**9 + 1),
         "a copy that does not land": lambda log: log.handing_off().monitor.watchdog(log.now + 10**9),
         "nobody works": lambda log: log.submit().hear(ev.Tick()),
         "broken without a cause": lambda log: log.submit().ended().obey(cmd.Broken("nothing is under way")),
@@ -220,19 +213,15 @@ def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
     log.move("prefill 0", "in_flight", 0, 0, 1, 2, 3).move("decode 0", "in_flight", 1, 0, 1, 2, 3)
     with pytest.raises(InvariantViolation, match="cycle: request 0 → request 1 → request 0") as caught:
         log.hear(ev.Tick())
-    assert caught.value.detector == "Watchdog"
-    assert (
-        "request 0 (queued) waits for 0.0 ms for decode blocks, holds 4 of prefill 0; held by request 1 (4); 0 free"
-        in str(caught.value)
-    )
+    words = "request 0 (queued) waits for 0.0 ms for decode blocks, holds 4 of prefill 0; held by request 1 (4); 0 free"
+    assert caught.value.detector == "Watchdog" and words in str(caught.value)
 
 
 def test_a_break_without_a_cause_names_those_it_ended_with_what_they_held():
     log = Log(alone=True).submit(0).ended()
     log.submit(1).move("prefill 0", "in_flight", 1, 0, 1).move("prefill 0", "free", None, 0, 1).ended(request=1)
-    with pytest.raises(
-        InvariantViolation, match="^Watchdog: nothing is under way; request 1 .*, holds 2 of prefill 0"
-    ) as caught:
+    words = "^Watchdog: nothing is under way; request 1 .*, holds 2 of prefill 0"
+    with pytest.raises(InvariantViolation, match=words) as caught:
         log.obey(cmd.Broken("nothing is under way"))
     assert "request 0" not in caught.value.what
 
@@ -243,7 +232,7 @@ def test_after_a_breach_or_a_break_nothing_more_is_said():
 
 
 class Checked(ControllerHarness):
-    """A controller by harness with all detectors."""
+    """A harness with all detectors."""
 
     def __init__(self, *args, **changes):
         super().__init__(*args, **changes)
@@ -288,9 +277,8 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
 
 
 def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
-    assert (
-        InvariantViolation("Alias", "it is owned", 3, (4, 5)).summary == "Alias: it is owned (request 3; blocks 4, 5)"
-    )
+    owned = InvariantViolation("Alias", "it is owned", 3, (4, 5))
+    assert owned.summary == "Alias: it is owned (request 3; blocks 4, 5)"
     assert InvariantViolation("Drain", "not empty").summary == "Drain: not empty"
     assert str(InvariantViolation("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
 

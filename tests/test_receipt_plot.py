@@ -2,7 +2,7 @@
 
 import pytest
 from matplotlib.collections import PolyCollection
-from test_pages import crowded, traffic
+from test_block_map import crowded, traffic
 from test_plots import LATEX
 
 from disagg import Config, Request, simulate

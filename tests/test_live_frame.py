@@ -1,6 +1,7 @@
 """Frames of a growing timeline: everything that was recorded is drawn once, where and when it was."""
 
 import io
+import itertools
 import sys
 from collections import deque
 
@@ -139,10 +140,8 @@ def test_merging_boxes_leaves_what_is_covered_and_wide_ones_as_they_are(boxes, n
     slim = list(after)
     for box in wide:
         slim.remove(box)  # each is still there by itself
-    for one in slim:
-        assert not any(
-            one[2] == other[2] and one[0] <= other[1] and other[0] <= one[1] for other in slim if other != one
-        )
+    for (left, right, row), (low, high, other) in itertools.permutations(set(slim), 2):
+        assert row != other or left > high or low > right
 
 
 def test_short_turns_end_with_the_picture():

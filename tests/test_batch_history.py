@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
-from test_pages import crowded, traffic
+from test_block_map import crowded, traffic
 
 from disagg import Config, Engine, Request, simulate
 from disagg.plan import commands as cmd
@@ -85,7 +85,7 @@ def test_cancelled_requests_leave_as_cancelled(cancels, preset, steps_in_flight)
     last = {request: why for step in steps for request, why in step.leaves.items()}
     for request, why in last.items():
         reason = run.results[request].finish_reason
-        assert why == reason or reason == "cancelled", "whoever was cancelled outside the batch left it before"
+        assert why == reason or reason == "cancelled", "a row that is cancelled outside the batch left it before"
 
 
 def test_two_steps_whose_tokens_are_nobodys_differ_by_one_token():
@@ -113,10 +113,8 @@ def test_a_row_that_goes_and_comes_at_one_instant_did_both():
 
 def test_reasons_follow_the_stages():
     spilling, again = crowded(host_blocks=40), crowded(host_blocks=0)
-    for run, out, back in (
-        (spilling, "spilled", "back from the host"),
-        (again, "to be computed again", "computed again"),
-    ):
+    spilled, computed = ("spilled", "back from the host"), ("to be computed again", "computed again")
+    for run, (out, back) in ((spilling, spilled), (again, computed)):
         steps = batch_steps(run)
         came = [why for step in steps for why in step.joins.values()]
         went = [why for step in steps for why in step.leaves.values()]
@@ -125,9 +123,8 @@ def test_reasons_follow_the_stages():
         ends = {(span.end_ns, request) for span in run.timeline.spans if span.groups for request in span.requests}
         stepped = sum((result.token_times_ns[-1], result.request) in ends for result in run.results)
         assert went.count("length") == stepped, "a last token may come from the prefill that computes again"
-    assert {why for step in batch_steps(crowded("colocated", decode_blocks=400)) for why in step.joins.values()} == {
-        "prefilled"
-    }
+    colocated = batch_steps(crowded("colocated", decode_blocks=400))
+    assert {why for step in colocated for why in step.joins.values()} == {"prefilled"}
 
 
 def test_a_real_run_gives_its_own_padding():
@@ -141,10 +138,8 @@ def test_a_real_run_gives_its_own_padding():
                 steps = batch_steps(run)
                 assert run.choices and padding_of(steps) == run.padding
                 assert sum(len(step.rows) for step in steps) == sum(s.count for s in run.timeline.spans if s.groups)
-                heard = [event for _, event in run.log if isinstance(event, ev.Stepped)]
-                assert [(e.used_slots, e.padded_slots) for e in heard] == [
-                    (s.padding.used_slots, s.padding.padded_slots) for s in steps
-                ]
+                heard = [(e.used_slots, e.padded_slots) for _, e in run.log if isinstance(e, ev.Stepped)]
+                assert heard == [(s.padding.used_slots, s.padding.padded_slots) for s in steps]
 
 
 def test_rows_of_another_caller_are_refused():
