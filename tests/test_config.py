@@ -103,7 +103,7 @@ def test_what_is_left_open_follows_the_device():
             "prefill_workers=0 puts prefill on the decode device, but prefill_device='cuda:0' "
             "and decode_device='cuda:1' differ; set both alike, or take two decode_workers, one for each",
         ),
-        ({"link": (1e6, 1e6, 1e6)}, "link takes one wire or a pair for the two hops; got 3 of them"),
+        ({"link": (1e6, 1e6, 1e6)}, "link takes one link or a pair for the two hops; got 3 of them"),
         ({"link": math.nan}, "link bandwidth must be bytes a second, 1 or more; got nan"),
     ],
     ids=str,

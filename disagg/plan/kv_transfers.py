@@ -154,7 +154,7 @@ class KVTransfers:
     def _open(self, route: str, record: Record, source: Table, blocks: int) -> Transfer:
         state = self.state
         transfer = Transfer(state.new_id(), route, record, source, blocks, LayerBlocks(state.layers))
-        transfer.touch(source)
+        source.pin(transfer.id)
         state.transfers[transfer.id], record.transfer = transfer, transfer.id
         return transfer
 
@@ -167,13 +167,13 @@ class KVTransfers:
 
     def _target(self, turn: Turn, transfer: Transfer, table: Table, worker: Worker) -> None:
         transfer.target = table
-        transfer.touch(table)
+        table.pin(transfer.id)
         turn.commands.append(Assign(transfer.id, worker, tuple(table.blocks[: transfer.blocks])))
         self._arm(turn, transfer)
 
     def _arm(self, turn: Turn, transfer: Transfer) -> None:
-        """Starts the deadline, once: with blocks assigned and prefill over, only copies can hold it up."""
+        """Starts the deadline, once: after prefill, and with blocks assigned, only copies can delay the transfer."""
         ready = transfer.target is not None and transfer.record.stage is not Stage.PREFILLING
-        if ready and transfer.posted_ns is None:
-            transfer.posted_ns = turn.now_ns
+        if ready and not transfer.armed:
+            transfer.armed = True
             self.state.deadlines.start(turn, transfer.id, transfer)
