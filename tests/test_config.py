@@ -12,6 +12,7 @@ import disagg
 from disagg.plan.checks import is_text, is_whole, short
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError, RequestError
+from disagg.plan.intake import Limits, job_of
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 
@@ -191,13 +192,13 @@ def test_a_request_refuses_in_words(fields, words):
 
 
 def test_sampling_of_a_request():
-    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling(9)
+    limits = Limits("tiny", 256, 64)
+    request = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True)
+    sampling = job_of(request, limits, seed=9).sampling
     assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)
-    assert (Request([1]).sampling().seed, Request([1]).sampling(9).seed, Request([1], seed=0).sampling(9).seed) == (
-        0,
-        9,
-        0,
-    )
+    assert job_of(Request([1]), limits).sampling.seed == 0
+    assert job_of(Request([1]), limits, seed=9).sampling.seed == 9
+    assert job_of(Request([1], seed=0), limits, seed=9).sampling.seed == 0
 
 
 @pytest.mark.parametrize("workers, devices", [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:1", "cuda:0"])])

@@ -282,7 +282,7 @@ class EngineLoop:
             return self._late.popleft()
         beat = min(BEAT_S, self.controller.state.config.watchdog_s / 4)
         while True:
-            deadline, since = self.controller.state.next_deadline_ns, self._seen_ns
+            deadline, since = self.controller.state.deadlines.next_ns, self._seen_ns
             wait = None if deadline is None else min(beat, max(0, deadline - now_ns()) / 1e9)
             try:
                 item = self._inbox.items.get(timeout=wait)
