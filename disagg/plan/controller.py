@@ -17,7 +17,7 @@ from disagg.plan.errors import ConfigError
 from disagg.plan.kv_transfers import PAGING, KVTransfers
 from disagg.plan.prefill_scheduler import PrefillScheduler
 from disagg.plan.queues import POLICIES
-from disagg.plan.request import Finish, Job
+from disagg.plan.request import Finish, Job, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer import Transfer
 from disagg.plan.why import open_in_words
@@ -99,8 +99,10 @@ class Controller:
                 return self.decoding.step_failed(turn, event)
             case ev.PassFailed():
                 return self.prefilling.pass_failed(turn, event)
-            case ev.Submit():
-                self._submit(turn, event)
+            case ev.Submit(job):
+                record = self.state.enter(turn, job)
+                if refusal := self.refusal(job):  # a pool has shrunk since it was accepted
+                    self.state.end(turn, record, Finish.FAILED, refusal)
             case ev.Retune():
                 self._retune(turn, event)
             case ev.TimeLost():
@@ -112,11 +114,6 @@ class Controller:
             case _:
                 assert_never(event)
         return True
-
-    def _submit(self, turn: Turn, event: ev.Submit) -> None:
-        record = self.state.enter(turn, event.job)
-        if refusal := self.refusal(event.job):  # a pool has shrunk since it was accepted
-            self.state.end(turn, record, Finish.FAILED, refusal)
 
     def _cancel(self, turn: Turn, event: ev.Cancel) -> bool:
         return self.state.end_open(turn, event.request, Finish.CANCELLED)
@@ -142,10 +139,14 @@ class Controller:
         return any(fresh)
 
     def _source_read(self, event: ev.SourceRead) -> bool:
+        """The source's blocks are free while second hops still run."""
         transfer = self._transfer(event.transfer)
         if transfer is None or self.state.is_anomaly(transfer.source_read):
             return False
-        self.movement.source_read(transfer)
+        transfer.source_read = True
+        transfer.source.unpin(transfer.id)
+        if transfer.record.stage is Stage.HANDING_OFF:
+            self.state.drop(transfer.record, "prefill_table")
         return True
 
     def _transfer_failed(self, turn: Turn, event: ev.TransferFailed) -> bool:
@@ -160,7 +161,9 @@ class Controller:
         transfer = self._transfer(event.transfer)
         if transfer is None or self.state.is_anomaly(not transfer.aborted):
             return False
-        self.movement.closed(turn, transfer)
+        self.movement.close(transfer)
+        if transfer.record.finish is None:
+            self.movement.recompute(turn, transfer.record)
         return True
 
     def _transfer(self, number: int) -> Transfer | None:

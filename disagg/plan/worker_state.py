@@ -2,7 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, compress
 from typing import NamedTuple
 
 from disagg.plan.batching import BatchRow, Composer, Group, Outputs, bin_end, bin_of
@@ -55,8 +55,8 @@ class Step:
         """Requests and tokens without the dropped ones."""
         if not self.dropped:
             return self.requests, tokens
-        pairs = [pair for pair in zip(self.requests, tokens, strict=True) if pair[0] not in self.dropped]
-        return tuple(request for request, _ in pairs), tuple(token for _, token in pairs)
+        kept = [request not in self.dropped for request in self.requests]
+        return tuple(compress(self.requests, kept)), tuple(compress(tokens, kept))
 
 
 class Issued(NamedTuple):
@@ -130,12 +130,16 @@ class DecodeWorkerState:
         self.joins = joins
         self.grown = [pair for pair in self.grown if pair[0] != record.id]
 
+    def slots(self, record: Record) -> int:
+        """Tokens that its blocks hold."""
+        return len(present(record.decode_table).blocks) * self.block_size
+
     def is_full(self, record: Record) -> bool:
         """A record outside the batch needs a block for its next token."""
-        return record.context >= len(present(record.decode_table).blocks) * self.block_size
+        return record.context >= self.slots(record)
 
     def needs_block(self, row: BatchRow) -> bool:
-        return row.context(self.next_step) >= len(present(row.record.decode_table).blocks) * self.block_size
+        return row.context(self.next_step) >= self.slots(row.record)
 
     def short_of_blocks(self) -> bool:
         """More rows need a block for the next step than are free."""
@@ -157,9 +161,8 @@ class DecodeWorkerState:
     def plan(self, row: BatchRow) -> None:
         """Enters the row into the agenda of the next step that may change it."""
         shift = row.joined - row.base
-        steps = [len(present(row.record.decode_table).blocks) * self.block_size + shift, row.last_step + 1]
-        end = bin_end(row.context(self.next_step) + 1, self.bins)
-        if end is not None:
+        steps = [self.slots(row.record) + shift, row.last_step + 1]
+        if (end := bin_end(row.context(self.next_step) + 1, self.bins)) is not None:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
