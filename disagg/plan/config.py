@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from disagg.plan.checks import is_number, is_text, is_whole, short
@@ -65,13 +65,17 @@ class Config:
         if not isinstance(self.model, (str, os.PathLike)) or not is_text(os.fspath(self.model)):
             raise ConfigError(f"model must be a name or a folder; got {short(self.model)}")
         for name, choices in CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
+                what = f"{name} must be one of {', '.join(choices)}"
+                raise ConfigError(f"{what}; got {short(value)}{_nearest(value, choices)}")
         for name, (least, most) in RANGES.items():
             if name not in _MAY_BE_NONE or getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), least, most)
-        _check_seconds("watchdog_s", self.watchdog_s)
-        if self.itl_target_s is not None:
-            _check_seconds("itl_target_s", self.itl_target_s)
+        for name in ("watchdog_s", "itl_target_s"):
+            value = getattr(self, name)
+            if (name not in _MAY_BE_NONE or value is not None) and not (is_number(value, 0, LONGEST_S) and value > 0):
+                raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")
         for name in ("join_projections", "compile", "graphs", "peer_access", "verify_kv"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False; got {short(value)}")
@@ -204,7 +208,7 @@ RANGES = {
     "decode_blocks": (1, MOST_BLOCKS),
     "host_blocks": (0, MOST_BLOCKS),
 }
-_MAY_BE_NONE = ("layers_per_copy", "prefill_blocks", "decode_blocks", "host_blocks")
+_MAY_BE_NONE = ("layers_per_copy", "prefill_blocks", "decode_blocks", "host_blocks", "itl_target_s")
 
 _COLOCATED: dict[str, object] = {"prefill_workers": 0, "route": "bulk"}
 _STAGED: dict[str, object] = {"route": "staged"}
@@ -231,18 +235,8 @@ def _nearest(name: object, known: Iterable[str]) -> str:
     return f"; nearest: {close[0]!r}" if close else ""
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {short(value)}{_nearest(value, choices)}")
-
-
 def _check_int(name: str, value: object, least: int, most: int) -> None:
     if not is_whole(value) or value < least:
         raise ConfigError(f"{name} must be a whole number, {least} or more; got {short(value)}")
     if value > most:
         raise ConfigError(f"{name} must be at most {most:,}; got {short(value)}")
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if not is_number(value, 0, LONGEST_S) or value == 0:
-        raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")

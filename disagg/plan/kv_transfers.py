@@ -33,10 +33,9 @@ class KVTransfers:
 
     def prefilled(self, turn: Turn, record: Record) -> None:
         """Prefill is over; copies that have not landed are exposed from now on."""
-        state = self.state
         if record.transfer is None:
             self.offer(turn, record, record.prefill_target, layers_ready=True)
-        transfer = present(state.open_transfer(record))
+        state, transfer = self.state, present(self.state.open_transfer(record))
         state.move(turn, record, Stage.HANDING_OFF, f"{transfer.route} transfer")
         if transfer.source_read:
             state.drop(record, "prefill_table")
@@ -50,22 +49,21 @@ class KVTransfers:
         state = self.state
         state.wanting.gate = ""
         while (record := state.wanting.peek()) is not None:
-            index, worker = max(enumerate(state.decodes), key=lambda pair: (pair[1].pool.available, -pair[0]))
+            worker = max(state.decodes, key=lambda decode: decode.pool.available)
             spilled = record.stage is Stage.SPILLED
-            table = state.reserve_decode(worker, record, record.context + 1 if spilled else record.prefill_target + 1)
+            table = state.reserve_decode(worker, record, (record.context if spilled else record.prefill_target) + 1)
             if table is None:
                 state.wanting.gate = record.gate
                 return
             state.wanting.remove(record)
-            record.decode_table, record.decode_worker = table, index
+            record.decode_table, record.decode_worker = table, worker.name.index
             if spilled:
                 self._fetch(turn, record)
             self._target(turn, present(state.open_transfer(record)), table, worker.name)
 
     def preempt(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> None:
         """Takes a request off its decode worker; its K/V are spilled or recomputed, whichever costs less."""
-        state = self.state
-        size = state.config.block_size
+        state, size = self.state, self.state.config.block_size
         blocks = blocks_for(record.context, size)
         paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
         room, block_bytes = state.host.available >= blocks, size * state.token_bytes
@@ -121,27 +119,25 @@ class KVTransfers:
         transfer.close()
 
     def _spill(self, turn: Turn, worker: DecodeWorkerState, record: Record, blocks: int) -> None:
-        state = self.state
+        state, source = self.state, present(record.decode_table)
         state.counts["spills"] += 1
         record.host_table = host_table = present(Table.reserve(state.host, blocks, record.id))
         state.move(turn, record, Stage.SPILLING, "spill")
-        transfer = self._open("spill", record, present(record.decode_table), blocks)
+        transfer = self._open("spill", record, source, blocks)
         self._send(turn, transfer, worker.name, blocks, layers_ready=True)
         self._target(turn, transfer, host_table, HOST)
 
     def _fetch(self, turn: Turn, record: Record) -> None:
-        state = self.state
-        state.counts["fetches"] += 1
-        state.move(turn, record, Stage.FETCHING, "fetch")
         table = present(record.host_table)
+        self.state.counts["fetches"] += 1
+        self.state.move(turn, record, Stage.FETCHING, "fetch")
         transfer = self._open("fetch", record, table, len(table.blocks))
         self._send(turn, transfer, HOST, transfer.blocks, layers_ready=True)
 
     def _open(self, route: str, record: Record, source: Table, blocks: int) -> Transfer:
-        state = self.state
-        transfer = Transfer(state.new_id(), route, record, source, blocks, LayerBlocks(state.layers))
+        transfer = Transfer(self.state.new_id(), route, record, source, blocks, LayerBlocks(self.state.layers))
         source.pin(transfer.id)
-        state.transfers[transfer.id], record.transfer = transfer, transfer.id
+        self.state.transfers[transfer.id], record.transfer = transfer, transfer.id
         return transfer
 
     def _send(self, turn: Turn, transfer: Transfer, source: Worker, upto: int, layers_ready: bool) -> None:
