@@ -136,7 +136,7 @@ class KVTransfers:
 
     def _open(self, route: str, record: Record, source: Table, blocks: int) -> Transfer:
         transfer = Transfer(self.state.new_id(), route, record, source, blocks, LayerBlocks(self.state.layers))
-        source.pin(transfer.id)
+        transfer.touch(source)
         self.state.transfers[transfer.id], record.transfer = transfer, transfer.id
         return transfer
 
@@ -149,7 +149,7 @@ class KVTransfers:
 
     def _target(self, turn: Turn, transfer: Transfer, table: Table, worker: Worker) -> None:
         transfer.target = table
-        table.pin(transfer.id)
+        transfer.touch(table)
         turn.commands.append(Assign(transfer.id, worker, tuple(table.blocks[: transfer.blocks])))
         self._arm(turn, transfer)
 

@@ -51,6 +51,10 @@ class Transfer:
     def complete(self) -> bool:
         return self.landed.covers(self.blocks)
 
+    def touch(self, table: Table) -> None:
+        """Pins a table that its copies read or write."""
+        table.pin(self.id)
+
     def close(self) -> None:
         """Unpins source and target: no copy reads or writes them any more."""
         self.source.unpin(self.id)
