@@ -13,6 +13,7 @@ import disagg
 from disagg.plan.checks import is_text, is_whole, short
 from disagg.plan.config import PRESETS, RANGES, Config
 from disagg.plan.errors import ConfigError, RequestError
+from disagg.plan.intake import Limits, job_of
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 
@@ -67,7 +68,7 @@ def test_what_is_left_open_follows_the_device():
             "prefill_workers=0 puts prefill on the decode device, but prefill_device='cuda:0' "
             "and decode_device='cuda:1' differ; set both alike, or take two decode_workers, one for each",
         ),
-        ({"link": (1e6, 1e6, 1e6)}, "link takes one wire or a pair for the two hops; got 3 of them"),
+        ({"link": (1e6, 1e6, 1e6)}, "link takes one link or a pair for the two hops; got 3 of them"),
         ({"link": math.nan}, "link bandwidth must be bytes a second, 1 or more; got nan"),
     ],
     ids=str,
@@ -194,10 +195,13 @@ def test_a_request_refuses_in_words(field, values, words):
 
 
 def test_sampling_of_a_request():
-    sampling = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True).sampling(9)
+    limits = Limits("tiny", 256, 64)
+    request = Request([1], temperature=0.5, seed=3, force_ids=[4, 5], keep_logits=True)
+    sampling = job_of(request, limits, seed=9).sampling
     assert (sampling.temperature, sampling.seed, sampling.force_ids, sampling.keep_logits) == (0.5, 3, (4, 5), True)
-    plain, seeded = Request([1]), Request([1], seed=0)
-    assert (plain.sampling().seed, plain.sampling(9).seed, seeded.sampling(9).seed) == (0, 9, 0)
+    assert job_of(Request([1]), limits).sampling.seed == 0
+    assert job_of(Request([1]), limits, seed=9).sampling.seed == 9
+    assert job_of(Request([1], seed=0), limits, seed=9).sampling.seed == 0
 
 
 @pytest.mark.parametrize("workers, devices", [(2, ["cuda:0", "cuda:1"]), (3, ["cuda:0", "cuda:1", "cuda:0"])])

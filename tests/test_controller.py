@@ -37,7 +37,7 @@ def test_a_split_request_step_by_step():
     assert [stage.value for _, stage in ended.stages] == [
         "queued", "prefilling", "handing off", "landed", "running", "ended"
     ]  # fmt: skip
-    assert harness.state.next_deadline_ns is None and harness.anomalies == 0
+    assert harness.state.deadlines.next_ns is None and harness.anomalies == 0
 
 
 def test_bulk_sends_after_prefill_and_streams_send_before_it():
@@ -428,12 +428,12 @@ SECOND = 10**9
 
 def test_a_deadline_never_moves():
     harness = ControllerHarness().hand_off()
-    due = harness.state.next_deadline_ns
+    due = harness.state.deadlines.next_ns
     assert due == harness.now + SECOND
     harness.landed(harness.part(0))
     harness.submit(1)
     harness.tell(ev.Tick(), after=due - 1 - harness.now)
-    assert harness.state.next_deadline_ns == due and harness.stage() == "handing off"
+    assert harness.state.deadlines.next_ns == due and harness.stage() == "handing off"
     harness.now = due - 1
     harness.tell(ev.Tick())
     assert harness.ended()[0] == "failed"
@@ -448,7 +448,7 @@ def test_a_deadline_that_passes_makes_room_even_at_an_event_that_tells_nothing()
     harness.prefilled(11)
     harness.prefilled(11)
     assert harness.stage(2) == "queued"
-    harness.now = harness.state.next_deadline_ns - 1
+    harness.now = harness.state.deadlines.next_ns - 1
     harness.landed(harness.part(0), transfer=99)
     assert harness.ended() == {0: "failed"} and harness.last(cmd.Prefill).chunks[0].request == 2
 
@@ -467,7 +467,7 @@ def test_a_streamed_deadline_starts_when_only_copies_are_left():
     harness.submit()
     harness.tell(ev.Tick(), after=SECOND)
     harness.prefilled(11)
-    assert harness.state.next_deadline_ns == harness.now + 2 * SECOND
+    assert harness.state.deadlines.next_ns == harness.now + 2 * SECOND
 
 
 def test_an_overdue_transfer_stays_quarantined_until_closed_and_breaks_the_engine_if_it_never_is():
@@ -532,7 +532,7 @@ def view(harness: ControllerHarness) -> tuple:
     state = harness.state
     return (
         {r.id: (r.stage, tuple(r.generated), r.prefilled, r.transfer, len(r.tables)) for r in state.records.values()},
-        [pool.counts() for pool in state.pools()], sorted(state.transfers), state.next_deadline_ns, state.backlog,
+        [pool.counts() for pool in state.pools()], sorted(state.transfers), state.deadlines.next_ns, state.backlog,
         state.padding.used_slots, [tuple(step.requests for step in seat.steps) for seat in state.decodes],
     )  # fmt: skip
 
@@ -708,7 +708,7 @@ def test_a_request_that_fills_the_pool_exactly_is_served_and_one_more_token_is_r
 
 def test_an_idle_controller_does_nothing():
     harness = ControllerHarness()
-    assert harness.tell(ev.Tick(), after=10 * SECOND) == [] and harness.state.next_deadline_ns is None
+    assert harness.tell(ev.Tick(), after=10 * SECOND) == [] and harness.state.deadlines.next_ns is None
 
 
 def test_a_target_keeps_prefill_from_running_ahead_of_the_batch():

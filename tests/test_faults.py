@@ -164,7 +164,7 @@ def test_a_dead_thread_breaks_the_engine_in_words(monkeypatch, quiet_threads, de
         for call in (engine.serve, lambda them: engine.submit(them[0]), lambda them: engine.retune(bins=())):
             with pytest.raises(EngineError, match=cause):
                 call(requests)
-        assert engine.controller.state.next_deadline_ns is None, "the loop would wake up for deadlines for ever"
+        assert engine.controller.state.deadlines.next_ns is None, "the loop would wake up for deadlines for ever"
 
 
 def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_threads):

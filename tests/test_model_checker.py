@@ -43,7 +43,7 @@ def test_lost_doubled_and_late_notices_may_strike_and_a_deadline_ends_what_they_
 
 
 MUTANTS = {
-    "a transfer pins nothing": (Transfer, "touch", lambda self, table: self.touched.append(table), "InUse"),
+    "a transfer pins nothing": (Transfer, "touch", lambda self, table: None, "InUse"),
     "landed is counted, not collected": (LayerBlocks, "covers", lambda self, blocks: any(self.bits), "Landing"),
     "an abort closes at once": (TransferScheduler, "_close_if_done", lambda self, number: [], "Drain|Watchdog"),
 }

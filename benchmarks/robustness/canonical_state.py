@@ -79,8 +79,8 @@ def _record(record: Record, rank: dict, names: Names) -> tuple:
 def _transfer(transfer: Transfer, rank: dict, names: Names) -> tuple:
     return (
         transfer.record.id, transfer.route, tuple(transfer.landed.bits), transfer.blocks, transfer.sent,
-        transfer.source_read, transfer.aborted, transfer.posted_ns is None,
-        tuple(_table(table, rank, names) for table in transfer.touched),
+        transfer.source_read, transfer.aborted, transfer.armed,
+        tuple(_table(table, rank, names) for table in (transfer.source, transfer.target)),
     )  # fmt: skip
 
 

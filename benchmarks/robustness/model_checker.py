@@ -93,12 +93,12 @@ class SmallWorld(CheckedSimulation):
         if not self.struck:
             for request in self.state.records:
                 yield Branch("", cancel=request)
-        if self.state.next_deadline_ns is not None and not any(self.queues.values()):
+        if self.state.deadlines.next_ns is not None and not any(self.queues.values()):
             yield DEADLINE  # nothing else will happen any more
 
     def do(self, choice: Branch) -> None:
         if choice == DEADLINE:
-            self.now_ns = max(self.now_ns, present(self.state.next_deadline_ns))
+            self.now_ns = max(self.now_ns, present(self.state.deadlines.next_ns))
             self.take(ev.Tick())
             return
         if choice.cancel is not None:

@@ -229,7 +229,7 @@ def left_of(simulation: CheckedSimulation) -> dict[str, object]:
         "transfers": state.transfers,
         "transfers in progress": traffic.progress,
         "copies that are ready": [str(lane.name) for lane in traffic.lanes.values() if lane.ready],
-        "deadlines": state.next_deadline_ns,
+        "deadlines": state.deadlines.next_ns,
         "backlog": state.backlog,
         "queued": [len(queue) for queue in state.queues() if len(queue)],
         "rows": [worker.name for worker in state.decodes if worker.rows or worker.steps],

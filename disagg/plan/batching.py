@@ -1,4 +1,4 @@
-"""How requests share a decode step: bins of similar length, the padding they save, a batch size that meets a target.
+"""How requests share a decode step: bins of similar length, padding, and a batch size that meets a target.
 
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
@@ -13,7 +13,7 @@ Outputs = tuple[list[int], ...]  # `generated` of each row: a step appends its t
 
 @dataclass
 class Padding:
-    """Slots that attention read for a batch: those that held a token, and all of them, padding included."""
+    """Slots that attention read: those of tokens, and those with padding."""
 
     used_slots: int = 0
     padded_slots: int = 0
@@ -24,12 +24,12 @@ class Padding:
 
     @property
     def waste(self) -> float:
-        """Share of the slots read that held nothing."""
+        """The share of padding."""
         return 1 - self.used_slots / self.padded_slots if self.padded_slots else 0.0
 
 
 def bin_of(context: int, bounds: tuple[int, ...]) -> int:
-    """The bin of a context length in tokens; one past the last bound is the open bin."""
+    """The bin of a context length in tokens; the one after the last bound is open."""
     return bisect_left(bounds, context)
 
 
@@ -41,7 +41,7 @@ def bin_end(context: int, bounds: tuple[int, ...]) -> int | None:
 
 @dataclass(eq=False)
 class BatchRow:
-    """A request's place in the decode batch: at step `joined` its context was `base` tokens, one more each step."""
+    """A request in the decode batch. At step `joined` its context was `base` tokens; each step adds one."""
 
     record: Record
     joined: int
@@ -50,13 +50,13 @@ class BatchRow:
     bin: int = 0
 
     def context(self, step: int) -> int:
-        """Tokens in the cache before this step; the step writes one more."""
+        """Tokens in its cache before this step."""
         return self.base + step - self.joined
 
 
 @dataclass(eq=False)
 class Group:
-    """The rows of one bin, in the order in which they joined, with what attention will read for them."""
+    """The rows of one bin, in the order in which they joined, and the slots that attention reads for them."""
 
     rows: dict[int, BatchRow] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
@@ -65,25 +65,25 @@ class Group:
     longest: int = 0
 
     def refresh(self, step: int) -> None:
-        """Called when rows came or went, with the step about to be issued."""
+        """Follows a change of rows before this step."""
         lengths = [row.context(step) + 1 for row in self.rows.values()]
         self.used, self.longest = sum(lengths), max(lengths, default=0)
         self.ids = tuple(self.rows)
         self.outputs = tuple(row.record.generated for row in self.rows.values())
 
     def advance(self) -> None:
-        """One step later every row is one token longer."""
+        """After a step every row is one token longer."""
         self.used += len(self.ids)
         self.longest += 1
 
 
 class StepModel:
-    """Predicts a decode step's seconds from its rows and context tokens: recursive least squares with forgetting.
+    """step = fixed + per_row * rows + per_token * tokens in seconds, by recursive least squares with forgetting.
 
-    step = fixed + per_row * rows + per_token * tokens, tokens in thousands so that the three terms are of one size.
+    Tokens count in thousands, so that the three terms are of one size.
     """
 
-    FORGET, DOUBT = 0.98, 100.0  # old steps fade, but directions that no step explores don't grow doubtful for ever
+    FORGET, DOUBT = 0.98, 100.0  # the variance that forgetting adds is bounded by DOUBT
 
     def __init__(self) -> None:
         self.weights = [0.0, 0.0, 0.0]
@@ -91,7 +91,7 @@ class StepModel:
         self.seen = 0
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
-        """Written out for three weights, because every step comes here."""
+        """Written out for three weights: it runs at every step."""
         r, t = float(rows), tokens / 1000
         (a, b, c), (_, d, e), (_, _, f) = self.covariance  # symmetric
         forget = self.FORGET if a + d + f < 3 * self.DOUBT else 1.0
@@ -111,21 +111,19 @@ class StepModel:
 
 
 class Composer:
-    """Adaptive composition: how many rows a step may have, so that it stays under the target.
+    """Adaptive composition: the rows of a step that stays under the target, by the model of measured steps.
 
-    Two limits follow the model of measured steps. Prefill admits requests up to `limit`, which keeps a margin that
-    grows when steps turn out slower than predicted, and at most doubles beyond the largest step seen. A request that
-    has landed was admitted, and its reader waits for token 2: it joins up to `room`, the rows that the target itself
-    allows. (Sarathi-Serve's token budget is fixed; this one follows the clock.)
+    Prefill admits requests up to `limit`, with a margin for steps that are slower than predicted; landed requests join
+    up to `room`, the target itself. (Sarathi-Serve's token budget is fixed; this one follows the clock.)
     """
 
-    AIM = 0.72  # share of the target that a predicted step may take; a joining request waits out a step of others
+    AIM = 0.72  # share of the target that a predicted step may take: a request joins only after a step of others
 
     def __init__(self, target_s: float) -> None:
         self.target_s = target_s
         self.model = StepModel()
         self.largest = 1  # rows of the largest step seen
-        self.surprise = 0.0  # how much slower than predicted recent steps were, as a share
+        self.surprise = 0.0  # recent steps took this share longer than predicted
 
     def observe(self, rows: int, tokens: int, seconds: float) -> None:
         if self.model.seen > 4:
@@ -135,7 +133,7 @@ class Composer:
         self.largest = max(self.largest, rows)
 
     def limit(self, tokens_per_row: float, most: int) -> int:
-        """The largest number of rows, up to `most`, whose predicted step stays under the aim; at least one."""
+        """Rows, from 1 to `most`, whose predicted step stays under the aim; at most twice the largest step."""
         aim = self.AIM * self.target_s / (1 + max(0.0, self.surprise))
         return self._rows_within(aim, tokens_per_row, min(most, 2 * self.largest))
 
@@ -144,7 +142,7 @@ class Composer:
         return self._rows_within(self.target_s, tokens_per_row, most)
 
     def _rows_within(self, seconds: float, tokens_per_row: float, most: int) -> int:
-        """Steps of more rows take longer, so the answer is where the model's line crosses; rounding moves it by one."""
+        """Rows at which the model's line reaches `seconds`, corrected for rounding."""
 
         def fits(rows: int) -> bool:
             return self.model.predict(rows, round(rows * tokens_per_row)) <= seconds

@@ -1,8 +1,6 @@
-"""Blocks: the unit in which K/V memory is handed out, and the tables that list a request's blocks in order.
+"""Blocks, the unit in which K/V memory is reserved, and the tables that list a request's blocks in order.
 
-A block is free, in flight (reserved, being filled), used (committed) or quarantined (its request ended, but a copy
-or a pass still reads or writes it). Reserve takes all blocks asked for, or none. Ending is not freeing: a table that is
-released while it is pinned stays in quarantine until its last pin goes.
+A block is free, in flight (reserved), used (committed) or quarantined: released while a copy or a pass has it pinned.
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
@@ -11,12 +9,12 @@ from dataclasses import dataclass, field
 
 FREE, IN_FLIGHT, USED, QUARANTINED = STATES = ("free", "in_flight", "used", "quarantined")
 
-#: Called with a move's pool, new state, owner (None: free) and blocks; the pools know no clock.
+#: Called with a move's pool, new state, owner (None: free) and blocks.
 MoveListener = Callable[[str, str, int | None, tuple[int, ...]], None]
 
 
 class BlockPool:
-    """Hands out the block ids of one memory. `capacity` may be lowered below `total` while it runs; it then drains."""
+    """The block ids of one memory. Below a `capacity` that is lowered while it runs, the pool drains."""
 
     def __init__(self, name: str, total: int, on_move: Sequence[MoveListener] = ()) -> None:
         self.name = name
@@ -29,7 +27,7 @@ class BlockPool:
 
     @property
     def gate(self) -> str:
-        """The name of waiting for its blocks."""
+        """The gate of a request that waits for its blocks."""
         return f"{self.name} blocks"
 
     @property
@@ -43,7 +41,7 @@ class BlockPool:
         return room if room > 0 else 0
 
     def reserve(self, count: int, owner: int) -> list[int] | None:
-        """`count` blocks in flight for `owner`, or None where they are not all there."""
+        """`count` blocks in flight for `owner`, or None where fewer are available."""
         if count > self.available:
             return None
         blocks = [self._free.pop() for _ in range(count)]
@@ -54,14 +52,14 @@ class BlockPool:
         return blocks
 
     def mark(self, blocks: list[int], owner: int, state: str) -> None:
-        """Moves an owner's blocks to another held state."""
+        """Moves an owner's blocks to another state."""
         self._check_owner(blocks, owner)
         for block in blocks:
             self._state[block] = state
         self._note(blocks, owner, state)
 
     def release(self, blocks: list[int], owner: int) -> None:
-        """Gives an owner's blocks back; free blocks, and those of another owner, are refused."""
+        """Frees an owner's blocks."""
         self._check_owner(blocks, owner)
         for block in blocks:
             self._state[block], self._owner[block] = FREE, None
@@ -69,7 +67,7 @@ class BlockPool:
         self._note(blocks, None, FREE)
 
     def holdings(self) -> dict[tuple[int, str], list[int]]:
-        """Blocks by owner and state; free ones are left out."""
+        """Blocks that are not free, by owner and state."""
         found: dict[tuple[int, str], list[int]] = {}
         for block, owner in enumerate(self._owner):
             if owner is not None:
@@ -108,7 +106,7 @@ class Table:
     owner: int
     blocks: list[int]
     state: str = IN_FLIGHT
-    pins: list[int] = field(default_factory=list)  # ids of the copies, passes and steps that still touch it
+    pins: list[int] = field(default_factory=list)  # ids of transfers, passes and steps that read or write it
     released: bool = False
 
     @classmethod
@@ -117,7 +115,7 @@ class Table:
         return None if blocks is None else cls(pool, owner, blocks)
 
     def grow(self, count: int = 1) -> list[int] | None:
-        """More blocks in the table's own state, or None."""
+        """More blocks in the table's own state, or None where fewer are available."""
         blocks = self.pool.reserve(count, self.owner)
         if blocks is not None:
             self.pool.mark(blocks, self.owner, self.state)
@@ -129,18 +127,18 @@ class Table:
         self.state = USED
 
     def pin(self, activity: int) -> None:
-        """Something with this id reads or writes the blocks from now on."""
+        """The transfer, pass or step with this id reads or writes the blocks from now on."""
         self.pins.append(activity)
 
     def unpin(self, activity: int) -> None:
-        """It has stopped; the last one to stop frees a released table."""
+        """It no longer does; the last unpin frees a released table."""
         if activity in self.pins:
             self.pins.remove(activity)
             if self.released and not self.pins:
                 self._free()
 
     def release(self) -> None:
-        """The owner is done with the blocks: freed at once, or quarantined while anything touches them."""
+        """Frees the blocks at once, or quarantines them until the last unpin."""
         if self.released:
             raise AssertionError(f"{self.pool.name}: the blocks of request {self.owner} are released twice")
         self.released = True

@@ -1,4 +1,4 @@
-"""Checks of values: is it a number, in range, writable text, there at all? True is no number, NaN is in no range."""
+"""Checks of values. True is no number, and NaN is in no range."""
 
 from numbers import Integral, Real
 from typing import TypeGuard, TypeVar
@@ -7,30 +7,30 @@ Value = TypeVar("Value")
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """An int, numpy's included; True and False are none."""
+    """An int, or one of numpy's; not True or False."""
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value: object, low: float, high: float) -> TypeGuard[float]:
-    """A number in [low, high]; NaN is in no range."""
+    """A number in [low, high]."""
     return isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high  # type: ignore[operator]  # numbers.Real declares no order
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Text that can be written: halves of surrogate pairs can't."""
+    """Text without halves of surrogate pairs, which no file can hold."""
     return type(value) is str and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
 
 def short(value: object) -> str:
-    """A value in an error's words: one line, 60 characters at most."""
+    """A value's repr, cut to 60 characters, for an error's message."""
     try:
         text = repr(value)
     except ValueError:
-        text = "a number of thousands of digits"  # Python prints none
+        text = "a number of thousands of digits"  # of which Python makes no text
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def present(value: Value | None) -> Value:
-    """A value that the order of events guarantees; AssertionError where it is missing after all."""
+    """The value itself, which the order of events guarantees; AssertionError for None."""
     assert value is not None, "the controller needs a value that is not there yet"
     return value

@@ -1,7 +1,5 @@
-"""The controller's commands to the workers, the transfers and the engine. Plain data: ids and numbers, no tensors.
-
-`Prefill` and `Decode` go to a worker; `Send`, `Assign` and `Abort` to the transfers; `Emit` and `Ended` to the engine.
-A decode worker mirrors its batch, as the static buffers of a captured graph do: a step carries only what changed.
+"""The controller's commands: `Prefill` and `Decode` to a worker; `Send`, `Assign` and `Abort` to the transfers; the
+rest to the engine. A decode worker keeps its batch in static buffers, so a step carries only what changed.
 """
 
 from typing import NamedTuple
@@ -39,7 +37,7 @@ class Prefill(NamedTuple):
     worker: Worker
     pass_id: int
     chunks: tuple[Chunk, ...]
-    at_ns: int  # when it was given
+    at_ns: int
 
 
 class Join(NamedTuple):
@@ -54,7 +52,7 @@ class Join(NamedTuple):
 
 
 class Decode(NamedTuple):
-    """One step: what changed since the last one, and the rows by bin. Unchanged groups are the same object."""
+    """One step: the changes since the last one, and the rows by bin. Unchanged groups are the same object."""
 
     worker: Worker
     step: int
@@ -62,12 +60,12 @@ class Decode(NamedTuple):
     joins: tuple[Join, ...]
     grown: tuple[tuple[int, int], ...]  # (request, block added at the end of its table)
     groups: tuple[tuple[int, ...], ...]
-    at_ns: int  # when it was given
-    alone: bool  # no prefill pass was under way: a GPU split by SMs is the step's as a whole
+    at_ns: int
+    alone: bool  # no prefill pass is in flight: the step may use all SMs of a split GPU
 
 
 class Send(NamedTuple):
-    """Blocks `first_block` … of a request may travel: at once, or layer by layer as `layers_ready` says."""
+    """Copy these blocks of a request: at once where `layers_ready`, else layer by layer as prefill computes them."""
 
     transfer: int
     route: str  # bulk, direct, staged, spill, fetch
@@ -76,12 +74,12 @@ class Send(NamedTuple):
     first_block: int  # position of blocks[0] in the request's table
     blocks: tuple[int, ...]
     due_blocks: int  # of the whole transfer
-    priority: Priority  # smaller goes first
+    priority: Priority
     layers_ready: bool
 
 
 class Assign(NamedTuple):
-    """Where a transfer lands: blocks of the target memory, in the order of the request's table."""
+    """The blocks of the target memory, in the order of the request's table."""
 
     transfer: int
     target: Worker
@@ -89,7 +87,7 @@ class Assign(NamedTuple):
 
 
 class Abort(NamedTuple):
-    """Start no further copy of this transfer, and report it closed once the current ones have ended."""
+    """Start no further copy of this transfer, and report it closed once the running ones have ended."""
 
     transfer: int
 
@@ -108,11 +106,11 @@ class Ended(NamedTuple):
     error: str | None
     at_ns: int
     stages: tuple[tuple[int, Stage], ...]  # (ns, stage entered then)
-    seat: int | None = None  # the decode worker it was on, or was to go to
+    seat: int | None = None  # its decode worker; recordings keep this name
 
 
 class Preempted(NamedTuple):
-    """A request left its decode worker for lack of blocks; the choice holds both costs."""
+    """A request has left its decode worker for lack of blocks."""
 
     choice: Choice
     at_ns: int
@@ -125,7 +123,7 @@ class Retuned(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The engine must be rebuilt; everything open has ended as failed."""
+    """All open requests have failed, and the engine must be rebuilt."""
 
     cause: str
 
@@ -134,7 +132,7 @@ Command = Prefill | Decode | Send | Assign | Abort | Emit | Ended | Preempted | 
 
 
 class Turn(NamedTuple):
-    """The controller's turn with one event: its time, and the commands that it leads to, in order."""
+    """One event's time, and the commands that it leads to, in order."""
 
     now_ns: int
     commands: list[Command]

@@ -1,9 +1,9 @@
-"""One frozen record of every setting, and the presets that form the ladder of the notebooks."""
+"""Every setting, its checks, and the presets of the notebooks."""
 
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from disagg.plan.checks import is_number, is_text, is_whole, short
@@ -16,10 +16,10 @@ POLICIES = ("fcfs", "shortest")
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that can be set. Sizes left at None are taken from what the machine has, switches from the device.
+    """Every setting. Sizes at None follow from the machine, switches at None from the device.
 
-    With `prefill_workers=0` the decode workers prefill for themselves: the colocated arrangement. Where its two devices
-    differ, workers are dealt to them in turn.
+    `prefill_workers=0` is the colocated arrangement: each decode worker prefills too, and workers alternate between the
+    two devices where these differ.
     """
 
     model: str = "smollm2"  # or "tiny", "random-llama3-8b" (a shape), or a folder with a causal LM in safetensors
@@ -31,48 +31,51 @@ class Config:
     decode_workers: int = 1
     route: str = "direct"  # how K/V travel: "bulk" after prefill, "direct" by layers, "staged" by layers through a ring
     link: object = None  # Link, preset name, bytes/s, None (no dial), or a pair of them for the two hops of "staged"
-    layers_per_copy: int | None = None  # None: as a GPU's measured fixed cost and bandwidth ask for, 1 on the CPU
+    layers_per_copy: int | None = None  # None: 1 on the CPU, on a GPU by RouteCost
     ring_slots: int = 8
-    block_size: int = None  # type: ignore[assignment]  # tokens; None, until __post_init__: 16 on the CPU, 256 on a GPU, where flash-attn's pages are as large
+    block_size: int = None  # type: ignore[assignment]  # tokens; None: 16 on the CPU, on a GPU 256, flash-attn's page
     prefill_blocks: int | None = None
     host_blocks: int | None = 0  # 0: no paging, a preempted request is recomputed
     decode_blocks: int | None = None
-    chunk_tokens: int = None  # type: ignore[assignment]  # of one prefill pass; None, until __post_init__: 256 on the CPU, 2,048 on a GPU
+    chunk_tokens: int = None  # type: ignore[assignment]  # of a prefill pass; None: 256 on the CPU, 2,048 on a GPU
     max_batch: int = 32  # rows of one decode step
     bins: tuple[int, ...] = ()  # upper context lengths of the bins, in tokens; a last open bin follows
     policy: str = "fcfs"
-    itl_target_s: float | None = None  # adaptive composition: decode steps are kept below this
+    itl_target_s: float | None = None  # adaptive composition: decode steps stay below this
     watchdog_s: float = 120.0
     threads: int = 1  # torch threads of the process (set once)
     join_projections: bool = True
     compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
     graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
     peer_access: bool = True  # K/V may go from one GPU to another without the host; False: through pinned host memory
-    sm_split: int | None = None  # SMs that decode has for itself where prefill shares its GPU; None: shared by streams
-    seed: int = 0  # of tokens that are drawn (temperature above 0), for requests that name none
-    verify_kv: bool | None = None  # a checksum at every stop of K/V; None: on the CPU, where it costs nothing else
+    sm_split: int | None = None  # SMs of decode alone where prefill shares its GPU; None: streams share all SMs
+    seed: int = 0  # of sampling (temperature above 0), for requests without a seed
+    verify_kv: bool | None = None  # a checksum of K/V after every copy; None: on the CPU
 
     def __new__(cls, *values: object, **fields: object) -> "Config":
-        """An unknown name fails with the nearest one, before anything else."""
-        _check_names(fields)
+        """ConfigError with the nearest name for an unknown field: __init__ would raise TypeError."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise ConfigError(f"field {short(name)} is unknown{_nearest(name, known)}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         self._fill_in()
-        if isinstance(self.bins, list):
-            object.__setattr__(self, "bins", tuple(self.bins))
         if not isinstance(self.model, (str, os.PathLike)) or not is_text(os.fspath(self.model)):
             raise ConfigError(f"model must be a name or a folder; got {short(self.model)}")
-        _check_choice("route", self.route, ROUTES)
-        _check_choice("policy", self.policy, POLICIES)
-        _check_choice("dtype", self.dtype, ("float32", "float16", "bfloat16"))
-        _check_choice("attention", self.attention, ("auto", "flash", "sdpa", "plain"))
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
+                what = f"{name} must be one of {', '.join(choices)}"
+                raise ConfigError(f"{what}; got {short(value)}{_nearest(value, choices)}")
         for name, (least, most) in RANGES.items():
-            if name not in _MAY_BE_OPEN or getattr(self, name) is not None:
+            if name not in _MAY_BE_NONE or getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), least, most)
-        _check_seconds("watchdog_s", self.watchdog_s)
-        if self.itl_target_s is not None:
-            _check_seconds("itl_target_s", self.itl_target_s)
+        for name in ("watchdog_s", "itl_target_s"):
+            value = getattr(self, name)
+            if (name not in _MAY_BE_NONE or value is not None) and not (is_number(value, 0, LONGEST_S) and value > 0):
+                raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")
         for name in ("join_projections", "compile", "graphs", "peer_access", "verify_kv"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False; got {short(value)}")
@@ -90,56 +93,54 @@ class Config:
         return self.prefill_workers == 0
 
     def device_of(self, role: str, index: int) -> str:
-        """Where a worker runs; memory of the role "host" is beside the CPU."""
+        """The device of a worker, or of host memory."""
         if role == "decode" and self.colocated:
             return (self.prefill_device, self.decode_device)[index % 2]
         return {"prefill": self.prefill_device, "decode": self.decode_device}.get(role, "cpu")
 
     @property
     def links(self) -> tuple[Link, Link]:
-        """The links of hop one (off the prefill device) and hop two (onto the decode device)."""
+        """The links of hop one, from the prefill device, and hop two, to the decode device."""
         pair = self.link if isinstance(self.link, (tuple, list)) else (self.link, self.link)
         if len(pair) != 2:
-            raise ConfigError(f"link takes one wire or a pair for the two hops; got {len(pair)} of them")
+            raise ConfigError(f"link takes one link or a pair for the two hops; got {len(pair)} of them")
         return parse_link(pair[0], self.prefill_device), parse_link(pair[1], self.decode_device)
 
     def replace(self, **changes: object) -> "Config":
-        """A copy with some fields changed; unknown names fail with the nearest one."""
-        _check_names(changes)
+        """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # __post_init__ checks them
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> "Config":
-        """A rung of the ladder, with any field overridden."""
+        """A preset, with some fields changed."""
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"preset {short(name)} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
-        _check_names(changes)
         return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]  # __post_init__ checks them
 
     def _fill_in(self) -> None:
-        """What was left at None and depends on the kind of device alone."""
+        """Fields at None whose default depends on the device."""
         on_gpu = isinstance(self.decode_device, str) and self.decode_device.startswith("cuda")
         for name, (on_cpu, otherwise) in _BY_DEVICE.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, otherwise if on_gpu else on_cpu)
 
     def _make_plain(self) -> None:
-        """numpy's whole numbers become ints: a config is compared, hashed and saved."""
+        """Turns numpy's whole numbers into ints, and `bins` into a tuple: a config is compared, hashed and saved."""
         for name, value in list(vars(self).items()):
             if is_whole(value):
                 object.__setattr__(self, name, int(value))
         object.__setattr__(self, "bins", tuple(int(bound) for bound in self.bins))
 
     def _check_bins(self) -> None:
-        if not isinstance(self.bins, tuple):
+        if not isinstance(self.bins, (tuple, list)):
             raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {short(self.bins)}")
         for bound in self.bins:
             _check_int("bins", bound, 1, MOST_TOKENS)
         if list(self.bins) != sorted(set(self.bins)):
-            raise ConfigError(f"bins must rise: got {short(self.bins)}; for example (64, 128, 256, 512)")
+            raise ConfigError(f"bins must rise: got {short(tuple(self.bins))}; for example (64, 128, 256, 512)")
 
     def _check_split(self, on_cpu: bool) -> None:
-        """That two workers share one GPU. What that GPU can be cut into is known to its driver: run/sm_split."""
+        """`sm_split` needs prefill and decode workers on one GPU; run/sm_split checks the number itself."""
         if on_cpu:
             why = "they are on CPU cores, which have none"
         elif self.colocated:
@@ -183,10 +184,16 @@ _BY_DEVICE = {
 }
 
 MOST_TOKENS = 10_000_000  # of one request, or of a bin
-MOST_BLOCKS = 10_000_000  # of a memory: each is an entry in a list
-MOST_SEED = 2**62 - 1
+MOST_BLOCKS = 10_000_000  # of a memory
 
-#: What can be counted, from the least to the most that any machine could have a use for.
+CHOICES = {
+    "route": ROUTES,
+    "policy": POLICIES,
+    "dtype": ("float32", "float16", "bfloat16"),
+    "attention": ("auto", "flash", "sdpa", "plain"),
+}
+
+#: The least and the most of each count.
 RANGES = {
     "prefill_workers": (0, 64),
     "decode_workers": (1, 64),
@@ -196,22 +203,21 @@ RANGES = {
     "chunk_tokens": (1, MOST_TOKENS),
     "max_batch": (1, 65_536),
     "threads": (1, 1024),
-    "seed": (0, MOST_SEED),
+    "seed": (0, 2**62 - 1),
     "prefill_blocks": (1, MOST_BLOCKS),
     "decode_blocks": (1, MOST_BLOCKS),
     "host_blocks": (0, MOST_BLOCKS),
 }
-_MAY_BE_OPEN = ("layers_per_copy", "prefill_blocks", "decode_blocks", "host_blocks")
+_MAY_BE_NONE = ("layers_per_copy", "prefill_blocks", "decode_blocks", "host_blocks", "itl_target_s")
 
 _COLOCATED: dict[str, object] = {"prefill_workers": 0, "route": "bulk"}
 _STAGED: dict[str, object] = {"route": "staged"}
 _PAGED = {**_STAGED, "host_blocks": None}
 
-#: Tokens that a memory holds where its size is left open; an engine takes fewer where an eighth of the free memory has
-#: no room for them.
+#: Tokens that a memory holds where its size is None; an engine takes at most an eighth of the free memory for them.
 DEFAULT_TOKENS = {"prefill_blocks": 4096, "decode_blocks": 8192, "host_blocks": 4096}
 
-#: Each rung adds one idea to the one before it; `two_colocated` is the fair rival on equal hardware.
+#: Each preset adds one idea to the one before it; `two_colocated` is the colocated rival on equal hardware.
 PRESETS: dict[str, dict[str, object]] = {
     "baseline": {**_COLOCATED, "max_batch": 1, "chunk_tokens": 8192},
     "colocated": _COLOCATED,
@@ -224,21 +230,9 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 
 
-def _check_names(changes: Iterable[str]) -> None:
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"field {short(name)} is unknown{_nearest(name, known)}")
-
-
 def _nearest(name: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) and len(name) < 100 else []
     return f"; nearest: {close[0]!r}" if close else ""
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {short(value)}{_nearest(value, choices)}")
 
 
 def _check_int(name: str, value: object, least: int, most: int) -> None:
@@ -246,8 +240,3 @@ def _check_int(name: str, value: object, least: int, most: int) -> None:
         raise ConfigError(f"{name} must be a whole number, {least} or more; got {short(value)}")
     if value > most:
         raise ConfigError(f"{name} must be at most {most:,}; got {short(value)}")
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if not is_number(value, 0, LONGEST_S) or value == 0:
-        raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")

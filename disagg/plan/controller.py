@@ -1,8 +1,7 @@
-"""The controller: events in, commands out. It owns every request, queue, pool and table, and knows no clock.
+"""The controller: events in, commands out. After each event: deadlines, prefill passes, transfers, decode steps.
 
-After each event it does, in this order: deadlines, prefill passes, places for what travels, decode steps.
-Rules it keeps: ending is not freeing; a transfer ends once; decode starts when the set landed equals the set due;
-a deadline starts once and never moves; reservations take all or nothing; fail closed.
+A transfer ends once; decode starts when the blocks landed are the blocks due; a deadline starts once and never moves;
+a reservation takes all blocks or none; a broken controller takes no event.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -18,7 +17,7 @@ from disagg.plan.errors import ConfigError
 from disagg.plan.kv_transfers import PAGING, KVTransfers
 from disagg.plan.prefill_scheduler import PrefillScheduler
 from disagg.plan.queues import POLICIES
-from disagg.plan.request import Finish, Job
+from disagg.plan.request import Finish, Job, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer import Transfer
 from disagg.plan.why import open_in_words
@@ -30,10 +29,10 @@ LIVE = ("link", *BLOCKS, "chunk_tokens", "max_batch", "bins", "policy", "itl_tar
 
 
 class Controller:
-    """One for the real workers and for the virtual clock. `config` must have its block counts filled in.
+    """`config` must have its block counts filled in.
 
     `steps_in_flight` is 2 where a decode step is launched before the last one's tokens are known. `pads`: attention
-    of a bin reads every row as far as the longest; kernels that read the paged cache in place don't.
+    reads every row of a bin up to the longest one's length, as it does without a kernel for the paged cache.
     """
 
     def __init__(
@@ -58,16 +57,14 @@ class Controller:
         return turn.commands
 
     def refusal(self, job: Job) -> str | None:
-        """Why this job can never be served by these pools, in words; None where it can. Changes nothing."""
+        """Why these pools can never serve this job; None where they can."""
         size = self.state.config.block_size
         need = blocks_for(len(job.prompt) + job.max_new_tokens, size)
         for pool in self.state.pools()[:-1]:
             if need > pool.capacity:
-                what = (
-                    f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks of {size}"
-                )
+                what = f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks"
                 advice = f"shorten the request or raise {pool.name.split()[0]}_blocks"
-                return f"{what}, but {pool.name} has {pool.capacity}; {advice}"
+                return f"{what} of {size}, but {pool.name} has {pool.capacity}; {advice}"
         return None
 
     def check_live(self, config: Config) -> None:
@@ -80,7 +77,7 @@ class Controller:
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def _apply(self, turn: Turn, event: ev.Event) -> bool:
-        """Enters the event into the state; False where it changes nothing: late, repeated or about nothing open."""
+        """Enters the event into the state; False where it changes nothing."""
         match event:
             case ev.Stepped():
                 return self.decoding.stepped(turn, event)
@@ -102,8 +99,10 @@ class Controller:
                 return self.decoding.step_failed(turn, event)
             case ev.PassFailed():
                 return self.prefilling.pass_failed(turn, event)
-            case ev.Submit():
-                self._submit(turn, event)
+            case ev.Submit(job):
+                record = self.state.enter(turn, job)
+                if refusal := self.refusal(job):  # a pool has shrunk since it was accepted
+                    self.state.end(turn, record, Finish.FAILED, refusal)
             case ev.Retune():
                 self._retune(turn, event)
             case ev.TimeLost():
@@ -115,11 +114,6 @@ class Controller:
             case _:
                 assert_never(event)
         return True
-
-    def _submit(self, turn: Turn, event: ev.Submit) -> None:
-        record = self.state.enter(turn, event.job)
-        if refusal := self.refusal(event.job):  # a pool has shrunk since it was accepted
-            self.state.end(turn, record, Finish.FAILED, refusal)
 
     def _cancel(self, turn: Turn, event: ev.Cancel) -> bool:
         return self.state.end_open(turn, event.request, Finish.CANCELLED)
@@ -145,10 +139,14 @@ class Controller:
         return any(fresh)
 
     def _source_read(self, event: ev.SourceRead) -> bool:
+        """The source's blocks are free while second hops still run."""
         transfer = self._transfer(event.transfer)
         if transfer is None or self.state.is_anomaly(transfer.source_read):
             return False
-        self.movement.source_read(transfer)
+        transfer.source_read = True
+        transfer.source.unpin(transfer.id)
+        if transfer.record.stage is Stage.HANDING_OFF:
+            self.state.drop(transfer.record, "prefill_table")
         return True
 
     def _transfer_failed(self, turn: Turn, event: ev.TransferFailed) -> bool:
@@ -163,11 +161,13 @@ class Controller:
         transfer = self._transfer(event.transfer)
         if transfer is None or self.state.is_anomaly(not transfer.aborted):
             return False
-        self.movement.closed(turn, transfer)
+        self.movement.close(transfer)
+        if transfer.record.finish is None:
+            self.movement.recompute(turn, transfer.record)
         return True
 
     def _transfer(self, number: int) -> Transfer | None:
-        """The open transfer of a notice; a notice of any other transfer changes nothing and is counted."""
+        """The open transfer of a notice; a notice about any other is an anomaly."""
         transfer = self.state.transfers.get(number)
         self.state.is_anomaly(transfer is None)
         return transfer
@@ -202,7 +202,7 @@ class Controller:
                 self.decoding.step(turn, decode)
 
     def _expire(self, turn: Turn) -> bool:
-        """A silent worker or an endless copy breaks the engine, a late transfer fails; True where a deadline passed."""
+        """A late worker or aborted transfer breaks the engine, a late transfer fails; True where a deadline passed."""
         passed = False
         while not self.broken and (overdue := self.state.deadlines.overdue(turn)) is not None:
             passed, limit = True, f"{self.state.config.watchdog_s:g} s"
@@ -218,12 +218,12 @@ class Controller:
         return passed
 
     def _check_progress(self, turn: Turn) -> None:
-        """With nothing under way no event will come: requests that wait fail, and the cause names their gates."""
-        if self.state.records and self.state.next_deadline_ns is None:
+        """With nothing in flight no event will come: the requests that wait fail, with their gates as the cause."""
+        if self.state.records and self.state.deadlines.next_ns is None:
             self._break(turn, f"nothing is under way, but these wait: {open_in_words(self.state)}")
 
     def _break(self, turn: Turn, cause: str) -> None:
-        """Everything open fails with this cause; nothing is scheduled any more."""
+        """All open requests fail with this cause."""
         for record in list(self.state.records.values()):
             self.state.end(turn, record, Finish.FAILED, cause)
         self.broken = cause

@@ -1,4 +1,4 @@
-"""What a decode worker does next: which rows grow, move to another bin, join, or make room for an older request.
+"""The next step of a decode worker: rows that grow, change bins, join, or are preempted for an earlier request.
 
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
@@ -18,7 +18,7 @@ class DecodeScheduler:
         self.state, self.movement = state, movement
 
     def fill(self, turn: Turn, worker: DecodeWorkerState) -> bool:
-        """Issues steps until as many are in flight as may be; True where one was issued."""
+        """Issues steps up to `steps_in_flight`; True where one was issued."""
         issued = False
         while self.step(turn, worker):
             issued = True
@@ -40,12 +40,12 @@ class DecodeScheduler:
     def stepped(self, turn: Turn, event: ev.Stepped) -> bool:
         """A step has ended: its tokens go out, and requests with their last one end. False: it is not in flight."""
         state, worker = self.state, self.state.decodes[event.worker.index]
-        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
+        step = self._finish(worker, event.step)
+        if step is None:
             return False
-        step = self.finish(worker)
         state.padding.add(step.used_slots, step.padded_slots)
-        seen = event.used_slots, event.padded_slots
-        state.counts["padding_mismatches"] += (step.used_slots, step.padded_slots) != seen
+        as_planned = (step.used_slots, step.padded_slots) == (event.used_slots, event.padded_slots)
+        state.counts["padding_mismatches"] += not as_planned
         if worker.composer:
             seconds = (event.ended_ns - event.started_ns) / 1e9
             worker.composer.observe(len(step.requests), step.used_slots, seconds)
@@ -58,14 +58,17 @@ class DecodeScheduler:
     def step_failed(self, turn: Turn, event: ev.StepFailed) -> bool:
         """The open requests of a step that raised fail. False: it is not in flight."""
         worker = self.state.decodes[event.worker.index]
-        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
+        step = self._finish(worker, event.step)
+        if step is None:
             return False
-        for request in self.finish(worker).requests:
+        for request in step.requests:
             self.state.end_open(turn, request, Finish.FAILED, f"decode of request {request} failed: {event.error}")
         return True
 
-    def finish(self, worker: DecodeWorkerState) -> Step:
-        """Closes the oldest step in flight: tables that only it still touched are freed."""
+    def _finish(self, worker: DecodeWorkerState, number: int) -> Step | None:
+        """Closes the oldest step in flight and unpins its tables; the end of any other step is an anomaly."""
+        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != number):
+            return None
         step = worker.steps.popleft()
         self.state.deadlines.settle(step.id)
         for table in step.pinned:
@@ -73,22 +76,22 @@ class DecodeScheduler:
         return step
 
     def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:
-        """Rows of which something is due: a new block, another bin, or no further step."""
-        for row in worker.due():
+        """Visits the rows that need a block, leave their bin, or have had their last token."""
+        for row in worker.agenda.pop(worker.next_step, ()):
             record = row.record
             if worker.rows.get(record.id) is not row:
-                continue  # preempted for a row before it
+                continue  # it has left the batch
             if worker.next_step > row.last_step:
                 worker.leave(record)
             elif worker.needs_block(row) and not self._grow(turn, worker, record):
-                worker.leave(record)  # it sits out until there is a block
+                worker.leave(record)  # until a block is free
                 self.state.arrive(turn, record)
             else:
                 worker.rebin(row)
                 worker.plan(row)
 
     def _join(self, turn: Turn, worker: DecodeWorkerState) -> None:
-        """Takes landed requests into the batch while there is a place, and a block for their next token."""
+        """Landed requests join the batch while it has a place, and the pool a block for their next token."""
         worker.landed.gate = ""
         if worker.landed.peek() is None:
             return
@@ -107,28 +110,26 @@ class DecodeScheduler:
             return
 
     def _grow(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> bool:
-        """One more block, taken from a younger request where the pool is full; False where it must wait."""
+        """One more block; where the pool is full, requests later by policy are preempted. False: it must wait."""
         state, table, available = self.state, present(record.decode_table), worker.pool.available
         why = {"request": record.id, "pool": worker.pool.name, "context": record.context}
         while (blocks := table.grow()) is None:
-            coming = any(
-                r.stage is Stage.SPILLING and r.decode_worker == record.decode_worker for r in state.records.values()
-            )
+            at_same_worker = (r for r in state.records.values() if r.decode_worker == record.decode_worker)
+            spilling = any(r.stage is Stage.SPILLING for r in at_same_worker)  # its blocks are about to be free
             victim = self._victim(worker, record)
-            if coming or worker.steps or victim is None:
+            if spilling or worker.steps or victim is None:
                 record.gate = worker.pool.gate
-                self.state.because("grow: no block", **why)
+                state.because("grow: no block", **why)
                 return False
             state.because("preempt", request=record.id, victim=victim.id, policy=state.config.policy)
             self.movement.preempt(turn, worker, victim)
-        self.state.because("grow", available=available, **why)
+        state.because("grow", available=available, **why)
         if record.id in worker.rows:
             worker.grown.append((record.id, blocks[0]))
         return True
 
     def _victim(self, worker: DecodeWorkerState, record: Record) -> Record | None:
-        """The last by policy that holds blocks of this worker and comes after `record`."""
-        key = worker.landed.key
+        """The last by policy that holds blocks of this worker; None where that is `record` itself."""
         holders = [row.record for row in worker.rows.values()] + list(worker.landed)
-        last = max(holders, key=key, default=record)
-        return last if key(last) > key(record) else None
+        last = max([record, *holders], key=worker.landed.key)
+        return None if last is record else last

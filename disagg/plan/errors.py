@@ -1,4 +1,4 @@
-"""What a user can cause is one of these, and each message says what happened, with numbers, and what to do."""
+"""The errors that a user can cause. Each message says what happened, with numbers, and what to do."""
 
 
 class DisaggError(Exception):
@@ -18,21 +18,21 @@ class ModelError(DisaggError, ValueError):
 
 
 class ModelWarning(UserWarning):
-    """A model's folder asks for something that is not done here: which, and what to do."""
+    """A model's folder has a setting that this package does not support."""
 
 
 class EngineError(DisaggError, RuntimeError):
     """The engine can't go on: closed, broken by a dead worker, or out of memory."""
 
-    run: object = None  # what was recorded of the run that it broke
+    run: object = None  # the run so far
 
 
 class FileError(DisaggError, ValueError):
-    """A file can't be read as a recording, or can't be written: where it is wrong, and why."""
+    """A file can't be read as a recording, or can't be written."""
 
 
 class TraceError(FileError):
-    """A file can't be read as a trace of arrivals: file, line, and what is wrong there."""
+    """A file can't be read as a trace of arrivals."""
 
 
 class DifferenceError(DisaggError, ValueError):
@@ -40,11 +40,11 @@ class DifferenceError(DisaggError, ValueError):
 
 
 class PackageError(DisaggError, ImportError):
-    """A package that is needed here is not installed in this Python, or is there and can't be imported."""
+    """A package is not installed in this Python, or can't be imported."""
 
     @classmethod
     def of(cls, error: BaseException) -> "PackageError":
-        """What went wrong in an import, in the words of the error that began it."""
+        """From the error of an import, with its first cause."""
         error = first_of(error)
         name = getattr(error, "name", None)
         if isinstance(error, ModuleNotFoundError) and name and "." not in name:
@@ -56,7 +56,7 @@ class PackageError(DisaggError, ImportError):
 
 
 def first_of(error: BaseException) -> BaseException:
-    """The error that others were raised from; packages that import on demand put one of their own around it."""
+    """The cause at the start of a chain of errors: packages that import on demand raise one of their own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,4 +1,4 @@
-"""What happens to the controller: everything it knows arrives as one of these, in the order of the engine's inbox."""
+"""The controller's events: all that it knows arrives as one of these, in the order of the engine's inbox."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Cancel(NamedTuple):
 
 
 class Retune(NamedTuple):
-    """New settings while it runs; only those of `controller.LIVE` may differ."""
+    """New settings, of those in `controller.LIVE`."""
 
     config: Config
 
@@ -26,14 +26,14 @@ class Tick(NamedTuple):
 
 
 class RequestFailed(NamedTuple):
-    """Something about this request alone went wrong in a pass or a step, whose end is the next event."""
+    """An error of one request in a pass or step, whose end is the next event."""
 
     request: int
     error: str
 
 
 class TimeLost(NamedTuple):
-    """For so long this process, or its engine's thread, did not run: deadlines move by it."""
+    """This process, or its engine's thread, did not run for so long: deadlines move by it."""
 
     lost_ns: int
 
@@ -55,7 +55,7 @@ class PassFailed(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """A decode step ended; one token a row, in the order of its groups, and the slots that attention read."""
+    """A decode step ended; one token for each row, in the order of its groups, and the slots that attention read."""
 
     worker: Worker
     step: int
@@ -91,7 +91,7 @@ class Landed(NamedTuple):
 
 
 class SourceRead(NamedTuple):
-    """Every copy that reads the transfer's source has ended; hop two still travels."""
+    """Every copy that reads the transfer's source has ended; second hops still run."""
 
     transfer: int
 
@@ -102,7 +102,7 @@ class TransferFailed(NamedTuple):
 
 
 class TransferClosed(NamedTuple):
-    """After an Abort: no copy of this transfer runs any more, nor will."""
+    """After an Abort, the last copy of the transfer has ended."""
 
     transfer: int
 

@@ -1,17 +1,14 @@
-"""A user's request as the controller sees it: ids within a model's vocabulary and context, or a RequestError.
+"""Turns a user's request into a job of token ids, for engine and simulator alike; RequestError where none can be."""
 
-The engine and its twin both ask here, so that the twin refuses what the engine would.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from disagg.plan.errors import RequestError
-from disagg.plan.request import Job, Request
+from disagg.plan.request import Job, Request, Sampling
 
 
 class Limits(NamedTuple):
-    """What a model takes: ids below `vocab`, and K/V of `context` tokens a request."""
+    """What a model accepts: ids below `vocab`, and K/V of `context` tokens a request."""
 
     model: str
     vocab: int
@@ -20,17 +17,22 @@ class Limits(NamedTuple):
 
 
 def job_of(request: Request, limits: Limits, encode: Callable[[str], list[int]] | None = None, seed: int = 0) -> Job:
-    """Its id and arrival follow when it is submitted. `seed` is for a request that names none; RequestError."""
+    """Its id and arrival follow when it is submitted; `seed` is the default of the request's own."""
     if not isinstance(request, Request):
         raise RequestError(f"submit takes a Request, and serve a list of them; got a {type(request).__name__}")
-    ids, forced = _ids(request, limits, encode), request.force_ids
-    _check_vocabulary((ids, forced or ()), limits)
+    ids, forced = _ids(request, limits, encode), None if request.force_ids is None else tuple(request.force_ids)
+    every = (*ids, *(forced or ()))
+    if min(every) < 0 or max(every) >= limits.vocab:
+        foreign = next(i for i in every if not 0 <= i < limits.vocab)
+        raise RequestError(f"token id {foreign} is not in {limits.model}'s vocabulary of {limits.vocab}")
     new = request.max_new_tokens if forced is None else len(forced)
     if len(ids) + new - 1 > limits.context:  # the last token is never fed back
         what = f"prompt of {len(ids)} tokens and {new} new ones exceed {limits.model}'s context of {limits.context}"
         raise RequestError(f"{what}; shorten the prompt or lower max_new_tokens")
     eos = frozenset() if request.ignore_eos or forced is not None else limits.eos_ids
-    return Job(-1, ids, new, 0, eos, request.sampling(seed))
+    seed = seed if request.seed is None else request.seed
+    sampling = Sampling(request.temperature, request.top_p, seed, forced, request.keep_logits)
+    return Job(-1, ids, new, 0, eos, sampling)
 
 
 def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | None) -> tuple[int, ...]:
@@ -46,10 +48,3 @@ def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | 
         what = f"prompt {request.prompt[:40]!r} has no token in {limits.model}'s tokenizer"
         raise RequestError(f"{what}; give it some text")
     return ids
-
-
-def _check_vocabulary(lists: Iterable[Sequence[int]], limits: Limits) -> None:
-    for ids in filter(None, lists):
-        if min(ids) < 0 or max(ids) >= limits.vocab:
-            foreign = next(i for i in ids if not 0 <= i < limits.vocab)
-            raise RequestError(f"token id {foreign} is not in {limits.model}'s vocabulary of {limits.vocab}")

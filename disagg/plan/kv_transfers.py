@@ -1,7 +1,6 @@
-"""K/V between memories: hand-offs from prefill to decode, spills to the host and fetches back.
+"""Hand-offs from prefill to decode, spills to the host, and fetches back.
 
-Blocks on the decode device are reserved late, when the first layers are about to travel, and in the order of the
-policy. A transfer pins the tables its copies touch, so that ending a request never frees what a copy still uses.
+Blocks on the decode device are reserved late and by policy. A transfer pins its tables until it is closed.
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
@@ -23,7 +22,7 @@ class KVTransfers:
         self.state = state
 
     def offer(self, turn: Turn, record: Record, stop: int, layers_ready: bool) -> None:
-        """Lets blocks up to token `stop` travel; the first call opens the hand-off."""
+        """Sends the blocks up to token `stop`; the first call opens the hand-off."""
         state = self.state
         if record.transfer is None:
             table = present(record.prefill_table)
@@ -33,11 +32,10 @@ class KVTransfers:
         self._send(turn, present(state.open_transfer(record)), source, upto, layers_ready)
 
     def prefilled(self, turn: Turn, record: Record) -> None:
-        """Prefill is over: what has not landed yet is exposed from here on."""
-        state = self.state
+        """Prefill is over; copies that have not landed are exposed from now on."""
         if record.transfer is None:
             self.offer(turn, record, record.prefill_target, layers_ready=True)
-        transfer = present(state.open_transfer(record))
+        state, transfer = self.state, present(self.state.open_transfer(record))
         state.move(turn, record, Stage.HANDING_OFF, f"{transfer.route} transfer")
         if transfer.source_read:
             state.drop(record, "prefill_table")
@@ -47,26 +45,25 @@ class KVTransfers:
             self._arm(turn, transfer)
 
     def assign(self, turn: Turn) -> None:
-        """Gives blocks on a decode device to what wants them, the first by policy; no request overtakes the head."""
+        """Reserves blocks on decode devices for the requests that wait for them, strictly by policy."""
         state = self.state
         state.wanting.gate = ""
         while (record := state.wanting.peek()) is not None:
-            index, worker = max(enumerate(state.decodes), key=lambda pair: (pair[1].pool.available, -pair[0]))
+            worker = max(state.decodes, key=lambda decode: decode.pool.available)
             spilled = record.stage is Stage.SPILLED
-            table = state.reserve_decode(worker, record, record.context + 1 if spilled else record.prefill_target + 1)
+            table = state.reserve_decode(worker, record, (record.context if spilled else record.prefill_target) + 1)
             if table is None:
                 state.wanting.gate = record.gate
                 return
             state.wanting.remove(record)
-            record.decode_table, record.decode_worker = table, index
+            record.decode_table, record.decode_worker = table, worker.name.index
             if spilled:
                 self._fetch(turn, record)
             self._target(turn, present(state.open_transfer(record)), table, worker.name)
 
     def preempt(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> None:
-        """Takes a request off its decode worker: its K/V go to the host or are recomputed, whichever costs less."""
-        state = self.state
-        size = state.config.block_size
+        """Takes a request off its decode worker; its K/V are spilled or recomputed, whichever costs less."""
+        state, size = self.state, self.state.config.block_size
         blocks = blocks_for(record.context, size)
         paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
         room, block_bytes = state.host.available >= blocks, size * state.token_bytes
@@ -84,7 +81,7 @@ class KVTransfers:
             self.recompute(turn, record)
 
     def recompute(self, turn: Turn, record: Record) -> None:
-        """Back to the queue: prefill repeats the prompt and all tokens so far, and gives the next one."""
+        """Back to the queue: prefill computes the prompt and all tokens so far, and gives the next one."""
         state = self.state
         state.counts["recomputes"] += 1
         state.drop(record, "decode_table", "host_table")
@@ -93,7 +90,7 @@ class KVTransfers:
         state.enqueue(record)
 
     def complete(self, turn: Turn, transfer: Transfer) -> None:
-        """All that was due has landed. A hand-off that beat its prefill waits for the first token."""
+        """All blocks due have landed. A hand-off that is complete before the pass ends waits for the first token."""
         state, record = self.state, transfer.record
         if record.stage is Stage.PREFILLING:
             return
@@ -108,26 +105,13 @@ class KVTransfers:
             state.drop(record, "prefill_table", "host_table")
             state.arrive(turn, record)
 
-    def source_read(self, transfer: Transfer) -> None:
-        """Hop one is through: the source's blocks can go while hop two still travels."""
-        transfer.source_read = True
-        transfer.source.unpin(transfer.id)
-        if transfer.record.finish is None and transfer.record.stage is Stage.HANDING_OFF:
-            self.state.drop(transfer.record, "prefill_table")
-
     def fail(self, turn: Turn, transfer: Transfer, error: str) -> None:
-        """A hand-off's request fails; a spill or a fetch falls back to recomputing once its copies have ended."""
+        """A hand-off's request fails; that of a spill or fetch is recomputed once the copies have ended."""
         if transfer.route in PAGING:
             self.state.counts["paging_failures"] += 1
             self.state.abort(turn, transfer)
         else:
             self.state.end(turn, transfer.record, Finish.FAILED, error)
-
-    def closed(self, turn: Turn, transfer: Transfer) -> None:
-        """An aborted transfer's last copy has ended."""
-        self.close(transfer)
-        if transfer.record.finish is None:
-            self.recompute(turn, transfer.record)
 
     def close(self, transfer: Transfer) -> None:
         del self.state.transfers[transfer.id]
@@ -135,27 +119,25 @@ class KVTransfers:
         transfer.close()
 
     def _spill(self, turn: Turn, worker: DecodeWorkerState, record: Record, blocks: int) -> None:
-        state = self.state
+        state, source = self.state, present(record.decode_table)
         state.counts["spills"] += 1
         record.host_table = host_table = present(Table.reserve(state.host, blocks, record.id))
         state.move(turn, record, Stage.SPILLING, "spill")
-        transfer = self._open("spill", record, present(record.decode_table), blocks)
+        transfer = self._open("spill", record, source, blocks)
         self._send(turn, transfer, worker.name, blocks, layers_ready=True)
         self._target(turn, transfer, host_table, HOST)
 
     def _fetch(self, turn: Turn, record: Record) -> None:
-        state = self.state
-        state.counts["fetches"] += 1
-        state.move(turn, record, Stage.FETCHING, "fetch")
         table = present(record.host_table)
+        self.state.counts["fetches"] += 1
+        self.state.move(turn, record, Stage.FETCHING, "fetch")
         transfer = self._open("fetch", record, table, len(table.blocks))
         self._send(turn, transfer, HOST, transfer.blocks, layers_ready=True)
 
     def _open(self, route: str, record: Record, source: Table, blocks: int) -> Transfer:
-        state = self.state
-        transfer = Transfer(state.new_id(), route, record, source, blocks, LayerBlocks(state.layers))
+        transfer = Transfer(self.state.new_id(), route, record, source, blocks, LayerBlocks(self.state.layers))
         transfer.touch(source)
-        state.transfers[transfer.id], record.transfer = transfer, transfer.id
+        self.state.transfers[transfer.id], record.transfer = transfer, transfer.id
         return transfer
 
     def _send(self, turn: Turn, transfer: Transfer, source: Worker, upto: int, layers_ready: bool) -> None:
@@ -172,8 +154,8 @@ class KVTransfers:
         self._arm(turn, transfer)
 
     def _arm(self, turn: Turn, transfer: Transfer) -> None:
-        """Starts the deadline, once: with blocks assigned and prefill over, only copies can hold it up."""
+        """Starts the deadline, once: after prefill, and with blocks assigned, only copies can delay the transfer."""
         ready = transfer.target is not None and transfer.record.stage is not Stage.PREFILLING
-        if ready and transfer.posted_ns is None:
-            transfer.posted_ns = turn.now_ns
+        if ready and not transfer.armed:
+            transfer.armed = True
             self.state.deadlines.start(turn, transfer.id, transfer)

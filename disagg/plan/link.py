@@ -1,7 +1,6 @@
 """The emulated link between two memories: how long a copy occupies it, and when the copy lands.
 
-The rule of the dial: busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency.
-Deadlines follow from deadlines, never from when a thread woke up, so errors do not add up.
+busy_until = max(posted, busy_until) + fixed + bytes / bandwidth; landing = busy_until + latency.
 Notebook: notebooks/03_layer_streaming.ipynb.
 """
 
@@ -37,13 +36,13 @@ PRESETS = {
     "memory": 5e9,
 }
 
-#: No wait is longer (30 years): beyond that the system's timers overflow.
+#: 30 years: beyond that the system's timers overflow.
 LONGEST_S = 1e9
 
-#: Anything faster is no limit, which infinity stands for.
+#: No finite bandwidth is larger; infinity is no limit.
 MOST_BANDWIDTH = 1e30
 
-#: What a dial made of host deadlines holds on two busy cores; above it, scheduling delays of milliseconds dominate.
+#: The fastest link that a CPU can emulate: above it, the delays of two busy cores' threads dominate.
 CPU_DIAL_LIMIT = 0.5e9
 
 
@@ -54,7 +53,7 @@ class Link:
     bandwidth: float = math.inf
     latency_s: float = 0.0
     fixed_s: float = 0.0
-    compute_ratio: float | None = None  # c/x: the engine turns it into a bandwidth once it has measured c
+    compute_ratio: float | None = None  # c/x, which becomes a bandwidth once c is measured
 
     def __post_init__(self) -> None:
         for name in ("latency_s", "fixed_s"):
@@ -62,24 +61,25 @@ class Link:
                 raise ConfigError(f"link {name} must be seconds, from 0 to {LONGEST_S:g}; got {short(value)}")
         if not is_number(self.bandwidth, 1, math.inf) or MOST_BANDWIDTH < self.bandwidth < math.inf:
             raise ConfigError(f"link bandwidth must be bytes a second, 1 or more; got {short(self.bandwidth)}")
-        ratio, what = self.compute_ratio, "c/x above 0 (compute of a layer over its transfer)"
+        ratio = self.compute_ratio
         if ratio is not None and (not is_number(ratio, 0, 1e9) or ratio == 0):
+            what = "c/x above 0 (compute of a layer over its transfer)"
             raise ConfigError(f"Link.ratio takes {what}; got {short(ratio)}")
 
     @classmethod
     def ratio(cls, compute_over_transfer: float, latency_s: float = 0.0, fixed_s: float = 0.0) -> "Link":
-        """A link on which one layer's transfer x takes c / ratio, c being this machine's compute of a layer."""
+        """A link on which a layer's transfer x takes c / ratio, where c is this machine's compute of a layer."""
         return cls(math.inf, latency_s, fixed_s, compute_over_transfer)
 
     def against(self, compute_s: float, layer_bytes: int) -> "Link":
-        """The link on which `layer_bytes` take compute_s / (c/x), where c/x is what was asked for; else itself."""
+        """A link of the bandwidth that gives its c/x for this compute and these bytes; itself without a c/x."""
         if self.compute_ratio is None:
             return self
         return dataclasses.replace(self, bandwidth=layer_bytes * self.compute_ratio / compute_s, compute_ratio=None)
 
     @property
     def dialled(self) -> bool:
-        """False for the plain link, whose copies take as long as they really take."""
+        """False for the plain link, which delays no copy."""
         return self.bandwidth < math.inf or self.latency_s > 0 or self.fixed_s > 0
 
     def occupancy_ns(self, nbytes: int) -> int:
@@ -88,7 +88,7 @@ class Link:
 
 
 def parse_link(value: object, device: str = "cpu") -> Link:
-    """A Link from a Link, a preset's name, None (no dial) or a bandwidth; refused where the dial could not hold it."""
+    """A Link from a Link, a preset's name, None (plain) or a bandwidth; ConfigError above CPU_DIAL_LIMIT on a CPU."""
     match value:
         case None:
             return Link()
@@ -111,14 +111,14 @@ def parse_link(value: object, device: str = "cpu") -> Link:
 
 
 class LinkClock:
-    """When each copy that is posted on a link ends and lands: copies take the link one after the other."""
+    """When each copy that is posted on a link ends and lands, one after the other."""
 
     def __init__(self, link: Link = Link()) -> None:
         self.link = link
         self.busy_until_ns = 0
 
     def post(self, nbytes: int, now_ns: int) -> tuple[int, int, int]:
-        """Occupies the link for one copy; returns (start, end of occupancy, landing) in ns."""
+        """Occupies the link with one copy; returns its (start, end of occupancy, landing) in ns."""
         start = max(now_ns, self.busy_until_ns)
         self.busy_until_ns = start + self.link.occupancy_ns(nbytes)
         return start, self.busy_until_ns, self.busy_until_ns + round(self.link.latency_s * 1e9)
@@ -140,18 +140,15 @@ class LaneName(NamedTuple):
         return f"{self.role} {self.index}"
 
 
-BUSY = 3  # times as long as alone does the host need for a copy beside a prefill pass; measured on two H200
+BUSY = 3  # the host's part of a copy takes so many times longer beside a prefill pass; measured on two H200
 SHARE = 1 / 3  # of a copy's time that may be its fixed part
 
 
 class RouteCost(NamedTuple):
-    """What a copy costs: a fixed part, mostly the host's, and a bandwidth.
+    """What a copy costs. Where Config.layers_per_copy is None, a copy has as many layers as make `fixed_s` a small
+    share of it."""
 
-    Where Config.layers_per_copy is None, layers share a copy until the fixed part is a small share of it: some layers
-    of a long prompt, and a short prompt whole where the link is fast.
-    """
-
-    fixed_s: float  # with a host that does nothing else
+    fixed_s: float  # on an idle host
     bandwidth: float  # bytes a second
 
     @property
@@ -160,7 +157,7 @@ class RouteCost(NamedTuple):
         return round(BUSY * self.fixed_s * self.bandwidth * (1 - SHARE) / SHARE)
 
     def dialled(self, link: Link) -> "RouteCost":
-        """On a link that is held as slow as the link says, whose fixed part does not grow with a busy host."""
+        """The cost on an emulated link, whose fixed part does not grow with a busy host."""
         return RouteCost(max(self.fixed_s, link.fixed_s / BUSY), min(self.bandwidth, link.bandwidth))
 
 

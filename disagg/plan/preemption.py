@@ -1,4 +1,4 @@
-"""The paging decision: a preempted request's K/V are spilled to the host or computed again, whichever costs less.
+"""The paging decision: spill a preempted request's K/V to the host, or compute them again, whichever costs less.
 
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
@@ -16,7 +16,7 @@ class Arm(Enum):
 
 @dataclass(frozen=True)
 class Choice:
-    """One recorded decision with both costs in ns (spill: there and back)."""
+    """One decision with both costs (spill: there and back)."""
 
     request: int
     tokens: int
@@ -27,7 +27,7 @@ class Choice:
 
 @dataclass
 class PreemptionCosts:
-    """Measured speeds of this run: exponential means over what was observed."""
+    """Speeds of this run, as exponential means."""
 
     out: Link = Link()
     back: Link = Link()
@@ -47,7 +47,7 @@ class PreemptionCosts:
     def choose(
         self, request: int, tokens: int, nbytes: int, *, host_room: bool, prefill_backlog: int, bytes_ahead: int
     ) -> Choice:
-        """The cheaper arm, backlogs counted: tokens queued before a prefill, bytes that page before a spill."""
+        """The cheaper arm. Tokens queued before its prefill, and bytes in paging before its spill, count too."""
         spill = recompute = None
         if host_room:
             legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
@@ -58,7 +58,7 @@ class PreemptionCosts:
         return Choice(request, tokens, spill, recompute, Arm.SPILL if spills else Arm.RECOMPUTE)
 
     def _copy_ns(self, link: Link, nbytes: int) -> int:
-        """One copy: what the dial says, or what copies were measured to take, whichever is longer."""
+        """One copy: by the link or by measured copies, whichever is longer."""
         if nbytes == 0:
             return 0
         dialled = link.occupancy_ns(nbytes) + round(link.latency_s * 1e9)

@@ -1,4 +1,4 @@
-"""What a prefill worker does next: who is admitted, and which chunks share a pass.
+"""The next pass of a prefill worker: which requests are admitted, and which chunks share the pass.
 
 Notebook: notebooks/01_baseline.ipynb.
 """
@@ -21,7 +21,7 @@ class PrefillScheduler:
         self.state, self.movement = state, movement
 
     def fill(self, turn: Turn, worker: PrefillWorkerState) -> bool:
-        """Packs chunks up to the token budget and starts a pass; True where there was something to prefill."""
+        """Starts a pass of chunks up to the token budget; True where there was a chunk."""
         if worker.passing:
             return False
         config, budget, pass_id = self.state.config, self.state.config.chunk_tokens, self.state.new_id()
@@ -43,7 +43,7 @@ class PrefillScheduler:
         return True
 
     def _next(self, turn: Turn, worker: PrefillWorkerState, items: list[tuple[Record, bool]]) -> Record | None:
-        """A record whose prefill is under way and not in this pass yet, else the first in the queue, if admitted."""
+        """A partly prefilled record that is not in this pass yet, else the first in the queue, if admitted."""
         for record in worker.partial:
             if all(record is not taken for taken, _ in items):
                 return record
@@ -51,7 +51,7 @@ class PrefillScheduler:
         return head if head is not None and self._admit(turn, worker, head) else None
 
     def _admit(self, turn: Turn, worker: PrefillWorkerState, record: Record) -> bool:
-        """Reserves the whole prompt's blocks, or leaves the record in its queue with the gate's name."""
+        """Reserves the blocks of the whole prompt, or leaves the record in its queue and names its gate."""
         ahead, limit = self._places(worker)
         if limit is not None and ahead >= limit:
             worker.queue.gate = record.gate = BATCH_SLOT
@@ -74,10 +74,8 @@ class PrefillScheduler:
         return True
 
     def _places(self, worker: PrefillWorkerState) -> tuple[int, int | None]:
-        """Back-pressure from the batch: requests on their way to it, and places; None where nothing limits them.
-
-        One device that does both always limits; two only where a target keeps the batch small.
-        """
+        """Back-pressure: the requests on their way to the batch, and the places in it; None where nothing limits
+        them, that is on two devices without a latency target."""
         state = self.state
         most = state.config.max_batch
         if worker.decode is not None:
@@ -87,7 +85,7 @@ class PrefillScheduler:
         return ahead, None if state.config.itl_target_s is None else sum(worker.limit(most) for worker in state.decodes)
 
     def _chunk(self, turn: Turn, worker: PrefillWorkerState, record: Record, stop: int, pass_id: int) -> Chunk:
-        """The next chunk of a record; on a streamed route its layers may travel as they are computed."""
+        """The next chunk of a record; on a streamed route the copies follow layer by layer."""
         state = self.state
         start, record.prefilled = record.prefilled, stop
         target, budget = record.prefill_target, state.config.chunk_tokens
@@ -105,23 +103,21 @@ class PrefillScheduler:
         return Chunk(record.id, start, stop, tokens, blocks, final, index, record.job.sampling, transfer)
 
     def prefilled(self, turn: Turn, event: ev.Prefilled) -> bool:
-        """A pass has ended: first tokens go out, and K/V that have not landed travel on. False: it is not in flight."""
+        """A pass has ended: its requests get their first tokens and are handed off. False: it is not in flight."""
         state, worker = self.state, self.state.prefills[event.worker.index]
         done = self._finish(worker, event.pass_id)
         if done is None:
             return False
         state.costs.observe_prefill(done.tokens, event.ended_ns - event.started_ns)
-        given, first = iter(event.tokens), []
-        for record, final in done.items:
-            token = next(given) if final else None
-            if token is not None and record.finish is None:
-                worker.partial.remove(record)
-                record.generated.append(token)
-                first.append(record)
+        finals = [record for record, final in done.items if final]
+        first = [(record, token) for record, token in zip(finals, event.tokens, strict=False) if record.finish is None]
+        for record, token in first:
+            worker.partial.remove(record)
+            record.generated.append(token)
         if first:
-            tokens = tuple(record.generated[-1] for record in first)
-            turn.commands.append(Emit(tuple(record.id for record in first), tokens, event.ended_ns))
-        for record in first:
+            requests = tuple(record.id for record, _ in first)
+            turn.commands.append(Emit(requests, tuple(token for _, token in first), event.ended_ns))
+        for record, _ in first:
             if state.end_if_done(turn, record):
                 continue
             if worker.decode is None:
@@ -136,12 +132,12 @@ class PrefillScheduler:
         done = self._finish(self.state.prefills[event.worker.index], event.pass_id)
         if done is None:
             return False
-        for record in [record for record, _ in done.items if record.finish is None]:
-            self.state.end(turn, record, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
+        for record, _ in done.items:
+            self.state.end_open(turn, record.id, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
         return True
 
     def _finish(self, worker: PrefillWorkerState, pass_id: int) -> Pass | None:
-        """Closes the pass in flight and unpins its tables; any other pass is counted as an anomaly."""
+        """Closes the pass in flight and unpins its tables; the end of any other pass is an anomaly."""
         done = worker.passing
         if done is None or done.id != pass_id:
             self.state.counts["anomalies"] += 1

@@ -1,4 +1,4 @@
-"""Order and admission: queues sorted by policy, and chunks packed into a prefill pass."""
+"""Queues sorted by policy, and the size of the next chunk."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ POLICIES: dict[str, Key] = {
 
 
 class Queue:
-    """Records that wait for one thing, the first by policy on top. Those removed are skipped when they surface."""
+    """Records that wait for one thing, the first by policy on top. `peek` skips entries of removed records."""
 
     def __init__(self, key: Key) -> None:
         self.key = key
         self._heap: list[tuple[Priority, int, Record]] = []
         self._members: dict[int, int] = {}  # request → the number of its valid entry
         self._entries = 0
-        self.gate = ""  # what held its head when it was last looked at; "" where nothing held it
+        self.gate = ""  # what its head waits for; "" where no scheduler has held it back
 
     def push(self, record: Record) -> None:
         self._entries += 1
@@ -42,12 +42,6 @@ class Queue:
             heapq.heappop(self._heap)
         return None
 
-    def pop(self) -> Record | None:
-        record = self.peek()
-        if record is not None:
-            self.remove(record)
-        return record
-
     def reorder(self, key: Key) -> None:
         """A new policy for all that wait."""
         waiting = list(self)
@@ -62,7 +56,7 @@ class Queue:
         return record.id in self._members
 
     def ahead_of(self, record: Record, first: int) -> tuple[tuple[int, ...], int]:
-        """The requests before a member, the first few, and how many they are; in one pass, without sorting."""
+        """The first few requests before a member, and how many there are; in one pass, without sorting."""
         mine = (self.key(record), self._members[record.id])
         ahead = [e for e in self._heap if e[:2] < mine and self._members.get(e[2].id) == e[1]]
         return tuple(entry[2].id for entry in heapq.nsmallest(first, ahead)), len(ahead)

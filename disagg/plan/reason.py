@@ -1,4 +1,4 @@
-"""Why the controller did what it did: the rules that fired, in words, with the numbers they compared."""
+"""Why the controller decided as it did: the rules that fired, with the numbers that they compared."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,4 @@
-"""A request: what the user asks, the record the controller keeps of it, and the stages it may pass.
-
-The life of a request, handed off between two devices (one device skips HANDING_OFF):
+"""A user's request, the controller's record of it, and its stages. On one device HANDING_OFF is skipped.
 
     QUEUED       waits for a prefill worker and its blocks
     PREFILLING   its chunks are computed; with a streamed route its layers already travel
@@ -10,7 +8,7 @@ The life of a request, handed off between two devices (one device skips HANDING_
     SPILLING, SPILLED, FETCHING   preempted to host memory, there, and on its way back (then LANDED again)
     ENDED        exactly once, as eos, length, cancelled or failed
 
-A preempted request that is recomputed instead, or whose spill or fetch failed, goes back to QUEUED.
+A preempted request that is computed again, or whose spill or fetch has failed, goes back to QUEUED.
 """
 
 from collections.abc import Iterable, Sequence
@@ -73,20 +71,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks: a prompt as text or token ids, and how to answer it."""
+    """A prompt as text or token ids, and how to answer it."""
 
     prompt: str | Sequence[int]
     max_new_tokens: int = 64
     arrival_s: float = 0.0
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int | None = None  # of drawn tokens; None: Config.seed
+    seed: int | None = None  # of sampled tokens; None: Config.seed
     ignore_eos: bool = False
-    force_ids: Sequence[int] | None = None  # feed these instead of the model's own choices
+    force_ids: Sequence[int] | None = None  # the answer, in place of the model's own choices
     keep_logits: bool = False
 
     def __post_init__(self) -> None:
-        """Every number becomes a plain int or float, so that workers meet no other type."""
+        """Checks every field; numbers become plain ints and floats."""
         self._make_whole("max_new_tokens", 1)
         if self.seed is not None:
             self._make_whole("seed", 1 - MOST)
@@ -121,18 +119,13 @@ class Request:
             raise RequestError(f"{name} must be a number from {low} to {high:g}; got {short(value)}")
         object.__setattr__(self, name, float(value))
 
-    def sampling(self, seed: int = 0) -> Sampling:
-        """How its tokens are picked; `seed` where it names none."""
-        force, seed = self.force_ids, seed if self.seed is None else self.seed
-        return Sampling(self.temperature, self.top_p, seed, None if force is None else tuple(force), self.keep_logits)
-
 
 def _are_ids(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(map(is_whole, value))
 
 
 def _plain(value: object) -> object:
-    """Arrays, and lists of numpy's whole numbers, as lists of ints; text as plain text; anything else as it is."""
+    """Arrays and numpy's whole numbers as ints, a subclass of str as str; any other value unchanged."""
     if isinstance(value, str):
         return value if type(value) is str else "".join(value)
     if isinstance(value, (list, tuple)) and set(map(type, value)) == {int}:
@@ -143,7 +136,7 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Job:
-    """A request as the controller sees it: token ids in, nothing of text or tensors. Times in ns."""
+    """A request as the controller sees it: token ids, no text and no tensors."""
 
     id: int
     prompt: tuple[int, ...]
@@ -153,7 +146,7 @@ class Job:
     sampling: Sampling = Sampling()
 
     def __deepcopy__(self, memo: object) -> "Job":
-        return self  # frozen all through: a copy of a world shares its jobs
+        return self  # immutable: copies of a simulation share it
 
 
 @dataclass(eq=False)
@@ -163,16 +156,16 @@ class Record:
     job: Job
     stage: Stage = Stage.QUEUED
     generated: list[int] = field(default_factory=list)
-    prefill_target: int = 0  # tokens whose K/V prefill computes: the prompt, and what a recompute repeats
-    prefilled: int = 0  # tokens prefilled, or given to a pass in flight
-    decode_worker: int | None = None  # the one that holds (or will hold) its K/V
+    prefill_target: int = 0  # tokens that prefill computes: the prompt, and those generated before a recompute
+    prefilled: int = 0  # tokens prefilled, or in a pass in flight
+    decode_worker: int | None = None  # where its K/V are, or will be
     prefill_worker: int | None = None
-    prefill_table: Table | None = None  # tables of blocks: prefill device, decode device, host
+    prefill_table: Table | None = None
     decode_table: Table | None = None
     host_table: Table | None = None
     transfer: int | None = None  # open hand-off, spill or fetch
     stages: list[tuple[int, Stage]] = field(default_factory=list)
-    gate: str = ""  # what it waits for, named
+    gate: str = ""  # what it waits for
     finish: Finish | None = None
 
     @property
@@ -181,7 +174,7 @@ class Record:
 
     @property
     def context(self) -> int:
-        """Tokens whose K/V exist once it runs: all but the last token, which the next step takes in."""
+        """Tokens in its cache while it runs: all but the last, whose K/V the next step computes."""
         return len(self.job.prompt) + len(self.generated) - 1
 
     @property
@@ -202,7 +195,7 @@ class Record:
         return self.job.prompt + tuple(self.generated)
 
     def move(self, stage: Stage, now_ns: int, gate: str = "") -> None:
-        """The one way to change stage; an illegal move is a bug in the controller, and says so."""
+        """The one way to change stage; an illegal move is a bug in the controller."""
         if stage not in LEGAL_MOVES[self.stage]:
             raise AssertionError(f"request {self.id}: {self.stage.value} → {stage.value} is not a legal move")
         self.stage, self.gate = stage, gate
@@ -210,7 +203,7 @@ class Record:
 
 
 def listed(requests: Iterable[Request]) -> list[Request]:
-    """The requests as a list; RequestError where one stands there by itself."""
+    """The requests as a list; RequestError for a single one."""
     if not isinstance(requests, Iterable):
         raise RequestError(f"requests come in a list, as in [Request(...)]; got a {type(requests).__name__}")
     return list(requests)

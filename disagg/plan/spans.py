@@ -1,10 +1,10 @@
-"""What is recorded while requests are served: spans of work, marks of counters, and moves of blocks."""
+"""The entries of a timeline: spans of work, marks of counters, and moves of blocks."""
 
 from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """One piece of work. Times in ns on the engine's clock."""
+    """One pass, step or copy, with times on the engine's clock."""
 
     kind: str  # the work: prefill (a pass), decode (a step), copy (of a hand-off), spill, fetch
     place: str  # the worker's or lane's name, such as "prefill 0" or "up 0"
@@ -15,22 +15,22 @@ class Span(NamedTuple):
     count: int = 0  # type: ignore[assignment]  # hides tuple.count: tokens of a pass, rows of a step, layers of a copy
     nbytes: int = 0
     firsts: tuple[int, ...] = ()  # requests that got a token from this pass
-    hand_offs_ns: tuple[int, ...] = ()  # when the pass handed each layer off
-    deadline_ns: int = 0  # when the copy lands by the dial
+    hand_offs_ns: tuple[int, ...] = ()  # when the pass handed off each layer
+    deadline_ns: int = 0  # when the copy lands by its link's clock
     transfer: int = 0
-    occupied_ns: int = 0  # how long the copy kept its link busy, by the link's account
-    ready_ns: int = 0  # since when it could have begun: the command was given, or the copy was ready for its link
-    blocks: int = 0  # blocks it reads or writes
+    occupied_ns: int = 0  # how long the copy occupied its link
+    ready_ns: int = 0  # when the command was given, or the copy joined its lane's queue
+    blocks: int = 0  # blocks that it reads or writes
     groups: tuple[int, ...] = ()  # rows of a step, bin by bin
 
     @property
     def busy_end_ns(self) -> int:
-        """When its place was free again: a copy's link may be free before the copy lands."""
+        """When its place was free again: a link is free before its copy has landed."""
         return self.start_ns + self.occupied_ns if self.occupied_ns else self.end_ns
 
 
 class Mark(NamedTuple):
-    """From this instant on something counted or named has this value: a queue's length, free blocks, a gate."""
+    """A queue's length, a pool's free blocks or a gate has this value from `at_ns` on."""
 
     at_ns: int
     name: str
@@ -38,7 +38,7 @@ class Mark(NamedTuple):
 
 
 class BlockMove(NamedTuple):
-    """Blocks of a memory change state: free, in_flight, used or quarantined; free ones have no owner."""
+    """Blocks of a memory change state; free ones have no owner."""
 
     at_ns: int
     pool: str

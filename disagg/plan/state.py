@@ -1,4 +1,4 @@
-"""The controller's state: every request, transfer, queue, pool and deadline, and the changes that schedulers share."""
+"""The controller's state: requests, transfers, queues, pools and deadlines, and the changes that schedulers share."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,23 @@ from disagg.plan.request import Finish, Job, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
-#: What is late where a deadline passes: a pass, a step, or a transfer, which lands or, once aborted, closes.
+#: A deadline is for a worker's pass or step, or for a transfer to land or, once aborted, to close.
 Due = PrefillWorkerState | DecodeWorkerState | Transfer
 
 
 class Deadlines:
-    """When each pass, step and transfer under way must end. All limits are equal: the first to begin is due first."""
+    """When each pass, step and transfer in flight must end. One limit for all: the first to begin is due first."""
 
     def __init__(self, limit_ns: int) -> None:
         self._limit_ns = limit_ns
-        self._due: dict[int, tuple[int, Due]] = {}  # activity → (deadline, what is late then), the earliest first
+        self._due: dict[int, tuple[int, Due]] = {}  # by pass, step or transfer, the earliest first
 
     def start(self, turn: Turn, activity: int, due: Due) -> None:
-        """Only `postpone` moves it from then on."""
+        """Sets a deadline, which only `postpone` moves."""
         self._due[activity] = (turn.now_ns + self._limit_ns, due)
 
     def postpone(self, lost_ns: int) -> None:
-        """All deadlines move by the time in which this process did not run."""
+        """Moves all deadlines by the time in which this process did not run."""
         self._due = {activity: (at_ns + lost_ns, due) for activity, (at_ns, due) in self._due.items()}
 
     def settle(self, activity: int) -> None:
@@ -46,6 +46,7 @@ class Deadlines:
 
     @property
     def next_ns(self) -> int | None:
+        """None where no pass, step or transfer is in flight."""
         return next(iter(self._due.values()))[0] if self._due else None
 
     def overdue(self, turn: Turn) -> Due | None:
@@ -58,7 +59,7 @@ class Deadlines:
 
 
 class ControllerState:
-    """State and bookkeeping; what happens next is decided in the schedulers and in KVTransfers."""
+    """State and bookkeeping. The schedulers and KVTransfers decide."""
 
     def __init__(
         self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int, pads: bool = True
@@ -66,8 +67,8 @@ class ControllerState:
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
         self.steps_in_flight, self._pads = steps_in_flight, pads
         key = POLICIES[config.policy]
-        self.on_move: list[MoveListener] = []  # called with every move of blocks: recorder, detectors
-        self.reasons: list[Reason] | None = None  # rules that fired; None where they are not asked for
+        self.on_move: list[MoveListener] = []
+        self.reasons: list[Reason] | None = None  # rules that fired; None: they are not kept
         self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_worker(index, key) for index in range(config.decode_workers)]
         shared = Queue(key)
@@ -75,7 +76,7 @@ class ControllerState:
             PrefillWorkerState(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
         ] or [PrefillWorkerState(decode.name, decode.pool, Queue(key), decode) for decode in self.decodes]
-        self.wanting = Queue(key)  # hand-offs and spilled requests that want blocks on a decode device
+        self.wanting = Queue(key)  # requests in hand-off or spilled that wait for blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
         self.costs = PreemptionCosts(*config.links)
@@ -113,7 +114,7 @@ class ControllerState:
     # ---- requests ----------------------------------------------------------------------------------------------------
 
     def enter(self, turn: Turn, job: Job) -> Record:
-        """A new request; colocated, requests go round robin over the devices."""
+        """A new request. Colocated, requests go round robin to the workers."""
         record = Record(job, prefill_target=len(job.prompt), stages=[(turn.now_ns, Stage.QUEUED)])
         self.records[record.id] = record
         self.population[Stage.QUEUED] += 1
@@ -129,7 +130,7 @@ class ControllerState:
         self.prefills[present(record.decode_worker) if self.config.colocated else 0].queue.push(record)
 
     def arrive(self, turn: Turn, record: Record) -> None:
-        """Its K/V are complete on its decode device; it waits for a place in the batch."""
+        """Its K/V are complete on its decode device."""
         self.move(turn, record, Stage.LANDED)
         self.decodes[present(record.decode_worker)].landed.push(record)
 
@@ -147,14 +148,14 @@ class ControllerState:
         return record.finish is not None
 
     def end_open(self, turn: Turn, request: int, finish: Finish, error: str | None = None) -> bool:
-        """As `end`, by the request's number; False where it has ended already: one more step of it was in flight."""
+        """As `end`, by the request's number; False where it has ended already."""
         record = self.records.get(request)
         if record is not None:
             self.end(turn, record, finish, error)
         return record is not None
 
     def end(self, turn: Turn, record: Record, finish: Finish, error: str | None = None) -> None:
-        """Settles a request at once. Its blocks go back when nothing touches them any more."""
+        """Ends a request at once; its blocks are free after their last unpin."""
         if record.stage in (Stage.QUEUED, Stage.PREFILLING):
             self.backlog -= record.prefill_target - record.prefilled
         record.finish = finish
@@ -189,11 +190,11 @@ class ControllerState:
     # ---- transfers, blocks -------------------------------------------------------------------------------------------
 
     def open_transfer(self, record: Record) -> Transfer | None:
-        """Its hand-off, spill or fetch; None where nothing of it travels."""
+        """Its hand-off, spill or fetch."""
         return None if record.transfer is None else self.transfers.get(record.transfer)
 
     def abort(self, turn: Turn, transfer: Transfer) -> None:
-        """Its copies stop; until it is closed, whatever they touch stays in quarantine."""
+        """No further copy starts; blocks that its copies still use are in quarantine until it is closed."""
         if not transfer.aborted:
             transfer.aborted = True
             turn.commands.append(Abort(transfer.id))
@@ -201,10 +202,8 @@ class ControllerState:
             self.deadlines.start(turn, transfer.id, transfer)
 
     def reserve_decode(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
-        """Blocks for `tokens` on a decode worker, which leave rows some to grow into; None if they are not there.
-
-        The first landed request that needs a block goes before: it may be what the others were preempted for.
-        """
+        """Blocks for `tokens` on a decode worker, or None. It leaves blocks for rows to grow into, and one for the
+        first landed request, for which others may have been preempted."""
         need, pool = blocks_for(tokens, self.config.block_size), worker.pool
         first, available = worker.landed.peek(), pool.available
         growth = len(worker.rows) // 4 + (first is not None and worker.is_full(first))
@@ -217,12 +216,12 @@ class ControllerState:
         return Table.reserve(pool, need, record.id)
 
     def because(self, rule: str, **numbers: object) -> None:
-        """Notes a rule that fired, where reasons are asked for."""
+        """Keeps the reason for a decision, where reasons are kept."""
         if self.reasons is not None:
             self.reasons.append(Reason(rule, numbers))
 
     def is_anomaly(self, notice: bool) -> bool:
-        """Counts a notice that is late, repeated or about nothing open."""
+        """Counts a notice that is late, repeated, or about a request or transfer that is not open."""
         if notice:
             self.counts["anomalies"] += 1
         return notice
@@ -230,11 +229,6 @@ class ControllerState:
     def new_id(self) -> int:
         self._ids += 1
         return self._ids
-
-    @property
-    def next_deadline_ns(self) -> int | None:
-        """None where no pass, step or transfer is under way."""
-        return self.deadlines.next_ns
 
     # ---- views -------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 Notebook: notebooks/02_disaggregation.ipynb.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from disagg.plan.blocks import Table
 from disagg.plan.events import Part
@@ -11,13 +11,13 @@ from disagg.plan.request import Record
 
 
 class LayerBlocks:
-    """A set of (layer, block) pairs, kept as one bit set a layer."""
+    """A set of (layer, block) pairs, kept as one bit set for each layer."""
 
     def __init__(self, layers: int) -> None:
         self.bits = [0] * layers
 
     def add(self, part: Part) -> bool:
-        """Adds a part; False where any of it was there already, and then nothing changes."""
+        """Adds a part; False, without a change, where the set holds some of it already."""
         mask = (1 << part.block_end) - (1 << part.block)
         layers = range(part.layer, part.layer_end)
         if any(self.bits[layer] & mask for layer in layers):
@@ -27,7 +27,7 @@ class LayerBlocks:
         return True
 
     def covers(self, blocks: int) -> bool:
-        """Is every layer of the first `blocks` blocks in the set, and nothing else?"""
+        """Does the set hold every layer of the first `blocks` blocks, and nothing else?"""
         return all(bits == (1 << blocks) - 1 for bits in self.bits)
 
 
@@ -39,25 +39,24 @@ class Transfer:
     route: str
     record: Record
     source: Table
-    blocks: int  # table positions due
+    blocks: int  # blocks due, from the start of the table
     landed: LayerBlocks
     target: Table | None = None
-    sent: int = 0  # table positions that Send has covered
+    sent: int = 0  # blocks that Send has covered
     source_read: bool = False
-    posted_ns: int | None = None  # when all that its copies need was there; the deadline starts here and never moves
+    armed: bool = False  # its deadline has started, and never moves
     aborted: bool = False
-    touched: list[Table] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         return self.landed.covers(self.blocks)
 
     def touch(self, table: Table) -> None:
-        """Pins a table that this transfer's copies read or write."""
+        """Pins a table that its copies read or write."""
         table.pin(self.id)
-        self.touched.append(table)
 
     def close(self) -> None:
-        """No copy runs any more: whatever it touched may be given away."""
-        for table in self.touched:
-            table.unpin(self.id)
+        """Unpins source and target: no copy reads or writes them any more."""
+        self.source.unpin(self.id)
+        if self.target is not None:
+            self.target.unpin(self.id)

@@ -1,13 +1,9 @@
-"""Which copy takes which link next: copies of open transfers, the lanes they queue on, and the ring between two hops.
-
-A copy carries some layers of some blocks. On a direct route it goes from the prefill device to the decode device;
-staged, down into a slot of the ring, and a second copy goes up from there. Spills and fetches use the decode device's
-own links. The lanes of one machine:
+"""Which copy takes which link next. A copy carries some layers of some blocks along one of these lanes:
 
     direct P   prefill device P → decode device        spill D   decode device D → host
-    down P     prefill device P → ring                  up D      ring or host → decode device D
+    down P     prefill device P → slot of the ring      up D      slot or host → decode device D
 
-Pure: threads (or a virtual clock) ask `start` for the next copy of a lane, carry it out, and report `finish`.
+Threads, or the simulator, `start` the next copy of a lane, carry it out, and `finish` it.
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
@@ -30,7 +26,7 @@ FIRST_LANE = {"bulk": LaneRole.DIRECT, "direct": LaneRole.DIRECT, "staged": Lane
 @dataclass(eq=False)
 class Copy:
     """Layers [layer, layer_end) of the table positions [block, block_end), read from `blocks` of the source or from a
-    slot of the ring. Its times, in ns, are the link's account of it, from when it starts."""
+    slot of the ring. Its times are set when it starts, by the link's clock."""
 
     transfer: int
     request: int
@@ -42,8 +38,8 @@ class Copy:
     blocks: tuple[int, ...]
     nbytes: int
     lane: LaneName
-    ready_ns: int  # since when it queues on the lane
-    slot: int | None = None  # of the ring: where hop one writes, and hop two reads
+    ready_ns: int  # when it joined the lane's queue
+    slot: int | None = None  # of the ring, which hop one writes and hop two reads
     target: Worker | None = None
     target_blocks: tuple[int, ...] = ()
     start_ns: int = 0
@@ -65,48 +61,46 @@ class Copy:
         return self.slot is not None and not self.hop_one
 
     def span(self, landed_ns: int) -> Span:
-        """What the timeline keeps of it."""
         spills, layers = self.lane.role is LaneRole.SPILL, self.layer_end - self.layer
         kind = "spill" if spills else "fetch" if self.source.role == "host" else "copy"
-        times = (self.start_ns, landed_ns)
-        span = Span(kind, str(self.lane), *times, (self.request,), self.layer, layers, self.nbytes)
+        span = Span(kind, str(self.lane), self.start_ns, landed_ns, (self.request,), self.layer, layers, self.nbytes)
         span = span._replace(transfer=self.transfer, ready_ns=self.ready_ns, blocks=len(self.blocks))
         return span._replace(deadline_ns=self.landing_ns, occupied_ns=self.busy_until_ns - self.start_ns)
 
 
 @dataclass(eq=False)
 class TransferProgress:
-    """What the scheduler knows of an open transfer."""
+    """The copies of an open transfer."""
 
     send: Send
-    made: int = 0  # copies made so far, each counted once on its way
+    made: int = 0  # copies so far; two hops of the same bytes count once
     read: int = 0  # copies whose first hop has ended
     landed: int = 0
     running: int = 0
     blocks_sent: int = 0
-    next_layer: int = 0  # layers of the last Send that are in copies; the rest waits for prefill
+    next_layer: int = 0  # layers of the last Send that are in copies
     assign: Assign | None = None
     parked: list[tuple[Send, int, int]] = field(default_factory=list)  # layers of a Send that wait for target blocks
-    # By (layer, block): the checksum of what left the source there, and on a GPU the event behind its K/V.
+    # By (layer, block): the checksum at the source, and on a GPU the event recorded after its K/V.
     digests: dict[tuple[int, int], tuple[object, int]] = field(default_factory=dict)
     written: dict[tuple[int, int], object] = field(default_factory=dict)
     aborted: bool = False
     failed: bool = False  # a copy failed; the controller will abort
 
     def lane(self, second_hop: bool = False) -> LaneName:
-        """Where its copies go first, or second."""
+        """The lane of a copy's first hop, or its second."""
         if second_hop or self.send.route == "fetch":
             assert self.assign is not None, f"transfer {self.send.transfer} has no target yet"
             return LaneName(LaneRole.UP, self.assign.target.index)
         return LaneName(FIRST_LANE[self.send.route], self.send.source.index)
 
     def all_made(self, layers: int) -> bool:
-        """Is everything due in a copy?"""
+        """Everything due is in a copy."""
         return self.blocks_sent == self.send.due_blocks and self.next_layer == layers
 
 
 class Lane:
-    """One direction of a link, and the copies that are ready for it: (priority, order, copy), the first on top."""
+    """One direction of a link, and a heap of the copies that are ready for it."""
 
     def __init__(self, name: LaneName) -> None:
         self.name, self.clock = name, LinkClock()
@@ -120,7 +114,7 @@ class TransferScheduler:
         assert config.block_size is not None
         self.layers = layers
         self.layer_block_bytes = config.block_size * token_bytes // layers
-        self.measured_bytes = 0  # what a copy should carry, where that was measured
+        self.measured_bytes = 0  # the least that a copy should carry, once that is measured
         staged, decodes = config.route == "staged", range(config.decode_workers)
         leaving = LaneRole.DOWN if staged else LaneRole.DIRECT
         names = [LaneName(leaving, i) for i in range(config.prefill_workers)]
@@ -132,10 +126,10 @@ class TransferScheduler:
         self.retune(config)
         self.ring = BlockPool("ring", config.ring_slots if staged else 0)
         self.progress: dict[int, TransferProgress] = {}  # of open transfers, by their id
-        self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # hears how many slots are held
-        self.queued = 0  # copies that wait on all lanes
+        self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # called with the number of slots held
+        self.queued = 0  # copies that are ready on all lanes
         self._order = 0
-        self._free_since = [0] * self.ring.total  # of each free slot, the earliest first
+        self._free_since = [0] * self.ring.total  # a heap of when each free slot became free
 
     def retune(self, config: Config) -> None:
         """New links and granularity, from the next copy on."""
@@ -146,14 +140,14 @@ class TransferScheduler:
         self.least_bytes = self.measured_bytes if config.layers_per_copy is None else 0
 
     def measured(self, config: Config, nbytes: int) -> None:
-        """Copies of fewer bytes cost more than they hide; heeded where `layers_per_copy` is None."""
+        """The least bytes of a copy where `layers_per_copy` is None."""
         self.measured_bytes = nbytes
         self.retune(config)
 
-    # ---- what the controller and prefill report ----------------------------------------------------------------------
+    # ---- called for the controller and prefill ----------------------------------------------------------------------
 
     def send(self, send: Send, now_ns: int) -> None:
-        """Blocks may travel: at once, or a group of layers at a time as `hand_off` reports them."""
+        """Makes one copy of all layers, or leaves it to `hand_off` to make copies of computed layers."""
         progress = self.progress.setdefault(send.transfer, TransferProgress(send))
         progress.send, progress.next_layer = send, 0
         progress.blocks_sent += len(send.blocks)
@@ -161,7 +155,7 @@ class TransferScheduler:
             self._make(progress, self.layers, now_ns)
 
     def hand_off(self, transfer: int, layer: int, now_ns: int) -> Part | None:
-        """Prefill has written this layer's K/V of the last Send; returns what a copy may carry from now on."""
+        """Prefill has written this layer's K/V of the last Send; returns the part that is now in a copy."""
         progress = self.progress.get(transfer)
         if progress is None or progress.aborted or progress.failed:
             return None
@@ -172,14 +166,14 @@ class TransferScheduler:
         return None
 
     def copied_after(self, transfer: int) -> list[int]:
-        """Layers of the last Send whose hand-off makes a copy ready, at the present granularity."""
+        """Layers of the last Send whose hand-off makes a copy."""
         layer_bytes = len(self.progress[transfer].send.blocks) * self.layer_block_bytes
         least = -(-self.least_bytes // layer_bytes) if layer_bytes else self.layers if self.least_bytes else 1
         group = max(self.layers_per_copy, least)
         return [*range(group - 1, self.layers - 1, group), self.layers - 1]
 
     def assign(self, assign: Assign, now_ns: int) -> None:
-        """The target's blocks are known: copies that waited for them become ready."""
+        """The target's blocks are known: copies that wait for them are ready."""
         progress = self.progress.get(assign.transfer)
         if progress is None:
             return
@@ -189,7 +183,7 @@ class TransferScheduler:
         progress.parked.clear()
 
     def abort(self, transfer: int, now_ns: int) -> list[Notice]:
-        """Drops what has not started; the transfer is closed when the last copy has ended."""
+        """Drops the copies that have not started; the transfer is closed when the running ones have ended."""
         progress = self.progress.get(transfer)
         if progress is None:
             return [TransferClosed(transfer)]
@@ -197,7 +191,7 @@ class TransferScheduler:
         self._drop_waiting(progress, now_ns)
         return self._close_if_done(transfer)
 
-    # ---- what the lanes do -------------------------------------------------------------------------------------------
+    # ---- called for a lane -------------------------------------------------------------------------------------------
 
     def start(self, name: LaneName) -> Copy | None:
         """Puts the lane's next copy on its link; None while there is none, or no ring slot for it."""
@@ -224,37 +218,31 @@ class TransferScheduler:
         return copy
 
     def finish(self, copy: Copy) -> list[Notice]:
-        """A copy has landed: passes its bytes on to hop two, or returns the notices for the controller.
-
-        What follows counts from the landing by the link's account, not from when a thread noticed it.
-        """
+        """A copy has landed: its second hop is ready, or the controller gets notices. Times follow from the link's
+        clock, not from when a thread woke up."""
         progress = self.progress[copy.transfer]
         progress.running -= 1
         progress.read += not copy.hop_two
-        if copy.hop_one and not (progress.aborted or progress.failed):
+        if progress.aborted or progress.failed:
+            return self._drop_running(progress, copy, copy.landing_ns)
+        if copy.hop_one:
             up = progress.lane(second_hop=True)
             self._push(progress, replace(copy, lane=up, ready_ns=copy.landing_ns))
             through = progress.read == progress.made and progress.all_made(self.layers)
             return [SourceRead(copy.transfer)] if through else []
         self._drop_slots([copy], copy.landing_ns)
-        if progress.aborted:
-            return self._close_if_done(copy.transfer)
-        if progress.failed:
-            return []
         progress.landed += 1
         if progress.landed == progress.made and progress.all_made(self.layers):
             del self.progress[copy.transfer]
         return [Landed(copy.transfer, (copy.part,), copy.nbytes, copy.landing_ns - copy.start_ns)]
 
     def fail(self, copy: Copy, error: str, now_ns: int) -> list[Notice]:
-        """A copy failed, or its bytes are wrong: nothing else of this transfer starts."""
+        """A copy has failed, or its bytes are wrong: no further copy of its transfer starts."""
         progress = self.progress[copy.transfer]
         progress.running -= 1
+        if progress.aborted or progress.failed:
+            return self._drop_running(progress, copy, now_ns)
         self._drop_slots([copy], now_ns)
-        if progress.aborted:
-            return self._close_if_done(copy.transfer)
-        if progress.failed:
-            return []
         progress.failed = True
         self._drop_waiting(progress, now_ns)
         return [TransferFailed(copy.transfer, error)]
@@ -268,7 +256,7 @@ class TransferScheduler:
         send, layer = progress.send, progress.next_layer
         progress.made += 1
         progress.next_layer = layer_end
-        if progress.assign is None:  # it takes no link and no ring slot before it has a way out: others wait behind it
+        if progress.assign is None:  # a copy takes a link or a ring slot only when its target blocks are known
             progress.parked.append((send, layer, layer_end))
         else:
             self._push_first(progress, send, layer, layer_end, now_ns)
@@ -286,7 +274,7 @@ class TransferScheduler:
         heapq.heappush(self.lanes[copy.lane].ready, (progress.send.priority, self._order, copy))
 
     def _drop_waiting(self, progress: TransferProgress, now_ns: int) -> None:
-        """Takes a transfer's copies off every queue, and gives back the ring slots they hold."""
+        """Takes a transfer's copies off every lane, and frees their ring slots."""
         transfer = progress.send.transfer
         for lane in self.lanes.values():
             if mine := [copy for _, _, copy in lane.ready if copy.transfer == transfer]:
@@ -297,13 +285,18 @@ class TransferScheduler:
         progress.parked.clear()
 
     def _drop_slots(self, copies: list[Copy], now_ns: int) -> None:
-        """Their ring slots are free from then on: nothing enters one before, however late its lane's thread wakes."""
+        """Frees their ring slots at `now_ns`: no later copy into one starts before, whenever a thread wakes up."""
         held = [copy.slot for copy in copies if copy.slot is not None]
         if held:
             self.ring.release(held, copies[0].transfer)
             for _ in held:
                 heapq.heappush(self._free_since, now_ns)
             self.on_ring(now_ns, self.ring.held)
+
+    def _drop_running(self, progress: TransferProgress, copy: Copy, now_ns: int) -> list[Notice]:
+        """A copy of an aborted or failed transfer has ended."""
+        self._drop_slots([copy], now_ns)
+        return self._close_if_done(copy.transfer) if progress.aborted else []
 
     def _close_if_done(self, transfer: int) -> list[Notice]:
         if self.progress[transfer].running:

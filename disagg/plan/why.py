@@ -1,11 +1,9 @@
-"""Why does a request wait? The gate that holds it, which requests hold that gate, and for how long.
+"""Why a request waits: its gate, the requests that hold it, and for how long.
 
-print(why(engine.controller.state, 3, now_ns))
-
-The engine's thread answers, so the work is bounded: a few requests get a line, a few dozen are searched for a
-cycle, and each queue and pool is gone through once.
+The engine's thread answers, so the work is bounded by LISTED and SEARCHED, and each queue and pool is read once.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,21 +14,21 @@ from disagg.plan.request import Record, Stage
 from disagg.plan.state import ControllerState
 
 WORKING = {Stage.PREFILLING: "prefill", Stage.RUNNING: "decode"}
-NAMED = 4  # requests that a sentence names
-LISTED, SEARCHED = 8, 64  # requests of a chain that get a line, and that are searched for a cycle
+NAMED = 4  # requests named in one sentence
+LISTED, SEARCHED = 8, 64  # requests that get a line, and those searched for a cycle
 
 
 def why(state: ControllerState, request: int, now_ns: int) -> str:
-    """One request in words, then those it waits for in turn, and the cycle where they wait for one another."""
+    """One request in words, then those it waits for, and theirs, and a cycle among them."""
     if request not in state.records:
         return f"request {request} is not open: it has ended, or never came"
-    look, following = _Look(state), [request]
+    look, pending = _Look(state), [request]
     waits: dict[int, Wait] = {}
-    while following and len(waits) < SEARCHED:
-        here = following.pop(0)
+    while pending and len(waits) < SEARCHED:
+        here = pending.pop(0)
         if here in state.records and here not in waits:
             waits[here] = look.wait(state.records[here], ahead=len(waits) < LISTED)
-            following += list(waits[here].holders)[:SEARCHED]
+            pending += list(waits[here].holders)[:SEARCHED]
     lines = [look.in_words(wait, now_ns) for wait in list(waits.values())[:LISTED]]
     if len(waits) > LISTED:
         lines.append(f"and {len(waits) - LISTED} more that hold what these wait for")
@@ -38,7 +36,7 @@ def why(state: ControllerState, request: int, now_ns: int) -> str:
 
 
 def open_in_words(state: ControllerState) -> str:
-    """The open requests in a few words, the first ones: their stage, and what they wait for."""
+    """The first open requests, with their stages and gates."""
     look, first = _Look(state), list(state.records.values())[:LISTED]
     words = [f"request {w.request} ({w.stage}) for {w.what}" for w in map(look.wait, first)]
     more = len(state.records) - len(first)
@@ -47,28 +45,27 @@ def open_in_words(state: ControllerState) -> str:
 
 @dataclass(frozen=True)
 class Wait:
-    """A request, its gate and since when; what it holds itself, and which requests hold what it waits for."""
+    """Why one request waits."""
 
     request: int
     stage: str
     gate: str
     since_ns: int
     holds: Mapping[str, int] = field(default_factory=dict)  # pool → blocks
-    holders: Mapping[int, int] = field(default_factory=dict)  # request → blocks of what the gate is about
-    free: int | None = None  # blocks of it that are free; None where the gate is no pool
-    ahead: tuple[int, ...] = ()  # the first few requests before it in its queue,
-    count_ahead: int = 0  # and how many there are
+    holders: Mapping[int, int] = field(default_factory=dict)  # request → blocks of the gate's pool, or 1 batch slot
+    free: int | None = None  # free blocks of the gate's pool
+    ahead: tuple[int, ...] = ()  # the first few requests before it in its queue
+    count_ahead: int = 0  # all requests before it
 
     @property
     def what(self) -> str:
-        """The gate, and the requests ahead: behind them a request waits for what holds the first."""
+        """The gate, and the requests ahead."""
         behind = f" behind {_named(list(map(_request, self.ahead)), self.count_ahead)}" if self.ahead else ""
         return (self.gate or "its turn") + behind
 
     def in_words(self, now_ns: int) -> str:
-        """The gate, its holders and the age, in one sentence without a stop."""
-        age = f"for {(now_ns - self.since_ns) / 1e6:.1f} ms"
-        text = f"request {self.request} ({self.stage}) waits {age} for {self.what}"
+        age = (now_ns - self.since_ns) / 1e6
+        text = f"request {self.request} ({self.stage}) waits for {age:.1f} ms for {self.what}"
         if self.holds:
             text += ", holds " + ", ".join(f"{count} of {pool}" for pool, count in self.holds.items())
         if self.holders:
@@ -81,13 +78,13 @@ def _request(number: int) -> str:
 
 
 def _named(parts: list[str], count: int | None = None) -> str:
-    """The first few, and how many more of `count`, or of the parts."""
+    """The first few, and how many more of `count`."""
     more = (len(parts) if count is None else count) - NAMED
     return ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
-    """Requests each of which waits for blocks that the next one holds, the last for the first's; [] if none do."""
+    """Requests each of which waits for what the next one holds, and the last for what the first holds; or []."""
     stuck = dict(waits)
     while gone := [r for r, wait in stuck.items() if not any(h != r and h in stuck for h in wait.holders)]:
         for request in gone:
@@ -104,19 +101,18 @@ def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
 
 
 def cycle_in_words(cycle: list[int]) -> str:
-    """The cycle as arrows; nothing where there is none."""
     return "cycle: " + " → ".join(map(_request, [*cycle, cycle[0]])) if cycle else ""
 
 
 class _Look:
-    """One look at a state between two events; what several requests wait for is gone through once."""
+    """A view of the state between two events, which reads each pool once."""
 
     def __init__(self, state: ControllerState) -> None:
         self._state = state
-        self._holders: dict[str, dict[int, int]] = {}  # pool → request → blocks
+        self._holders: dict[str, Counter[int]] = {}  # pool → request → blocks
 
     def wait(self, record: Record, ahead: bool = True) -> Wait:
-        """What it waits for, and which requests hold that; `ahead`: also those before it in its queue."""
+        """`ahead`: with the requests before it in its queue."""
         gate, queue = self._gate(record)
         pool = next((pool for pool in self._state.pools() if pool.gate == gate), None)
         holders = dict(self._held(pool)) if pool else {}
@@ -124,9 +120,9 @@ class _Look:
             workers = self._state.decodes
             holders = {row: 1 for w in workers for row in w.rows if record.decode_worker in (None, w.name.index)}
         holders.pop(record.id, None)
-        held: dict[str, int] = {}
+        held: Counter[str] = Counter()
         for table in record.tables:
-            held[table.pool.name] = held.get(table.pool.name, 0) + len(table.blocks)
+            held[table.pool.name] += len(table.blocks)
         first, count = queue.ahead_of(record, NAMED) if queue is not None and ahead else ((), 0)
         since, free = record.stages[-1][0], pool.available if pool else None
         gate = gate or ("" if count else record.gate)
@@ -135,18 +131,17 @@ class _Look:
     def in_words(self, wait: Wait, now_ns: int) -> str:
         record = self._state.records[wait.request]
         if record.id in self._running:
-            age = f"{(now_ns - wait.since_ns) / 1e6:.1f} ms"
-            work = WORKING.get(record.stage, "work")
-            return f"request {record.id} ({wait.stage}) waits for nobody: its {work} is under way, {age} since it began"
-        transfer = self._state.open_transfer(record)
-        text = wait.in_words(now_ns)
-        if transfer is not None and transfer.target is not None:
-            landed = sum(bits.bit_count() for bits in transfer.landed.bits)
-            text += f"; {landed} of {transfer.blocks * self._state.layers} (layer, block) pairs have landed"
-        return text
+            age, work = (now_ns - wait.since_ns) / 1e6, WORKING.get(record.stage, "work")
+            who = f"request {record.id} ({wait.stage}) waits for nobody"
+            return f"{who}: its {work} is under way, {age:.1f} ms since it began"
+        transfer, text = self._state.open_transfer(record), wait.in_words(now_ns)
+        if transfer is None or transfer.target is None:
+            return text
+        landed = sum(bits.bit_count() for bits in transfer.landed.bits)
+        return f"{text}; {landed} of {transfer.blocks * self._state.layers} (layer, block) pairs have landed"
 
     def _gate(self, record: Record) -> tuple[str, Queue | None]:
-        """The gate's name, and the queue it stands in: behind the head a request waits for what the head waits for."""
+        """Its gate, and its queue, whose gate is that of the first request in it."""
         if record.id in self._running:
             return "", None
         transfer = self._state.open_transfer(record)
@@ -157,14 +152,14 @@ class _Look:
 
     @cached_property
     def _running(self) -> set[int]:
-        """Requests of the passes and steps under way."""
+        """Requests of the passes and steps in flight."""
         passes = [worker.passing for worker in self._state.prefills if worker.passing]
         steps = [step for worker in self._state.decodes for step in worker.steps]
-        return {item.id for done in passes for item, _ in done.items}.union(*(step.requests for step in steps))
+        return {record.id for p in passes for record, _ in p.items}.union(*(step.requests for step in steps))
 
-    def _held(self, pool: BlockPool) -> dict[int, int]:
+    def _held(self, pool: BlockPool) -> Counter[int]:
         if pool.name not in self._holders:
-            held = self._holders[pool.name] = {}
+            held = self._holders[pool.name] = Counter()
             for (owner, _), blocks in pool.holdings().items():
-                held[owner] = held.get(owner, 0) + len(blocks)
+                held[owner] += len(blocks)
         return self._holders[pool.name]

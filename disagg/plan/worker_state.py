@@ -1,8 +1,8 @@
-"""The controller's picture of its workers: what each holds, and what it has not answered yet."""
+"""What the controller knows of its workers: what each holds, and its passes and steps in flight."""
 
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, compress
 from typing import NamedTuple
 
 from disagg.plan.batching import BatchRow, Composer, Group, Outputs, bin_end, bin_of
@@ -31,7 +31,7 @@ class PrefillWorkerState:
     decode: "DecodeWorkerState | None" = None
     partial: list[Record] = field(default_factory=list)  # admitted, not yet prefilled to the end
     passing: Pass | None = None
-    prefilled_last: bool = False  # colocated: the next turn is a decode step's
+    prefilled_last: bool = False  # colocated: a decode step goes next
 
     @property
     def waiting(self) -> bool:
@@ -49,18 +49,18 @@ class Step:
     used_slots: int
     padded_slots: int
     pinned: list[Table] = field(default_factory=list)  # tables of requests that ended while it ran
-    dropped: set[int] = field(default_factory=set)  # requests that ended meanwhile: their token is dropped
+    dropped: set[int] = field(default_factory=set)  # requests that ended while it ran: their token is dropped
 
     def kept(self, tokens: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Requests and tokens without the dropped ones."""
         if not self.dropped:
             return self.requests, tokens
-        pairs = [pair for pair in zip(self.requests, tokens, strict=True) if pair[0] not in self.dropped]
-        return tuple(request for request, _ in pairs), tuple(token for _, token in pairs)
+        kept = [request not in self.dropped for request in self.requests]
+        return tuple(compress(self.requests, kept)), tuple(compress(tokens, kept))
 
 
 class Issued(NamedTuple):
-    """The batch as the last step had it: the next one has the same, unless a group has changed."""
+    """The batch of the last step, which the next one repeats unless a group has changed."""
 
     groups: list[Group]
     ids: tuple[tuple[int, ...], ...]
@@ -70,9 +70,10 @@ class Issued(NamedTuple):
 
 @dataclass(eq=False)
 class DecodeWorkerState:
-    """A decode worker: the batch as the next step will see it, and the steps in flight.
+    """A decode worker: the batch of the next step, and the steps in flight.
 
-    Rows are looked at only in the step in which something is due: a block, another bin, the last token.
+    `agenda` holds, for each step, the rows that then need a block, leave their bin, or have had their last token; the
+    scheduler visits no other row.
     """
 
     name: Worker
@@ -81,38 +82,33 @@ class DecodeWorkerState:
     block_size: int
     bins: tuple[int, ...]
     composer: Composer | None = None
-    pads: bool = True  # attention of a bin reads every row as far as the longest
+    pads: bool = True  # attention reads every row of a bin up to the longest one's length
     rows: dict[int, BatchRow] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
     next_step: int = 0
     groups: dict[int, Group] = field(default_factory=dict)
-    changed: set[int] = field(default_factory=set)  # bins whose group came to differ
+    changed: set[int] = field(default_factory=set)  # bins whose rows have changed since the last step
     agenda: dict[int, list[BatchRow]] = field(default_factory=dict)
-    endings: dict[int, list[BatchRow]] = field(default_factory=dict)
+    endings: dict[int, list[BatchRow]] = field(default_factory=dict)  # rows by the step of their last token
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
     _issued: Issued = Issued([], (), (), ())
 
-    @property
-    def tokens(self) -> int:
-        """Context tokens that the next step reads."""
-        return sum(group.used for group in self.groups.values())
-
     def limit(self, max_batch: int) -> int:
-        """Rows that prefill may work towards."""
-        return self.composer.limit(self._typical, max_batch) if self.composer else max_batch
+        """Rows up to which prefill admits requests."""
+        return self.composer.limit(self._mean_tokens(), max_batch) if self.composer else max_batch
 
     def room(self, max_batch: int) -> int:
         """Rows that the next step may have."""
-        return self.composer.room(self._typical, max_batch) if self.composer else max_batch
+        return self.composer.room(self._mean_tokens(), max_batch) if self.composer else max_batch
 
-    @property
-    def _typical(self) -> float:
-        return self.tokens / len(self.rows) if self.rows else 128
+    def _mean_tokens(self) -> float:
+        """Mean context of a row."""
+        return sum(group.used for group in self.groups.values()) / len(self.rows) if self.rows else 128
 
     def join(self, record: Record) -> None:
-        """The record's next step is the next one issued."""
+        """The record is in the batch from the next step on."""
         row = BatchRow(record, self.next_step, record.context, self.next_step + record.left - 1)
         self.rows[record.id] = row
         blocks, index = tuple(present(record.decode_table).blocks), len(record.generated)
@@ -122,34 +118,33 @@ class DecodeWorkerState:
         self.plan(row)
 
     def leave(self, record: Record) -> None:
-        """Out of the batch from the next step on."""
+        """The record is out of the batch from the next step on."""
         row = self.rows.pop(record.id, None)
         if row is None:
             return
         del self.groups[row.bin].rows[record.id]
         self.changed.add(row.bin)
-        fresh = [join for join in self.joins if join.request == record.id]
-        if fresh:
-            self.joins.remove(fresh[0])
-        else:
+        joins = [join for join in self.joins if join.request != record.id]
+        if len(joins) == len(self.joins):
             self.left.append(record.id)
+        self.joins = joins
         self.grown = [pair for pair in self.grown if pair[0] != record.id]
 
-    def due(self) -> list[BatchRow]:
-        """Rows of which something is due in the next step."""
-        return [row for row in self.agenda.pop(self.next_step, ()) if self.rows.get(row.record.id) is row]
+    def slots(self, record: Record) -> int:
+        """Tokens that its blocks hold."""
+        return len(present(record.decode_table).blocks) * self.block_size
 
     def is_full(self, record: Record) -> bool:
-        """Does a record outside the batch need a block for its next token?"""
-        return record.context >= len(present(record.decode_table).blocks) * self.block_size
+        """A record outside the batch needs a block for its next token."""
+        return record.context >= self.slots(record)
 
     def needs_block(self, row: BatchRow) -> bool:
-        return row.context(self.next_step) >= len(present(row.record.decode_table).blocks) * self.block_size
+        return row.context(self.next_step) >= self.slots(row.record)
 
     def short_of_blocks(self) -> bool:
-        """Do more rows need a block for the next step than there are?"""
-        rows = [row for row in self.agenda.get(self.next_step, ()) if self.rows.get(row.record.id) is row]
-        return sum(self.needs_block(row) for row in rows) > self.pool.available
+        """More rows need a block for the next step than are free."""
+        due = self.agenda.get(self.next_step, ())
+        return sum(self.rows.get(r.record.id) is r and self.needs_block(r) for r in due) > self.pool.available
 
     def rebin(self, row: BatchRow) -> None:
         """Moves a row whose context has left its bin."""
@@ -164,16 +159,15 @@ class DecodeWorkerState:
         self.changed.add(row.bin)
 
     def plan(self, row: BatchRow) -> None:
-        """Notes the next step at which the row must be looked at."""
+        """Enters the row into the agenda of the next step that may change it."""
         shift = row.joined - row.base
-        steps = [len(present(row.record.decode_table).blocks) * self.block_size + shift, row.last_step + 1]
-        end = bin_end(row.context(self.next_step) + 1, self.bins)
-        if end is not None:
+        steps = [self.slots(row.record) + shift, row.last_step + 1]
+        if (end := bin_end(row.context(self.next_step) + 1, self.bins)) is not None:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
     def issue(self, step_id: int, now_ns: int, alone: bool) -> Decode:
-        """The next step's command; the worker then stands one step further."""
+        """The command of the next step, which is in flight from now on."""
         if self.changed:
             self._compose()
         issued = self._issued
@@ -190,7 +184,7 @@ class DecodeWorkerState:
         return command
 
     def _compose(self) -> None:
-        """Looks anew at the groups that came to differ."""
+        """Refreshes the groups whose rows have changed."""
         for index in sorted(self.changed):
             self.groups[index].refresh(self.next_step)
             if not self.groups[index].rows:
@@ -202,7 +196,7 @@ class DecodeWorkerState:
         self._issued = Issued(groups, ids, tuple(chain.from_iterable(ids)), outputs)
 
     def pin_in_flight(self, record: Record, table: Table) -> None:
-        """The record ends while a step still writes its blocks: they wait for that step, its token is dropped."""
+        """A record ends: steps in flight pin its table until they end, and drop its token."""
         for step in self.steps:
             if record.id in step.requests:
                 table.pin(step.id)
@@ -210,15 +204,15 @@ class DecodeWorkerState:
                 step.dropped.add(record.id)
 
     def take_tokens(self, step: Step, tokens: tuple[int, ...], eos_ids: frozenset[int]) -> list[Record]:
-        """Hands the step's tokens to its records; returns those that may end with them."""
+        """Appends the step's tokens to its records; returns the open records whose last token may be among them."""
         for output, token in zip(step.outputs, tokens, strict=True):
             output.append(token)
         ending = [row.record for row in self.endings.pop(step.number, ())]
         if not eos_ids.isdisjoint(tokens):
             ended = {request for request, token in zip(step.requests, tokens, strict=True) if token in eos_ids}
             ending += [row.record for row in self.rows.values() if row.record.id in ended]
-        kept = [r for r in dict.fromkeys(ending) if r.finish is None and r.id not in step.dropped] if ending else []
-        return [record for record in kept if record.id in step.requests]
+        open_ones = [record for record in dict.fromkeys(ending) if record.finish is None]
+        return [r for r in open_ones if r.id in step.requests and r.id not in step.dropped]
 
     def retune(self, bins: tuple[int, ...], itl_target_s: float | None) -> None:
         """New bins and target from the next step on."""

@@ -157,7 +157,7 @@ class EngineLoop:
 
     def _next(self) -> Item:
         state = self.core.controller.state
-        return self._inbox.next(state.next_deadline_ns, state.config.watchdog_s)
+        return self._inbox.next(state.deadlines.next_ns, state.config.watchdog_s)
 
     # ---- what workers report, from their threads ---------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ class SimulatedEngine(VirtualClock):
 
     def skip_to_deadline(self) -> bool:
         """Time goes on to the next deadline; False where there is none."""
-        due = self.controller.state.next_deadline_ns
+        due = self.controller.state.deadlines.next_ns
         if due is None or self.controller.broken:
             return False
         self.now_ns = max(self.now_ns, due)
