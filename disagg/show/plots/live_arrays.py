@@ -1,6 +1,5 @@
-"""A timeline as arrays that grow with it: what a live view draws from.
-
-Workers append to the timeline while it is read: whole lists are copied, which the interpreter does in one go.
+"""A timeline as arrays that grow with it: what a live view draws from. Workers append to the timeline while it is read,
+so whole lists are copied, which the interpreter does in one go.
 """
 
 from array import array
