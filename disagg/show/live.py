@@ -87,7 +87,6 @@ class Look:
         return self.frame.png(self.tape, at_ms, WINDOW_MS, (*lines, *[""] * (LINES - len(lines))))
 
     def alt(self) -> str:
-        """The state in words."""
         tokens = sum(len(result.token_ids) for result in self.results.values())
         ended = sum(bool(result.finish_reason) for result in self.results.values())
         return f"At {self.now_ms / 1e3:.1f} s: {plural(tokens, 'token')}, {plural(ended, 'request')} ended."

@@ -227,7 +227,6 @@ class Player(InCell):
     # ---- one thread --------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Takes wishes, moves the playhead, draws."""
         before = time.perf_counter()
         while True:
             try:

@@ -83,8 +83,6 @@ def tight_labels(count: int) -> list[ipywidgets.Label]:
 
 
 class TextLines:
-    """A sentence in a few lines."""
-
     def __init__(self) -> None:
         self._lines, self.box = tight_labels(LINES), ipywidgets.VBox()
 

@@ -30,7 +30,7 @@ from disagg.show.plots.block_words import (
 from disagg.show.plots.palette import INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.slides import Slides
-from disagg.show.plots.summaries import milliseconds, plural, why_none
+from disagg.show.plots.summaries import milliseconds, plural, runs_of, why_none
 from disagg.show.plots.timeline_plot import time_axis
 from disagg.trace.block_map import Held
 from disagg.trace.results import Run
@@ -147,7 +147,6 @@ def _above(axes: Axes, text: str, size: float) -> None:
 
 
 def _write(figure: Figure, text: str, size: float) -> None:
-    """A sentence at the foot, in two lines at most."""
     across = int(72 * figure.get_figwidth() / (0.56 * size))
     lines = textwrap.wrap(text, across, max_lines=2, placeholder=" …")
     x, y = 0.15 / figure.get_figwidth(), 0.04 / figure.get_figheight()
@@ -224,9 +223,8 @@ def patchwork(view: BlockView, pool: str) -> Iterable[Patchwork]:
     alike = attrgetter("owner", "state", "start_ns", "end_ns")
     stretches = sorted(view.map.stretches(pool), key=attrgetter("owner", "state", "start_ns", "end_ns", "block"))
     for (owner, state, start, end), group in groupby(stretches, key=alike):
-        for _, run in groupby(enumerate(s.block for s in group), key=lambda pair: pair[1] - pair[0]):
-            blocks = [block for _, block in run]
-            yield Patchwork(owner, state, view.seconds(start), view.seconds(end), blocks[0], blocks[-1] + 1)
+        for first, count in runs_of(stretch.block for stretch in group):
+            yield Patchwork(owner, state, view.seconds(start), view.seconds(end), first, first + count)
 
 
 def _patches(axes: Axes, view: BlockView, boxes: list[Patchwork], followed: int | None, size: float) -> None:
@@ -280,7 +278,6 @@ def _preemptions(axes: Axes, view: BlockView, size: float) -> None:
 
 
 def _run_words(view: BlockView, followed: int | None) -> str:
-    """The fullest moments, and how preemptions were decided; or the way of one request."""
     if followed is not None:
         visits = []
         for visit in view.map.visits(followed):

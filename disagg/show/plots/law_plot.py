@@ -1,5 +1,4 @@
 """The law as a curve: H over c/x for one hop, and what was measured beside it; and H over a dial for two hops.
-
 Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -39,7 +38,6 @@ def law_picture(
 
 
 def _rings(axes: Axes, x: list[float], y: list[float], marker: str, name: str, size: float) -> None:
-    """What was measured: hollow, above the lines."""
     look = draw.look(markersize=0.75 * size, color="none", markeredgecolor=INK, markeredgewidth=1.8)
     axes.plot(x, y, marker, label=name, zorder=3, **look)
 
@@ -68,9 +66,6 @@ def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
         off = f", at most {away:.1f} percentage points off" if times and pairs else ""
         parts.append(f"{name}: {plural(len(pairs), 'point')}{off}")
     return "; ".join([f"{law} and stays there", *parts]) + "."
-
-
-# ---- two hops --------------------------------------------------------------------------------------------------------
 
 
 def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:

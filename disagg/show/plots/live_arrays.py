@@ -33,7 +33,6 @@ class Tape:
         self.follow()
 
     def follow(self) -> None:
-        """Takes what was recorded since the last time."""
         for span in self._newer("spans", self.timeline.spans):
             if span.place in self._row and span.end_ns > self.origin_ns:
                 start, end = self.ms(span.start_ns), self.ms(span.end_ns)
