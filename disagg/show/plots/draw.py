@@ -38,6 +38,15 @@ def room(
     return figure.add_axes((left, foot, right - left, max(0.0, 1 - foot - top_in / height)), **more)
 
 
+def single(
+    height: float, left: float, foot: float, top: float, projector: bool, right: float = 0.975
+) -> tuple[int, Figure, Axes]:
+    """The size of letters, a figure, and axes that fill it; lengths in inches by points of the font."""
+    size = font_size(projector)
+    page = figure(height * size, projector)
+    return size, page, room(page, left * size, foot * size, top * size, right)
+
+
 def panels(count: int, height: float, left: float, projector: bool, wspace: float) -> tuple[Figure, list[Axes]]:
     """Panels beside each other; `height` and `left` in inches by points of the font."""
     size = font_size(projector)

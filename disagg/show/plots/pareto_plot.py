@@ -20,9 +20,7 @@ KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill a
 
 def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     """A point a trial with its goodput, and a line along the front; a shape says whether it splits."""
-    size = draw.font_size(projector)
-    figure = draw.figure(0.29 * size, projector)
-    axes = draw.room(figure, 0.075 * size, 0.05 * size, 0.035 * size)
+    size, figure, axes = draw.single(0.29, 0.075, 0.05, 0.035, projector)
     front, measured = found.front, [trial for trial in found.trials if trial.per_s]
     line = draw.look(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
     axes.plot([t.cost for t in front], [t.goodput for t in front], **line)

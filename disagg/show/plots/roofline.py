@@ -73,9 +73,7 @@ class Point(NamedTuple):
 
 def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool = False) -> Picture:
     """Both ceilings over FLOPs a byte. A point without seconds stands under its ceiling as a ring, on the roof."""
-    size = draw.font_size(projector)
-    figure = draw.figure(0.3 * size, projector)
-    axes = draw.room(figure, 0.095 * size, 0.05 * size, 0.009 * size)
+    size, figure, axes = draw.single(0.3, 0.095, 0.05, 0.009, projector)
     draw.plain(axes, size, across=True)
     axes.set_xscale("log")
     axes.set_yscale("log")
