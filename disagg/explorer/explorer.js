@@ -1,7 +1,7 @@
 // The explorer's page: controls and permalink on one side, the worker with the twin on the other, the canvas between.
 // What comes from the address is text until Python has checked it; all text goes through textContent.
 
-import { Spans, TimelineView } from "./canvas.js";
+import { Spans, TimelineView, element } from "./canvas.js";
 
 const find = (id) => document.getElementById(id);
 const form = find("controls"), controls = [...form.elements].filter((one) => one.name);
@@ -100,10 +100,7 @@ function table() {
 
 function row(cells, tag, scope) {
   const line = document.createElement("tr");
-  cells.forEach((text, i) => {
-    const cell = line.appendChild(document.createElement(i ? tag : "th"));
-    cell.textContent = text, cell.scope = i ? scope ?? "" : scope ?? "row";
-  });
+  cells.forEach((text, i) => element(i ? tag : "th", line, { textContent: text, scope: scope ?? (i ? "" : "row") }));
   return line;
 }
 

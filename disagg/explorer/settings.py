@@ -22,8 +22,6 @@ MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
 
 @dataclass(frozen=True)
 class OptionList:
-    """One of several values; `options` gives each its words."""
-
     label: str
     default: str
     options: Mapping[str, str]

@@ -60,7 +60,6 @@ class Desk:
         return json.dumps(answer), columns
 
     def log(self) -> bytes:
-        """The event log of the last answer."""
         return in_lines(self._run.log) if self._run else b""
 
 
@@ -74,7 +73,6 @@ def shown(run: Run) -> tuple[dict, bytes]:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """The run's numbers by name, each with its unit."""
     metrics, overlap = run.metrics(TTFT_LIMIT_S, TPOT_LIMIT_S), run.overlap()
     return [*_times(metrics), *_hand_off(overlap), *_busy(run, metrics)]
 

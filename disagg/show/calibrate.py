@@ -1,12 +1,5 @@
-"""Fits the cost model to the machine at hand: a short designed run on a real engine, and least squares.
-
-    with Engine(Config.preset("streamed")) as engine:
-        calibration = calibrate(engine)
-    simulate(config, requests, hardware=calibration.hardware)
-
-Each work is first seen alone and then beside the other worker. Relative errors are made small, not seconds, because a
-pass takes a hundred times as long as a copy; the loss is soft, so that a work that another process held up counts
-little.
+"""Fits the cost model to the machine at hand: a short designed run on a real engine, and least squares over relative
+errors, as a pass takes a hundred times as long as a copy; a soft loss gives little weight to works that were held up.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -15,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -65,10 +59,9 @@ def calibrate(engine: Engine, limit_s: float = LIMIT_S) -> Calibration:
             break
         runs.append(engine.serve(_requests(engine, MIXED)))
         took = time.perf_counter() - begun
-    sizes = Sizes.of(engine.model)
-    device = fitted(_bare(engine), sizes, runs, pads=engine.attention_path.pads)
-    name = f"{engine.model.name}, {engine.config.dtype}"
-    return calibration(device, sizes, runs, name, engine.attention_path.pads, time.perf_counter() - start)
+    sizes, pads = Sizes.of(engine.model), engine.attention_path.pads
+    device, name = fitted(_bare(engine), sizes, runs, pads), f"{engine.model.name}, {engine.config.dtype}"
+    return calibration(device, sizes, runs, name, pads, time.perf_counter() - start)
 
 
 def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Device:
@@ -101,44 +94,37 @@ def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
 def calibration(
     device: Device, sizes: Sizes, runs: Sequence[Run], model: str, pads: bool, seconds: float
 ) -> Calibration:
-    """The fit with what it leaves unexplained."""
     costs = Costs(sizes, device)
-    off = {kind: [abs(says(costs) / took - 1) for says, took in found] for kind, found in works(runs, pads).items()}
-    residuals = {kind: statistics.median(errors) for kind, errors in off.items() if errors}
-    seen = {kind: len(errors) for kind, errors in off.items() if errors}
+    found = {kind: pairs for kind, pairs in works(runs, pads).items() if pairs}
+    errors = {kind: [abs(model_s(costs) / took - 1) for model_s, took in pairs] for kind, pairs in found.items()}
+    residuals = {kind: statistics.median(each) for kind, each in errors.items()}
+    seen = {kind: len(each) for kind, each in errors.items()}
     return Calibration(runs[0].machine, model, Hardware(device, device, 2), residuals, seen, seconds)
 
 
 def works(runs: Iterable[Run], pads: bool) -> dict[str, list[Work]]:
-    """What the cost model is asked to explain."""
     found: dict[str, list[Work]] = {kind: [] for kind in FITTED_BY}
     for run in runs:
-        found["steps"] += [(_step(step), step.seconds) for step in samples.steps(run, pads)]
-        found["passes"] += [(_pass(work), work.seconds) for work in samples.passes(run)]
+        found["steps"] += [(partial(_step_s, step), step.seconds) for step in samples.steps(run, pads)]
+        found["passes"] += [(partial(_pass_s, work), work.seconds) for work in samples.passes(run)]
         if not any(link.dialled for link in run.config.links):
-            found["copies"] += [(_copy(copy), copy.seconds) for copy in samples.copies(run)]
-    return {kind: [(says, took) for says, took in pairs if took > 0] for kind, pairs in found.items()}
+            found["copies"] += [(partial(_copy_s, copy), copy.seconds) for copy in samples.copies(run)]
+    return {kind: [(model_s, took) for model_s, took in pairs if took > 0] for kind, pairs in found.items()}
 
 
-def _step(step: samples.StepSample) -> Callable[[Costs], float]:
-    return lambda costs: costs.step_s(step.rows, step.tokens) * _slower(costs.device.fit.beside_step, step.beside)
+def _step_s(step: samples.StepSample, costs: Costs) -> float:
+    return costs.step_s(step.rows, step.tokens) * _slower(costs.device.fit.beside_step, step.beside)
 
 
-def _pass(work: samples.PassSample) -> Callable[[Costs], float]:
-    def says(costs: Costs) -> float:
-        alone = costs.pass_s(work.chunks) + costs.head_s(work.ending)
-        return alone * _slower(costs.device.fit.beside_pass, work.beside)
-
-    return says
+def _pass_s(work: samples.PassSample, costs: Costs) -> float:
+    alone = costs.pass_s(work.chunks) + costs.head_s(work.ending)
+    return alone * _slower(costs.device.fit.beside_pass, work.beside)
 
 
-def _copy(copy: samples.CopySample) -> Callable[[Costs], float]:
-    def says(costs: Costs) -> float:
-        device, direct = costs.device, copy.lane.startswith("direct")
-        rate = PRESETS[device.link if direct else device.host_link]
-        return device.fit.copy_s + copy.nbytes / (rate * device.fit.copying)
-
-    return says
+def _copy_s(copy: samples.CopySample, costs: Costs) -> float:
+    device, direct = costs.device, copy.lane.startswith("direct")
+    rate = PRESETS[device.link if direct else device.host_link]
+    return device.fit.copy_s + copy.nbytes / (rate * device.fit.copying)
 
 
 def _slower(beside: float, share: float) -> float:
@@ -155,7 +141,7 @@ def _fit(device: Device, sizes: Sizes, names: Sequence[str], found: Sequence[Wor
 
     def errors(logs: np.ndarray) -> list[float]:
         costs = Costs(sizes, with_(logs))
-        return [np.log(says(costs) / took) for says, took in found]
+        return [np.log(model_s(costs) / took) for model_s, took in found]
 
     low, high = zip(*(_bounds(name) for name in names), strict=True)
     start = np.clip(np.log([getattr(device.fit, name) for name in names]), np.log(low) + 1e-6, np.log(high) - 1e-6)
@@ -170,7 +156,6 @@ def _bounds(name: str) -> tuple[float, float]:
 
 
 def _bare(engine: Engine) -> Device:
-    """The decode device with its ceilings, before anything is fitted."""
     if engine.config.decode_device == "cpu":
         ceilings = measure_ceilings(engine.config.threads)
         memory = psutil.virtual_memory().total // 2

@@ -154,7 +154,7 @@ export function ticks(low, high, about) {
 
 // ---- view -----------------------------------------------------------------------------------------------------------
 
-const element = (tag, parent, properties = {}, style = {}) => {
+export const element = (tag, parent, properties = {}, style = {}) => {
   const made = parent.appendChild(document.createElement(tag));
   Object.assign(made, properties), Object.assign(made.style, style);
   return made;

@@ -41,7 +41,6 @@ class TimelineCanvas(anywidget.AnyWidget):
         self.on_msg(self._asked)
 
     def extend(self, spans: Iterable[Span]) -> None:
-        """Shows more spans; only these are sent."""
         self._send_from(self._spans.add(spans))
 
     def play(self) -> None:

@@ -1,14 +1,12 @@
-"""A timeline as columns of whole numbers: small enough to send at every step and to keep in a page. canvas.js reads it.
-
-Every column is its length and then the differences between neighbours, each a variable-length integer (7 bits a byte,
-the lowest first; the sign in bit 0).
+"""A timeline as columns of whole numbers, which canvas.js reads: a column is its length, then the differences between
+neighbours, each a variable-length integer (7 bits a byte, the lowest first; the sign in bit 0).
 """
 
 from collections.abc import Iterable, Sequence
 
 from disagg.plan.spans import BlockMove, Span
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND
-from disagg.show.plots.summaries import row_names
+from disagg.show.plots.summaries import row_names, runs_of
 from disagg.trace.timeline import Timeline
 
 KINDS = tuple(COLOUR_OF)
@@ -42,10 +40,8 @@ def look() -> list[dict[str, str]]:
 
 
 class SpanColumns:
-    """Spans of one timeline, of which any stretch can be had as columns. Times in ns since the start.
-
-    `numbers` says which number a student reads for a request's id; without it the ids stand for themselves.
-    """
+    """Spans of one timeline, of which any stretch can be had as columns, times in ns since the start. `numbers`: what a
+    student reads for a request's id, where it is not the id itself."""
 
     def __init__(self, start_ns: int = 0, numbers: dict[int, int] | None = None) -> None:
         self.spans: list[Span] = []
@@ -55,12 +51,11 @@ class SpanColumns:
 
     def add(self, spans: Iterable[Span]) -> int:
         """Returns the index of the first one added."""
-        first, known = len(self.spans), len(self._kinds)
-        for span in spans:
-            self.spans.append(span)
+        first = len(self.spans)
+        self.spans.extend(spans)
+        for span in self.spans[first:]:
             self._kinds.setdefault((span.kind, span.place), span)
-        if len(self._kinds) > known:
-            self.rows = row_names(Timeline(list(self._kinds.values())))
+        self.rows = row_names(Timeline(list(self._kinds.values())))
         return first
 
     def chunk(self, first: int = 0) -> tuple[dict, bytes]:
@@ -86,7 +81,7 @@ class SpanColumns:
 
 def move_columns(moves: Sequence[BlockMove], pools: list[str], start_ns: int, numbers: dict[int, int]) -> bytes:
     """Moves of blocks as columns; a free block's owner is -1. Blocks that follow each other are one run of blocks."""
-    runs = [_runs(move.blocks) for move in moves]
+    runs = [runs_of(move.blocks) for move in moves]
     return pack([
         [move.at_ns - start_ns for move in moves],
         [pools.index(move.pool) for move in moves],
@@ -96,14 +91,3 @@ def move_columns(moves: Sequence[BlockMove], pools: list[str], start_ns: int, nu
         [first for found in runs for first, _ in found],
         [count for found in runs for _, count in found],
     ])  # fmt: skip
-
-
-def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """3, 4, 5, 9 as (3, 3), (9, 1): first block and how many."""
-    found: list[tuple[int, int]] = []
-    for block in blocks:
-        if found and block == sum(found[-1]):
-            found[-1] = found[-1][0], found[-1][1] + 1
-        else:
-            found.append((block, 1))
-    return found

@@ -1,7 +1,5 @@
 """A run as one HTML file that needs neither Python nor a network: timeline, receipts, blocks over time, texts, config.
-
 What comes from outside is escaped; a policy in the page forbids every request, and any script but the one written here.
-Without JavaScript all but the timeline and the blocks can still be read.
 """
 
 import base64
@@ -73,9 +71,6 @@ def _checksum(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# ---- what the script reads -------------------------------------------------------------------------------------------
-
-
 def _data(run: Run) -> Iterable[str]:
     numbers, timeline = numbers_of(run), run.timeline
     spans = SpanColumns(timeline.start_ns, numbers)
@@ -90,9 +85,6 @@ def _data(run: Run) -> Iterable[str]:
         yield f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
 
 
-# ---- what can be read without a script -------------------------------------------------------------------------------
-
-
 def _receipt(result: Result) -> Receipt | None:
     try:
         return result.receipt
@@ -102,19 +94,19 @@ def _receipt(result: Result) -> Receipt | None:
 
 def _receipts(run: Run) -> Iterable[str]:
     receipts = [_receipt(result) for result in run.results]
-    totals = [{} if r is None else r.totals() for r in receipts]
-    names = [name for name in NAMES if any(name in total for total in totals)]
+    known = [receipt.totals() for receipt in receipts if receipt]
+    names = [name for name in NAMES if any(name in totals for totals in known)]
     yield "<h2>Receipts: where the milliseconds went</h2>"
-    known = [total for total, receipt in zip(totals, receipts, strict=True) if receipt]
     if known:
-        sums = sum((Counter(total) for total in known), Counter())
+        sums = sum(map(Counter, known), Counter())
         yield _bar({name: sums[name] / len(known) for name in names if sums[name]})
     heads = ["request", "prompt tokens", "new tokens", "ended", "TTFT", "second-token gap"]
     heads += [*names, "unaccounted", "total"]
     rows = []
-    for index, (result, receipt, total) in enumerate(zip(run.results, receipts, totals, strict=True)):
+    for index, (result, receipt) in enumerate(zip(run.results, receipts, strict=True)):
         counts = str(index), str(result.prompt_tokens), str(len(result.token_ids)), result.finish_reason
-        times = _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(total.get(name)) for name in names)
+        totals = receipt.totals() if receipt else {}
+        times = _ms(result.ttft_s), _ms(result.second_token_gap_s), *(_ms(totals.get(name)) for name in names)
         ends = ("not recorded", "") if receipt is None else (_ms(receipt.unaccounted_s), _ms(receipt.total_s))
         rows.append([*counts, *times, *ends])
     yield f'<div class="wide">{_table(heads, rows)}</div><p>Times in ms; an empty cell is none.</p>'

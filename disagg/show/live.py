@@ -1,9 +1,5 @@
-"""A run seen while it happens: one display, drawn again a few times a second by the main thread.
-
-    run = watch(engine, requests)
-
-It works wherever a cell can show a picture; without a notebook it says its sentence and serves all the same. What a
-student can stop and turn is in `disagg.show.player`.
+"""A run seen while it happens: one display, drawn again a few times a second by the main thread. Without a notebook it
+prints its sentence and serves all the same. What a student can stop and turn is in `disagg.show.player`.
 """
 
 import base64
@@ -38,8 +34,8 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
     """
     requests = None if requests is None else listed(requests)
     serving = Open(engine) if requests is None else Serving(engine, requests)
-    look, asked = Look(engine), "open requests" if requests is None else plural(len(requests), "request")
-    words = f"Live timeline of {asked}; rows from the top: {', '.join(look.tape.rows.values())}."
+    look, subject = Look(engine), "open requests" if requests is None else plural(len(requests), "request")
+    words = f"Live timeline of {subject}; rows from the top: {', '.join(look.tape.rows.values())}."
     screen = Screen(words)
     try:
         while not serving.wait(1 / updates_per_s):
@@ -91,7 +87,6 @@ class Look:
         return self.frame.png(self.tape, at_ms, WINDOW_MS, (*lines, *[""] * (LINES - len(lines))))
 
     def alt(self) -> str:
-        """The state in words."""
         tokens = sum(len(result.token_ids) for result in self.results.values())
         ended = sum(bool(result.finish_reason) for result in self.results.values())
         return f"At {self.now_ms / 1e3:.1f} s: {plural(tokens, 'token')}, {plural(ended, 'request')} ended."
@@ -111,7 +106,7 @@ class Serving:
     def _serve(self) -> None:
         try:
             self._run = self._engine.serve(self._requests)
-        except BaseException as error:  # raised again by whoever asks for the run
+        except BaseException as error:  # `run` raises it again
             self._error = error
         finally:
             self._over.set()
@@ -135,7 +130,7 @@ class Serving:
 
 
 class Open:
-    """Requests of `submit` that others wait for: nothing is served, nothing is ended."""
+    """Open requests of `submit`: nothing is served, nothing is ended."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -150,7 +145,7 @@ class Open:
         return not self._engine.open_handles()
 
     def stop(self) -> None:
-        """They are others'."""
+        """They go on."""
 
     def run(self, look: Look) -> Run:
         """What was seen of them."""
@@ -197,7 +192,7 @@ def in_notebook() -> bool:
 
 
 def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], str] | None) -> tuple[str, ...]:
-    """A line a request that has arrived, with what it has said so far; the last ones, where there are many."""
+    """A line a request that has arrived, with its text so far; the last ones, where there are many."""
     lines = []
     for number, result in enumerate(results):
         if result.arrival_ns <= at_ns:
@@ -205,7 +200,7 @@ def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], 
             ended = bool(result.finish_reason) and result.ended_ns <= at_ns
             state = result.finish_reason if ended else "" if count else "waits for token 1"
             start = f"{number}  {plural(count, 'token')}{', ' if state else ''}{state}: "
-            lines.append(start + tail(said(result, count, ended, decode), COLUMNS - len(start)))
+            lines.append(start + tail(text_of(result, count, ended, decode), COLUMNS - len(start)))
     return tuple(lines[-LINES:])
 
 
@@ -214,8 +209,8 @@ def end_of(tape: Tape, results: Iterable[Result]) -> float:
     return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
 
 
-def said(result: Result, count: int, ended: bool, decode: Callable[[list[int]], str] | None) -> str:
-    """The text of the first `count` tokens; where nobody can decode, the whole at the end, and ids before it."""
+def text_of(result: Result, count: int, ended: bool, decode: Callable[[list[int]], str] | None) -> str:
+    """The text of the first `count` tokens; without `decode`, the whole at the end, and ids before it."""
     ids = result.token_ids[max(0, count - TAIL) : count]
     if decode is not None:
         return decode(ids)

@@ -1,7 +1,5 @@
-"""The twin against recordings of a GPU: fitted to some of them, asked about the others.
-
-The fit sees the works of one colocated crowd and of one prompt over the undialled staged route; the other dials, and
-the crowd as a run, are predicted. Notebook: notebooks/06_twin_and_claims.ipynb.
+"""The twin against recordings of a GPU: fitted to one colocated crowd and one prompt over the undialled staged route.
+The other dials, and the crowd as a run, are predicted. Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 import dataclasses

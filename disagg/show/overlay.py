@@ -1,5 +1,4 @@
 """A prediction drawn over the run that it predicts: one time axis, measured above the line of each row, the twin below.
-
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -7,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from disagg.plan.spans import Span
@@ -21,11 +19,9 @@ from disagg.trace.results import Run
 
 TALL = 0.42  # of a row, for each of the two
 WORDS = {
-    f"{name}_p{at}": f"{words} {name.upper()}"
-    for name in ("ttft", "tpot")
-    for at, words in ((50, "median"), (90, "p90"))
-}
-WORDS |= {"tokens_per_s": "tokens/s", "H": "H"}
+    "ttft_p50": "median TTFT", "ttft_p90": "p90 TTFT", "tpot_p50": "median TPOT", "tpot_p90": "p90 TPOT",
+    "tokens_per_s": "tokens/s", "H": "H",
+}  # fmt: skip
 
 
 def overlay_picture(compared: Compared, *, times: bool = True, projector: bool = False) -> Picture:
@@ -36,25 +32,30 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
     window = (0.0, max(1e-3, *(_ms(run, run.timeline.end_ns) for run in (compared.real, compared.twin))))
     axes.set_xlim(window)
     y = {place: -row for row, place in enumerate(rows)}
-    for run, shift, drawn in ((compared.real, TALL / 2, _solid), (compared.twin, -TALL / 2, _hatched)):
+    solid = draw.look(edgecolors="white", linewidths=0.4)
+    hatched = draw.look(edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
+    for run, shift, look in ((compared.real, TALL / 2, solid), (compared.twin, -TALL / 2, hatched)):
         for kind in dict.fromkeys(COLOUR_OF.values()):
             spans = [span for span in run.timeline.spans if COLOUR_OF[span.kind] == kind and span.place in y]
             if spans:
-                axes.add_collection(drawn(_boxes(run, spans, y, shift, window), kind))
+                boxes = _boxes(run, spans, y, shift, window)
+                axes.add_collection(PolyCollection(boxes, facecolors=COLOURS[kind], **look))
     axes.hlines(list(y.values()), *window, color=INK, linewidth=0.6)
     draw.rows(axes, rows.values())
     draw.plain(axes, size)
     time_axis(axes, window, size, "since the start; measured above each line, predicted below")
-    _legend(figure, {COLOUR_OF[span.kind] for span in compared.real.timeline.spans}, size)
+    kinds = {COLOUR_OF[span.kind] for span in compared.real.timeline.spans}
+    patches = [Patch(color=COLOURS[kind], label=words) for kind, words in LEGEND.items() if kind in kinds]
+    patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted"))
+    figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)
     finding = in_words(compared) if times else f"{_subject(compared)}, measured and predicted."
     return Picture(figure, f"Two timelines on one axis, row by row: {finding}", finding)
 
 
 def in_words(compared: Compared) -> str:
-    """What the twin said of each figure, and how far off it was."""
-    errors = compared.errors()
-    units = {name: "points" if name == "H" else "%" for name in errors}
-    parts = [f"{WORDS[name]} {error:.0f} {units[name]}" for name, error in errors.items()]
+    """How far off the twin is, figure by figure."""
+    units = {"H": "points"}
+    parts = [f"{WORDS[name]} {error:.0f} {units.get(name, '%')}" for name, error in compared.errors().items()]
     return f"{_subject(compared)}; the twin is off by {', '.join(parts)}."
 
 
@@ -73,17 +74,3 @@ def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window:
     widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], (window[1] - window[0]) / 600)
     middles = np.array([y[span.place] + shift for span in spans])
     return draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
-
-
-def _solid(boxes: Any, kind: str) -> PolyCollection:
-    return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors="white", linewidths=0.4)
-
-
-def _hatched(boxes: Any, kind: str) -> PolyCollection:
-    return PolyCollection(boxes, facecolors=COLOURS[kind], edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
-
-
-def _legend(figure: Figure, kinds: set[str], size: float) -> None:
-    patches = [Patch(color=COLOURS[kind], label=LEGEND[kind]) for kind in LEGEND if kind in kinds]
-    patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted"))
-    figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)

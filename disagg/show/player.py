@@ -1,7 +1,5 @@
-"""A recording with buttons: of an engine while it runs, or of a run that is over.
-
-Callbacks only leave a wish in an inbox. One thread takes wishes, moves the playhead and draws; it sleeps between two
-updates, and until the next wish where nothing moves.
+"""A recording with buttons: of an engine while it runs, or of a run that is over. Callbacks only leave a wish in an
+inbox; one thread takes wishes, moves the playhead and draws, and sleeps until the next wish where nothing moves.
 """
 
 import queue
@@ -20,7 +18,7 @@ from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
 from disagg.show.plots.live_arrays import Tape, gauges_of
 from disagg.show.plots.live_frame import Frame
 from disagg.show.plots.summaries import plural, row_names
-from disagg.show.widgets import InCell, close_widgets, no_math, parts_of, row
+from disagg.show.widgets import InCell, no_math, row, tight_labels
 from disagg.trace.results import Run
 
 UPDATES_PER_S = 8
@@ -67,9 +65,9 @@ class Playhead:
 class RunSource:
     """A run that is over."""
 
-    title, over, dials = "Replay", True, None
+    title, over, dials, last = "Replay", True, None, None
 
-    def __init__(self, run: Run, decode: Callable[[list[int]], str] | None = None) -> None:
+    def __init__(self, run: Run, decode: Callable[[list[int]], str] | None) -> None:
         rows = row_names(run.timeline)
         self.tape, self.frame = Tape(run.timeline, rows), Frame(rows, gauges_of(run.timeline))
         self.what, self._results, self._decode = plural(len(run.results), "request"), run.results, decode
@@ -154,7 +152,7 @@ class Player(InCell):
 
     @property
     def last(self) -> Run | None:
-        return getattr(self.source, "last", None)
+        return self.source.last
 
     def close(self) -> None:
         """Ends the run that it serves, its thread, and every widget. Closing twice does nothing."""
@@ -164,7 +162,7 @@ class Player(InCell):
         self._inbox.put(None)
         self._thread.join()
         self.source.close()
-        close_widgets(*parts_of(self.panel))
+        super().close()
         if _OPEN.get(id(self._key)) is self:
             del _OPEN[id(self._key)]
 
@@ -183,44 +181,39 @@ class Player(InCell):
 
     def _make_widgets(self) -> None:
         actions = {
-            "Pause": ("Stop or move the playhead", self._play),
+            "Pause": ("Stop or move the playhead", lambda: self.playhead.play(self.source.end_ms)),
             "Back": ("To where the span before begins or ends", partial(self._step, False)),
             "Step": ("To where the next span begins or ends", partial(self._step, True)),
         }
-        if hasattr(self.source, "start"):
+        speeds = SPEEDS.copy()
+        if isinstance(self.source, LiveSource):
             actions = {"Start": ("Serve the requests", self._start), **actions}
+        else:
+            del speeds["live"]
         self.buttons = [ipywidgets.Button(description=name, tooltip=tip) for name, (tip, _) in actions.items()]
         self._pause = self.buttons[list(actions).index("Pause")]
         for button, (_, action) in zip(self.buttons, actions.values(), strict=True):
             button.on_click(lambda _, action=action: self._by_hand(action))
-        speeds: dict[str, float | None] = (
-            dict(SPEEDS) if hasattr(self.source, "start") else {k: v for k, v in SPEEDS.items() if v}
-        )
         if self.playhead.speed not in speeds.values():
             speeds[f"{self.playhead.speed:g}"] = self.playhead.speed
         options = [(name, index) for index, name in enumerate(speeds)]  # None can't be an option's value
         self._speeds = list(speeds.values())
-        slow = dict(
-            description="speed", tooltip="Slow motion of the recording", layout=ipywidgets.Layout(width="180px")
-        )
-        now = self._speeds.index(self.playhead.speed)
-        self.speed = ipywidgets.Dropdown(options=options, value=now, **slow)
+        now, narrow = self._speeds.index(self.playhead.speed), ipywidgets.Layout(width="180px")
+        look = dict(description="speed", tooltip="Slow motion of the recording", layout=narrow)
+        self.speed = ipywidgets.Dropdown(options=options, value=now, **look)
         self.speed.observe(lambda change: self.wish(partial(self._set_speed, change.new)), "value")
         look = dict(description="time", tooltip="Move the playhead", layout=ipywidgets.Layout(width="600px"))
         self.time = ipywidgets.IntSlider(min=0, max=PARTS, readout=False, **look)
         self.clock = ipywidgets.Label()
         self.time.observe(self._on_time, "value")
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
-        flat = dict(height="22px", margin="0 2px")
-        self.texts = [ipywidgets.Label(layout=ipywidgets.Layout(**flat)) for _ in range(LINES)]
-        self.words = ipywidgets.Label(layout=ipywidgets.Layout(**flat))
-        controls = row(*self.buttons, self.speed)
-        scrub = row(self.time, self.clock)
-        dials = [self.source.dials.box] if self.source.dials else []
+        self.words, *self.texts = tight_labels(1 + LINES)
         title = ipywidgets.Label(f"{self.source.title} of {self.source.what}")
-        self.panel = ipywidgets.VBox([title, controls, scrub, *dials, self.image, self.words, *self.texts])
+        controls = [title, row(*self.buttons, self.speed), row(self.time, self.clock)]
         if self.source.dials:
+            controls.append(self.source.dials.box)
             self.source.dials.connect(self._by_hand)
+        self.panel = ipywidgets.VBox([*controls, self.image, self.words, *self.texts])
 
     def _by_hand(self, action: Callable[[], object]) -> None:
         """A button or a dial: what went wrong before is no longer shown."""
@@ -234,20 +227,19 @@ class Player(InCell):
     # ---- one thread --------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Takes wishes, moves the playhead, draws."""
         before = time.perf_counter()
         while True:
             try:
                 wish = self._inbox.get(timeout=None if self._at_rest() else 1 / UPDATES_PER_S)
             except queue.Empty:
-                wish = self._nothing
+                wish = self._idle
             if wish is None:
                 return
             now = time.perf_counter()
             self._turn(wish, 1e3 * (now - before))
             before = now
 
-    def _nothing(self) -> None:
+    def _idle(self) -> None:
         """The wish of an update."""
 
     def _at_rest(self) -> bool:
@@ -260,7 +252,8 @@ class Player(InCell):
         self.playhead.advance(elapsed_ms, self.source.end_ms)
         self._try(wish)  # also where the run has just failed
         self._try(self._draw)
-        self._say()
+        words = [self._error] if self._error else self.source.tape.gates(self.playhead.at_ms)
+        self.words.value = no_math("; ".join(words))[:160]
 
     def _try(self, action: Callable[[], object]) -> None:
         """Does it; what goes wrong is shown, as nothing else catches it."""
@@ -280,20 +273,12 @@ class Player(InCell):
         for label, line in zip(self.texts, (*lines, *[""] * LINES), strict=False):
             label.value = no_math(line)
 
-    def _say(self) -> None:
-        """The gates in words, or what went wrong."""
-        words = [self._error] if self._error else self.source.tape.gates(self.playhead.at_ms)
-        self.words.value = no_math("; ".join(words))[:160]
-
     # ---- wishes ------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         assert isinstance(self.source, LiveSource), "only the panel of an engine has a button Start"
         self.source.start()
         self.playhead.playing, self.playhead.speed = True, self._speeds[self.speed.value]
-
-    def _play(self) -> None:
-        self.playhead.play(self.source.end_ms)
 
     def _step(self, forward: bool) -> None:
         self.playhead.step(self.source.tape, forward)

@@ -1,7 +1,5 @@
-"""Recordings of one GPU and of two, for those who have none: which files there are, and what stands in them.
-
-`python -m benchmarks record-gpu` writes them to figures/data. Timelines are runs as `Run.save` writes them; times of
-decode steps are one JSON object. All of them are read as data and checked, and nothing in them is ever run.
+"""Recordings of one GPU and of two, for those who have none, as `python -m benchmarks record-gpu` writes them: runs and
+times of decode steps as one JSON object. They are read as data and checked, and nothing in them is ever run.
 Notebook: notebooks/07_on_a_gpu.ipynb; those of two GPUs are in 02_disaggregation to 04_cpu_paging.
 """
 
@@ -31,8 +29,7 @@ PAIR = {
     "paged": {"paged": "Paged"},
 }
 
-STEPS_FILE = "gpu_steps.json.gz"
-VERSION = 1
+STEPS_FILE, VERSION = "gpu_steps.json.gz", 1
 
 
 def timeline_file(arrangement: str) -> str:
@@ -48,11 +45,13 @@ def pair_file(name: str) -> str:
     return f"pair_{name}.jsonl.gz"
 
 
+@dataclass(repr=False)
 class Missing:
     """Stands for a part of which files are not there: false, and a sentence that says which command makes them."""
 
-    def __init__(self, part: str, names: list[str], pair: bool = False) -> None:
-        self.part, self.names, self.pair = part, names, pair
+    part: str
+    names: list[str]
+    pair: bool = False
 
     def __bool__(self) -> bool:
         return False
@@ -107,9 +106,6 @@ def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
     return f"Recorded: {run.config.model} on {run.machine}."
 
 
-# ---- times of steps --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StepTime:
     """Decode steps of so many rows on one rung, medians."""
@@ -159,17 +155,17 @@ class StepTimes:
 
     @classmethod
     def load(cls, path: str | Path) -> "StepTimes":
-        """What `save` wrote. FileError."""
-        rows = list(json_lines(Path(path)))
+        rows = [row for _, row in json_lines(Path(path))]
         try:
-            if len(rows) != 1:
-                raise FileError(f"one line holds the times of steps; there are {len(rows)}")
-            return cls._of(rows[0][1])
+            return cls._of(rows)
         except FileError as error:
             raise located(Path(path), 1, error) from None
 
     @classmethod
-    def _of(cls, row: dict) -> "StepTimes":
+    def _of(cls, rows: list[dict]) -> "StepTimes":
+        if len(rows) != 1:
+            raise FileError(f"one line holds the times of steps; there are {len(rows)}")
+        row = rows[0]
         check(row, _STEPS)
         if (row.pop("recording"), row.pop("version")) != ("steps", VERSION):
             raise FileError(f"it is no recording of steps in version {VERSION}")

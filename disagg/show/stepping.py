@@ -1,8 +1,6 @@
 """The controller one event at a time: what happened, why, and the state before and after, side by side.
 
-    stepper(Config.preset("paged", decode_blocks=12), [Request([1] * 60, 8), Request([1] * 90, 8)])
-
-Buttons, slider and keys move a `Stepper` (plan/stepper); this file only shows what it says.
+stepper(Config.preset("paged", decode_blocks=12), [Request([1] * 60, 8), Request([1] * 90, 8)])
 """
 
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
 
 class StepperView(InCell):
-    """A panel over a `Stepper`. `step()` and `back()` do what the buttons do; closing twice does nothing."""
+    """A panel over a `Stepper` (twin/stepper). `step()` and `back()` do what the buttons do."""
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
@@ -40,11 +38,9 @@ class StepperView(InCell):
         self._show(0)
 
     def step(self) -> None:
-        """One event on."""
         self.slider.value = min(self.slider.value + 1, len(self.stepper) - 1)
 
     def back(self) -> None:
-        """One event back."""
         self.slider.value = max(self.slider.value - 1, 0)
 
     def fork(self, **changes: Any) -> tuple[Run, Run]:
@@ -66,7 +62,6 @@ def stepper(config: Config, requests: Sequence[Request]) -> StepperView:
 
 
 def _words(moment: Moment, length: int) -> str:
-    """Event, reasons and commands as a short list."""
     head = f"<b>{moment.number + 1} of {length}, at {moment.at_ns / 1e6:.1f} ms: {escape(moment.event)}</b>"
     whys = "".join(f"<li>because {escape(why)}</li>" for why in moment.why)
     commands = "".join(f"<li>→ {escape(command)}</li>" for command in moment.commands)
@@ -87,7 +82,6 @@ def _table(before: Moment | None, after: Moment) -> str:
 
 
 def rows_of(state: dict) -> dict[str, str]:
-    """A state in words: name → what there is."""
     rows = {}
     for name, queue in state["queues"].items():
         gate = f", held by {queue['gate']}" if queue["gate"] else ""

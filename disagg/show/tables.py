@@ -1,7 +1,5 @@
-"""Tables and sentences as plain lines that fit a terminal, a pipe and a file alike: 80 columns, unless told otherwise.
-
-Nothing is cut off and nothing is taken for markup. Only a single word that is longer than a line, a path for example,
-stands out of it, so that it can be copied whole.
+"""Tables and sentences as plain lines that fit a terminal, a pipe and a file. Nothing is cut off or taken for markup;
+a single word that is longer than a line, a path for example, stands out of it, so that it can be copied whole.
 """
 
 import textwrap

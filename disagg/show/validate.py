@@ -1,6 +1,4 @@
 """How far off is the twin? The same requests on the real engine and under the virtual clock, figure by figure.
-
-The twin gets the calibration and the requests, and nothing of the run that it is compared with.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -66,8 +64,6 @@ HELD_OUT = (
 
 @dataclass(frozen=True)
 class Compared:
-    """A workload's real run and the twin's."""
-
     name: str
     real: Run
     twin: Run
@@ -99,7 +95,7 @@ def validate(
 
 
 def predicted(real: Run, requests: Sequence[Request], calibration: Calibration) -> Run:
-    """The same requests under the virtual clock, with the real run's memories and links."""
+    """The same requests under the virtual clock, with the real run's memories and links, and nothing else of it."""
     return simulate(real.config, requests, hardware=calibration.hardware)
 
 
@@ -127,12 +123,12 @@ def cpu_rows(
 
 def error_rows(name: str, compared: Sequence[Compared], bars: dict[str, float]) -> Iterator[Row]:
     """A row a figure and workload, then the median and the worst of all."""
-    found = []
+    found: list[float] = []
     for each in compared:
-        for figure, error in each.errors().items():
-            real, twin = each.figures()[figure]
-            found.append(error)
-            unit = "points" if figure == "H" else "%"
-            yield Row(f"{name}[{each.name}: {figure}]", error, unit, note=f"measured {real:.4g}, predicted {twin:.4g}")
+        errors = each.errors()
+        found += errors.values()
+        for figure, (real, twin) in each.figures().items():
+            note, unit = f"measured {real:.4g}, predicted {twin:.4g}", "points" if figure == "H" else "%"
+            yield Row(f"{name}[{each.name}: {figure}]", errors[figure], unit, note=note)
     for which, value in (("median", statistics.median(found)), ("worst", max(found))):
         yield Row(f"{name}[{which}]", value, "%", bars.get(which), len(found))

@@ -1,7 +1,5 @@
-"""A slider on a function that also works without it.
-
-The panel computes nothing itself: it calls the function with the chosen link and shows the picture of what came back.
-There is no Output widget and no clear_output; one place draws. Notebook: notebooks/00_start_here.ipynb.
+"""What panels share, and a slider on a function that also works without it. A panel computes nothing itself, and there
+is no Output widget: one place draws. Notebook: notebooks/00_start_here.ipynb.
 """
 
 import textwrap
@@ -79,13 +77,14 @@ class InCell:
         return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
 
-class TextLines:
-    """A sentence in a few lines of plain text: a Label shows tags as they are typed, and does not wrap."""
+def tight_labels(count: int) -> list[ipywidgets.Label]:
+    """Lines of plain text close to each other: a Label shows tags as they are typed, and does not wrap."""
+    return [ipywidgets.Label(layout=ipywidgets.Layout(height="22px", margin="0 2px")) for _ in range(count)]
 
+
+class TextLines:
     def __init__(self) -> None:
-        tight = [ipywidgets.Layout(height="22px", margin="0 2px") for _ in range(LINES)]
-        self._lines = [ipywidgets.Label(layout=layout) for layout in tight]
-        self.box = ipywidgets.VBox()
+        self._lines, self.box = tight_labels(LINES), ipywidgets.VBox()
 
     def say(self, text: str) -> None:
         lines = textwrap.wrap(no_math(text), COLUMNS, max_lines=LINES, placeholder=" …")
@@ -100,36 +99,46 @@ class TextLines:
         return " ".join(label.value for label in self.box.children)
 
 
-class LinkSlider(InCell):
-    """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run.
+class PicturePanel(InCell):
+    """Controls, a sentence, and below them a picture."""
 
-    `run()` does what the button does. `last` is the last Run. `close()` closes every part; closing twice does nothing.
-    """
+    def _arrange(self, title: str, *controls: ipywidgets.Widget) -> None:
+        self.words = TextLines()
+        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
+        self.panel = ipywidgets.VBox([ipywidgets.Label(title), row(*controls), self.words.box, self.image])
+
+    def _show(self, draw: Callable[[], Picture], start: str = "") -> None:
+        """Shows a picture and its finding; an error is shown as text, and the panel stays usable."""
+        try:
+            picture = draw()
+            self.image.value = picture.png()
+            self.image.layout.display = None
+            self.words.say(start + picture.finding)
+        except Exception as error:  # a callback's exception would vanish: nothing catches it
+            self.words.say(f"{start}{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        self.words.close()
+        super().close()
+
+
+class LinkSlider(PicturePanel):
+    """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run."""
 
     title = "One request over a link you choose"
 
-    def __init__(
-        self,
-        run_with_link: Callable[[Dial], Run],
-        values: Sequence = SPEEDS,
-        value: Dial = 20e6,
-        draw: Callable[[Run], Picture] | None = None,
-    ) -> None:
+    def __init__(self, run_with_link: Callable[[Dial], Run], values: Sequence = SPEEDS, value: Dial = 20e6) -> None:
         if value not in values:
             raise ValueError(f"the slider starts at {link_name(value)}, which is not among its values")
         self._run_with_link, self._values = run_with_link, tuple(values)
-        self._draw = draw or (lambda run: timeline_picture(run, 0))
         self.last: Run | None = None
         options = [(link_name(v), index) for index, v in enumerate(self._values)]  # None can't be an option's value
         look = dict(description="link speed", continuous_update=False, layout=ipywidgets.Layout(width="520px"))
         self.slider = ipywidgets.SelectionSlider(options=options, value=self._values.index(value), **look)
         tip = "Serve the request again over this link"
         self.button = ipywidgets.Button(description="Run", button_style="primary", tooltip=tip)
-        self.words = TextLines()
+        self._arrange(self.title, self.slider, self.button)
         self.words.say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
-        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
-        controls = row(self.slider, self.button)
-        self.panel = ipywidgets.VBox([ipywidgets.Label(self.title), controls, self.words.box, self.image])
         self.button.on_click(lambda button: self.run())
 
     @property
@@ -137,24 +146,18 @@ class LinkSlider(InCell):
         return self._values[self.slider.value]
 
     def run(self) -> None:
-        """Runs over the chosen link and shows the picture; an error is shown as text, and the panel stays usable."""
+        """Runs over the chosen link and shows the picture, as the button does."""
         name = link_name(self.link)
         self.button.disabled = True
         self.words.say(f"{name}: running …")
         try:
-            self.last = self._run_with_link(self.link)
-            picture = self._draw(self.last)
-            self.image.value = picture.png()
-            self.image.layout.display = None
-            self.words.say(f"{name}: {picture.finding}")
-        except Exception as error:  # a callback's exception would vanish: nothing catches it
-            self.words.say(f"{name}: {type(error).__name__}: {error}")
+            self._show(self._picture, f"{name}: ")
         finally:
             self.button.disabled = False
 
-    def close(self) -> None:
-        self.words.close()
-        super().close()
+    def _picture(self) -> Picture:
+        self.last = self._run_with_link(self.link)
+        return timeline_picture(self.last, 0)
 
     def __repr__(self) -> str:
         names = ", ".join(map(link_name, self._values))

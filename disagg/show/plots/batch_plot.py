@@ -1,6 +1,5 @@
-"""Decode batches: rows by bin, what padding costs, who joins and who leaves; a column a step, or one step as bars.
-
-Heights and lengths are tokens that attention reads: rows × longest of each bin. What is hatched was read for nothing.
+"""Decode batches: rows by bin, what padding costs, which rows join and leave; a column a step, or one step as bars.
+Heights and lengths are tokens that attention reads, rows × longest of each bin; padding is hatched.
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
@@ -33,26 +32,25 @@ REASONS = {
     "computed again": ("computed again", "to be computed again"),
     "waits for a block": ("got its block", "waits for a block"),
 }
+JOINS, LEAVES = ("^", INK), ("v", "white")  # glyph, colour of its face
 TALL_IN = 2.6  # of one worker's columns
 BAR_IN = 0.024  # of one row's bar, by points of the font
 BETWEEN = 0.5  # bins, in heights of a bar
 
 
-def batches_picture(
-    run: Run, *, steps: tuple[int, int] | None = None, times: bool = True, projector: bool = False
-) -> Picture:
-    """Steps to the right, a panel a decode worker; `steps` shows only those numbers, the first and the last."""
-    size, found = draw.font_size(projector), batch_steps(run)
-    shown = [step for step in found if steps is None or steps[0] <= step.number <= steps[1]]
-    workers = sorted({step.worker for step in shown}) or ["decode 0"]
-    reasons = _reasons(shown)
+def batches_picture(run: Run, *, times: bool = True, projector: bool = False) -> Picture:
+    """Steps to the right, a panel a decode worker."""
+    size, steps = draw.font_size(projector), batch_steps(run)
+    workers = sorted({step.worker for step in steps}) or ["decode 0"]
+    whys = {why for step in steps for why in (*step.joins.values(), *step.leaves.values())}
+    reasons = [name for name, members in REASONS.items() if whys & set(members)]  # the rows under the columns
     tall, strip = TALL_IN * size / 12, 0.024 * size * max(1, len(reasons))
     legend, head, foot, gap = 0.03 * size, 0.03 * size, 0.055 * size, 0.01 * size
     height = legend + len(workers) * (head + tall + gap + strip + foot)
     figure, y = draw.figure(height, projector), height - legend
     left = 0.125 * size / figure.get_figwidth()
     for worker in workers:
-        own = [step for step in shown if step.worker == worker]
+        own = [step for step in steps if step.worker == worker]
         window = (own[0].number - 0.5, own[-1].number + 0.5) if own else (-0.5, 0.5)
         y -= head + tall
         axes = figure.add_axes((left, y / height, 0.985 - left, tall / height), xlim=window)
@@ -66,8 +64,8 @@ def batches_picture(
         draw.names(below, size, "decode step")
         y -= foot
     _legend(figure, bool(run.config.bins), size)
-    finding, numbers = run_words(found, times), numbers_of(run)
-    alt = " ".join(_step_alt(step, numbers) for step in found)
+    finding, numbers = run_words(steps, times), numbers_of(run)
+    alt = " ".join(_step_alt(step, numbers) for step in steps)
     return Picture(figure, f"Decode batches, a column a step. {finding} {alt}", finding)
 
 
@@ -102,7 +100,6 @@ def _shade(group: tuple[BatchRow, ...], bounds: tuple[int, ...]) -> int:
 
 
 def _fill(axes: Axes, filled: list[list], hatched: list, line: float) -> None:
-    """Boxes of tokens by shade, and padding."""
     for colour, boxes in zip(SHADES, filled, strict=True):
         look = draw.look(facecolors=colour, edgecolors="white", linewidths=line, label="rows")
         axes.add_collection(PolyCollection(boxes, **look))
@@ -114,19 +111,14 @@ def _column(number: float, half: float, low: float, high: float) -> list[tuple[f
     return draw.box(number - half, number + half, low, high)
 
 
-def _reasons(steps: list[BatchStep]) -> list[str]:
-    """The rows that are needed under the columns."""
-    whys = {why for step in steps for why in (*step.joins.values(), *step.leaves.values())}
-    return [name for name, members in REASONS.items() if whys & set(members)]
-
-
 def _comings_and_goings(axes: Axes, steps: list[BatchStep], reasons: list[str], size: float) -> None:
     """A row a reason: upwards at the step with which rows join, downwards at the last step of those that leave."""
     for row, name in enumerate(reasons):
-        for kind, glyph, shift in (("joins", "^", 0.2), ("leaves", "v", -0.2)):
-            numbers = [s.number for s in steps if set(getattr(s, kind).values()) & set(REASONS[name])]
-            look = draw.look(color=INK, markerfacecolor=INK if kind == "joins" else "white", markersize=0.45 * size)
-            axes.plot(numbers, [shift - row] * len(numbers), glyph, clip_on=False, label=f"{kind}: {name}", **look)
+        joins = [step.number for step in steps if set(step.joins.values()) & set(REASONS[name])]
+        leaves = [step.number for step in steps if set(step.leaves.values()) & set(REASONS[name])]
+        for kind, numbers, (glyph, face), shift in (("joins", joins, JOINS, 0.2), ("leaves", leaves, LEAVES, -0.2)):
+            look = draw.look(color=INK, markerfacecolor=face, markersize=0.45 * size, label=f"{kind}: {name}")
+            axes.plot(numbers, [shift - row] * len(numbers), glyph, clip_on=False, **look)
     draw.plain(axes, size)
     axes.set_ylim(0.4 - max(1, len(reasons)), 0.6)
     axes.set_yticks([-row for row in range(len(reasons))], reasons)
@@ -134,10 +126,10 @@ def _comings_and_goings(axes: Axes, steps: list[BatchStep], reasons: list[str], 
 
 def _legend(figure: Figure, several_bins: bool, size: float) -> None:
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=SHADES[1], label="rows, a shade a bin" if several_bins else "rows")
+        Patch(facecolor=SHADES[1], label="rows, a shade a bin" if several_bins else "rows"),
+        Patch(facecolor="white", edgecolor="#777777", linewidth=0, hatch=PADDING, label="padding"),
     ]
-    handles.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0, hatch=PADDING, label="padding"))
-    for glyph, face, words in (("^", INK, "joins"), ("v", "white", "leaves after it")):
+    for words, (glyph, face) in (("joins", JOINS), ("leaves after it", LEAVES)):
         handles.append(Line2D([], [], color=INK, marker=glyph, linestyle="", markerfacecolor=face, label=words))
     draw.legend(figure, size, handles, 0.995, 0.1, handlelength=1.4, columnspacing=1.0)
 
@@ -147,7 +139,7 @@ def _legend(figure: Figure, several_bins: bool, size: float) -> None:
 
 def batch_picture(run: Run, index: int, *, projector: bool = False) -> Picture:
     """The run's decode step `index`, counted by start: a bar a row, bin by bin, each with its padding."""
-    steps = _some_steps(run)
+    steps = _steps_of(run)
     if not -len(steps) <= index < len(steps):
         raise EngineError(f"decode step {index} does not exist: this run has {len(steps)}, from 0 to {len(steps) - 1}")
     return _step_picture(steps[index], numbers_of(run), run.config.bins, 0, projector)
@@ -180,7 +172,6 @@ def _step_picture(step: BatchStep, numbers: dict, bounds: tuple, deep: float, pr
 
 
 def _deep(step: BatchStep) -> float:
-    """Heights of bars, and of the space between bins."""
     return len(step.rows) + BETWEEN * (len(step.bins) - 1)
 
 
@@ -191,7 +182,7 @@ def _row_words(step: BatchStep, row: BatchRow) -> str:
 
 def batches(run: Run) -> Slides:
     """One decode step as bars, with a slider over all steps of the run."""
-    found, numbers = _some_steps(run), numbers_of(run)
+    found, numbers = _steps_of(run), numbers_of(run)
     deep = max(map(_deep, found))
 
     def draw(number: int, choice: int) -> Picture:
@@ -200,7 +191,7 @@ def batches(run: Run) -> Slides:
     return Slides("Decode batches", len(found), draw, "step")
 
 
-def _some_steps(run: Run) -> list[BatchStep]:
+def _steps_of(run: Run) -> list[BatchStep]:
     """EngineError where there are none to choose from."""
     if steps := batch_steps(run):
         return steps
@@ -211,7 +202,6 @@ def _some_steps(run: Run) -> list[BatchStep]:
 
 
 def step_words(step: BatchStep, numbers: dict[int, int]) -> str:
-    """Who is in it, what padding costs, who came and who goes."""
     padding = step.padding
     words = (
         f"Step {step.number} on {step.worker}: {plural(len(step.rows), 'row')} in {plural(len(step.bins), 'bin')}, "

@@ -1,5 +1,4 @@
 """Where bins stop paying: slots read, padding among them, and groups of a step, against the number of bins.
-
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 

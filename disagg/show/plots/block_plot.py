@@ -1,12 +1,11 @@
 """The microscope: every block of every memory at an instant, and over the run; colours are requests, hatches states.
-
-Blocks that nobody touched during the run are not drawn, only counted.
-Notebook: notebooks/04_cpu_paging.ipynb.
+Blocks that were never used in the run are only counted. Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 import textwrap
 from collections.abc import Iterable
 from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +30,9 @@ from disagg.show.plots.block_words import (
 from disagg.show.plots.palette import INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.slides import Slides
-from disagg.show.plots.summaries import milliseconds, plural, why_none
+from disagg.show.plots.summaries import milliseconds, plural, runs_of, why_none
 from disagg.show.plots.timeline_plot import time_axis
-from disagg.trace.block_map import Held, Stretch
+from disagg.trace.block_map import Held
 from disagg.trace.results import Run
 
 EMPTY = "#FFFFFF"
@@ -101,24 +100,25 @@ def _cells(axes: Axes, view: BlockView, blocks: list[Held], columns: int, follow
         squares = [draw.box(x + 0.05, x + 0.95, y + 0.05, y + 0.95) for y, x in cells]
         if state == "free":
             axes.add_collection(PolyCollection(squares, facecolors=EMPTY, edgecolors="#BBBBBB", linewidths=0.8))
-            continue
-        colours = [view.colour(blocks[index].owner, followed) for index in places]
-        axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors="none", label=state))
-        if STATE_HATCH[state]:
-            axes.add_collection(_hatched(squares, STATE_HATCH[state]))
+        else:
+            _owned(axes, squares, [view.colour(blocks[index].owner, followed) for index in places], state)
 
 
-def _hatched(boxes: list, hatch: str) -> PolyCollection:
-    return PolyCollection(boxes, facecolors="none", edgecolors="#555555", linewidths=0, hatch=hatch)
+def _owned(axes: Axes, boxes: list, colours: list[str], state: str) -> None:
+    """Boxes in their owners' colours, with the hatch of their state."""
+    axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors="none", label=state))
+    if hatch := STATE_HATCH[state]:
+        look = draw.look(facecolors="none", edgecolors="#555555", linewidths=0, hatch=hatch)
+        axes.add_collection(PolyCollection(boxes, **look))
 
 
 def _ages(axes: Axes, blocks: list[Held], columns: int, at_ns: int, oldest: int) -> None:
     """A bar at the foot of each held block, as long as it has been in its state."""
-    held = [(index, h) for index, h in enumerate(blocks) if h.owner is not None and oldest]
     bars = []
-    for index, h in held:
-        x, y, wide = index % columns + 0.05, index // columns, 0.9 * (at_ns - h.since_ns) / oldest
-        bars.append(draw.box(x, x + wide, y + 0.83, y + 0.95))
+    for index, held in enumerate(blocks):
+        if held.owner is not None and oldest:
+            x, y, wide = index % columns + 0.05, index // columns, 0.9 * (at_ns - held.since_ns) / oldest
+            bars.append(draw.box(x, x + wide, y + 0.83, y + 0.95))
     axes.add_collection(PolyCollection(bars, facecolors=INK, edgecolors="none", label="age"))
 
 
@@ -147,7 +147,6 @@ def _above(axes: Axes, text: str, size: float) -> None:
 
 
 def _write(figure: Figure, text: str, size: float) -> None:
-    """A sentence at the foot, in two lines at most."""
     across = int(72 * figure.get_figwidth() / (0.56 * size))
     lines = textwrap.wrap(text, across, max_lines=2, placeholder=" …")
     x, y = 0.15 / figure.get_figwidth(), 0.04 / figure.get_figheight()
@@ -179,13 +178,11 @@ class Patchwork(NamedTuple):
     high: int
 
 
-def pages_over_time_picture(
-    run: Run, request: int | None = None, *, window_ms: tuple[float, float] | None = None, projector: bool = False
-) -> Picture:
+def pages_over_time_picture(run: Run, request: int | None = None, *, projector: bool = False) -> Picture:
     """Blocks upwards, time to the right, a panel a memory; below, when requests were spilled, fetched, recomputed."""
     view, size = BlockView(run), draw.font_size(projector)
     followed = view.request(request)
-    window = window_ms or (0.0, max(1e-3, 1e3 * view.seconds(view.map.end_ns)))
+    window = (0.0, max(1e-3, 1e3 * view.seconds(view.map.end_ns)))
     talls = _talls(view, OVER_TIME_IN * size / 12)
     head, strip, top, bottom = 0.028 * size, 0.055 * size, 0.03 * size, 0.05 * size
     height = top + bottom + strip + 0.012 * size + sum(head + tall for tall in talls.values())
@@ -209,7 +206,9 @@ def pages_over_time_picture(
     time_axis(axes, window, size, "since the start; numbers are requests")
     _states_legend(figure, size)
     finding = _run_words(view, followed)
-    return Picture(figure, f"Blocks over time, a panel a memory. {_run_alt(view)} {finding}", finding)
+    words = "; ".join(decision_words(view, decision) for decision in view.decisions)
+    decided = f"Decisions: {words}." if words else "No decisions to spill or to recompute."
+    return Picture(figure, f"Blocks over time, a panel a memory. {decided} {finding}", finding)
 
 
 def _talls(view: BlockView, height_in: float) -> dict[str, float]:
@@ -221,27 +220,20 @@ def _talls(view: BlockView, height_in: float) -> dict[str, float]:
 
 def patchwork(view: BlockView, pool: str) -> Iterable[Patchwork]:
     """The memory's stretches, those of neighbouring blocks joined."""
-
-    def alike(stretch: Stretch) -> tuple:
-        return stretch.owner, stretch.state, stretch.start_ns, stretch.end_ns
-
-    for key, group in groupby(sorted(view.map.stretches(pool), key=lambda s: (alike(s), s.block)), key=alike):
-        owner, state, start, end = key
-        for _, run in groupby(enumerate(s.block for s in group), key=lambda pair: pair[1] - pair[0]):
-            blocks = [block for _, block in run]
-            yield Patchwork(owner, state, view.seconds(start), view.seconds(end), blocks[0], blocks[-1] + 1)
+    alike = attrgetter("owner", "state", "start_ns", "end_ns")
+    stretches = sorted(view.map.stretches(pool), key=attrgetter("owner", "state", "start_ns", "end_ns", "block"))
+    for (owner, state, start, end), group in groupby(stretches, key=alike):
+        for first, count in runs_of(stretch.block for stretch in group):
+            yield Patchwork(owner, state, view.seconds(start), view.seconds(end), first, first + count)
 
 
 def _patches(axes: Axes, view: BlockView, boxes: list[Patchwork], followed: int | None, size: float) -> None:
     px = axes.get_window_extent()
     ms_per_px, blocks_per_px = np.diff(axes.get_xlim())[0] / px.width, np.diff(axes.get_ylim())[0] / px.height
-    for state, hatch in STATE_HATCH.items():
+    for state in STATE_HATCH:
         own = [box for box in boxes if box.state == state]
         shapes = [draw.box(1e3 * box.start_s, 1e3 * box.end_s, box.low, box.high) for box in own]
-        colours = [view.colour(box.owner, followed) for box in own]
-        axes.add_collection(PolyCollection(shapes, facecolors=colours, edgecolors="none", label=state))
-        if hatch:
-            axes.add_collection(_hatched(shapes, hatch))
+        _owned(axes, shapes, [view.colour(box.owner, followed) for box in own], state)
         axes.add_collection(PolyCollection(shapes, facecolors="none", edgecolors="white", linewidths=0.7))
     low, high = axes.get_xlim()
     for box in boxes:
@@ -286,35 +278,29 @@ def _preemptions(axes: Axes, view: BlockView, size: float) -> None:
 
 
 def _run_words(view: BlockView, followed: int | None) -> str:
-    """The fullest moments, and how preemptions were decided; or the way of one request."""
     if followed is not None:
-        visits = [
-            f"{plural(v.blocks, 'block')} {where(view, v.pool)} from {view.seconds(v.start_ns):.2f} to "
-            f"{view.seconds(v.end_ns):.2f} s"
-            for v in view.map.visits(followed)
-        ]
+        visits = []
+        for visit in view.map.visits(followed):
+            since, until = view.seconds(visit.start_ns), view.seconds(visit.end_ns)
+            visits.append(
+                f"{plural(visit.blocks, 'block')} {where(view, visit.pool)} from {since:.2f} to {until:.2f} s"
+            )
         return f"Request {view.number(followed)}: {'; '.join(visits) or 'no blocks'}."
-    peaks = [f"{view.names[p]} {_peak(view, p)} of {view.map.sizes[p]}" for p in view.pools]
+    peaks = []
+    for pool in view.pools:
+        fewest_free = min(counts["free"] for _, counts in view.map.counts(pool))
+        peaks.append(f"{view.names[pool]} {view.map.sizes[pool] - fewest_free} of {view.map.sizes[pool]}")
     choices = [decision.choice for decision in view.decisions]
     spills = sum(choice.arm is Arm.SPILL for choice in choices)
     if not choices:
         return f"Most blocks held at once: {', '.join(peaks)}; no request lost its blocks."
     words = f"{plural(len(choices), 'time')} a request lost its blocks: {spills} spilled, {len(choices) - spills} "
-    both = [c for c in choices if c.spill_ns is not None and c.recompute_ns is not None]
+    both = [(c.spill_ns, c.recompute_ns) for c in choices if c.spill_ns is not None and c.recompute_ns is not None]
     costs = ""
     if both:
-        spill, again = (sum(getattr(c, name) for c in both) / len(both) / 1e9 for name in ("spill_ns", "recompute_ns"))
+        spill, again = (sum(each) / len(both) / 1e9 for each in zip(*both, strict=True))
         costs = f" (on average {milliseconds(spill)} to spill and fetch against {milliseconds(again)})"
     return f"Most blocks held at once: {', '.join(peaks)}; {words}computed again{costs}."
-
-
-def _peak(view: BlockView, pool: str) -> int:
-    return max(view.map.sizes[pool] - counts["free"] for _, counts in view.map.counts(pool))
-
-
-def _run_alt(view: BlockView) -> str:
-    words = "; ".join(decision_words(view, decision) for decision in view.decisions)
-    return f"Decisions: {words}." if words else "No decisions to spill or to recompute."
 
 
 # ---- stepping --------------------------------------------------------------------------------------------------------

@@ -43,11 +43,7 @@ def _memory(pool: str, several: bool) -> str:
     return "host memory" if role == "host" else f"{role} device {number}" if several else f"{role} device"
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
-
-
 def decision_words(view: BlockView, decision: Decision) -> str:
-    """What was decided, with both costs."""
     choice = decision.choice
     costs = [
         none if cost_ns is None else f"{milliseconds(cost_ns / 1e9)} to {act}"
@@ -66,7 +62,6 @@ def where(view: BlockView, pool: str) -> str:
 
 
 def counts_words(view: BlockView, at_ns: int) -> str:
-    """Blocks held in each memory, and what is not simply used."""
     parts = []
     for pool, counts in view.map.counts_at(at_ns).items():
         special = [f"{n} {STATE_NAMES[s]}" for s, n in counts.items() if s in ("in_flight", "quarantined") and n]
@@ -77,7 +72,6 @@ def counts_words(view: BlockView, at_ns: int) -> str:
 
 
 def follow_words(view: BlockView, request: int, at_ns: int) -> str:
-    """Where one request's K/V are."""
     here = [
         f"{sum(held.owner == request for held in blocks)} {where(view, pool)}"
         for pool, blocks in view.map.at(at_ns).items()
@@ -87,7 +81,6 @@ def follow_words(view: BlockView, request: int, at_ns: int) -> str:
 
 
 def owners_words(view: BlockView, at_ns: int) -> str:
-    """Every memory's blocks by owner and state, for the alt text."""
     parts = []
     for pool, blocks in view.map.at(at_ns).items():
         held = [(view.number(h.owner), STATE_NAMES[h.state]) for h in blocks if h.owner is not None]

@@ -62,48 +62,33 @@ def counters(run: Run) -> list[CounterSteps]:
             times.append((mark.at_ns - run.timeline.start_ns) / 1e6)
             values.append(mark.value)
     several = sum(name.startswith("batch") for name in found) > 1
-    rows = [
-        CounterSteps(_words(name, several), *steps, COLOURS[_kind(name)], _most(run, name))
-        for name, steps in sorted(found.items(), key=lambda item: _rank(item[0]))
-    ]
+    rows = []
+    for name, steps in sorted(found.items(), key=lambda item: (list(KINDS).index(_kind(item[0])), item[0])):
+        words, colour = KINDS[_kind(name)]
+        number = "".join(filter(str.isdigit, name))
+        most = run.config.max_batch if name.startswith("batch") else run.timeline.sizes.get(name.removeprefix("free "))
+        rows.append(CounterSteps(f"{words} {number}" if several and number else words, *steps, COLOURS[colour], most))
     return [row for row in rows if max(row.values)]
 
 
-_RANKS = ("queue", "wanting", "ring", "landed", "batch", "free prefill", "free host", "free decode")
-
-
-def _rank(name: str) -> tuple[int, str]:
-    return next(index for index, word in enumerate(_RANKS) if word in name), name
+#: What is counted, in the order of a request's life: a word of the mark's name → what a student reads, and the colour.
+KINDS = {
+    "queue": ("waiting for prefill", "prefill"),
+    "wanting": ("wanting blocks", "link"),
+    "ring": ("ring slots held", "link"),
+    "landed": ("landed, waiting", "decode"),
+    "batch": ("rows in batch", "decode"),
+    "free prefill": ("free blocks, prefill", "prefill"),
+    "free host": ("free blocks, host", "paging"),
+    "free decode": ("free blocks, decode", "decode"),
+}
 
 
 def _kind(name: str) -> str:
-    """The colour of what it belongs to."""
-    kinds = {"queue": "prefill", "free prefill": "prefill", "ring": "link", "wanting": "link", "free host": "paging"}
-    return next((kind for word, kind in kinds.items() if word in name), "decode")
-
-
-def _words(name: str, several: bool) -> str:
-    """What a student reads; workers keep their number where there are several."""
-    first, _, rest = name.partition(" ")
-    number = f" {name.split()[1 if first != 'free' else -1]}" if several and first not in ("ring", "wanting") else ""
-    if name == "free host":
-        return "free blocks, host"
-    if first == "free":
-        return f"free blocks, {rest.split()[0]}{number}"
-    if first == "batch":
-        return f"rows in batch{number}"
-    fixed = {"ring": "ring slots held", "wanting": "wanting blocks"}
-    return fixed.get(name) or f"{'landed, waiting' if name.endswith('landed') else 'waiting for prefill'}{number}"
-
-
-def _most(run: Run, name: str) -> int | None:
-    if name.startswith("batch"):
-        return run.config.max_batch
-    return run.timeline.sizes.get(name.removeprefix("free "))
+    return next(kind for kind in KINDS if kind in name)
 
 
 def _steps(axes: Axes, row: CounterSteps, end_ms: float, size: float) -> None:
-    """Filled under the steps, from each mark to the next."""
     times, values = [*row.times_ms, max(end_ms, row.times_ms[-1])], [*row.values, row.values[-1]]
     axes.fill_between(times, values, step="post", color=row.colour, alpha=0.35, linewidth=0)
     axes.step(times, values, where="post", color=row.colour, linewidth=1.6, label=row.name)
@@ -117,18 +102,16 @@ def _steps(axes: Axes, row: CounterSteps, end_ms: float, size: float) -> None:
 
 
 def counters_words(run: Run, rows: list[CounterSteps]) -> str:
-    """The longest queue, the largest batch, and which memories were ever full."""
     queues = [row for row in rows if row.name.startswith(("waiting", "landed", "wanting"))]
-    batches = [row for row in rows if row.name.startswith("rows")]
-    full = [
-        row.name.removeprefix("free blocks, ") for row in rows if row.name.startswith("free") and not min(row.values)
-    ]
-    longest = max(queues, key=lambda row: max(row.values), default=None)
+    batches = [max(row.values) for row in rows if row.name.startswith("rows")]
+    memories = [row for row in rows if row.name.startswith("free")]
+    full = [row.name.removeprefix("free blocks, ") for row in memories if not min(row.values)]
     parts = []
-    if longest:
+    if queues:
+        longest = max(queues, key=lambda row: max(row.values))
         parts.append(f"the longest queue was {longest.name} ({plural(max(longest.values), 'request')})")
     if batches:
-        parts.append(f"the largest batch had {plural(max(max(row.values) for row in batches), 'row')}")
+        parts.append(f"the largest batch had {plural(max(batches), 'row')}")
     parts.append(f"memories that were ever full: {', '.join(full) or 'none'}")
     words = "; ".join(parts)
     return f"{words[0].upper()}{words[1:]}."

@@ -1,6 +1,5 @@
 """What drawings share: figures, axes, rows, labels, legends and boxes. `size` is that of letters, in points.
-
-No pyplot anywhere: widget callbacks may run on any thread, and pyplot's current figure is one for all of them.
+There is no pyplot: widget callbacks may run on any thread, and pyplot's current figure is one for all of them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from disagg.show.plots.palette import INK
+from disagg.show.plots.palette import COLOURS, HATCHES, INK
 
 WIDTH_IN = 9.0
 FONT_PT, PROJECTOR_PT = 12, 18
@@ -39,8 +38,26 @@ def room(
     return figure.add_axes((left, foot, right - left, max(0.0, 1 - foot - top_in / height)), **more)
 
 
+def single(
+    height: float, left: float, foot: float, top: float, projector: bool, right: float = 0.975
+) -> tuple[int, Figure, Axes]:
+    """The size of letters, a figure, and axes that fill it; lengths in inches by points of the font."""
+    size = font_size(projector)
+    page = figure(height * size, projector)
+    return size, page, room(page, left * size, foot * size, top * size, right)
+
+
+def panels(count: int, height: float, left: float, projector: bool, wspace: float) -> tuple[Figure, list[Axes]]:
+    """Panels beside each other; `height` and `left` in inches by points of the font."""
+    size = font_size(projector)
+    wide = figure(height * size, projector)
+    found = wide.subplots(1, count, squeeze=False)[0]
+    left, foot, top = left * size / wide.get_figwidth(), 0.05 / height, 1 - 0.035 / height
+    wide.subplots_adjust(left, foot, 0.985, top, wspace=wspace)
+    return wide, list(found)
+
+
 def look(**how: Any) -> dict[str, Any]:
-    """How something is drawn, for several calls."""
     return how
 
 
@@ -92,6 +109,17 @@ def tag(
     axes.text(x, y, text, fontsize=size, color=INK, ha="center", va="center", bbox=white, **more)
 
 
+def bar(
+    axes: Axes, y: float, length: float, words: str, longest: float, kind: str | None, thick: float, size: float
+) -> None:
+    """A bar in the colour of a kind of work, or hollow where it is only predicted; its value stands beside it."""
+    style = look(color="none", edgecolor=INK, hatch="///")
+    if kind is not None:
+        style = look(color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white", linewidth=0)
+    axes.barh(y, length, thick, **style)
+    axes.text(length + 0.02 * longest, y, words, va="center", fontsize=0.9 * size, color=INK)
+
+
 def legend(
     figure: Figure, size: float, handles: Sequence | None = None, right: float = 0.985, pad: float = 0.2, **more: Any
 ) -> None:
@@ -105,7 +133,6 @@ def legend(
 
 
 def box(left: float, right: float, low: float, high: float) -> list[tuple[float, float]]:
-    """The corners of one box."""
     return [(left, low), (right, low), (right, high), (left, high)]
 
 

@@ -1,5 +1,4 @@
 """Gaps between tokens over time: a point a token, as high as the reader waited for it.
-
 Notebooks: notebooks/01_baseline.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 

@@ -1,5 +1,4 @@
 """The law as a curve: H over c/x for one hop, and what was measured beside it; and H over a dial for two hops.
-
 Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -26,9 +25,7 @@ def law_picture(
     finding."""
     named = points if isinstance(points, Mapping) else {"measured": points}
     series = {name: list(pairs) for name, pairs in named.items()}
-    size = draw.font_size(projector)
-    figure = draw.figure(0.27 * size, projector)
-    axes = draw.room(figure, 0.065 * size, 0.05 * size, 0.035 * size)
+    size, figure, axes = draw.single(0.27, 0.065, 0.05, 0.035, projector)
     _curve(axes, layers, series, size)
     for marker, (name, pairs) in zip(MARKERS * len(series), series.items(), strict=False):
         _rings(axes, [r for r, _ in pairs], [100 * h for _, h in pairs], marker, name, size)
@@ -39,7 +36,6 @@ def law_picture(
 
 
 def _rings(axes: Axes, x: list[float], y: list[float], marker: str, name: str, size: float) -> None:
-    """What was measured: hollow, above the lines."""
     look = draw.look(markersize=0.75 * size, color="none", markeredgecolor=INK, markeredgewidth=1.8)
     axes.plot(x, y, marker, label=name, zorder=3, **look)
 
@@ -70,15 +66,10 @@ def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
     return "; ".join([f"{law} and stays there", *parts]) + "."
 
 
-# ---- two hops --------------------------------------------------------------------------------------------------------
-
-
 def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:
     """H of request 0 by dial (a layer's hop in its compute), and the law with each run's own c, x and tail."""
     measured, law = _hidden(runs)
-    size = draw.font_size(projector)
-    figure = draw.figure(0.27 * size, projector)
-    axes = draw.room(figure, 0.065 * size, 0.05 * size, 0.035 * size)
+    size, figure, axes = draw.single(0.27, 0.065, 0.05, 0.035, projector)
     look = draw.look(color=COLOURS["link"], linewidth=3, marker="_", markersize=size, markeredgewidth=3)
     axes.plot(list(law), list(law.values()), label="law, with the run's own c, x and tail", **look)
     _rings(axes, list(measured), list(measured.values()), "o", "measured", size)

@@ -1,6 +1,5 @@
-"""A timeline as arrays that grow with it: what a live view draws from.
-
-Workers append to the timeline while it is read: whole lists are copied, which the interpreter does in one go.
+"""A timeline as arrays that grow with it: what a live view draws from. Workers append to the timeline while it is read,
+so whole lists are copied, which the interpreter does in one go.
 """
 
 from array import array
@@ -34,7 +33,6 @@ class Tape:
         self.follow()
 
     def follow(self) -> None:
-        """Takes what was recorded since the last time."""
         for span in self._newer("spans", self.timeline.spans):
             if span.place in self._row and span.end_ns > self.origin_ns:
                 start, end = self.ms(span.start_ns), self.ms(span.end_ns)

@@ -1,7 +1,5 @@
-"""A picture of a timeline that grows, drawn many times a second: axes and names once, spans and gauges each time.
-
-The window of time stands still until the playhead reaches its end, and then moves on by half its length: between two
-moves everything but the spans, the gauges and the playhead is one copied buffer.
+"""A picture of a timeline that grows, drawn many times a second. The window of time stands still until the playhead
+reaches its end, then moves on by half its length; between two moves only spans, gauges and playhead are drawn.
 """
 
 import io

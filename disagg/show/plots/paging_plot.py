@@ -1,5 +1,4 @@
 """Pictures of two choices: how many slots a ring needs, and whether to spill or to compute again.
-
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
@@ -47,13 +46,11 @@ def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Pict
     """Both costs of a preemption over the tokens of the request; shaded where it is cheaper to spill."""
     size, choices = draw.font_size(projector), sorted(choices, key=lambda choice: choice.tokens)
     figure, axes = _axes(size, projector, 3.4)
-    tokens, costs = [choice.tokens for choice in choices], {}
-    for name, attribute, (colour, dash) in (
-        ("spill and fetch", "spill_ns", ("paging", "-")),
-        ("compute again", "recompute_ns", ("prefill", "--")),
-    ):
-        costs[name] = [getattr(choice, attribute) / 1e6 for choice in choices]
-        axes.plot(tokens, costs[name], dash, color=COLOURS[colour], linewidth=2.4, label=name)
+    tokens = [choice.tokens for choice in choices]
+    spill_ms = [choice.spill_ns / 1e6 for choice in choices if choice.spill_ns is not None]
+    again_ms = [choice.recompute_ns / 1e6 for choice in choices if choice.recompute_ns is not None]
+    axes.plot(tokens, spill_ms, "-", color=COLOURS["paging"], linewidth=2.4, label="spill and fetch")
+    axes.plot(tokens, again_ms, "--", color=COLOURS["prefill"], linewidth=2.4, label="compute again")
     for choice, after in zip(choices, [*tokens[1:], tokens[-1]], strict=True):
         if choice.arm is Arm.SPILL:
             axes.axvspan(choice.tokens - 0.5, after - 0.5, color=COLOURS["paging"], alpha=0.12, linewidth=0, zorder=0)
@@ -61,10 +58,9 @@ def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Pict
     axes.set_ylim(0)
     _words(axes, "tokens of context (shaded: it is cheaper to spill)", "ms", size)
     finding = _costs_words(choices)
-    spill_ms, again_ms = (line[-1] for line in costs.values())
     alt = (
         f"Two lines of cost over the length of the context. {finding} At {tokens[-1]} tokens: "
-        f"{spill_ms:.0f} ms to spill and fetch, {again_ms:.0f} ms to compute again."
+        f"{spill_ms[-1]:.0f} ms to spill and fetch, {again_ms[-1]:.0f} ms to compute again."
     )
     return Picture(figure, alt, finding)
 
@@ -86,9 +82,7 @@ def _costs_words(choices: list[Choice]) -> str:
 
 def _axes(size: float, projector: bool, tall_in: float) -> tuple[Figure, Axes]:
     figure = draw.figure(tall_in * size / 12, projector)
-    width, height = figure.get_size_inches()
-    left, foot = 0.07 * size / width, 0.05 * size / height
-    axes = figure.add_axes((left, foot, 0.97 - left, 0.96 - foot))
+    axes = draw.room(figure, 0.07 * size, 0.05 * size, 0.04 * tall_in * size / 12, 0.97)
     draw.plain(axes, size, across=True)
     return figure, axes
 

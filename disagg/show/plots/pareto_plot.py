@@ -1,5 +1,4 @@
 """Cost against goodput: every arrangement that `tune` measured, and the front of those that nothing as cheap beats.
-
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -21,9 +20,7 @@ KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill a
 
 def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
     """A point a trial with its goodput, and a line along the front; a shape says whether it splits."""
-    size = draw.font_size(projector)
-    figure = draw.figure(0.29 * size, projector)
-    axes = draw.room(figure, 0.075 * size, 0.05 * size, 0.035 * size)
+    size, figure, axes = draw.single(0.29, 0.075, 0.05, 0.035, projector)
     front, measured = found.front, [trial for trial in found.trials if trial.per_s]
     line = draw.look(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
     axes.plot([t.cost for t in front], [t.goodput for t in front], **line)
@@ -52,7 +49,6 @@ def _frame(axes: Axes, measured: list[Trial], found: Tuning, size: float) -> Non
 
 
 def front_in_words(found: Tuning) -> str:
-    """The best, what it needs, and how far behind the best of the other kind is."""
     best, limits = found.best, f"TTFT {found.slo.ttft_s:g} s and TPOT {found.slo.tpot_s:g} s"
     if not best.per_s:
         return (
@@ -68,7 +64,6 @@ def front_in_words(found: Tuning) -> str:
 
 
 def front_rows(found: Tuning) -> list[tuple[str, ...]]:
-    """The front as a table's rows, the cheapest first."""
     return [
         (t.arrangement, _cost(found, t), f"{t.per_s:.3g}", f"{t.attainment:.0%}", *_settings(t)) for t in found.front
     ]
@@ -90,9 +85,6 @@ def _cost(found: Tuning, trial: Trial) -> str:
     return f"{trial.cost:g} an hour" if found.priced else plural(trial.devices, "device")
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
 def workload(trace: Path | None, lengths: float, count: int, prompt: int, new: int, seed: int) -> list[Arrival]:
     """The first arrivals of a trace, lengths scaled; or drawn ones, whose prompts and answers have long tails."""
     if trace is not None:
@@ -101,7 +93,6 @@ def workload(trace: Path | None, lengths: float, count: int, prompt: int, new: i
 
 
 def effort(found: Tuning) -> str:
-    """What was done for it, and what could not be."""
     requests, skipped = found.load.requests, found.skipped
     words = f"{plural(len(found.trials), 'candidate')}, {plural(found.simulations, 'simulation')}"
     if found.best.per_s:

@@ -34,9 +34,6 @@ class Picture:
         with whole(path) as file:
             file.write(self.png())
 
-    def __str__(self) -> str:
-        return self.finding
-
     def __repr__(self) -> str:
         return self.finding
 

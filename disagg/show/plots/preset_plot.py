@@ -1,5 +1,4 @@
 """The ladder of presets: what each rung adds, and how rungs compare on the same requests.
-
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -52,9 +51,8 @@ class Column(NamedTuple):
 def ladder_picture(rungs: Iterable[Rung] | dict[str, Run], *, projector: bool = False) -> Picture:
     """Bars for TTFT, second-token gap, tokens a second and H, a row a preset; takes Rungs, or runs by preset name."""
     rungs = [Rung.of(*pair) for pair in rungs.items()] if isinstance(rungs, dict) else list(rungs)
-    size = draw.font_size(projector)
+    size, columns = draw.font_size(projector), _columns(rungs)
     figure = draw.figure((0.03 * len(rungs) + 0.075) * size, projector)
-    columns = _columns(rungs)
     panels = figure.subplots(1, len(columns), sharey=True)
     width, height = figure.get_size_inches()
     figure.subplots_adjust(0.125 * size / width, 0.01 / height, 0.99, 1 - 0.052 * size / height, wspace=0.12)
@@ -66,15 +64,14 @@ def ladder_picture(rungs: Iterable[Rung] | dict[str, Run], *, projector: bool = 
 
 
 def _columns(rungs: list[Rung]) -> list[Column]:
-    def in_ms(name: str) -> list[float | None]:
-        return [None if getattr(rung, name) is None else 1e3 * getattr(rung, name) for rung in rungs]
+    def column(title: str, unit: str, factor: float, values: Iterable[float | None], colour: str) -> Column:
+        return Column(title, unit, [None if value is None else factor * value for value in values], colour)
 
-    hidden = [None if rung.hidden is None else 100 * rung.hidden for rung in rungs]
     return [
-        Column("TTFT", "ms", in_ms("ttft_s"), "prefill"),
-        Column("second-token gap", "ms", in_ms("second_token_gap_s"), "link"),
-        Column("throughput", "tokens/s", [rung.tokens_per_s for rung in rungs], "decode"),
-        Column("H, hidden copying", "%", hidden, "link"),
+        column("TTFT", "ms", 1e3, (rung.ttft_s for rung in rungs), "prefill"),
+        column("second-token gap", "ms", 1e3, (rung.second_token_gap_s for rung in rungs), "link"),
+        column("throughput", "tokens/s", 1, (rung.tokens_per_s for rung in rungs), "decode"),
+        column("H, hidden copying", "%", 100, (rung.hidden for rung in rungs), "link"),
     ]
 
 
@@ -96,7 +93,6 @@ def _bars(axes: Axes, column: Column, size: float) -> None:
 
 
 def _finding(rungs: list[Rung]) -> str:
-    """The most tokens a second, and the shortest and longest second-token gap."""
     fastest = max(rungs, key=lambda rung: rung.tokens_per_s)
     gaps = {rung.name: rung.second_token_gap_s for rung in rungs if rung.second_token_gap_s is not None}
     first = f"Most tokens a second: {fastest.name} ({_short(fastest.tokens_per_s)})"
@@ -108,12 +104,12 @@ def _finding(rungs: list[Rung]) -> str:
 
 
 def _table_in_words(rungs: list[Rung]) -> str:
-    """Every number of the picture."""
     columns = _columns(rungs)
-    return " ".join(
-        f"{rung.name}: " + ", ".join(f"{c.title} {_short(c.values[row])} {c.unit}" for c in columns) + "."
-        for row, rung in enumerate(rungs)
-    ).replace("none %", "none")
+    rows = []
+    for row, rung in enumerate(rungs):
+        values = ", ".join(f"{column.title} {_short(column.values[row])} {column.unit}" for column in columns)
+        rows.append(f"{rung.name}: {values}.".replace("none %", "none"))
+    return " ".join(rows)
 
 
 def _short(value: float | None) -> str:

@@ -1,7 +1,5 @@
 """Receipts as pictures: where a request's milliseconds went, where a preset's did, and what changed between two runs.
-
-Works are solid in the colour of the device or link that did them; waits are pale, hatched, and tinted like what they
-wait for. So the two are told apart without colour; names and values are written.
+Works are solid in the colour of the device or link that did them; waits are pale, hatched, tinted like their cause.
 """
 
 from typing import NamedTuple
@@ -16,7 +14,7 @@ from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import milliseconds, plural
 from disagg.show.plots.timeline_plot import time_axis
-from disagg.trace.receipts import NAMES, WORKS, Receipt
+from disagg.trace.receipts import NAMES, WORKS
 from disagg.trace.results import Result, Run
 
 GREY = "#EEEEEE"
@@ -24,13 +22,11 @@ PALE = {"prefill": "#D3E5F0", "link": "#FBEBCC", "decode": "#CDEBE2", "paging": 
 
 
 class Ink(NamedTuple):
-    """How a name is drawn."""
-
     face: str
     hatch: str
 
 
-#: Works: solid. Waits: tinted like what they wait for, each with a hatch of its own.
+#: How each name is drawn; every wait has a hatch of its own.
 INKS = {
     "submission": Ink(GREY, ".."), "queue": Ink(PALE["prefill"], "///"), "batch-slot": Ink(PALE["decode"], "|||"),
     "no-block": Ink(PALE["decode"], "xxx"), "prefill": Ink(COLOURS["prefill"], ""), "recompute": Ink("#003F63", ""),
@@ -49,14 +45,15 @@ def receipt_picture(result: Result, *, times: bool = True, projector: bool = Fal
     """One request's lines as a strip, and below it a row a name, each with its milliseconds; tokens 1 and 2 marked."""
     bill, size = result.receipt, draw.font_size(projector)
     names = list(bill.totals())
-    row, top, foot = ROW_IN * size, 0.055 * size, 0.05 * size
-    figure = draw.figure(top + foot + row * (len(names) + 1), projector)
-    axes = draw.room(figure, 0.115 * size, foot, top, 0.86)
+    figure, axes = _rows_figure(len(names) + 1, size, projector, 0.115, 0.86)
     window = (0.0, max(1e-3, 1e3 * bill.total_s))
     axes.set_xlim(window)
     totals = {"receipt": bill.total_s, **bill.totals()}
-    for name in names:
-        _lines(axes, bill, name, (0, -1 - names.index(name)))
+    for row, name in enumerate(names, 1):
+        lines = [line for line in bill.lines if line.name == name]
+        spans = [((line.start_ns - bill.start_ns) / 1e6, 1e3 * line.seconds) for line in lines]
+        for y in (0, -row):
+            axes.broken_barh(spans, (y - 0.38, 0.76), **_style(name), label=name)
     for y, seconds in enumerate(totals.values()):
         draw.note(axes, milliseconds(seconds), (1, -y), (6, 0), size, "x")
     _tokens(axes, result, size)
@@ -69,10 +66,11 @@ def receipt_picture(result: Result, *, times: bool = True, projector: bool = Fal
     return Picture(figure, alt, finding)
 
 
-def _lines(axes: Axes, bill: Receipt, name: str, rows: tuple[int, ...]) -> None:
-    spans = [((line.start_ns - bill.start_ns) / 1e6, 1e3 * line.seconds) for line in bill.lines if line.name == name]
-    for y in rows:
-        axes.broken_barh(spans, (y - 0.38, 0.76), **_style(name), label=name)
+def _rows_figure(rows: int, size: float, projector: bool, left: float, right: float) -> tuple[Figure, Axes]:
+    """A figure with room for so many rows; `left` in inches by points of the font."""
+    top, foot = 0.055 * size, 0.05 * size
+    figure = draw.figure(top + foot + ROW_IN * size * rows, projector)
+    return figure, draw.room(figure, left * size, foot, top, right)
 
 
 def _style(name: str, line: float = 0.0) -> dict:
@@ -101,12 +99,10 @@ def receipt_words(result: Result, times: bool = True) -> str:
             f"{plural(result.prompt_tokens, 'prompt token')}, {plural(len(result.token_ids), 'new token')}: "
             f"waits and works {'do not explain all of' if lost else 'add up to'} the measured time."
         )
-    sums = bill.totals()
-    works = {name: seconds for name, seconds in sums.items() if name in WORKS}
-    waits = {name: seconds for name, seconds in sums.items() if name not in WORKS}
-    words = (
-        f"Request {result.request} took {milliseconds(bill.total_s)}: {_most('works', works)}, {_most('waits', waits)}"
-    )
+    works = {name: seconds for name, seconds in bill.totals().items() if name in WORKS}
+    waits = {name: seconds for name, seconds in bill.totals().items() if name not in WORKS}
+    most = f"{_most('works', works)}, {_most('waits', waits)}"
+    words = f"Request {result.request} took {milliseconds(bill.total_s)}: {most}"
     if result.ttft_s is not None:
         words += f"; token 1 came after {milliseconds(result.ttft_s)}"
     if result.second_token_gap_s is not None:
@@ -195,20 +191,17 @@ def diff_picture(a_name: str, a: Run, b_name: str, b: Run, *, times: bool = True
     before, after, size = a.receipts(), b.receipts(), draw.font_size(projector)
     names = [name for name in NAMES if name in before or name in after]
     change = {name: 1e3 * (after.get(name, 0.0) - before.get(name, 0.0)) for name in names}
-    row, top, foot = ROW_IN * size, 0.055 * size, 0.05 * size
-    figure = draw.figure(top + foot + row * (len(names) + 1), projector)
-    axes = draw.room(figure, 0.125 * size, foot, top)
-    furthest = max((abs(ms) for ms in (*change.values(), sum(change.values()))), default=0) or 1.0
+    figure, axes = _rows_figure(len(names) + 1, size, projector, 0.125, 0.975)
+    rows = {"all": sum(change.values()), **change}
+    furthest = max(map(abs, rows.values())) or 1.0
     axes.set_xlim(-1.35 * furthest, 1.35 * furthest)
-    axes.barh(0, sum(change.values()), 0.72, color="#444444", label="all")
-    for y, (name, ms) in enumerate(change.items(), 1):
-        axes.barh(-y, ms, 0.72, **_style(name, 0.8), label=name)
-    for y, ms in enumerate((sum(change.values()), *change.values())):
+    for y, (name, ms) in enumerate(rows.items()):
+        axes.barh(-y, ms, 0.72, **(draw.look(color="#444444") if name == "all" else _style(name, 0.8)), label=name)
         side = -1 if ms < 0 else 1
         draw.note(axes, f"{_signed(ms)} ms", (ms, -y), (6 * side, 0), size, ha="right" if side < 0 else "left")
     axes.axvline(0, color=INK, linewidth=1.0)
     draw.plain(axes, size)
-    draw.rows(axes, ["all", *names])
+    draw.rows(axes, rows)
     draw.names(axes, size, "ms of a request on average")
     for at, ha, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
         draw.note(axes, words, (at, 1), (0, 4), size, "xy", ha=ha, va="baseline", parse_math=False)
@@ -219,7 +212,6 @@ def diff_picture(a_name: str, a: Run, b_name: str, b: Run, *, times: bool = True
 
 
 def _check_same(a_name: str, a: Run, b_name: str, b: Run) -> None:
-    """The same requests are compared, or nothing is."""
     prompts = [[result.prompt_tokens for result in run.results] for run in (a, b)]
     if prompts[0] != prompts[1]:
         raise RequestError(
@@ -246,7 +238,6 @@ def _signed(ms: float) -> str:
 
 
 def _kinds(figure: Figure, size: float) -> None:
-    """What solid and hatched mean."""
     handles = [
         Patch(facecolor="#555555", linewidth=0, label="work"),
         Patch(facecolor=GREY, edgecolor="#777777", linewidth=0, hatch="///", label="wait"),

@@ -1,5 +1,4 @@
-"""The roofline: what a piece of work asks for (plan/counting), what a machine gives, and both in one picture.
-
+"""The roofline: what a piece of work asks for (twin/work), what a machine gives, and both in one picture.
 Notebook: notebooks/01_baseline.ipynb.
 """
 
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from disagg.show.plots import draw
-from disagg.show.plots.palette import COLOURS, HATCHES, INK
+from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 from disagg.trace.results import Run
@@ -21,8 +20,6 @@ __all__ = ["Sizes", "Work", "prefill_work", "step_work"]  # notebook 01 takes th
 
 
 class Ceilings(NamedTuple):
-    """The most that a machine can do."""
-
     flops_per_s: float
     bytes_per_s: float
 
@@ -30,9 +27,6 @@ class Ceilings(NamedTuple):
     def ridge(self) -> float:
         """FLOPs a byte above which compute is the limit, and below which memory is."""
         return self.flops_per_s / self.bytes_per_s
-
-
-# ---- measured --------------------------------------------------------------------------------------------------------
 
 
 def best_s(work: Callable[[], object], repeats: int = 5) -> float:
@@ -68,9 +62,6 @@ def seconds_of(run: Run, kind: str, count: int) -> float:
     return statistics.median((span.end_ns - span.start_ns) / 1e9 for span in alike)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
 class Point(NamedTuple):
     """A piece of work by name; `seconds` None where it was only counted."""
 
@@ -82,16 +73,12 @@ class Point(NamedTuple):
 
 def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool = False) -> Picture:
     """Both ceilings over FLOPs a byte. A point without seconds stands under its ceiling as a ring, on the roof."""
-    size = draw.font_size(projector)
-    figure = draw.figure(0.3 * size, projector)
-    width_in, height = figure.get_size_inches()
-    left, foot = 0.095 * size / width_in, 0.05 * size / height
-    axes = figure.add_axes((left, foot, 0.975 - left, 0.97 - foot))
+    size, figure, axes = draw.single(0.3, 0.095, 0.05, 0.009, projector)
     draw.plain(axes, size, across=True)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low = 0.4 * min([ceilings.ridge, *(p.work.intensity for p in points)])
-    high = 6 * max([ceilings.ridge, *(p.work.intensity for p in points)])
+    intensities = [ceilings.ridge, *(point.work.intensity for point in points)]
+    low, high = 0.4 * min(intensities), 6 * max(intensities)
     corners = [low, ceilings.ridge, high]
     axes.plot(corners, [_roof(ceilings, x) / 1e9 for x in corners], color=INK, linewidth=2, label="roof")
     axes.axvline(ceilings.ridge, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -111,9 +98,8 @@ def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda value, _: "")
     draw.names(axes, size, "FLOPs for every byte", "GFLOP/s")
-    finding = f"The ridge is at {ceilings.ridge:.1f} FLOPs a byte. " + " ".join(
-        _point_words(ceilings, point) for point in points
-    )
+    each = " ".join(_point_words(ceilings, point) for point in points)
+    finding = f"The ridge is at {ceilings.ridge:.1f} FLOPs a byte. {each}"
     return Picture(figure, f"Roofline, FLOPs a byte to the right, GFLOP/s upwards. {finding}", finding)
 
 
@@ -140,25 +126,14 @@ def beside_picture(pairs: dict[str, dict[str, tuple[float, float]]], *, projecto
 
     beside_picture({"prefill": {"64 tokens": (0.14, 0.21)}, "decode": {"1 row": (0.04, 0.05)}})
     """
-    size = draw.font_size(projector)
-    rows = max(len(panel) for panel in pairs.values())
-    height = (0.046 * rows + 0.085) * size
-    figure = draw.figure(height, projector)
-    width_in = figure.get_figwidth()
-    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
-    figure.subplots_adjust(0.1 * size / width_in, 0.05 * size / height, 0.985, 1 - 0.035 * size / height, wspace=0.3)
+    size, rows = draw.font_size(projector), max(len(panel) for panel in pairs.values())
+    figure, panels = draw.panels(len(pairs), 0.046 * rows + 0.085, 0.1, projector, wspace=0.3)
     for axes, (kind, panel) in zip(panels, pairs.items(), strict=True):
         draw.plain(axes, size)
         longest = 1e3 * max(max(pair) for pair in panel.values())
         for row, (predicted, measured) in enumerate(panel.values()):
-            hollow = draw.look(color="none", edgecolor=INK, hatch="///", label="predicted")
-            solid = draw.look(
-                color=COLOURS[kind], hatch=HATCHES[kind], edgecolor="white", linewidth=0, label="measured"
-            )
-            for y, value, look in ((-row + 0.2, predicted, hollow), (-row - 0.2, measured, solid)):
-                axes.barh(y, 1e3 * value, 0.36, **look)
-                words = f"{1e3 * value:.0f}"
-                axes.text(1e3 * value + 0.02 * longest, y, words, va="center", fontsize=0.9 * size, color=INK)
+            for y, value, colour in ((-row + 0.2, predicted, None), (-row - 0.2, measured, kind)):
+                draw.bar(axes, y, 1e3 * value, f"{1e3 * value:.0f}", longest, colour, 0.36, size)
         axes.set_xlim(0, 1.18 * longest)
         draw.rows(axes, panel)
         axes.set_ylim(0.55 - rows, 0.55)

@@ -1,7 +1,4 @@
-"""A slider over numbered pictures, with Back and Step, a choice of what to follow, and the picture's sentence as text.
-
-It computes nothing itself: `draw(number, choice)` gives the picture. One place draws; no Output widget, no HTML.
-"""
+"""A slider over numbered pictures, with Back and Step, a choice of what to follow, and the picture's sentence."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +6,11 @@ import ipywidgets
 
 from disagg.plan.errors import EngineError
 from disagg.show.plots.picture import Picture
-from disagg.show.widgets import InCell, TextLines, close_widgets, row
+from disagg.show.widgets import PicturePanel, close_widgets
 
 
-class Slides(InCell):
-    """`show()` draws what the controls say; `step(by)` moves the slider; `close()` closes every part, twice too."""
+class Slides(PicturePanel):
+    """`draw(number, choice)` gives the picture; `show()` shows what the controls say, `step(by)` moves the slider."""
 
     def __init__(
         self, title: str, count: int, draw: Callable[[int, int], Picture], unit: str, choices: Sequence[str] = ()
@@ -28,10 +25,7 @@ class Slides(InCell):
         self.forth = ipywidgets.Button(description="Step", tooltip=f"To the next {unit}", layout={"width": "76px"})
         options = [(name, index) for index, name in enumerate(choices or ("all",))]
         self.choice = ipywidgets.Dropdown(options=options, value=0, description="follow")
-        self.words = TextLines()
-        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
-        controls = row(self.slider, self.back, self.forth, *([self.choice] if choices else []))
-        self.panel = ipywidgets.VBox([ipywidgets.Label(title), controls, self.words.box, self.image])
+        self._arrange(title, self.slider, self.back, self.forth, *([self.choice] if choices else []))
         self.back.on_click(lambda button: self.step(-1))
         self.forth.on_click(lambda button: self.step(1))
         for control in (self.slider, self.choice):
@@ -43,17 +37,10 @@ class Slides(InCell):
         self.slider.value += by
 
     def show(self) -> None:
-        """Draws what the controls say; an error is shown as text, and the panel stays usable."""
         self.back.disabled, self.forth.disabled = self.slider.value == 0, self.slider.value == self.slider.max
-        try:
-            picture = self._draw(self.slider.value, self.choice.value)
-            self.image.value = picture.png()
-            self.words.say(picture.finding)
-        except Exception as error:  # a callback's exception would vanish: nothing catches it
-            self.words.say(f"{type(error).__name__}: {error}")
+        self._show(lambda: self._draw(self.slider.value, self.choice.value))
 
     def close(self) -> None:
-        self.words.close()
         close_widgets(self.choice)
         super().close()
 

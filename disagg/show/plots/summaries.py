@@ -1,5 +1,6 @@
 """What a run's timeline says, in sentences. Counts and orders are the same on every machine; times are not."""
 
+from collections.abc import Iterable
 from itertools import groupby
 
 from disagg.plan.spans import Span
@@ -52,13 +53,17 @@ def megabytes(nbytes: int) -> str:
 def short_list(numbers: list[int]) -> str:
     """0, 1, 2, 5 as "0–2, 5", in the order given."""
     parts = []
-    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        parts.append(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)))
+    for first, count in runs_of(numbers):
+        run = range(first, first + count)
+        parts.append(f"{first}–{run[-1]}" if count > 2 else ", ".join(map(str, run)))
     return ", ".join(parts)
 
 
-# ---- one request -----------------------------------------------------------------------------------------------------
+def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """3, 4, 5, 9 as (3, 3), (9, 1): the first of a run, and how many follow each other."""
+    groups = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    runs = ([number for _, number in group] for _, group in groups)
+    return [(run[0], len(run)) for run in runs]
 
 
 def _counts_of_request(run: Run, index: int) -> str:
@@ -92,25 +97,20 @@ def _times_of_request(run: Run, index: int) -> str:
     return ("; ".join(parts) or f"The request {result.finish_reason} without a token") + "."
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------------
-
-
 def _counts_of_run(run: Run) -> str:
     tokens = sum(len(r.token_ids) for r in run.results)
     copies = [s for s in run.timeline.spans if s.kind == "copy"]
     prompts = sum(r.prompt_tokens for r in run.results)
-    asked = f"{plural(len(run.results), 'request')}, {plural(prompts, 'prompt token')}"
-    return f"{asked}, {plural(tokens, 'new token')}; {_copies(copies)}."
+    load = f"{plural(len(run.results), 'request')}, {plural(prompts, 'prompt token')}"
+    return f"{load}, {plural(tokens, 'new token')}; {_copies(copies)}."
 
 
 def _times_of_run(run: Run) -> str:
-    start = run.timeline.start_ns
-    seconds, overlap = (run.timeline.end_ns - start) / 1e9, run.overlap()
+    seconds, overlap = (run.timeline.end_ns - run.timeline.start_ns) / 1e9, run.overlap()
     if not run.timeline.spans:
         return f"{plural(len(run.results), 'request')}; nothing was recorded."
-    busy = ", ".join(
-        f"{name} {run.timeline.busy(place) / 1e9 / seconds:.0%}" for place, name in row_names(run.timeline).items()
-    )
+    rows = row_names(run.timeline).items()
+    busy = ", ".join(f"{name} {run.timeline.busy(place) / 1e9 / seconds:.0%}" for place, name in rows)
     hidden = "nothing was copied"
     if overlap.share is not None:
         hidden = f"H = {overlap.share:.0%} of {milliseconds(overlap.transfer_s)} of copying was hidden"
@@ -138,8 +138,6 @@ _CAUSES = {
     "no-block": "requests waited for free blocks",
 }
 
-
-# ---- names -----------------------------------------------------------------------------------------------------------
 
 _ROWS = {"prefill": "prefill", "direct": "link", "down": "link to host", "up": "link to decode", "decode": "decode"}
 _ROWS["spill"] = "paging"

@@ -1,5 +1,4 @@
 """Timelines as pictures: a row a device or link in the order a request passes them, time to the right.
-
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -85,9 +84,7 @@ def _pictures(
     many = "; numbers are requests" if any(len(run.results) > 1 for run in runs.values()) else ""
     time_axis(axes, window, size, since + many)
     _legend(figure, views, size)
-    words = " ".join(
-        f"{name}: {sentence(run, request)}" if name else sentence(run, request) for name, run in runs.items()
-    )
+    words = " ".join(f"{name}: {sentence(run, request)}".removeprefix(": ") for name, run in runs.items())
     rows = ", ".join(views[0].rows.values())
     return Picture(figure, f"Timeline, time to the right, rows from the top: {rows}. {words}", finding)
 
@@ -157,9 +154,8 @@ class RunView:
         for place in self.rows:
             spans = sorted((s for s in self.run.timeline.spans if s.place == place), key=lambda s: s.start_ns)
             for group in (list(alike) for _, alike in groupby(spans, key=together)):
-                requests = {request for span in group for request in span.requests}
                 start, end = max(low, self.ms(group[0].start_ns)), min(high, self.ms(max(s.end_ns for s in group)))
-                text = short_list(sorted(self.numbers.get(r, r) for r in requests))
+                text = short_list(sorted({self.numbers.get(r, r) for span in group for r in span.requests}))
                 if (end - start) / ms_per_px > (0.9 * len(text) + 1.2) * size:
                     draw.tag(axes, (start + end) / 2, y[place], text, size, 1.5, clip_on=True)
 
@@ -201,7 +197,6 @@ def _legend(figure: Figure, views: list[RunView], size: float) -> None:
 
 
 def kind_legend(figure: Figure, words: dict[str, str], size: float) -> None:
-    """A patch and a word a kind, at the top right."""
     patches = [
         Patch(facecolor=COLOURS[kind], edgecolor=FAINT, linewidth=0, hatch=HATCHES[kind], label=word)
         for kind, word in words.items()
