@@ -16,7 +16,7 @@ from benchmarks.common import known
 from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.paging import LogitChange, checked
-from benchmarks.parity import ReferenceAnswer, compare, continuations, forced, reference_continuations
+from benchmarks.parity import ReferenceAnswer, compare, continuations, forced
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
@@ -77,7 +77,7 @@ def exact_rows(stand: Stand, presets: Iterable[str] = (), said: str = "", **chan
     count, longest, new = stand.scale.exact
     stand.say(f"fp32: the reference of {model.name}, {count} texts one at a time")
     texts = random_texts(model.vocab_size, EXACT_BLOCK, count, longest, new)
-    answers = reference_continuations(model, texts, new)
+    answers = continuations(model.reference(), texts, new)
     for preset in presets or PRESETS:
         stand.say(f"fp32: preset {preset}{said}")
         with opened(stand, preset, model, answers, block_size=EXACT_BLOCK, verify_kv=True, **changes) as engine:

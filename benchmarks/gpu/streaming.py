@@ -7,9 +7,8 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.common import known
+from benchmarks.common import compute_of, known, one_pass, seconds
 from benchmarks.gpu.fixture import Stand
-from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.show.plots.roofline import prefill_work
 from disagg.show.report import Row
@@ -23,22 +22,6 @@ PAIR = (0.60, 0.96)  # hidden fractions of the seed report: where the law puts t
 def staged_engine(stand: Stand) -> Engine:
     longest = max(stand.scale.prompts)
     return stand.engine("staged", [longest + 2] * 2, chunk_tokens=longest, max_batch=max(stand.scale.batches[:2]))
-
-
-def one_pass(run: Run) -> Span:
-    """The only prefill pass of a run."""
-    (found,) = [span for span in run.timeline.spans if span.kind == "prefill"]
-    return found
-
-
-def seconds(span: Span) -> float:
-    return (span.end_ns - span.start_ns) / 1e9
-
-
-def compute_of(span: Span) -> tuple[float, float]:
-    """c and the tail of a pass, in seconds: between hand-offs, and from the last hand-off to the end."""
-    marks = span.hand_offs_ns
-    return (marks[-1] - marks[0]) / 1e9 / (len(marks) - 1), (span.end_ns - marks[-1]) / 1e9
 
 
 def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[Run, Run]:

@@ -41,14 +41,7 @@ ONE_GPU = {
     "order": BenchGroup(("second_token_gap_p99",), sharing.second_token_rows),
     "dial": BenchGroup(("dial_error_pct",), dial.rows),
     "right": BenchGroup(
-        (
-            *PARITY,
-            "bf16_error_over_hf",
-            "cancel_lost",
-            "cancel_leaked_blocks",
-            "cancel_wrong",
-        ),
-        right.rows,
+        (*PARITY, "bf16_error_over_hf", "cancel_lost", "cancel_leaked_blocks", "cancel_wrong"), right.rows
     ),
     "paged": BenchGroup(
         ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paging.rows

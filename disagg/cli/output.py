@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from disagg.show import tables
-from disagg.trace.files import check_writable
+from disagg.trace.files import check_writable, whole
 from disagg.trace.files import folder as made
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
@@ -51,6 +51,13 @@ def say_as_it_is(*lines: str) -> None:
     """Text that may be copied or read by a program."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and names it."""
+    with whole(path) as out:
+        out.write(content)
+    say_as_it_is(f"written: {path}")
 
 
 def measure(suite: Callable[[Callable[[str], None]], Iterable], title: str, json: Path | None) -> None:

@@ -171,9 +171,9 @@ class Listener:
                     raise
 
 
-def raise_digest(error: str, request: int | None = None) -> Never:
+def raise_digest(error: str) -> Never:
     """A checksum that differs, as a breach."""
-    raise InvariantViolation("Digest", error, request, (), ())
+    raise InvariantViolation("Digest", error, None, (), ())
 
 
 def facts_of(run: Run, error: str | None) -> list[str]:
