@@ -13,6 +13,7 @@ from benchmarks import peers
 from benchmarks.common import Say, known, median_s, ratio_row, spans_of
 from benchmarks.fixed_works import work_c
 from benchmarks.parity import Parity, continuations, forced
+from benchmarks.robustness.engine_soak import together
 from disagg.plan import events as ev
 from disagg.plan.commands import Command
 from disagg.plan.config import Config
@@ -64,7 +65,7 @@ def within(spans: list[Span], start_ns: int, end_ns: int) -> list[Span]:
 
 
 def paging_link(model: Model) -> Link:
-    """A wire of this machine's proportions: shorter contexts are cheaper to compute again, longer ones to spill."""
+    """A link of this machine's proportions: shorter contexts are cheaper to compute again, longer ones to spill."""
     token_s = compute_of_a_layer(model) * model.layers / 128
     return Link(bandwidth=4 * model.shape.token_bytes / token_s, fixed_s=EVEN_TOKENS * token_s / 4)
 
@@ -153,23 +154,13 @@ def leak_row(say: Say, count: int = 2000) -> Row:
         for phase in ("warm-up", "measured"):
             say(f"{count} requests with cancels, {phase}")
             for _ in range(count // 20):
-                _twenty_with_cancels(engine, draw)
+                together(engine, draw, 20, cancelled=0.3)
             gc.collect()
             sizes.append(process.memory_info().rss)
     growth = (sizes[1] - sizes[0]) / count
     return Row(
         "rss_growth_bytes_per_request", growth, "bytes", 1024, count, "30 % cancelled, after a warm-up of as many"
     )
-
-
-def _twenty_with_cancels(engine: Engine, draw: random.Random) -> None:
-    asked = [Request([3] * draw.randint(1, 60), draw.randint(1, 24), ignore_eos=True) for _ in range(20)]
-    handles = [engine.submit(request) for request in asked]
-    for handle in handles:
-        if draw.random() < 0.3:
-            handle.cancel()
-    for handle in handles:
-        handle.result()
 
 
 def controller_row(say: Say, running: int = 256) -> Row:

@@ -1,8 +1,7 @@
-"""Parity: logits of every preset, through `Engine.serve`, against the untouched Hugging Face model.
+"""Parity: logits of every preset, through `Engine.serve`, against the untouched Hugging Face model, one at a time.
 
-The reference runs one request at a time with its own attention and cache. Its greedy tokens are forced into the preset,
-so that both compute the same positions; tokens count as wrong where the preset's argmax differs although the
-reference's two best logits are more than 1e-3 apart.
+The reference's greedy tokens are forced into the preset. A token counts as wrong where the preset's argmax differs
+although the reference's two best logits are more than 1e-3 apart.
 """
 
 import tempfile

@@ -1,7 +1,6 @@
-"""Hugging Face's own ways of generating, on the same prompts.
+"""Hugging Face's own ways of generating, on the same prompts: greedy, the end of sequence ignored, plain weights.
 
-Greedy, the end of sequence ignored, weights in their plain form, on the device where the module lies. On a CPU each
-sets torch's threads for the process.
+On a CPU each sets torch's threads for the process.
 """
 
 import dataclasses

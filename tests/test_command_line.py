@@ -129,7 +129,7 @@ def test_how_a_command_ends(error, code, words, monkeypatch, capfd):
         raise error
 
     monkeypatch.setattr("disagg.cli.doctor.findings", fail)
-    monkeypatch.setattr(main, "_nobody_reads", lambda: None)
+    monkeypatch.setattr(main, "_drop_output", lambda: None)
     assert answer(monkeypatch, capfd, "doctor") == (code, words)
 
 

@@ -1,7 +1,4 @@
-"""The same as the recordings, measured on the GPU at hand: what the cells tagged `gpu` of notebook 07 call.
-
-Notebook: notebooks/07_on_a_gpu.ipynb.
-"""
+"""What the cells tagged `gpu` of notebooks/07_on_a_gpu.ipynb call: the recordings' parts, measured on this GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +74,7 @@ _LIVE: dict[str, Callable[[Stand], Picture | Words]] = {
 
 
 def link_of(dial: float) -> Link | None:
-    """The wire on which a layer's hop takes `dial` of its compute; None for pinned memory as it is."""
+    """The link on which a layer's hop takes `dial` of its compute; None for pinned memory as it is."""
     return Link.ratio(1 / dial) if dial else None
 
 

@@ -1,6 +1,6 @@
 """Prefill on one GPU, decode on the other: the peer link, the law on both routes, and gaps beside prefills.
 
-Without a dial the link itself is the wire. On a CPU two workers stand for the two GPUs.
+Without a dial copies take what the hardware takes. On a CPU two workers stand for the two GPUs.
 """
 
 import statistics

@@ -1,7 +1,6 @@
-"""Recordings of these GPUs for those who have none (`python -m benchmarks record-gpu`): measured as the suites measure.
+"""Recordings of these GPUs for machines without one (`python -m benchmarks record-gpu`), measured as in the suites.
 
-Parts may be asked for alone, and each file is written as soon as it is measured. What stands in the files, and where
-they are read, is in `disagg/show/recordings.py`.
+Each file is written as soon as it is measured; `disagg/show/recordings.py` has what stands in it.
 """
 
 import statistics
@@ -154,7 +153,7 @@ TWO_GPUS: dict[str, Write] = {
 
 
 def chosen(parts: dict[str, Write], only: str | None) -> dict[str, Write]:
-    """Parts by name, comma between; all where nothing is said."""
+    """Parts by name, comma between; all of them without a name."""
     asked = [name.strip() for name in only.split(",")] if only else list(parts)
     for name in asked:
         if name not in parts:

@@ -165,7 +165,7 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
 
 
 def second_token_rows(stand: Stand) -> Iterator[Row]:
-    """A burst of short and long prompts on the staged route, by transfer order: without a dial, and on a slow wire."""
+    """A burst of short and long prompts on the staged route, by transfer order: without a dial, and on a slow link."""
     scale = stand.scale
     lengths = [scale.prompts[(5 * index) % len(scale.prompts)] for index in range(scale.hand_offs)]
     engine = stand.engine("staged", [length + 8 for length in lengths], prefill=sum(lengths), max_batch=scale.residents,

@@ -1,7 +1,4 @@
-"""Prefill at work and its layers on the way: share of the matmul peak, what streaming costs, and the law.
-
-Staged route: two real hops through pinned memory, on one device. Each prompt is one pass.
-"""
+"""Prefill while its layers travel through pinned memory: share of the matmul peak, cost of streaming, the law."""
 
 import dataclasses
 import statistics
@@ -32,7 +29,7 @@ def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[
 
 
 def prefill_rows(stand: Stand) -> Iterator[Row]:
-    """No dial: pinned memory is the wire."""
+    """No dial: pinned memory is the link."""
     scale, engine, slows = stand.scale, staged_engine(stand), {}
     for tokens in scale.prompts:
         stand.say(f"prefill of {tokens} tokens, with and without its layers streamed")
@@ -76,8 +73,8 @@ def over_dials(
     tokens = stand.scale.streamed
     for name, ratio in dials.items():
         stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
-        wire = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
-        engine.retune(link=wire)
+        link = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
+        engine.retune(link=link)
         yield name, ratio, [pair_of_runs(stand, engine, tokens, index)[1] for index in range(stand.scale.repeats)]
     engine.retune(link=None)
 

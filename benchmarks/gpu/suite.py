@@ -70,7 +70,7 @@ def two_gpus(traces: list[Path]) -> dict[str, BenchGroup]:
 
 
 def chosen(groups: dict[str, BenchGroup], only: str | None) -> dict[str, BenchGroup]:
-    """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
+    """The groups that hold these rows (or have these names), comma between them; all of them without a name."""
     if not only:
         return groups
     found: dict[str, BenchGroup] = {}

@@ -1,7 +1,4 @@
-"""What the detectors take that are always on: seconds inside them, over the seconds of a run of the embedded model.
-
-It is the most that they can cost in throughput: as if nothing else went on meanwhile. The clock's own cost is in it.
-"""
+"""Seconds inside the detectors that are always on, over the seconds of a run: the most that they can cost."""
 
 import time
 from collections.abc import Callable, Iterator

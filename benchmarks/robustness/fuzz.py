@@ -1,7 +1,6 @@
-"""Readers of files against files made wrong at random: nothing but the reader's own error may come back.
+"""Readers of files against files made wrong at random: only the reader's own error may come back, within ten seconds.
 
-An input that brings anything else, a message that does not name its file, or more than ten seconds is kept, with the
-line that reads it again. The input in hand lies in the folder as well, in case the process dies.
+Any other input is kept, with the line that reads it again; the input in hand lies in the folder as well.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ def doctor(json: JsonFile = None) -> None:
 
 @app.command()
 def demo(
-    link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    link_gb_s: Annotated[float, typer.Option(help="the emulated link between the two workers, GB/s")] = 0.03,
     picture: Annotated[Path, out_file("the ladder's picture is written here")] = Path("build/demo.png"),
     json: JsonFile = None,
 ) -> None:
@@ -61,7 +61,7 @@ def demo(
 def watch(
     preset: Annotated[str, typer.Option(help="a rung of the ladder")] = "streamed",
     model: Annotated[str, typer.Option(help="smollm2, tiny, or a folder")] = "smollm2",
-    link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    link_gb_s: Annotated[float, typer.Option(help="the emulated link between the two workers, GB/s")] = 0.03,
     requests: Annotated[int, typer.Option(help="how many questions", min=1)] = 6,
     new_tokens: Annotated[int, typer.Option(help="tokens of each answer", min=1)] = 32,
 ) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: the application, the console, and ways to show and store what they find."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,29 +76,25 @@ def measure(suite: Callable[[Callable[[str], None]], Iterable], title: str, json
 
 
 def end(shortfalls: Iterable[str]) -> None:
-    """Of every command that measures or records: the last line names what fell short, and the exit code is 1 then."""
+    """Ends a command that measures or records: where something fell short, in a line that names it, and exit code 1."""
     if words := "; ".join(shortfalls):
         say_as_it_is(words)
         raise typer.Exit(1)
 
 
-class saying:
+@contextmanager
+def saying() -> Iterator[Callable[[str], None]]:
     """A spinner with the step in hand; one line a step where there is no terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
 
-    def __enter__(self) -> Callable[[str], None]:
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=None)
-        self._progress.start()
-        return self._say
+        def say(text: str) -> None:
+            progress.update(task, description=text)
+            if not console.is_terminal:
+                say_plainly(f"· {text}")
 
-    def _say(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-        if not console.is_terminal:
-            say_plainly(f"· {text}")
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        yield say
 
 
 def finish(rows: Sequence[Any], json: Path | None) -> None:

@@ -1,7 +1,6 @@
 """Exercises that check themselves: the learner's function is called on cases and compared with the reference.
 
-An answer that behaves like a known mistake gets that mistake's hint. What was solved is kept in a small file beside
-the notebooks, so that `progress()` can draw it; nothing else is stored, and nothing leaves the machine.
+A known mistake gets its own hint. What was solved is kept in a small file beside the notebooks, for `progress()`.
 """
 
 import copy

@@ -9,13 +9,13 @@ from typing import Any
 from disagg.plan.checks import short
 from disagg.plan.config import POLICIES, PRESETS, Config
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import PRESETS as WIRES
+from disagg.plan.link import PRESETS as LINKS
 from disagg.plan.request import Request
 from disagg.twin.hardware import DEVICES
 from disagg.twin.model_shapes import RANDOM, SHAPES
 from disagg.twin.workloads import Lengths, poisson
 
-OWN = "own"  # the wire that the devices have
+OWN = "own"  # the link that the devices have
 SPREAD = 0.7  # of prompts' and answers' lengths
 MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
 
@@ -76,7 +76,7 @@ CONTROLS: dict[str, OptionList | StepRange] = {
     ),
     "link": OptionList(
         "link between the two", "25gbe",
-        {OWN: "what the devices have"} | {name: f"{name}, {rate / 1e9:g} GB/s" for name, rate in WIRES.items()},
+        {OWN: "what the devices have"} | {name: f"{name}, {rate / 1e9:g} GB/s" for name, rate in LINKS.items()},
     ),
     "policy": OptionList("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
     "requests": StepRange("requests", 100, 10, 300, 10),

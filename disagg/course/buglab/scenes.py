@@ -1,7 +1,6 @@
 """Small scenes in which a bug shows: under the virtual clock, on the real engine, or on streams that are late.
 
-A scene is played with or without the detectors. `Played` holds what a user would have: the run, or what stood where.
-Notebook: notebooks/08_bug_lab.ipynb.
+A scene is played with or without the detectors. Notebook: notebooks/08_bug_lab.ipynb.
 """
 
 import functools
