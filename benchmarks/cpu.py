@@ -10,21 +10,22 @@ import psutil
 import torch
 
 from benchmarks import peers
-from benchmarks.common import Say, known
+from benchmarks.common import Say, known, median_s, ratio_row, spans_of
 from benchmarks.fixed_works import work_c
-from benchmarks.parity import Parity, forced, reference_continuations
+from benchmarks.parity import Parity, continuations, forced
+from benchmarks.robustness.engine_soak import together
 from disagg.plan import events as ev
 from disagg.plan.commands import Command
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Job, Request
+from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.run.model.layer_time import compute_of_a_layer
 from disagg.run.model.model import Model, load_model
 from disagg.show.example_prompts import long_tail, prompts
 from disagg.show.plots.roofline import Sizes, measure_ceilings
 from disagg.show.report import Row
-from disagg.trace.results import Run
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 CONTEXT, STEPS, ROUNDS = 256, 24, 3
@@ -39,39 +40,32 @@ def both_workers_row(say: Say, model: Model) -> list[Row]:
     short = prompts(model, [128] * count + [256] * 8)
     prefills = [Request(prompt, 1, ignore_eos=True) for prompt in short[:count]]
     decodes = [Request(prompt, steps, ignore_eos=True) for prompt in short[count:]]
+    kept: dict[str, list[float]] = {"prefill": [], "decode": []}
     with Engine(Config.preset("streamed", model=model.name, chunk_tokens=128), model=model) as engine:
-        kept: dict[str, list[float]] = {"prefill": [], "decode": []}
         engine.serve(prefills[:2] + decodes[:2])
         for _ in range(3):
-            alone = median_ns(engine.serve(prefills), "prefill"), median_ns(full(engine.serve(decodes), 8), "decode")
+            pass_s = median_s(spans_of(engine.serve(prefills), "prefill"))
+            step_s = median_s(spans_of(engine.serve(decodes), "decode", 8))
             both = engine.serve(decodes + prefills)
-            steps_ns = [span for span in both.timeline.spans if span.kind == "decode" and span.count == 8]
-            window = steps_ns[0].start_ns, steps_ns[-1].end_ns
-            inside = [s for s in both.timeline.spans if s.kind == "prefill" and len(s.requests) == 1
-                      and s.count == 128 and s.start_ns >= window[0] and s.end_ns <= window[1]]  # fmt: skip
-            first, last = inside[0].start_ns, inside[-1].end_ns
-            beside = [s for s in steps_ns if s.start_ns >= first and s.end_ns <= last]
-            kept["prefill"].append(alone[0] / statistics.median(s.end_ns - s.start_ns for s in inside))
-            kept["decode"].append(alone[1] / statistics.median(s.end_ns - s.start_ns for s in beside))
+            steps_of_8 = spans_of(both, "decode", 8)
+            alone = [span for span in spans_of(both, "prefill", 128) if len(span.requests) == 1]
+            passes = within(alone, steps_of_8[0].start_ns, steps_of_8[-1].end_ns)
+            beside = within(steps_of_8, passes[0].start_ns, passes[-1].end_ns)
+            kept["prefill"].append(pass_s / median_s(passes))
+            kept["decode"].append(step_s / median_s(beside))
+    note = "rates of passes of 128 tokens and of steps of 8 rows"
     return [
-        Row(f"both_workers_kept[{name}]", statistics.median(shares), "of alone", 0.85, len(shares),
-            "rates of passes of 128 tokens and of steps of 8 rows", at_most=False)
+        Row(f"both_workers_kept[{name}]", statistics.median(shares), "of alone", 0.85, len(shares), note, at_most=False)
         for name, shares in kept.items()
-    ]  # fmt: skip
+    ]
 
 
-def full(run: Run, rows: int) -> Run:
-    """The run with only its steps of that many rows."""
-    run.timeline.spans = [s for s in run.timeline.spans if s.kind != "decode" or s.count == rows]
-    return run
-
-
-def median_ns(run: Run, kind: str) -> float:
-    return statistics.median(s.end_ns - s.start_ns for s in run.timeline.spans if s.kind == kind)
+def within(spans: list[Span], start_ns: int, end_ns: int) -> list[Span]:
+    return [span for span in spans if span.start_ns >= start_ns and span.end_ns <= end_ns]
 
 
 def paging_link(model: Model) -> Link:
-    """A wire of this machine's proportions: shorter contexts are cheaper to compute again, longer ones to spill."""
+    """A link of this machine's proportions: shorter contexts are cheaper to compute again, longer ones to spill."""
     token_s = compute_of_a_layer(model) * model.layers / 128
     return Link(bandwidth=4 * model.shape.token_bytes / token_s, fixed_s=EVEN_TOKENS * token_s / 4)
 
@@ -81,7 +75,7 @@ def paged_rows(say: Say, model: Model, count: int = 64, new_tokens: int = 160) -
     lengths = [16 + (index * 29) % 48 + new_tokens for index in range(count)]
     say("paged: the reference's logits")
     torch.set_num_threads(1)
-    answers = reference_continuations(model, prompts(model, lengths), new_tokens)
+    answers = continuations(model.reference(), prompts(model, lengths), new_tokens)
     requests, link = forced(answers), paging_link(model)
     config = Config.preset("paged", model=model.name, link=link, layers_per_copy=model.layers, decode_blocks=1024)
     say("paged: unlimited")
@@ -160,7 +154,7 @@ def leak_row(say: Say, count: int = 2000) -> Row:
         for phase in ("warm-up", "measured"):
             say(f"{count} requests with cancels, {phase}")
             for _ in range(count // 20):
-                _twenty_with_cancels(engine, draw)
+                together(engine, draw, 20, cancelled=0.3)
             gc.collect()
             sizes.append(process.memory_info().rss)
     growth = (sizes[1] - sizes[0]) / count
@@ -169,30 +163,20 @@ def leak_row(say: Say, count: int = 2000) -> Row:
     )
 
 
-def _twenty_with_cancels(engine: Engine, draw: random.Random) -> None:
-    asked = [Request([3] * draw.randint(1, 60), draw.randint(1, 24), ignore_eos=True) for _ in range(20)]
-    handles = [engine.submit(request) for request in asked]
-    for handle in handles:
-        if draw.random() < 0.3:
-            handle.cancel()
-    for handle in handles:
-        handle.result()
-
-
 def controller_row(say: Say, running: int = 256) -> Row:
     """Microseconds of the controller alone an event, in a virtual world with a full batch."""
     say(f"controller at {running} running")
     config = Config.preset("streamed", model="tiny", max_batch=running, decode_blocks=8192, prefill_blocks=4096)
     world = SimulatedEngine(config, Speeds(prefill_pass=100_000, prefill_token=10_000, step_row=100_000))
-    spent: list[tuple[int, bool]] = []
     at_full: list[tuple[int, bool]] = []
     handle = world.controller.handle
 
     def timed(event: ev.Event, now_ns: int) -> list[Command]:
-        full = sum(len(seat.rows) for seat in world.controller.state.decodes) >= running * 0.95
+        full = sum(len(worker.rows) for worker in world.controller.state.decodes) >= running * 0.95
         start = time.perf_counter_ns()
         commands = handle(event, now_ns)
-        (at_full if full else spent).append((time.perf_counter_ns() - start, isinstance(event, ev.Stepped)))
+        if full:
+            at_full.append((time.perf_counter_ns() - start, isinstance(event, ev.Stepped)))
         return commands
 
     world.controller.handle = timed  # type: ignore[method-assign]  # this world alone is timed
@@ -229,38 +213,23 @@ def engine_step_s(model: Model, asked: list[list[int]]) -> float:
     requests = [Request(prompt, STEPS + len(asked), ignore_eos=True) for prompt in asked]
     with Engine(Config.preset("colocated", model=model.name, threads=1, chunk_tokens=4096), model=model) as engine:
         run = engine.serve(requests)
-    steps = [s for s in run.timeline.spans if s.kind == "decode" and s.count == len(asked)]
-    return statistics.median(s.end_ns - s.start_ns for s in steps) / 1e9
+    return median_s(spans_of(run, "decode", len(asked)))
 
 
-def colocated_row(say: Say, model: Model, module: torch.nn.Module) -> Row:
-    """Work C on two threads: our batching against `generate_batch`. All prompts are there at once, so passes are large:
-    each step between two small ones would serve a part of the rows alone."""
-    requests, pairs = work_c(model), []
-    config = Config.preset("colocated", model=model.name, threads=2, chunk_tokens=4096)
-    for index in range(ROUNDS):
-        say(f"work C on two threads, {index + 1} of {ROUNDS}")
-        theirs = peers.batched(module, requests)
-        with Engine(config, model=model) as engine:
-            pairs.append((engine.serve(requests).metrics().tokens_per_s, theirs))
-    return ratio_row("colocated_over_generate_batch", pairs, 1.8, "work C, 2 threads, passes of up to 4,096 tokens")
-
-
-def dynamic_row(say: Say, model: Model, module: torch.nn.Module) -> Row:
-    """Work C four times over, a core each: the whole pipeline against `generate_batch` on both cores."""
-    requests, pairs = work_c(model, times=4), []
-    for index in range(2):
-        say(f"work C four times over, {index + 1} of 2")
-        theirs = peers.batched(module, requests)
-        with Engine(Config.preset("dynamic", model=model.name), model=model) as engine:
-            pairs.append((engine.serve(requests).metrics().tokens_per_s, theirs))
-    return ratio_row("dynamic_over_generate_batch", pairs, 1.4, "64 requests")
-
-
-def ratio_row(name: str, pairs: list[tuple[float, float]], bar: float, what: str) -> Row:
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    note = f"{what}: {ours:.1f} against {theirs:.1f} new tokens/s"
-    return Row(name, statistics.median(a / b for a, b in pairs), "×", bar, len(pairs), note, at_most=False)
+def batching_rows(say: Say, model: Model, module: torch.nn.Module) -> Iterator[Row]:
+    """Work C against `generate_batch`, both on two cores: our batching alone, then the whole pipeline on the work four
+    times over. `colocated` gets large passes, for all prompts are there at once: a step between two small passes would
+    serve a part of the rows alone."""
+    large = dict(threads=2, chunk_tokens=4096)
+    for preset, times, rounds, bar, changes in (("colocated", 1, ROUNDS, 1.8, large), ("dynamic", 4, 2, 1.4, {})):
+        requests, pairs = work_c(model, times), []
+        for index in range(rounds):
+            say(f"work C with {preset}, {index + 1} of {rounds}")
+            theirs = peers.batched(module, requests)
+            with Engine(Config.preset(preset, model=model.name, **changes), model=model) as engine:
+                pairs.append((engine.serve(requests).metrics().tokens_per_s, theirs))
+        what = f"work C, {len(requests)} requests, 2 threads"
+        yield ratio_row(f"{preset}_over_generate_batch", pairs, bar, what)
 
 
 def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
@@ -274,5 +243,4 @@ def suite(say: Say, model_name: str = "smollm2") -> Iterator[Row]:
     yield from paged_rows(say, model)
     module = model.reference()
     yield from step_rows(say, model, module)
-    yield colocated_row(say, model, module)
-    yield dynamic_row(say, model, module)
+    yield from batching_rows(say, model, module)

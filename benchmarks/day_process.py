@@ -30,7 +30,7 @@ def simulated(trace: Path, count: int, hardware: str) -> tuple[float, float, int
     if len(run.results) != count or ended != {"length"}:
         raise AssertionError(f"{len(run.results)} of {count} requests ended, as {ended}")
     steps = len({at for result in run.results for at in result.token_times_ns[1:]})
-    return took, _peak_bytes() / 2**30, steps
+    return took, peak_bytes() / 2**30, steps
 
 
 def _repeated(arrivals: list[Arrival], count: int) -> list[Arrival]:
@@ -43,7 +43,7 @@ def _repeated(arrivals: list[Arrival], count: int) -> list[Arrival]:
     return found
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Most resident memory so far. Linux counts a new program's from what started it, but for VmHWM."""
     with contextlib.suppress(OSError):
         if peak := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):

@@ -117,7 +117,7 @@ def differing(page: Any, address: str) -> list[dict]:
     found = []
     for given in COMPARED:
         page.evaluate("performance.clearMeasures()")
-        page.goto(permalink(address, given))  # the same page, to which the address is told
+        page.goto(permalink(address, given))  # the page stays, and takes the settings from its address
         until_answered(page)
         if log_of(page) != expected_log(given):
             found.append(given)

@@ -1,8 +1,6 @@
-"""nano-vllm (MIT), the peer of one GPU, where its source lies in `.peers/nanovllm`: random weights, a tiny tokenizer.
+"""nano-vllm (MIT), the rival on one GPU: colocated, prefills first, Qwen3 on flash-attn; here with random weights.
 
-    git clone https://github.com/GeeeekExplorer/nano-vllm .peers/nanovllm      # measured at commit bb823b3
-
-It is colocated, prefills first, and runs Qwen3 on flash-attn. Nothing of it belongs to this repository.
+git clone https://github.com/GeeeekExplorer/nano-vllm .peers/nanovllm      # measured at commit bb823b3
 """
 
 import atexit

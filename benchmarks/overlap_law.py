@@ -1,36 +1,24 @@
-"""The law of layer-wise streaming on real prefill, and how well the dialled link keeps its word."""
+"""The law of layer-wise streaming on real prefill, and how exactly the dialled link delays copies."""
 
 import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.common import Say, known
+from benchmarks.common import Say, compute_of, known, one_pass, seconds, spans_of
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request
-from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
 from disagg.show.example_prompts import prompts
 from disagg.show.report import Row
 from disagg.trace.law import Law
 from disagg.trace.metrics import percentile
-from disagg.trace.results import Run
 
 TOKENS = 128  # one prompt, one chunk, whole blocks
 RATIOS = (0.25, 0.5, 1.0, 1.6, 4.0)  # x/c: transfer of a layer over its compute
 SHORTEST_S = 0.008  # the dial is measured on copies of about a layer's compute, as the lessons use them
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.5)  # GB/s
-
-
-def compute_of(span: Span) -> tuple[float, float]:
-    """c and the tail of a pass, in seconds: between hand-offs, and from the last hand-off to the end."""
-    marks = span.hand_offs_ns
-    return (marks[-1] - marks[0]) / 1e9 / (len(marks) - 1), (span.end_ns - marks[-1]) / 1e9
-
-
-def one_pass(run: Run) -> Span:
-    return next(span for span in run.timeline.spans if span.kind == "prefill")
 
 
 class LawErrors(NamedTuple):
@@ -50,10 +38,10 @@ def law_errors(engine: Engine, without: Request, moving: Request, x: float, hops
     for _ in range(repeats):
         off, on = one_pass(engine.serve([without])), engine.serve([moving])
         found.hidden.append(measured := known(on.overlap(0).hidden))
-        for span, into in ((off, found.with_reference), (one_pass(on), found.with_same_pass)):
+        for span, errors in ((off, found.with_reference), (one_pass(on), found.with_same_pass)):
             c, tail = compute_of(span)
-            into.append(abs(measured - Law(layers, c, (x,) * hops, tail, ring_slots=ring).hidden) * 100)
-        found.slowed.append((one_pass(on).end_ns - one_pass(on).start_ns) / (off.end_ns - off.start_ns) - 1)
+            errors.append(abs(measured - Law(layers, c, (x,) * hops, tail, ring_slots=ring).hidden) * 100)
+        found.slowed.append(seconds(one_pass(on)) / seconds(off) - 1)
     return found
 
 
@@ -91,7 +79,7 @@ def first_layer_row(say: Say, model: Model, count: int = 32) -> Row:
     with Engine(Config.preset("streamed", model=model.name), model=model) as engine:
         inputs = prompts(model, [64 + (index * 29) % 130 for index in range(count)])
         run = engine.serve([Request(prompt, 4, ignore_eos=True) for prompt in inputs])
-    passes = {request: span for span in run.timeline.spans if span.kind == "prefill" for request in span.firsts}
+    passes = {request: span for span in spans_of(run, "prefill") for request in span.firsts}
     early = 0
     for result in run.results:
         landed = min(span.end_ns for span in run.timeline.hand_off(result.request) if span.index == 0)
@@ -104,21 +92,20 @@ def link_rows(say: Say, model: Model) -> Iterator[Row]:
     """(landing - deadline) / x where x ≥ 2 ms, with both workers busy and pauses between copies."""
     for rate in RATES:
         say(f"link {rate} GB/s, both workers busy")
-        layer_bytes = model.shape.layer_token_bytes
-        tokens = TOKENS
-        group = min(model.layers, -(-round(rate * 1e9 * SHORTEST_S) // (tokens * layer_bytes)))
+        layer_bytes = TOKENS * model.shape.layer_token_bytes
+        group = min(model.layers, -(-round(rate * 1e9 * SHORTEST_S) // layer_bytes))
         link = Link(bandwidth=rate * 1e9)
-        busy = 1.5 * max(model.layers * tokens * layer_bytes / link.bandwidth, 0.3)
+        busy = 1.5 * max(model.layers * layer_bytes / link.bandwidth, 0.3)
         count = 6 if busy > 1 else 60
-        inputs = prompts(model, [tokens] * count + [128] * round(busy * count / 0.3) + [64] * 4)
+        inputs = prompts(model, [TOKENS] * count + [128] * round(busy * count / 0.3) + [64] * 4)
         requests = [Request(p, 2, busy * i, ignore_eos=True) for i, p in enumerate(inputs[:count])]
         requests += [Request(p, 1, 0.3 * i, ignore_eos=True) for i, p in enumerate(inputs[count:-4])]  # prefill only
         steps = min(1500, round(busy * count / 0.06))
         requests += [Request(p, steps, 0.0, ignore_eos=True) for p in inputs[-4:]]  # decode
         config = Config.preset("streamed", model=model.name, link=link, layers_per_copy=group, chunk_tokens=128)
         with Engine(config, model=model) as engine:
-            spans = engine.serve(requests).timeline.spans
-        copies = [span for span in spans if span.kind == "copy" and span.occupied_ns >= 2_000_000]
+            run = engine.serve(requests)
+        copies = [span for span in spans_of(run, "copy") if span.occupied_ns >= 2_000_000]
         late = [100 * (span.end_ns - span.deadline_ns) / span.occupied_ns for span in copies]
         x_ms = statistics.median(span.occupied_ns for span in copies) / 1e6
         moved = sum(s.nbytes for s in copies) / sum(s.end_ns - s.start_ns for s in copies)

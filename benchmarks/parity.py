@@ -1,8 +1,7 @@
-"""Parity: logits of every preset, through `Engine.serve`, against the untouched Hugging Face model.
+"""Parity: logits of every preset, through `Engine.serve`, against the untouched Hugging Face model, one at a time.
 
-The reference runs one request at a time with its own attention and cache. Its greedy tokens are forced into the preset,
-so that both compute the same positions; tokens count as wrong where the preset's argmax differs although the
-reference's two best logits are more than 1e-3 apart.
+The reference's greedy tokens are forced into the preset. A token counts as wrong where the preset's argmax differs
+although the reference's two best logits are more than 1e-3 apart.
 """
 
 import tempfile
@@ -75,11 +74,6 @@ def reference_answers(model: Model, inputs: list[list[int]], new_tokens: int) ->
     return answers
 
 
-def reference_continuations(model: Model, texts: list[list[int]], new_tokens: int) -> list[ReferenceAnswer]:
-    """The untouched model's logits along given texts, whose last `new_tokens` are forced."""
-    return continuations(model.reference(), texts, new_tokens)
-
-
 @torch.inference_mode()
 def continuations(module: Any, texts: list[list[int]], new_tokens: int) -> list[ReferenceAnswer]:
     """A Hugging Face module's logits before each of the last `new_tokens` of every text, one forward a text."""
@@ -97,9 +91,9 @@ def forced(answers: list[ReferenceAnswer]) -> list[Request]:
     return [Request(a.prompt, len(a.tokens), force_ids=a.tokens, keep_logits=True) for a in answers]
 
 
-def compare(engine: Engine, answers: list[ReferenceAnswer]) -> Parity:
-    """Serves the forced answers and compares; anything but complete answers is an error."""
-    parity, run = Parity(), engine.serve(forced(answers))
+def compare(engine: Engine, answers: list[ReferenceAnswer], before: Parity | None = None) -> Parity:
+    """Serves the forced answers and compares, on top of what was compared before; all answers must be complete."""
+    parity, run = before or Parity(), engine.serve(forced(answers))
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # workers copy the rows they keep on streams of their own
     for result, answer in zip(run.results, answers, strict=True):
@@ -126,33 +120,26 @@ def drop_one_block(engine: Engine) -> None:
             cache.write_blocks = lossy  # type: ignore[method-assign]  # this engine alone loses a block
 
 
-def smollm2_rows(
-    say: Say, count: int = 64, new_tokens: int = 32, presets: Iterable[str] = PRESETS, model: str = "smollm2"
-) -> list[Row]:
+def smollm2_rows(say: Say, count: int, new_tokens: int) -> Iterator[Row]:
     """Parity of every preset on the embedded model, and the control that shows that the comparison can fail."""
-    loaded = load_model(model)
+    loaded = load_model("smollm2")
     lengths = [16 + (index * 37) % 180 for index in range(count)]
     say(f"reference: {count} prompts × {new_tokens} tokens, one at a time")
     torch.set_num_threads(1)
     answers = reference_answers(loaded, prompts(loaded, lengths), new_tokens)
-    rows, worst = [], 0.0
-    for preset in presets:
+    for preset in PRESETS:
         say(f"preset {preset}")
-        with Engine(Config.preset(preset, model=model), model=loaded) as engine:
+        with Engine(Config.preset(preset, model=loaded.name), model=loaded) as engine:
             parity = compare(engine, answers)
-        worst = max(worst, parity.largest)
         note = f"{parity.positions} positions, {parity.flipped_ties} near ties flipped"
-        rows.append(Row(f"parity_max_logit_diff[{preset}]", parity.largest, "logits", 5e-4, parity.positions, note))
-        rows.append(Row(f"parity_wrong_tokens[{preset}]", parity.wrong, "tokens", 0, parity.positions, "gap > 1e-3"))
+        yield Row(f"parity_max_logit_diff[{preset}]", parity.largest, "logits", 5e-4, parity.positions, note)
+        yield Row(f"parity_wrong_tokens[{preset}]", parity.wrong, "tokens", 0, parity.positions, "gap > 1e-3")
     say("control: one block dropped")
-    with Engine(Config.preset("streamed", model=model, verify_kv=False), model=loaded) as engine:
+    with Engine(Config.preset("streamed", model=loaded.name, verify_kv=False), model=loaded) as engine:
         drop_one_block(engine)
         control = compare(engine, answers[: max(1, count // 8)])
     note = "one block of layer 0 zeroed on arrival; must exceed the limit tenfold"
-    rows.append(
-        Row("parity_control_logit_diff", control.largest, "logits", 5e-3, control.positions, note, at_most=False)
-    )
-    return rows
+    yield Row("parity_control_logit_diff", control.largest, "logits", 5e-3, control.positions, note, at_most=False)
 
 
 def suite(say: Say, prompts: int, new_tokens: int) -> Iterator[Row]:
@@ -177,9 +164,7 @@ def architecture_rows(say: Say, count: int = 8, new_tokens: int = 12, accepted: 
                 config = Config.preset(preset, model=model.name, **sizes)
                 config = replace(config, host_blocks=64) if config.host_blocks is None else config
                 with Engine(config, model=model) as engine:
-                    parity = compare(engine, answers)
-                total.largest = max(total.largest, parity.largest)
-                total.wrong, total.positions = total.wrong + parity.wrong, total.positions + parity.positions
+                    compare(engine, answers, total)
             note = f"all presets, share of the logits' standard deviation {spread:.2g}"
             share = total.largest / spread
             rows.append(Row(f"parity_max_logit_diff[{name}]", share, "of std", 1e-4, total.positions, note))

@@ -1,7 +1,6 @@
-"""What people would install instead, on the same prompts: Hugging Face's own ways of generating.
+"""Hugging Face's own ways of generating, on the same prompts: greedy, the end of sequence ignored, plain weights.
 
-Greedy, the end of sequence ignored, weights in their plain form, on the device where the module lies. On a CPU each
-sets torch's threads for the process.
+On a CPU each sets torch's threads for the process.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ Module = Any  # a Hugging Face model that generates; transformers builds its cla
 
 
 class FirstToken:
-    """A streamer that remembers when the first new token came; the prompt is put first."""
+    """A streamer that keeps the instant of the first new token; the prompt is put first."""
 
     def __init__(self) -> None:
         self.puts, self.at_s = 0, 0.0
@@ -72,18 +71,7 @@ def queue_waits(requests: list[Request], answers: dict[int, PeerAnswer]) -> list
     return waits
 
 
-def one_by_one(module: Module, requests: list[Request], threads: int = 2) -> tuple[float, float]:
-    """New tokens a second, and the median TTFT in seconds, of a queue before `generate`, each at its arrival time."""
-    torch.set_num_threads(threads)
-    start, waits = time.perf_counter(), []
-    for request in sorted(requests, key=lambda request: request.arrival_s):
-        time.sleep(max(0.0, start + request.arrival_s - time.perf_counter()))
-        waits.append(generate(module, request) - start - request.arrival_s)
-    made = sum(request.max_new_tokens for request in requests)
-    return made / (time.perf_counter() - start), statistics.median(waits)
-
-
-def batched(module: Module, requests: list[Request], threads: int = 2, kept: bool = False) -> float:
+def batched(module: Module, requests: list[Request], kept: bool = False) -> float:
     """New tokens a second of `generate_batch`: continuous batching over a paged cache. All arrive at once.
 
     As people call it, each call makes its manager and captures anew. `kept`: the manager stays, sized for the first
@@ -92,7 +80,7 @@ def batched(module: Module, requests: list[Request], threads: int = 2, kept: boo
     """
     on_gpu = module.device.type == "cuda"
     if not on_gpu:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(2)
     (new,) = {request.max_new_tokens for request in requests}
     settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     blocks = sum(-(-(len(request.prompt) + new) // 256) for request in requests) + 1
@@ -115,9 +103,9 @@ def release(module: Module) -> None:
 
 
 @torch.inference_mode()
-def step_s(module: Module, prompts: list[list[int]], steps: int = 24, threads: int = 1) -> float:
-    """Median seconds of a decode step with the model's own cache; the prompts are equally long."""
-    torch.set_num_threads(threads)
+def step_s(module: Module, prompts: list[list[int]], steps: int) -> float:
+    """Median seconds of a decode step on one thread, with the model's own cache; the prompts are equally long."""
+    torch.set_num_threads(1)
     out = module(input_ids=torch.tensor(prompts, device=module.device), use_cache=True, logits_to_keep=1)
     times = []
     for _ in range(steps):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -210,17 +211,19 @@ def claims(
     json: Annotated[bool, typer.Option("--json", help="the ledger as it is stored, or the one claim")] = False,
 ) -> None:
     """Every number of README and notebooks: what backs it, how to get it again, and whether it still holds."""
-    from benchmarks.claims import table
+    from benchmarks.claims import ledger
 
-    if only is not None:
-        (output.say_as_it_is if json else output.say_plainly)(table.one(only, json))
-        return
     if json:
-        output.say_as_it_is(table.stored())
+        shown = {"claims": list(ledger.kept().values())} if only is None else ledger.one(only)
+        output.say_as_it_is(dumps(shown, indent=1, ensure_ascii=False))
         return
-    found = table.ledger.refresh() if refresh else table.ledger.problems()
+    if only is not None:
+        entry = ledger.one(only)
+        output.say_plainly("\n".join(f"{name}: {ledger.in_words(value)}" for name, value in entry.items() if value))
+        return
+    found = ledger.refresh() if refresh else ledger.problems()
     if not check:
-        output.table(table.COLUMNS, table.rows())
+        output.table(ledger.COLUMNS, ledger.table())
     output.say_plainly(*found)
-    output.end([table.verdict(found)] if found else ())
-    output.say_plainly(table.verdict(found))
+    output.end([ledger.conclusion(found)] if found else ())
+    output.say_plainly(ledger.conclusion(found))

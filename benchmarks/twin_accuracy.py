@@ -43,18 +43,18 @@ def decisions_row(say: Say) -> Row:
     same, commands = 0, 0
     for preset in PRESETS:
         say(f"decisions of {preset}")
-        told, again = decisions(preset)
-        same, commands = same + (in_lines(told) == in_lines(again)), commands + len(told)
+        given, again = decisions(preset)
+        same, commands = same + (in_lines(given) == in_lines(again)), commands + len(given)
     note = f"presets whose command log is identical byte for byte, {commands:,} commands in all"
     return Row("decisions_identical", same, "presets", len(PRESETS), len(PRESETS), note, at_most=False)
 
 
 def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
-    """(ns, command) that a real engine's controller gave, and those of a fresh one over the same events."""
+    """(ns, command) of a real engine's controller, and of a fresh one over the same events."""
     model = model or load_model("tiny")
     few = {"prefill_blocks": 40, "decode_blocks": 24, "host_blocks": 60, "block_size": 4, "chunk_tokens": 48}
     with Engine(Config.preset(preset, model=model.name, **few), model=model) as engine:
-        heard, told = _overheard(engine)
+        events, given = _recorded(engine)
         first = engine.config
         handles = [engine.submit(request) for request in _asked()]
         handles[3].cancel()
@@ -63,23 +63,23 @@ def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
             handle.result()
         ahead = engine.controller.state.steps_in_flight
     shape = {"layers": model.shape.layers, "token_bytes": model.shape.token_bytes}
-    return told, replay(first, heard, **shape, steps_in_flight=ahead, pads=engine.attention_path.pads)
+    return given, replay(first, events, **shape, steps_in_flight=ahead, pads=engine.attention_path.pads)
 
 
-def _overheard(engine: Engine) -> tuple[list, list]:
+def _recorded(engine: Engine) -> tuple[list, list]:
     """Events and commands of the engine's controller from now on."""
-    heard: list[tuple[int, ev.Event]] = []
-    told: list[tuple[int, cmd.Command]] = []
+    events: list[tuple[int, ev.Event]] = []
+    given: list[tuple[int, cmd.Command]] = []
     handle = engine.controller.handle
 
-    def listening(event: ev.Event, now_ns: int) -> list[cmd.Command]:
-        heard.append((now_ns, event))
+    def recording(event: ev.Event, now_ns: int) -> list[cmd.Command]:
+        events.append((now_ns, event))
         commands = handle(event, now_ns)
-        told.extend((now_ns, command) for command in commands)
+        given.extend((now_ns, command) for command in commands)
         return commands
 
-    engine.controller.handle = listening  # type: ignore[method-assign]  # this engine alone is listened to
-    return heard, told
+    engine.controller.handle = recording  # type: ignore[method-assign]  # of this engine alone
+    return events, given
 
 
 def _asked() -> list[Request]:

@@ -125,6 +125,13 @@ def test_a_setting_that_is_gone(copy):
     assert "the slider at 2 MB/s" in text and "as the setting" in text
 
 
+def test_a_claim_that_is_gone_or_not_refreshed(copy):
+    path = copy / "benchmarks/claims/claims.toml"
+    change(path, "[claim.01-kv]", "[claim.01-notes]")
+    told = problems(copy)
+    assert any("claim 01-notes: id" in text for text in told) and any("has claim 01-kv" in text for text in told)
+
+
 # ---- refreshing ------------------------------------------------------------------------------------------------------
 
 
@@ -237,17 +244,26 @@ def test_the_command(monkeypatch):
 @pytest.mark.parametrize(
     "row, match",
     [
-        ('id = "a"\nfile = "README.md"\nquotes = []', "needs one of"),
-        ('id = "a"\nfile = "README.md"\nquotes = []\nfound = "x"\nverdct = "refuted"', "unknown"),
-        ('id = "a"\nfile = "README.md"\nquotes = []\nfound = "x"\nverdict = "true"', "the verdict is one of"),
-        ('id = "a"', "needs one of"),
-        ("id = ", "TOMLDecodeError"),
-        ('[[setting]]\nfile = "README.md"\nreason = " "\nquotes = ["3 s"]\n', "without a reason"),
+        ('file = "README.md"\nquotes = []', "needs one of"),
+        ('file = "README.md"\nquotes = []\nfound = "x"\nverdct = "refuted"', "unknown"),
+        ('file = "README.md"\nquotes = []\nfound = "x"\nverdict = "true"', "the verdict is one of"),
+        ("", "needs one of"),
+        ("[claim.a]", "TOMLDecodeError"),
+        ("file = ", "TOMLDecodeError"),
     ],
 )
 def test_a_wrong_entry_is_refused_in_words(tmp_path, row, match):
     path = tmp_path / "benchmarks/claims/claims.toml"
     path.parent.mkdir(parents=True)
-    path.write_text(row if row.startswith("[[") else f"[[claim]]\n{row}\n", encoding="utf-8")
+    path.write_text(f"[claim.a]\n{row}\n", encoding="utf-8")
     with pytest.raises(FileError, match=match):
         claims_file.load(tmp_path)
+
+
+def test_a_setting_needs_a_reason(tmp_path):
+    path = tmp_path / "benchmarks/claims/claims.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text('[setting."README.md"]\n" " = ["3 s"]\n', encoding="utf-8")
+    with pytest.raises(FileError, match="without a reason"):
+        claims_file.load(tmp_path)
+    assert replace(claims_file.load().settings[0], reason="x").reason == "x"

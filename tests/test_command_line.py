@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from test_plots import simulated
 
 from benchmarks import suites
-from benchmarks.claims import table as claims
+from benchmarks.claims import ledger
 from disagg.cli import learn, main, output
 from disagg.plan.errors import FileError
 from disagg.show import report as bench_rows
@@ -122,7 +122,7 @@ def test_how_a_command_ends(error, code, words, monkeypatch, capfd):
         raise error
 
     monkeypatch.setattr("disagg.cli.doctor.findings", fail)
-    monkeypatch.setattr(main, "_nobody_reads", lambda: None)
+    monkeypatch.setattr(main, "_drop_output", lambda: None)
     assert answer(monkeypatch, capfd, "doctor") == (code, words)
 
 
@@ -171,7 +171,7 @@ def long_rows():
 def test_every_table_of_the_commands_fits(width, capsys, monkeypatch, place):
     monkeypatch.setattr(output, "console", output.Console(width=width))
     bench_rows.show(long_rows(), output.console, "bench, suite cpu")
-    output.table(claims.COLUMNS, claims.rows())
+    output.table(ledger.COLUMNS, ledger.table())
     output.table(("", ""), [("attention", "many words " * 30)])
     row = ("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "as measured")
     output.table(COLUMNS, [row] * 2)

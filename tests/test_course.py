@@ -1,8 +1,6 @@
 """The course's own machinery: every exercise knows its answer and its mistakes; a guess stands beside the answer."""
 
-import ast
 import gc
-import inspect
 import json
 import math
 from pathlib import Path
@@ -72,10 +70,6 @@ def test_mistakes_differ_from_each_other_and_from_the_answer(task):
 @ALL
 def test_an_exercise_says_what_it_asks(task):
     assert task.name.isidentifier() and len(task.task.split()) >= 4 and len(task.cases) >= 2
-    tree = ast.parse(inspect.getsource(task.answer).strip())
-    body = tree.body[0].body
-    lines = body[-1].end_lineno - body[0].lineno + 1
-    assert lines <= task.lines <= lines + 1, "the number of lines that a learner is told"
 
 
 @ALL
@@ -103,7 +97,7 @@ def total(numbers):
     return sum(numbers)
 
 
-TASK = Exercise("total", "x", "Add them.", 1, total, (([1, 2],), ([],)), ((len, "that counts them"),), "Add all.")
+TASK = Exercise("total", "x", "Add them.", total, (([1, 2],), ([],)), ((len, "that counts them"),), "Add all.")
 
 
 @pytest.mark.parametrize("given", [None, 3, "total", ...])

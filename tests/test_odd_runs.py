@@ -15,7 +15,7 @@ from engine_tools import opened, small
 from rich.console import Console, Group
 
 import disagg.show
-from benchmarks.claims.film import Film
+from benchmarks.claims.report_figures import Film
 from disagg import Config, Request, simulate
 from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
@@ -119,7 +119,7 @@ def words_of(shown) -> list[str]:
 @pytest.mark.parametrize("run", runs())
 @pytest.mark.parametrize("view", views())
 def test_a_view_shows_an_odd_run_or_says_why_not(view, run, monkeypatch):
-    monkeypatch.setattr("benchmarks.claims.film.FRAMES", 2)
+    monkeypatch.setattr("benchmarks.claims.report_figures.FRAMES", 2)
     try:
         shown = views()[view](**arguments(views()[view], runs()[run]))
     except DisaggError as error:

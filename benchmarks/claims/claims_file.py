@@ -1,4 +1,4 @@
-"""What is said, and where: the claims and settings of claims.toml, and quotes with their numbers put in."""
+"""The claims and settings of claims.toml, and quotes with their numbers put in."""
 
 import string
 import tomllib
@@ -59,7 +59,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Setting:
-    """Numbers that somebody chose, and why they are what they are."""
+    """Numbers that were chosen, and why they are what they are."""
 
     file: str
     reason: str
@@ -67,8 +67,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Said:
-    """All of claims.toml; `measured` tells of each file of figures/measured what a bench does not know."""
+class ClaimsFile:
+    """All of claims.toml; `measured` has, for each file of figures/measured, what a bench does not know."""
 
     claims: tuple[Claim, ...]
     settings: tuple[Setting, ...]
@@ -98,31 +98,29 @@ def nested(values: Mapping[str, float]) -> dict[str, Rows]:
     return found
 
 
-def load(root: Path = ROOT) -> Said:
+def load(root: Path = ROOT) -> ClaimsFile:
     """Reads claims.toml of a checkout. FileError."""
     path = root / "benchmarks" / "claims" / "claims.toml"
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
-        claims = tuple(_claim(row) for row in read.get("claim", ()))
-        settings = tuple(Setting(row["file"], row["reason"], tuple(row["quotes"])) for row in read.get("setting", ()))
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        claims = tuple(_claim(name, row) for name, row in read.get("claim", {}).items())
+        pages = read.get("setting", {}).items()
+        settings = tuple(Setting(file, why, tuple(quotes)) for file, rows in pages for why, quotes in rows.items())
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{path.name}: {type(error).__name__}: {error}") from None
-    names = [claim.id for claim in claims]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise FileError(f"{path.name}: ids stand twice: {', '.join(sorted(twice))}")
     if silent := [setting.quotes for setting in settings if not setting.reason.strip()]:
         raise FileError(f"{path.name}: settings without a reason: {silent}")
-    return Said(claims, settings, read.get("measured", {}))
+    return ClaimsFile(claims, settings, read.get("measured", {}))
 
 
-def _claim(row: dict) -> Claim:
+def _claim(name: str, row: dict) -> Claim:
     kinds = [kind for kind in KINDS if kind in row]
     if len(kinds) != 1:
-        raise FileError(f"claim {row.get('id')!r} needs one of {', '.join(KINDS)}; it has {kinds or 'none'}")
+        raise FileError(f"claim {name!r} needs one of {', '.join(KINDS)}; it has {kinds or 'none'}")
     known = {field.name for field in fields(Claim)}
     if unknown := set(row) - known - set(KINDS):
-        raise FileError(f"claim {row.get('id')!r}: unknown {sorted(unknown)}")
+        raise FileError(f"claim {name!r}: unknown {sorted(unknown)}")
     if row.get("verdict", VERDICTS[0]) not in VERDICTS:
-        raise FileError(f"claim {row['id']!r}: the verdict is one of {', '.join(VERDICTS)}; got {row['verdict']!r}")
-    rest = {name: value for name, value in row.items() if name not in KINDS}
-    return Claim(**{**rest, "quotes": tuple(row["quotes"])}, kind=kinds[0], origin=row[kinds[0]])
+        raise FileError(f"claim {name!r}: the verdict is one of {', '.join(VERDICTS)}; got {row['verdict']!r}")
+    origin = row.pop(kinds[0])
+    return Claim(**{**row, "id": name, "quotes": tuple(row["quotes"]), "kind": kinds[0], "origin": origin})

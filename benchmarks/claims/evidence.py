@@ -1,4 +1,4 @@
-"""What stands behind a claim's numbers: their values, and all that somebody needs to get them again."""
+"""What stands behind a claim's numbers: their values, and all that is needed to get them again."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The ledger, figures/claims.json: worked out from claims.toml and its origins, kept, and compared with what is said.
+"""The ledger, figures/claims.json: worked out from claims.toml and its origins, and compared with the pages.
 
 for problem in problems():
     print(problem)
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.claims.arithmetic import worked
 from benchmarks.claims.chapters import CHAPTERS
-from benchmarks.claims.claims_file import ROOT, Claim, Said, load
+from benchmarks.claims.claims_file import ROOT, Claim, ClaimsFile, load
 from benchmarks.claims.evidence import Finding, digest
 from benchmarks.claims.measured import RECORDED, measured
 from benchmarks.claims.notebook_outputs import stored
@@ -24,14 +24,16 @@ from disagg.plan.errors import FileError
 from disagg.trace.files import whole
 
 REFRESH = "python -m benchmarks claims --refresh"
+COLUMNS = ("claim", "verdict", "backed by", "numbers")
+BACKED = {"measured": "a bench", "found": "twin or recording", "worked": "arithmetic", "cell": "a compared cell"}
 
 
-def finding(claim: Claim, said: Said, root: Path = ROOT) -> Finding:
+def finding(claim: Claim, listed: ClaimsFile, root: Path = ROOT) -> Finding:
     """What backs a claim, computed anew. FileError."""
     if claim.kind == "measured":
-        if claim.origin not in said.measured:
+        if claim.origin not in listed.measured:
             raise FileError(f"claim {claim.id}: claims.toml has no [measured.{claim.origin}]")
-        return measured(root, claim.origin, said.measured[claim.origin])
+        return measured(root, claim.origin, listed.measured[claim.origin])
     if claim.kind == "found":
         return found(claim.origin)
     if claim.kind == "cell":
@@ -50,9 +52,9 @@ def found(name: str) -> Finding:
     return functions[name]()
 
 
-def entry(claim: Claim, said: Said, root: Path = ROOT) -> dict:
+def entry(claim: Claim, listed: ClaimsFile, root: Path = ROOT) -> dict:
     """A claim as the ledger keeps it. FileError."""
-    backed = finding(claim, said, root)
+    backed = finding(claim, listed, root)
     quotes = claim.rendered(backed.values)
     asked = claim.asked if claim.kind != "cell" else list(backed.values)
     spread = backed.interval or {}
@@ -93,21 +95,53 @@ def kept(root: Path = ROOT) -> dict[str, dict]:
         raise FileError(f"{path.name}: {type(error).__name__}: {error}") from None
 
 
+# ---- showing ---------------------------------------------------------------------------------------------------------
+
+
+def table() -> list[tuple[str, ...]]:
+    """The ledger as it is stored, a claim a row."""
+    return [(row["id"], row["verdict"], BACKED[row["kind"]], ", ".join(row["numbers"])) for row in kept().values()]
+
+
+def one(name: str) -> dict:
+    """A claim computed anew. FileError with the ids that there are."""
+    listed = load()
+    claim = next((claim for claim in listed.claims if claim.id == name), None)
+    if claim is None:
+        raise FileError(f"claim {name!r} is unknown; known: {', '.join(claim.id for claim in listed.claims)}")
+    return entry(claim, listed)
+
+
+def in_words(value: object) -> str:
+    """A part of an entry as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {in_words(part)}" for name, part in value.items())
+    return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def conclusion(found: list[str]) -> str:
+    """The last line of the command."""
+    if found:
+        return f"{len(found)} to mend; {REFRESH} works out the ledger anew."
+    numbers = sum(len(row["numbers"]) for row in kept().values())
+    return f"{len(kept())} claims with {numbers} numbers: all stand in their files, and come out as they are stored."
+
+
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
 def problems(root: Path = ROOT) -> list[str]:
     """Stale numbers and unbacked ones, in words; nothing where README, notebooks and origins agree."""
-    said, texts = load(root), passages(root)
-    return [*_stale(said, root), *_missing(said, texts, root), *_unbacked(said, texts, root)]
+    listed, texts = load(root), passages(root)
+    return [*_stale(listed, root), *_missing(listed, texts, root), *_unbacked(listed, texts, root)]
 
 
-def _stale(said: Said, root: Path) -> Iterator[str]:
+def _stale(listed: ClaimsFile, root: Path) -> Iterator[str]:
     """Claims whose origin gives something else than the ledger keeps."""
     before = kept(root)
-    for claim in said.claims:
+    for claim in listed.claims:
         try:
-            now = entry(claim, said, root)
+            now = entry(claim, listed, root)
         except FileError as error:
             yield str(error)
             continue
@@ -118,22 +152,22 @@ def _stale(said: Said, root: Path) -> Iterator[str]:
     yield from (f"stale: the ledger has claim {name}, and claims.toml has not; {REFRESH}" for name in before)
 
 
-def _quotes(said: Said, root: Path) -> Iterator[tuple[str, str, str]]:
+def _quotes(listed: ClaimsFile, root: Path) -> Iterator[tuple[str, str, str]]:
     """(file, quote, whose it is), of the ledger and of the settings."""
     for row in kept(root).values():
         yield from ((row["file"], quote, f"claim {row['id']}") for quote in row["quotes"])
-    for setting in said.settings:
+    for setting in listed.settings:
         yield from ((setting.file, quote, f"the setting {setting.reason!r}") for quote in setting.quotes)
 
 
-def _missing(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
-    for file, quote, whose in _quotes(said, root):
+def _missing(listed: ClaimsFile, texts: list[Passage], root: Path) -> Iterator[str]:
+    for file, quote, whose in _quotes(listed, root):
         if not any(text.file == file and one_line(quote) in text.text for text in texts):
             yield f"stale: {file} does not say {quote!r}, as {whose} has it"
 
 
-def _unbacked(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
-    quotes = list(_quotes(said, root))
+def _unbacked(listed: ClaimsFile, texts: list[Passage], root: Path) -> Iterator[str]:
+    quotes = list(_quotes(listed, root))
     for text in texts:
         spans = text.spans(quote for file, quote, _ in quotes if file == text.file)
         for number in text.numbers():
@@ -148,17 +182,17 @@ def _unbacked(said: Said, texts: list[Passage], root: Path) -> Iterator[str]:
 
 def refresh(root: Path = ROOT) -> list[str]:
     """Writes the ledger anew, and pages where a number of a quote changed; returns what is left to do by hand."""
-    said = load(root)
+    listed = load(root)
     rows, failed = [], []
-    for claim in said.claims:
+    for claim in listed.claims:
         try:
-            rows.append(entry(claim, said, root))
+            rows.append(entry(claim, listed, root))
         except FileError as error:
             failed.append(str(error))
     if failed:
         return failed
     for page in pages(root):
-        _rewrite(root, page, said.claims, rows)
+        _rewrite(root, page, listed.claims, rows)
     with whole(root / "figures" / "claims.json") as out:
         out.write(json.dumps({"claims": rows}, indent=1, ensure_ascii=False).encode() + b"\n")
     return problems(root)

@@ -16,8 +16,8 @@ def rows(root: Path, name: str) -> dict[str, float]:
     return {row["name"]: row["value"] for row in _read(root, name)["rows"]}
 
 
-def measured(root: Path, name: str, told: Mapping) -> Finding:
-    """`told` is what claims.toml says of the file: command, date, workload, baseline, why there is no interval."""
+def measured(root: Path, name: str, about: Mapping) -> Finding:
+    """`about` is what claims.toml has about the file: command, date, workload, baseline, why there is no interval."""
     read = _read(root, name)
     machine = read["machine"]
     parts = [f"{machine['cores']} cores of {machine['cpu']}" if machine.get("cores") else machine.get("cpu", "")]
@@ -26,13 +26,13 @@ def measured(root: Path, name: str, told: Mapping) -> Finding:
     spread = {row["name"]: (row["low"], row["high"]) for row in read["rows"] if "low" in row}
     return Finding(
         {**_most(values), **values},
-        told["command"],
-        json.dumps(told["workload"], sort_keys=True),
-        digest(told["workload"]),
-        f"{', '.join(part for part in parts if part)}; {told['date']}",
-        told.get("baseline", ""),
+        about["command"],
+        json.dumps(about["workload"], sort_keys=True),
+        digest(about["workload"]),
+        f"{', '.join(part for part in parts if part)}; {about['date']}",
+        about.get("baseline", ""),
         spread or None,
-        "" if spread else told.get("why_no_interval", "one run"),
+        "" if spread else about.get("why_no_interval", "one run"),
     )
 
 
@@ -77,7 +77,7 @@ def staged_law() -> Finding:
 
 
 def staged_hidden() -> Finding:
-    """H over two hops at two dials: a wire four times as slow as the compute, and one twice as fast."""
+    """H over two hops at two dials: a link four times as slow as the compute, and one twice as fast."""
     runs = _staged()
     values = {f"hidden[{dial:g}]": known(runs[dial].overlap(0).hidden) for dial in (4.0, 0.5)}
     laws = {dial: known(runs[dial].law(0)) for dial in (4.0, 0.5)}

@@ -3,26 +3,33 @@
 `make figures` draws all of them again; the same data give the same bytes. `record` makes a new recording.
 """
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from benchmarks.claims import claims_file, measured, simulated
-from benchmarks.claims.film import Film, film
 from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.show import recordings
 from disagg.show.example_prompts import QUESTIONS
+from disagg.show.live import LINES
+from disagg.show.player import RunSource
 from disagg.show.plots.law_plot import law_picture
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.preset_plot import Rung, ladder_picture
+from disagg.show.plots.summaries import sentence
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace.files import folder as made
+from disagg.trace.files import whole
 from disagg.trace.results import Run
 
 RECORDING = recordings.FOLDER / "seven_questions.jsonl.gz"
+FRAMES, SPEED, LAST_S = 90, 0.5, 3.0  # of the film; half as fast as the run was; how long its last frame stays
 
 
 def record(path: str | Path = RECORDING, model: str = "smollm2", new_tokens: int = 24) -> Run:
@@ -37,6 +44,34 @@ def record(path: str | Path = RECORDING, model: str = "smollm2", new_tokens: int
         run = engine.serve(requests)
     run.save(path, overwrite=True)
     return run
+
+
+class Film(NamedTuple):
+    """A run as it goes on: frames as PNGs, and the sentence of the run that they show."""
+
+    frames: list[bytes]
+    frame_s: float
+    finding: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes a GIF, whole or not at all; a frame holds only what differs from the one before."""
+        images = [Image.open(io.BytesIO(frame)) for frame in self.frames]
+        each = [round(1e3 * self.frame_s)] * (len(images) - 1) + [round(1e3 * LAST_S)]
+        with whole(path) as file:
+            images[0].save(file, format="gif", save_all=True, append_images=images[1:], duration=each, loop=0)
+
+
+def film(run: Run, decode: Callable[[list[int]], str] | None = None) -> Film:
+    """The whole run in one window of time."""
+    source = RunSource(run, decode)
+    end_ms = max(1.0, source.end_ms)
+    frames = []
+    for number in range(1, FRAMES + 1):
+        at_ms = end_ms * number / FRAMES
+        lines = source.lines(at_ms)
+        padded = (*lines, *[""] * (min(LINES, len(run.results)) - len(lines)))  # every frame as tall as the last
+        frames.append(source.frame.png(source.tape, at_ms, 1.02 * end_ms, padded))
+    return Film(frames, end_ms / FRAMES / SPEED / 1e3, sentence(run))
 
 
 # ---- of a recording, and of measured rows ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
 
 Curve = Sequence[tuple[float, float]]
-#: Colour, marker and dash of a preset, so that each can be told without colour.
+#: Colour, marker and dash of a preset, so that each is known without colour.
 LOOK = {
     "colocated": ("prefill", "o", "-"),
     "two_colocated": ("paging", "^", "--"),

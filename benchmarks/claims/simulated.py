@@ -1,11 +1,11 @@
-"""The report's numbers on two L4 GPUs, as the twin predicts them: which wire, which rival, how many rows.
+"""The report's numbers on two L4 GPUs, as the twin predicts them: which link, which rival, how many rows.
 
 Llama-3-8B in bfloat16. Its times come from data sheets and from what one H200 was measured to reach (twin/hardware.py);
-nobody has measured this pair. Notebooks: notebooks/03_layer_streaming.ipynb, notebooks/05_dynamic_batching.ipynb,
+this pair was not measured. Notebooks: notebooks/03_layer_streaming.ipynb, notebooks/05_dynamic_batching.ipynb,
 notebooks/06_twin_and_claims.ipynb.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -52,12 +52,12 @@ def prompt_of(tokens: int) -> list[Request]:
 
 
 def handed_off(preset: str, tokens: int, gb_s: float) -> Run:
-    """One prompt over a wire of so many GB/s."""
+    """One prompt over a link of so many GB/s."""
     return simulate(on_pair(preset, link=Link(gb_s * 1e9)), prompt_of(tokens), hardware=PAIR)
 
 
-def wire_for(hidden: float, tokens: int) -> Run:
-    """The run over the slowest wire on which H reaches a share, by halving between 1 MB/s and 1 TB/s."""
+def link_for(hidden: float, tokens: int) -> Run:
+    """The run over the slowest link on which H reaches a share, by halving between 1 MB/s and 1 TB/s."""
     low, high = 1e-3, 1e3
     for _ in range(36):
         middle = (low * high) ** 0.5
@@ -67,23 +67,20 @@ def wire_for(hidden: float, tokens: int) -> Run:
 
 
 def overlap() -> Finding:
-    """Which wire hides 60 % of a hand-off, and which 96 %; and what PCIe hides."""
-    values, interval = {}, {}
+    """Which link hides 60 % of a hand-off, and which 96 %; and what PCIe hides."""
+    found: dict[str, list[float]] = {}
     for percent in (60, 96):
-        runs = [wire_for(percent / 100, tokens) for tokens in PROMPTS]
+        runs = [link_for(percent / 100, tokens) for tokens in PROMPTS]
         laws = [known(run.law(0)) for run in runs]
-        wires = [run.config.links[0].bandwidth for run in runs]
-        ratios = [law.compute_s / law.hops_s[0] for law in laws]
-        for name, found in ((f"wire[{percent}]", wires), (f"ratio[{percent}]", ratios)):
-            values[name], interval[name] = found[0], (min(found), max(found))
+        found[f"wire[{percent}]"] = [run.config.links[0].bandwidth for run in runs]
+        found[f"ratio[{percent}]"] = [law.compute_s / law.hops_s[0] for law in laws]
     pcie = PRESETS["pcie4x16"]
-    values["pcie"] = pcie
     for preset in ("split", "streamed"):
-        shares = [known(handed_off(preset, tokens, pcie / 1e9).overlap(0).hidden) for tokens in PROMPTS]
-        values[f"pcie_hidden[{preset}]"], interval[f"pcie_hidden[{preset}]"] = shares[0], (min(shares), max(shares))
+        runs = [handed_off(preset, tokens, pcie / 1e9) for tokens in PROMPTS]
+        found[f"pcie_hidden[{preset}]"] = [known(run.overlap(0).hidden) for run in runs]
     words = f"one prompt of {PROMPTS[0]} tokens, layer by layer; the interval over prompts of {min(PROMPTS)} to "
     asked = [request for tokens in PROMPTS for request in prompt_of(tokens)]
-    return _finding("report-overlap", values, f"{words}{max(PROMPTS)}", asked, "none: H is a share", interval)
+    return _finding("report-overlap", found, f"{words}{max(PROMPTS)}", asked, "none: H is a share", pcie=pcie)
 
 
 # ---- 20x and 4x ------------------------------------------------------------------------------------------------------
@@ -109,15 +106,13 @@ def over(preset: str, rows: int, rival: str, rival_rows: int) -> list[float]:
 
 def gain() -> Finding:
     """Tokens a second over one request at a time, and over the fair rival, by rows that may share a step."""
-    values, interval = {}, {}
+    found: dict[str, list[float]] = {}
     for rows in ROWS:
-        found = {preset: over(preset, rows, "baseline", 1) for preset in PRESETS_COMPARED}
-        found["over_rival"] = over("dynamic", rows, "two_colocated", rows)
-        for name, gains in found.items():
-            values[f"{name}[{rows}]"], interval[f"{name}[{rows}]"] = gains[0], (min(gains), max(gains))
+        found |= {f"{preset}[{rows}]": over(preset, rows, "baseline", 1) for preset in PRESETS_COMPARED}
+        found[f"over_rival[{rows}]"] = over("dynamic", rows, "two_colocated", rows)
     words = "64 requests at once, each of 256 tokens and 64 new ones; the interval down to lengths of spread 0.2"
     asked = [request for spread in SPREADS for request in crowd(spread)]
-    return _finding("report-20x", values, words, asked, "`baseline`: one request at a time on one L4", interval)
+    return _finding("report-20x", found, words, asked, "`baseline`: one request at a time on one L4")
 
 
 # ---- 4x as goodput ---------------------------------------------------------------------------------------------------
@@ -141,14 +136,14 @@ def fair() -> Finding:
     narrow, wide = TPOT_LIMITS_MS
     asked = {"streamed": ("streamed", FAST, narrow), "quarter": ("two_colocated", FAST / 4, narrow),
              "tenth": ("two_colocated", FAST / 10, narrow), "half": ("two_colocated", FAST / 2, wide)}  # fmt: skip
-    parts = {"rate_half": 2, "rate_quarter": 4, "rate_tenth": 10}
-    values, interval = {"rate": FAST} | {name: FAST / part for name, part in parts.items()}, {}
-    for name, (preset, per_s, limit) in asked.items():
-        shares = [within(preset, per_s, seed)[limit] for seed in SEEDS]
-        values[f"met[{name}]"], interval[f"met[{name}]"] = shares[0], (min(shares), max(shares))
+    rates = {"rate": FAST, "rate_half": FAST / 2, "rate_quarter": FAST / 4, "rate_tenth": FAST / 10}
+    found = {
+        f"met[{name}]": [within(preset, per_s, seed)[limit] for seed in SEEDS]
+        for name, (preset, per_s, limit) in asked.items()
+    }
     words = f"60 Poisson arrivals, prompts around 6,000 tokens, answers around 64, TTFT within {TTFT_LIMIT_S:g} s"
     requests = [request for seed in SEEDS for request in readers(FAST, seed)]
-    return _finding("report-4x-goodput", values, words, requests, "`two_colocated`: the same two GPUs", interval)
+    return _finding("report-4x-goodput", found, words, requests, "`two_colocated`: the same two GPUs", **rates)
 
 
 def goodput_curves() -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -162,7 +157,12 @@ def goodput_curves() -> dict[str, dict[str, list[tuple[float, float]]]]:
     }
 
 
-def _finding(claim: str, values: dict, words: str, asked: Sequence[Request], baseline: str, interval: dict) -> Finding:
+def _finding(
+    claim: str, found: Mapping[str, list[float]], words: str, asked: Sequence[Request], baseline: str, **chosen: float
+) -> Finding:
+    """The first of each list is quoted, and all of them are its interval; `chosen` has no interval."""
+    values = {**chosen, **{name: values[0] for name, values in found.items()}}
+    interval = {name: (min(values), max(values)) for name, values in found.items()}
     return Finding(values, COMMAND.format(claim), words, digest_of_requests(asked), HARDWARE, baseline, interval)
 
 

@@ -1,4 +1,4 @@
-"""Numbers in what people read: README, docs/, and the markdown of notebooks. Code is left out."""
+"""Numbers of the documents: README, docs/, and the markdown of notebooks. Code is left out."""
 
 import json
 import re

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 10,
 def measure(device: torch.device, side: int, copied_bytes: int, pinned_bytes: int) -> DeviceLimits:
     """All four; what they took is given back."""
     limits = DeviceLimits(
-        copied_bytes / copy_s(device, copied_bytes // 2), 2 * side**3 / product_s(device, side),
+        copied_bytes / copy_s(device, copied_bytes // 2), 2 * side**3 / seconds(product(device, side), device),
         *(pinned_bytes / took for took in pinned_s(device, pinned_bytes)),
     )  # fmt: skip
     if device.type == "cuda":
@@ -64,21 +65,18 @@ def copy_s(device: torch.device, nbytes: int) -> float:
     return seconds(lambda: target.copy_(source), device)
 
 
-def product_s(device: torch.device, side: int) -> float:
-    """Random data: zeros run faster than any model's weights."""
+def product(device: torch.device, side: int) -> Callable[[], object]:
+    """A product of square matrices, of random data: zeros run faster than any model's weights."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    return seconds(lambda: torch.mm(left, right, out=out), device)
+    return partial(torch.mm, left, right, out=torch.empty_like(left))
 
 
 def sustained_s(device: torch.device, side: int, lasting_s: float) -> float:
-    """As `product_s`, of products back to back for so long that the clock has fallen to what the power allows."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    count = max(2, round(lasting_s / product_s(device, side)))
-    return seconds(lambda: [torch.mm(left, right, out=out) for _ in range(count)], device, repeats=1, warm=1) / count
+    """A product's seconds, back to back with others for so long that the clock has fallen to what the power allows."""
+    one = product(device, side)
+    count = max(2, round(lasting_s / seconds(one, device)))
+    return seconds(lambda: [one() for _ in range(count)], device, repeats=1, warm=1) / count
 
 
 def pinned_s(device: torch.device, nbytes: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The dial of the wire under load: does a copy land when it should while both workers are busy?"""
+"""The dial of the link under load: does a copy land when it should while both workers are busy?"""
 
 import statistics
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ PER_COPY = 3  # prefills without a hand-off before each one with
 
 
 def rows(stand: Stand) -> Iterator[Row]:
-    """One block a copy, on a wire of fixed cost; the residents came on board before the dial was turned."""
+    """One block a copy, on a link of fixed cost; the residents decode before the dial is turned."""
     scale = stand.scale
     engine = stand.engine("streamed", pool(stand, scale.block, scale.dial_copies), max_batch=scale.residents + 16,
                           layers_per_copy=1,

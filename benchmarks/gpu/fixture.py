@@ -27,7 +27,7 @@ from disagg.show.plots.roofline import Sizes
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the work of the rows is, in tokens where nothing else is said."""
+    """How large the work of the rows is, in tokens unless another unit stands beside it."""
 
     context: int = 1024
     batches: tuple[int, ...] = (1, 16, 64)

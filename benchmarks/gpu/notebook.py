@@ -1,7 +1,4 @@
-"""The same as the recordings, measured on the GPU at hand: what the cells tagged `gpu` of notebook 07 call.
-
-Notebook: notebooks/07_on_a_gpu.ipynb.
-"""
+"""What the cells tagged `gpu` of notebooks/07_on_a_gpu.ipynb call: the recordings' parts, measured on this GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.common import known
+from benchmarks.gpu import record, streaming
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import DisaggError, FileError
 from disagg.plan.link import Link
@@ -53,42 +51,30 @@ def at_hand() -> bool:
 
 
 def _stand(shape: str) -> Stand:
-    from benchmarks.gpu.record import make_stand
-
-    stand = make_stand(shape, lambda text: None)
+    stand = record.make_stand(shape, lambda text: None)
     stand.scale = replace(stand.scale, batches=stand.scale.batches[:2], repeats=min(3, stand.scale.repeats))
     return stand
 
 
-def _steps(stand: Stand) -> Picture:
-    from benchmarks.gpu.record import step_times
-
-    return steps_picture(step_times(stand))
-
-
 def _timelines(stand: Stand) -> Picture | Words:
-    from benchmarks.gpu.record import side_by_side
-
-    found = dict(side_by_side(stand))
+    found = dict(record.side_by_side(stand))
     runs = {recordings.ARRANGEMENTS[name]: run for name, run in found.items() if not isinstance(run, LeftOut)}
     reasons = [run.reason for run in found.values() if isinstance(run, LeftOut)]
     return compare_picture(runs) if runs else Words("; ".join(reasons))
 
 
-def _staged(stand: Stand) -> Picture:
-    from benchmarks.gpu.record import staged_runs
-
-    return dials_picture(dict(staged_runs(stand)))
-
-
-_LIVE: dict[str, Callable[[Stand], Picture | Words]] = {"steps": _steps, "timelines": _timelines, "staged": _staged}
+_LIVE: dict[str, Callable[[Stand], Picture | Words]] = {
+    "steps": lambda stand: steps_picture(record.step_times(stand)),
+    "timelines": _timelines,
+    "staged": lambda stand: dials_picture(dict(record.staged_runs(stand))),
+}
 
 
 # ---- the slider ------------------------------------------------------------------------------------------------------
 
 
 def link_of(dial: float) -> Link | None:
-    """The wire on which a layer's hop takes `dial` of its compute; None for pinned memory as it is."""
+    """The link on which a layer's hop takes `dial` of its compute; None for pinned memory as it is."""
     return Link.ratio(1 / dial) if dial else None
 
 
@@ -109,17 +95,14 @@ class StagedDial:
         runs = recordings.staged()
         if isinstance(runs, recordings.Missing):
             raise FileError(repr(runs))
-        near = min(runs, key=lambda known: abs(known - dial))
+        near = min(runs, key=lambda recorded: abs(recorded - dial))
         if abs(near - dial) > 0.01:
             raise FileError(f"no run was recorded at x/c = {dial:g}; recorded: {', '.join(f'{d:g}' for d in runs)}")
         return runs[near]
 
     def _served(self, dial: float) -> Run:
-        from benchmarks.gpu import streaming
-
-        if self._stand is None:
-            self._stand = _stand(self.shape)
-        if self._engine is None:
+        if self._stand is None or self._engine is None:
+            self._stand = self._stand or _stand(self.shape)
             self._engine = streaming.staged_engine(self._stand)
             self._compute_s, _ = streaming.compute_alone(self._stand, self._engine)
         ((_, _, runs),) = streaming.over_dials(self._stand, self._engine, {"": dial}, self._compute_s)

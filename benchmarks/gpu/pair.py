@@ -1,6 +1,6 @@
 """Prefill on one GPU, decode on the other: the peer link, the law on both routes, and gaps beside prefills.
 
-Without a dial the link itself is the wire. On a CPU two workers stand for the two GPUs.
+Without a dial copies take what the hardware takes. On a CPU two workers stand for the two GPUs.
 """
 
 import statistics
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import known
+from benchmarks.common import known, spans_of
 from benchmarks.gpu.ceilings import seconds
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.right import exact_rows
-from benchmarks.gpu.sharing import ROUTES, beside, gaps_between, pool, rate_of
+from benchmarks.gpu.sharing import ROUTES, alone, beside, pool
 from disagg.plan.errors import EngineError
 from disagg.run.engine import Engine
 from disagg.show.report import Failed, LeftOut, Row
@@ -95,7 +95,7 @@ def peer_rows(stand: Stand) -> Iterator[Row]:
         engine.retune(layers_per_copy=layers)
         runs = runs_of(stand, engine, scale.streamed)
         times[layers] = statistics.median(handed_off_s(run) for run in runs)
-        copied[layers] = [span for run in runs for span in run.timeline.spans if span.kind == "copy"]
+        copied[layers] = [span for run in runs for span in spans_of(run, "copy")]
     best = min(seconds for layers, seconds in times.items() if layers)
     words = ", ".join(f"{layers or 'automatic'}: {1e3 * took:.2f}" for layers, took in times.items())
     note = f"from the start of prefill to the last layer landed, ms by layers a copy: {words}"
@@ -115,8 +115,7 @@ def peer_rows(stand: Stand) -> Iterator[Row]:
 
 def handed_off_s(run: Run) -> float:
     """From the start of the pass to the last copy's end."""
-    start = min(span.start_ns for span in run.timeline.spans if span.kind == "prefill")
-    return (max(span.end_ns for span in run.timeline.spans if span.kind == "copy") - start) / 1e9
+    return (max(span.end_ns for span in spans_of(run, "copy")) - spans_of(run, "prefill")[0].start_ns) / 1e9
 
 
 # ---- gaps ------------------------------------------------------------------------------------------------------------
@@ -129,10 +128,7 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
                           max_batch=scale.residents + scale.long_count, prefill=3 * scale.long)  # fmt: skip
     residents = stand.requests(stand.resident_prompts, scale.beside)
     stand.say("decode alone, prefill alone")
-    for _ in range(2):
-        run = engine.serve(residents)
-        alone = known(percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99))
-        rate = rate_of_prefills(engine.serve(stand.requests([scale.long] * scale.long_count, 1, seed=1)))
+    gap, rate = alone(engine, residents, stand.requests([scale.long] * scale.long_count, 1, seed=1))
     for name, new, bar in (("", 1, 1.1), ("[handed off]", 2, None)):
         try:
             gaps, kept = beside(engine, residents, stand.requests([scale.long] * scale.long_count, new, seed=1), stand)
@@ -141,14 +137,10 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             continue
         p50, p99 = (known(percentile(gaps, share)) for share in (0.5, 0.99))
         note = (
-            f"p99 {1e3 * p99:.2f} ms, p50 {1e3 * p50:.2f}; alone p99 {1e3 * alone:.2f} ms; "
+            f"p99 {1e3 * p99:.2f} ms, p50 {1e3 * p50:.2f}; alone p99 {1e3 * gap:.2f} ms; "
             f"prefill keeps {kept / rate:.2f} of {rate:.2f} prompts of {scale.long} tokens a second"
         )
-        yield Row(f"pair_gap_p99_over_alone{name}", p99 / alone, "×", bar, len(gaps), note)
-
-
-def rate_of_prefills(run: Run) -> float:
-    return rate_of(sorted((s for s in run.timeline.spans if s.kind == "prefill"), key=lambda span: span.start_ns))
+        yield Row(f"pair_gap_p99_over_alone{name}", p99 / gap, "×", bar, len(gaps), note)
 
 
 # ---- right -----------------------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import nanovllm, peers
-from benchmarks.common import known
+from benchmarks.common import known, ratio_row
 from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
-from benchmarks.gpu.rivals import gap_words, lengths, rate, ratio_row, round_seed, short, warm_pairs, work
+from benchmarks.gpu.rivals import gap_words, lengths, rate, round_seed, short, warm_pairs, work
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
@@ -22,9 +22,9 @@ TTFT_LIMIT_S, TPOT_LIMIT_S = 0.5, 0.025  # within which an answer is a good one
 LOADS = (0.3, 0.6, 0.9)  # of the prompt tokens that one GPU alone reads
 
 
-def engine_for(stand: Stand, wanted: list[int], prompts: int, preset: str = PRESET, share: float = 0.8) -> Engine:
+def engine_for(stand: Stand, wanted: list[int], prompts: int, preset: str = PRESET) -> Engine:
     """With room for all; passes as large as nano-vllm's."""
-    return stand.engine(preset, wanted, prefill=prompts, share=share, max_batch=min(256, len(wanted)),
+    return stand.engine(preset, wanted, prefill=prompts, max_batch=min(256, len(wanted)),
                         chunk_tokens=4 * stand.scale.chunk)  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def generate_rows(stand: Stand) -> Iterator[Row]:
     engine = engine_for(stand, lengths(stand, "A"), prompts)
     stand.say("the untouched module")
     module = stand.model.reference().to(stand.prefill_device)  # where its thread looks for memory, whatever it is given
-    pairs = warm_pairs(stand, "A", rate(engine), lambda requests: peers.batched(module, requests, kept=False))
+    pairs = warm_pairs(stand, "A", rate(engine), lambda requests: peers.batched(module, requests))
     peers.release(module)
     yield ratio_row("pair_over_generate_batch", pairs, 8, "work A, paged SDPA, a call as people write it")
 

@@ -1,15 +1,14 @@
-"""Recordings of these GPUs for those who have none (`python -m benchmarks record-gpu`): measured as the suites measure.
+"""Recordings of these GPUs for machines without one (`python -m benchmarks record-gpu`), measured as in the suites.
 
-Parts may be asked for alone, and each file is written as soon as it is measured. What stands in the files, and where
-they are read, is in `disagg/show/recordings.py`.
+Each file is written as soon as it is measured; `disagg/show/recordings.py` has what stands in it.
 """
 
 import statistics
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import Say, known
 from benchmarks.gpu import sharing, streaming
@@ -124,37 +123,37 @@ def _write_steps(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
     yield path
 
 
-def _write_timelines(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
-    for name, run in side_by_side(stand):
-        yield run if isinstance(run, LeftOut) else _saved(run, folder / recordings.timeline_file(name))
+Write = Callable[[Stand, Path], Iterator[Path | LeftOut]]
 
 
-def _write_staged(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
-    for dial, run in staged_runs(stand):
-        yield _saved(run, folder / recordings.staged_file(dial))
+def _written(runs: Callable[[Stand], Iterator[tuple[Any, Run | LeftOut]]], file: Callable[[Any], str]) -> Write:
+    """Saves each run under the name that `file` makes of what the run is called."""
+
+    def write(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
+        for name, run in runs(stand):
+            if isinstance(run, LeftOut):
+                yield run
+                continue
+            run.save(path := folder / file(name), overwrite=True)
+            yield path
+
+    return write
 
 
-def _write_pair(runs: Callable[[Stand], Iterator[tuple[str, Run]]], stand: Stand, folder: Path) -> Iterator[Path]:
-    for name, run in runs(stand):
-        yield _saved(run, folder / recordings.pair_file(name))
-
-
-def _saved(run: Run, path: Path) -> Path:
-    run.save(path, overwrite=True)
-    return path
-
-
-Parts = dict[str, Callable[[Stand, Path], Iterator[Path | LeftOut]]]
-ONE_GPU: Parts = {"steps": _write_steps, "timelines": _write_timelines, "staged": _write_staged}
-TWO_GPUS: Parts = {
-    "crowd": partial(_write_pair, crowd_runs),
-    "routes": partial(_write_pair, route_runs),
-    "paged": partial(_write_pair, paged_runs),
+ONE_GPU: dict[str, Write] = {
+    "steps": _write_steps,
+    "timelines": _written(side_by_side, recordings.timeline_file),
+    "staged": _written(staged_runs, recordings.staged_file),
+}
+TWO_GPUS: dict[str, Write] = {
+    "crowd": _written(crowd_runs, recordings.pair_file),
+    "routes": _written(route_runs, recordings.pair_file),
+    "paged": _written(paged_runs, recordings.pair_file),
 }
 
 
-def chosen(parts: Parts, only: str | None) -> Parts:
-    """Parts by name, comma between; all where nothing is said."""
+def chosen(parts: dict[str, Write], only: str | None) -> dict[str, Write]:
+    """Parts by name, comma between; all of them without a name."""
     asked = [name.strip() for name in only.split(",")] if only else list(parts)
     for name in asked:
         if name not in parts:

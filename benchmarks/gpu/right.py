@@ -1,7 +1,6 @@
 """Right before fast: logits in fp32 and in bfloat16 against the untouched module, and requests cancelled at random.
 
-In fp32 every preset must give the reference's logits. In bfloat16 the error of Hugging Face's own module is the
-measure: against the same weights in fp32, ours may be little larger.
+The error of Hugging Face's own bfloat16 against fp32 is the measure of ours.
 """
 
 import contextlib
@@ -16,7 +15,7 @@ from benchmarks.common import known
 from benchmarks.fixed_works import random_ids
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.paging import LogitChange, checked
-from benchmarks.parity import ReferenceAnswer, compare, continuations, forced, reference_continuations
+from benchmarks.parity import ReferenceAnswer, compare, continuations, forced
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
@@ -69,26 +68,28 @@ def opened(stand: Stand, preset: str, model: Model, answers: list[ReferenceAnswe
 # ---- fp32 ------------------------------------------------------------------------------------------------------------
 
 
-def exact_rows(stand: Stand, presets: Iterable[str] = (), said: str = "", **changes: Any) -> Iterator[Row]:
-    """Presets, or all, teacher-forced, with checksums of K/V wherever they stop. `said` names the changes."""
+def exact_rows(stand: Stand, presets: Iterable[str] = (), changed: str = "", **changes: Any) -> Iterator[Row]:
+    """Presets, or all, teacher-forced, with checksums of K/V wherever they stop. `changed` names the changes."""
     check_products()
     stand.close()
     model = load_model(RANDOM + EXACT, device=stand.device) if stand.on_gpu else stand.model
     count, longest, new = stand.scale.exact
     stand.say(f"fp32: the reference of {model.name}, {count} texts one at a time")
     texts = random_texts(model.vocab_size, EXACT_BLOCK, count, longest, new)
-    answers = reference_continuations(model, texts, new)
+    answers = continuations(model.reference(), texts, new)
     for preset in presets or PRESETS:
-        stand.say(f"fp32: preset {preset}{said}")
+        stand.say(f"fp32: preset {preset}{changed}")
         with opened(stand, preset, model, answers, block_size=EXACT_BLOCK, verify_kv=True, **changes) as engine:
             parity, config, counts = compare(engine, answers), engine.config, engine.controller.state.counts
         stops = "source, ring and destination" if config.route == "staged" else "source and destination"
         note = f"{model.name}, fp32 without TF32, {count} texts × {new} forced tokens; "
         note += "nothing is handed off" if config.colocated else f"checksums of K/V agree at {stops}"
         note += f"; {counts['spills']} spills, {counts['recomputes']} recomputes" if config.host_blocks else ""
-        yield Row(f"gpu_parity_max_logit_diff[{preset}{said}]", parity.largest, "logits", 5e-4, parity.positions, note)
+        yield Row(
+            f"gpu_parity_max_logit_diff[{preset}{changed}]", parity.largest, "logits", 5e-4, parity.positions, note
+        )
         note = f"where the two best are more than 1e-3 apart; {parity.flipped_ties} nearer ties flipped"
-        yield Row(f"gpu_parity_wrong_tokens[{preset}{said}]", parity.wrong, "tokens", 0, parity.positions, note)
+        yield Row(f"gpu_parity_wrong_tokens[{preset}{changed}]", parity.wrong, "tokens", 0, parity.positions, note)
 
 
 def check_products() -> None:
@@ -227,15 +228,15 @@ def watched(pairs: list[tuple[Handle, int | None]], wait_s: float = 0.001) -> li
 
 
 def lost(asked: list[Asked], results: list[Result]) -> int:
-    """Requests without an end, or with one that nobody asked for."""
+    """Requests without an end, or with one that was not asked for."""
     fine = [{"length"} if ask.after is None else {"length", "cancelled"} for ask in asked]
     return sum(result.finish_reason not in ends for result, ends in zip(results, fine, strict=True))
 
 
 def told_right(ask: Asked, result: Result) -> bool:
     """The tokens it was fed, all of them unless it was cancelled."""
-    wanted, told = known(ask.request.force_ids), result.token_ids
-    return told == wanted[: len(told)] and (len(told) == len(wanted) or result.finish_reason == "cancelled")
+    wanted, given = known(ask.request.force_ids), result.token_ids
+    return given == wanted[: len(given)] and (len(given) == len(wanted) or result.finish_reason == "cancelled")
 
 
 def off(logits: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:

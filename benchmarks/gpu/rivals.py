@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from benchmarks import nanovllm, peers
-from benchmarks.common import known
+from benchmarks.common import known, ratio_row
 from benchmarks.fixed_works import work_a, work_b
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.request import Request
@@ -49,12 +49,6 @@ def warm_pairs(stand: Stand, name: str, ours: Side, theirs: Side) -> list[tuple[
     for side in (ours, theirs):
         side(short(work(stand, name, seed=1)))
     return alternate(stand, name, ours, theirs, stand.scale.rounds)
-
-
-def ratio_row(name: str, pairs: list[tuple[float, float]], bar: float | None, what: str) -> Row:
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    note = f"{what}: {ours:,.0f} against {theirs:,.0f} new tokens/s"
-    return Row(name, statistics.median(a / b for a, b in pairs), "×", bar, len(pairs), note, at_most=False)
 
 
 def rate(engine: Engine) -> Side:

@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from benchmarks.common import known
+from benchmarks.common import known, seconds, spans_of
 from benchmarks.gpu.fixture import Stand
-from benchmarks.gpu.steps import full_steps
 from disagg.plan.errors import DisaggError, EngineError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
@@ -22,16 +21,11 @@ ROUTES = {"bulk": "split", "direct": "streamed", "staged": "staged"}  # route â†
 
 
 def gaps_between(run: Run, rows: int, start_ns: int, end_ns: int) -> list[float]:
-    """Seconds from step to next step where both hold all the residents and nobody else, within a window."""
-    steps = full_steps(run, rows)
+    """Seconds from step to next step within a window, where both steps hold the residents alone."""
+    steps = spans_of(run, "decode", rows)
     pairs = zip(steps, steps[1:], strict=False)
     return [(b.end_ns - a.end_ns) / 1e9 for a, b in pairs
             if b.index == a.index + 1 and a.start_ns >= start_ns and b.end_ns <= end_ns]  # fmt: skip
-
-
-def passes_of(run: Run) -> list[Span]:
-    """Prefill passes by start."""
-    return sorted((span for span in run.timeline.spans if span.kind == "prefill"), key=lambda span: span.start_ns)
 
 
 @contextlib.contextmanager
@@ -65,10 +59,7 @@ def split_rows(stand: Stand) -> Iterator[Row]:
     stand.say("decode alone, prefill alone, on the whole device")
     residents = stand.requests(stand.resident_prompts, scale.beside)
     prefills = stand.requests([scale.long] * scale.long_count, 1, seed=1)
-    for _ in range(2):
-        run = engine.serve(residents)
-        gap = known(percentile(gaps_between(run, scale.residents, 0, run.timeline.end_ns), 0.99))
-        rate = rate_of(passes_of(engine.serve(prefills)))
+    gap, rate = alone(engine, residents, prefills)
     streams = beside(engine, residents, prefills, stand)
     engine = stand.engine("streamed", limit, **options, **stand.split)
     split = beside(engine, residents, prefills, stand)
@@ -80,6 +71,15 @@ def split_rows(stand: Stand) -> Iterator[Row]:
         yield Row(f"split_gap_p99_over_alone{name}", p99 / gap, "Ã—", bars[0], len(gaps), note)
         note = f"{words}: {kept:.2f} prefills of {scale.long} tokens a second, alone {rate:.2f}"
         yield Row(f"split_prefill_kept{name}", kept / rate, "of alone", bars[1], scale.long_count, note, at_most=False)
+
+
+def alone(engine: Engine, residents: list[Request], prefills: list[Request]) -> tuple[float, float]:
+    """The residents' p99 gap where they decode alone, and passes a second of prefills alone; the second of two runs."""
+    for _ in range(2):
+        run = engine.serve(residents)
+        gap = known(percentile(gaps_between(run, len(residents), 0, run.timeline.end_ns), 0.99))
+        rate = rate_of(spans_of(engine.serve(prefills), "prefill"))
+    return gap, rate
 
 
 def rate_of(passes: list[Span]) -> float:
@@ -96,8 +96,8 @@ def beside(
         stand.say(f"decode beside prefills, {index + 1} of 2")
         with company(engine, residents):
             run = engine.serve(prefills)
-    steps = full_steps(run, scale.residents)
-    passes = [span for span in passes_of(run) if steps and span.end_ns <= steps[-1].end_ns]
+    steps = spans_of(run, "decode", scale.residents)
+    passes = [span for span in spans_of(run, "prefill") if steps and span.end_ns <= steps[-1].end_ns]
     gaps = gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns) if passes else []
     if not gaps:
         raise EngineError("the residents did not decode beside a whole prefill: ask them for more tokens")
@@ -148,7 +148,7 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             for new in (1, 2) if index % 2 else (2, 1):
                 with company(engine, residents):
                     run = engine.serve(stand.requests([scale.streamed] * scale.hand_offs, new, seed=index))
-                passes = passes_of(run)
+                passes = spans_of(run, "prefill")
                 if index:
                     found[new] += gaps_between(run, scale.residents, passes[0].start_ns, passes[-1].end_ns)
         without, with_ = (percentile(found[new], 0.99) for new in (1, 2))
@@ -164,7 +164,7 @@ def gap_rows(stand: Stand) -> Iterator[Row | LeftOut]:
 
 
 def second_token_rows(stand: Stand) -> Iterator[Row]:
-    """A burst of short and long prompts on the staged route, by transfer order: without a dial, and on a slow wire."""
+    """A burst of short and long prompts on the staged route, by transfer order: without a dial, and on a slow link."""
     scale = stand.scale
     lengths = [scale.prompts[(5 * index) % len(scale.prompts)] for index in range(scale.hand_offs)]
     engine = stand.engine("staged", [length + 8 for length in lengths], prefill=sum(lengths), max_batch=scale.residents,
@@ -180,9 +180,8 @@ def second_token_rows(stand: Stand) -> Iterator[Row]:
                 if index:
                     gaps += [known(result.second_token_gap_s) for result in run.results]
             if slow is None:
-                spans = [span for span in run.timeline.spans if span.kind == "prefill"]
-                busy = sum(span.end_ns - span.start_ns for span in spans) / 1e9
-                slow = sum(lengths) * stand.model.shape.token_bytes / busy / 2  # half of what prefill makes
+                busy_s = sum(map(seconds, spans_of(run, "prefill")))
+                slow = sum(lengths) * stand.model.shape.token_bytes / busy_s / 2  # half of what prefill makes
             p50, p99 = (known(percentile(gaps, share)) for share in (0.5, 0.99))
             note = f"p50 {1e3 * p50:.1f} ms, staged" + (f", {slow / 1e9:.3g} GB/s" if wire else "")
             yield Row(f"second_token_gap_p99[{policy}{wire}]", 1e3 * p99, "ms", n=len(gaps), note=note)

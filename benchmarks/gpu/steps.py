@@ -4,18 +4,13 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from benchmarks.common import seconds, spans_of
 from benchmarks.gpu.fixture import Stand
 from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.show.plots.roofline import step_work
 from disagg.show.report import Row
 from disagg.trace.results import Run
-
-
-def full_steps(run: Run, rows: int) -> list[Span]:
-    """The steps that all rows share, by start."""
-    steps = [span for span in run.timeline.spans if span.kind == "decode" and span.count == rows]
-    return sorted(steps, key=lambda span: span.start_ns)
 
 
 def contexts(run: Run, step: Span) -> list[int]:
@@ -60,10 +55,10 @@ def measure(stand: Stand, engine: Engine, batch: int) -> Measured:
         run = engine.serve(stand.requests([scale.context - new // 2] * batch, new, seed=index))
         if index == 0:
             continue
-        steps = full_steps(run, batch)
+        steps = spans_of(run, "decode", batch)
         for step in steps:
             lengths = contexts(run, step)
-            found.seconds.append((step.end_ns - step.start_ns) / 1e9)
+            found.seconds.append(seconds(step))
             found.nbytes.append(step_work(stand.sizes, lengths).nbytes)
             found.contexts.append(statistics.mean(lengths))
         found.gaps_s.extend(gap / 1e9 for gap in gaps_ns(run, steps))
@@ -75,7 +70,7 @@ def rows(stand: Stand) -> Iterator[Row]:
     model, copy, engine = stand.model, stand.limits.copy, engine_of(stand)
     for batch in stand.scale.batches:
         found = measure(stand, engine, batch)
-        over = [seconds / (nbytes / copy) for seconds, nbytes in zip(found.seconds, found.nbytes, strict=True)]
+        over = [took / (nbytes / copy) for took, nbytes in zip(found.seconds, found.nbytes, strict=True)]
         step_s, gap_s = statistics.median(found.seconds), statistics.median(found.gaps_s)
         note = (
             f"{1e3 * step_s:.2f} ms, mean context {statistics.mean(found.contexts):.0f}, model {model.name}; "

@@ -1,15 +1,11 @@
-"""Prefill at work and its layers on the way: share of the matmul peak, what streaming costs, and the law.
-
-Staged route: two real hops through pinned memory, on one device. Each prompt is one pass.
-"""
+"""Prefill while its layers travel through pinned memory: share of the matmul peak, cost of streaming, the law."""
 
 import dataclasses
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.common import known
+from benchmarks.common import compute_of, known, one_pass, seconds
 from benchmarks.gpu.fixture import Stand
-from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.show.plots.roofline import prefill_work
 from disagg.show.report import Row
@@ -25,22 +21,6 @@ def staged_engine(stand: Stand) -> Engine:
     return stand.engine("staged", [longest + 2] * 2, chunk_tokens=longest, max_batch=max(stand.scale.batches[:2]))
 
 
-def one_pass(run: Run) -> Span:
-    """The only prefill pass of a run."""
-    (found,) = [span for span in run.timeline.spans if span.kind == "prefill"]
-    return found
-
-
-def seconds(span: Span) -> float:
-    return (span.end_ns - span.start_ns) / 1e9
-
-
-def compute_of(span: Span) -> tuple[float, float]:
-    """c and the tail of a pass, in seconds: between hand-offs, and from the last hand-off to the end."""
-    marks = span.hand_offs_ns
-    return (marks[-1] - marks[0]) / 1e9 / (len(marks) - 1), (span.end_ns - marks[-1]) / 1e9
-
-
 def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[Run, Run]:
     """The same prompt without and with a hand-off; which comes first alternates."""
     order = (1, 2) if seed % 2 else (2, 1)
@@ -49,7 +29,7 @@ def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[
 
 
 def prefill_rows(stand: Stand) -> Iterator[Row]:
-    """No dial: pinned memory is the wire."""
+    """No dial: pinned memory is the link."""
     scale, engine, slows = stand.scale, staged_engine(stand), {}
     for tokens in scale.prompts:
         stand.say(f"prefill of {tokens} tokens, with and without its layers streamed")
@@ -93,8 +73,8 @@ def over_dials(
     tokens = stand.scale.streamed
     for name, ratio in dials.items():
         stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
-        wire = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
-        engine.retune(link=wire)
+        link = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
+        engine.retune(link=link)
         yield name, ratio, [pair_of_runs(stand, engine, tokens, index)[1] for index in range(stand.scale.repeats)]
     engine.retune(link=None)
 

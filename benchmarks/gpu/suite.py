@@ -41,14 +41,7 @@ ONE_GPU = {
     "order": BenchGroup(("second_token_gap_p99",), sharing.second_token_rows),
     "dial": BenchGroup(("dial_error_pct",), dial.rows),
     "right": BenchGroup(
-        (
-            *PARITY,
-            "bf16_error_over_hf",
-            "cancel_lost",
-            "cancel_leaked_blocks",
-            "cancel_wrong",
-        ),
-        right.rows,
+        (*PARITY, "bf16_error_over_hf", "cancel_lost", "cancel_leaked_blocks", "cancel_wrong"), right.rows
     ),
     "paged": BenchGroup(
         ("paged_over_full", "paged_spills", "paged_fetches", "paged_recomputes", "paged_parity"), paging.rows
@@ -77,7 +70,7 @@ def two_gpus(traces: list[Path]) -> dict[str, BenchGroup]:
 
 
 def chosen(groups: dict[str, BenchGroup], only: str | None) -> dict[str, BenchGroup]:
-    """The groups that hold these rows (or have these names), comma between them; all of them where nothing is said."""
+    """The groups that hold these rows (or have these names), comma between them; all of them without a name."""
     if not only:
         return groups
     found: dict[str, BenchGroup] = {}

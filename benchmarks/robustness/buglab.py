@@ -18,7 +18,7 @@ def caught_rows(say: Say) -> Iterator[Row]:
     for number, (name, one) in enumerate(bugs().items(), 1):
         say(f"bug {number} of {len(bugs())}: {name}")
         found = run_bug(name)
-        seen = found.breach.summary if found.breach else f"nobody raised; {found.error or 'no error either'}"
+        seen = found.breach.summary if found.breach else f"no detector raised; {found.error or 'no error either'}"
         note = f"{one.detector} wanted. {seen[:160]}"
         yield Row(f"caught[{name}]", float(found.caught_by == one.detector), "", 1, 1, note, at_most=False)
 

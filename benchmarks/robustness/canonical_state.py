@@ -1,7 +1,6 @@
-"""What makes two states of a small simulation the same: all that decides what can happen, and nothing that only counts.
+"""What makes two states of a small simulation the same: all that decides what can happen, without times.
 
-Ids of passes, steps and transfers grow with every event; here they stand by their order. Blocks and slots are names,
-any of which does as well as another: here they are numbered as they are met. Times are left out.
+Ids grow with every event, so they stand by their order; blocks and slots are numbered as they are met.
 """
 
 from collections.abc import Iterable

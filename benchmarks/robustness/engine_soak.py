@@ -14,6 +14,7 @@ from disagg.plan import commands as cmd
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.show.report import Row
+from disagg.trace.results import Result
 
 RATES = {"copy": 0.004, "paging": 0.02, "notice": 0.01, "prefill": 0.002, "decode": 0.001}
 CANCELLED = 0.15
@@ -41,25 +42,25 @@ def rows(say: Say, count: int = 10_000) -> Iterator[Row]:
     note = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     note += "; struck: " + ", ".join(f"{name} {n}" for name, n in sorted(plan.struck.items())) + f"; {left} blocks held"
     yield Row("soak_lost", lost + left, "requests", 0, asked, note)
-    yield Row("soak_doubled", sum(n > 1 for n in ends.values()), "requests", 0, asked, "ends told more than once")
+    yield Row("soak_doubled", sum(n > 1 for n in ends.values()), "requests", 0, asked, "ended more than once")
     growth = (sizes[1] - sizes[0]) / (asked / 2)
     yield Row("soak_rss_bytes_per_request", growth, "bytes", 1024, asked // 2, "second half against the first")
 
 
-def together(engine: Engine, draw: random.Random) -> list:
-    """Some requests at once, a few of them cancelled; their results."""
+def together(engine: Engine, draw: random.Random, count: int = TOGETHER, cancelled: float = CANCELLED) -> list[Result]:
+    """Requests at once, a share of them cancelled; their results."""
     handles = []
-    for _ in range(TOGETHER):
+    for _ in range(count):
         prompt = [draw.randrange(250) for _ in range(draw.randint(1, 60))]
         handles.append(engine.submit(Request(prompt, draw.randint(1, 24), ignore_eos=draw.random() < 0.5)))
     for handle in handles:
-        if draw.random() < CANCELLED:
+        if draw.random() < cancelled:
             handle.cancel()
     return [handle.result() for handle in handles]
 
 
 def count_ends(engine: Engine, ends: Counter) -> None:
-    """Counts each request's ends as they are told."""
+    """Counts the ends that each request is given."""
     obey = engine._loop.core._obey
 
     def counting(command: cmd.Command) -> None:
@@ -67,4 +68,4 @@ def count_ends(engine: Engine, ends: Counter) -> None:
             ends[command.request] += 1
         obey(command)
 
-    engine._loop.core._obey = counting  # type: ignore[method-assign]  # this engine alone is listened to
+    engine._loop.core._obey = counting  # type: ignore[method-assign]  # of this engine alone

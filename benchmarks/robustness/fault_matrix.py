@@ -1,7 +1,6 @@
 """The fault matrix on the real engine: each fault, at the first, a middle and the last event of its kind, by preset.
 
-A quiet run counts the events of each kind, so that a fault strikes where something happens. Whatever strikes, every
-request ends once, with tokens of the reference; nothing is held, and no thread is left.
+Under every fault each request ends once, with tokens of the reference; no block is held, and no thread is left.
 """
 
 import threading
@@ -69,9 +68,9 @@ def threads() -> Counter:
 
 
 def held(engine: Engine) -> int:
-    """Blocks and ring slots that somebody still has, open records and transfers."""
-    state, traffic = engine.controller.state, engine.executor.transfers.scheduler
-    return sum(p.held for p in state.pools()) + traffic.ring.held + len(traffic.progress) + len(state.transfers)
+    """Blocks and ring slots that have an owner, and open transfers."""
+    state, scheduler = engine.controller.state, engine.executor.transfers.scheduler
+    return sum(p.held for p in state.pools()) + scheduler.ring.held + len(scheduler.progress) + len(state.transfers)
 
 
 def counted(model: Model, preset: str) -> Counter:

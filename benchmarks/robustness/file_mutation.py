@@ -1,7 +1,4 @@
-"""Valid files made wrong: byte by byte, as JSON trees, and by splicing in what has broken readers before.
-
-Everything is drawn from the `random.Random` that is passed in, so that a seed gives the same files again.
-"""
+"""Valid files made wrong: byte by byte, as JSON trees, and by splicing in what has broken readers; a seed decides."""
 
 import gzip
 import json
@@ -14,20 +11,8 @@ TEXTS = (
     "../../etc/passwd", "C:\\nul", "\x1b[31m", "a\nb", "\0", "\u202e", "\ud800", "\ufeff", "😀" * 50, "x" * 5000, "",
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63), 10**18, 10**400, 0.5, -0.0, 1e308, 5e-324)
-VALUES: tuple[Any, ...] = (
-    *TEXTS,
-    *NUMBERS,
-    None,
-    True,
-    False,
-    [],
-    {},
-    [[]],
-    [None],
-    {"": 0},
-    [[[[[[[[[]]]]]]]]],
-    [0] * 1000,
-)
+OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": 0}, [[[[[[[[[]]]]]]]]], [0] * 1000)
+VALUES = (*TEXTS, *NUMBERS, *OTHERS)
 #: As bytes, spliced in anywhere.
 FRAGMENTS = (
     b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\x80\x04\x95", b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000,

@@ -1,13 +1,10 @@
-"""Readers of files against files made wrong at random: nothing but the reader's own error may come back.
+"""Readers of files against files made wrong at random: only the reader's own error may come back, within ten seconds.
 
-An input that brings anything else, a message that does not name its file, or more than ten seconds is kept, with the
-line that reads it again. The input in hand lies in the folder as well, for whoever finds the process gone.
+Any other input is kept, with the line that reads it again; the input in hand lies in the folder as well.
 """
 
 import hashlib
-import resource
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -17,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.common import Say
+from benchmarks.day_process import peak_bytes
 from benchmarks.robustness.fuzz_readers import READERS, FuzzedReader
 from disagg.show.report import Row
 
@@ -37,16 +35,11 @@ class Outcome:
     failures: dict[str, Path] = field(default_factory=dict)  # by what came back: the first input that did
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def suite(say: Say, reader: str = "all", minutes: float = 10.0, seed: int = 0, folder: Path = FOLDER) -> Iterator[Row]:
+def suite(say: Say, reader: str, minutes: float, seed: int) -> Iterator[Row]:
     """Two rows a reader: inputs that brought what they must not, and the memory that was needed."""
     for name in READERS if reader == "all" else (reader,):
         say(f"reader {name}, {minutes:g} min")
-        found = fuzz(READERS[name], _for_minutes(minutes), seed, folder, say)
+        found = fuzz(READERS[name], _for_minutes(minutes), seed, FOLDER, say)
         note = f"{found.refused} refused in words, slowest {found.slowest_s:.1f} s, peak {peak_bytes() / 2**20:.0f} MiB"
         yield Row(f"fuzz[{name}]", found.wrong, "", 0, found.inputs, note)
         yield Row(f"fuzz_peak[{name}]", peak_bytes() / GIB, "GiB", 1, found.inputs, "of the process, since its start")

@@ -1,4 +1,4 @@
-"""Whatever reads files that someone else may have made: valid ones to start from, and the errors that it may raise."""
+"""Readers of files from outside: each with valid ones to start from, and the errors that it may raise."""
 
 import contextlib
 import gzip
@@ -12,11 +12,25 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import safe_open
+
+from benchmarks.robustness.architectures import make_tiny
 from benchmarks.robustness.file_mutation import mutated, other_numbers
+from disagg.course import exercise
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, EngineError, FileError, ModelError, RequestError, TraceError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
+from disagg.run.model import weights
+from disagg.run.model.folder_checks import check_folder
+from disagg.run.model.model import load_model
+from disagg.show.html_page import page
+from disagg.show.plots import summaries
+from disagg.show.plots.block_words import BlockView
+from disagg.show.plots.counter_plot import counters
+from disagg.show.plots.live_arrays import Tape, gauges_of
+from disagg.show.recordings import RUNGS, StepTime, StepTimes
+from disagg.trace.batch_history import batch_steps
 from disagg.trace.results import Run
 from disagg.trace.timeline import Timeline
 from disagg.twin.calibration import Calibration
@@ -63,13 +77,6 @@ def _load(path: Path) -> None:
 
 def _use(path: Path) -> None:
     """What the command `timeline`, the page and the player do with a recording."""
-    from disagg.show.html_page import page
-    from disagg.show.plots import summaries
-    from disagg.show.plots.block_words import BlockView
-    from disagg.show.plots.counter_plot import counters
-    from disagg.show.plots.live_arrays import Tape, gauges_of
-    from disagg.trace.batch_history import batch_steps
-
     run = Run.load(path)
     if run.timeline.end_ns <= run.timeline.start_ns:
         raise FileError(f"{path}: no time was recorded")
@@ -90,8 +97,6 @@ def _use(path: Path) -> None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    from disagg.show.recordings import RUNGS, StepTime, StepTimes
-
     times = [StepTime(rung, rows, 0.01, 0.02, 10**9, 300.0, 20) for rung in RUNGS for rows in (1, 8)]
     paths = [folder / "gpu_steps.json", folder / "gpu_steps.json.gz"]
     for path in paths:
@@ -100,8 +105,6 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _read_steps(path: Path) -> object:
-    from disagg.show.recordings import StepTimes
-
     times = StepTimes.load(path)
     return [times.over_floor(time.rung, time.rows) for time in times.times]
 
@@ -164,22 +167,17 @@ def _read_config(path: Path) -> object:
 @cache
 def _model() -> Path:
     """A small model as a user would save it."""
-    from benchmarks.robustness.architectures import make_tiny
-    from disagg.run.model.weights import quiet_transformers
-
     folder = Path(tempfile.mkdtemp(prefix="disagg-fuzz-"))
-    with quiet_transformers():
+    with weights.quiet_transformers():
         return make_tiny("llama", folder)
 
 
 def _model_files(folder: Path) -> list[Path]:
-    from safetensors import safe_open
-
     names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
     paths = [Path(shutil.copy(_model() / name, folder / name)) for name in names]
     index = folder / "model.safetensors.index.json"
-    with safe_open(paths[-1], "pt") as weights:
-        held = dict.fromkeys(weights.keys(), names[-1])
+    with safe_open(paths[-1], "pt") as tensors:
+        held = dict.fromkeys(tensors.keys(), names[-1])
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": held}))
     return [*paths, index]
 
@@ -198,32 +196,24 @@ def _swapped(path: Path) -> Iterator[Path]:
 
 
 def _read_folder(path: Path) -> None:
-    from disagg.run.model.folder_checks import check_folder
-
     with _swapped(path) as folder:
         check_folder(folder)
 
 
 def _read_model(path: Path) -> None:
-    from disagg.run.model.model import load_model
-
     with _swapped(path) as folder:
         model = load_model(str(folder))
         model.text.detokenizer().push(model.encode("Why?")[0])
 
 
 def _receipts(folder: Path) -> list[Path]:
-    from disagg.run.model import weights
-
     receipt = folder / "receipt.json"
-    summaries = dict(sha256="0" * 64, **weights.cheap_identity(_model() / "model.safetensors"))
-    receipt.write_text(json.dumps(summaries))
+    identity = weights.cheap_identity(_model() / "model.safetensors")
+    receipt.write_text(json.dumps(dict(sha256="0" * 64, **identity)))
     return [receipt, Path(shutil.copy(_model() / "model.safetensors", folder))]
 
 
 def _read_receipt(path: Path) -> None:
-    from disagg.run.model import weights
-
     with _swapped(path) as folder:
         if path.name != "receipt.json":
             good = _receipts(Path(tempfile.mkdtemp(dir=folder)))[0]
@@ -231,7 +221,7 @@ def _read_receipt(path: Path) -> None:
         weights.check_smollm2(folder)
 
 
-# ---- what people type, and what they have solved ---------------------------------------------------------------------
+# ---- arguments, and solved exercises ---------------------------------------------------------------------------------
 
 
 def _settings(folder: Path) -> list[Path]:
@@ -245,7 +235,7 @@ def _settings(folder: Path) -> list[Path]:
 
 
 def _read_settings(path: Path) -> None:
-    """Arguments as a notebook would pass them; what is no JSON, or no argument's name, is nobody's to read."""
+    """Arguments as a notebook would pass them; what is no JSON, or no argument's name, is left out."""
     try:
         given = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -259,16 +249,13 @@ def _read_settings(path: Path) -> None:
 
 
 def _progress(folder: Path) -> list[Path]:
-    from disagg.course.exercise import FILE, exercises
-
-    (folder / FILE).write_text(json.dumps(sorted(exercises())[:4]))
-    return [folder / FILE]
+    path = folder / exercise.FILE
+    path.write_text(json.dumps(sorted(exercise.exercises())[:4]))
+    return [path]
 
 
 def _read_progress(path: Path) -> None:
     """A file that can't be read counts as none; a new solution is remembered all the same."""
-    from disagg.course import exercise
-
     first, path = next(iter(exercise.exercises())), path.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         shutil.copy(path, exercise.FILE)

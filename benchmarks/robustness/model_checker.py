@@ -1,12 +1,7 @@
 """Every order of events in a small simulation: two requests, three layers, a ring of two, one fault or cancel anywhere.
 
-A copy, a pass or a step fails; where asked for, a landing's notice is lost, or a notice arrives twice or late.
-
-No clock orders anything here: of all that is under way, whatever is next in its own queue may happen next. A worker's
-answers keep their order, and so do the copies of a lane. States that were seen are not entered again; each is reached
-with all detectors on and with a shadow memory, and each end is checked.
-
-    explore().states
+Without a clock, the next action of any queue may happen next; a worker's answers keep their order, and so do a lane's
+copies. Each state is entered once, with all detectors on and a shadow memory, and each end is checked.
 """
 
 import copy
@@ -52,18 +47,10 @@ class SmallWorld(CheckedSimulation):
 
     def __deepcopy__(self, memo: dict) -> "SmallWorld":
         """An engine of its own; what never changes, and what only looks back, is shared."""
-        shared = [
-            self.config,
-            self.speeds,
-            self.recorder,
-            self.jobs,
-            self.order,
-            self.faults,
-            *self.monitor.waiting.passes.values(),
-        ]
-        shared += [
-            arg for queue in self.queues.values() for _, _, _, args in queue for arg in args if isinstance(arg, tuple)
-        ]
+        shared = [self.config, self.speeds, self.recorder, self.jobs, self.order, self.faults]
+        shared += self.monitor.waiting.passes.values()
+        arguments = (arg for queue in self.queues.values() for _, _, _, args in queue for arg in args)
+        shared += [arg for arg in arguments if isinstance(arg, tuple)]
         for progress in self.traffic.progress.values():
             shared += [progress.send, progress.assign, *progress.parked]
         shared += [result.timeline for result in self.results.values()]

@@ -1,8 +1,7 @@
 """The bite test: a notebook with one thing changed must no longer agree with what it shows.
 
-A notebook whose outputs say nothing passes every comparison. So one number, one constant, one default of a slider and
-one sentence of a figure are changed, each in a copy of its own, and nbval has to turn red. The place is found by a rule
-and not by hand: the first one of its kind in a cell whose output is compared, where it should matter.
+One number, one constant, one default of a slider and one sentence of a figure are changed, each in a copy of its own:
+the first one of its kind in a cell whose output is compared.
 """
 
 import ast

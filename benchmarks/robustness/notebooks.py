@@ -1,7 +1,4 @@
-"""The notebooks, measured: seconds of each from the top, green under strict nbval, and red once something is changed.
-
-Everything happens in a copy of the folder, and the stored notebooks are left as they are.
-"""
+"""The notebooks, in a copy: seconds of each from the top, green under strict nbval, red once something is changed."""
 
 import os
 import shutil

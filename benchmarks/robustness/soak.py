@@ -1,7 +1,4 @@
-"""The soak: many simulated worlds with faults under every detector, and a small world in every order.
-
-Then the real engine: the fault matrix, and many requests with faults and cancels. A row says what it counted.
-"""
+"""The soak: simulated worlds with faults under every detector, a small world in every order, then the real engine."""
 
 import time
 from collections import Counter
@@ -16,7 +13,7 @@ from benchmarks.robustness.random_scenarios import SOMETIMES, SeedFailed, simula
 from disagg.show.report import Row
 
 EVERY = 100  # seeds between two words of progress
-SHOWN = 3  # failures told in full
+SHOWN = 3  # failures shown in full
 
 
 def simulated_rows(say: Say, seeds: int) -> Iterator[Row]:

@@ -1,8 +1,7 @@
 """A notebook as a deck of slides: one HTML file with reveal.js inside, which needs neither a kernel nor a network.
 
-A heading starts a slide, further cells go on slides below it, and code stays with the text before it where that is
-short. Cells tagged `live` are left out; of a
-widget, its sentence stays. reveal.js (MIT licence) is taken from the installed package sphinx-revealjs, which holds it.
+A heading starts a slide; cells tagged `live` are left out, and of a widget its sentence stays. reveal.js (MIT licence)
+comes from the installed package sphinx-revealjs.
 """
 
 import importlib.util

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from disagg.plan.checks import present
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
@@ -16,7 +17,7 @@ NEW_TOKENS, SPACING_S = 24, 0.25
 
 
 def climb(model: Model, link: float, progress: Callable[[str], None]) -> dict[str, Run]:
-    """Serves the workload on every preset; `progress` hears each preset's name when it is done."""
+    """Serves the workload on every preset; `progress` gets each preset's name when it is done."""
     inputs = enumerate(prompts(model, list(LENGTHS)))
     requests = [Request(prompt, NEW_TOKENS, SPACING_S * index, ignore_eos=True) for index, prompt in inputs]
     runs = {}
@@ -39,17 +40,10 @@ def cells(runs: dict[str, Run]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for name, same in same_tokens(runs).items():
         rung = Rung.of(name, runs[name])
-        ttft_s, gap_s = _medians(rung)
         hidden = "–" if rung.hidden is None else f"{rung.hidden:.2f}"
-        times = f"{ttft_s:.2f} s", f"{gap_s * 1000:.0f} ms"
+        times = f"{rung.ttft_s:.2f} s", f"{1e3 * present(rung.second_token_gap_s):.0f} ms"
         found.append((name, *times, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO"))
     return found
-
-
-def _medians(rung: Rung) -> tuple[float, float]:
-    """TTFT and the second token's gap in seconds; every request of the ladder has both."""
-    assert rung.ttft_s is not None and rung.second_token_gap_s is not None
-    return rung.ttft_s, rung.second_token_gap_s
 
 
 def rows(runs: dict[str, Run]) -> list[Row]:
@@ -57,10 +51,9 @@ def rows(runs: dict[str, Run]) -> list[Row]:
     found = []
     for name, same in same_tokens(runs).items():
         rung = Rung.of(name, runs[name])
-        ttft_s, gap_s = _medians(rung)
         found += [
-            Row(f"ttft_p50_s[{name}]", ttft_s, "s"),
-            Row(f"second_token_gap_p50_s[{name}]", gap_s, "s"),
+            Row(f"ttft_p50_s[{name}]", present(rung.ttft_s), "s"),
+            Row(f"second_token_gap_p50_s[{name}]", present(rung.second_token_gap_s), "s"),
             Row(f"tokens_per_s[{name}]", rung.tokens_per_s, "tokens/s"),
             Row(f"tokens_equal[{name}]", same, "", 1, at_most=False),
         ]

@@ -1,4 +1,4 @@
-"""Commands for whoever sets up, looks and shows."""
+"""Commands that set up, look and show."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,7 @@ def doctor(json: JsonFile = None) -> None:
 
 @app.command()
 def demo(
-    link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    link_gb_s: Annotated[float, typer.Option(help="the emulated link between the two workers, GB/s")] = 0.03,
     picture: Annotated[Path, out_file("the ladder's picture is written here")] = Path("build/demo.png"),
     json: JsonFile = None,
 ) -> None:
@@ -42,11 +42,8 @@ def demo(
     from disagg.run.model.model import load_model
     from disagg.show.plots.preset_plot import ladder_picture
 
-    columns, quiet = (
-        (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()),
-        not output.console.is_terminal,
-    )
-    with Progress(*columns, console=output.console, disable=quiet) as progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=output.console, disable=not output.console.is_terminal) as progress:
         task = progress.add_task("loading the model", total=len(PRESETS))
         model = load_model("smollm2")
         progress.update(task, description="the ladder")
@@ -64,7 +61,7 @@ def demo(
 def watch(
     preset: Annotated[str, typer.Option(help="a rung of the ladder")] = "streamed",
     model: Annotated[str, typer.Option(help="smollm2, tiny, or a folder")] = "smollm2",
-    link_gb_s: Annotated[float, typer.Option(help="the emulated wire between the two workers, GB/s")] = 0.03,
+    link_gb_s: Annotated[float, typer.Option(help="the emulated link between the two workers, GB/s")] = 0.03,
     requests: Annotated[int, typer.Option(help="how many questions", min=1)] = 6,
     new_tokens: Annotated[int, typer.Option(help="tokens of each answer", min=1)] = 32,
 ) -> None:
@@ -89,14 +86,10 @@ def slides(
     """Turns notebooks into reveal.js decks, each one file that needs no network; cells tagged `live` are left out."""
     from disagg.cli.deck import deck
     from disagg.trace.files import folder as made
-    from disagg.trace.files import whole
 
     for notebook in notebooks:
-        path, content = folder / f"{notebook.stem}.html", deck(notebook).encode()
-        made(folder)
-        with whole(path) as out:
-            out.write(content)
-        output.say_as_it_is(f"written: {path}")
+        content = deck(notebook).encode()
+        output.write(made(folder) / f"{notebook.stem}.html", content)
 
 
 @app.command()

@@ -54,7 +54,7 @@ def run(app: typer.Typer) -> Never:
     except DisaggError as error:
         _say(f"{type(error).__name__}: {error}")
     except BrokenPipeError:
-        _nobody_reads()
+        _drop_output()
     except KeyboardInterrupt:
         _say("interrupted")
         raise SystemExit(INTERRUPTED) from None
@@ -65,7 +65,7 @@ def run(app: typer.Typer) -> Never:
 
 
 def _run(app: typer.Typer) -> None:
-    """The command, and what it has still to write."""
+    """The command, and what is still in its buffer."""
     try:
         app()
     finally:
@@ -73,15 +73,15 @@ def _run(app: typer.Typer) -> None:
 
 
 def _say(words: str) -> None:
-    """To where the rest went; if that is the trouble, to where errors go."""
+    """To stdout, or to stderr where stdout is closed."""
     try:
         output.say_plainly(words)
         sys.stdout.flush()
     except OSError:
-        _nobody_reads()
+        _drop_output()
         print(words, file=sys.stderr)
 
 
-def _nobody_reads() -> None:
-    """What is left in the buffer would be written at the end, and fail again."""
+def _drop_output() -> None:
+    """Sends the rest of stdout to nowhere: at its end Python writes what is in the buffer, and would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

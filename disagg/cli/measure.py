@@ -72,29 +72,16 @@ def tune(
 ) -> None:
     """Finds on the twin who should prefill and who decode, with which budgets, for the highest goodput; minutes."""
     from disagg.show.plots import pareto_plot
-    from disagg.trace.files import whole
     from disagg.twin.goodput import Slo
     from disagg.twin.tuning import tune as search
 
-    asked: dict[str, Any] = {
-        "trace": trace,
-        "lengths": lengths,
-        "count": requests,
-        "prompt": prompt,
-        "new": new,
-        "seed": seed,
-    }
+    asked: dict[str, Any] = dict(trace=trace, lengths=lengths, count=requests, prompt=prompt, new=new, seed=seed)
+    work, slo = pareto_plot.workload(**asked), Slo(ttft, tpot, share)
     with output.saying() as say:
-        found = search(
-            pareto_plot.workload(**asked), hardware, Slo(ttft, tpot, share), model, prices=price, seed=seed, say=say
-        )
+        found = search(work, hardware, slo, model, prices=price, seed=seed, say=say)
     output.table(pareto_plot.COLUMNS, pareto_plot.front_rows(found))
     output.say_plainly(pareto_plot.front_in_words(found), pareto_plot.effort(found))
-    for path, content in (
-        (png, lambda: pareto_plot.front_picture(found).png()),
-        (json, lambda: pareto_plot.as_json(found, asked)),
-    ):
-        if path is not None:
-            with whole(path) as out:
-                out.write(content())
-            output.say_as_it_is(f"written: {path}")
+    if png is not None:
+        output.write(png, pareto_plot.front_picture(found).png())
+    if json is not None:
+        output.write(json, pareto_plot.as_json(found, asked))

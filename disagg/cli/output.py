@@ -1,6 +1,7 @@
 """What the commands share: the application, the console, and ways to show and store what they find."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from disagg.show import tables
-from disagg.trace.files import check_writable
+from disagg.trace.files import check_writable, whole
 from disagg.trace.files import folder as made
 
 app = typer.Typer(help="A workbench for disaggregated LLM inference.", no_args_is_help=True, add_completion=False)
@@ -53,6 +54,13 @@ def say_as_it_is(*lines: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and names it."""
+    with whole(path) as out:
+        out.write(content)
+    say_as_it_is(f"written: {path}")
+
+
 def measure(suite: Callable[[Callable[[str], None]], Iterable], title: str, json: Path | None) -> None:
     """Runs a suite and shows its rows; the file is written after each, so that an interrupt loses nothing."""
     from disagg.show.report import show, write
@@ -68,29 +76,25 @@ def measure(suite: Callable[[Callable[[str], None]], Iterable], title: str, json
 
 
 def end(shortfalls: Iterable[str]) -> None:
-    """Of every command that measures or records: the last line names what fell short, and the exit code is 1 then."""
+    """Ends a command that measures or records: where something fell short, in a line that names it, and exit code 1."""
     if words := "; ".join(shortfalls):
         say_as_it_is(words)
         raise typer.Exit(1)
 
 
-class saying:
+@contextmanager
+def saying() -> Iterator[Callable[[str], None]]:
     """A spinner with the step in hand; one line a step where there is no terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
 
-    def __enter__(self) -> Callable[[str], None]:
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=None)
-        self._progress.start()
-        return self._say
+        def say(text: str) -> None:
+            progress.update(task, description=text)
+            if not console.is_terminal:
+                say_plainly(f"· {text}")
 
-    def _say(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-        if not console.is_terminal:
-            say_plainly(f"· {text}")
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        yield say
 
 
 def finish(rows: Sequence[Any], json: Path | None) -> None:

@@ -82,17 +82,13 @@ def picture(
 
 def blocks(tape: Tape, row: int, window: tuple[float, float], at_ms: float, columns: int) -> Text:
     """A glyph a slice of time: the kind that took most of it."""
-    slice_ms = (window[1] - window[0]) / columns
-    edges = window[0] + slice_ms * np.arange(columns + 1)
+    edges = np.linspace(*window, columns + 1)
     taken = np.zeros((len(COLOURS), columns))
     for index, kind in enumerate(COLOURS):
         for start, end, place in tape.boxes(kind, window[0], at_ms):
             if place == row:
-                low = int(max(0, (start - window[0]) // slice_ms))
-                high = int(min(columns, (min(end, at_ms) - window[0]) // slice_ms + 1))
-                taken[index, low:high] += np.minimum(edges[low + 1 : high + 1], end) - np.maximum(
-                    edges[low:high], start
-                )
+                shared = np.minimum(edges[1:], min(end, at_ms)) - np.maximum(edges[:-1], start)
+                taken[index] += shared.clip(min=0)
     kinds, text = list(COLOURS), Text()
     for column in range(columns):
         most = int(taken[:, column].argmax())

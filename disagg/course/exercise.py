@@ -1,7 +1,6 @@
 """Exercises that check themselves: the learner's function is called on cases and compared with the reference.
 
-An answer that behaves like a known mistake gets that mistake's hint. What was solved is kept in a small file beside
-the notebooks, so that `progress()` can draw it; nothing else is stored, and nothing leaves the machine.
+A known mistake gets its own hint. What was solved is kept in a small file beside the notebooks, for `progress()`.
 """
 
 import copy
@@ -36,7 +35,6 @@ class Exercise:
     name: str
     chapter: str  # the notebook's name without its ending
     task: str
-    lines: int  # that the reference takes
     answer: Callable
     cases: tuple[tuple, ...]  # arguments of each call
     wrong: tuple[tuple[Callable, str], ...]
@@ -59,12 +57,12 @@ class Exercise:
 
 
 def exercise(
-    answer: Callable, task: str, lines: int, hint: str, cases: tuple[tuple, ...], *wrong: Any, chapter: str = ""
+    answer: Callable, task: str, hint: str, cases: tuple[tuple, ...], *wrong: Any, chapter: str = ""
 ) -> Exercise:
     """Named like its reference, of the chapter that defines it. `wrong`: a mistake, its hint, the next mistake, …"""
     chapter = chapter or answer.__module__.rpartition(".ch")[2]
     pairs = tuple(zip(wrong[::2], wrong[1::2], strict=True))
-    return Exercise(answer.__name__, chapter, task, lines, answer, cases, pairs, hint)
+    return Exercise(answer.__name__, chapter, task, answer, cases, pairs, hint)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Python for browsers, as the npm package `pyodide` brings it: fetched once by npm, checked, never committed.
+"""Python for browsers: the npm package `pyodide`, fetched once by npm, checked, never committed.
 
-Pyodide is under the Mozilla Public License 2.0 and contains CPython (PSF licence); its source is at
-https://github.com/pyodide/pyodide.
+It is under the Mozilla Public License 2.0 and contains CPython (PSF licence): https://github.com/pyodide/pyodide.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What a reader of the explorer can choose, in one table: the page's controls, permalinks and checks all follow it."""
+"""What can be chosen in the explorer, in one table: the page's controls, permalinks and checks all follow it."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from typing import Any
 from disagg.plan.checks import short
 from disagg.plan.config import POLICIES, PRESETS, Config
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import PRESETS as WIRES
+from disagg.plan.link import PRESETS as LINKS
 from disagg.plan.request import Request
 from disagg.twin.hardware import DEVICES
 from disagg.twin.model_shapes import RANDOM, SHAPES
 from disagg.twin.workloads import Lengths, poisson
 
-OWN = "own"  # the wire that the devices have
+OWN = "own"  # the link that the devices have
 SPREAD = 0.7  # of prompts' and answers' lengths
 MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
 
@@ -52,10 +52,6 @@ class StepRange:
         return value
 
 
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e9:g} GB/s"
-
-
 _PRESETS = {
     "baseline": "one device, one request at a time",
     "colocated": "one device, many requests share each step",
@@ -69,7 +65,7 @@ _PRESETS = {
 _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
 _POLICIES = {"fcfs": "first come, first served", "shortest": "shortest first"}
 
-#: Name in a permalink → what can be chosen. The names are for ever: links that people kept say them.
+#: Name in a permalink → what can be chosen. The names stay, so that old links work.
 CONTROLS: dict[str, OptionList | StepRange] = {
     "preset": OptionList("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
     "model": OptionList("model", "llama3-8b", {name: name for name in SHAPES}),
@@ -78,7 +74,7 @@ CONTROLS: dict[str, OptionList | StepRange] = {
     ),
     "link": OptionList(
         "link between the two", "25gbe",
-        {OWN: "what the devices have"} | {name: f"{name}, {_rate(rate)}" for name, rate in WIRES.items()},
+        {OWN: "what the devices have"} | {name: f"{name}, {rate / 1e9:g} GB/s" for name, rate in LINKS.items()},
     ),
     "policy": OptionList("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
     "requests": StepRange("requests", 100, 10, 300, 10),

@@ -65,8 +65,8 @@ def package() -> bytes:
 
 def start() -> bytes:
     """What the page shows while Python is still loading: the answer to the settings of the start."""
-    said, columns = shown(Twin(ExplorerSettings.parse({})).run())
-    return json.dumps({"said": said, "columns": base64.b64encode(columns).decode()}).encode()
+    answer, columns = shown(Twin(ExplorerSettings.parse({})).run())
+    return json.dumps({"said": answer, "columns": base64.b64encode(columns).decode()}).encode()
 
 
 def index(measured: list[str]) -> str:
@@ -89,14 +89,11 @@ def accuracy(ledger: Path) -> list[str]:
         return [NOT_MEASURED]
     try:
         claims = json.loads(ledger.read_text("utf-8"))["claims"]
-        found = [_quoted(claim) for claim in claims if claim["id"].startswith(ABOUT)]
+        errors = (claim for claim in claims if claim["id"].startswith(ABOUT))
+        found = [f"{' '.join(claim['quotes'])} ({claim['hardware']})" for claim in errors]
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise FileError(f"{ledger} is no claims ledger: {type(error).__name__}: {error}") from None
     return found or [NOT_MEASURED]
-
-
-def _quoted(claim: dict) -> str:
-    return f"{' '.join(claim['quotes'])} ({claim['hardware']})"
 
 
 def _controls() -> Iterable[str]:

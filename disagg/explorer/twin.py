@@ -1,4 +1,4 @@
-"""One run of the twin in slices, what the page is told of it, and what the page's worker calls."""
+"""One run of the twin in slices, what the page shows of it, and what the page's worker calls."""
 
 import json
 
@@ -6,9 +6,8 @@ from disagg.explorer.settings import ExplorerSettings
 from disagg.plan.errors import DisaggError
 from disagg.show.columns import SpanColumns, look
 from disagg.show.plots.summaries import milliseconds, row_names, sentence
-from disagg.trace.metrics import Metrics, Percentiles
+from disagg.trace.metrics import Percentiles
 from disagg.trace.results import Run
-from disagg.trace.timeline import Overlap
 from disagg.twin.replay import in_lines
 from disagg.twin.simulate import simulation_on
 
@@ -74,33 +73,22 @@ def shown(run: Run) -> tuple[dict, bytes]:
 
 def facts(run: Run) -> list[tuple[str, str]]:
     metrics, overlap = run.metrics(TTFT_LIMIT_S, TPOT_LIMIT_S), run.overlap()
-    return [*_times(metrics), *_hand_off(overlap), *_busy(run, metrics)]
-
-
-def _times(metrics: Metrics) -> list[tuple[str, str]]:
-    def both(found: Percentiles) -> str:
-        if found.p50 is None or found.p99 is None:
-            return "none"
-        return f"{milliseconds(found.p50)}; {milliseconds(found.p99)}"
-
-    return [
-        ("TTFT, half and 99 % of the requests within", both(metrics.ttft_s)),
-        ("second-token gap, likewise", both(metrics.second_token_gap_s)),
-        ("TPOT, likewise", both(metrics.tpot_s)),
-        ("new tokens a second", f"{metrics.tokens_per_s:.0f}"),
-        (f"requests within TTFT {TTFT_LIMIT_S:g} s and TPOT {milliseconds(TPOT_LIMIT_S)}", f"{metrics.attainment:.0%}"),
-    ]
-
-
-def _hand_off(overlap: Overlap) -> list[tuple[str, str]]:
     none = "–" if overlap.transfer_s else "nothing copied"
     hidden, wall = (none if share is None else f"{share:.0%}" for share in (overlap.share, overlap.wall))
     return [
+        ("TTFT, half and 99 % of the requests within", _half_and_most(metrics.ttft_s)),
+        ("second-token gap, likewise", _half_and_most(metrics.second_token_gap_s)),
+        ("TPOT, likewise", _half_and_most(metrics.tpot_s)),
+        ("new tokens a second", f"{metrics.tokens_per_s:.0f}"),
+        (f"requests within TTFT {TTFT_LIMIT_S:g} s and TPOT {milliseconds(TPOT_LIMIT_S)}", f"{metrics.attainment:.0%}"),
         ("H, share of the copying that hides behind prefill", hidden),
         ("W, share of the copying time in which prefill computes", wall),
         ("E, copying left after tokens 1, all requests", milliseconds(overlap.exposed_s)),
+        *((f"{name} busy", f"{metrics.busy[place]:.0%}") for place, name in row_names(run.timeline).items()),
     ]
 
 
-def _busy(run: Run, metrics: Metrics) -> list[tuple[str, str]]:
-    return [(f"{name} busy", f"{metrics.busy[place]:.0%}") for place, name in row_names(run.timeline).items()]
+def _half_and_most(found: Percentiles) -> str:
+    if found.p50 is None or found.p99 is None:
+        return "none"
+    return f"{milliseconds(found.p50)}; {milliseconds(found.p99)}"

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -201,12 +202,8 @@ def bug(name: str) -> Iterator[Bug]:
     if name not in found:
         raise ValueError(f"there is no bug {name!r}; known: {', '.join(found)}")
     one = found[name]
-    shipped = one.owner.__dict__[one.method]
-    setattr(one.owner, one.method, one.replacement)
-    try:
+    with mock.patch.object(one.owner, one.method, one.replacement):
         yield one
-    finally:
-        setattr(one.owner, one.method, shipped)
 
 
 def run_bug(name: str) -> BugOutcome:

@@ -1,9 +1,7 @@
 """Streams on a CPU whose work is done late: an operation runs only when an ordering edge forces it.
 
 A GPU may run a stream's work at any time that its edges allow; a CPU does it at once, and so hides every missing edge.
-Here an operation under `torch.cuda.stream` is kept, and it runs when a wait for an event or a stream behind
-it begins. With a seed, streams also run ahead by themselves, in an order that the edges allow.
-Notebook: notebooks/08_bug_lab.ipynb.
+With a seed, streams also run ahead by themselves, in an order that the edges allow. Notebook: 08_bug_lab.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""Cases in which a bug is to be found: what a user sees, without its name, and the story of it afterwards.
-
-Notebook: notebooks/08_bug_lab.ipynb.
-"""
+"""Cases of notebooks/08_bug_lab.ipynb in which a bug is to be found: its symptom without its name, then its story."""
 
 import inspect
 from collections.abc import Callable

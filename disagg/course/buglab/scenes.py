@@ -1,7 +1,6 @@
 """Small scenes in which a bug shows: under the virtual clock, on the real engine, or on streams that are late.
 
-A scene is played with or without the detectors. `Played` holds what a user would have: the run, or what stood where.
-Notebook: notebooks/08_bug_lab.ipynb.
+A scene is played with or without the detectors. Notebook: notebooks/08_bug_lab.ipynb.
 """
 
 import functools
@@ -171,9 +170,9 @@ class Listener:
                     raise
 
 
-def raise_digest(error: str, request: int | None = None) -> Never:
+def raise_digest(error: str) -> Never:
     """A checksum that differs, as a breach."""
-    raise InvariantViolation("Digest", error, request, (), ())
+    raise InvariantViolation("Digest", error, None, (), ())
 
 
 def facts_of(run: Run, error: str | None) -> list[str]:

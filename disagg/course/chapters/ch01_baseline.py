@@ -40,7 +40,6 @@ EXERCISES = [
     exercise(
         prefill_flops,
         "FLOPs of a prompt in one prefill pass: matrix products and attention.",
-        3,
         "Add the products of all tokens, the head of one token, and attention over 1 + 2 + … + tokens.",
         ((1, *SMALL), (7, *SMALL), (256, *SMOL)),
         lambda n, w, h, layers, width: 2 * n * (w + h) + 4 * layers * width * (n * (n + 1) // 2),
@@ -59,7 +58,6 @@ EXERCISES = [
     exercise(
         step_bytes,
         "Bytes that a decode step reads; `contexts` has the tokens of each row.",
-        1,
         "Weights once, and the K/V of every token of every row.",
         (([1], 1_000, 8), ([5, 9, 40], 1_000, 8), ([256] * 4, 537_919_488, 46_080)),
         lambda c, w, t: len(c) * w + t * sum(c),
@@ -76,7 +74,6 @@ EXERCISES = [
     exercise(
         balanced_rows,
         "Rows of equal context from which a decode step takes at least as long to compute as to read; None: never.",
-        5,
         "With B rows: B × compute of a row ≥ weights + B × K/V of a row, all in seconds. Solve for B.",
         (
             (0, 1000, 100, 50, 100, 2),

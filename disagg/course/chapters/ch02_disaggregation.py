@@ -23,7 +23,6 @@ EXERCISES = [
     exercise(
         kv_bytes,
         "Bytes of K/V that a prompt leaves behind, in all layers.",
-        1,
         "Count K and V, layers, heads, the width of a head, and the bytes of a number.",
         ((1, 30, 3, 64, 4), (100, 30, 3, 64, 4), (128, 2, 1, 16, 2)),
         lambda t, n, h, d, i: t * n * h * d * i,
@@ -38,7 +37,6 @@ EXERCISES = [
     exercise(
         second_token_gap,
         "Seconds from token 1 to token 2 of a request with a bulk hand-off, alone on its devices and link.",
-        2,
         "First the number of blocks, rounded up; then their bytes over the link, and one step.",
         ((128, 46_080, 16, 10e6, 0.07), (113, 46_080, 16, 5e6, 0.07), (1, 1_024, 32, 1e6, 0.01)),
         lambda t, b, k, link, s: t * b / link + s,
@@ -57,7 +55,6 @@ EXERCISES = [
     exercise(
         break_even_bandwidth,
         "The link speed at which a hand-off takes as long as the waits that it removes.",
-        2,
         "First the seconds of the pass; then the bytes of the prompt over all the waiting.",
         ((256, 46_080, 0.005, 0.004, 1), (256, 46_080, 0.005, 0.004, 4), (16, 1_024, 0.1, 0.001, 2)),
         lambda t, b, p, s, r: t * b / (p + t * s),

@@ -24,7 +24,6 @@ EXERCISES = [
     exercise(
         exposed_one_hop,
         "E of a streamed hand-off over one hop, where prefill still works for `tail` after the last hand-off.",
-        1,
         "Add the last copy and what has queued before it, then take away the tail.",
         ((30, 10, 8, 0), (30, 10, 8, 5), (30, 10, 8, 20), (30, 10, 15, 0), (30, 10, 15, 12), (2, 10, 11, 3)),
         lambda n, c, x, tail: x + (n - 1) * max(0, x - c) - tail,
@@ -41,7 +40,6 @@ EXERCISES = [
     exercise(
         exposed_in_groups,
         "E where `group` layers share a copy: a copy costs `fixed` once, and `b` for each layer in it. No tail.",
-        3,
         "The law with copies in place of layers: how many are there, how long is one, how long is a group computed?",
         ((30, 1, 10, 6, 8), (30, 2, 10, 6, 8), (30, 5, 10, 6, 8), (30, 30, 10, 6, 8), (24, 3, 4, 5, 1)),
         lambda n, g, c, b, f: g * (f + b) + (n // g - 1) * max(0, g * (f + b) - g * c),
@@ -56,7 +54,6 @@ EXERCISES = [
     exercise(
         bandwidth_for,
         "Bytes a second that the link needs for a wanted H over one hop; None where no link is fast enough.",
-        4,
         "Solve H = (1 - 1/L) * c/x for x; the link carries layer_bytes in x seconds.",
         ((0.25, 2, 0.01, 200_000), (0.58, 30, 0.01, 200_000), (0.9, 24, 0.004, 50_000), (0.99, 30, 0.01, 200_000)),
         lambda h, n, c, nbytes: nbytes * h / ((1 - 1 / n) * c),

@@ -27,7 +27,6 @@ EXERCISES = [
     exercise(
         slot_of,
         "The slot of a token, from its position and its request's block table.",
-        1,
         "position // block_size is the entry of the table, position % block_size the place in that block.",
         (
             (0, [5], 4),
@@ -49,7 +48,6 @@ EXERCISES = [
     exercise(
         blocks_for,
         "Blocks that a number of tokens needs.",
-        1,
         "Divide, and round up.",
         ((1, 16), (15, 16), (16, 16), (17, 16), (113, 16), (7, 1), (64, 32)),
         lambda t, b: t // b,
@@ -63,7 +61,6 @@ EXERCISES = [
     exercise(
         crossover,
         "Tokens from which spilling costs less than computing again; infinity where it never does.",
-        2,
         "Set tokens × prefill_s equal to 2 × (fixed_s + tokens × copy_s), and solve for tokens.",
         (
             (0.002, 0.01, 0.0005),

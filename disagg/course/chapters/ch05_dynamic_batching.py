@@ -50,7 +50,6 @@ EXERCISES = [
     exercise(
         step_waste,
         "Slots that attention reads for nothing in one step; bins is a list of lists of lengths.",
-        1,
         "Each bin is read as rows × its longest; what its rows do not fill is padding.",
         (([[20, 24, 30, 90, 110, 400]],), ([[20, 24, 30], [90, 110], [400]],), ([[5]],), ([[3, 5], [8, 8, 9]],)),
         waste_in_one_bin,
@@ -65,7 +64,6 @@ EXERCISES = [
     exercise(
         steps_saved,
         "Steps that are saved when a finished answer leaves at once and the next in line takes its place.",
-        6,
         "Static: add up the longest of each batch. At once: keep the step at which each place is free again.",
         (([10, 2, 2, 2], 2), ([5, 5, 5, 5], 2), ([3, 30, 3, 3, 3, 20, 3, 3], 4), ([7, 1, 4, 9, 2], 3), ([6, 2, 9], 1)),
         places_saved,
@@ -82,7 +80,6 @@ EXERCISES = [
     exercise(
         rows_allowed,
         "Rows of equal length whose step stays within the target: at least one, at most `most`. Whole microseconds.",
-        2,
         "A step takes fixed + rows × (per_row + per_slot × length).",
         (
             (150_000, 60_000, 6_000, 20, 100, 32),

@@ -28,7 +28,6 @@ EXERCISES = [
     exercise(
         even_tokens,
         "The least number of prompt tokens for which a pass computes as long as it reads its weights, or longer.",
-        1,
         "Computing takes 2 · W · tokens / (products · flops_per_s), reading itemsize · W / (reading · bytes_per_s).",
         ((2, 121e12, 0.66, 300e9, 0.75), (2, 989e12, 0.5, 3350e9, 0.8), (4, 0.1e12, 0.83, 11e9, 0.9)),
         lambda itemsize, flops, products, rate, reading: math.ceil(itemsize * flops / (2 * rate)),
@@ -45,7 +44,6 @@ EXERCISES = [
     exercise(
         fitted_share,
         "The share of a peak for which the squares of the relative errors have the least sum.",
-        2,
         "With r = counted / took a relative error is r / share - 1. Set the derivative of the sum of squares to 0.",
         (([10, 20, 40], [25, 30, 50]), ([3, 3, 3], [4, 5, 6]), ([1, 2], [4, 2.5]), ([5, 500, 50], [8, 900, 60])),
         lambda counted, took: sum(counted) / sum(took),
@@ -62,7 +60,6 @@ EXERCISES = [
     exercise(
         gain_factors,
         "What sharing steps, a second device, and splitting each multiply the tokens a second by.",
-        2,
         "From `baseline` to `colocated`, from there to `two_colocated`, and from there to `dynamic`.",
         (
             ({"baseline": 10, "colocated": 40, "two_colocated": 80, "dynamic": 50},),

@@ -44,7 +44,6 @@ EXERCISES = [
     exercise(
         step_floor_ms,
         "Milliseconds that the bytes of a decode step take; contexts has a number of tokens for each row.",
-        1,
         "Bytes of the weights, once, and of the K/V of all rows; divide by bytes a second.",
         (
             (16e9, 131_072, [1024], 4e12),
@@ -64,7 +63,6 @@ EXERCISES = [
     exercise(
         eager_us,
         "When the last kernel ends: the host launches one every `host` µs, the device runs them in order.",
-        4,
         "A kernel begins when the one before has ended and its own launch is over, whichever is later.",
         ((10, [3, 3, 3, 3]), (10, [40, 40, 40]), (10, [5, 60, 5, 5]), (8, [1]), (4, [9, 1, 1, 1, 1, 30])),
         lambda host, kernels: sum(host + device for device in kernels),
@@ -79,7 +77,6 @@ EXERCISES = [
     exercise(
         decode_sms,
         "How many SMs decode gets: of the splits whose gap is at most `limit`, the one that keeps most of prefill.",
-        2,
         "Keep the rows whose gap is at most `limit`; of those, which has the largest share? None, if none is left.",
         (
             ([(10, 40, 0.9), (20, 25, 0.8), (30, 20, 0.6)], 25),

@@ -2,21 +2,11 @@
 
 from collections.abc import Callable
 
+from disagg.course.buglab.bugs import bugs
+from disagg.course.buglab.mysteries import case_of
 from disagg.course.exercise import Exercise, exercise
 
 ASKED = (("bug",), ("before",), ("after",))
-#: Every bug that is a right or a wrong answer here, with its missing edge.
-EDGES = {
-    "freed early": ("copies ended", "blocks freed"),
-    "ends twice": ("step ended", "blocks freed"),
-    "partial": ("all landed", "decode starts"),
-    "counted": ("all landed", "decode starts"),
-    "lost notice": ("failure told", "waiting ends"),
-    "two-sided": ("blocks given up", "blocks waited for"),
-    "event first": ("copy enqueued", "event recorded"),
-    "unordered": ("bytes received", "stream goes on"),
-    "last block": ("last block sent", "hand-off whole"),
-}
 
 
 class Hidden(str):
@@ -33,21 +23,22 @@ class Hidden(str):
 
 def says(bug: str, turned: bool = False) -> Callable[[str], str]:
     """A bug with its edge, or with the edge the other way round, as a function like the learner's."""
-    first, then = reversed(EDGES[bug]) if turned else EDGES[bug]
-    return lambda asked: {"bug": bug, "before": first, "after": then}[asked]
+    edge = (bugs()[bug].before, bugs()[bug].after)[:: -1 if turned else 1]
+    return lambda asked: dict(zip(("bug", "before", "after"), (bug, *edge), strict=True))[asked]
 
 
-def case(letter: str, bug: str, hint: str, turned: str, *wrong: str) -> Exercise:
+def case(letter: str, hint: str, turned: str, *wrong: str) -> Exercise:
     """`turned` is the hint for the right bug with its edge the other way round; `wrong` has other bugs and hints."""
+    bug = case_of(letter)
     right = says(bug)
 
     def answer(asked: str) -> Hidden:
         return Hidden(right(asked))
 
     answer.__name__ = f"case_{letter}"
-    mistakes = [says(words) if words in EDGES else words for words in wrong]
+    mistakes = [says(words) if words in bugs() else words for words in wrong]
     task = f"Case {letter.upper()}: the bug, and the two moments whose order was not kept."
-    return exercise(answer, task, 1, hint, ASKED, says(bug, turned=True), turned, *mistakes)
+    return exercise(answer, task, hint, ASKED, says(bug, turned=True), turned, *mistakes)
 
 
 _AS_THEY_HAPPENED = "the bug is found; you named the moments as they happened, and the edge says how they should have"
@@ -55,7 +46,6 @@ _AS_THEY_HAPPENED = "the bug is found; you named the moments as they happened, a
 EXERCISES = [
     case(
         "a",
-        "freed early",
         "Compare, for request 0, when its blocks were free and until when it was copied.",
         _AS_THEY_HAPPENED,
         "ends twice",
@@ -65,7 +55,6 @@ EXERCISES = [
     ),
     case(
         "b",
-        "lost notice",
         "A copy failed early. Who knew, and what did request 0 wait for in all that time?",
         "the bug is found; but its waiting must not end before somebody tells it why",
         "two-sided",
@@ -75,7 +64,6 @@ EXERCISES = [
     ),
     case(
         "c",
-        "counted",
         "When did the first step begin, and when did the last piece land? What was told twice?",
         _AS_THEY_HAPPENED,
         "partial",
@@ -85,7 +73,6 @@ EXERCISES = [
     ),
     case(
         "d",
-        "two-sided",
         "Who holds blocks of the prefill device and wants those of decode? And who the other way round?",
         "the bug is found; waiting first and giving up after is just what they all did",
         "lost notice",
@@ -95,7 +82,6 @@ EXERCISES = [
     ),
     case(
         "e",
-        "event first",
         "The event was over, and the bytes were not there. Where in the stream does the event stand?",
         "the bug is found; an event covers what is in the stream before it, so which one goes first?",
         "unordered",
@@ -105,7 +91,6 @@ EXERCISES = [
     ),
     case(
         "f",
-        "last block",
         "100 tokens are in 7 blocks of 16. How many pieces of four layers is that, and how many were copied?",
         "the bug is found; the hand-off was called whole before the rest was sent, so turn the edge round",
         "partial",
