@@ -9,7 +9,6 @@ Notebook: notebooks/03_layer_streaming.ipynb.
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,3 @@ class Law:
 def simplest_hidden(layers: int, compute_over_transfer: float) -> float:
     """The form to derive in class: one hop, no tail."""
     return (1 - 1 / layers) * min(1.0, compute_over_transfer)
-
-
-def streamed_exposure_ns(ready_ns: list[int], copies_ns: list[list[int]], prefill_end_ns: int) -> int:
-    """E by recursion on when each copy became ready: what the closed form must equal on even layers.
-
-    `copies_ns[hop][copy]` is the occupancy of one copy on one hop; hops pass copies on in order, each one at a time.
-    """
-    arrivals = list(ready_ns)
-    for hop in copies_ns:
-        pairs = zip(arrivals, hop, strict=True)
-        arrivals = list(accumulate(pairs, lambda busy, pair: max(busy, pair[0]) + pair[1], initial=0))[1:]
-    return max(0, arrivals[-1] - prefill_end_ns)
