@@ -52,7 +52,7 @@ class SmallWorld(CheckedSimulation):
 
     def __deepcopy__(self, memo: dict) -> "SmallWorld":
         """An engine of its own; what never changes, and what only looks back, is shared."""
-        shared = [
+        shared: list[object] = [
             self.config,
             self.speeds,
             self.recorder,

@@ -57,7 +57,6 @@ class Injection(Seams):
     # ---- seams -------------------------------------------------------------------------------------------------------
 
     def post(self, event: ev.Event) -> None:
-        """The way into the inbox."""
         arriving = [event]
         if isinstance(event, ev.Landed) and self.strike("landing") == "lose":
             self.hurt.add(self._transfers[event.transfer])
@@ -117,7 +116,6 @@ class Injection(Seams):
         return fault == "flip"
 
     def allocate(self, what: str) -> None:
-        """Before memory is taken."""
         if self.strike("allocation") == "refuse":
             raise EngineError(f"no room for {what}: the plan refuses this allocation")
 

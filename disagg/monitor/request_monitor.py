@@ -51,7 +51,6 @@ class RequestMonitor:
         self._bystander: int | None = None
 
     def begin(self) -> None:
-        """A new event."""
         self.must_end, self._bystander, self.may_fail = [], None, {}
         self.left.clear()
 
@@ -99,7 +98,6 @@ class RequestMonitor:
         return view
 
     def check_after(self) -> None:
-        """After the event's last command."""
         if self._bystander is not None:
             self._report("OneEnd", "a bystander fails: it was not in what failed", self._bystander)
         for request in self.must_end:

@@ -21,7 +21,6 @@ class Seams:
         self._put = put
 
     def post(self, event: ev.Event) -> None:
-        """The way of every event into the inbox."""
         self._put(event)
 
     def work(self, command: Prefill | Decode) -> None:

@@ -39,9 +39,10 @@ def save(path: str | os.PathLike[str], header: Row, records: Records, overwrite:
     kept: list[Path] = []
     try:
         with whole(path, overwrite, check=lambda draft: _read(draft, path)) as file:
-            kept = parts.write(path, file, map(_line, _rows(header, records)), before)
+            parts.write(path, file, map(_line, _rows(header, records)), kept)
     except BaseException:
-        parts.remove(kept, but=before)
+        for part in set(kept).difference(before):
+            part.unlink(missing_ok=True)
         raise
     parts.remove_leftovers(path, kept, before)
 
@@ -107,7 +108,6 @@ class Reader:
         self._counts = dict.fromkeys(SHAPES, 0)
 
     def take(self, row: Row) -> None:
-        """One line; FileError where it is wrong."""
         kind = next(iter(row), None)
         if self.closed:
             raise FileError("the closing line is not the last one")
@@ -203,8 +203,7 @@ class Reader:
 
 def config_row(config: Config) -> Row:
     """Every field, in what JSON has."""
-    row = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {**row, "model": os.fspath(config.model), "link": _link_row(config.link)}
+    return {**vars(config), "model": os.fspath(config.model), "link": _link_row(config.link)}
 
 
 def _link_row(link: Any) -> Any:
@@ -219,7 +218,6 @@ def _link_row(link: Any) -> Any:
 
 
 def config_from(row: Row) -> Config:
-    """The config of such a row; FileError."""
     try:
         return Config().replace(**{**row, "link": _link_from(row.get("link"))})
     except (TypeError, ValueError, OverflowError) as error:

@@ -74,12 +74,8 @@ class PageMap:
         return {pool: [_look_up(history, at_ns) for history in blocks] for pool, blocks in self._histories.items()}
 
     def counts_at(self, at_ns: int) -> dict[str, dict[str, int]]:
-        """Blocks by memory and state at an instant."""
-        found = {}
-        for pool, blocks in self.at(at_ns).items():
-            states = [held.state for held in blocks]
-            found[pool] = {state: states.count(state) for state in STATES}
-        return found
+        states = {pool: [held.state for held in blocks] for pool, blocks in self.at(at_ns).items()}
+        return {pool: {state: found.count(state) for state in STATES} for pool, found in states.items()}
 
     def counts(self, pool: str) -> list[tuple[int, dict[str, int]]]:
         """(from this instant on, blocks by state): exact steps over the run, the first at its start."""
@@ -124,13 +120,10 @@ class PageMap:
 
     def check(self) -> None:
         """Conservation: no block changes hands but through free, and each has one state; raises AssertionError."""
-        now: dict[str, list[tuple[str, int | None]]] = {
-            pool: [(FREE, None)] * size for pool, size in self.sizes.items()
-        }
+        now: dict[tuple[str, int], tuple[str, int | None]] = {}
         for move in self.moves:
-            blocks = now[move.pool]
             for block in move.blocks:
-                state, owner = blocks[block]
+                state, owner = now.get((move.pool, block), (FREE, None))
                 stolen = owner is not None and move.owner not in (owner, None)
                 if stolen or (move.state == FREE) != (move.owner is None):
                     raise AssertionError(
@@ -139,7 +132,7 @@ class PageMap:
                     )
                 if move.state == FREE == state:
                     raise AssertionError(f"{move.pool}: at {move.at_ns} ns block {block} is freed twice")
-                blocks[block] = move.state, move.owner
+                now[move.pool, block] = move.state, move.owner
         for pool, size in self.sizes.items():
             for at_ns, counts in self.counts(pool):
                 if sum(counts.values()) != size or min(counts.values()) < 0:

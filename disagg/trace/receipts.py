@@ -1,8 +1,7 @@
 """Receipts: where every millisecond of a request went, as named waits and works that never overlap.
 
-Each line is an interval that was measured: a span that holds the request, a span of others on the place it waited
-for, the time a queue was gated, or the way of a command to its worker and of a notice back. Lines are laid one over
-the other, works first, and only what is still bare is covered; what no line covers is `unaccounted_s`, never a line.
+Each line is an interval that was measured. Where several cover an instant, works come first; what no line covers is
+`unaccounted_s`, never a line.
 
     waits   submission (arrival → controller), queue (a worker is busy with others), batch-slot, no-block,
             step-boundary (the running step has to end first), device-busy (one device: others' prefill or decode),

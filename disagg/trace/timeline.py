@@ -59,7 +59,6 @@ class Timeline:
 
     @classmethod
     def of(cls, found: Recording) -> "Timeline":
-        """The timeline among the records of a file."""
         header = found.header
         return cls(found.spans, header["start_ns"], found.marks, found.moves, header["devices"], header["sizes"])
 
@@ -100,7 +99,6 @@ class Timeline:
         return max((span.end_ns for span in self.spans), default=self.start_ns)
 
     def busy(self, place: str) -> int:
-        """ns in which the place did something."""
         return length((s.start_ns, s.end_ns) for s in self.spans if s.place == place)
 
     def hand_off(self, request: int) -> list[Span]:

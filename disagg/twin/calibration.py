@@ -73,8 +73,9 @@ def _numbers(value: Any) -> bool:
 
 def _fields_of(kind: type[Any]) -> dict[str, Field]:
     """What a row of such a dataclass may hold, by the types of its fields."""
-    by_type = {str: NAME, int: WHOLE, float: POSITIVE, dict[str, float]: _NUMBERS, dict[str, int]: _NUMBERS}
-    found = {field.name: by_type.get(field.type, _OBJECT) for field in fields(kind)}  # type: ignore[call-overload]
+    by_type: dict[Any, Field] = {str: NAME, int: WHOLE, float: POSITIVE}
+    by_type |= {dict[str, float]: _NUMBERS, dict[str, int]: _NUMBERS}
+    found = {field.name: by_type.get(field.type, _OBJECT) for field in fields(kind)}
     times = [name for name in found if name == "seconds" or (name.endswith("_s") and not name.endswith("_per_s"))]
     return found | dict.fromkeys(times, _SECONDS)
 

@@ -90,11 +90,9 @@ class Stepper:
 
     @property
     def moment(self) -> Moment:
-        """The moment it stands on."""
         return self.at(self.position)
 
     def at(self, number: int) -> Moment:
-        """Moment `number`, without going there."""
         if not self.length:
             raise ConfigError("nothing happens in this run: it has no request; give at least one")
         if not 0 <= number < self.length:
@@ -113,13 +111,11 @@ class Stepper:
         return self.go(max(self.position - count, 0))
 
     def go(self, number: int) -> Moment:
-        """To a moment by its number."""
         moment = self.at(number)
         self.position = number
         return moment
 
     def run(self) -> Run:
-        """The whole run, as `simulate` gives it."""
         return _finish(simulation_of(SteppedEngine, *self._arguments))
 
     def fork(self, at: int | None = None, config: Config | None = None, **changes: Any) -> tuple[Run, Run]:

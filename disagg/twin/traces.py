@@ -101,8 +101,8 @@ def _azure(path: Path) -> Rows:
                 raise _wrong(path, number, f"{len(cells)} cells are fewer than the header's")
             stamp, *counts = (cells[place] for place in places)
             at_s = _seconds(path, number, stamp)
-            tokens = [_count(path, number, *pair) for pair in zip(COLUMNS[1:], map(_number, counts), strict=True)]
-            yield number, Arrival(at_s, *tokens)
+            prompt, new = (_count(path, number, *pair) for pair in zip(COLUMNS[1:], map(_number, counts), strict=True))
+            yield number, Arrival(at_s, prompt, new)
 
 
 def _seconds(path: Path, number: int, stamp: str) -> float:

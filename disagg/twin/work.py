@@ -24,7 +24,6 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "Sizes":
-        """Of a loaded Llama-like model."""
         return cls.of_config(vars(model.config), model.shape.dtype.itemsize)
 
     @classmethod
@@ -78,7 +77,6 @@ class Work(NamedTuple):
 
     @property
     def intensity(self) -> float:
-        """FLOPs for every byte."""
         return self.flops / self.nbytes
 
     def seconds(self, ceilings: PeakRates) -> float:
