@@ -74,9 +74,7 @@ class RequestMonitor:
 
     def emit(self, command: cmd.Emit) -> None:
         for request, token in zip(command.requests, command.tokens, strict=True):
-            view = self.open.get(request)
-            if view is None:
-                self._report("OneEnd", f"a token for request {request}, which is not open", request)
+            view = self.get(request, "gets a token")
             view.given += 1
             view.last = token
 

@@ -7,6 +7,7 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from disagg.plan.blocks import STATES
@@ -71,7 +72,11 @@ class PageMap:
 
     def at(self, at_ns: int) -> dict[str, list[Held]]:
         """Every block of every memory, after all moves of that instant."""
-        return {pool: [_look_up(history, at_ns) for history in blocks] for pool, blocks in self._histories.items()}
+
+        def held(history: list[Held]) -> Held:
+            return history[max(0, bisect_right(history, at_ns, key=lambda held: held.since_ns) - 1)]
+
+        return {pool: list(map(held, blocks)) for pool, blocks in self._histories.items()}
 
     def counts_at(self, at_ns: int) -> dict[str, dict[str, int]]:
         states = {pool: [held.state for held in blocks] for pool, blocks in self.at(at_ns).items()}
@@ -82,7 +87,7 @@ class PageMap:
         turns: dict[int, dict[str, int]] = {self.start_ns: dict.fromkeys(STATES, 0)}
         turns[self.start_ns][FREE] = self.sizes[pool]
         for history in self._histories[pool]:
-            for before, after in zip(history, history[1:], strict=False):
+            for before, after in pairwise(history):
                 turn = turns.setdefault(after.since_ns, dict.fromkeys(STATES, 0))
                 turn[before.state] -= 1
                 turn[after.state] += 1
@@ -144,7 +149,7 @@ def decisions(results: Iterable[Result], choices: Iterable[Choice]) -> list[Deci
     found, made = [], list(choices)
     for result in results:
         own = (choice for choice in made if choice.request == result.request)
-        for (_, before), (at_ns, after) in zip(result.stages, result.stages[1:], strict=False):
+        for (_, before), (at_ns, after) in pairwise(result.stages):
             if before in (Stage.RUNNING, Stage.LANDED) and after in (Stage.SPILLING, Stage.QUEUED):
                 found.append(Decision(at_ns, next(own)))
     return sorted(found, key=lambda decision: decision.at_ns)
@@ -161,10 +166,6 @@ def _append(history: list[Held], held: Held) -> None:
         history.pop()
     if (held.state, held.owner) != history[-1][:2]:
         history.append(held)
-
-
-def _look_up(history: list[Held], at_ns: int) -> Held:
-    return history[max(0, bisect_right(history, at_ns, key=lambda held: held.since_ns) - 1)]
 
 
 def _most_at_once(stretches: Iterable[Stretch]) -> int:

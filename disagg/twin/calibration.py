@@ -44,18 +44,14 @@ class Calibration:
         try:
             if len(rows) != 1:
                 raise FileError(f"one line holds a calibration; there are {len(rows)}")
-            return cls._of(rows[0])
+            check(row := rows[0], {"calibration": WHOLE, **_fields_of(Calibration)})
+            if row.pop("calibration") != VERSION:
+                raise FileError(f"it is no calibration in version {VERSION}")
+            check(hardware := row["hardware"], _fields_of(Hardware))
+            sides = {side: _device(hardware[side]) for side in ("prefill", "decode")}
+            return cls(**{**row, "hardware": Hardware(**hardware | sides)})
         except FileError as error:
             raise located(Path(path), 1, error) from None
-
-    @classmethod
-    def _of(cls, row: dict[str, Any]) -> "Calibration":
-        check(row, {"calibration": WHOLE, **_fields_of(Calibration)})
-        if row.pop("calibration") != VERSION:
-            raise FileError(f"it is no calibration in version {VERSION}")
-        check(row["hardware"], _fields_of(Hardware))
-        sides = {side: _device(row["hardware"][side]) for side in ("prefill", "decode")}
-        return cls(**{**row, "hardware": Hardware(**sides, count=row["hardware"]["count"])})
 
 
 def _device(row: dict[str, Any]) -> Device:

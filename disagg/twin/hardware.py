@@ -111,15 +111,15 @@ class Hardware:
             return value
         if isinstance(value, Device):
             return cls(value, value)
-        if isinstance(value, str) and "+" in value:
-            first, _, second = value.partition("+")
+        text = value.strip() if isinstance(value, str) else ""
+        if "+" in text:
+            first, _, second = text.partition("+")
             return cls(device_named(first.strip()), device_named(second.strip()))
-        found = re.fullmatch(r"(?:(\d{1,4})\s*[x×]\s*)?(.+)", value.strip()) if isinstance(value, str) else None
-        count, name = (found[1], found[2]) if found else (None, value)
-        device = device_named(name)
-        if count is not None and int(count) < 1:
+        found = re.fullmatch(r"(?:(\d{1,4})\s*[x×]\s*)?(.+)", text)
+        device, count = device_named(found[2] if found else value), int(found[1] or 2) if found else 2
+        if count < 1:
             raise ConfigError(f"hardware {short(value)}: there must be one device at least")
-        return cls(device, device, int(count or 2))
+        return cls(device, device, count)
 
     @property
     def words(self) -> str:
