@@ -1,7 +1,7 @@
 """Three detectors of memory: Conservation, Alias, InUse. Who owns each block, and what still reads or writes it.
 
 The owner of a block is rebuilt from the moves that pools report, what uses it from the commands that were given and
-the events that ended them. No pool and no table of the controller is asked.
+the events that ended them. No pool and no table of the controller is read.
 """
 
 from collections import deque

@@ -28,7 +28,7 @@ def obey(log: LogView, command: cmd.Command) -> None:
             log.waiting.begun.pop(("transfer", carried.id), None)
             log.begin("transfer", carried.id)
         case cmd.Preempted():
-            view = log.requests.get(command.choice.request, "leaves its seat")
+            view = log.requests.get(command.choice.request, "leaves its worker")
             view.arrived = view.prefilled = view.running = False
             view.since_ns = log.now_ns
         case cmd.Ended():

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Strikes(Protocol):
-    """A fault plan, which counts events and says what strikes them."""
+    """A fault plan, which counts events and decides what strikes them."""
 
     def strike(self, kind: str) -> str | None: ...
     def pick(self, among: list[T]) -> T: ...
@@ -84,7 +84,7 @@ class Injection(Seams):
         self._working.command = command
 
     def guard(self, model: Any) -> Any:
-        """A worker's model, which raises where the plan says so: by then the worker has followed its command."""
+        """A worker's model, which raises where the plan strikes: by then the worker has followed its command."""
         for kind in ("prefill", "decode"):
             setattr(model, kind, partial(self._compute, kind, getattr(model, kind)))
         return model

@@ -37,7 +37,7 @@ UNKNOWN: list[ev.Event] = [
 
 
 class FaultySimulation(SimulatedEngine):
-    """`seed` draws the order of simultaneous events; `faults` says what goes wrong."""
+    """`seed` draws the order of simultaneous events; `faults` are what goes wrong."""
 
     def __init__(
         self, config: Config, speeds: WorkTimes, steps_in_flight: int, seed: int, faults: FaultPlan, record: bool

@@ -33,7 +33,7 @@ class BatchRow(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchStep:
-    """One decode step. `joins` came with it, `leaves` went after it; both say why."""
+    """One decode step. `joins` came with it, `leaves` went after it, each with the reason."""
 
     worker: str
     number: int

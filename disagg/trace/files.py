@@ -67,7 +67,7 @@ def whole(
     except OSError as error:
         raise FileError(f"{path} can't be written: {error.strerror or error}") from None
     finally:
-        with suppress(OSError):  # why it can't be there has been said
+        with suppress(OSError):  # the error on its way already gives the reason
             draft.unlink(missing_ok=True)
 
 

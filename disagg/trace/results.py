@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from disagg.plan.batching import Padding
@@ -73,8 +74,7 @@ class Result:
     @property
     def itl_s(self) -> list[float]:
         """All gaps between tokens, the second token's included."""
-        times = self.token_times_ns
-        return [(b - a) / 1e9 for a, b in zip(times, times[1:], strict=False)]
+        return [(b - a) / 1e9 for a, b in pairwise(self.token_times_ns)]
 
     @property
     def second_token_gap_s(self) -> float | None:

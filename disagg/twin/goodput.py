@@ -3,7 +3,7 @@
     load = Load.of(poisson(200, per_s=4, prompt=Lengths(800, 1.0), new=Lengths(100)))
     goodput(Config.preset("streamed", model="random-llama3-8b"), load, Slo(ttft_s=1.0, tpot_s=0.05), "2xL4")
 
-Rates are steps of 5 % from the workload's own, so that each can be said and simulated again. A workload has an end, and
+Rates are steps of 5 % from the workload's own, so that each can be simulated again. A workload has an end, and
 what it attains need not fall with every step: what is found is a rate that is met, with the next step's missed.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
@@ -105,7 +105,7 @@ class TooShort(RequestError):
 
 @dataclass(frozen=True)
 class Goodput:
-    """What a search found. `step` is None where no rate is met, or the least one that was asked for is not."""
+    """What a search found. `step` is None where no rate is met, or `least` is not."""
 
     step: int | None
     per_s: float

@@ -37,7 +37,7 @@ TINY = _shape(257, 64, 128, 4, 4, 2)
 
 #: Longest contexts in tokens. Rotary positions of a random model are computed, not stored, so this is only a limit.
 TINY_CONTEXT, SMOLLM2_CONTEXT, RANDOM_CONTEXT = 2048, 8192, 32_768
-USUAL_CONTEXT = 2048  # of a config.json that says nothing
+USUAL_CONTEXT = 2048  # of a config.json without one
 
 #: Name → kind of config, and its fields.
 SHAPES = {

@@ -1,7 +1,6 @@
-"""What a run says of its works: every pass, step and copy, what was asked of it, and how long it took.
+"""Every pass, step and copy of a run: how much it computed or moved, and how long it took.
 
-Read from spans and results alone, so a recording will do. Requests that were computed again after a preemption are left
-out: from then on their spans don't say what they read.
+Requests that were computed again after a preemption are left out: their spans do not show what they read.
 """
 
 from collections.abc import Callable

@@ -41,7 +41,7 @@ class Speeds:
     copy_byte: float = 0.2  # on an undialled link
     pads: ClassVar[bool] = True  # a row of a group is read as far as the group's longest
     steps_in_flight: ClassVar[int] = 1
-    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller hears of it
+    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller gets it
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
         """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
@@ -63,7 +63,7 @@ WorkTimes = Speeds | Predicted
 
 
 def fake_token(request: int, index: int) -> int:
-    """What a simulated model says: a function of who and where, so that a mix-up shows."""
+    """What a simulated model answers: a function of request and index, so that a mix-up shows."""
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
@@ -263,7 +263,7 @@ class SimulatedEngine(VirtualClock):
         return self.traffic.start(lane)
 
     def _fly(self, copy: Copy, dialled: bool) -> None:
-        """Keeps the lane busy, and lets the copy land when its link says; an undialled one keeps no account."""
+        """Keeps the lane busy, and lets the copy land when its link is through; an undialled link keeps no account."""
         self.busy_lanes.add(copy.lane)
         if not dialled:
             copy.start_ns = max(copy.start_ns, self.now_ns)

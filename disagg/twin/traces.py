@@ -28,7 +28,7 @@ _STAMP = re.compile(
 MOST_S = 10**9  # of a timestamp: 31 years
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # to a second
 MOONCAKE = ("ms", 512)  # unit of timestamps, tokens of a block
-SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # of a whole trace, and of a mean gap, before its unit is asked about
+SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # of a whole trace, and of a mean gap, in a unit that can be right
 
 
 class Arrival(NamedTuple):
@@ -159,7 +159,7 @@ _ASK_BOTH = 'Say the unit and the tokens of a hash, as in read_trace(path, unit=
 
 
 def _check_span(path: Path, arrivals: list[Arrival]) -> None:
-    """TraceError where the file's usual unit makes it too short or too long to be a record of what people asked."""
+    """TraceError where the format's usual unit makes it too short or too long to be a record of requests."""
     span_s, gaps = arrivals[-1].at_s, len(arrivals) - 1
     if 0 < span_s < SHORTEST_S or span_s > gaps * LONGEST_GAP_S:
         raise TraceError(
@@ -168,7 +168,7 @@ def _check_span(path: Path, arrivals: list[Arrival]) -> None:
 
 
 def _number(cell: str) -> int | str:
-    """What a cell says in digits; else the cell, which is no count."""
+    """The number of a cell of digits; else the cell, which is no count."""
     return int(cell) if cell.isascii() and cell.isdecimal() and len(cell) < 20 else cell
 
 
