@@ -1,7 +1,4 @@
-"""The detector of ends, OneEnd: every request ends once, by legal moves, for a reason that the log holds.
-
-The requests of a pass, step or transfer that failed end with it, and no others do.
-"""
+"""OneEnd: every request ends once, by legal moves, for a reason in the log; what failed ends its own requests only."""
 
 from dataclasses import dataclass
 

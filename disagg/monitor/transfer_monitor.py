@@ -1,7 +1,4 @@
-"""Two detectors of transfers: Landing and Ledger. What was sent, what landed, and how often each was reported.
-
-A transfer's id is used once, and it ends once. Decode starts when the set landed equals the set due.
-"""
+"""Landing: decode starts when the set landed equals the set due. Ledger: a transfer's id is used once and ends once."""
 
 from dataclasses import dataclass, field
 
@@ -43,7 +40,7 @@ class Carried:
 
 
 class TransferMonitor:
-    """Hears of every transfer's commands and notices. `report` raises; a notice that came before returns False."""
+    """Follows every transfer's commands and notices. `report` raises; a notice that came before returns False."""
 
     def __init__(self, layers: int, blocks: BlockMonitor, report: Report) -> None:
         self._layers, self._blocks, self._report = layers, blocks, report

@@ -1,8 +1,7 @@
 """Recordings: a run or a timeline as a file of JSON lines, which never runs anything and is checked line by line.
 
 A header, then a line for each span, mark, move, choice and result, then a closing line that counts them, so that a
-file that was cut off is noticed. What each line may hold stands in `schema.py`, and how much is read in `files.py`.
-Files are written from and read into plain records: `Timeline` and `Run` turn those into themselves.
+file that was cut off is noticed.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
 """The law of layer-wise streaming: how much of a transfer hides behind prefill's compute.
 
 L layers, c seconds of compute each; hop i takes x_i a layer, X = sum of x_i, x = max x_i (or X / ring_slots, if the
-ring is what limits). The tail is what prefill still does after it handed the last layer off. Then
-E = max(0, X + (L-1) * max(0, x-c) - tail) and H = 1 - E / (L * X); with one hop and no tail that is
-H = (1 - 1/L) * min(1, c/x). It holds for one request, one chunk, a link of its own, and a prefill that never waits.
+ring is what limits); the tail is prefill's time after the last layer's hand-off. E = max(0, X + (L-1) * max(0, x-c) -
+tail) and H = 1 - E / (L * X), for one request, one chunk, a link of its own, and a prefill that never waits.
 Notebook: notebooks/03_layer_streaming.ipynb.
 """
 

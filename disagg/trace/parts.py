@@ -1,7 +1,7 @@
 """A recording that is longer than one file may be: its lines in files beside the named one, which lists them.
 
-The named file then holds one line, with how many lines each part has and what they hash to. A part is named by its hash
-too, so one of a run that was written over is never taken for another's, and each is read within `files.py`'s bounds.
+The named file then holds one line: how many lines each part has, and their SHA-256. A part is named by that too, so one
+of a run that was written over is never taken for another's.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """A timeline as trace events, the JSON that https://ui.perfetto.dev and chrome://tracing open.
 
-A process is a device or a link, a thread a worker or a lane, in the order in which a request passes them. A slice is a
-pass, a step, or the time for which a copy kept its link busy; a pass holds a slice a layer, and an arrow leads from
-the layer that completed a piece of K/V, over the first hop where there are two, to the copy that lands it.
+A process is a device or a link, a thread a worker or a lane. A slice is a pass, a layer of it, a step, or the time for
+which a copy kept its link busy; an arrow leads from the layer that completed a piece of K/V over its copies.
 """
 
 import json

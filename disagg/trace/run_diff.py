@@ -133,8 +133,7 @@ def _both(before_s: float | None, after_s: float | None) -> Change | None:
 
 
 def _differs_at(before: Result, after: Result) -> int | None:
-    pairs = zip_longest(before.token_ids, after.token_ids)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    return next((i for i, (a, b) in enumerate(zip_longest(before.token_ids, after.token_ids)) if a != b), None)
 
 
 def _sum(changes: list[Changes]) -> Changes:

@@ -1,7 +1,4 @@
-"""What `tune` tries: who works on which device, and then one setting at a time.
-
-Every arrangement of up to `count` devices stands beside its rivals that do not split: as many devices, each doing both.
-"""
+"""What `tune` tries: every arrangement of up to `count` devices, split or each for both, then one setting at a time."""
 
 import os
 from collections.abc import Iterator

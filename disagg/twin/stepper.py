@@ -3,8 +3,7 @@
     stepper = Stepper(Config.preset("paged", decode_blocks=12), requests)
     stepper.step().why  # in words: the rules that fired, and the numbers they compared
 
-A moment is what one event did. Moments are computed a window at a time from a copy of the simulation, so going back is
-the same computation again: same requests, same bytes.
+Moments are computed a window at a time from a copy of the simulation: going back is the same computation again.
 """
 
 import copy

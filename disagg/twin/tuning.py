@@ -203,9 +203,9 @@ class Search:
         try:
             if not why:
                 found = goodput(candidate.config, self.load, self.slo, candidate.hardware, least)
-        except TooShort:
-            raise
         except (ConfigError, RequestError) as error:
+            if isinstance(error, TooShort):
+                raise
             why = str(error)
         step = None if found is None else NOTHING if found.step is None else found.step
         self.steps[candidate] = step
