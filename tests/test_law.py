@@ -5,6 +5,8 @@ an earlier one has left its slot: the oracle below adds that edge, and the close
 only a ring of one slot binds (of two slots, X/2 never exceeds the slower hop).
 """
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Request
-from disagg.trace.law import Law, simplest_hidden, streamed_exposure_ns
+from disagg.trace.law import Law, simplest_hidden
 from disagg.twin.simulate import Speeds, simulate
 
 NS = st.integers(0, 1000)
@@ -26,6 +28,16 @@ def closed_form_ns(copies, compute, hops, tail, group=1, slots=None, latency=0) 
     )  # fmt: skip
     assert law.copies == copies
     return round(law.exposed_s * 1e9)
+
+
+def streamed_exposure_ns(ready_ns: list[int], copies_ns: list[list[int]], prefill_end_ns: int) -> int:
+    """E by recursion on when each copy became ready. `copies_ns[hop][copy]` is how long one copy keeps one hop busy;
+    hops pass copies on in order, each one at a time."""
+    arrivals = list(ready_ns)
+    for hop in copies_ns:
+        pairs = zip(arrivals, hop, strict=True)
+        arrivals = list(accumulate(pairs, lambda busy, pair: max(busy, pair[0]) + pair[1], initial=0))[1:]
+    return max(0, arrivals[-1] - prefill_end_ns)
 
 
 @given(st.integers(1, 12), NS, st.lists(NS, min_size=1, max_size=2), NS, st.integers(1, 4))

@@ -79,7 +79,7 @@ def test_devices_are_shared_out_in_every_way():
     assert [(w.config.prefill_workers, w.config.decode_workers) for w in ways] == [
         (0, 1), (0, 2), (1, 1), (0, 3), (1, 2), (2, 1), (0, 4), (1, 3), (2, 2), (3, 1)
     ]  # fmt: skip
-    assert all(w.devices == w.config.prefill_workers + w.config.decode_workers for w in ways)
+    assert all(w.hardware.count == w.config.prefill_workers + w.config.decode_workers for w in ways)
     assert [w.place for w in ways[::3]] == ["1xL4", "3xL4", "4xL4", "4xL4"]
     assert all(Hardware.parse(w.place) == w.hardware for w in ways)
     assert len(list(settings(ways[0]))) == 2 and len(list(settings(ways[2]))) == 4, "one device has nothing to copy"

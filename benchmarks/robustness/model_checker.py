@@ -47,7 +47,7 @@ class SmallWorld(CheckedSimulation):
 
     def __deepcopy__(self, memo: dict) -> "SmallWorld":
         """An engine of its own; what never changes, and what only looks back, is shared."""
-        shared = [self.config, self.speeds, self.recorder, self.jobs, self.order, self.faults]
+        shared: list[object] = [self.config, self.speeds, self.recorder, self.jobs, self.order, self.faults]
         shared += self.monitor.waiting.passes.values()
         arguments = (arg for queue in self.queues.values() for _, _, _, args in queue for arg in args)
         shared += [arg for arg in arguments if isinstance(arg, tuple)]

@@ -1,7 +1,7 @@
 """Three detectors of memory: Conservation, Alias, InUse. Who owns each block, and what still reads or writes it.
 
 The owner of a block is rebuilt from the moves that pools report, what uses it from the commands that were given and
-the events that ended them. No pool and no table of the controller is asked.
+the events that ended them. No pool and no table of the controller is read.
 """
 
 from collections import deque
@@ -24,12 +24,10 @@ CHANGES = {
 
 
 def place(worker: Worker) -> str:
-    """The name of a worker's memory."""
     return "host" if worker.role == "host" else str(worker)
 
 
 def pool_sizes(config: Config) -> dict[str, int]:
-    """Every memory's blocks."""
     sizes = {f"prefill {index}": config.prefill_blocks or 0 for index in range(config.prefill_workers)}
     sizes |= {f"decode {index}": config.decode_blocks or 0 for index in range(config.decode_workers)}
     return {**sizes, "host": config.host_blocks or 0}
@@ -81,14 +79,13 @@ class Batch:
         self.steps.append(command.step)
 
     def end(self) -> None:
-        """The oldest step in flight has ended."""
         ended = self.steps.popleft()
         for request in [r for r, row in self.leaving.items() if row.left is not None and row.left <= ended + 1]:
             del self.leaving[request]
 
 
 class BlockMonitor:
-    """Hears of every move, and of every pass, step and copy that begins or ends. `report` raises."""
+    """Follows every move, and every pass, step and copy that begins or ends. `report` raises."""
 
     def __init__(self, config: Config, report: Report) -> None:
         self._report = report
@@ -143,17 +140,16 @@ class BlockMonitor:
         del held[pool][block]
         if not held[pool]:
             del held[pool]
-            if not held:
-                del self.holds[request]
+        if not held:
+            del self.holds[request]
 
     def _user(self, pool: str, owner: int | None, block: int) -> str:
         """What reads or writes the block, in words; "" where nothing does."""
         if block in self._touched[pool]:
             return "a pass or a copy uses"
         batch = self._batch_of.get(pool)
-        if batch is not None and batch.steps and owner is not None and batch.uses(owner, block):
-            return f"step {batch.steps[0]} uses"
-        return ""
+        in_step = batch is not None and owner is not None and batch.uses(owner, block)
+        return f"step {batch.steps[0]} uses" if batch is not None and in_step else ""
 
     # ---- users -------------------------------------------------------------------------------------------------------
 
@@ -178,10 +174,9 @@ class BlockMonitor:
         """It has ended."""
         touched = self._touched[pool]
         for block in blocks:
-            if touched[block] == 1:
+            touched[block] -= 1
+            if not touched[block]:
                 del touched[block]
-            else:
-                touched[block] -= 1
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
@@ -196,11 +191,9 @@ class BlockMonitor:
     def check_ghosts(self) -> None:
         """Quarantine ends with the last user; a block that nothing will ever give back is lost."""
         for request in list(self._ghosts):
-            held = self.holds.get(request)
-            if held is None:
+            if request not in self.holds:
                 del self._ghosts[request]
-                continue
-            for pool, blocks in held.items():
+            for pool, blocks in self.holds.get(request, {}).items():
                 if not any(self._user(pool, request, block) for block in blocks):
                     sums = " + ".join(f"{count} {state}" for state, count in self.sums[pool].items())
                     text = f"request {request} has ended and nothing uses its blocks of {pool}, yet they are not free"

@@ -39,7 +39,7 @@ Rows = list[tuple[int, int, tuple[int, ...]]]  # of a step: request, context, bl
 
 
 class CheckedSimulation(FaultySimulation):
-    """`seed` draws the order of simultaneous events; `faults` says what goes wrong."""
+    """`seed` draws the order of simultaneous events; `faults` are what goes wrong."""
 
     def __init__(
         self,
@@ -149,9 +149,9 @@ class CheckedSimulation(FaultySimulation):
             self.memory.read_row(str(command.worker), join.request, join.context, join.blocks)
         super()._decode(command)
         view, rows = self._batches[command.worker], self.monitor.blocks.batches[command.worker].rows
-        asked = [request for group in command.groups for request in group]
-        assert sorted(asked) == sorted(rows), "the worker's batch is not the step's rows"
-        self.running[command.worker, command.step] = [(r, view.context(r), tuple(rows[r].blocks)) for r in asked]
+        requests = [request for group in command.groups for request in group]
+        assert sorted(requests) == sorted(rows), "the worker's batch is not the step's rows"
+        self.running[command.worker, command.step] = [(r, view.context(r), tuple(rows[r].blocks)) for r in requests]
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class CheckedSimulation(FaultySimulation):
         strays, anomalies = self.monitor.strays, self.state.counts["anomalies"]
         assert anomalies == strays, f"{anomalies} anomalies, {strays} strays"
         noticed = [name for name in self.faults.struck if name.startswith("notice")]
-        assert not strays or noticed, f"{strays} notices told nothing, and no fault was injected"
+        assert not strays or noticed, f"{strays} notices were strays, and no fault was injected"
         assert self.state.counts["padding_mismatches"] == 0
         for index in self.jobs:
             self._check_answer(index)

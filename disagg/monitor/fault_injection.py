@@ -6,6 +6,7 @@ Notebook: notebooks/08_bug_lab.ipynb.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from disagg.monitor.seams import NOTICES, Seams
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class Strikes(Protocol):
-    """A fault plan, which counts events and says what strikes them."""
+    """A fault plan, which counts events and decides what strikes them."""
 
     def strike(self, kind: str) -> str | None: ...
     def pick(self, among: list[T]) -> T: ...
@@ -57,7 +58,6 @@ class Injection(Seams):
     # ---- seams -------------------------------------------------------------------------------------------------------
 
     def post(self, event: ev.Event) -> None:
-        """The way into the inbox."""
         arriving = [event]
         if isinstance(event, ev.Landed) and self.strike("landing") == "lose":
             self.hurt.add(self._transfers[event.transfer])
@@ -84,22 +84,19 @@ class Injection(Seams):
         self._working.command = command
 
     def guard(self, model: Any) -> Any:
-        """A worker's model, which raises where the plan says so: by then the worker has followed its command."""
+        """A worker's model, which raises where the plan strikes: by then the worker has followed its command."""
         for kind in ("prefill", "decode"):
-            setattr(model, kind, self._guarded(kind, getattr(model, kind)))
+            setattr(model, kind, partial(self._compute, kind, getattr(model, kind)))
         return model
 
-    def _guarded(self, kind: str, compute: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*args: Any, **options: Any) -> Any:
-            if self.strike(kind) == "fail":
-                command = self._working.command
-                chunks = command.chunks if isinstance(command, Prefill) else ()
-                groups = command.groups if isinstance(command, Decode) else ()
-                self.hurt.update([chunk.request for chunk in chunks] + [row for group in groups for row in group])
-                raise Struck(f"the plan fails this {kind}")
-            return compute(*args, **options)
-
-        return guarded
+    def _compute(self, kind: str, compute: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if self.strike(kind) == "fail":
+            command = self._working.command
+            chunks = command.chunks if isinstance(command, Prefill) else ()
+            groups = command.groups if isinstance(command, Decode) else ()
+            self.hurt.update([chunk.request for chunk in chunks] + [row for group in groups for row in group])
+            raise Struck(f"the plan fails this {kind}")
+        return compute(*args, **options)
 
     def copy(self, copy: Copy) -> bool:
         """Before a copy: raises where it fails, waits where the link stalls; whether one byte of it is to flip."""
@@ -117,7 +114,6 @@ class Injection(Seams):
         return fault == "flip"
 
     def allocate(self, what: str) -> None:
-        """Before memory is taken."""
         if self.strike("allocation") == "refuse":
             raise EngineError(f"no room for {what}: the plan refuses this allocation")
 

@@ -3,7 +3,6 @@
     FaultPlan({("copy", 3): "fail", ("notice", 7): "twice"})        # the third copy, the seventh notice
     FaultPlan.drawn(seed, kinds=("copy", "notice late"), rate=0.05)  # by chance, the same for the same seed
 
-What obeys a plan (simulation, engine, fake workers) calls `strike(kind)` at each event of that kind.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -29,8 +28,6 @@ FAULTS = {
     "event": ("cancel", "interrupt"),  # of one open request, of all
     "paged": ("cancel",),  # an event while requests are spilled, or on the way there or back: of one of those
 }
-
-
 Picked = TypeVar("Picked")
 
 
@@ -93,12 +90,10 @@ class FaultPlan:
         return self._dice.choice(among)
 
     def stop(self) -> None:
-        """Nothing goes wrong from here on."""
         self.strikes, self._rates = {}, {}
 
     @property
     def quiet(self) -> bool:
-        """Can nothing go wrong any more?"""
         return not self.strikes and not self._rates
 
 

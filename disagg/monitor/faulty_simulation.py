@@ -6,7 +6,6 @@
 
 import random
 from collections import Counter
-from typing import Any
 
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.seams import NOTICES
@@ -23,11 +22,22 @@ OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own a
 
 PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
 STALL_NS = 50_000
-UNKNOWN = 10**9  # the number of a transfer, pass or step that never was
+NEVER = 10**9  # the number of a transfer, pass or step that never was
+PREFILL, DECODE = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
+UNKNOWN: list[ev.Event] = [
+    ev.Landed(NEVER, (ev.Part(0, 1, 0, 1),), 1, 1),
+    ev.SourceRead(NEVER),
+    ev.TransferFailed(NEVER, "fault"),
+    ev.TransferClosed(NEVER),
+    ev.Prefilled(PREFILL, NEVER, (), 0, 1),
+    ev.PassFailed(PREFILL, NEVER, "fault"),
+    ev.Stepped(DECODE, NEVER, (), 0, 1, 0, 0),
+    ev.StepFailed(DECODE, NEVER, "fault"),
+]
 
 
 class FaultySimulation(SimulatedEngine):
-    """`seed` draws the order of simultaneous events; `faults` says what goes wrong."""
+    """`seed` draws the order of simultaneous events; `faults` are what goes wrong."""
 
     def __init__(
         self, config: Config, speeds: WorkTimes, steps_in_flight: int, seed: int, faults: FaultPlan, record: bool
@@ -54,7 +64,6 @@ class FaultySimulation(SimulatedEngine):
         self.jobs[job.id] = job
 
     def cancel(self, request: int) -> None:
-        """Cancels now, in whatever stage the request is."""
         record = self.state.records.get(request)
         if record is not None:
             self.seen[f"cancel {record.stage.value}"] += 1
@@ -64,7 +73,6 @@ class FaultySimulation(SimulatedEngine):
     # ---- the inbox ---------------------------------------------------------------------------------------------------
 
     def deliver(self, event: ev.Event) -> None:
-        """An event on its way to the controller, where the plan may strike it."""
         if self.controller.broken:
             return
         if not self.faults.quiet:
@@ -75,7 +83,6 @@ class FaultySimulation(SimulatedEngine):
         self.take(event)
 
     def take(self, event: ev.Event) -> None:
-        """One event into the controller."""
         match event:
             case ev.Prefilled() | ev.PassFailed():
                 self.computing.pop((event.worker, event.pass_id), None)
@@ -118,15 +125,13 @@ class FaultySimulation(SimulatedEngine):
         return self._strike_notice(event) if isinstance(event, NOTICES) else event
 
     def _strike_notice(self, event: ev.Event) -> ev.Event | None:
-        match self.faults.strike("notice"):
-            case "twice":
-                self.at(self.now_ns + self.faults.pick([0, 100, 1000]), self.take, event)
-            case "late" if isinstance(event, OUT_OF_ORDER):
-                self.at(self.now_ns + self.faults.pick([0, 100, 1000]), self.take, event)
-                return None
-            case "unknown":
-                self.take(self.faults.pick(_unknown(UNKNOWN)))
-        return event
+        fault = self.faults.strike("notice")
+        late = fault == "late" and isinstance(event, OUT_OF_ORDER)
+        if late or fault == "twice":
+            self.at(self.now_ns + self.faults.pick([0, 100, 1000]), self.take, event)
+        elif fault == "unknown":
+            self.take(self.faults.pick(UNKNOWN))
+        return None if late else event
 
     def _hurt_by(self, transfer: int) -> None:
         """A hand-off that fails takes its request along; a spill or a fetch does not."""
@@ -161,18 +166,3 @@ class FaultySimulation(SimulatedEngine):
         for notice in self.traffic.fail(copy, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()
-
-
-def _unknown(number: int) -> list[Any]:
-    """Notices about things that never were."""
-    prefill, decode = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
-    return [
-        ev.Landed(number, (ev.Part(0, 1, 0, 1),), 1, 1),
-        ev.SourceRead(number),
-        ev.TransferFailed(number, "fault"),
-        ev.TransferClosed(number),
-        ev.Prefilled(prefill, number, (), 0, 1),
-        ev.PassFailed(prefill, number, "fault"),
-        ev.Stepped(decode, number, (), 0, 1, 0, 0),
-        ev.StepFailed(decode, number, "fault"),
-    ]

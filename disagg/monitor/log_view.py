@@ -28,7 +28,6 @@ class LogView:
         return None if view.transfer is None else self.transfers.open.get(view.transfer)
 
     def begin(self, *what: object) -> None:
-        """A pass, step or transfer is under way from now on."""
         self.waiting.begun[what] = self.now_ns
 
     def complete(self, carried: Carried, view: RequestView) -> None:

@@ -1,4 +1,4 @@
-"""The detectors: they hear what the controller hears and says, and raise an InvariantViolation.
+"""The detectors: they get a controller's events, commands and moves of blocks, and raise an InvariantViolation.
 
     monitor = Monitor(config, layers=30)
     controller.state.on_move.append(monitor.moved)
@@ -6,7 +6,6 @@
 
 Conservation, Alias, InUse: block_monitor · Landing, Ledger: transfer_monitor · OneEnd: request_monitor ·
 Watchdog: wait_monitor · Drain: here. Digest needs bytes and stands in run/transfers; Tokens needs a reference.
-Nothing here asks the controller.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -14,8 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Never
 
-from disagg.monitor.command_rules import CommandRules
-from disagg.monitor.event_rules import EventRules
+from disagg.monitor import command_rules, event_rules
 from disagg.monitor.log_view import LogView
 from disagg.monitor.violation import InvariantViolation, entry_in_words
 from disagg.plan import commands as cmd
@@ -27,12 +25,11 @@ TAIL = 12  # log entries that a violation shows
 
 
 class Monitor:
-    """All detectors of one controller. After a violation, or once the controller is broken, it says nothing more."""
+    """All detectors of one controller. After a violation, or once the controller is broken, nothing is reported."""
 
     def __init__(self, config: Config, *, layers: int) -> None:
         self.log = log = LogView(config, layers, self._report)
         self.blocks, self.transfers, self.requests, self.waiting = log.blocks, log.transfers, log.requests, log.waiting
-        self._events, self._commands = EventRules(log), CommandRules(log)
         self.broken = False
         self.strays = 0  # notices that are repeats, late, or of a transfer, pass or step that is not open
         self._tail: deque[tuple[int, ev.Event | cmd.Command]] = deque(maxlen=TAIL)
@@ -61,7 +58,7 @@ class Monitor:
         if self.broken:
             return
         self.log.excused = overdue = self.waiting.overdue(now_ns)
-        self._blame = self._events.hear(event)
+        self._blame = event_rules.hear(self.log, event)
         aborted = isinstance(event, ev.TransferFailed) and event.transfer in self.transfers.open
         self.strays += self._blame == "Ledger" and not aborted  # a copy may fail while its request is cancelled
         if overdue or self.log.excused:
@@ -83,17 +80,16 @@ class Monitor:
         self.blocks.moved(move)
 
     def obey(self, now_ns: int, command: cmd.Command) -> None:
-        """A command of the controller, before it is carried out."""
         self._tail.append((now_ns, command))
         if self.broken:
             return
         self.log.now_ns = now_ns
         if self._blame:
-            self._changed(f"the controller says {type(command).__name__}", getattr(command, "request", None))
+            self._changed(f"the controller gives {type(command).__name__}", getattr(command, "request", None))
         if isinstance(command, cmd.Broken):
             self._break()
         else:
-            self._commands.obey(command)
+            command_rules.obey(self.log, command)
 
     def settle(self) -> None:
         """After an event's last command: what had to follow from it. The next `hear` does this too."""
@@ -103,7 +99,7 @@ class Monitor:
         if not self.broken:
             self.requests.check_after()
             for view in self.log.finals:
-                self._commands.check_sent(view)
+                command_rules.check_sent(self.log, view)
             self.blocks.check_ghosts()
             self.waiting.check_progress(self.log.now_ns, self.requests.open)
         self._blame = ""
@@ -112,10 +108,7 @@ class Monitor:
         self.requests.begin()
 
     def watchdog(self, now_ns: int) -> None:
-        """Raises where something has waited longer than `config.watchdog_s`.
-
-        Called before an event it finds what is late; after one, what the controller let pass.
-        """
+        """Raises where something has waited longer than `config.watchdog_s`."""
         self.settle()
         if not self.broken:
             self.log.now_ns = now_ns

@@ -1,7 +1,4 @@
-"""The detector of ends, OneEnd: every request ends once, by legal moves, for a reason that the log holds.
-
-The requests of a pass, step or transfer that failed end with it, and no others do.
-"""
+"""OneEnd: every request ends once, by legal moves, for a reason in the log; what failed ends its own requests only."""
 
 from dataclasses import dataclass
 
@@ -51,7 +48,6 @@ class RequestMonitor:
         self._bystander: int | None = None
 
     def begin(self) -> None:
-        """A new event."""
         self.must_end, self._bystander, self.may_fail = [], None, {}
         self.left.clear()
 
@@ -75,9 +71,7 @@ class RequestMonitor:
 
     def emit(self, command: cmd.Emit) -> None:
         for request, token in zip(command.requests, command.tokens, strict=True):
-            view = self.open.get(request)
-            if view is None:
-                self._report("OneEnd", f"a token for request {request}, which is not open", request)
+            view = self.get(request, "gets a token")
             view.given += 1
             view.last = token
 
@@ -99,7 +93,6 @@ class RequestMonitor:
         return view
 
     def check_after(self) -> None:
-        """After the event's last command."""
         if self._bystander is not None:
             self._report("OneEnd", "a bystander fails: it was not in what failed", self._bystander)
         for request in self.must_end:

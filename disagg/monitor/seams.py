@@ -1,7 +1,4 @@
-"""Where a fault plan reaches into the real engine: each method is one such place, and here it changes nothing.
-
-`fault_injection.Injection` overrides all of them. An engine without a plan runs with the plain ones.
-"""
+"""Where a fault plan reaches into the real engine: each method is one such place, and here it changes nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +18,6 @@ class Seams:
         self._put = put
 
     def post(self, event: ev.Event) -> None:
-        """The way of every event into the inbox."""
         self._put(event)
 
     def work(self, command: Prefill | Decode) -> None:

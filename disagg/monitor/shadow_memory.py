@@ -11,8 +11,6 @@ from disagg.plan.commands import Chunk
 
 Content = tuple[int | None, int | None, int | None]  # request, table position, tokens filled
 FLIPPED: Content = (None, None, None)
-
-
 Key = tuple[str, int | None] | tuple[str, int | None, int]  # of a block, or of a block in a ring slot
 
 
@@ -63,7 +61,6 @@ class Memory:
         self._held.setdefault(key, {})[layer] = content
 
     def contents(self) -> list[tuple[Key, dict[int, Content]]]:
-        """All of it: (place and block, content by layer)."""
         return list(self._held.items())
 
     def _expect(self, place: str, block: int, layers: Iterable[int], wanted: Content) -> None:

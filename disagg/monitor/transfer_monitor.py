@@ -1,7 +1,4 @@
-"""Two detectors of transfers: Landing and Ledger. What was sent, what landed, and how often each was reported.
-
-A transfer's id is used once, and it ends once. Decode starts when the set landed equals the set due.
-"""
+"""Landing: decode starts when the set landed equals the set due. Ledger: a transfer's id is used once and ends once."""
 
 from dataclasses import dataclass, field
 
@@ -36,18 +33,14 @@ class Carried:
 
     def missing(self) -> list[str]:
         """Pairs that are due and have not landed, the first few in words."""
-        pairs = [
-            f"(layer {layer}, block {block})"
-            for layer, bits in enumerate(self.landed)
-            for block in range(self.due)
-            if not bits >> block & 1
-        ]
+        due = [(layer, block) for layer in range(len(self.landed)) for block in range(self.due)]
+        pairs = [f"(layer {layer}, block {block})" for layer, block in due if not self.landed[layer] >> block & 1]
         more = len(pairs) - NAMED
         return pairs[:NAMED] + [f"{more} more"] * (more > 0)
 
 
 class TransferMonitor:
-    """Hears of every transfer's commands and notices. `report` raises; a notice that came before returns False."""
+    """Follows every transfer's commands and notices. `report` raises; a notice that came before returns False."""
 
     def __init__(self, layers: int, blocks: BlockMonitor, report: Report) -> None:
         self._layers, self._blocks, self._report = layers, blocks, report
@@ -67,9 +60,8 @@ class TransferMonitor:
             carried = Carried(number, command.route, command.request, place(command.source), command.due_blocks, bits)
             self.open[number] = carried
         if (carried.request, carried.due) != (command.request, command.due_blocks) or carried.aborted:
-            self._report(
-                "Ledger", f"transfer {number} of request {carried.request} is sent as another", command.request
-            )
+            text = f"transfer {number} of request {carried.request} is sent as another"
+            self._report("Ledger", text, command.request)
         sent = len(carried.blocks)
         if command.first_block != sent or sent + len(command.blocks) > carried.due:
             text = f"transfer {number} sends blocks from {command.first_block}, after {sent} of {carried.due}"
@@ -111,17 +103,16 @@ class TransferMonitor:
         carried = self.open.get(event.transfer)
         if carried is None:
             return False
-        fresh = False
+        repeats_before = carried.repeats
         for part in event.parts:
             mask = (1 << part.block_end) - (1 << part.block)
             layers = range(part.layer, part.layer_end)
             if any(carried.landed[layer] & mask for layer in layers):
                 carried.repeats += 1
                 continue
-            fresh = True
             for layer in layers:
                 carried.landed[layer] |= mask
-        return fresh
+        return carried.repeats - repeats_before < len(event.parts)
 
     def source_read(self, number: int) -> bool:
         """Hop one is through: then all that is due has been sent."""
@@ -135,7 +126,7 @@ class TransferMonitor:
         return True
 
     def check_sent(self, carried: Carried) -> None:
-        """All is said to be sent."""
+        """Everything that is due has been sent."""
         if len(carried.blocks) != carried.due:
             text = f"transfer {carried.id} has sent {len(carried.blocks)} of {carried.due} blocks, and calls that all"
             self._report("Landing", text, carried.request, tuple(carried.blocks))

@@ -38,7 +38,6 @@ class Report(Protocol):
 
 
 def entry_in_words(now_ns: int, entry: ev.Event | cmd.Command) -> str:
-    """A line of the log: an event, or a command it led to."""
     if isinstance(entry, ev.Event):
         return f"{now_ns / 1e6:.4f} ms: {event_in_words(entry)}"
     return f"    → {command_in_words(entry)}"

@@ -1,6 +1,6 @@
 """The detector of waiting, Watchdog: what has a deadline since when, and who waits for which memory's blocks."""
 
-from typing import Any
+from typing import Any, Never
 
 from disagg.monitor.block_monitor import BlockMonitor
 from disagg.monitor.request_monitor import RequestView
@@ -24,7 +24,6 @@ class WaitMonitor:
         self.passes: dict[cmd.Worker, cmd.Prefill] = {}  # prefill worker → its pass
 
     def overdue(self, now_ns: int) -> bool:
-        """Has anything's deadline passed?"""
         return bool(self.begun) and next(iter(self.begun.values())) + self._limit <= now_ns
 
     def postpone(self, lost_ns: int) -> None:
@@ -32,7 +31,6 @@ class WaitMonitor:
         self.begun = {what: since + lost_ns for what, since in self.begun.items()}
 
     def check(self, now_ns: int, views: dict[int, RequestView]) -> None:
-        """Nothing may be overdue."""
         if not self.overdue(now_ns):
             return
         what, since = next(iter(self.begun.items()))
@@ -44,16 +42,17 @@ class WaitMonitor:
     def check_progress(self, now_ns: int, views: dict[int, RequestView]) -> None:
         """With nothing under way, an open request waits for ever."""
         if views and not self.begun:
-            text = f"nothing is under way; {self.in_words(now_ns, views)}"
-            self._report("Watchdog", text, next(iter(views)))
+            self._stuck(now_ns, views)
 
     def broken(self, now_ns: int, views: dict[int, RequestView], freed: list[BlockMove]) -> None:
         """The controller gave up without a cause: how it was before it ended these and freed those."""
         for move in freed:
-            if move.owner is None:
-                continue
-            held = self._blocks.holds.setdefault(move.owner, {}).setdefault(move.pool, {})
-            held.update(dict.fromkeys(move.blocks))
+            if move.owner is not None:
+                held = self._blocks.holds.setdefault(move.owner, {}).setdefault(move.pool, {})
+                held.update(dict.fromkeys(move.blocks))
+        self._stuck(now_ns, views)
+
+    def _stuck(self, now_ns: int, views: dict[int, RequestView]) -> Never:
         text = f"nothing is under way; {self.in_words(now_ns, views)}"
         self._report("Watchdog", text, next(iter(views), None))
 
@@ -67,11 +66,11 @@ class WaitMonitor:
         request, blocks = view.job.id, self._blocks
         held = {pool: len(owned) for pool, owned in blocks.holds.get(request, {}).items()}
         stage, role = self._gate(view, held)
-        holders = {}
-        for other, pools in blocks.holds.items():
-            count = sum(len(owned) for pool, owned in pools.items() if pool.startswith(role))
-            if count:
-                holders[other] = count
+        holders = {
+            other: sum(len(owned) for pool, owned in pools.items() if pool.startswith(role))
+            for other, pools in blocks.holds.items()
+            if any(pool.startswith(role) for pool in pools)
+        }
         free = sum(sums["free"] for pool, sums in blocks.sums.items() if pool.startswith(role))
         return Wait(request, stage, f"{role} blocks", view.since_ns, held, holders, free)
 

@@ -1,8 +1,7 @@
 """Recordings: a run or a timeline as a file of JSON lines, which never runs anything and is checked line by line.
 
 A header, then a line for each span, mark, move, choice and result, then a closing line that counts them, so that a
-file that was cut off is noticed. What each line may hold stands in `schema.py`, and how much is read in `files.py`.
-Files are written from and read into plain records: `Timeline` and `Run` turn those into themselves.
+file that was cut off is noticed.
 """
 
 import dataclasses
@@ -39,9 +38,10 @@ def save(path: str | os.PathLike[str], header: Row, records: Records, overwrite:
     kept: list[Path] = []
     try:
         with whole(path, overwrite, check=lambda draft: _read(draft, path)) as file:
-            kept = parts.write(path, file, map(_line, _rows(header, records)), before)
+            parts.write(path, file, map(_line, _rows(header, records)), kept)
     except BaseException:
-        parts.remove(kept, but=before)
+        for part in set(kept).difference(before):
+            part.unlink(missing_ok=True)
         raise
     parts.remove_leftovers(path, kept, before)
 
@@ -107,7 +107,6 @@ class Reader:
         self._counts = dict.fromkeys(SHAPES, 0)
 
     def take(self, row: Row) -> None:
-        """One line; FileError where it is wrong."""
         kind = next(iter(row), None)
         if self.closed:
             raise FileError("the closing line is not the last one")
@@ -203,8 +202,7 @@ class Reader:
 
 def config_row(config: Config) -> Row:
     """Every field, in what JSON has."""
-    row = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {**row, "model": os.fspath(config.model), "link": _link_row(config.link)}
+    return {**vars(config), "model": os.fspath(config.model), "link": _link_row(config.link)}
 
 
 def _link_row(link: Any) -> Any:
@@ -219,7 +217,6 @@ def _link_row(link: Any) -> Any:
 
 
 def config_from(row: Row) -> Config:
-    """The config of such a row; FileError."""
     try:
         return Config().replace(**{**row, "link": _link_from(row.get("link"))})
     except (TypeError, ValueError, OverflowError) as error:

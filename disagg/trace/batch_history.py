@@ -33,7 +33,7 @@ class BatchRow(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchStep:
-    """One decode step. `joins` came with it, `leaves` went after it; both say why."""
+    """One decode step. `joins` came with it, `leaves` went after it, each with the reason."""
 
     worker: str
     number: int
@@ -80,20 +80,14 @@ def padding(groups: list[list[int]]) -> Padding:
 
 
 def padding_of(steps: Iterable[BatchStep]) -> Padding:
-    """Of several steps together."""
-    total = Padding()
-    for step in steps:
-        total.add(step.padding.used_slots, step.padding.padded_slots)
-    return total
+    return padding([[row.length for row in group] for step in steps for group in step.bins])
 
 
 def _steps_of(worker: str, spans: list[Span], results: dict[int, Result]) -> list[BatchStep]:
     lengths: dict[int, int] = {}
     turns = [{r: _turn(results[r].stages, span.ready_ns) for r in span.requests} for span in spans]
     steps = []
-    for index, (span, now) in enumerate(zip(spans, turns, strict=True)):
-        before = turns[index - 1] if index else {}
-        after = turns[index + 1] if index + 1 < len(turns) else {}
+    for span, before, now, after in zip(spans, [{}, *turns], turns, [*turns[1:], {}], strict=False):
         for request in span.requests:
             lengths[request] = _length(results[request], span.end_ns, lengths.get(request, 0))
         joins = {r: _why_in(results[r].stages, turn) for r, turn in now.items() if before.get(r) != turn}
@@ -104,7 +98,6 @@ def _steps_of(worker: str, spans: list[Span], results: dict[int, Result]) -> lis
 
 
 def _groups(span: Span) -> list[tuple[int, ...]]:
-    """The rows of a step, bin by bin."""
     ends = [sum(span.groups[: index + 1]) for index in range(len(span.groups))]
     return [span.requests[end - size : end] for end, size in zip(ends, span.groups, strict=True)]
 

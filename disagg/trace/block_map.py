@@ -7,6 +7,7 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from disagg.plan.blocks import STATES
@@ -71,22 +72,22 @@ class PageMap:
 
     def at(self, at_ns: int) -> dict[str, list[Held]]:
         """Every block of every memory, after all moves of that instant."""
-        return {pool: [_look_up(history, at_ns) for history in blocks] for pool, blocks in self._histories.items()}
+
+        def held(history: list[Held]) -> Held:
+            return history[max(0, bisect_right(history, at_ns, key=lambda held: held.since_ns) - 1)]
+
+        return {pool: list(map(held, blocks)) for pool, blocks in self._histories.items()}
 
     def counts_at(self, at_ns: int) -> dict[str, dict[str, int]]:
-        """Blocks by memory and state at an instant."""
-        found = {}
-        for pool, blocks in self.at(at_ns).items():
-            states = [held.state for held in blocks]
-            found[pool] = {state: states.count(state) for state in STATES}
-        return found
+        states = {pool: [held.state for held in blocks] for pool, blocks in self.at(at_ns).items()}
+        return {pool: {state: found.count(state) for state in STATES} for pool, found in states.items()}
 
     def counts(self, pool: str) -> list[tuple[int, dict[str, int]]]:
         """(from this instant on, blocks by state): exact steps over the run, the first at its start."""
         turns: dict[int, dict[str, int]] = {self.start_ns: dict.fromkeys(STATES, 0)}
         turns[self.start_ns][FREE] = self.sizes[pool]
         for history in self._histories[pool]:
-            for before, after in zip(history, history[1:], strict=False):
+            for before, after in pairwise(history):
                 turn = turns.setdefault(after.since_ns, dict.fromkeys(STATES, 0))
                 turn[before.state] -= 1
                 turn[after.state] += 1
@@ -124,13 +125,10 @@ class PageMap:
 
     def check(self) -> None:
         """Conservation: no block changes hands but through free, and each has one state; raises AssertionError."""
-        now: dict[str, list[tuple[str, int | None]]] = {
-            pool: [(FREE, None)] * size for pool, size in self.sizes.items()
-        }
+        now: dict[tuple[str, int], tuple[str, int | None]] = {}
         for move in self.moves:
-            blocks = now[move.pool]
             for block in move.blocks:
-                state, owner = blocks[block]
+                state, owner = now.get((move.pool, block), (FREE, None))
                 stolen = owner is not None and move.owner not in (owner, None)
                 if stolen or (move.state == FREE) != (move.owner is None):
                     raise AssertionError(
@@ -139,7 +137,7 @@ class PageMap:
                     )
                 if move.state == FREE == state:
                     raise AssertionError(f"{move.pool}: at {move.at_ns} ns block {block} is freed twice")
-                blocks[block] = move.state, move.owner
+                now[move.pool, block] = move.state, move.owner
         for pool, size in self.sizes.items():
             for at_ns, counts in self.counts(pool):
                 if sum(counts.values()) != size or min(counts.values()) < 0:
@@ -151,7 +149,7 @@ def decisions(results: Iterable[Result], choices: Iterable[Choice]) -> list[Deci
     found, made = [], list(choices)
     for result in results:
         own = (choice for choice in made if choice.request == result.request)
-        for (_, before), (at_ns, after) in zip(result.stages, result.stages[1:], strict=False):
+        for (_, before), (at_ns, after) in pairwise(result.stages):
             if before in (Stage.RUNNING, Stage.LANDED) and after in (Stage.SPILLING, Stage.QUEUED):
                 found.append(Decision(at_ns, next(own)))
     return sorted(found, key=lambda decision: decision.at_ns)
@@ -168,10 +166,6 @@ def _append(history: list[Held], held: Held) -> None:
         history.pop()
     if (held.state, held.owner) != history[-1][:2]:
         history.append(held)
-
-
-def _look_up(history: list[Held], at_ns: int) -> Held:
-    return history[max(0, bisect_right(history, at_ns, key=lambda held: held.since_ns) - 1)]
 
 
 def _most_at_once(stretches: Iterable[Stretch]) -> int:

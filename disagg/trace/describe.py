@@ -19,12 +19,11 @@ def event_in_words(event: ev.Event) -> str:
             return "the settings changed"
         case ev.Tick():
             return "time passed: deadlines are checked"
-        case ev.Prefilled(worker, number, tokens, started_ns, ended_ns):
-            took = f"after {(ended_ns - started_ns) / 1e6:.1f} ms"
-            return f"{worker} ended pass {number} {took} with {len(tokens)} first tokens"
-        case ev.Stepped(worker, number, tokens, started_ns, ended_ns, _, slots):
-            took = f"after {(ended_ns - started_ns) / 1e6:.1f} ms"
-            return f"{worker} ended step {number} {took}: {len(tokens)} rows, {slots} slots read"
+        case ev.Prefilled(worker, number, tokens):
+            return f"{worker} ended pass {number} after {_took(event)} with {len(tokens)} first tokens"
+        case ev.Stepped(worker, number, tokens):
+            rows = f"{len(tokens)} rows, {event.padded_slots} slots read"
+            return f"{worker} ended step {number} after {_took(event)}: {rows}"
         case ev.PassFailed() | ev.StepFailed():
             return f"{event.worker} failed: {event.error}"
         case ev.Landed():
@@ -67,6 +66,10 @@ def command_in_words(command: cmd.Command) -> str:
             return "new links and granularity are in force"
         case cmd.Broken(cause):
             return f"broken: {cause}"
+
+
+def _took(event: ev.Prefilled | ev.Stepped) -> str:
+    return f"{(event.ended_ns - event.started_ns) / 1e6:.1f} ms"
 
 
 def _part(part: ev.Part) -> str:

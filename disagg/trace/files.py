@@ -67,7 +67,7 @@ def whole(
     except OSError as error:
         raise FileError(f"{path} can't be written: {error.strerror or error}") from None
     finally:
-        with suppress(OSError):  # why it can't be there has been said
+        with suppress(OSError):  # the error on its way already gives the reason
             draft.unlink(missing_ok=True)
 
 
@@ -121,13 +121,13 @@ def _remove_leftovers(path: Path, draft: Path) -> None:
 
 
 def json_lines(
-    path: Path, longest: int = LINE_BYTES, heard: Callable[[bytes], object] = len
+    path: Path, longest: int = LINE_BYTES, each_line: Callable[[bytes], object] = len
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one. `heard` is
-    called with each line as it stands."""
+    """(number, object) of each line, unpacked where the name ends in .gz; FileError at the first wrong one. `each_line`
+    is called with the bytes of each."""
     number = 0
     for number, line in enumerate(lines(path, longest), 1):
-        heard(line)
+        each_line(line)
         try:
             found = _object(line)
         except FileError as error:
@@ -138,7 +138,6 @@ def json_lines(
 
 
 def located(path: Path, number: int, error: FileError) -> FileError:
-    """The error with the file and the line in front."""
     return FileError(f"{path}, line {number}: {error}")
 
 
@@ -154,7 +153,9 @@ def lines(path: Path, longest: int = LINE_BYTES) -> Iterator[bytes]:
                 number, total = number + 1, total + len(line)
                 if len(line) > longest:
                     raise FileError(f"{path}, line {number} is longer than {longest} bytes")
-                _check_size(path, number, total)
+                if number > MOST_LINES or total > MOST_BYTES:
+                    bounds = f"more than {MOST_LINES} lines or {MOST_BYTES} bytes"
+                    raise FileError(f"{path}, line {number}: {bounds} are not taken in")
                 yield line
     except ValueError as error:
         if isinstance(error, FileError):
@@ -164,11 +165,6 @@ def lines(path: Path, longest: int = LINE_BYTES) -> Iterator[bytes]:
         raise FileError(f"{path}, after line {number}: it is cut off, or not packed by gzip ({error})") from None
     except OSError as error:
         raise FileError(f"{path} can't be read: {error.strerror or error}") from None
-
-
-def _check_size(path: Path, number: int, total: int) -> None:
-    if number > MOST_LINES or total > MOST_BYTES:
-        raise FileError(f"{path}, line {number}: more than {MOST_LINES} lines or {MOST_BYTES} bytes are not taken in")
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -32,7 +32,6 @@ class Index:
             self._marks.setdefault(mark.name, []).append(mark)
 
     def of_request(self, request: int) -> list[Span]:
-        """Spans that hold the request, by start."""
         return self._requests.get(request, [])
 
     def on_place(self, place: str, start_ns: int, end_ns: int) -> list[Span]:
@@ -51,7 +50,6 @@ class Index:
         return [place for place in self._places if place.split()[0] in roles]
 
     def has(self, name: str) -> bool:
-        """Was anything of this name marked?"""
         return name in self._marks
 
     def values(self, name: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, int, int | str]]:

@@ -1,15 +1,13 @@
 """The law of layer-wise streaming: how much of a transfer hides behind prefill's compute.
 
 L layers, c seconds of compute each; hop i takes x_i a layer, X = sum of x_i, x = max x_i (or X / ring_slots, if the
-ring is what limits). The tail is what prefill still does after it handed the last layer off. Then
-E = max(0, X + (L-1) * max(0, x-c) - tail) and H = 1 - E / (L * X); with one hop and no tail that is
-H = (1 - 1/L) * min(1, c/x). It holds for one request, one chunk, a link of its own, and a prefill that never waits.
+ring is what limits); the tail is prefill's time after the last layer's hand-off. E = max(0, X + (L-1) * max(0, x-c) -
+tail) and H = 1 - E / (L * X), for one request, one chunk, a link of its own, and a prefill that never waits.
 Notebook: notebooks/03_layer_streaming.ipynb.
 """
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,3 @@ class Law:
 def simplest_hidden(layers: int, compute_over_transfer: float) -> float:
     """The form to derive in class: one hop, no tail."""
     return (1 - 1 / layers) * min(1.0, compute_over_transfer)
-
-
-def streamed_exposure_ns(ready_ns: list[int], copies_ns: list[list[int]], prefill_end_ns: int) -> int:
-    """E by recursion on when each copy became ready: what the closed form must equal on even layers.
-
-    `copies_ns[hop][copy]` is the occupancy of one copy on one hop; hops pass copies on in order, each one at a time.
-    """
-    arrivals = list(ready_ns)
-    for hop in copies_ns:
-        pairs = zip(arrivals, hop, strict=True)
-        arrivals = list(accumulate(pairs, lambda busy, pair: max(busy, pair[0]) + pair[1], initial=0))[1:]
-    return max(0, arrivals[-1] - prefill_end_ns)

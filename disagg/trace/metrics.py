@@ -3,11 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from disagg.plan.request import Finish
-
-ANSWERED = (Finish.EOS.value, Finish.LENGTH.value)  # an answer that came to its end
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -66,32 +61,3 @@ class Metrics:
     peak_blocks: dict[str, int]  # by memory
     padding_waste: float  # share of the slots that attention read for nothing
     counts: dict[str, int]  # spills, fetches, recomputes, anomalies, …
-
-
-class Answer(Protocol):
-    """What limits ask of a request's result."""
-
-    finish_reason: str
-
-    @property
-    def ttft_s(self) -> float | None: ...
-    @property
-    def tpot_s(self) -> float | None: ...
-
-
-def attainment_of(results: Sequence[Answer], ttft_limit_s: float | None, tpot_limit_s: float | None) -> float | None:
-    """Share of the requests that met both limits; None without limits, or without requests."""
-    if ttft_limit_s is None and tpot_limit_s is None:
-        return None
-    met = [_meets(result, ttft_limit_s, tpot_limit_s) for result in results]
-    return sum(met) / len(met) if met else None
-
-
-def _meets(result: Answer, ttft_limit_s: float | None, tpot_limit_s: float | None) -> bool:
-    """A request without a whole answer met no limit, however early its tokens came."""
-    return (
-        result.finish_reason in ANSWERED
-        and result.ttft_s is not None
-        and (ttft_limit_s is None or result.ttft_s <= ttft_limit_s)
-        and (tpot_limit_s is None or result.tpot_s is None or result.tpot_s <= tpot_limit_s)
-    )

@@ -1,7 +1,7 @@
 """A recording that is longer than one file may be: its lines in files beside the named one, which lists them.
 
-The named file then holds one line, with how many lines each part has and what they hash to. A part is named by its hash
-too, so one of a run that was written over is never taken for another's, and each is read within `files.py`'s bounds.
+The named file then holds one line: how many lines each part has, and their SHA-256. A part is named by that too, so one
+of a run that was written over is never taken for another's.
 """
 
 import hashlib
@@ -18,37 +18,25 @@ from disagg.trace import files
 MOST = 16  # parts of a recording
 
 
-def write(path: Path, file: IO[bytes], rows: Iterable[bytes], before: list[Path]) -> list[Path]:
-    """All lines to the `file` that will be `path`, or to parts beside it where they are too many. Returns the parts;
-    those of `before` belong to the recording that is there, and stay where this one fails."""
-    parts: list[Path] = []
+def write(path: Path, file: IO[bytes], rows: Iterable[bytes], parts: list[Path]) -> None:
+    """All lines to the `file` that will be `path`, or to parts beside it where they are too many: each is added to
+    `parts` before it is written."""
     listed: list[list[object]] = []
-    try:
-        for index, (content, last) in enumerate(_chunks(rows)):
-            if last and not parts:
-                file.write(content)
-                return []
-            if index == MOST:
-                raise FileError(
-                    f"it is longer than {MOST} parts of {files.MOST_BYTES:,} bytes; serve fewer requests at once, or "
-                    "with record=False"
-                )
-            count, digest = content.count(b"\n"), hashlib.sha256(content).hexdigest()
-            parts.append(named(path, index, digest))
-            listed.append([count, digest])
-            with files.whole(parts[-1]) as part:
-                part.write(content)
-        file.write(json.dumps({"disagg": "parts", "version": 1, "parts": listed}).encode() + b"\n")
-    except BaseException:
-        remove(parts, but=before)
-        raise
-    return parts
-
-
-def remove(parts: list[Path], but: list[Path]) -> None:
-    for part in parts:
-        if part not in but:
-            part.unlink(missing_ok=True)
+    for index, (content, last) in enumerate(_chunks(rows)):
+        if last and not parts:
+            file.write(content)
+            return
+        if index == MOST:
+            raise FileError(
+                f"it is longer than {MOST} parts of {files.MOST_BYTES:,} bytes; serve fewer requests at once, or "
+                "with record=False"
+            )
+        sha256 = hashlib.sha256(content).hexdigest()
+        parts.append(named(path, index, sha256))
+        listed.append([content.count(b"\n"), sha256])
+        with files.whole(parts[-1]) as part:
+            part.write(content)
+    file.write(json.dumps({"disagg": "parts", "version": 1, "parts": listed}).encode() + b"\n")
 
 
 def _chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
@@ -64,10 +52,10 @@ def _chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     yield b"".join(lines), True
 
 
-def named(path: Path, index: int, digest: str) -> Path:
+def named(path: Path, index: int, sha256: str) -> Path:
     """Beside the recording, under its name with the part's number and hash."""
     stem, suffix = _split(path)
-    return path.with_name(f"{stem}.part{index + 1}-{digest[:16]}{suffix}")
+    return path.with_name(f"{stem}.part{index + 1}-{sha256[:16]}{suffix}")
 
 
 def _split(path: Path) -> tuple[str, str]:
@@ -78,35 +66,34 @@ def _split(path: Path) -> tuple[str, str]:
 def rows_of(path: Path, beside: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """(file, line, object) of a recording, whether in one file or in parts beside `beside`. FileError."""
     for number, row in files.json_lines(path):
-        if number > 1 or row.get("disagg") != "parts":
-            yield path, number, row
-            continue
-        yield from _rows_in_parts(path, row, beside)
-        return  # what follows such a line is left unread
+        if number == 1 and row.get("disagg") == "parts":
+            yield from _rows_in_parts(path, row, beside)
+            return  # what follows such a line is left unread
+        yield path, number, row
 
 
 def _rows_in_parts(path: Path, head: dict[str, Any], beside: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     parts: Any = head.get("parts")
     if head.keys() != {"disagg", "version", "parts"} or head["version"] != 1 or not _are_parts(parts):
         raise FileError(f"{path}, line 1: it does not tell its parts as this package does: {short(head)}")
-    for index, (count, digest) in enumerate(parts):
-        part, found, number = named(beside, index, digest), hashlib.sha256(), 0
+    for index, (count, sha256) in enumerate(parts):
+        part, found, number = named(beside, index, sha256), hashlib.sha256(), 0
         if part.is_symlink() or not part.is_file():
             raise FileError(f"{path}: its part {part.name} is not beside it; parts are copied and renamed with it")
-        for number, row in files.json_lines(part, heard=found.update):
+        for number, row in files.json_lines(part, each_line=found.update):
             yield part, number, row
-        if (number, found.hexdigest()) != (count, digest):
+        if (number, found.hexdigest()) != (count, sha256):
             raise FileError(f"{part} is not the part that {beside.name} tells of; it has been changed")
 
 
 def _are_parts(parts: Any) -> bool:
-    return type(parts) is list and 1 <= len(parts) <= MOST and all(map(_is_part, parts))
-
-
-def _is_part(part: Any) -> bool:
-    if type(part) is not list or len(part) != 2 or not is_whole(part[0]) or type(part[1]) is not str:
+    """Lists of how many lines each part has, and of their SHA-256."""
+    if type(parts) is not list or not 1 <= len(parts) <= MOST:
         return False
-    return bool(re.fullmatch("[0-9a-f]{64}", part[1], re.ASCII))
+    pairs = [part for part in parts if type(part) is list and len(part) == 2 and type(part[1]) is str]
+    return len(pairs) == len(parts) and all(
+        is_whole(count) and re.fullmatch("[0-9a-f]{64}", sha256, re.ASCII) for count, sha256 in pairs
+    )
 
 
 def named_in(path: Path) -> list[Path]:
@@ -116,7 +103,7 @@ def named_in(path: Path) -> list[Path]:
     except FileError:
         return []
     parts: Any = row.get("parts")
-    return [named(path, i, digest) for i, (_, digest) in enumerate(parts)] if _are_parts(parts) else []
+    return [named(path, i, sha256) for i, (_, sha256) in enumerate(parts)] if _are_parts(parts) else []
 
 
 def remove_leftovers(path: Path, kept: list[Path], before: list[Path]) -> None:

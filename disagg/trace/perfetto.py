@@ -1,16 +1,15 @@
 """A timeline as trace events, the JSON that https://ui.perfetto.dev and chrome://tracing open.
 
-A process is a device or a link, a thread a worker or a lane, in the order in which a request passes them. A slice is a
-pass, a step, or the time for which a copy kept its link busy; a pass holds a slice a layer, and an arrow leads from
-the layer that completed a piece of K/V, over the first hop where there are two, to the copy that lands it.
+A process is a device or a link, a thread a worker or a lane. A slice is a pass, a layer of it, a step, or the time for
+which a copy kept its link busy; an arrow leads from the layer that completed a piece of K/V over its copies.
 """
 
 import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterator
+from itertools import groupby, pairwise
 from typing import Any
 
 from disagg.plan.spans import Span
@@ -49,7 +48,6 @@ class Trace:
         self._tracks = self._lay_out()
 
     def events(self) -> Iterator[Event]:
-        """Names first, then slices, arrows, gates and counters."""
         body = [*self._slices(), *self._arrows(), *self._gates(), *self._counters()]
         yield from self._names()
         yield from sorted(body, key=lambda event: event["ts"])
@@ -100,16 +98,15 @@ class Trace:
 
     def _slices(self) -> Iterator[Event]:
         for rank, span in enumerate(self.spans):
-            where = self._tracks[rank]
-            yield self._slice(_name(span), span.kind, where, span.start_ns, _end_ns(span), **_args(span))
+            where, (name, args) = self._tracks[rank], _named(span)
+            yield self._slice(name, span.kind, where, span.start_ns, _end_ns(span), **args)
             for layer, start, end in _layers(span):
                 yield self._slice(f"layer {layer}", "layer", where, start, end)
 
     def _gates(self) -> Iterator[Event]:
         """A slice for as long as a queue was held up by something named."""
-        last = max(
-            [*(span.end_ns for span in self.spans), *(mark.at_ns for mark in self.marks)], default=self.origin_ns
-        )
+        ends = [span.end_ns for span in self.spans] + [mark.at_ns for mark in self.marks]
+        last = max(ends, default=self.origin_ns)
         named = sorted((m for m in self.marks if isinstance(m.value, str)), key=lambda m: (m.name, m.at_ns))
         for name, group in groupby(named, key=lambda mark: mark.name):
             marks = list(group)
@@ -130,10 +127,8 @@ class Trace:
     def _arrows(self) -> Iterator[Event]:
         """From the layer's slice to each copy of the piece; both ends in the last ns of their slice."""
         number = 0
-        for source, hops in self._journeys():
-            rank, layer = source
-            span = self.spans[rank]
-            start, end = next(((start, end) for index, start, end in _layers(span) if index == layer), (0, 0))
+        for rank, layer, hops in self._journeys():
+            _, start, end = list(_layers(self.spans[rank]))[layer]
             ends = [(rank, start, end)]
             ends += [(hop, self.spans[hop].start_ns, _end_ns(self.spans[hop])) for hop in hops]
             if any(start >= end for _, start, end in ends):
@@ -145,11 +140,11 @@ class Trace:
                 at = {"ts": self._at(end - 1), "pid": pid, "tid": tid}
                 yield {"ph": phase, "name": "hand-off", "cat": "hand-off", "id": number, **at, "bp": "e"}
 
-    def _journeys(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
-        """((rank of a pass, its layer), ranks of the copies that carry the piece on, hop by hop)."""
+    def _journeys(self) -> Iterator[tuple[int, int, list[int]]]:
+        """(rank of a pass, its layer, ranks of the copies that carry the piece on, hop by hop)."""
         passes: dict[tuple[int, int], list[tuple[int, int]]] = {}  # request, layer → (hand-off, rank)
         copies: dict[tuple[int, int], dict[int, list[int]]] = {}  # request, last layer → transfer → ranks
-        for rank, span in self._by_start():
+        for rank, span in sorted(enumerate(self.spans), key=lambda pair: (pair[1].start_ns, pair[0])):
             if span.kind == "prefill":
                 for layer, at in enumerate(span.hand_offs_ns):
                     for request in span.requests:
@@ -159,8 +154,8 @@ class Trace:
                 copies.setdefault(key, {}).setdefault(span.transfer, []).append(rank)
         for key, transfers in copies.items():
             journeys = [hops for ranks in transfers.values() for hops in self._hops(ranks)]
-            for source, hops in self._sources(passes.get(key, []), journeys):
-                yield (source, key[1]), hops
+            for rank, hops in self._sources(passes.get(key, []), journeys):
+                yield rank, key[1], hops
 
     def _sources(self, hand_offs: list[tuple[int, int]], journeys: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
         """A piece a pass, in order; else, as when all goes at once, the last pass before the piece was ready."""
@@ -171,16 +166,11 @@ class Trace:
             if before:
                 yield hand_offs[before - 1][1], hops
 
-    def _by_start(self) -> list[tuple[int, Span]]:
-        return sorted(enumerate(self.spans), key=lambda pair: (pair[1].start_ns, pair[0]))
-
-    def _hops(self, ranks: Iterable[int]) -> Iterator[list[int]]:
+    def _hops(self, ranks: list[int]) -> Iterator[list[int]]:
         """The copies of the same layers, each piece with those of its hops: pieces keep their order on every link."""
-        lanes: dict[bool, list[int]] = {False: [], True: []}
-        for rank in ranks:
-            lanes[self.spans[rank].place.startswith("up")].append(rank)
-        for index, rank in enumerate(lanes[False]):
-            yield [rank, *lanes[True][index : index + 1]]
+        second = [rank for rank in ranks if self.spans[rank].place.startswith("up")]
+        for index, rank in enumerate(rank for rank in ranks if rank not in second):
+            yield [rank, *second[index : index + 1]]
 
 
 def _about(what: str, pid: int, tid: int, **args: object) -> Event:
@@ -194,33 +184,26 @@ def _end_ns(span: Span) -> int:
 
 def _layers(span: Span) -> Iterator[tuple[int, int, int]]:
     """(layer, start, end) of a pass: each lasts from the hand-off before it to its own."""
-    start = span.start_ns
-    for layer, end in enumerate(span.hand_offs_ns):
+    for layer, (start, end) in enumerate(pairwise((span.start_ns, *span.hand_offs_ns))):
         yield layer, start, end
-        start = end
 
 
-def _name(span: Span) -> str:
-    match span.kind:
-        case "prefill":
-            return f"pass {span.index}"
-        case "decode":
-            return f"step {span.index}"
-    layers = f"layer {span.index}" if span.count == 1 else f"layers {span.index}–{span.index + span.count - 1}"
-    return layers if span.kind == "copy" else f"{span.kind} {layers}"
-
-
-def _args(span: Span) -> dict[str, object]:
-    """What a click on the slice shows."""
+def _named(span: Span) -> tuple[str, dict[str, object]]:
+    """The slice's name, and what a click on it shows."""
     found: dict[str, object] = {"requests": list(span.requests)}
     match span.kind:
         case "prefill":
+            name = f"pass {span.index}"
             found |= {"tokens": span.count, "blocks": span.blocks, "first tokens of": list(span.firsts)}
         case "decode":
+            name = f"step {span.index}"
             found |= {"rows": span.count, "rows by bin": list(span.groups)}
         case _:
+            last = span.index + span.count - 1
+            layers = f"layer {last}" if span.count == 1 else f"layers {span.index}–{last}"
+            name = layers if span.kind == "copy" else f"{span.kind} {layers}"
             found |= {"layers": span.count, "bytes": span.nbytes, "blocks": span.blocks, "transfer": span.transfer}
             found |= {"landed after (µs)": microseconds(span.end_ns - span.start_ns)}
     if span.ready_ns:
         found["waited (µs)"] = microseconds(max(0, span.start_ns - span.ready_ns))
-    return found
+    return name, found

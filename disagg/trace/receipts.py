@@ -1,13 +1,12 @@
 """Receipts: where every millisecond of a request went, as named waits and works that never overlap.
 
-Each line is an interval that was measured: a span that holds the request, a span of others on the place it waited
-for, the time a queue was gated, or the way of a command to its worker and of a notice back. Lines are laid one over
-the other, works first, and only what is still bare is covered; what no line covers is `unaccounted_s`, never a line.
+Each line is an interval that was measured. Where several cover an instant, works come first; what no line covers is
+`unaccounted_s`, never a line.
 
     waits   submission (arrival → controller), queue (a worker is busy with others), batch-slot, no-block,
             step-boundary (the running step has to end first), device-busy (one device: others' prefill or decode),
             link-busy, ring-full, spilled (in host memory, no block to come back to), dispatch (command → start),
-            notice (end → heard)
+            notice (end → the controller's next act on it)
     works   prefill (a chunk), recompute, transfer (what is exposed of it), spill, fetch, decode (whole steps)
 """
 
@@ -177,12 +176,12 @@ def _works(own: list[Span], first_token: int) -> Iterator[Line]:
                 yield Line(span.kind, span.start_ns, span.end_ns, span.place)
 
 
-def _waits(stay: Stay, own: list[Span], index: Index, seat: str) -> Iterator[Line]:
+def _waits(stay: Stay, own: list[Span], index: Index, worker: str) -> Iterator[Line]:
     _, start, end = stay
     match stay.stage:
         case Stage.QUEUED:
             shared = "prefill 0 queue"
-            yield from _gated(shared if index.has(shared) else f"{seat} queue", stay, index, "queue")
+            yield from _gated(shared if index.has(shared) else f"{worker} queue", stay, index, "queue")
         case Stage.PREFILLING | Stage.RUNNING:
             mine = {s.place for s in own if s.kind in ("prefill", "decode") and s.start_ns < end and s.end_ns > start}
             for span in (s for place in mine for s in index.on_place(place, start, end)):
@@ -193,7 +192,7 @@ def _waits(stay: Stay, own: list[Span], index: Index, seat: str) -> Iterator[Lin
             if stay.stage is Stage.HANDING_OFF:
                 yield from _gated("wanting", stay, index, "")
         case Stage.LANDED:
-            place = next((s.place for s in own if s.kind == "decode" and s.start_ns >= start), seat)
+            place = next((s.place for s in own if s.kind == "decode" and s.start_ns >= start), worker)
             yield from _gated(f"{place} landed", stay, index, "step-boundary")
         case Stage.SPILLED:
             yield Line("spilled", start, end, "host")
@@ -226,8 +225,8 @@ def _link_waits(stay: Stay, own: list[Span], index: Index) -> Iterator[Line]:
 
 def _notices(spans: list[Span], times: list[int]) -> Iterator[Line]:
     """From the end of a work to the instant at which the controller next did something about it."""
-    heard = sorted({*times, *(span.ready_ns for span in spans if span.ready_ns)})
+    acts = sorted({*times, *(span.ready_ns for span in spans if span.ready_ns)})
     for span in spans:
-        at = bisect_left(heard, span.end_ns)
-        if at < len(heard):
-            yield Line("notice", span.end_ns, heard[at], span.place)
+        at = bisect_left(acts, span.end_ns)
+        if at < len(acts):
+            yield Line("notice", span.end_ns, acts[at], span.place)

@@ -1,8 +1,7 @@
 """Keeps what happens around one controller: spans, marks, moves of blocks, the log of events, and what a run counts.
 
-Both clocks use it. Workers and lanes report spans; after each event `note` writes a mark for every queue, gate, pool
-and batch that changed. The last entries are kept at all times, for requests that belong to no run; a run that is
-recorded has a recording of its own beside them. Everything but `span` is called on the controller's thread.
+The last entries are kept at all times, for requests that belong to no run; a run that is recorded has a recording of
+its own beside them. Everything but `span` is called on the controller's thread.
 """
 
 from collections import Counter, deque
@@ -71,10 +70,7 @@ class Recorder:
         state = self.state
         self._run, self._kept = run, kept
         self._last: list[int | str | None] = [None] * len(self._gauges)
-        self._counts, self._padding = (
-            Counter(state.counts),
-            Padding(state.padding.used_slots, state.padding.padded_slots),
-        )
+        self._counts, self._padding = Counter(state.counts), replace(state.padding)
 
     @property
     def on(self) -> bool:
@@ -109,12 +105,10 @@ class Recorder:
                 recording.moves.append(move)
 
     def choose(self, choice: Choice) -> None:
-        """Keeps why a request was spilled, or is computed again."""
         for recording in self._kept:
             recording.choices.append(choice)
 
     def note(self, now_ns: int) -> None:
-        """Marks what the event changed, after the controller took it."""
         if not self._kept:
             return
         last = self._last
@@ -133,19 +127,16 @@ class Recorder:
 
     def run(self, config: Config, results: list[Result], interrupted: bool = False) -> Run:
         """What was recorded since `begin`."""
-        state, recording = self.state, self._run
-        timeline = recording.timeline if recording.most is None else copy_of(recording.timeline)
+        state, recording, timeline = self.state, self._run, self._run.timeline
+        if recording.most is not None:  # workers go on appending to it
+            lists = {name: list(entries) for name, entries in timeline.records().items()}
+            spans, marks, moves = lists.values()
+            timeline = replace(timeline, spans=spans, marks=marks, moves=moves, _index=None)
         used, padded = self._padding.used_slots, self._padding.padded_slots
         padding = Padding(state.padding.used_slots - used, state.padding.padded_slots - padded)
         counts = {name: state.counts[name] - self._counts[name] for name in state.counts}
         peaks, kept = {pool.name: pool.peak for pool in state.pools()}, (list(recording.choices), list(recording.log))
         return Run(config, results, timeline, counts, padding, peaks, *kept, interrupted, self.machine)
-
-
-def copy_of(timeline: Timeline) -> Timeline:
-    """As it is now: others go on appending to it."""
-    spans, marks, moves = list(timeline.spans), list(timeline.marks), list(timeline.moves)
-    return replace(timeline, spans=spans, marks=marks, moves=moves, _index=None)
 
 
 def gauges(state: ControllerState) -> list[tuple[str, Callable[[], int | str]]]:

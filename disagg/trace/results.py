@@ -3,18 +3,21 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Choice
-from disagg.plan.request import Stage
+from disagg.plan.request import Finish, Stage
 from disagg.trace import archive
 from disagg.trace.law import Law
-from disagg.trace.metrics import Metrics, Percentiles, attainment_of
+from disagg.trace.metrics import Metrics, Percentiles
 from disagg.trace.receipts import NAMES, Receipt, receipt
 from disagg.trace.timeline import Overlap, Timeline
+
+ANSWERED = (Finish.EOS.value, Finish.LENGTH.value)  # an answer that came to its end
 
 
 @dataclass
@@ -55,6 +58,15 @@ class Result:
         """Were its spans kept?"""
         return self.timeline is not None
 
+    def meets(self, ttft_limit_s: float | None, tpot_limit_s: float | None) -> bool:
+        """Does it keep both limits? A request without a whole answer keeps none, however early its tokens came."""
+        return (
+            self.finish_reason in ANSWERED
+            and self.ttft_s is not None
+            and (ttft_limit_s is None or self.ttft_s <= ttft_limit_s)
+            and (tpot_limit_s is None or self.tpot_s is None or self.tpot_s <= tpot_limit_s)
+        )
+
     @property
     def ttft_s(self) -> float | None:
         return (self.token_times_ns[0] - self.arrival_ns) / 1e9 if self.token_times_ns else None
@@ -62,13 +74,11 @@ class Result:
     @property
     def itl_s(self) -> list[float]:
         """All gaps between tokens, the second token's included."""
-        times = self.token_times_ns
-        return [(b - a) / 1e9 for a, b in zip(times, times[1:], strict=False)]
+        return [(b - a) / 1e9 for a, b in pairwise(self.token_times_ns)]
 
     @property
     def second_token_gap_s(self) -> float | None:
-        gaps = self.itl_s[:1]
-        return gaps[0] if gaps else None
+        return next(iter(self.itl_s), None)
 
     @property
     def tpot_s(self) -> float | None:
@@ -114,13 +124,11 @@ class Run:
         )
 
     def header(self) -> dict[str, Any]:
-        """What the first line of a recording holds."""
         padding = [self.padding.used_slots, self.padding.padded_slots]
         values = (archive.config_row(self.config), self.machine, self.counts, padding, self.peak_blocks)
         return self.timeline.header() | dict(zip(archive.OF_A_RUN, (*values, self.interrupted), strict=True))
 
     def records(self) -> dict[str, list[Any]]:
-        """The records of a recording by the kind of their line."""
         return self.timeline.records() | {"choice": self.choices, "result": self.results}
 
     @property
@@ -129,8 +137,10 @@ class Run:
         return self.counts.get("anomalies", 0)
 
     def metrics(self, ttft_limit_s: float | None = None, tpot_limit_s: float | None = None) -> Metrics:
-        """Of this run; the limits make it say which share of the requests met them."""
+        """Of this run; with limits also which share of the requests met them."""
         results, timeline, reasons = self.results, self.timeline, [r.finish_reason for r in self.results]
+        limited = results and (ttft_limit_s is not None or tpot_limit_s is not None)
+        met = sum(result.meets(ttft_limit_s, tpot_limit_s) for result in results) if limited else 0
         start = min((r.arrival_ns for r in results), default=0)
         end = max((r.token_times_ns[-1] for r in results if r.token_times_ns), default=start)
         seconds, tokens = (end - start) / 1e9, sum(len(r.token_ids) for r in results)
@@ -148,7 +158,7 @@ class Run:
             second_token_gap_s=Percentiles.of_each([r.itl_s[:1] for r in results]),
             tpot_s=Percentiles.of_each([_known(r.tpot_s) for r in results]),
             itl_s=Percentiles.of_each([r.itl_s for r in results]),
-            attainment=attainment_of(results, ttft_limit_s, tpot_limit_s),
+            attainment=met / len(results) if limited else None,
             busy={p: timeline.busy(p) / 1e9 / seconds if seconds else 0.0 for p in timeline.places},
             bytes_moved=moved,
             peak_blocks=dict(self.peak_blocks),

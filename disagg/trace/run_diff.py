@@ -28,6 +28,9 @@ class Change(NamedTuple):
         return self.after_s - self.before_s
 
 
+NOTHING = Change(0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Changes:
     """Of one request, or of all together. A time is None where a run does not have it."""
@@ -61,25 +64,24 @@ class Difference:
 
     @property
     def finding(self) -> str:
-        """One sentence."""
         by_s = self._mean_s(self.total.end_to_end_s.by_s)
         if abs(by_s) < SAME_S:
             return f"A request takes as long in both runs, on average; {self._tokens()}."
         word = "longer" if by_s > 0 else "shorter"
         most = max(self.total.receipt.items(), key=lambda item: item[1].by_s * by_s, default=None)
-        cause = f", above all {most[0]} ({_ms(self._mean_s(most[1].by_s))})" if most else ""
+        cause = f", above all {most[0]} ({1e3 * self._mean_s(most[1].by_s):+.1f} ms)" if most else ""
         return f"A request takes {1e3 * abs(by_s):.1f} ms {word} on average{cause}; {self._tokens()}."
 
     def _tokens(self) -> str:
-        for first in self.differing:
-            count = f"{len(self.differing)} of {len(self.requests)} requests have other tokens"
-            return f"{count}, request {first.index} from token {(first.differs_at or 0) + 1} on"
-        return "all tokens are equal"
+        if not self.differing:
+            return "all tokens are equal"
+        first, count = self.differing[0], f"{len(self.differing)} of {len(self.requests)} requests have other tokens"
+        return f"{count}, request {first.index} from token {(first.differs_at or 0) + 1} on"
 
     def __str__(self) -> str:
         """As a table: milliseconds of a request on average, before, after and by how much."""
         rows = {name: getattr(self.total, attribute) for name, attribute in TIMES.items()}
-        rows |= {f"  {name}": change for name, change in self.total.receipt.items() if change != (0.0, 0.0)}
+        rows |= {f"  {name}": change for name, change in self.total.receipt.items() if change != NOTHING}
         lines = [self.finding, f"{'ms a request':<18}{'before':>10}{'after':>10}{'change':>10}"]
         for name, change in rows.items():
             if change is not None:
@@ -93,21 +95,16 @@ class Difference:
 
 def diff(a: Run, b: Run) -> Difference:
     """From run `a` to run `b`; DifferenceError where they served other requests."""
-    _check(a, b)
-    found = []
-    for index, (before, after) in enumerate(zip(a.results, b.results, strict=True)):
-        found.append(RequestDifference(index, _changes(before, after), _differs_at(before, after)))
-    return Difference(tuple(found), _sum([request.changes for request in found]))
-
-
-def _check(a: Run, b: Run) -> None:
     advice = "compare two runs of the same list of requests"
     if len(a.results) != len(b.results):
         raise DifferenceError(f"one run served {len(a.results)} requests, the other {len(b.results)}; {advice}")
+    found = []
     for index, (before, after) in enumerate(zip(a.results, b.results, strict=True)):
         if before.prompt_tokens != after.prompt_tokens:
             lengths = f"{before.prompt_tokens} tokens in one run and {after.prompt_tokens} in the other"
             raise DifferenceError(f"the prompt of request {index} has {lengths}; {advice}")
+        found.append(RequestDifference(index, _changes(before, after), _differs_at(before, after)))
+    return Difference(tuple(found), _sum([request.changes for request in found]))
 
 
 def _changes(before: Result, after: Result) -> Changes:
@@ -136,27 +133,20 @@ def _both(before_s: float | None, after_s: float | None) -> Change | None:
 
 
 def _differs_at(before: Result, after: Result) -> int | None:
-    pairs = zip_longest(before.token_ids, after.token_ids)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    return next((i for i, (a, b) in enumerate(zip_longest(before.token_ids, after.token_ids)) if a != b), None)
 
 
 def _sum(changes: list[Changes]) -> Changes:
-    def add(parts: Iterable[Change | None]) -> Change:
-        known = [part for part in parts if part is not None]
-        return Change(sum(c.before_s for c in known), sum(c.after_s for c in known))
-
-    def add_any(parts: list[Change | None]) -> Change | None:
-        return add(parts) if any(part is not None for part in parts) else None
-
-    receipts = [change.receipt for change in changes]
-    names = [name for name in (*NAMES, UNACCOUNTED) if any(name in receipt for receipt in receipts)]
+    names = [name for name in (*NAMES, UNACCOUNTED) if any(name in change.receipt for change in changes)]
     return Changes(
-        add_any([change.ttft_s for change in changes]),
-        add_any([change.second_token_gap_s for change in changes]),
-        add(change.end_to_end_s for change in changes),
-        {name: add(receipt.get(name) for receipt in receipts) for name in names},
+        _added(change.ttft_s for change in changes),
+        _added(change.second_token_gap_s for change in changes),
+        _added(change.end_to_end_s for change in changes) or NOTHING,
+        {name: _added(change.receipt.get(name) for change in changes) or NOTHING for name in names},
     )
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:+.1f} ms"
+def _added(changes: Iterable[Change | None]) -> Change | None:
+    """None where no request has the time in both runs."""
+    known = [change for change in changes if change is not None]
+    return Change(sum(c.before_s for c in known), sum(c.after_s for c in known)) if known else None

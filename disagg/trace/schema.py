@@ -18,7 +18,6 @@ from disagg.plan.spans import Span
 
 Row = dict[str, Any]  # of JSON: a line by its fields
 KINDS = ("prefill", "decode", "copy", "spill", "fetch")
-ROLES = ("prefill", "decode", "direct", "down", "up", "spill")
 MOST = 2**62  # ns, bytes, tokens
 MOST_BLOCKS = 10_000_000  # of all memories: a picture makes room for each
 MOST_PLACES = 256  # rows of a picture
@@ -44,11 +43,6 @@ def _wholes(value: Any) -> bool:
     return type(value) is list and all(map(_whole, value))
 
 
-def _counter(value: Any) -> bool:
-    """A queue, a memory's free blocks, a batch, the ring; or what gates a queue."""
-    return type(value) is str and bool(_COUNTER.fullmatch(value))
-
-
 def _rising(value: Any) -> bool:
     return _wholes(value) and bool(value == sorted(value))
 
@@ -63,31 +57,23 @@ def _life(value: Any) -> bool:
     return all(Stage(b) in LEGAL_MOVES[Stage(a)] for a, b in zip(names, names[1:], strict=False))
 
 
-def _place(value: Any) -> bool:
-    """A worker, a lane or a memory, such as "up 0"."""
-    role, _, number = value.partition(" ") if type(value) is str else ("", "", "")
-    return value == "host" or (role in ROLES and number.isdecimal() and number.isascii() and len(number) <= 4)
-
-
-def _row(value: Any) -> bool:
-    """A worker or a lane: what has a row in a picture."""
-    return value != "host" and _place(value)
-
-
 def _counts(value: Any) -> bool:
     return type(value) is dict and all(map(_name, value)) and all(map(_whole, value.values()))
 
 
 def _sizes(value: Any) -> bool:
-    return (
-        _counts(value) and all(name == "ring" or _place(name) for name in value) and sum(value.values()) <= MOST_BLOCKS
-    )
+    return _counts(value) and all(map(MEMORY.holds, value)) and sum(value.values()) <= MOST_BLOCKS
 
 
 def _devices(value: Any) -> bool:
     if type(value) is not dict or len(value) > MOST_PLACES:
         return False
-    return all(map(_place, value)) and all(map(_name, value.values()))
+    return all(map(PLACE.holds, value)) and all(map(_name, value.values()))
+
+
+def _like(pattern: str, wanted: str) -> Field:
+    whole = re.compile(pattern, re.ASCII)
+    return Field(lambda value: type(value) is str and bool(whole.fullmatch(value)), wanted)
 
 
 def _one_of(words: Collection[str]) -> Field:
@@ -98,20 +84,22 @@ def _or_null(field: Field) -> Field:
     return Field(lambda value: value is None or field.holds(value), f"{field.wanted}, or null")
 
 
-_COUNTER = re.compile(
-    r"(gate )?((prefill|decode) \d{1,4} queue|decode \d{1,4} landed|wanting)"
-    r"|free (host|(prefill|decode) \d{1,4})|batch \d{1,4}|ring",
-    re.ASCII,
-)
 _STAGES = [stage.value for stage in Stage]
+_ROW = r"(prefill|decode|direct|down|up|spill) \d{1,4}"
 POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
 WHOLE = Field(_whole, "a whole number, 0 or more")
 WHOLES = Field(_wholes, "a list of whole numbers, 0 or more")
 TIMES = Field(_rising, "a list of times in ns, in order")
 NAME = Field(_name, "a short text on one line")
-COUNTER = Field(_counter, "the name of a queue, a batch, a gate, the ring or free blocks")
+COUNTER = _like(
+    r"(gate )?((prefill|decode) \d{1,4} queue|decode \d{1,4} landed|wanting)"
+    r"|free (host|(prefill|decode) \d{1,4})|batch \d{1,4}|ring",
+    "the name of a queue, a batch, a gate, the ring or free blocks",
+)
 TEXT = Field(is_text, "text")
-ROW = Field(_row, "a worker or a lane")
+ROW = _like(_ROW, "a worker or a lane")
+PLACE = _like(f"{_ROW}|host", "a worker, a lane or host memory")
+MEMORY = _like(f"{_ROW}|host|ring", "a memory or the ring")
 COUNTS = Field(_counts, "whole numbers by name")
 YES_NO = Field(lambda value: type(value) is bool, "true or false")
 
@@ -124,7 +112,6 @@ class Shape(NamedTuple):
     defaults: Row
 
     def row(self, kind: str, record: object) -> Row:
-        """The record as a line."""
         row = {kind: plain(getattr(record, self.stands_for))}
         for name in self.fields:
             value = getattr(record, name)
@@ -158,24 +145,9 @@ def plain(value: object) -> object:
 SHAPES = {
     "span": Shape(
         "kind",
-        {
-            "kind": _one_of(KINDS),
-            "place": ROW,
-            "start_ns": WHOLE,
-            "end_ns": WHOLE,
-            "requests": WHOLES,
-            "index": WHOLE,
-            "count": WHOLE,
-            "nbytes": WHOLE,
-            "firsts": WHOLES,
-            "hand_offs_ns": TIMES,
-            "deadline_ns": WHOLE,
-            "transfer": WHOLE,
-            "occupied_ns": WHOLE,
-            "ready_ns": WHOLE,
-            "blocks": WHOLE,
-            "groups": WHOLES,
-        },
+        dict.fromkeys(Span._fields, WHOLE)
+        | {"kind": _one_of(KINDS), "place": ROW, "hand_offs_ns": TIMES}
+        | dict.fromkeys(("requests", "firsts", "groups"), WHOLES),
         Span._field_defaults,
     ),
     "mark": Shape(

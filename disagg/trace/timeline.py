@@ -6,7 +6,7 @@ union of copies during which a prefill pass ran. E, exposed: from token 1 to the
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -59,7 +59,6 @@ class Timeline:
 
     @classmethod
     def of(cls, found: Recording) -> "Timeline":
-        """The timeline among the records of a file."""
         header = found.header
         return cls(found.spans, header["start_ns"], found.marks, found.moves, header["devices"], header["sizes"])
 
@@ -76,7 +75,7 @@ class Timeline:
         perfetto.export(self.index(), path)
 
     def index(self) -> Index:
-        """Spans and marks as they are now, ready to be asked; kept until more are recorded."""
+        """Spans and marks as they are now, by request, place and name; kept until more are recorded."""
         spans, marks = list(self.spans), list(self.marks)  # at once: others may be appending
         now = len(spans), len(marks), *spans[-1:], *marks[-1:]  # where only the last are kept, their number stays
         if self._index is None or self._index[0] != now:
@@ -100,14 +99,11 @@ class Timeline:
         return max((span.end_ns for span in self.spans), default=self.start_ns)
 
     def busy(self, place: str) -> int:
-        """ns in which the place did something."""
         return length((s.start_ns, s.end_ns) for s in self.spans if s.place == place)
 
     def hand_off(self, request: int) -> list[Span]:
         """The copies of a request's first hand-off."""
-        copies = [s for s in self.spans if s.kind == "copy" and s.requests == (request,)]
-        first = min((s.transfer for s in copies), default=0)
-        return [s for s in copies if s.transfer == first]
+        return _first([s for s in self.spans if s.kind == "copy" and s.requests == (request,)])
 
     def prefill_end_ns(self, request: int) -> int | None:
         """When the request's token 1 existed."""
@@ -134,34 +130,27 @@ class Timeline:
 
     def overlap(self, request: int | None = None) -> Overlap:
         """H, W and E of one request's hand-off; or of the run: transfer-weighted H, and the sum of E."""
-        if request is None:
-            return self._run_overlap()
-        copies, end = self.hand_off(request), self.prefill_end_ns(request)
-        if not copies or end is None:
-            return Overlap(None, None, 0.0, 0.0)
-        total = sum(s.occupied_ns for s in copies)
-        exposed = max(0, max(s.end_ns for s in copies) - end)
-        return Overlap(1 - exposed / total if total else None, self._wall(copies), exposed / 1e9, total / 1e9)
-
-    def _run_overlap(self) -> Overlap:
-        """In one pass over the spans: asking request by request would read them all for each."""
         hand_offs: dict[int, list[Span]] = {}
         ends: dict[int, int] = {}  # when token 1 existed
         for span in self.spans:
             if span.kind == "copy":
                 hand_offs.setdefault(span.requests[0], []).append(span)
-            for request in span.firsts:
-                ends[request] = min(ends.get(request, span.end_ns), span.end_ns)
+            for one in span.firsts:
+                ends[one] = min(ends.get(one, span.end_ns), span.end_ns)
+        if request is not None:
+            hand_offs = {request: copies} if request in ends and (copies := self.hand_off(request)) else {}
         total_ns = exposed_ns = 0
-        for request in hand_offs.keys() & ends.keys():
-            first = min(s.transfer for s in hand_offs[request])
-            copies = [s for s in hand_offs[request] if s.transfer == first]
+        for one in hand_offs.keys() & ends.keys():
+            copies = _first(hand_offs[one])
             total_ns += sum(s.occupied_ns for s in copies)
-            exposed_ns += max(0, max(s.end_ns for s in copies) - ends[request])
-        wall = self._wall([s for copies in hand_offs.values() for s in copies])
+            exposed_ns += max(0, max(s.end_ns for s in copies) - ends[one])
+        moving = union((s.start_ns, s.end_ns) for copies in hand_offs.values() for s in copies)
+        computing = [(s.start_ns, s.end_ns) for s in self.spans if s.kind == "prefill"]
+        wall = length(intersection(moving, computing)) / length(moving) if moving else None
         return Overlap(1 - exposed_ns / total_ns if total_ns else None, wall, exposed_ns / 1e9, total_ns / 1e9)
 
-    def _wall(self, copies: Iterable[Span]) -> float | None:
-        moving = union((s.start_ns, s.end_ns) for s in copies)
-        computing = [(s.start_ns, s.end_ns) for s in self.spans if s.kind == "prefill"]
-        return length(intersection(moving, computing)) / length(moving) if moving else None
+
+def _first(copies: list[Span]) -> list[Span]:
+    """Those of the first hand-off."""
+    first = min((s.transfer for s in copies), default=0)
+    return [s for s in copies if s.transfer == first]

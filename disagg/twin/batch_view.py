@@ -44,7 +44,6 @@ class BatchView:
         return Reading(used, padded)
 
     def rows(self) -> Iterable[tuple[int, int]]:
-        """(request, index of its token) of the step, in order."""
         step = self._step
         return [(request, index + step) for group in self._groups for request, index in group.rows]
 

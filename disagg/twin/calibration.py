@@ -1,9 +1,8 @@
 """A machine's own cost model: what a short run showed of it, how far off the fit is, and where it was measured."""
 
-import dataclasses
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +44,19 @@ class Calibration:
         try:
             if len(rows) != 1:
                 raise FileError(f"one line holds a calibration; there are {len(rows)}")
-            return cls._of(rows[0])
+            check(row := rows[0], {"calibration": WHOLE, **_fields_of(Calibration)})
+            if row.pop("calibration") != VERSION:
+                raise FileError(f"it is no calibration in version {VERSION}")
+            check(hardware := row["hardware"], _fields_of(Hardware))
+            sides = {side: _device(hardware[side]) for side in ("prefill", "decode")}
+            return cls(**{**row, "hardware": Hardware(**hardware | sides)})
         except FileError as error:
             raise located(Path(path), 1, error) from None
 
-    @classmethod
-    def _of(cls, row: dict[str, Any]) -> "Calibration":
-        check(row, _FIELDS)
-        if row.pop("calibration") != VERSION:
-            raise FileError(f"it is no calibration in version {VERSION}")
-        check(row["hardware"], _HARDWARE)
-        sides = {side: _device(row["hardware"][side]) for side in ("prefill", "decode")}
-        return cls(**{**row, "hardware": Hardware(**sides, count=row["hardware"]["count"])})
-
 
 def _device(row: dict[str, Any]) -> Device:
-    check(row, _DEVICE)
-    check(row["fit"], _FIT)
+    check(row, _fields_of(Device))
+    check(row["fit"], _fields_of(Fit))
     for name in ("link", "host_link"):
         if row[name] not in link.PRESETS:
             raise FileError(f"{name} {short(row[name])} is no preset of plan/link")
@@ -72,30 +67,15 @@ def _numbers(value: Any) -> bool:
     return type(value) is dict and all(type(name) is str and is_number(x, 0, 1e18) for name, x in value.items())
 
 
+def _fields_of(kind: type[Any]) -> dict[str, Field]:
+    """What a row of such a dataclass may hold, by the types of its fields."""
+    by_type: dict[Any, Field] = {str: NAME, int: WHOLE, float: POSITIVE}
+    by_type |= {dict[str, float]: _NUMBERS, dict[str, int]: _NUMBERS}
+    found = {field.name: by_type.get(field.type, _OBJECT) for field in fields(kind)}
+    times = [name for name in found if name == "seconds" or (name.endswith("_s") and not name.endswith("_per_s"))]
+    return found | dict.fromkeys(times, _SECONDS)
+
+
 _SECONDS = Field(lambda value: is_number(value, 0, 1e6), "seconds, from 0 to 1e6")
 _NUMBERS = Field(_numbers, "an object of numbers, 0 or more")
 _OBJECT = Field(lambda value: type(value) is dict, "an object")
-_FIELDS = {
-    "calibration": WHOLE,
-    "machine": NAME,
-    "model": NAME,
-    "hardware": _OBJECT,
-    "residuals": _NUMBERS,
-    "seen": _NUMBERS,
-    "seconds": _SECONDS,
-}
-_HARDWARE = {"prefill": _OBJECT, "decode": _OBJECT, "count": WHOLE}
-_DEVICE = {
-    "name": NAME,
-    "flops_per_s": POSITIVE,
-    "bytes_per_s": POSITIVE,
-    "memory": WHOLE,
-    "link": NAME,
-    "host_link": NAME,
-    "source": NAME,
-    "fit": _OBJECT,
-}
-_FIT = {
-    field.name: NAME if field.name == "source" else _SECONDS if field.name.endswith("_s") else POSITIVE
-    for field in dataclasses.fields(Fit)
-}

@@ -3,7 +3,7 @@
     load = Load.of(poisson(200, per_s=4, prompt=Lengths(800, 1.0), new=Lengths(100)))
     goodput(Config.preset("streamed", model="random-llama3-8b"), load, Slo(ttft_s=1.0, tpot_s=0.05), "2xL4")
 
-Rates are steps of 5 % from the workload's own, so that each can be said and simulated again. A workload has an end, and
+Rates are steps of 5 % from the workload's own, so that each can be simulated again. A workload has an end, and
 what it attains need not fall with every step: what is found is a rate that is met, with the next step's missed.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
@@ -39,10 +39,9 @@ class Slo:
 
     def __post_init__(self) -> None:
         for name, what in (("ttft_s", "time to first token"), ("tpot_s", "time per output token")):
-            if not is_number(getattr(self, name), 1e-9, 1e9):
-                raise ConfigError(
-                    f"{name} must be the limit on the {what} in seconds, above 0; got {short(getattr(self, name))}"
-                )
+            value = getattr(self, name)
+            if not is_number(value, 1e-9, 1e9):
+                raise ConfigError(f"{name} must be the limit on the {what} in seconds, above 0; got {short(value)}")
         if not is_number(self.share, 0, 1) or self.share == 0:
             raise ConfigError(f"share must be above 0 and at most 1, as 0.9; got {short(self.share)}")
 
@@ -61,24 +60,27 @@ class Load:
             return workload
         given: list[object] = list(workload) if isinstance(workload, Iterable) else [workload]
         arrivals = [one for one in given if isinstance(one, Arrival)]
-        asked = requests_of(arrivals, vocab, seed) if arrivals else [one for one in given if isinstance(one, Request)]
-        if len(asked) < len(given):
+        found = requests_of(arrivals, vocab, seed) if arrivals else [one for one in given if isinstance(one, Request)]
+        if len(found) < len(given):
             raise RequestError("a workload is a list of Arrivals (twin/workloads, twin/traces) or of Requests")
-        asked.sort(key=lambda request: request.arrival_s)
-        span_s = asked[-1].arrival_s - asked[0].arrival_s if asked else 0.0
+        found.sort(key=lambda request: request.arrival_s)
+        span_s = found[-1].arrival_s - found[0].arrival_s if found else 0.0
         if span_s <= 0:
             raise RequestError(
-                f"a workload of {len(asked)} requests within {span_s:g} s has no arrival rate that could be raised or "
+                f"a workload of {len(found)} requests within {span_s:g} s has no arrival rate that could be raised or "
                 "lowered; give two or more that arrive at different times"
             )
-        return cls(tuple(asked), (len(asked) - 1) / span_s)
+        return cls(tuple(found), (len(found) - 1) / span_s)
 
     def at(self, per_s: float) -> list[Request]:
         """The same requests at another rate, the first one at 0 s."""
         if not is_number(per_s, 1e-9, 1e9):
             raise RequestError(f"per_s must be requests a second, above 0; got {short(per_s)}")
-        first, stretch = self.requests[0].arrival_s, self.per_s / per_s
-        return [_arriving(request, (request.arrival_s - first) * stretch) for request in self.requests]
+        first_s, stretch = self.requests[0].arrival_s, self.per_s / per_s
+        moved = [copy(request) for request in self.requests]  # as `replace`, but a checked prompt is not checked again
+        for request in moved:
+            object.__setattr__(request, "arrival_s", (request.arrival_s - first_s) * stretch)
+        return moved
 
     def rate(self, step: int) -> float:
         return self.per_s * STEP**step
@@ -87,13 +89,6 @@ class Load:
         """The highest one at which the arrivals last so long."""
         own_s = (len(self.requests) - 1) / self.per_s
         return max(-FARTHEST, min(FARTHEST, math.floor(math.log(own_s / seconds, STEP))))
-
-
-def _arriving(request: Request, at_s: float) -> Request:
-    """At another time; its prompt was checked once, which takes as long as to simulate a part of it."""
-    other = copy(request)
-    object.__setattr__(other, "arrival_s", at_s)
-    return other
 
 
 class Probe(NamedTuple):
@@ -110,7 +105,7 @@ class TooShort(RequestError):
 
 @dataclass(frozen=True)
 class Goodput:
-    """What a search found. `step` is None where no rate is met, or the least one that was asked for is not."""
+    """What a search found. `step` is None where no rate is met, or `least` is not."""
 
     step: int | None
     per_s: float
@@ -122,12 +117,11 @@ class Goodput:
     def __str__(self) -> str:
         """What was found, and where it was looked for."""
         best = max(self.probes, key=lambda probe: (probe.attainment, probe.per_s))
+        found = f"goodput {self.per_s:.3g} requests a second, where {self.attainment:.0%} keep the limits"
         if self.step is None:
-            found = f"no goodput: at best {best.attainment:.0%} of the requests keep the limits, "
-            found += f"at {best.per_s:.3g} a second"
-            found += f" ({best.failed:.0%} failed there)" if best.failed else ""
-        else:
-            found = f"goodput {self.per_s:.3g} requests a second, where {self.attainment:.0%} keep the limits"
+            failed = f" ({best.failed:.0%} failed there)" if best.failed else ""
+            found = f"no goodput: at best {best.attainment:.0%} of the requests keep the limits, at {best.per_s:.3g} "
+            found += f"a second{failed}"
         return f"{found}; {self.where}"
 
     @property
@@ -142,9 +136,7 @@ class Goodput:
 
 def goodput(config: Config, load: Load, slo: Slo, hardware: str | Hardware, least: int | None = None) -> Goodput:
     """Searches from the workload's own rate; with `least`, from that step, and gives up at once where it is missed.
-
-    Raises what `simulate` raises, and TooShort.
-    """
+    TooShort, and what `simulate` raises."""
     probes: dict[int, Probe] = {}
 
     def met(step: int) -> bool:
@@ -173,10 +165,8 @@ def goodput(config: Config, load: Load, slo: Slo, hardware: str | Hardware, leas
 
 
 def highest(met: Callable[[int], bool], start: int, stride: int = STRIDE, most: int = FARTHEST) -> int | None:
-    """A step that is met while the next one is missed: leaps that double until they pass it, then bisection.
-
-    `most` where every step asked is met, None where none is.
-    """
+    """A step that is met while the next one is missed: leaps that double until they pass it, then bisection. `most`
+    where every step is met, None where none is."""
     low = high = start
     if met(start):
         while low < most and met(high := min(most, low + stride)):

@@ -52,6 +52,7 @@ class Fit:
 LIKE_H200 = Fit(
     0.66, 0.40, 0.75, 0.75, pass_s=1e-3, step_s=6.6e-4, copy_s=5e-5, source="as one H200; assumption elsewhere"
 )
+LIKE_ZEN3 = Fit(0.83, 0.4, 0.9, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption")
 
 
 @dataclass(frozen=True)
@@ -69,49 +70,30 @@ class Device:
 
 
 _GB, _TF = 10**9, 10**12
+_ADA = "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums"
+_ZEN3 = "one Zen 3 core with AVX2, measured, November 2026"
 #: By data sheet; FLOP/s without sparsity. An 80 GB card's memory is counted as 80 · 10⁹ bytes.
-DEVICES = {
-    device.name.lower(): device
-    for device in (
-        Device("L4", 121 * _TF, 300 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", "NVIDIA L4 data sheet, 2023"),
-        Device("A10", 125 * _TF, 600 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", "NVIDIA A10 data sheet, 2021"),
-        Device("A100", 312 * _TF, 2039 * _GB, 80 * _GB, "nvlink3", "pcie4x16", "NVIDIA A100 80GB SXM data sheet, 2021"),
-        Device("H100", 989 * _TF, 3350 * _GB, 80 * _GB, "nvlink4", "pcie5x16", "NVIDIA H100 SXM data sheet, 2023"),
-        Device("H200", 989 * _TF, 4800 * _GB, 141 * _GB, "nvlink4", "pcie5x16", "NVIDIA H200 SXM data sheet, 2023"),
-        Device(
-            "RTX4090",
-            165 * _TF,
-            1008 * _GB,
-            24 * _GB,
-            "pcie4x16",
-            "pcie4x16",
-            "NVIDIA Ada architecture paper, 2022: fp16 with fp32 sums",
-        ),
-        Device(
-            "CPU",
-            0.1 * _TF,
-            11 * _GB,
-            8 * _GB,
-            "memory",
-            "memory",
-            "one Zen 3 core with AVX2, measured, November 2026",
-            Fit(0.83, 0.4, 0.9, 0.5, pass_s=2e-3, step_s=2e-3, row_s=2e-3, copy_s=1e-4, source="assumption"),
-        ),
-    )
-}
+_SHEETS = (
+    Device("L4", 121 * _TF, 300 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", "NVIDIA L4 data sheet, 2023"),
+    Device("A10", 125 * _TF, 600 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", "NVIDIA A10 data sheet, 2021"),
+    Device("A100", 312 * _TF, 2039 * _GB, 80 * _GB, "nvlink3", "pcie4x16", "NVIDIA A100 80GB SXM data sheet, 2021"),
+    Device("H100", 989 * _TF, 3350 * _GB, 80 * _GB, "nvlink4", "pcie5x16", "NVIDIA H100 SXM data sheet, 2023"),
+    Device("H200", 989 * _TF, 4800 * _GB, 141 * _GB, "nvlink4", "pcie5x16", "NVIDIA H200 SXM data sheet, 2023"),
+    Device("RTX4090", 165 * _TF, 1008 * _GB, 24 * _GB, "pcie4x16", "pcie4x16", _ADA),
+    Device("CPU", 0.1 * _TF, 11 * _GB, 8 * _GB, "memory", "memory", _ZEN3, LIKE_ZEN3),
+)
+DEVICES = {device.name.lower(): device for device in _SHEETS}
 
 
 def device_named(name: str) -> Device:
     """A device by name, whatever its case; ConfigError with the nearest."""
-    found = DEVICES.get(name.lower().replace(" ", "").replace("-", "")) if isinstance(name, str) else None
-    if found is None:
-        near = difflib.get_close_matches(name.lower(), DEVICES, n=1) if isinstance(name, str) else []
+    key = name.lower().replace(" ", "").replace("-", "") if isinstance(name, str) else ""
+    if key not in DEVICES:
+        near = difflib.get_close_matches(key, DEVICES, n=1)
         words = f"; nearest: {DEVICES[near[0]].name!r}" if near else ""
-        raise ConfigError(
-            f"hardware {short(name)} is unknown{words}; known: {', '.join(d.name for d in DEVICES.values())}, and as "
-            'many as "2xL4"'
-        )
-    return found
+        known = ", ".join(device.name for device in DEVICES.values())
+        raise ConfigError(f'hardware {short(name)} is unknown{words}; known: {known}, and as many as "2xL4"')
+    return DEVICES[key]
 
 
 @dataclass(frozen=True)
@@ -129,15 +111,15 @@ class Hardware:
             return value
         if isinstance(value, Device):
             return cls(value, value)
-        if isinstance(value, str) and "+" in value:
-            first, _, second = value.partition("+")
+        text = value.strip() if isinstance(value, str) else ""
+        if "+" in text:
+            first, _, second = text.partition("+")
             return cls(device_named(first.strip()), device_named(second.strip()))
-        found = re.fullmatch(r"(?:(\d{1,4})\s*[x×]\s*)?(.+)", value.strip()) if isinstance(value, str) else None
-        count, name = (found[1], found[2]) if found else (None, value)
-        device = device_named(name)
-        if count is not None and int(count) < 1:
+        found = re.fullmatch(r"(?:(\d{1,4})\s*[x×]\s*)?(.+)", text)
+        device, count = device_named(found[2] if found else value), int(found[1] or 2) if found else 2
+        if count < 1:
             raise ConfigError(f"hardware {short(value)}: there must be one device at least")
-        return cls(device, device, int(count or 2))
+        return cls(device, device, count)
 
     @property
     def words(self) -> str:
@@ -156,14 +138,13 @@ class Costs:
     def pass_s(self, chunks: Sequence[tuple[int, int]]) -> float:
         """All layers of a prefill pass over chunks [start, stop), without the output head."""
         sizes, device, fit = self.sizes, self.device, self.device.fit
-        tokens = sum(stop - start for start, stop in chunks)
-        products = 2 * sizes.weights * tokens
+        products = 2 * sizes.weights * sum(stop - start for start, stop in chunks)
         attention = layers_flops(sizes, chunks) - products
         computing = products / (fit.products * device.flops_per_s) + attention / (fit.attention * device.flops_per_s)
         return fit.pass_s + max(computing, sizes.itemsize * sizes.weights / (fit.reading * device.bytes_per_s))
 
     def head_s(self, rows: int) -> float:
-        """The output head over so many rows; where none asks for it, it is not read."""
+        """The output head over so many rows; for none it is not read."""
         if not rows:
             return 0.0
         sizes, device, fit = self.sizes, self.device, self.device.fit
@@ -186,8 +167,8 @@ class Predicted:
     decode: Costs
     hop_bytes_per_s: float  # of a hop through host memory, and of spills and fetches
     link_bytes_per_s: float  # of the direct link
-    pads: bool = False
-    steps_in_flight: int = 2
+    pads: bool
+    steps_in_flight: int
 
     @classmethod
     def of(cls, config: Config, hardware: Hardware) -> "Predicted":
@@ -197,15 +178,9 @@ class Predicted:
         workers = config.prefill_workers + config.decode_workers
         if workers > hardware.count:
             raise ConfigError(f"{workers} workers need as many devices, and {hardware.words} are {hardware.count}")
-        on_cpu = hardware.decode.name == "CPU"
-        return cls(
-            Costs(sizes, prefill),
-            Costs(sizes, hardware.decode),
-            link.PRESETS[hardware.decode.host_link],
-            link.PRESETS[hardware.prefill.link],
-            on_cpu,
-            1 if on_cpu else 2,
-        )
+        hop, direct = link.PRESETS[hardware.decode.host_link], link.PRESETS[hardware.prefill.link]
+        pads = hardware.decode.name == "CPU"
+        return cls(Costs(sizes, prefill), Costs(sizes, hardware.decode), hop, direct, pads, 1 if pads else 2)
 
     @property
     def layers(self) -> int:
@@ -216,7 +191,7 @@ class Predicted:
         return self.decode.sizes.token_bytes
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
-        """As `Speeds.pass_ns`; only prompts that end ask for the output head."""
+        """As `Speeds.pass_ns`; only prompts that end need the output head."""
         costs, fit = self.prefill, self.prefill.device.fit
         slow = fit.beside_pass if beside else 1.0
         layer_ns = round(1e9 * slow * costs.pass_s(chunks) / self.layers)
@@ -224,17 +199,14 @@ class Predicted:
         return lead_ns, layer_ns, layer_ns - lead_ns + round(1e9 * slow * costs.head_s(ending))
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
-        """As `Speeds.step_ns`."""
         slow = self.decode.device.fit.beside_step if beside else 1.0
         return round(1e9 * slow * self.decode.step_s(rows, tokens))
 
     @property
     def turn_ns(self) -> int:
-        """As `Speeds.turn_ns`."""
         return round(1e9 * self.decode.device.fit.turn_s)
 
     def copy_ns(self, lane: LaneName, nbytes: int) -> int:
-        """As `Speeds.copy_ns`."""
         return round(1e9 * (self.decode.device.fit.copy_s + nbytes / self._rate(lane)))
 
     def cost(self, lane: LaneName) -> RouteCost:

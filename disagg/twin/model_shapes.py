@@ -22,15 +22,9 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def _shape(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
     """The fields of a config.json; `inner` is the MLP's width."""
-    return dict(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        **{"tie_word_embeddings": False, **more},
-    )
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = zip(names, (vocab, hidden, inner, layers, heads), strict=True)
+    return {**dict(sizes), "num_key_value_heads": kv_heads, "tie_word_embeddings": False, **more}
 
 
 _LLAMA = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
@@ -43,7 +37,7 @@ TINY = _shape(257, 64, 128, 4, 4, 2)
 
 #: Longest contexts in tokens. Rotary positions of a random model are computed, not stored, so this is only a limit.
 TINY_CONTEXT, SMOLLM2_CONTEXT, RANDOM_CONTEXT = 2048, 8192, 32_768
-USUAL_CONTEXT = 2048  # of a config.json that says nothing
+USUAL_CONTEXT = 2048  # of a config.json without one
 
 #: Name → kind of config, and its fields.
 SHAPES = {
@@ -59,10 +53,8 @@ SHAPES = {
 def sizes_of(model: str | Mapping[str, Any], dtype: str = "bfloat16") -> Sizes:
     """Of a shape by name, "random-" in front or not, of a folder with a config.json, or of such a file's fields.
     ConfigError."""
-    if isinstance(model, Mapping):
-        return Sizes.of_config(model, ITEMSIZE[dtype])
     name = model.removeprefix(RANDOM) if isinstance(model, str) else model
-    return Sizes.of_config(_config_of(name), ITEMSIZE[dtype])
+    return Sizes.of_config(name if isinstance(name, Mapping) else _config_of(name), ITEMSIZE[dtype])
 
 
 def vocab_of(model: str) -> int:

@@ -1,6 +1,6 @@
 """The controller once more over the events it was given: what it decides is a function of them and of their times.
 
-A log holds everything that an engine's controller heard. Fed again, without workers or a clock, it leads to the
+A log holds everything that an engine's controller got. Fed again, without workers or a clock, it leads to the
 same commands in the same order, or the controller looked at something that it should not know.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
@@ -22,7 +22,7 @@ def replay(
     steps_in_flight: int = 1,
     pads: bool = True,
 ) -> list[tuple[int, Command]]:
-    """(ns, command) of a controller that has heard nothing before. `config` must have its block counts filled in."""
+    """(ns, command) of a new controller. `config` must have its block counts filled in."""
     controller = Controller(config, layers=layers, token_bytes=token_bytes, steps_in_flight=steps_in_flight, pads=pads)
     return [(now_ns, command) for now_ns, event in log for command in controller.handle(event, now_ns)]
 

@@ -1,9 +1,9 @@
-"""What a run says of its works: every pass, step and copy, what was asked of it, and how long it took.
+"""Every pass, step and copy of a run: how much it computed or moved, and how long it took.
 
-Read from spans and results alone, so a recording will do. Requests that were computed again after a preemption are left
-out: from then on their spans don't say what they read.
+Requests that were computed again after a preemption are left out: their spans do not show what they read.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from disagg.plan.request import Stage
@@ -44,7 +44,7 @@ def passes(run: Run) -> list[PassSample]:
     """In order of their start; without those that hold a request that is computed again."""
     done: dict[int, int] = {}
     prompts, again = _prompts(run), _again(run)
-    found, beside = [], _Beside(run)
+    found, beside = [], _beside(run)
     for span in _spans(run, "prefill"):
         chunks: list[tuple[int, int]] = []
         left = span.count
@@ -55,18 +55,17 @@ def passes(run: Run) -> list[PassSample]:
             chunks.append((start, stop))
             done[request], left = stop, left - (stop - start)
         if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns:
-            first, last = span.hand_offs_ns[0], span.hand_offs_ns[-1]
-            took, lead, tail = span.end_ns - span.start_ns, first - span.start_ns, span.end_ns - last
-            found.append(
-                PassSample(tuple(chunks), len(span.firsts), took / 1e9, lead / 1e9, tail / 1e9, beside.share(span))
-            )
+            marks = span.hand_offs_ns
+            took_s, lead_s = (span.end_ns - span.start_ns) / 1e9, (marks[0] - span.start_ns) / 1e9
+            tail_s, ending = (span.end_ns - marks[-1]) / 1e9, len(span.firsts)
+            found.append(PassSample(tuple(chunks), ending, took_s, lead_s, tail_s, beside(span)))
     return found
 
 
 def steps(run: Run, pads: bool) -> list[StepSample]:
     """In order of their start; `pads` where a row of a group is read as far as the group's longest."""
     contexts, again = _prompts(run), _again(run)
-    found, beside = [], _Beside(run)
+    found, beside = [], _beside(run)
     for span in _spans(run, "decode"):
         for request in span.requests:
             contexts[request] = contexts.get(request, 0) + 1
@@ -74,14 +73,17 @@ def steps(run: Run, pads: bool) -> list[StepSample]:
             lengths = iter([contexts[request] for request in span.requests])
             groups = [[next(lengths) for _ in range(size)] for size in span.groups or (span.count,)]
             tokens = sum(max(group) * len(group) if pads else sum(group) for group in groups)
-            found.append(StepSample(span.count, tokens, (span.end_ns - span.start_ns) / 1e9, beside.share(span)))
+            found.append(StepSample(span.count, tokens, (span.end_ns - span.start_ns) / 1e9, beside(span)))
     return found
 
 
 def copies(run: Run) -> list[CopySample]:
     """Of hand-offs, spills and fetches."""
-    spans = [span for span in run.timeline.spans if span.kind in ("copy", "spill", "fetch")]
-    return [CopySample(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9) for span in spans]
+    return [
+        CopySample(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9)
+        for span in run.timeline.spans
+        if span.kind in ("copy", "spill", "fetch")
+    ]
 
 
 def turns(run: Run) -> list[float]:
@@ -99,18 +101,16 @@ def turns(run: Run) -> list[float]:
     return found
 
 
-class _Beside:
+def _beside(run: Run) -> Callable[[Span], float]:
     """Which share of a span's time other workers computed."""
+    work = [span for span in run.timeline.spans if span.kind in ("prefill", "decode")]
+    others = {p: union((s.start_ns, s.end_ns) for s in work if s.place != p) for p in {s.place for s in work}}
 
-    def __init__(self, run: Run) -> None:
-        spans = run.timeline.spans
-        work = [span for span in spans if span.kind in ("prefill", "decode")]
-        places = {span.place for span in spans}
-        self._work = {p: union((s.start_ns, s.end_ns) for s in work if s.place != p) for p in places}
-
-    def share(self, span: Span) -> float:
+    def share(span: Span) -> float:
         took = span.end_ns - span.start_ns
-        return length(intersection(self._work[span.place], [(span.start_ns, span.end_ns)])) / took if took else 0.0
+        return length(intersection(others[span.place], [(span.start_ns, span.end_ns)])) / took if took else 0.0
+
+    return share
 
 
 def _spans(run: Run, kind: str) -> list[Span]:

@@ -1,7 +1,4 @@
-"""What `tune` tries: who works on which device, and then one setting at a time.
-
-Every arrangement of up to `count` devices stands beside its rivals that do not split: as many devices, each doing both.
-"""
+"""What `tune` tries: every arrangement of up to `count` devices, split or each for both, then one setting at a time."""
 
 import os
 from collections.abc import Iterator
@@ -30,13 +27,9 @@ class Candidate:
     refused: str = ""  # why it can't be tried
 
     @property
-    def devices(self) -> int:
-        return self.hardware.count
-
-    @property
     def each_device(self) -> list[Device]:
         first, second = self.hardware.prefill, self.hardware.decode
-        return [first] * self.devices if first == second else [first, second]
+        return [first] * self.hardware.count if first == second else [first, second]
 
     @property
     def place(self) -> str:
@@ -75,13 +68,9 @@ def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
     if first != second:
         rival = colocated(base, Hardware(first, second, 2))
         unknown = "the twin gives workers that do both one kind of device"
-        return [
-            colocated(base, Hardware(first, first, 1)),
-            colocated(base, Hardware(second, second, 1)),
-            split(base, Hardware(first, second, 2), 1),
-            split(base, Hardware(second, first, 2), 1),
-            Candidate(rival.config, rival.hardware, unknown),
-        ]
+        alone = [colocated(base, Hardware(device, device, 1)) for device in (first, second)]
+        pairs = [split(base, Hardware(*both, 2), 1) for both in ((first, second), (second, first))]
+        return [*alone, *pairs, Candidate(rival.config, rival.hardware, unknown)]
     found = []
     for count in range(1, hardware.count + 1):
         devices = Hardware(first, second, count)

@@ -28,10 +28,9 @@ def simulate(
 ) -> Run:
     """Serves requests given as token ids under a virtual clock; the same Run as `Engine.serve`.
 
-    `hardware` names what it runs on ("2xL4", "H100+L4", a twin.hardware.Hardware): times are then predicted from the
-    model's sizes. Without it the speeds count, which are round numbers. With `record=False` the run has no timeline,
-    only results and counts: a day of requests then fits into memory. ConfigError for unknown hardware, and where the
-    model does not fit.
+    With `hardware` ("2xL4", "H100+L4", a twin.hardware.Hardware) times are predicted from the model's sizes; else
+    `speeds` give them. With `record=False` the run has results and counts but no timeline. ConfigError for unknown
+    hardware, and where the model does not fit.
     """
     if hardware is None:
         simulation = simulation_of(SimulatedEngine, config, listed(requests), speeds or Speeds(), record=record)

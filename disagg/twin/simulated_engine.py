@@ -1,14 +1,13 @@
 """One controller and its transfer scheduler under a virtual clock, with workers that take time.
 
-`SimulatedEngine` obeys commands with events at computed times; one heap, one order, no thread. `Speeds` are round
-numbers; real figures need the cost model of hardware.py.
+One heap, one order, no thread. `Speeds` are round numbers; real figures need the cost model of hardware.py.
 """
 
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -24,44 +23,15 @@ from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
 from disagg.twin.batch_view import BatchView
-
-
-class WorkTimes(Protocol):
-    """What a simulation asks about its workers and links. Times in whole ns."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def token_bytes(self) -> int:
-        """Of K/V, in all layers."""
-
-    @property
-    def pads(self) -> bool:
-        """Is a row of a group read as far as the group's longest?"""
-
-    @property
-    def steps_in_flight(self) -> int: ...
-    @property
-    def turn_ns(self) -> int:
-        """From a worker's answer to when the controller hears of it."""
-
-    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
-        """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
-        what follows the last; `ending` prompts end in it, `beside` another worker that computes."""
-
-    def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
-        """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
-
-    def copy_ns(self, lane: LaneName, nbytes: int) -> int:
-        """A copy on an undialled link."""
+from disagg.twin.hardware import Predicted
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Round costs of simulated work in ns, and the model's shape: see WorkTimes."""
+    """Round costs of simulated work in ns, and the model's shape."""
 
     layers: int = 30
-    token_bytes: int = 46_080
+    token_bytes: int = 46_080  # of K/V, in all layers
     prefill_pass: int = 2_000_000
     prefill_token: int = 4_000_000
     step: int = 60_000_000
@@ -69,24 +39,31 @@ class Speeds:
     step_token: int = 20_000
     tail: int = 3_000_000  # prefill's output head
     copy_byte: float = 0.2  # on an undialled link
-    pads: ClassVar[bool] = True  # a row of a group is read as far as its longest
+    pads: ClassVar[bool] = True  # a row of a group is read as far as the group's longest
     steps_in_flight: ClassVar[int] = 1
-    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller hears of it
+    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller gets it
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
+        """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
+        what follows the last; `ending` prompts end in it, `beside` another worker that computes."""
         tokens = sum(stop - start for start, stop in chunks)
         layer = (self.prefill_pass + tokens * self.prefill_token) // self.layers
         return layer, layer, self.tail
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
+        """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
         return self.step + rows * self.step_row + tokens * self.step_token
 
     def copy_ns(self, lane: LaneName, nbytes: int) -> int:
+        """A copy on an undialled link."""
         return round(nbytes * self.copy_byte)
 
 
+WorkTimes = Speeds | Predicted
+
+
 def fake_token(request: int, index: int) -> int:
-    """What a simulated model says: a function of who and where, so that a mix-up shows."""
+    """What a simulated model answers: a function of request and index, so that a mix-up shows."""
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
@@ -115,10 +92,6 @@ class VirtualClock:
         self.now_ns = max(self.now_ns, when)
         action(*args)
         return True
-
-
-def _ignore_ring(at_ns: int, held: int) -> None:
-    """In place of a recorder, where nothing is kept any more."""
 
 
 class SimulatedEngine(VirtualClock):
@@ -178,13 +151,11 @@ class SimulatedEngine(VirtualClock):
         return True
 
     def so_far(self) -> Run:
-        """What has been recorded up to now."""
         return self.recorder.run(self.controller.state.config, list(self.results.values()))
 
     def close(self) -> None:
-        """Its parts hold each other no longer: a simulation that is done is freed at once, without the collector.
-        The lists of a GPU's blocks are long."""
-        self.traffic.on_ring = _ignore_ring
+        """Its parts hold each other no longer, so that it is freed at once, without the collector."""
+        self.traffic.on_ring = lambda at_ns, held: None
         self.controller.state.on_move.clear()
 
     def deliver(self, event: ev.Event) -> None:
@@ -234,13 +205,13 @@ class SimulatedEngine(VirtualClock):
             self.at(marks[index], self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
-        requests = tuple(chunk.request for chunk in command.chunks)
-        firsts, blocks = tuple(chunk.request for chunk in finals), sum(len(chunk.blocks) for chunk in command.chunks)
+        requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
         span = Span("prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks)
+        blocks = sum(len(chunk.blocks) for chunk in command.chunks)
         self.recorder.span(span._replace(ready_ns=command.at_ns, blocks=blocks))
         given = tuple(self._token(chunk.request, chunk.token_index) for chunk in finals)
         prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
-        self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
+        self.at(end + speeds.turn_ns, self.deliver, prefilled)
 
     def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int, int]:
         chunks, beside = command.chunks, computes_beside(self.controller.state, command.worker)
@@ -292,26 +263,22 @@ class SimulatedEngine(VirtualClock):
         return self.traffic.start(lane)
 
     def _fly(self, copy: Copy, dialled: bool) -> None:
-        """Keeps the lane busy, and lets the copy land when its link says; an undialled one keeps no account."""
+        """Keeps the lane busy, and lets the copy land when its link is through; an undialled link keeps no account."""
         self.busy_lanes.add(copy.lane)
         if not dialled:
             copy.start_ns = max(copy.start_ns, self.now_ns)
             took = self.speeds.copy_ns(copy.lane, copy.nbytes)
             copy.busy_until_ns = copy.landing_ns = copy.start_ns + took
-        if copy.busy_until_ns < copy.landing_ns:
-            self.at(copy.busy_until_ns, self._lane_free, copy.lane)
+        late = copy.busy_until_ns < copy.landing_ns  # without latency a link is free as its copy lands
+        self.at(copy.busy_until_ns if late else copy.landing_ns, self._lane_free, copy, not late)
+        if late:
             self.at(copy.landing_ns, self.land, copy)
-        else:
-            self.at(copy.landing_ns, self._through, copy)
 
-    def _lane_free(self, name: LaneName) -> None:
-        self.busy_lanes.discard(name)
+    def _lane_free(self, copy: Copy, landed: bool) -> None:
+        self.busy_lanes.discard(copy.lane)
         self.drive_lanes()
-
-    def _through(self, copy: Copy) -> None:
-        """Without latency a link is free as its copy lands."""
-        self._lane_free(copy.lane)
-        self.land(copy)
+        if landed:
+            self.land(copy)
 
     def land(self, copy: Copy) -> None:
         notices = self.traffic.finish(copy)

@@ -3,12 +3,10 @@
     stepper = Stepper(Config.preset("paged", decode_blocks=12), requests)
     stepper.step().why  # in words: the rules that fired, and the numbers they compared
 
-A moment is what one event did. Moments are computed a window at a time from a copy of the simulation, so going back is
-the same computation again: same requests, same bytes.
+Moments are computed a window at a time from a copy of the simulation: going back is the same computation again.
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,6 @@ from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Record, Request
 from disagg.plan.state import ControllerState
-from disagg.plan.worker_state import PrefillWorkerState
 from disagg.trace.describe import command_in_words, event_in_words
 from disagg.trace.results import Run
 from disagg.twin.simulate import simulation_of
@@ -41,10 +38,6 @@ class Moment:
     commands: tuple[str, ...]
     state: dict[str, Any]
 
-    def to_bytes(self) -> bytes:
-        """The same moment gives the same bytes."""
-        return json.dumps(vars(self), sort_keys=True).encode()
-
     def __str__(self) -> str:
         lines = [f"{self.number}. at {self.at_ns / 1e6:.1f} ms: {self.event}"]
         lines += [f"   because {why}" for why in self.why] + [f"   → {command}" for command in self.commands]
@@ -59,14 +52,13 @@ class SteppedEngine(SimulatedEngine):
 
     def deliver(self, event: ev.Event) -> None:
         reasons: list[Any] = []
-        self.controller.state.reasons = reasons
         commands: list[cmd.Command] = []
-        self._obeyed = commands
+        self.controller.state.reasons, self._obeyed = reasons, commands
         super().deliver(event)
         if self.moments is not None:
             why, what = tuple(map(str, reasons)), tuple(map(command_in_words, commands))
-            event_words, state = event_in_words(event), state_of(self)
-            self.moments.append(Moment(self.delivered, self.now_ns, event_words, why, what, state))
+            moment = Moment(self.delivered, self.now_ns, event_in_words(event), why, what, state_of(self))
+            self.moments.append(moment)
         self.delivered += 1
 
     def obey(self, command: cmd.Command) -> None:
@@ -83,14 +75,12 @@ class Stepper:
         simulation.recorder.begin(0, record=False)
         self._copies: dict[int, SteppedEngine] = {}  # number of the first moment → the simulation before it
         self._windows: dict[int, list[Moment]] = {}
-        begun = -1
-        while True:
+        begun, running = -1, True
+        while running:
             if simulation.delivered // EVERY > begun:
                 begun = simulation.delivered // EVERY
                 self._copies[simulation.delivered] = copy.deepcopy(simulation)
-            if not simulation.step():
-                break
-        self._starts = sorted(self._copies)
+            running = simulation.step()
         self.length = simulation.delivered
         self.position = 0
 
@@ -99,18 +89,16 @@ class Stepper:
 
     @property
     def moment(self) -> Moment:
-        """The moment it stands on."""
         return self.at(self.position)
 
     def at(self, number: int) -> Moment:
-        """Moment `number`, without going there."""
         if not self.length:
             raise ConfigError("nothing happens in this run: it has no request; give at least one")
         if not 0 <= number < self.length:
             raise ConfigError(
                 f"moment {number} does not exist: this run has {self.length}, from 0 to {self.length - 1}"
             )
-        start = max(first for first in self._starts if first <= number)
+        start = max(first for first in self._copies if first <= number)
         return self._window(start)[number - start]
 
     def step(self, count: int = 1) -> Moment:
@@ -122,35 +110,26 @@ class Stepper:
         return self.go(max(self.position - count, 0))
 
     def go(self, number: int) -> Moment:
-        """To a moment by its number."""
         moment = self.at(number)
         self.position = number
         return moment
 
     def run(self) -> Run:
-        """The whole run, as `simulate` gives it."""
-        return self._finish(self._recorded())
+        return _finish(simulation_of(SteppedEngine, *self._arguments))
 
     def fork(self, at: int | None = None, config: Config | None = None, **changes: Any) -> tuple[Run, Run]:
         """Both futures of a moment: as it was, and with other settings from there on (those of `engine.retune`)."""
         at = self.position if at is None else at
         self.at(at)
-        simulation = self._recorded()
+        simulation = simulation_of(SteppedEngine, *self._arguments)
         while simulation.delivered <= at:
             simulation.step()
         simulation.retune((config or simulation.controller.state.config).replace(**changes))
-        return self.run(), self._finish(simulation)
-
-    def _recorded(self) -> SteppedEngine:
-        return simulation_of(SteppedEngine, *self._arguments)
-
-    def _finish(self, simulation: SimulatedEngine) -> Run:
-        simulation.run()
-        return simulation.so_far()
+        return self.run(), _finish(simulation)
 
     def _window(self, start: int) -> list[Moment]:
         if start not in self._windows:
-            end = min((first for first in self._starts if first > start), default=self.length)
+            end = min((first for first in self._copies if first > start), default=self.length)
             simulation = copy.deepcopy(self._copies[start])
             simulation.moments = []
             while simulation.delivered < end:
@@ -159,6 +138,11 @@ class Stepper:
                 del self._windows[next(iter(self._windows))]
             self._windows[start] = simulation.moments
         return self._windows[start]
+
+
+def _finish(simulation: SimulatedEngine) -> Run:
+    simulation.run()
+    return simulation.so_far()
 
 
 def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
@@ -170,7 +154,7 @@ def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
         "ring": _pool(traffic.ring) if traffic.ring.total else None,
         "wires": {str(n): {"waiting": traffic.waiting(n), "busy": n in simulation.busy_lanes} for n in traffic.lanes},
-        "passes": {str(worker.name): _passing(worker) for worker in state.prefills},
+        "passes": {str(w.name): [r.id for r, _ in w.passing.items] if w.passing else [] for w in state.prefills},
         "batches": {str(w.name): [list(g.ids) for _, g in sorted(w.groups.items())] for w in state.decodes},
         "steps": {str(w.name): [list(step.requests) for step in w.steps] for w in state.decodes},
     }
@@ -185,10 +169,6 @@ def _request(record: Record) -> dict[str, Any]:
         "tokens": len(record.generated),
         "tables": {name: list(table.blocks) for name, table in tables.items() if table is not None},
     }
-
-
-def _passing(worker: PrefillWorkerState) -> list[int]:
-    return [record.id for record, _ in worker.passing.items] if worker.passing else []
 
 
 def _queues(state: ControllerState) -> dict[str, Any]:

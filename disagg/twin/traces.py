@@ -1,18 +1,16 @@
 """Arrivals as others recorded them: when a request came, how long its prompt was, and how much it was answered.
 
-Two formats are read, whole or not at all, within the bounds of `files.py`:
-Azure's LLM inference traces (CSV: TIMESTAMP, ContextTokens, GeneratedTokens; Patel and others, Splitwise, 2024), and
-Mooncake's (JSON lines: timestamp in ms, input_length, output_length, hash_ids of blocks of 512 tokens; Qin and others,
-2024). Neither holds any text. Bailian's traces have Mooncake's fields in seconds and blocks of 16: a file that
-contradicts ms or 512 is refused until its own unit and block size are said.
+Azure's LLM inference traces are CSV: TIMESTAMP, ContextTokens, GeneratedTokens (Patel and others, Splitwise, 2024).
+Mooncake's are JSON lines: timestamp in ms, input_length, output_length, hash_ids of blocks of 512 tokens (Qin and
+others, 2024). Bailian's have these fields in seconds and blocks of 16: unit and block size then have to be given.
 """
 
 import csv
 import math
 import os
 import re
-from calendar import monthrange, timegm
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +23,12 @@ LINE_BYTES = 2**16
 MOST_TOKENS = 10_000_000  # of one request
 MOST_BLOCK = 2**64  # no hash is longer
 _STAMP = re.compile(
-    r"(\d{4})-([01]\d)-([0-3]\d)[ T]([0-2]\d):([0-5]\d):([0-6]\d)(?:\.(\d{1,12}))?(?:Z|([+-])([01]\d):([0-5]\d))?",
-    re.ASCII,
+    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d):([0-5]\d|60)(\.\d{1,12})?(?:Z|([+-])([01]\d):([0-5]\d))?", re.ASCII
 )
 MOST_S = 10**9  # of a timestamp: 31 years
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # to a second
 MOONCAKE = ("ms", 512)  # unit of timestamps, tokens of a block
-SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # of a whole trace, and of a mean gap, before its unit is asked about
+SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # of a whole trace, and of a mean gap, in a unit that can be right
 
 
 class Arrival(NamedTuple):
@@ -45,27 +42,21 @@ class Arrival(NamedTuple):
 
 
 def read_trace(path: str | os.PathLike[str], unit: str | None = None, block_tokens: int | None = None) -> list[Arrival]:
-    """The arrivals of a file: .csv is Azure's format, .jsonl Mooncake's, and either may be packed (.gz).
-
-    `unit` ("s", "ms", "us", "ns") and `block_tokens` are of a .jsonl that differs from Mooncake's. TraceError with file
-    and line where it is none of these, cut off, unsorted, or holds what can't be in that unit and block size.
-    """
+    """The arrivals of a file: .csv is Azure's format, .jsonl Mooncake's, and either may be packed (.gz). `unit` ("s",
+    "ms", "us", "ns") and `block_tokens` are of a .jsonl that differs from Mooncake's. TraceError."""
     if unit is not None and unit not in UNITS:
         raise TraceError(f"unit must be one of {', '.join(UNITS)}; got {short(unit)}")
     if block_tokens is not None and (not is_whole(block_tokens) or not 1 <= block_tokens <= MOST_TOKENS):
         raise TraceError(f"block_tokens must be a whole number, 1 to {MOST_TOKENS:,}; got {short(block_tokens)}")
     path = Path(path)
     name = path.name.removesuffix(".gz")
+    if not name.endswith((".csv", ".jsonl")):
+        raise TraceError(f"{path} is no trace: take Azure's .csv or Mooncake's .jsonl, as they are or packed (.gz)")
+    if name.endswith(".csv") and (unit or block_tokens):
+        raise TraceError(f"{path}: Azure's .csv has dates and no blocks; leave out unit and block_tokens")
     try:
-        if name.endswith(".csv"):
-            if unit or block_tokens:
-                raise TraceError(f"{path}: Azure's .csv has dates and no blocks; leave out unit and block_tokens")
-            found = _azure(path)
-        elif name.endswith(".jsonl"):
-            found = _json_rows(path, unit, block_tokens)
-        else:
-            raise TraceError(f"{path} is no trace: take Azure's .csv or Mooncake's .jsonl, as they are or packed (.gz)")
-        arrivals = _from_zero(path, found)
+        rows = _azure(path) if name.endswith(".csv") else _json_rows(path, unit, block_tokens)
+        arrivals = _from_zero(path, rows)
     except TraceError:
         raise
     except FileError as error:
@@ -99,35 +90,33 @@ def _azure(path: Path) -> Rows:
     for number, line in enumerate(lines(path, LINE_BYTES), 1):
         cells = _cells(path, number, line)
         if number == 1:
-            if missing := [name for name in COLUMNS if name not in cells]:
-                raise _wrong(path, 1, f"the column {missing[0]} is missing; found {short(', '.join(cells))}")
-            if twice := [name for name in COLUMNS if cells.count(name) > 1]:
-                raise _wrong(path, 1, f"the column {twice[0]} stands twice")
+            for name in COLUMNS:
+                if name not in cells:
+                    raise _wrong(path, 1, f"the column {name} is missing; found {short(', '.join(cells))}")
+                if cells.count(name) > 1:
+                    raise _wrong(path, 1, f"the column {name} stands twice")
             places = [cells.index(name) for name in COLUMNS]
-            continue
-        if not cells:
-            continue  # an empty line at the end
-        if len(cells) <= max(places):
-            raise _wrong(path, number, f"{len(cells)} cells are fewer than the header's")
-        stamp, prompt, new = (cells[place] for place in places)
-        at_s = _seconds(path, number, stamp)
-        prompt_tokens = _count(path, number, COLUMNS[1], _number(prompt))
-        yield number, Arrival(at_s, prompt_tokens, _count(path, number, COLUMNS[2], _number(new)))
+        elif cells:  # the last line may be empty
+            if len(cells) <= max(places):
+                raise _wrong(path, number, f"{len(cells)} cells are fewer than the header's")
+            stamp, *counts = (cells[place] for place in places)
+            at_s = _seconds(path, number, stamp)
+            prompt, new = (_count(path, number, *pair) for pair in zip(COLUMNS[1:], map(_number, counts), strict=True))
+            yield number, Arrival(at_s, prompt, new)
 
 
 def _seconds(path: Path, number: int, stamp: str) -> float:
-    """Of a date and time, in UTC where no other zone is said."""
-    found = _STAMP.fullmatch(stamp)
-    if not found or not _exists(*map(int, found.groups()[:6])):
-        raise _wrong(path, number, f"TIMESTAMP {short(stamp)} is no date and time as in 2023-11-16 18:17:03.9799600")
-    *parts, fraction, sign, hours, minutes = found.groups()
+    """Of a date and time, in UTC where no other zone is named. A second may be a leap second."""
+    try:
+        if (found := _STAMP.fullmatch(stamp)) is None:
+            raise ValueError
+        minute = datetime.fromisoformat(found[1]).replace(tzinfo=UTC)
+    except ValueError:
+        what = f"TIMESTAMP {short(stamp)} is no date and time as in 2023-11-16 18:17:03.9799600"
+        raise _wrong(path, number, what) from None
+    _, seconds, fraction, sign, hours, minutes = found.groups()
     zone_s = 60 * (60 * int(hours) + int(minutes)) * (1 if sign == "+" else -1) if sign else 0
-    return timegm(tuple(map(int, parts))) - zone_s + float(f"0.{fraction or 0}")
-
-
-def _exists(year: int, month: int, day: int, hour: int, minute: int, second: int) -> bool:
-    """Is there such a day, and such a time in it? `timegm` would count on, or raise. A second may be a leap second."""
-    return year >= 1 and 1 <= month <= 12 and 1 <= day <= monthrange(year, month)[1] and hour < 24 and second <= 60
+    return round(minute.timestamp()) + int(seconds) - zone_s + float(fraction or 0)
 
 
 def _cells(path: Path, number: int, line: bytes) -> list[str]:
@@ -140,23 +129,28 @@ def _cells(path: Path, number: int, line: bytes) -> list[str]:
 
 
 def _json_rows(path: Path, unit: str | None, block_tokens: int | None) -> Rows:
-    """Mooncake's rows, or others with its fields whose unit and block size are said."""
-    asked, told = unit is None, unit is not None and block_tokens is not None
+    """Mooncake's rows, or others with its fields whose unit and block size are given."""
+    usual_unit, both_given = unit is None, unit is not None and block_tokens is not None
     unit, block_tokens = unit or MOONCAKE[0], block_tokens or MOONCAKE[1]
     for number, row in json_lines(path, LINE_BYTES):
-        if "chat_id" in row and not told:
+        if "chat_id" in row and not both_given:
             raise _wrong(path, number, f"rows with a chat_id are Bailian's, not Mooncake's. {_ASK_BOTH}")
         stamp: Any = row.get("timestamp")
         blocks = row.get("hash_ids", [])
         if not is_number(stamp, 0, MOST_S * UNITS[unit]):
             raise _wrong(path, number, f"timestamp must be in {unit}, from 0 to {MOST_S:,} s; got {short(stamp)}")
-        if asked and unit == "ms" and stamp != int(stamp):
+        if usual_unit and stamp != int(stamp):
             raise _wrong(path, number, f"timestamp {stamp} is no whole number of ms, Mooncake's unit. {_ASK_UNIT}")
         if not isinstance(blocks, list) or not all(is_whole(block) and 0 <= block < MOST_BLOCK for block in blocks):
             raise _wrong(path, number, f"hash_ids must be a list of whole numbers from 0; got {short(blocks)}")
         prompt, new = (_count(path, number, name, row.get(name)) for name in ("input_length", "output_length"))
         if blocks and len(blocks) not in (prompt // block_tokens, math.ceil(prompt / block_tokens)):
-            raise _wrong(path, number, _blocks_differ(len(blocks), prompt, block_tokens))
+            raise _wrong(
+                path,
+                number,
+                f"{len(blocks)} hash_ids for {prompt} tokens are not of blocks of {block_tokens} tokens, which would "
+                f"be {math.ceil(prompt / block_tokens)}; they are of about {prompt / len(blocks):.0f}. {_ASK_BOTH}",
+            )
         yield number, Arrival(stamp / UNITS[unit], prompt, new, tuple(blocks), block_tokens)
 
 
@@ -164,15 +158,8 @@ _ASK_UNIT = 'Say which it is, as in read_trace(path, unit="s")'
 _ASK_BOTH = 'Say the unit and the tokens of a hash, as in read_trace(path, unit="s", block_tokens=16)'
 
 
-def _blocks_differ(count: int, prompt: int, block_tokens: int) -> str:
-    return (
-        f"{count} hash_ids for {prompt} tokens are not of blocks of {block_tokens} tokens, which would be "
-        f"{math.ceil(prompt / block_tokens)}; they are of about {prompt / count:.0f}. {_ASK_BOTH}"
-    )
-
-
 def _check_span(path: Path, arrivals: list[Arrival]) -> None:
-    """TraceError where the file's usual unit makes it too short or too long to be a record of what people asked."""
+    """TraceError where the format's usual unit makes it too short or too long to be a record of requests."""
     span_s, gaps = arrivals[-1].at_s, len(arrivals) - 1
     if 0 < span_s < SHORTEST_S or span_s > gaps * LONGEST_GAP_S:
         raise TraceError(
@@ -181,7 +168,7 @@ def _check_span(path: Path, arrivals: list[Arrival]) -> None:
 
 
 def _number(cell: str) -> int | str:
-    """What a cell says in digits; else the cell, which is no count."""
+    """The number of a cell of digits; else the cell, which is no count."""
     return int(cell) if cell.isascii() and cell.isdecimal() and len(cell) < 20 else cell
 
 
@@ -194,17 +181,14 @@ def _count(path: Path, number: int, name: str, value: Any) -> int:
 def _from_zero(path: Path, rows: Rows) -> list[Arrival]:
     """Times count from the first arrival, and never go back."""
     found: list[Arrival] = []
-    first = before = 0.0
     for number, arrival in rows:
-        if not found:
-            first = before = arrival.at_s
-        if arrival.at_s < before:
-            raise _wrong(path, number, f"it came {before - arrival.at_s:g} s before the line above; sort the trace")
-        before = arrival.at_s
-        found.append(arrival._replace(at_s=arrival.at_s - first))
+        if found and arrival.at_s < found[-1].at_s:
+            early_s = found[-1].at_s - arrival.at_s
+            raise _wrong(path, number, f"it came {early_s:g} s before the line above; sort the trace")
+        found.append(arrival)
     if not found:
         raise TraceError(f"{path} holds no arrival")
-    return found
+    return [arrival._replace(at_s=arrival.at_s - found[0].at_s) for arrival in found]
 
 
 def _wrong(path: Path, number: int, what: str) -> TraceError:

@@ -4,11 +4,9 @@
                  "random-llama3-8b")
     print(found.best, found.front)
 
-A plain grid, in stages. First every arrangement with the settings that it was given, and with a wide batch. Then, of
-those near the best of their cost, one setting after the other over all its values, keeping what is better; and of the
-nearest once more.
+A grid in stages: every arrangement, then of those near the best of their cost one setting after the other over all its
+values, and of the nearest once more. One simulation at the best rate so far shows whether a candidate's own is needed.
 (TPE, of optuna 5.0, came to the same best on three questions and as many simulations, without the cheaper points.)
-A candidate has to be near, or better, at one rate before its own is searched: one that is not costs one simulation.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -62,12 +60,14 @@ class Trial:
     def words(self) -> str:
         """The arrangement, and the settings that count there."""
         config = self.config
-        said = f"{self.hardware}, {self.arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
+        words = (
+            f"{self.hardware}, {self.arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
+        )
         if config.colocated:
-            return said
+            return words
         layers = "" if config.layers_per_copy is None else f", {config.layers_per_copy} layers a copy"
         ring = f" through {config.ring_slots} slots" if config.route == "staged" else ""
-        return f"{said}, {config.route}{ring}{layers}"
+        return f"{words}, {config.route}{ring}{layers}"
 
 
 def trial_of(row: Mapping[str, Any]) -> Trial:
@@ -135,11 +135,8 @@ def tune(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tuning:
-    """Tries up to all devices of `hardware` for a workload of Arrivals or Requests; the seed draws prompts' tokens.
-
-    `config` is a model's name, or a Config whose other fields stay. `prices` are those of a device-hour, one for all or
-    by name; without them the cost is the number of devices. ConfigError, RequestError.
-    """
+    """Tries up to all devices of `hardware`. `config` is a model's name, or a Config whose other fields stay; without
+    `prices` of a device-hour the cost is the number of devices. ConfigError, RequestError."""
     if not isinstance(slo, Slo):
         raise ConfigError(f"slo must be the two limits, as Slo(ttft_s=1.0, tpot_s=0.05); got {short(slo)}")
     hardware = Hardware.parse(hardware)
@@ -147,7 +144,7 @@ def tune(
     search = Search(Load.of(workload, vocab_of(base.model), seed), slo, prices, say)
     families = search.arrange(arrangements(base, hardware))
     for slack in NEAR:
-        families = [search.improve(*family) for family in families if search.near(*family, slack)]
+        families = [search.improve(best, step) for best, step in families if search.near(best, step, slack)]
     return Tuning(search.load, slo, hardware, tuple(search.trials), prices is not None)
 
 
@@ -206,9 +203,9 @@ class Search:
         try:
             if not why:
                 found = goodput(candidate.config, self.load, self.slo, candidate.hardware, least)
-        except TooShort:
-            raise
         except (ConfigError, RequestError) as error:
+            if isinstance(error, TooShort):
+                raise
             why = str(error)
         step = None if found is None else NOTHING if found.step is None else found.step
         self.steps[candidate] = step
@@ -218,8 +215,8 @@ class Search:
         return step
 
     def _trial(self, candidate: Candidate, found: Goodput | None, why: str) -> Trial:
-        cost = cost_of(candidate, self.prices)
-        fixed = candidate.config, candidate.place, candidate.arrangement, candidate.devices, cost
+        hardware, cost = candidate.hardware, cost_of(candidate, self.prices)
+        fixed = candidate.config, candidate.place, candidate.arrangement, hardware.count, cost
         if found is None:
             return Trial(*fixed, None, None, (), f"skipped: {why}")
         if found.step is None:
@@ -233,12 +230,11 @@ class Search:
 def cost_of(candidate: Candidate, prices: Prices) -> float:
     """Devices, or what they cost an hour. ConfigError for a device without a price."""
     if prices is None:
-        return float(candidate.devices)
-    return float(sum(_price(device.name, prices) for device in candidate.each_device))
-
-
-def _price(name: str, prices: float | Mapping[str, float]) -> float:
-    price = prices.get(name) if isinstance(prices, Mapping) else prices
-    if price is None or not is_number(price, 1e-9, 1e9):
-        raise ConfigError(f"prices must give a device-hour of {name} a price above 0; got {short(price)}")
-    return price
+        return float(candidate.hardware.count)
+    total = 0.0
+    for device in candidate.each_device:
+        price = prices.get(device.name) if isinstance(prices, Mapping) else prices
+        if price is None or not is_number(price, 1e-9, 1e9):
+            raise ConfigError(f"prices must give a device-hour of {device.name} a price above 0; got {short(price)}")
+        total += price
+    return total

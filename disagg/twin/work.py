@@ -1,7 +1,6 @@
 """What a piece of work asks for: FLOPs and bytes of prefill passes and decode steps, counted from a model's sizes.
 
-Counted are the matrix products and attention, each weight read once, and K/V. Left out are norms, the embedding's rows,
-activations, and the copies that gather K/V from their blocks: a time predicted from these counts is a floor.
+Counted are the matrix products and attention, each weight read once, and K/V: a time predicted from these is a floor.
 Notebook: notebooks/01_baseline.ipynb.
 """
 
@@ -24,7 +23,6 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> "Sizes":
-        """Of a loaded Llama-like model."""
         return cls.of_config(vars(model.config), model.shape.dtype.itemsize)
 
     @classmethod
@@ -78,7 +76,6 @@ class Work(NamedTuple):
 
     @property
     def intensity(self) -> float:
-        """FLOPs for every byte."""
         return self.flops / self.nbytes
 
     def seconds(self, ceilings: PeakRates) -> float:

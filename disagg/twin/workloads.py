@@ -19,7 +19,7 @@ from disagg.plan.request import Request
 from disagg.twin.traces import Arrival
 
 DAY_S = 86_400.0
-KNOWN_VOCAB = 1_000_000  # no tokenizer has more
+KNOWN_VOCAB = 1_000_000
 MOST_BLOCKS = 2**24  # of a conversation: more than its tokens
 
 
@@ -54,10 +54,8 @@ def poisson(count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int =
 def bursts(
     count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0, variation: float = 3.0
 ) -> list[Arrival]:
-    """Gaps are gamma distributed, with this coefficient of variation: 1 is Poisson, more comes in bursts.
-
-    (BurstGPT measured such arrivals; Wang and others, 2024.)
-    """
+    """Gaps are gamma distributed, with this coefficient of variation: 1 is Poisson, more comes in bursts, as BurstGPT
+    measured (Wang and others, 2024)."""
     if not is_number(variation, 0.05, 20):
         raise RequestError(f"variation must be a number from 0.05 to 20; got {short(variation)}")
     shape = 1 / variation**2
@@ -67,10 +65,8 @@ def bursts(
 def day(
     count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0, swing: float = 0.8, day_s: float = DAY_S
 ) -> list[Arrival]:
-    """Poisson, more by day than by night: the rate is per_s · (1 + swing · sin), one period a day, from noon's rise on.
-
-    By thinning (Lewis and Shedler, 1979).
-    """
+    """Poisson, more by day than by night: the rate is per_s · (1 + swing · sin), one period a day, from noon's rise on,
+    by thinning (Lewis and Shedler, 1979)."""
     if not is_number(swing, 0, 1):
         raise RequestError(f"swing must be a number from 0 to 1; got {short(swing)}")
     _check_seconds("day_s", day_s)
@@ -95,21 +91,19 @@ def conversations(
     pause_s: float = 20.0,
     system: int = 0,
 ) -> list[Arrival]:
-    """So many conversations of `turns` questions each: every prompt is all that was said before, and a new question.
-
-    All of them begin with the same `system` tokens, if any. `blocks` says which prompts begin alike, and how far.
-    """
+    """So many conversations of `turns` questions each: every prompt is the conversation so far and a new question. All
+    begin with the same `system` tokens; `blocks` of an arrival shows which prompts begin alike, and how far."""
     _check("turns", turns, 1, 1000)
     _check("system", system, 0, 1_000_000)
     _check_seconds("pause_s", pause_s)
     dice, found = random.Random(f"conversations {seed}"), []
     for number, first in enumerate(poisson(count, per_s, prompt, new, seed)):
-        at_s, said = first.at_s, system
+        at_s, so_far = first.at_s, system
         for turn in range(turns):
-            said += first.prompt_tokens if turn == 0 else prompt.draw(dice)
+            so_far += first.prompt_tokens if turn == 0 else prompt.draw(dice)
             answer = first.new_tokens if turn == 0 else new.draw(dice)
-            found.append(_turn(at_s, said, answer, number, system))
-            said += answer
+            found.append(_turn(at_s, so_far, answer, number, system))
+            so_far += answer
             at_s += dice.expovariate(1 / pause_s)
     return sorted(found, key=lambda arrival: arrival.at_s)
 
@@ -126,13 +120,12 @@ def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | 
     model's context."""
     _check("vocab", vocab, 1, 2**31)
     made: list[Request] = []
-    words: Sequence[int] = range(vocab)
-    if vocab <= KNOWN_VOCAB:
-        words = list(words)  # equal ids are then one object: an hour of a trace has millions
+    # In a list equal ids are one object: an hour of a trace has millions. No tokenizer has more than KNOWN_VOCAB.
+    ids: Sequence[int] = list(range(vocab)) if vocab <= KNOWN_VOCAB else range(vocab)
     for index, arrival in enumerate(arrivals):
         new = max(1, arrival.new_tokens)
         length = max(1, arrival.prompt_tokens if most is None else min(arrival.prompt_tokens, most - new))
-        prompt = _prompt(arrival, length, words, f"ids {seed}", index)
+        prompt = _prompt(arrival, length, ids, f"ids {seed}", index)
         made.append(Request(tuple(prompt), new, arrival.at_s, ignore_eos=True))
     return made
 
@@ -183,11 +176,8 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def reusable_tokens(requests: Iterable[Request]) -> int:
-    """Prompt tokens that an earlier prompt began with too: what an ideal prefix cache would save. The engine has none.
-
-    A prompt's last token is always computed, for token 1 comes out of it. K/V of answers count for nothing: random
-    prompts hold other words than were answered.
-    """
+    """Prompt tokens that an earlier prompt began with too: what an ideal prefix cache would save. A prompt's last token
+    is always computed, for token 1 comes out of it; K/V of answers do not count."""
     seen: list[tuple[Any, ...]] = []  # sorted: the longest common beginning is a neighbour's
     saved = 0
     for request in sorted(requests, key=lambda request: request.arrival_s):
