@@ -7,7 +7,7 @@ import torch
 from paged_kernel import PlainKernel
 
 from disagg.plan.errors import ConfigError, ModelError
-from disagg.run.attention import choice, gathered
+from disagg.run.attention import choice, gathered, kernel_trial
 from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
 from disagg.run.attention.interface import paged_attention
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
@@ -215,7 +215,7 @@ def test_a_table_without_room_for_the_new_token_is_refused():
 def test_choosing_says_what_there_is():
     assert choice.choose("auto", "cpu") == "sdpa" and choice.choose("plain", "cpu") == "plain"
     assert choice.pick_kernel("auto", "cpu", KVShape(1, 2, 8, torch.bfloat16), 4, 16) is None
-    assert "flash-attn has kernels for GPUs only" in choice.describe("cpu")
+    assert "flash-attn has kernels for GPUs only" in kernel_trial.describe("cpu")
     with pytest.raises(ConfigError, match="must be 'auto'"):
         choice.choose("fast", "cpu")
 
@@ -232,7 +232,7 @@ def test_a_kernel_is_taken_only_where_it_computes_what_plain_attention_does(faul
             return super()._one(query, key[cut:], value[cut:], scale)
 
     shape = KVShape(1, 2, 16, torch.bfloat16)
-    verdict = choice.try_kernel(Kernel(), torch.device("cpu"), shape, 4, 16)
+    verdict = kernel_trial.try_kernel(Kernel(), torch.device("cpu"), shape, 4, 16)
     assert verdict is None if fault is None else "differs from plain attention" in verdict
 
 
@@ -248,6 +248,6 @@ def test_a_kernel_is_taken_only_where_it_computes_what_plain_attention_does(faul
     ids=str,
 )
 def test_models_that_want_more_than_a_kernel_has_gather(fields, words):
-    verdict = choice.unfit(KVShape(1, 2, 8, torch.bfloat16), SimpleNamespace(**fields))
+    verdict = kernel_trial.unfit(KVShape(1, 2, 8, torch.bfloat16), SimpleNamespace(**fields))
     assert verdict is None if words is None else words in verdict
-    assert "not in float32" in choice.unfit(KVShape(1, 2, 8, torch.float32), SimpleNamespace())
+    assert "not in float32" in kernel_trial.unfit(KVShape(1, 2, 8, torch.float32), SimpleNamespace())

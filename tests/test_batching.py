@@ -5,7 +5,7 @@ from controller_harness import ControllerHarness
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg.plan.batching import BatchRow, Composer, Group, Padding, StepModel, bin_end, bin_of
+from disagg.plan.batching import BinRow, Composer, Group, Padding, StepModel, bin_end, bin_of
 from disagg.plan.blocks import Table
 from disagg.plan.request import Job, Record
 from disagg.plan.worker_state import DecodeWorkerState
@@ -35,7 +35,7 @@ def test_bins_never_add_padding(contexts, bounds):
 
 
 def test_a_group_counts_what_attention_reads_and_one_more_each_step():
-    rows = [BatchRow(Record(Job(n, (0,), 9, 0)), joined=2, base=base, last_step=9) for n, base in ((5, 3), (6, 7))]
+    rows = [BinRow(Record(Job(n, (0,), 9, 0)), joined=2, base=base, last_step=9) for n, base in ((5, 3), (6, 7))]
     group = Group({row.record.id: row for row in rows})
     group.refresh(4)
     assert (group.ids, group.used, group.longest) == ((5, 6), 6 + 10, 10)

@@ -18,7 +18,8 @@ from disagg.run.gpu.memory import room_for
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import load_check
 from disagg.run.model.folder_checks import count_weights
-from disagg.run.model.model import Source, load_model
+from disagg.run.model.model import load_model
+from disagg.run.model.source import Made
 
 CPU = torch.device("cpu")
 CUDA_SAYS = (
@@ -50,7 +51,7 @@ def test_weights_that_do_not_fit_say_so(monkeypatch):
     def refuse(source):
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
-    monkeypatch.setattr(Source, "module", refuse)
+    monkeypatch.setattr(Made, "module", refuse)
     with pytest.raises(EngineError, match='the weights of tiny on cpu: tried to allocate 20.*dtype="bfloat16"'):
         load_model("tiny")
 

@@ -152,7 +152,7 @@ def test_doctor_says_why_not_on_a_cpu(monkeypatch):
         patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "get_device_name", asked)
-        patch.setattr("disagg.run.attention.choice.find_kernel", asked)
+        patch.setattr("disagg.run.attention.kernel_trial.find_kernel", asked)
         found = dict(doctor.findings())
         assert "none: prefill and decode are two workers on the CPU" in found["GPUs"]
         assert found["SM split"] == "not here: sm_split cuts a GPU in two, and torch finds none"

@@ -19,7 +19,8 @@ from disagg.plan.errors import ModelWarning, RequestError
 from disagg.run.model import weights
 from disagg.run.model.generation_config import warn_of_settings
 from disagg.run.model.model import load_model
-from disagg.run.model.text import ByteText, TokenizerText
+from disagg.run.model.text import ByteText
+from disagg.run.model.tokenizer_text import TokenizerText
 
 needs_smollm2 = pytest.mark.skipif(not weights.smollm2_ready(), reason="SmolLM2 is not converted; `make setup`")
 BYTES = {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}

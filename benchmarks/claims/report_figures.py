@@ -89,7 +89,8 @@ def demo_gif(recording: Path = RECORDING) -> Film:
 
 
 def _decoder(model: str) -> Callable[[list[int]], str]:
-    from disagg.run.model.text import ByteText, TokenizerText
+    from disagg.run.model.text import ByteText
+    from disagg.run.model.tokenizer_text import TokenizerText
     from disagg.run.model.weights import convert_smollm2
 
     return ByteText().decode if model == "tiny" else TokenizerText(convert_smollm2(), chat=False).decode

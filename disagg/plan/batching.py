@@ -40,7 +40,7 @@ def bin_end(context: int, bounds: tuple[int, ...]) -> int | None:
 
 
 @dataclass(eq=False)
-class BatchRow:
+class BinRow:
     """A request in the decode batch. At step `joined` its context was `base` tokens; each step adds one."""
 
     record: Record
@@ -58,7 +58,7 @@ class BatchRow:
 class Group:
     """The rows of one bin, in the order in which they joined, and the slots that attention reads for them."""
 
-    rows: dict[int, BatchRow] = field(default_factory=dict)
+    rows: dict[int, BinRow] = field(default_factory=dict)
     ids: tuple[int, ...] = ()
     outputs: Outputs = ()
     used: int = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain, compress
 from typing import NamedTuple
 
-from disagg.plan.batching import BatchRow, Composer, Group, Outputs, bin_end, bin_of
+from disagg.plan.batching import BinRow, Composer, Group, Outputs, bin_end, bin_of
 from disagg.plan.blocks import BlockPool, Table
 from disagg.plan.checks import present
 from disagg.plan.commands import Decode, Join, Worker
@@ -83,13 +83,13 @@ class DecodeWorkerState:
     bins: tuple[int, ...]
     composer: Composer | None = None
     pads: bool = True  # attention reads every row of a bin up to the longest one's length
-    rows: dict[int, BatchRow] = field(default_factory=dict)
+    rows: dict[int, BinRow] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
     next_step: int = 0
     groups: dict[int, Group] = field(default_factory=dict)
     changed: set[int] = field(default_factory=set)  # bins whose rows have changed since the last step
-    agenda: dict[int, list[BatchRow]] = field(default_factory=dict)
-    endings: dict[int, list[BatchRow]] = field(default_factory=dict)  # rows by the step of their last token
+    agenda: dict[int, list[BinRow]] = field(default_factory=dict)
+    endings: dict[int, list[BinRow]] = field(default_factory=dict)  # rows by the step of their last token
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
@@ -109,7 +109,7 @@ class DecodeWorkerState:
 
     def join(self, record: Record) -> None:
         """The record is in the batch from the next step on."""
-        row = BatchRow(record, self.next_step, record.context, self.next_step + record.left - 1)
+        row = BinRow(record, self.next_step, record.context, self.next_step + record.left - 1)
         self.rows[record.id] = row
         blocks, index = tuple(present(record.decode_table).blocks), len(record.generated)
         self.joins.append(Join(record.id, record.generated[-1], record.context, blocks, index, record.job.sampling))
@@ -138,7 +138,7 @@ class DecodeWorkerState:
         """A record outside the batch needs a block for its next token."""
         return record.context >= self.slots(record)
 
-    def needs_block(self, row: BatchRow) -> bool:
+    def needs_block(self, row: BinRow) -> bool:
         return row.context(self.next_step) >= self.slots(row.record)
 
     def short_of_blocks(self) -> bool:
@@ -146,19 +146,19 @@ class DecodeWorkerState:
         due = self.agenda.get(self.next_step, ())
         return sum(self.rows.get(r.record.id) is r and self.needs_block(r) for r in due) > self.pool.available
 
-    def rebin(self, row: BatchRow) -> None:
+    def rebin(self, row: BinRow) -> None:
         """Moves a row whose context has left its bin."""
         if bin_of(row.context(self.next_step) + 1, self.bins) != row.bin:
             del self.groups[row.bin].rows[row.record.id]
             self.changed.add(row.bin)
             self._enter(row)
 
-    def _enter(self, row: BatchRow) -> None:
+    def _enter(self, row: BinRow) -> None:
         row.bin = bin_of(row.context(self.next_step) + 1, self.bins)
         self.groups.setdefault(row.bin, Group()).rows[row.record.id] = row
         self.changed.add(row.bin)
 
-    def plan(self, row: BatchRow) -> None:
+    def plan(self, row: BinRow) -> None:
         """Enters the row into the agenda of the next step that may change it."""
         shift = row.joined - row.base
         steps = [self.slots(row.record) + shift, row.last_step + 1]

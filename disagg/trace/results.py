@@ -4,18 +4,19 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Choice
 from disagg.plan.request import Finish, Stage
-from disagg.trace import archive
-from disagg.trace.law import Law
 from disagg.trace.metrics import Metrics, Percentiles
-from disagg.trace.receipts import NAMES, Receipt, receipt
 from disagg.trace.timeline import Overlap, Timeline
+
+if TYPE_CHECKING:
+    from disagg.trace.law import Law
+    from disagg.trace.receipts import Receipt
 
 ANSWERED = (Finish.EOS.value, Finish.LENGTH.value)  # an answer that came to its end
 
@@ -40,7 +41,7 @@ class Result:
     timeline: Timeline | None = field(default=None, repr=False, compare=False)  # what was recorded meanwhile
 
     @property
-    def receipt(self) -> Receipt:
+    def receipt(self) -> "Receipt":
         """Where its time went, as named waits and works; EngineError before its end, or where nothing was recorded."""
         if self.timeline is None or not self.finish_reason:
             raise EngineError(
@@ -51,6 +52,8 @@ class Result:
                 f"request {self.request} has no receipt any more: outside of a run only the last "
                 f"{len(self.timeline.spans):,} spans are kept; ask sooner, or let serve() serve it"
             )
+        from disagg.trace.receipts import receipt
+
         return receipt(self, self.timeline.index())
 
     @property
@@ -103,11 +106,15 @@ class Run:
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
+        from disagg.trace import archive
+
         archive.save(path, self.header(), self.records(), overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> "Run":
         """What `save` wrote; `within` is a folder that the path must not leave. FileError."""
+        from disagg.trace import archive
+
         found = archive.load(path, within, run=True)
         header, timeline = found.header, Timeline.of(found)
         results = [Result(timeline=timeline if row.pop("recorded") else None, **row) for row in found.results]
@@ -124,6 +131,8 @@ class Run:
         )
 
     def header(self) -> dict[str, Any]:
+        from disagg.trace import archive
+
         padding = [self.padding.used_slots, self.padding.padded_slots]
         values = (archive.config_row(self.config), self.machine, self.counts, padding, self.peak_blocks)
         return self.timeline.header() | dict(zip(archive.OF_A_RUN, (*values, self.interrupted), strict=True))
@@ -172,9 +181,11 @@ class Run:
         served = [result for result in self.results if result.request >= 0]  # an interrupt leaves some that never were
         for result in served:
             sums.update(result.receipt.totals())
+        from disagg.trace.receipts import NAMES
+
         return {name: sums[name] / len(served) for name in NAMES if name in sums}
 
-    def law(self, index: int) -> Law | None:
+    def law(self, index: int) -> "Law | None":
         """What the law predicts for one result's hand-off, beside `overlap`; None where it does not hold."""
         return self.timeline.law(self.results[index].request, self.config.ring_slots)
 

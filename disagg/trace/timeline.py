@@ -8,14 +8,15 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from disagg.plan.spans import BlockMove, Mark, Span
-from disagg.trace import archive, perfetto
-from disagg.trace.archive import Recording
 from disagg.trace.index import Index, places_of
 from disagg.trace.intervals import intersection, length, union
-from disagg.trace.law import Law
+
+if TYPE_CHECKING:
+    from disagg.trace.archive import Recording
+    from disagg.trace.law import Law
 
 T = TypeVar("T")
 Kept = list[T] | deque[T]  # all entries, or the last of them
@@ -50,15 +51,19 @@ class Timeline:
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording: JSON lines, packed where the name ends in .gz. Whole or not at all; FileError."""
+        from disagg.trace import archive
+
         archive.save(path, self.header(), self.records(), overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> "Timeline":
         """From a recording of a timeline or of a run; `within` is a folder that the path must not leave. FileError."""
+        from disagg.trace import archive
+
         return cls.of(archive.load(path, within))
 
     @classmethod
-    def of(cls, found: Recording) -> "Timeline":
+    def of(cls, found: "Recording") -> "Timeline":
         header = found.header
         return cls(found.spans, header["start_ns"], found.marks, found.moves, header["devices"], header["sizes"])
 
@@ -72,6 +77,8 @@ class Timeline:
 
     def to_perfetto(self, path: str | os.PathLike[str]) -> None:
         """Writes trace events for https://ui.perfetto.dev, packed where the name ends in .gz."""
+        from disagg.trace import perfetto
+
         perfetto.export(self.index(), path)
 
     def index(self) -> Index:
@@ -109,7 +116,7 @@ class Timeline:
         """When the request's token 1 existed."""
         return min((s.end_ns for s in self.spans if request in s.firsts), default=None)
 
-    def law(self, request: int, ring_slots: int | None = None) -> Law | None:
+    def law(self, request: int, ring_slots: int | None = None) -> "Law | None":
         """The law with this request's own c, x and tail; None where it does not hold: chunked, packed, or in one
         copy after prefill."""
         copies = self.hand_off(request)
@@ -126,6 +133,8 @@ class Timeline:
         compute, tail = (marks[-1] - marks[0]) / 1e9 / (layers - 1), (passes[0].end_ns - marks[-1]) / 1e9
         flying = [[s.deadline_ns - s.busy_end_ns for s in copies if s.place == lane] for lane in lanes]
         latency = sum(max(0, min(times)) for times in flying) / 1e9
+        from disagg.trace.law import Law
+
         return Law(layers, compute, hops, tail, group, ring_slots if len(hops) > 1 else None, latency)
 
     def overlap(self, request: int | None = None) -> Overlap:

@@ -1,22 +1,18 @@
-"""Which attention runs: a kernel that reads the paged cache in place if a trial shows it right, else gathered slots."""
+"""Which attention runs: on a GPU a kernel that reads the paged cache in place, if its trial shows it right; else
+gathered slots."""
 
-from dataclasses import replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from disagg.plan.errors import ConfigError
-from disagg.run.attention.gathered import PrefillPlan, Workspace
-from disagg.run.attention.interface import Options, Plan
-from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill, VarlenKernel
-from disagg.run.gpu.device import on
-from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.model.batch import PrefillBatch, Segment
+from disagg.run.kv_cache import KVShape
+
+if TYPE_CHECKING:
+    from disagg.run.attention.paged import PagedKernel
 
 KINDS = ("sdpa", "plain")
-KERNELS: tuple[type[PagedKernel], ...] = (FlashKernel, VarlenKernel)
-TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005}  # of outputs around 1; a wrong page or mask is off by 0.3
 
 
 class AttentionPath(Enum):
@@ -26,7 +22,7 @@ class AttentionPath(Enum):
     PAGED = "paged"  # a kernel reads the cache in place, on a GPU in 16 bits; steps may run as CUDA graphs
 
     @classmethod
-    def of(cls, kernel: PagedKernel | None) -> "AttentionPath":
+    def of(cls, kernel: "PagedKernel | None") -> "AttentionPath":
         return cls.GATHERED if kernel is None else cls.PAGED
 
     @property
@@ -49,91 +45,13 @@ def choose(requested: str, device: torch.device | str) -> str:
 
 def pick_kernel(
     requested: str, device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
-) -> PagedKernel | None:
+) -> "PagedKernel | None":
     """The paged kernel for a cache of this shape, None where slots are gathered; ConfigError for a refused flash."""
     if requested not in ("auto", "flash") or torch.device(device).type != "cuda":
         return None
+    from disagg.run.attention.kernel_trial import find_kernel
+
     kernel, why = find_kernel(device, shape, heads, block_size, model_config)
     if kernel is None and requested == "flash":
         raise ConfigError(f"attention='flash' can't run on {device}: {why}. Use 'auto' or 'sdpa'.")
     return kernel
-
-
-def find_kernel(
-    device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
-) -> tuple[PagedKernel | None, str]:
-    """The first kernel that computes this shape rightly, or None and why each was left out."""
-    if reason := unfit(shape, model_config):
-        return None, reason
-    reasons = []
-    for kind in KERNELS:
-        try:
-            kernel = kind()
-            with on(torch.device(device)):
-                reason = try_kernel(kernel, torch.device(device), shape, heads, block_size)
-        except ImportError as error:
-            reason = str(error).split("\n")[0]
-        if reason is None:
-            return kernel, ""
-        reasons.append(f"{kind.name}: {reason}")
-    return None, "; ".join(reasons)
-
-
-def unfit(shape: KVShape, model_config: Any) -> str | None:
-    """Why no kernel is tried for this dtype or this model's config; None where one is."""
-    if shape.dtype not in TOLERANCE:
-        return f"kernels compute in 16 bits, not in {str(shape.dtype).removeprefix('torch.')}"
-    layer_types = getattr(model_config, "layer_types", None)
-    windows = "sliding_attention" in (layer_types or ())
-    windows |= bool(getattr(model_config, "sliding_window", None)) and layer_types is None
-    if windows or getattr(model_config, "attn_logit_softcapping", None) or hasattr(model_config, "attention_sinks"):
-        return "the model wants windows, softcap or sinks, which the gathered path has"
-    return None
-
-
-@torch.inference_mode()
-def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads: int, block_size: int) -> str | None:
-    """Runs a chunked prefill and a decode step on random numbers; what is wrong, or None."""
-    one_layer = replace(shape, layers=1)
-    kept, blocks = block_size + 5, [2, 0]
-    generator = torch.Generator(device).manual_seed(3)
-
-    def draw(tokens: int, heads: int) -> torch.Tensor:
-        return torch.randn(tokens, heads, shape.head_dim, dtype=shape.dtype, device=device, generator=generator)
-
-    query = draw(kept + 1, heads).unflatten(1, (shape.kv_heads, -1))
-    key, value = draw(kept + 1, shape.kv_heads), draw(kept + 1, shape.kv_heads)
-    exact, cache = (KVCache(one_layer, 3, block_size, device) for _ in range(2))
-    expected, found = [], []
-    try:
-        for start, stop in [(0, block_size), (block_size, kept), (kept, kept + 1)]:
-            rows: slice | list[int] = slice(start, stop)
-            batch = PrefillBatch(torch.zeros(stop - start), [Segment(start, stop, blocks)])
-            plan: Plan = PrefillPlan(batch, exact, Workspace("plain"))
-            expected.append(plan.run(0, query[rows], key[rows], value[rows], Options()))
-            if start < kept:
-                plan = PagedPrefill(batch, cache, kernel)
-            else:
-                table, length = torch.tensor([blocks, [1, 1]]), torch.tensor([kept, 0])
-                plan = PagedDecode(cache, kernel, table.int().to(device), length.int().to(device))
-                rows = [kept, kept]  # the second row is padding
-            found.append(plan.run(0, query[rows], key[rows], value[rows], Options())[: stop - start])
-        off = float((torch.cat(found).float() - torch.cat(expected).float()).abs().max())
-    except (RuntimeError, TypeError, ValueError) as error:
-        return str(error).split("\n")[0]
-    if not off <= TOLERANCE[shape.dtype]:
-        return f"differs from plain attention by {off:.2g} on this device"
-    return None
-
-
-def describe(device: torch.device | str = "cpu") -> str:
-    """One sentence for `doctor`: which attention runs on the device, and why not another."""
-    if torch.device(device).type == "cpu":
-        return "PyTorch SDPA over gathered slots runs on cpu, because flash-attn has kernels for GPUs only"
-    kernel, why = find_kernel(device, KVShape(1, 8, 128, torch.bfloat16), 32, 256)
-    if kernel is None:
-        return f"PyTorch SDPA over gathered slots runs on {device} ({why})"
-    return (
-        f"{kernel.name} (chunks) and kernels of our own (whole prompts, decode) run on {device} in 16 bits, on the "
-        "paged cache; PyTorch SDPA over gathered slots in fp32"
-    )

@@ -6,8 +6,7 @@ pack its projections, shorten its norms → compare its logits on the paged path
 
 import copy
 import inspect
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,73 +16,24 @@ from disagg.plan.errors import ConfigError, ModelError, PackageError
 from disagg.run.attention.choice import choose
 from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
 from disagg.run.attention.interface import NAME, Plan, announced, number_layers
-from disagg.run.attention.paged import PagedKernel, PagedPrefill
 from disagg.run.gpu.device import finish
-from disagg.run.gpu.memory import check_room, room_for
+from disagg.run.gpu.memory import room_for
 from disagg.run.kv_cache import KVCache, KVShape
-from disagg.run.model import weights
 from disagg.run.model.batch import DecodeBatch, PrefillBatch
-from disagg.run.model.folder_checks import check_folder, count_weights
-from disagg.run.model.generation_config import warn_of_settings
 from disagg.run.model.load_check import check_model, expected_logits
-from disagg.run.model.loading import load_folder
 from disagg.run.model.norms import shorten_norms
 from disagg.run.model.projections import join_projections as join
 from disagg.run.model.projections import pack_linears
-from disagg.run.model.random_models import RANDOM, SHAPES, make_random, make_tiny_llama
-from disagg.run.model.text import ByteText, Text, TokenizerText, first_line
+from disagg.run.model.random_models import RANDOM
+from disagg.run.model.source import WEIGHTS_ADVICE, Made, Progress, Source
+from disagg.run.model.text import Text, first_line
+
+if TYPE_CHECKING:
+    from disagg.run.attention.paged import PagedKernel
 
 MOST_CODES = 64  # of a class of layers
 PASS_STEP = 64  # compiled passes are padded to a multiple: products like it, and few sizes are met
-WEIGHTS_ADVICE = 'Take a smaller model, dtype="bfloat16", or another device; close engines that still hold memory.'
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Source:
-    """Where the untouched module comes from: a folder, the seed of `tiny`, or a shape with random weights."""
-
-    def __init__(self, name: str, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.name, self.dtype, self.device = name, dtype, torch.device(device)
-        made = name == "tiny" or name.startswith(RANDOM)
-        self.folder = None if made else weights.smollm2_folder() if name == "smollm2" else Path(name)
-
-    def prepare(self, progress: weights.Progress) -> None:
-        """Check the name or the files, and convert SmolLM2 if that has not been done."""
-        if self.name.startswith(RANDOM) and self.name.removeprefix(RANDOM) not in SHAPES:
-            known = ", ".join(RANDOM + shape for shape in SHAPES)
-            raise ModelError(f"{self.name}: no such shape; known: {known}")
-        if self.name == "smollm2":
-            weights.check_smollm2(weights.convert_smollm2(progress))
-        if self.folder is not None:
-            check_folder(self.folder)
-
-    def text(self) -> Text:
-        """Tokenizer; only SmolLM2's chat template is pinned and may be rendered."""
-        return ByteText() if self.folder is None else TokenizerText(self.folder, chat=self.name == "smollm2")
-
-    def module(self) -> torch.nn.Module:
-        """A fresh module tree with its own attention and plain weights; EngineError where they can't fit."""
-        self._check_room()
-        if self.name.startswith(RANDOM):
-            module = make_random(self.name.removeprefix(RANDOM), self.dtype, self.device)
-            return module.eval().requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):  # modules draw weights that the files then replace
-            if self.folder is None:
-                module = make_tiny_llama()
-            else:
-                module = load_folder(self.folder, self.dtype, pinned=self.name == "smollm2")
-        for parameter in module.parameters():  # not buffers: transformers keeps rotary frequencies in fp32
-            parameter.data = parameter.data.to(self.dtype)
-        return module.to(self.device).eval().requires_grad_(False)
-
-    def _check_room(self) -> None:
-        at, count = self.device, 0
-        if self.folder is not None:
-            at, count = torch.device("cpu"), count_weights(self.folder)  # files are read there first
-        elif self.name.startswith(RANDOM):
-            made = make_random(self.name.removeprefix(RANDOM), self.dtype, "meta")
-            count = sum(weight.numel() for weight in made.parameters())
-        check_room(f"the weights of {self.name}", at, count * self.dtype.itemsize, WEIGHTS_ADVICE)
 
 
 class Model:
@@ -108,9 +58,9 @@ class Model:
             layer.compile(fullgraph=True, dynamic=True, **how)
         self.compiled = True
 
-    def prefill(self, cache: KVCache, batch: PrefillBatch, kernel: PagedKernel | None = None) -> torch.Tensor:
+    def prefill(self, cache: KVCache, batch: PrefillBatch, kernel: "PagedKernel | None" = None) -> torch.Tensor:
         """Run one packed pass; logits [len(batch.wants_logits), vocab]."""
-        plan: Plan = PagedPrefill(batch, cache, kernel) if kernel else PrefillPlan(batch, cache, self._workspace)
+        plan: Plan = kernel.prefill_plan(batch, cache) if kernel else PrefillPlan(batch, cache, self._workspace)
         ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
         if self.compiled:
             ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
@@ -145,7 +95,7 @@ class Model:
     def replica(self, device: torch.device | str | None = None) -> "Model":
         """Another module tree with its own buffers, for a second worker thread: over the same weights, or over a copy
         of them on another device; EngineError if it has no room for them."""
-        source = self.source if device is None else Source(self.name, self.source.dtype, device)
+        source = self.source if device is None else source_of(self.name, self.source.dtype, device)
         weights = {id(parameter): parameter for parameter in self.module.parameters()}
         if source.device != self.device:
             with room_for(f"the weights of {self.name}", source.device, WEIGHTS_ADVICE):
@@ -166,7 +116,7 @@ def load_model(
     attention: str = "auto",
     join_projections: bool = True,
     device: torch.device | str = "cpu",
-    progress: weights.Progress = None,
+    progress: Progress = None,
 ) -> Model:
     """Load "smollm2", "tiny", "random-<shape>" or a folder in Hugging Face format; ModelError if it is not right.
 
@@ -174,7 +124,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    source, kind = Source(str(name), DTYPES[dtype], device), choose(attention, device)
+    source, kind = source_of(str(name), DTYPES[dtype], device), choose(attention, device)
     source.prepare(progress)
     with room_for(f"the weights of {source.name}", source.device, WEIGHTS_ADVICE):
         try:
@@ -194,9 +144,17 @@ def load_model(
                 shorten_norms(module)
         model = Model(module, source, text, kind)
         check_model(model, expected)
-    if source.folder is not None:
-        warn_of_settings(source.folder, module, text)
+    source.warn(module, text)
     return model
+
+
+def source_of(name: str, dtype: torch.dtype, device: torch.device | str) -> Source:
+    """By name: "tiny", "random-<shape>", "smollm2", or the path of a folder."""
+    if name == "tiny" or name.startswith(RANDOM):
+        return Made(name, dtype, device)
+    from disagg.run.model.folder import Folder
+
+    return Folder(name, dtype, device)
 
 
 def keep_many_codes() -> None:

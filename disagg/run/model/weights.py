@@ -21,6 +21,7 @@ import torch
 from disagg.plan.errors import ModelError
 from disagg.run.gpu.memory import is_shortage
 from disagg.run.model.folder_checks import read_header_bytes, read_json
+from disagg.run.model.source import Progress
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -30,7 +31,6 @@ GET_SMOLLM2 = (
 )
 ROOM_BYTES = 560 * 10**6  # the weights in fp32, the tokenizer and a little
 SET_CACHE = "Set the environment variable DISAGG_CACHE to a folder of yours with 560 MB of room, and restart the kernel"
-Progress = Callable[[str], None] | None
 
 
 def cache_folder() -> Path:
