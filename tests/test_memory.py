@@ -20,6 +20,7 @@ from disagg.run.model import load_check
 from disagg.run.model.folder_checks import count_weights
 from disagg.run.model.model import load_model
 from disagg.run.model.source import Made
+from disagg.run.reports import Reports
 
 CPU = torch.device("cpu")
 CUDA_SAYS = (
@@ -58,7 +59,7 @@ def test_weights_that_do_not_fit_say_so(monkeypatch):
 
 def test_a_step_that_does_not_fit_names_the_setting(monkeypatch):
     model = load_model("tiny")
-    stage = GraphDecodeStage(model, KVCache(model.shape, 8, 16), None, 4, False, None)
+    stage = GraphDecodeStage(model, KVCache(model.shape, 8, 16), None, 4, False, Reports(*[print] * 4))
     monkeypatch.setattr(
         decode_graph.GraphDecodeStage, "_run", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError())
     )
