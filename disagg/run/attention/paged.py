@@ -35,9 +35,6 @@ class PagedKernel(ABC):
 
     name: str
 
-    def prefill_plan(self, batch: PrefillBatch, cache: KVCache) -> "PagedPrefill":
-        return PagedPrefill(batch, cache, self)
-
     @abstractmethod
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
         """Causal attention of chunks [T, heads, head_dim] to their prompts so far, which lie in the cache."""

@@ -60,7 +60,13 @@ class Model:
 
     def prefill(self, cache: KVCache, batch: PrefillBatch, kernel: "PagedKernel | None" = None) -> torch.Tensor:
         """Run one packed pass; logits [len(batch.wants_logits), vocab]."""
-        plan: Plan = kernel.prefill_plan(batch, cache) if kernel else PrefillPlan(batch, cache, self._workspace)
+        plan: Plan
+        if kernel is None:
+            plan = PrefillPlan(batch, cache, self._workspace)
+        else:
+            from disagg.run.attention.paged import PagedPrefill
+
+            plan = PagedPrefill(batch, cache, kernel)
         ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
         if self.compiled:
             ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
