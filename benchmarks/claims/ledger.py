@@ -8,7 +8,7 @@ Notebook: notebooks/06_twin_and_claims.ipynb.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -181,8 +181,9 @@ def _unbacked(listed: ClaimsFile, texts: list[Passage], root: Path) -> Iterator[
 
 
 def refresh(root: Path = ROOT) -> list[str]:
-    """Writes the ledger anew, and pages where a number of a quote changed; returns what is left to do by hand."""
-    listed = load(root)
+    """Writes the ledger anew, and the pages' quotes as their templates give them now; returns what is left to do by
+    hand."""
+    listed, before = load(root), kept(root)
     rows, failed = [], []
     for claim in listed.claims:
         try:
@@ -192,26 +193,22 @@ def refresh(root: Path = ROOT) -> list[str]:
     if failed:
         return failed
     for page in pages(root):
-        _rewrite(root, page, listed.claims, rows)
+        _render(root, page, [pair for pair in zip(listed.claims, rows, strict=True) if pair[0].file == page], before)
     with whole(root / "figures" / "claims.json") as out:
         out.write(json.dumps({"claims": rows}, indent=1, ensure_ascii=False).encode() + b"\n")
     return problems(root)
 
 
-def _rewrite(root: Path, page: str, claims: Iterable[Claim], rows: Iterable[dict]) -> None:
-    """Puts each quote in the place of the one with the same words and other numbers, where there is just one."""
-    before = text = (root / page).read_text(encoding="utf-8")
-    for claim, row in zip(claims, rows, strict=True):
-        for quote, now in zip(claim.quotes, row["quotes"], strict=True):
-            if claim.file == page and claim.kind != "cell" and one_line(now) not in one_line(text):
-                places = _any_numbers(quote).findall(text)
-                text = text.replace(places[0], now, 1) if len(places) == 1 else text
-    if text != before:
+def _render(root: Path, page: str, found: list[tuple[Claim, dict]], before: dict[str, dict]) -> None:
+    """Puts each quote in the place of its template or of its last rendering, wherever their lines break."""
+    old = text = (root / page).read_text(encoding="utf-8")
+    for claim, row in found:
+        last = before.get(claim.id, row)["quotes"] if claim.kind != "cell" else []
+        for now, *others in zip(row["quotes"], claim.quotes, last, strict=False):
+            for other in set(others) - {now}:
+                place = re.compile(r"\s+".join(map(re.escape, other.split())))
+                if match := place.search(text):
+                    text = text[: match.start()] + now + text[match.end() :]
+    if text != old:
         with whole(root / page) as out:
             out.write(text.encode())
-
-
-def _any_numbers(quote: str) -> re.Pattern[str]:
-    """What a quote looks like whatever its numbers are, and wherever its lines break."""
-    words = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in re.split(r"{[^{}]*}", quote)]
-    return re.compile(r"[-\w.,]+(?: \w+)*?".join(words))
