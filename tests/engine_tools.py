@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import random
 import threading
 
@@ -92,6 +93,25 @@ def small(preset: str = "streamed", **changes) -> Config:
 def lengths(*pairs, **fields) -> list[Request]:
     """Requests of (prompt tokens, new tokens)."""
     return [Request(prompt_of(n, seed), new, **fields) for seed, (n, new) in enumerate(pairs)]
+
+
+def overflowing(**fields) -> list[Request]:
+    """Four requests of 5 blocks each in the end: they overflow 8."""
+    return [Request(prompt_of(24, n), 48, ignore_eos=True, **fields) for n in range(4)]
+
+
+def started(*works) -> list[threading.Thread]:
+    """A running thread for each."""
+    made = [threading.Thread(target=work) for work in works]
+    for thread in made:
+        thread.start()
+    return made
+
+
+def joined(made: list[threading.Thread]):
+    for thread in made:
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
 
 
 class Monitor:
@@ -201,6 +221,30 @@ def before(monkeypatch, owner, name: str, action):
         return method(self, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, patched)
+
+
+def after(monkeypatch, owner, name: str, action):
+    """Calls `action(*args, answer)` after each call of a method."""
+    tiny()
+    method = getattr(owner, name)
+
+    def patched(self, *args):
+        answer = method(self, *args)
+        action(self, *args, answer)
+        return answer
+
+    monkeypatch.setattr(owner, name, patched)
+
+
+def fail_nth(monkeypatch, owner, method: str, nth: int, error: BaseException, condition=lambda *args: True):
+    """The nth call of a method whose arguments meet the condition raises."""
+    calls = itertools.count(1)
+
+    def maybe(*args):
+        if condition(*args) and next(calls) == nth:
+            raise error
+
+    before(monkeypatch, owner, method, maybe)
 
 
 def held_at(monkeypatch, owner, name: str, condition=lambda *args: True) -> Gate:
