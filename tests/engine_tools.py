@@ -100,6 +100,10 @@ def overflowing(**fields) -> list[Request]:
     return [Request(prompt_of(24, n), 48, ignore_eos=True, **fields) for n in range(4)]
 
 
+def left_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+
+
 def started(*works) -> list[threading.Thread]:
     """A running thread for each."""
     made = [threading.Thread(target=work) for work in works]
@@ -161,7 +165,7 @@ def held(engine: Engine) -> dict:
 
 
 def threads() -> list[str]:
-    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("disagg"))
+    return sorted(thread.name for thread in left_threads())
 
 
 @contextlib.contextmanager

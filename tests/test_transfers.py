@@ -140,11 +140,15 @@ def random_map(seed: int, count: int, source, target):
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3), ("staged", 8)])
-def test_a_hand_off_by_layers_moves_its_blocks_and_touches_no_other(route, ring, together):
+@pytest.mark.parametrize("lanes", ["cores", "fakes"])
+def test_a_hand_off_by_layers_moves_its_blocks_and_touches_no_other(request, lanes, route, ring, together, verify):
+    if lanes == "fakes":
+        request.getfixturevalue("gpu")
     blocks, onto = random_map(together, 6, PREFILL, DECODE)
-    with Bench(route, ring_slots=ring, layers_per_copy=together) as bench:
+    with Bench(route, ring_slots=ring, layers_per_copy=together, prefill_blocks=11, verify_kv=verify) as bench:
         notices = bench.streamed(1, route, blocks, onto, 6 * BLOCK - 3)
         assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
     bench.check(PREFILL, blocks, DECODE, onto)
@@ -153,13 +157,21 @@ def test_a_hand_off_by_layers_moves_its_blocks_and_touches_no_other(route, ring,
     assert sum(isinstance(n, Landed) for n in notices) == copies
     assert sum(n.nbytes for n in notices if isinstance(n, Landed)) == 6 * BLOCK * SHAPE.token_bytes
     assert len(bench.spans) == copies * (1 if route == "direct" else 2)
+    if lanes == "fakes":
+        assert bench.transfers.lanes.in_words().endswith(" us")
+        assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
 
 
+@pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_hand_off_in_one_piece(seed):
+@pytest.mark.parametrize("lanes, route", [("cores", "bulk"), ("fakes", "bulk"), ("fakes", "staged")])
+def test_a_hand_off_in_one_piece(request, lanes, route, seed, verify):
+    if lanes == "fakes":
+        request.getfixturevalue("gpu")
     blocks, onto = random_map(seed, 5, PREFILL, DECODE)
-    with Bench("bulk") as bench:
-        assert len(bench.page(1, "bulk", PREFILL, blocks, DECODE, onto)) == 1
+    with Bench(route, prefill_blocks=11, verify_kv=verify) as bench:
+        notices = bench.page(1, route, PREFILL, blocks, DECODE, onto)
+        assert sum(isinstance(notice, Landed) for notice in notices) == 1 or route == "staged"
     bench.check(PREFILL, blocks, DECODE, onto)
 
 
@@ -192,7 +204,6 @@ def test_there_and_back_through_host_memory(request, devices, verify):
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_chunks_travel_while_later_ones_are_computed(route):
-    """Nothing is complete before the last chunk's last layer."""
     blocks, onto = random_map(6, 5, PREFILL, DECODE)
     with Bench(route, layers_per_copy=2, ring_slots=2) as bench:
         bench.post(1, route, PREFILL, blocks[:2], DECODE, onto, ready=False, due=5)
@@ -248,20 +259,6 @@ def gpu(monkeypatch):
     fake_cuda(monkeypatch, SIZES[HOST])
 
 
-@pytest.mark.parametrize("verify", [False, True])
-@pytest.mark.parametrize("together", TOGETHER)
-@pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3)])
-def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, verify):
-    blocks, onto = random_map(together, 6, PREFILL, DECODE)
-    with Bench(route, ring_slots=ring, layers_per_copy=together, prefill_blocks=11, verify_kv=verify) as bench:
-        bench.streamed(1, route, blocks, onto, 6 * BLOCK - 3)
-        assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
-        assert bench.transfers.lanes.in_words().endswith(" us")
-    bench.check(PREFILL, blocks, DECODE, onto)
-    assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
-    assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
-
-
 @pytest.mark.parametrize(
     "route, sides",
     [
@@ -286,15 +283,6 @@ def test_on_a_split_gpu_lanes_run_on_the_sms_of_decode(gpu, route, sides):
         bench.streamed(1, route, blocks, onto)
     bench.check(PREFILL, blocks, DECODE, onto)
     assert bench.transfers.ring == [], "pinned memory outlives the streams that copied it"
-
-
-@pytest.mark.parametrize("verify", [False, True])
-@pytest.mark.parametrize("route", ["bulk", "staged"])
-def test_the_lanes_of_a_gpu_move_a_whole_prompt(gpu, route, verify):
-    blocks, onto = random_map(2, 5, PREFILL, DECODE)
-    with Bench(route, prefill_blocks=11, verify_kv=verify) as bench:
-        bench.page(1, route, PREFILL, blocks, DECODE, onto)
-    bench.check(PREFILL, blocks, DECODE, onto)
 
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
@@ -388,9 +376,8 @@ def test_a_lane_that_breaks_is_told_of_whoever_drove_it(gpu, monkeypatch):
         monkeypatch.setattr(bench.transfers.scheduler, "start", broken)
         with pytest.raises(AssertionError):
             bench.hand_off(1, 0, [1])
-        assert bench.notices.get(timeout=LIMIT_S) == WorkerDied(
-            Worker("lane direct 0", 0), "AssertionError: a slot is held twice"
-        )
+        died = WorkerDied(Worker("lane direct 0", 0), "AssertionError: a slot is held twice")
+        assert bench.notices.get(timeout=LIMIT_S) == died
 
 
 def test_copies_go_on_while_others_are_within_their_latency(gpu):
@@ -600,7 +587,6 @@ def test_priorities_order_what_waits_for_a_wire(monkeypatch):
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_the_first_layer_lands_before_the_last_is_computed(monkeypatch, route):
-    """Prefill holds its last layer until the first one has landed on the decode device."""
     landed = Gate()
 
     def landing(self, flight, at_ns, _):
@@ -639,9 +625,8 @@ def flip_after_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
     def flip(self, flight, data):
         if flight.lane.role == lane and flight.layer <= layer < flight.layer_end and next(copies) == nth:
             place = data if flight.hop_one else self.transfers.caches[flight.target].data
-            flip_a_bit(
-                place[layer - flight.layer, 1, 0] if flight.hop_one else place[layer, 1, flight.target_blocks[0]]
-            )
+            where = (layer - flight.layer, 1, 0) if flight.hop_one else (layer, 1, flight.target_blocks[0])
+            flip_a_bit(place[where])
 
     after(monkeypatch, HostLane, "_move", flip)
 
@@ -652,7 +637,6 @@ def raise_in_the_copy(monkeypatch, lane: str, layer: int, nth: int = 1):
 
 
 def decoded_requests(monkeypatch) -> set:
-    """Fills with every request that any decode step has worked on."""
     seen = set()
     before(monkeypatch, DecodeStage, "step", lambda self, command: seen.update(j.request for j in command.joins))
     return seen
@@ -686,7 +670,6 @@ def test_a_flipped_bit_is_found_before_any_step_uses_it(monkeypatch, route, lane
 @pytest.mark.parametrize("route", ["bulk", "direct", "staged"])
 @pytest.mark.parametrize("which", [0, 1], ids=["key", "value"])
 def test_the_last_token_of_the_last_block_is_checked_too(monkeypatch, route, which):
-    """40 tokens end in the middle of the third block."""
 
     def flip(self, flight, data):
         if not flight.hop_one and flight.layer_end == LAYERS:
