@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import random
 import threading
 
@@ -94,6 +95,29 @@ def lengths(*pairs, **fields) -> list[Request]:
     return [Request(prompt_of(n, seed), new, **fields) for seed, (n, new) in enumerate(pairs)]
 
 
+def overflowing(**fields) -> list[Request]:
+    """Four requests of 5 blocks each in the end: they overflow 8."""
+    return [Request(prompt_of(24, n), 48, ignore_eos=True, **fields) for n in range(4)]
+
+
+def left_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+
+
+def started(*works) -> list[threading.Thread]:
+    """A running thread for each."""
+    made = [threading.Thread(target=work) for work in works]
+    for thread in made:
+        thread.start()
+    return made
+
+
+def joined(made: list[threading.Thread]):
+    for thread in made:
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+
+
 class Monitor:
     """Checks the controller's books after every event, and lets a test wait for a state without sleeping."""
 
@@ -141,7 +165,7 @@ def held(engine: Engine) -> dict:
 
 
 def threads() -> list[str]:
-    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("disagg"))
+    return sorted(thread.name for thread in left_threads())
 
 
 @contextlib.contextmanager
@@ -201,6 +225,30 @@ def before(monkeypatch, owner, name: str, action):
         return method(self, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, patched)
+
+
+def after(monkeypatch, owner, name: str, action):
+    """Calls `action(*args, answer)` after each call of a method."""
+    tiny()
+    method = getattr(owner, name)
+
+    def patched(self, *args):
+        answer = method(self, *args)
+        action(self, *args, answer)
+        return answer
+
+    monkeypatch.setattr(owner, name, patched)
+
+
+def fail_nth(monkeypatch, owner, method: str, nth: int, error: BaseException, condition=lambda *args: True):
+    """The nth call of a method whose arguments meet the condition raises."""
+    calls = itertools.count(1)
+
+    def maybe(*args):
+        if condition(*args) and next(calls) == nth:
+            raise error
+
+    before(monkeypatch, owner, method, maybe)
 
 
 def held_at(monkeypatch, owner, name: str, condition=lambda *args: True) -> Gate:

@@ -9,6 +9,7 @@ names what failed, and the exit code is 1 then. In fp32 every token is the refer
 """
 
 import argparse
+import contextlib
 import faulthandler
 import sys
 import threading
@@ -22,7 +23,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from engine_tools import check_greedy, expected_logits, lengths, prompt_of, threads  # noqa: E402
+from engine_tools import check_run, expected_logits, joined, lengths, overflowing, prompt_of, started, threads  # noqa: E402
 
 from disagg.plan.config import PRESETS, Config  # noqa: E402
 from disagg.plan.request import Request  # noqa: E402
@@ -31,7 +32,6 @@ from disagg.run.engine import Engine  # noqa: E402
 from disagg.run.gpu.machine import gpu_in_words  # noqa: E402
 from disagg.run.gpu.sm_split import describe  # noqa: E402
 from disagg.run.model.model import Model, load_model  # noqa: E402
-from disagg.trace.results import Run  # noqa: E402
 
 HUNG_S = 600  # then every thread's stack is written, and the process ends
 LONG = 1500  # tokens of an answer that is stopped
@@ -45,33 +45,20 @@ def model_on(device: str, name: str = "tiny", dtype: str = "float32") -> Model:
     return load_model(name, dtype=dtype, device=device)
 
 
-class opened:
+@contextlib.contextmanager
+def opened(preset: str, devices: Devices, model: Model | None = None, **changes) -> Iterator[Engine]:
     """An engine over a model that is shared; when it is closed, none of its threads is left."""
-
-    def __init__(self, preset: str, devices: Devices, model: Model | None = None, **changes):
-        model = model or model_on(devices[1])
-        blocks = 512 if devices[1] == "cpu" else 32
-        sizes = dict(prefill_blocks=blocks, decode_blocks=blocks)
-        if PRESETS[preset].get("host_blocks", 0) is None:
-            sizes["host_blocks"] = blocks
-        fields = dict(model=model.name, dtype=str(model.shape.dtype).removeprefix("torch."))
-        places = dict(prefill_device=devices[0], decode_device=devices[1])
-        config = Config.preset(preset, **{**fields, **places, **sizes, **changes})
-        self.before = threads()
-        self.engine = Engine(config, model, lambda text: None)
-
-    def __enter__(self) -> Engine:
-        return self.engine
-
-    def __exit__(self, *exc):
-        self.engine.close()
-        assert exc[0] is not None or threads() == self.before, f"still running: {threads()}"
-
-
-def check_run(requests: list[Request], run: Run):
-    assert run.anomalies == 0, f"{run.anomalies} anomalies"
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens, request.ignore_eos)
+    model = model or model_on(devices[1])
+    blocks = 512 if devices[1] == "cpu" else 32
+    sizes = dict(prefill_blocks=blocks, decode_blocks=blocks)
+    if PRESETS[preset].get("host_blocks", 0) is None:
+        sizes["host_blocks"] = blocks
+    fields = dict(model=model.name, dtype=str(model.shape.dtype).removeprefix("torch."))
+    places = dict(prefill_device=devices[0], decode_device=devices[1])
+    before = threads()
+    with Engine(Config.preset(preset, **{**fields, **places, **sizes, **changes}), model, lambda text: None) as engine:
+        yield engine
+    assert threads() == before, f"still running: {threads()}"
 
 
 def check_start(request: Request, result, reason: str):
@@ -92,23 +79,20 @@ def check_shared(engine: Engine, model: Model):
             assert theirs == ours, f"{name} has weights of its own"
 
 
-# ---- checks ----------------------------------------------------------------------------------------------------------
-
-
 def serves(preset: str, devices: Devices, **changes):
     requests = lengths((1, 9), (16, 12), (33, 1), (100, 8))
     with opened(preset, devices, **changes) as engine:
         check_shared(engine, model_on(devices[1]))
-        check_run(requests, engine.serve(requests))
+        check_run(engine.serve(requests), requests)
 
 
 def spills(devices: Devices):
-    requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
+    requests = overflowing()
     sizes = dict(block_size=16, chunk_tokens=256, decode_blocks=8, host_blocks=8, verify_kv=True)
     with opened("paged", devices, **sizes) as engine:
         run = engine.serve(requests)
     assert run.counts.get("spills") and run.counts.get("fetches"), f"nothing was spilled: {run.counts}"
-    check_run(requests, run)
+    check_run(run, requests)
 
 
 def cancels(devices: Devices):
@@ -118,7 +102,7 @@ def cancels(devices: Devices):
         next(iter(handle))  # it has begun
         handle.cancel()
         check_start(long, handle.result(60), "cancelled")
-        check_run(rest, engine.serve(rest))
+        check_run(engine.serve(rest), rest)
 
 
 def interrupts(devices: Devices):
@@ -132,16 +116,15 @@ def interrupts(devices: Devices):
                 return
 
     with opened("streamed", devices) as engine:
-        thread = threading.Thread(target=press, args=(engine,))
-        thread.start()
+        pressing = started(partial(press, engine))
         run = engine.serve(long)
         over.set()
-        thread.join()
+        joined(pressing)
         assert run.interrupted and any(result.token_ids for result in run.results), "nobody interrupted it"
         for request, result in zip(long, run.results, strict=True):
             if result.token_ids:
                 check_start(request, result, "cancelled")
-        check_run(rest, engine.serve(rest))
+        check_run(engine.serve(rest), rest)
 
 
 def half(preset: str, device: str, name: str):
@@ -177,7 +160,6 @@ def references(device: str, name: str) -> tuple[list[list[int]], torch.Tensor, f
 
 
 def checks(device: str) -> Iterator[tuple[str, Callable]]:
-    """Names and what to call; the two-GPU ones where there are two."""
     first = "cpu" if device == "cpu" else "cuda:0"
     one, large = (first, first), "tiny" if device == "cpu" else "random-qwen3-0.6b"
     for preset in PRESETS:

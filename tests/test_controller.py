@@ -285,7 +285,10 @@ def test_what_no_longer_fits_a_shrunk_pool_is_refused_or_fails_in_words():
         "request 0 no longer fits: prompt of 20 tokens and 8 new ones need 7 blocks of 4, but decode 0 has 6; "
         "shorten the request or raise decode_blocks"
     )
-    assert "decode 0 has 6" in harness.controller.refusal(make_job(2, prompt=20, new=8))
+    refusal = harness.controller.refusal(make_job(2, prompt=20, new=8))
+    harness.submit(2, prompt=20, new=8)
+    assert harness.ended()[2] == "failed" and harness.last(cmd.Ended).error == refusal
+    assert refusal.startswith("prompt of 20 tokens and 8 new ones need 7 blocks of 4, but decode 0 has 6; shorten")
 
 
 # ---- cancel ----------------------------------------------------------------------------------------------------------
@@ -453,15 +456,6 @@ def test_a_deadline_that_passes_makes_room_even_at_an_event_that_tells_nothing()
     assert harness.ended() == {0: "failed"} and harness.last(cmd.Prefill).chunks[0].request == 2
 
 
-def test_a_request_that_no_longer_fits_fails_in_words():
-    harness = ControllerHarness()
-    harness.tell(ev.Retune(harness.state.config.replace(decode_blocks=2)))
-    harness.submit(prompt=6, new=4)
-    assert harness.ended() == {0: "failed"}
-    words = "prompt of 6 tokens and 4 new ones need 3 blocks of 4, but decode 0 has 2; shorten"
-    assert harness.last(cmd.Ended).error.startswith(words)
-
-
 def test_a_streamed_deadline_starts_when_only_copies_are_left():
     harness = ControllerHarness("streamed", watchdog_s=2.0)
     harness.submit()
@@ -528,7 +522,6 @@ def test_a_failed_step_fails_its_rows_and_nobody_else():
 
 
 def view(harness: ControllerHarness) -> tuple:
-    """What a stray notice must leave as it is."""
     state = harness.state
     return (
         {r.id: (r.stage, tuple(r.generated), r.prefilled, r.transfer, len(r.tables)) for r in state.records.values()},
@@ -576,14 +569,11 @@ def test_every_notice_twice_changes_nothing_and_is_counted():
     assert harness.ended() == {0: "length"} and harness.state.counts["padding_mismatches"] == 0
 
 
-def test_steps_out_of_order_are_counted():
+def test_steps_out_of_order_and_slots_other_than_planned_are_counted():
     harness = ControllerHarness(steps=2).run_one()
     harness.tell(ev.Tick())
     harness.stepped(12, step=1)
     assert harness.anomalies == 1 and len(harness.state.decodes[0].steps) == 2
-
-
-def test_a_step_that_read_other_slots_than_planned_shows():
     harness = ControllerHarness().run_one()
     harness.tell(ev.Stepped(DECODE, 0, (12,), 0, 1, 7, 64))
     assert harness.state.counts["padding_mismatches"] == 1

@@ -1,12 +1,15 @@
 """The engine on `tiny`: every preset answers as the untouched model does, in every shape of request and batch."""
 
+import dataclasses
 import random
 import threading
+from functools import partial
 
 import pytest
 import torch
 from engine_tools import (
     TOLERANCE,
+    after,
     answered,
     check_greedy,
     check_logits,
@@ -14,12 +17,15 @@ from engine_tools import (
     expected_logits,
     generated,
     held_at,
+    joined,
     lengths,
     logit_error,
     opened,
+    overflowing,
     prompt_of,
     reference,
     small,
+    started,
     threads,
     tiny,
 )
@@ -56,8 +62,8 @@ def test_a_preset_gives_the_logits_of_the_untouched_model(preset):
     forced = random.Random(preset).choices(range(256), k=20)
     requests = [Request(prompt_of(n), force_ids=forced, keep_logits=True) for n in (5, 16, 50)]
     with opened(small(preset, chunk_tokens=32)) as engine:
-        run = engine.serve(requests)
-    for request, result in zip(requests, run.results, strict=True):
+        results = engine.serve(requests).results
+    for request, result in zip(requests, results, strict=True):
         assert result.token_ids == forced and result.finish_reason == "length"
         check_logits(request.prompt, result)
 
@@ -66,15 +72,12 @@ def test_a_preset_gives_the_logits_of_the_untouched_model(preset):
 @pytest.mark.parametrize("layer", [0, LAYERS - 1])
 def test_one_zeroed_block_shows_in_the_logits(monkeypatch, route, layer):
     """The control: parity could fail."""
-    move = HostLane._move
 
-    def zeroing(self, flight):
-        data = move(self, flight)
+    def zeroing(self, flight, _):
         if not flight.hop_one and flight.layer <= layer < flight.layer_end:
             self.transfers.caches[flight.target].data[layer, :, flight.target_blocks[1]] = 0
-        return data
 
-    monkeypatch.setattr(HostLane, "_move", zeroing)
+    after(monkeypatch, HostLane, "_move", zeroing)
     request = Request(prompt_of(50), force_ids=prompt_of(8, 1), keep_logits=True)
     with opened(small(route=route, verify_kv=False)) as engine:
         result = engine.serve([request]).results[0]
@@ -102,7 +105,6 @@ def test_a_prompt_around_the_edges_of_a_block(preset, tokens):
 
 @pytest.mark.parametrize("preset", ["colocated", *HAND_OFFS])
 def test_prompts_around_the_edges_of_a_chunk(preset):
-    """Equal to a chunk, one over, two of them, four. Each alone."""
     with opened(small(preset, chunk_tokens=32)) as engine:
         for tokens in (32, 33, 64, 100):
             requests = [Request(prompt_of(tokens), 10, ignore_eos=True)]
@@ -112,15 +114,13 @@ def test_prompts_around_the_edges_of_a_chunk(preset):
 
 
 def test_chunks_of_several_prompts_share_a_pass():
-    requests = lengths((20, 5), (20, 5), (90, 5), (3, 5), (33, 5))
-    run = answered(small("staged", chunk_tokens=48), requests)
+    run = answered(small("staged", chunk_tokens=48), lengths((20, 5), (20, 5), (90, 5), (3, 5), (33, 5)))
     assert any(len(span.requests) > 1 for span in run.timeline.spans if span.kind == "prefill")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_one_token_answer_sends_nothing(preset):
-    requests = [Request(prompt_of(40), 1)]
-    run = answered(small(preset), requests)
+    run = answered(small(preset), [Request(prompt_of(40), 1)])
     assert {span.kind for span in run.timeline.spans} == {"prefill"}
     assert run.results[0].tpot_s is None and run.results[0].second_token_gap_s is None
     assert run.metrics().bytes_moved == {}
@@ -138,15 +138,13 @@ def prompt_that_ends_at_once(length: int = 5) -> list[int]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_end_of_sequence_at_once_ends_one_request_only(preset):
     short = Request(prompt_that_ends_at_once(), 30)
-    requests = [short, *lengths((20, 10)), short]
-    run = answered(small(preset), requests)
+    run = answered(small(preset), [short, *lengths((20, 10)), short])
     assert [run.results[i].token_ids for i in (0, 2)] == [[EOS], [EOS]]
     assert run.results[0].finish_reason == "eos" and run.results[0].text == ""
 
 
 def test_an_ignored_end_of_sequence_goes_on():
-    requests = [Request(prompt_that_ends_at_once(), 12, ignore_eos=True)]
-    run = answered(small(), requests)
+    run = answered(small(), [Request(prompt_that_ends_at_once(), 12, ignore_eos=True)])
     assert run.results[0].token_ids[0] == EOS
 
 
@@ -174,10 +172,9 @@ def test_a_request_that_fills_the_pool_to_the_last_slot(preset):
 @pytest.mark.parametrize("block_size", [1, 8, 32])
 @pytest.mark.parametrize("preset", ["colocated", *HAND_OFFS])
 def test_other_sizes_of_blocks(preset, block_size):
-    requests = lengths(*MIXED)
     blocks = 1024 // block_size
     config = small(preset, block_size=block_size, chunk_tokens=64, prefill_blocks=blocks, decode_blocks=blocks)
-    answered(config, requests)
+    answered(config, lengths(*MIXED))
 
 
 def paged(**changes):
@@ -185,7 +182,7 @@ def paged(**changes):
     return small("paged", **{"decode_blocks": 8, "host_blocks": 8, **changes})
 
 
-LONG = [Request(prompt_of(24, n), 48, ignore_eos=True, keep_logits=True) for n in range(4)]  # 5 blocks in the end
+LONG = overflowing(keep_logits=True)
 
 
 def long_run(config):
@@ -201,6 +198,7 @@ def test_what_is_spilled_comes_back_the_same():
     kinds = {span.kind for span in run.timeline.spans}
     assert {"spill", "fetch"} <= kinds and run.choices[0].arm.value == "spill"
     assert run.peak_blocks["host"] > 0
+    assert {stage for result in run.results for _, stage in result.stages} == set(Stage), "the whole pipeline was seen"
 
 
 @pytest.mark.parametrize("host_blocks", [0, 1])
@@ -230,17 +228,14 @@ def test_other_presets_preempt_too(preset):
 
 @pytest.mark.parametrize("preset", [*HAND_OFFS, "paged", "dynamic"])
 def test_two_workers_of_each_role(preset):
-    requests = lengths(*MIXED, *MIXED)
-    run = answered(small(preset, prefill_workers=2, decode_workers=2), requests)
+    run = answered(small(preset, prefill_workers=2, decode_workers=2), lengths(*MIXED, *MIXED))
     assert {"prefill 0", "prefill 1", "decode 0", "decode 1"} <= set(run.timeline.places)
 
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 @pytest.mark.parametrize("together", [1, 2, 3, LAYERS, 99])
 def test_layers_that_travel_together(route, together):
-    """One, two, not dividing, all, more than there are."""
-    requests = lengths((40, 6))
-    run = answered(small(route=route, layers_per_copy=together), requests)
+    run = answered(small(route=route, layers_per_copy=together), lengths((40, 6)))
     copies = [span for span in run.timeline.spans if span.kind == "copy"]
     per_lane = -(-LAYERS // min(together, LAYERS))
     assert len(copies) == per_lane * (1 if route == "direct" else 2)
@@ -252,9 +247,8 @@ def test_layers_that_travel_together(route, together):
 @pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_narrow_ring(slots, workers):
-    requests = lengths(*MIXED)
-    config = small("staged", ring_slots=slots, prefill_workers=workers, decode_workers=workers, chunk_tokens=32)
-    answered(config, requests)
+    changes = dict(ring_slots=slots, prefill_workers=workers, decode_workers=workers, chunk_tokens=32)
+    answered(small("staged", **changes), lengths(*MIXED))
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "shortest"])
@@ -277,22 +271,10 @@ def test_policies_change_the_order_and_no_answer(monkeypatch, policy):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_idle_engine_closes(preset):
+def test_an_engine_that_is_idle_or_serves_nothing_closes(preset):
     with opened(small(preset)):
         assert threads()
-
-
-def test_closing_twice_and_using_it_afterwards():
-    with opened(small()) as engine:
-        engine.serve(lengths((5, 2)))
-    engine.close()
-    for call in (lambda: engine.serve([]), lambda: engine.submit(lengths((5, 2))[0]), lambda: engine.retune(bins=())):
-        with pytest.raises(EngineError, match="this engine is closed; build a new one"):
-            call()
-
-
-def test_a_run_of_nothing():
-    with opened(small()) as engine:
+    with opened(small(preset)) as engine:
         run = engine.serve([])
     assert run.results == [] and run.metrics().new_tokens == 0 and run.overlap().hidden is None
 
@@ -312,29 +294,26 @@ def test_one_engine_serves_again_and_again():
 def test_two_engines_at_once():
     requests = lengths(*MIXED)
     with opened(small("staged")) as one, opened(small("colocated")) as two:
-        handles = [(one.submit(request), two.submit(request)) for request in requests]
-        for request, pair in zip(requests, handles, strict=True):
-            for handle in pair:
-                check_greedy(request.prompt, handle.result(), request.max_new_tokens)
+        handles = [(request, engine.submit(request)) for request in requests for engine in (one, two)]
+        for request, handle in handles:
+            check_greedy(request.prompt, handle.result(), request.max_new_tokens)
 
 
 def test_a_second_serve_at_the_same_time_is_refused(monkeypatch):
     gate = held_at(monkeypatch, Model, "prefill")
     with opened(small("baseline")) as engine:
         runs = []
-        first = threading.Thread(target=lambda: runs.append(engine.serve(lengths((5, 3)))))
-        first.start()
+        first = started(lambda: runs.append(engine.serve(lengths((5, 3)))))
         gate.wait()
         with pytest.raises(EngineError, match="serving already"):
             engine.serve(lengths((5, 3)))
         gate.open()
-        first.join()
+        joined(first)
     check_run(runs[0], lengths((5, 3)))
 
 
 def test_arrivals_out_of_order_come_back_in_the_order_asked():
-    requests = [Request(prompt_of(9, n), 4, arrival_s=s) for n, s in enumerate((0.02, 0.0, 0.01))]
-    run = answered(small(), requests)
+    run = answered(small(), [Request(prompt_of(9, n), 4, arrival_s=s) for n, s in enumerate((0.02, 0.0, 0.01))])
     arrivals = [result.arrival_ns for result in run.results]
     assert sorted(arrivals) == [arrivals[1], arrivals[2], arrivals[0]]
 
@@ -347,11 +326,7 @@ def test_requests_from_several_threads_keep_their_own_numbers():
             barrier.wait()
             handles.extend(engine.submit(request) for request in [Request(prompt_of(4, seed), 2)] * 5)
 
-        crowd = [threading.Thread(target=submit, args=(seed,)) for seed in range(8)]
-        for thread in crowd:
-            thread.start()
-        for thread in crowd:
-            thread.join()
+        joined(started(*(partial(submit, seed) for seed in range(8))))
         assert len({handle.result().request for handle in handles}) == 40
 
 
@@ -411,7 +386,7 @@ def test_another_seed_of_the_config_draws_other_answers_and_a_request_with_a_see
 
 
 def test_a_drawn_answer_survives_preemption():
-    drawn = [Request(prompt_of(24, n), 48, temperature=1.0, seed=n, ignore_eos=True) for n in range(4)]
+    drawn = [dataclasses.replace(request, temperature=1.0, seed=n) for n, request in enumerate(overflowing())]
     with opened(small("paged")) as engine:
         roomy = [r.token_ids for r in engine.serve(drawn).results]
     for host_blocks in (0, 8):
@@ -423,56 +398,41 @@ def test_a_drawn_answer_survives_preemption():
 
 # ---- live changes ----------------------------------------------------------------------------------------------------
 
+#: Change → what every span of a kind then shows, in the run that follows.
 CHANGES = {
-    "link": dict(link=Link(bandwidth=2e7, latency_s=1e-4)),
-    "max_batch": dict(max_batch=1),
-    "bins": dict(bins=(32, 64)),
-    "policy": dict(policy="shortest"),
-    "decode_blocks": dict(decode_blocks=8),
-    "prefill_blocks": dict(prefill_blocks=8),
-    "host_blocks": dict(host_blocks=8),
-    "chunk_tokens": dict(chunk_tokens=16),
-    "layers_per_copy": dict(layers_per_copy=3),
-    "itl_target_s": dict(itl_target_s=0.05),
-    "no itl_target_s": dict(itl_target_s=None),
+    "link": (dict(link=Link(bandwidth=2e7, latency_s=1e-4)), "copy", lambda s: s.occupied_ns == round(s.nbytes * 50)),
+    "max_batch": (dict(max_batch=1), "decode", lambda s: s.count == 1),
+    "bins": (dict(bins=(32, 64)), "decode", bool),
+    "policy": (dict(policy="shortest"), "decode", bool),
+    "decode_blocks": (dict(decode_blocks=8), "decode", bool),
+    "prefill_blocks": (dict(prefill_blocks=8), "decode", bool),
+    "host_blocks": (dict(host_blocks=8), "decode", bool),
+    "chunk_tokens": (dict(chunk_tokens=16), "prefill", lambda s: s.count <= 16),
+    "layers_per_copy": (dict(layers_per_copy=3), "copy", lambda s: s.count == min(3, LAYERS - s.index)),
+    "itl_target_s": (dict(itl_target_s=0.05), "decode", bool),
+    "no itl_target_s": (dict(itl_target_s=None), "decode", bool),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_live_change_takes_force_and_changes_no_answer(change):
+    fields, kind, holds = CHANGES[change]
     requests = [Request(prompt_of(20 + 9 * n, n), 24, ignore_eos=True) for n in range(6)]
     with opened(small("dynamic")) as engine:
         handles = [engine.submit(request) for request in requests[:4]]
         engine.watch.until(lambda state: any(len(r.generated) > 5 for r in state.records.values()))
-        engine.retune(**CHANGES[change])
+        engine.retune(**fields)
         handles += [engine.submit(request) for request in requests[4:]]
         results = [handle.result() for handle in handles]
-        for name, value in CHANGES[change].items():
+        for name, value in fields.items():
             assert getattr(engine.controller.state.config, name) == value == getattr(engine.config, name)
         run = engine.serve(requests[:4])
     for request, result in zip(requests, results, strict=True):
         check_greedy(request.prompt, result, 24, ignore_eos=True)
     check_run(run, requests[:4])
-    if change == "max_batch":
-        assert {span.count for span in run.timeline.spans if span.kind == "decode"} == {1}
-    if change == "decode_blocks":
-        assert run.peak_blocks["decode 0"] <= 8
-    if change == "layers_per_copy":
-        assert {s.count for s in run.timeline.spans if s.kind == "copy"} == {3, 1}
-    if change == "chunk_tokens":
-        assert max(s.count for s in run.timeline.spans if s.kind == "prefill") <= 16
-    if change == "link":
-        assert {s.occupied_ns for s in run.timeline.spans if s.kind == "copy"} == {
-            round(s.nbytes / 2e7 * 1e9) for s in run.timeline.spans if s.kind == "copy"
-        }
-
-
-def test_every_stage_of_the_whole_pipeline_was_seen():
-    """Spill and fetch included: else the tests above would prove less than they say."""
-    with opened(paged()) as engine:
-        run = engine.serve(LONG)
-    seen = {stage for result in run.results for _, stage in result.stages}
-    assert seen == set(Stage)
+    spans = [span for span in run.timeline.spans if span.kind == kind]
+    assert spans and all(map(holds, spans))
+    assert change != "decode_blocks" or run.peak_blocks["decode 0"] <= 8
 
 
 def test_the_model_that_the_tests_share_is_left_as_it_was():

@@ -11,13 +11,17 @@ from engine_tools import (
     before,
     check_greedy,
     expected_logits,
+    fail_nth,
     held,
     held_at,
+    joined,
     lengths,
     on_lane,
     opened,
+    overflowing,
     prompt_of,
     small,
+    started,
     threads,
     tiny,
 )
@@ -42,26 +46,14 @@ from disagg.twin.model_shapes import TINY_EOS as EOS
 
 PRESETS = ("colocated", "split", "streamed", "staged")
 STAGES = {"prefill": (PrefillStage, ev.PassFailed), "decode": (DecodeStage, ev.StepFailed)}
-LONG = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]  # four of them overflow 8 blocks
+LONG = overflowing()
 
 
 class Dies(BaseException):
     """No worker catches this one."""
 
 
-def fail_nth(monkeypatch, owner, method: str, nth: int, error: BaseException, condition=lambda *args: True):
-    """The nth call of a method whose arguments meet the condition raises."""
-    calls = itertools.count(1)
-
-    def maybe(*args):
-        if condition(*args) and next(calls) == nth:
-            raise error
-
-    before(monkeypatch, owner, method, maybe)
-
-
 def check_partial(prompt, result):
-    """Tokens that came before the end are those of the reference."""
     if result.token_ids:
         logits = expected_logits(prompt, result.token_ids)
         assert logits.argmax(dim=-1).tolist() == result.token_ids
@@ -100,7 +92,6 @@ def test_a_model_that_raises_fails_its_batch_alone(monkeypatch, preset, method, 
 
 
 def batches_of(monkeypatch, method: str) -> list[set[int]]:
-    """The requests of each pass or step, in order."""
     batches: list[set[int]] = []
 
     def note(self, command):
@@ -184,14 +175,13 @@ def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_t
 
 def test_serve_knows_that_the_engine_broke_as_soon_as_its_requests_have_ended(monkeypatch):
     """The last request's end is told before `Broken` is; by then the engine is known to be broken."""
-    known, obey = [], EngineCore._obey
+    known = []
 
     def noting(self, command):
         if isinstance(command, cmd.Ended):
             known.append(self.broken)
-        obey(self, command)
 
-    monkeypatch.setattr(EngineCore, "_obey", noting)
+    before(monkeypatch, EngineCore, "_obey", noting)
     fail_nth(monkeypatch, Model, "decode", 2, Dies("gone"))
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="died: Dies: gone"):
         engine.serve(lengths((20, 9)))
@@ -199,7 +189,6 @@ def test_serve_knows_that_the_engine_broke_as_soon_as_its_requests_have_ended(mo
 
 
 def test_a_request_that_comes_while_the_engine_breaks_ends_too(monkeypatch):
-    """It is asked for behind the worker's death."""
     gate = Gate()
     with opened(small(), broken=True) as engine:
         handle_event = engine.controller.handle
@@ -212,19 +201,11 @@ def test_a_request_that_comes_while_the_engine_breaks_ends_too(monkeypatch):
         engine.controller.handle = slow
         engine._loop._inbox.put(ev.WorkerDied(cmd.Worker("decode", 0), "gone"))
         gate.wait()
-        told = []
-
-        def submit():
-            try:
-                engine.submit(lengths((20, 9))[0])
-            except EngineError as error:
-                told.append(str(error))
-
-        user = threading.Thread(target=submit)
-        user.start()
-        gate.open()
-        user.join(LIMIT_S)
-        assert told == ["this engine is broken and must be rebuilt: decode 0 died: gone"] and not engine.open_handles()
+        opening = started(gate.open)
+        with pytest.raises(EngineError, match="^this engine is broken and must be rebuilt: decode 0 died: gone$"):
+            engine.submit(lengths((20, 9))[0])
+        joined(opening)
+        assert not engine.open_handles()
 
 
 # ---- cancel ----------------------------------------------------------------------------------------------------------
@@ -296,14 +277,8 @@ def test_a_cancel_during_a_copy_ends_at_once_and_frees_later(monkeypatch, lane):
 
 @pytest.mark.parametrize("lane", ["spill", "up"])
 def test_a_cancel_during_paging_keeps_the_blocks_until_the_copy_has_ended(monkeypatch, lane):
-    gate, flights = Gate(), []
-
-    def holding(self, flight):
-        if flight.lane.role == lane:
-            flights.append(flight)
-            gate.hold()
-
-    before(monkeypatch, HostLane, "_move", holding)
+    flights = []
+    gate = held_at(monkeypatch, HostLane, "_move", lambda _, f: f.lane.role == lane and not flights.append(f))
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
         handles = [engine.submit(request) for request in LONG]
         gate.wait()
@@ -428,7 +403,6 @@ def test_a_worker_that_never_answers_breaks_the_engine(monkeypatch, worker, kind
 
 
 def test_a_copy_that_never_ends_fails_its_request_and_then_breaks_the_engine(monkeypatch):
-    """Its blocks are never given away."""
     gate = held_at(monkeypatch, HostLane, "_move")
     with opened(small(), broken=True) as engine:
         handle = engine.submit(lengths((40, 9))[0])
@@ -462,7 +436,6 @@ def test_a_notice_that_comes_twice_is_counted_and_changes_nothing():
 
 @pytest.mark.parametrize("watchdog_s", [1e-9, 1e9])
 def test_extreme_watchdogs_are_deadlines_too(watchdog_s):
-    """One that has always passed, and the longest there is."""
     with opened(small(watchdog_s=watchdog_s), broken=watchdog_s < 1) as engine:
         if watchdog_s < 1:
             with pytest.raises(EngineError, match="has not answered a"):
@@ -485,16 +458,15 @@ def test_an_interrupt_returns_what_there_is_and_the_next_run_works(monkeypatch, 
             gate.hold()
 
     requests = [Request(prompt_of(20, n), 40, ignore_eos=True) for n in range(3)]
-    result, cancels = Handle.result, []
+    cancels = []
 
     def opening(self, *args):
         """The step goes on once everything was cancelled."""
         if len(cancels) == 3:
             gate.open()
-        return result(self, *args)
 
     before(monkeypatch, Handle, "cancel", lambda self: cancels.append(self))
-    monkeypatch.setattr(Handle, "result", opening)
+    before(monkeypatch, Handle, "result", opening)
     with opened(small(preset)) as engine:
         with monkeypatch.context() as patch:
             before(patch, DecodeStage, "step", interrupting)
@@ -509,7 +481,6 @@ def test_an_interrupt_returns_what_there_is_and_the_next_run_works(monkeypatch, 
 
 
 def test_an_interrupt_before_the_last_arrival(monkeypatch):
-    """The one that never arrived has no number, and is cancelled like the others."""
     steps = itertools.count(1)
     before(monkeypatch, DecodeStage, "step", lambda self, command: next(steps) == 3 and interrupt_main())
     requests = [Request(prompt_of(20), 500, ignore_eos=True), Request(prompt_of(9), 5, arrival_s=1e6)]
@@ -533,18 +504,16 @@ def test_closing_in_the_middle_of_a_pass_or_a_step(monkeypatch, preset, method):
     with opened(small(preset)) as engine:
         handles = [engine.submit(request) for request in lengths((40, 9), (20, 9), (30, 9))]
         gate.wait()
-        closing = threading.Thread(target=engine.close)
-        closing.start()
+        closing = started(engine.close)
         assert [handle.result(LIMIT_S).finish_reason for handle in handles] == ["cancelled"] * 3
         with pytest.raises(EngineError, match="closed"):
             engine.submit(lengths((5, 5))[0])
         gate.open()
-        closing.join()
+        joined(closing)
 
 
 @pytest.mark.parametrize("route", ["bulk", "direct", "staged"])
 def test_closing_gives_up_copies_in_the_air(route):
-    """They would land in an hour."""
     config = small(route=route, link=Link(bandwidth=1e8, latency_s=3600), ring_slots=2, watchdog_s=1e6)
     with opened(config) as engine:
         handles = [engine.submit(request) for request in lengths((40, 9), (20, 9))]
@@ -560,25 +529,21 @@ def test_closing_in_the_middle_of_paging(monkeypatch):
     with opened(small("paged", decode_blocks=8, host_blocks=8)) as engine:
         handles = [engine.submit(request) for request in LONG]
         gate.wait()
-        closing = threading.Thread(target=engine.close)
-        closing.start()
+        closing = started(engine.close)
         check_others(LONG, [handle.result(LIMIT_S) for handle in handles])
         gate.open()
-        closing.join()
+        joined(closing)
 
 
 @pytest.mark.parametrize("arrival_s", [0.0, 1e6])
 def test_closing_while_another_thread_serves(arrival_s):
-    """That thread gets what there is, also where it still waited for an arrival."""
     requests = [Request(prompt_of(20), 1500, ignore_eos=True), Request(prompt_of(9), 5, arrival_s=arrival_s)]
     runs = []
     with opened(small(prefill_blocks=128, decode_blocks=128)) as engine:
-        serving = threading.Thread(target=lambda: runs.append(engine.serve(requests)))
-        serving.start()
+        serving = started(lambda: runs.append(engine.serve(requests)))
         engine.watch.until_stage(0, Stage.RUNNING)
         engine.close()
-        serving.join(LIMIT_S)
-        assert not serving.is_alive()
+        joined(serving)
     assert runs[0].results[0].finish_reason == "cancelled" and runs[0].interrupted
 
 
@@ -590,15 +555,13 @@ def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
 
 
 def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests(monkeypatch):
-    submit = ServedRun._submit
 
     def breaking(self, *what):
         if first := self._loop.served.get(0):
             first.result(LIMIT_S)
             self._loop.ask(lambda: self._loop.core.break_off("gone"))
-        submit(self, *what)
 
-    monkeypatch.setattr(ServedRun, "_submit", breaking)
+    before(monkeypatch, ServedRun, "_submit", breaking)
     with opened(small(), broken=True) as engine, pytest.raises(EngineError, match="rebuilt: gone") as caught:
         engine.serve(lengths((5, 3), (5, 3)))
     assert [result.finish_reason for result in caught.value.run.results] == ["length", "cancelled"]
@@ -631,32 +594,6 @@ def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch, nth):
         with pytest.raises(RuntimeError, match="can't start new thread"):
             Engine(small("staged"), tiny())
     assert threads() == []
-
-
-# ---- what is told ----------------------------------------------------------------------------------------------------
-
-
-def test_an_error_keeps_text_and_no_frames(monkeypatch):
-    """Else the tensors of a failed pass would stay as long as its result."""
-    import gc
-    import weakref
-
-    class Big:
-        pass
-
-    alive = []
-
-    def failing(self, *args):
-        big = Big()
-        alive.append(weakref.ref(big))
-        raise RuntimeError("out of memory")
-
-    with opened(small()) as engine:
-        with monkeypatch.context() as patch:
-            before(patch, Model, "prefill", failing)
-            result = engine.serve(lengths((20, 5))).results[0]
-        gc.collect()
-        assert result.finish_reason == "failed" and alive[0]() is None
 
 
 def test_the_end_of_sequence_is_no_fault():

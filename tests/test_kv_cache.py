@@ -33,11 +33,9 @@ def test_bytes_follow_from_the_shape():
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 8], ids=["one", "shorter", "equal", "one_over", "two_blocks"])
 def test_written_tokens_come_back_in_their_order(num_tokens):
     cache, before, table = filled(), filled().data, [5, 0, 3]
-    key, value = torch.randn(2, num_tokens, 2, 4)
-    slots = slots_of(table, 0, num_tokens, 4)
-    cache.write(1, slots, key, value)
-    found = cache.tokens(1, table, num_tokens)
-    assert torch.equal(found[0], key) and torch.equal(found[1], value)
+    written, slots = torch.randn(2, num_tokens, 2, 4), slots_of(table, 0, num_tokens, 4)
+    cache.write(1, slots, *written)
+    assert torch.equal(torch.stack(cache.tokens(1, table, num_tokens)), written)
     touched = torch.zeros(7 * 4, dtype=torch.bool).index_fill_(0, slots, True).view(7, 4)
     assert torch.equal(cache.data[1][:, ~touched], before[1][:, ~touched])
     assert torch.equal(cache.data[[0, 2]], before[[0, 2]])
@@ -84,25 +82,27 @@ def test_poison_reaches_every_layer_of_its_blocks_and_no_other():
     assert not cache.data[:, :, [0, 1, 3, 4, 6]].isnan().any()
 
 
-def test_layers_beyond_the_last_are_refused():
+def test_layers_beyond_the_last_and_a_table_that_is_too_short_are_refused():
     with pytest.raises(AssertionError, match="range"):
         filled().read_blocks(range(2, 4), torch.tensor([0]))
-
-
-def test_a_table_that_is_too_short_is_refused():
     with pytest.raises(AssertionError, match="2 blocks of 4 hold no position 8"):
         slots_of([1, 2], 0, 9, 4)
 
 
-def test_too_large_a_cache_says_how_much_and_what_to_lower():
-    with pytest.raises(EngineError, match=r"bytes asked, .* free.* Lower prefill_blocks"):
-        KVCache(SHAPE, 10**12, 16)
-
-
-def test_memory_that_others_use_is_not_promised(monkeypatch):
-    monkeypatch.setattr("disagg.run.gpu.memory.free_bytes", lambda device: 1000)
-    with pytest.raises(EngineError, match="1,536 bytes asked, 1,000 are free"):
-        KVCache(SHAPE, 2, 4)
+@pytest.mark.parametrize(
+    "blocks, free, words",
+    [
+        (10**12, None, r"bytes asked, .* free.* Lower prefill_blocks"),
+        (2, 1000, "1,536 bytes asked, 1,000 are free"),
+        (0, None, "at least one"),
+    ],
+    ids=["too large", "others use it", "nothing"],
+)
+def test_a_cache_that_cannot_be_says_how_much_and_what_to_lower(monkeypatch, blocks, free, words):
+    if free is not None:
+        monkeypatch.setattr("disagg.run.gpu.memory.free_bytes", lambda device: free)
+    with pytest.raises(EngineError, match=words):
+        KVCache(SHAPE, blocks, 4)
 
 
 def test_an_allocator_that_refuses_becomes_an_engine_error(monkeypatch):
@@ -112,14 +112,6 @@ def test_an_allocator_that_refuses_becomes_an_engine_error(monkeypatch):
     monkeypatch.setattr(torch, "zeros", refuse)
     with pytest.raises(EngineError, match="can't allocate memory$"):
         KVCache(SHAPE, 2, 4)
-
-
-def test_a_cache_of_nothing_is_refused():
-    with pytest.raises(EngineError, match="at least one"):
-        KVCache(SHAPE, 0, 4)
-
-
-# ---- checksums, clocks and runs of the GPU's lanes -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype, head_dim", [(torch.float32, 4), (torch.bfloat16, 4), (torch.bfloat16, 3)])
@@ -197,9 +189,8 @@ def test_a_renewed_anchor_knows_the_rate_and_by_how_much_the_old_one_was_off():
     assert third.error_ns == 3_000
     late = third.renewed(Anchor(Tick(4_000_000_000_000, rate), 4_000_000_000_000, 2_000))
     assert (late.error_ns, late.rate) == (2_000, third.rate), "after an hour float32 says nothing of a rate"
-    assert late.renewed(Anchor(Tick(4_002_000_000_000, rate), 4_002_000_000_000, 90_000_000)) is late, (
-        "it stood in line"
-    )
+    delayed = Anchor(Tick(4_002_000_000_000, rate), 4_002_000_000_000, 90_000_000)
+    assert late.renewed(delayed) is late, "it stood in line"
 
 
 def test_moments_on_a_cpu_are_host_times():

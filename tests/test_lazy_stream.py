@@ -68,11 +68,8 @@ def test_waiting_inside_a_stream_runs_and_does_not_enqueue_again(world):
         assert data.tolist() == [1] and len(stream.work) == stream.done == 1
 
 
-def test_an_event_that_nobody_recorded_is_not_waited_for(world):
+def test_nothing_is_kept_outside_a_stream_and_an_event_without_record_is_not_waited_for(world):
     LazyEvent(world).synchronize()
-
-
-def test_nothing_is_kept_outside_a_stream(world):
     data = torch.zeros(1)
     data.add_(1)
     assert data.tolist() == [1]

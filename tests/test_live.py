@@ -2,10 +2,11 @@
 
 import gc
 import threading
+from contextlib import closing
 
 import ipywidgets
 import pytest
-from engine_tools import LIMIT_S, before, opened, small, threads
+from engine_tools import LIMIT_S, before, joined, opened, small, started, threads
 from interrupts import interrupt_main
 from test_plots import LATEX, hand_made, simulated
 
@@ -76,9 +77,8 @@ def test_watch_serves_and_its_text_never_changes(screen):
         again = watch(engine, asked(), updates_per_s=50)
     assert [r.token_ids for r in run.results] == [r.token_ids for r in again.results]
     assert len(screen) > 3 and len({words for _, words, _, _ in screen}) == 1
-    assert screen[0][1] == (
-        "Live timeline of 3 requests; rows from the top: prefill, link to host, link to decode, decode."
-    )
+    words = "Live timeline of 3 requests; rows from the top: prefill, link to host, link to decode, decode."
+    assert screen[0][1] == words
     assert "3 requests in " in screen[-1][2], "the last picture is of the whole run"
     assert len({id(handle) for *_, handle in screen}) == 2, "one display a call"
 
@@ -119,20 +119,15 @@ def test_what_cannot_be_served_is_raised(screen):
 def test_two_engines_are_watched_at_once():
     with opened(small()) as one, opened(small("staged")) as other:
         runs = {}
-        others = threading.Thread(target=lambda: runs.update(other=watch(other, asked(2))))
-        others.start()
+        others = started(lambda: runs.update(other=watch(other, asked(2))))
         runs["one"] = watch(one, asked(3))
-        others.join()
+        joined(others)
     assert len(runs["one"].results) == 3 and len(runs["other"].results) == 2
     assert {s.place for s in runs["one"].timeline.spans} == {"prefill 0", "direct 0", "decode 0"}
 
 
-# ---- the panel -------------------------------------------------------------------------------------------------------
-
-
 def test_start_serves_and_shows_text_as_text():
-    with opened(small("staged", link=2e6)) as engine:
-        shown = panel(engine, asked())
+    with opened(small("staged", link=2e6)) as engine, closing(panel(engine, asked())) as shown:
         assert shown.last is None
         words = repr(shown)
         shown.buttons[0].click()
@@ -144,12 +139,10 @@ def test_start_serves_and_shows_text_as_text():
         assert {type(label) for label in (*shown.texts, shown.words)} == {ipywidgets.Label}
         assert repr(shown) == words == shown._repr_mimebundle_()["text/plain"]
         shown.close()
-        shown.close()
 
 
 def test_pause_freezes_the_playhead_and_the_engine_goes_on():
-    with opened(small()) as engine:
-        shown = panel(engine, asked())
+    with opened(small()) as engine, closing(panel(engine, asked())) as shown:
         shown.buttons[1].click()
         shown.buttons[0].click()
         shown.buttons[1].click()
@@ -159,20 +152,16 @@ def test_pause_freezes_the_playhead_and_the_engine_goes_on():
         shown.buttons[3].click()
         settle(shown)
         assert shown.playhead.at_ms > at and shown.buttons[1].description == "Play"
-        shown.close()
 
 
 @pytest.mark.parametrize("preset", ["streamed", "staged"])
 def test_dials_show_a_link_that_was_measured(preset):
-    with opened(small(preset, link=Link.ratio(0.8))) as engine:
-        shown = panel(engine, asked(1))
+    with opened(small(preset, link=Link.ratio(0.8))) as engine, closing(panel(engine, asked(1))) as shown:
         assert shown.source.dials.controls["link"].label.endswith("MB/s")
-        shown.close()
 
 
 def test_dials_retune_and_a_refusal_is_text(monkeypatch):
-    with opened(small()) as engine:
-        shown = panel(engine, asked())
+    with opened(small()) as engine, closing(panel(engine, asked())) as shown:
         dials = shown.source.dials.controls
         dials["max_batch"].value, dials["policy"].value, dials["link"].value = 2, 1, 0
         settle(shown)
@@ -185,7 +174,6 @@ def test_dials_retune_and_a_refusal_is_text(monkeypatch):
         dials["decode_blocks"].value = 3
         settle(shown)
         assert dials["decode_blocks"].value == 64, "back to what it is"
-        shown.close()
 
 
 def test_a_closed_engine_is_told_in_a_sentence():
@@ -209,21 +197,16 @@ def test_closing_ends_what_it_serves_and_the_same_cell_closes_the_panel_before()
 
 
 def test_a_worker_that_fails_shows_its_sentence(monkeypatch):
-    from disagg.run.engine import Engine as Real
-
     def fail(*args):
         raise EngineError(LATEX)
 
     with opened(small()) as engine:
-        before(monkeypatch, Real, "serve", fail)
+        before(monkeypatch, Engine, "serve", fail)
         shown = panel(engine, asked())
         shown.buttons[0].click()
         until(shown, lambda: shown.words.value)
         assert no_math(LATEX) in shown.words.value and "$" not in shown.words.value
         shown.close()
-
-
-# ---- replay ----------------------------------------------------------------------------------------------------------
 
 
 def test_replay_steps_scrubs_and_plays():

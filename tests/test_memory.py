@@ -7,12 +7,13 @@ from unittest.mock import patch
 import pytest
 import torch
 import transformers
+from engine_tools import fail_nth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.robustness.architectures import make_tiny
 from disagg.plan.errors import EngineError
-from disagg.run.gpu import decode_graph, memory
+from disagg.run.gpu import memory
 from disagg.run.gpu.decode_graph import GraphDecodeStage
 from disagg.run.gpu.memory import room_for
 from disagg.run.kv_cache import KVCache
@@ -23,6 +24,7 @@ from disagg.run.model.source import Made
 from disagg.run.reports import Reports
 
 CPU = torch.device("cpu")
+HOST_SAYS = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"
 CUDA_SAYS = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 1 GiB of which 3 MiB is free."
 )
@@ -32,9 +34,8 @@ def test_it_says_what_was_asked_and_what_was_free(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 12_345)
     with pytest.raises(EngineError) as caught, room_for("a thing", CPU, "Lower it."):
         raise torch.OutOfMemoryError(CUDA_SAYS)
-    assert str(caught.value) == (
-        "no room for a thing on cpu: tried to allocate 20.00 MiB, 12,345 bytes were free before. Lower it."
-    )
+    words = "no room for a thing on cpu: tried to allocate 20.00 MiB, 12,345 bytes were free before. Lower it."
+    assert str(caught.value) == words
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
@@ -48,21 +49,26 @@ def test_other_errors_pass_through():
         raise RuntimeError("no memory is to blame")
 
 
-def test_weights_that_do_not_fit_say_so(monkeypatch):
-    def refuse(source):
-        raise torch.OutOfMemoryError(CUDA_SAYS)
+REFUSALS = {
+    "weights": (Made, "module", torch.OutOfMemoryError(CUDA_SAYS), 'tried to allocate 20.*dtype="bfloat16"'),
+    "reference": (load_check, "reference_logits", RuntimeError(HOST_SAYS), "tried to allocate 64 bytes"),
+    "probe": (load_check, "paged_logits", RuntimeError(HOST_SAYS), "tried to allocate 64 bytes"),
+}
 
-    monkeypatch.setattr(Made, "module", refuse)
-    with pytest.raises(EngineError, match='the weights of tiny on cpu: tried to allocate 20.*dtype="bfloat16"'):
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_load_without_memory_is_no_fault_of_the_model(what, monkeypatch):
+    owner, name, error, words = REFUSALS[what]
+    fail_nth(monkeypatch, owner, name, 1, error)
+    with pytest.raises(EngineError, match=f"no room for the weights of tiny on cpu: {words}"):
         load_model("tiny")
 
 
 def test_a_step_that_does_not_fit_names_the_setting(monkeypatch):
     model = load_model("tiny")
-    stage = GraphDecodeStage(model, KVCache(model.shape, 8, 16), None, 4, False, Reports(*[print] * 4))
-    monkeypatch.setattr(
-        decode_graph.GraphDecodeStage, "_run", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError())
-    )
+    reports = Reports(lambda event: None, None, None, None)
+    stage = GraphDecodeStage(model, KVCache(model.shape, 8, 16), None, 4, False, reports)
+    fail_nth(monkeypatch, GraphDecodeStage, "_run", 1, torch.OutOfMemoryError())
     with pytest.raises(EngineError, match="a decode step of 4 rows on cpu: more was asked than there is.*max_batch"):
         stage.prepare(lambda text: None)
 
@@ -82,8 +88,6 @@ def test_weights_that_cannot_fit_are_refused_before_anything_is_made(monkeypatch
         with pytest.raises(EngineError, match=f"the weights of .* on cpu: {nbytes} bytes asked, 134,227,728 are free"):
             load_model(name, dtype="bfloat16")
 
-
-# ---- control groups --------------------------------------------------------------------------------------------------
 
 LIMITS = st.one_of(st.just("max"), st.integers(0, 2**40))
 
@@ -149,13 +153,3 @@ def test_pools_leave_something_on_the_host(monkeypatch):
     monkeypatch.setattr("disagg.run.gpu.memory.free_bytes", lambda device: memory.HOST_RESERVE_BYTES + 1000)
     with pytest.raises(EngineError, match="134,218,728 are free and 134,217,728 must stay. Lower prefill_blocks"):
         KVCache(shape, 2, 16)
-
-
-@pytest.mark.parametrize("where", ["reference_logits", "paged_logits"])
-def test_a_probe_without_memory_is_no_fault_of_the_model(where, monkeypatch):
-    def refuse(*args):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
-
-    monkeypatch.setattr(load_check, where, refuse)
-    with pytest.raises(EngineError, match="no room for the weights of tiny on cpu: tried to allocate 64 bytes"):
-        load_model("tiny")

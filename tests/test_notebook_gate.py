@@ -1,4 +1,4 @@
-"""The gate for stored notebooks: this repository's notebooks pass it, and each of its rules bites."""
+"""The gate for stored notebooks and the bite test: each rule bites, one change at a time, and nbval turns red."""
 
 import socket
 from pathlib import Path
@@ -8,6 +8,10 @@ import notebook_gate
 import pytest
 from nbformat import v4
 from notebook_gate import normalise, problems
+
+from benchmarks.robustness import notebook_mutation
+from benchmarks.robustness.notebook_mutation import KINDS, mutations
+from benchmarks.robustness.notebooks import bites
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").rglob("*.ipynb"))
 SENTENCE = "Timeline of 12 spans, end 15.0 ms"
@@ -65,10 +69,6 @@ def test_execution_counts(check, counts):
     assert "execution counts" in check(*cells)
 
 
-def test_stored_error(check):
-    assert "stored error ValueError" in check(cell("f()", v4.new_output("error", ename="ValueError", evalue="no")))
-
-
 @pytest.mark.parametrize("text", ["<Figure size 640x480 with 1 Axes>", "", "VBox(children=(a, b, c, d))", "Timeline"])
 def test_picture_needs_a_sentence(check, text):
     assert "which is no sentence" in check(cell("show()", picture(text=text)))
@@ -120,13 +120,22 @@ def test_bytes_of_pictures_are_not_read_as_text(check):
     assert check(cell("show()", v4.new_output("display_data", {"text/html": html, "text/plain": SENTENCE}))) == ""
 
 
-def test_kernel_name(check):
-    kernel = {"display_name": "my env", "language": "python", "name": "my-env"}
-    assert "'my-env', not 'python3'" in check(GOOD, kernelspec=kernel)
+FAULTS = {
+    "stored error ValueError": ([cell("f()", v4.new_output("error", ename="ValueError", evalue="no"))], {}),
+    "'my-env', not 'python3'": (
+        [GOOD],
+        {"kernelspec": {"display_name": "my env", "language": "python", "name": "my-env"}},
+    ),
+    "widget state": ([GOOD], {"widgets": {"application/vnd.jupyter.widget-state+json": {}}}),
+    "no stored output that nbval would compare": ([cell("x = 1")], {}),
+    "the limit is 500,000": ([cell("f()", says("x" * 500_000))], {}),
+}
 
 
-def test_widget_state(check):
-    assert "widget state" in check(GOOD, widgets={"application/vnd.jupyter.widget-state+json": {}})
+@pytest.mark.parametrize("words", FAULTS)
+def test_what_may_not_be_stored_is_named(check, words):
+    cells, metadata = FAULTS[words]
+    assert words in check(*cells, **metadata)
 
 
 @pytest.mark.parametrize("tag", ["nbval-ignore-output", "nbval-skip"])
@@ -169,13 +178,8 @@ def test_silent_cell_may_be_silent(check, source):
     assert check(GOOD, cell(source, count=2)) == ""
 
 
-def test_stripped_notebook(check):
-    assert "no stored output that nbval would compare" in check(cell("x = 1"))
+def test_an_empty_notebook(check):
     assert "no stored output that nbval would compare" in check()
-
-
-def test_size(check):
-    assert "the limit is 500,000" in check(cell("f()", says("x" * 500_000)))
 
 
 def test_cell_ids(tmp_path):
@@ -199,3 +203,94 @@ def test_normalise(tmp_path):
     before = path.read_bytes()
     normalise(path)
     assert path.read_bytes() == before
+
+
+FIGURE = {"image/png": "aGVsbG8=", "text/plain": "Timeline of 12 spans."}
+
+
+def named(name, source, *outputs, tags=()):
+    made = cell(source, *outputs, tags=tags)
+    made.id = name
+    return made
+
+
+def book(*cells):
+    return v4.new_notebook(cells=list(cells), metadata={"kernelspec": {"name": "python3", "display_name": "x"}})
+
+
+def found(*cells) -> dict[str, tuple[str, str, str]]:
+    return {m.kind: (m.cell, m.old, m.new) for m in mutations(book(*cells))}
+
+
+def test_one_of_each_kind():
+    cells = [
+        named("names", "LAYERS = 30\nother = f(4)"),
+        named("serve", "run = serve([Request('é', 8, arrival_s=0.5)])", says("8")),
+        named("guess", "guess = predict('How many?', 0, 100, 'ms')"),
+        named("draw", "draw(run)", v4.new_output("display_data", FIGURE)),
+    ]
+    assert found(*cells) == {
+        "number": ("serve", "8", "9"),
+        "constant": ("names", "30", "31"),
+        "slider default": ("guess", "100", "50"),
+        "sentence": ("draw", "12", "13"),
+    }
+    assert [m.kind for m in mutations(book(*cells))] == list(KINDS)
+
+
+@pytest.mark.parametrize(("mutated", "source"), [("é = 'ü', 8", "é = 'ü', 9"), ("a = 'so '\nf(2)", "a = ' osx'\nf(2)")])
+def test_only_the_place_changes(mutated, source):
+    notebook = book(named("a", mutated))
+    mutation = next(m for m in mutations(notebook) if m.kind == "constant")
+    assert mutation.applied(notebook).cells[0].source == source
+    assert notebook.cells[0].source == mutated
+
+
+def test_a_sentence_without_a_number_loses_a_word():
+    data = {**FIGURE, "text/plain": "More copying is left."}
+    notebook = book(named("a", "draw()", says("x"), v4.new_output("display_data", data)))
+    changed = mutations(notebook)[0].applied(notebook)
+    assert changed.cells[0].outputs[1].data["text/plain"] == "eroMx copying is left."
+
+
+def test_what_is_not_compared_or_sets_times_is_left_alone():
+    assert found(named("a", "f(3)\nx = 3", says("3"), tags=["nbval-ignore-output"])) == {}
+    assert found(named("a", "%time f(3)", says("3"))) == {}
+    assert found(named("a", "serve(Link.ratio(0.5), link=3)", says("x"))) == {}
+    assert found(named("a", "f(rows[3], True)", says("x"))) == {}
+
+
+def test_what_decides_comes_before_what_does_not():
+    cells = named("a", "print(round(x, 3), 4)", says("x")), named("b", "Request(text, max_new_tokens=6)", says("x"))
+    assert found(*cells)["number"] == ("b", "6", "7")
+    assert found(cells[0], named("b", "Request(text, max_new_tokens=6)"))["number"][0] == "a", "b shows nothing"
+    tokens = found(named("b", "Request([7] * 128, 6)", says("x")))["number"]
+    assert tokens == ("b", "128", "129"), "which token is no matter"
+
+
+@pytest.mark.parametrize(("source", "old", "new"), [
+    ("LinkSlider(run, value=20e6)", "20e6", "10000000.0"), ("predict('?', 0, 1, 'x')", "1", "0.5"),
+    ("ipywidgets.IntSlider(value=8)", "8", "4"),
+])  # fmt: skip
+def test_where_a_slider_starts(source, old, new):
+    assert found(named("a", source))["slider default"] == ("a", old, new)
+
+
+def test_nbval_turns_red_about_each_and_not_about_what_nobody_sees(tmp_path):
+    """A real kernel; the notebook shows its number, its constant and a figure's sentence."""
+    figure = 'display({"image/png": "aGVsbG8=", "text/plain": f"Timeline of {n} spans."}, raw=True)'
+    cells = [
+        named("a", "n = 12\nhidden = 5"),
+        named("b", "print(max(7, 3) + n)", says("19\n")),
+        named("c", figure, v4.new_output("display_data", FIGURE)),
+    ]
+    for number, made in enumerate(cells, 1):
+        made.execution_count = number
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(book(*cells), path)
+    before = path.read_bytes()
+    number, constant, sentence = mutations(nbformat.read(path, 4))
+    assert bites(path, number) and bites(path, sentence)
+    unseen = notebook_mutation.Mutation("constant", "a", constant.start + 12, constant.start + 13, "5", "6")
+    assert not bites(path, unseen), "the control: green, because nothing shows it"
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

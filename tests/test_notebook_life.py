@@ -17,7 +17,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine_tools import LIMIT_S, Gate, before, check_greedy, held, lengths, opened, prompt_of, small, threads, tiny
+from engine_tools import (
+    LIMIT_S,
+    Gate,
+    after,
+    before,
+    check_greedy,
+    check_run,
+    held,
+    held_at,
+    lengths,
+    opened,
+    prompt_of,
+    small,
+    started,
+    threads,
+    tiny,
+)
 from interrupts import interrupt_main
 
 import disagg
@@ -61,7 +77,6 @@ def cell(preset: str = "dynamic", blocks: int = 2000) -> Run:
 
 
 def resident_mib() -> float:
-    """What the process holds, without what its allocator keeps for later."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc has it
         ctypes.CDLL(None).malloc_trim(0)
@@ -78,9 +93,6 @@ def grows_no_more(rerun) -> bool:
         if resident_mib() - first < GROWN_MIB:
             return True
     return False
-
-
-# ---- again and again -------------------------------------------------------------------------------------------------
 
 
 def test_fifty_reruns_of_a_cell_leave_no_thread_no_engine_and_no_memory():
@@ -101,7 +113,6 @@ def test_one_engine_that_stays_behind_would_show():
 
 
 def test_a_cell_without_a_with_is_run_again_and_every_engine_works():
-    """`engine = Engine(…)`, twice: the first goes on until it is closed, and both answer."""
     engines = [Engine(small("staged"), tiny()) for _ in range(2)]
     for engine in engines:
         check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
@@ -110,9 +121,6 @@ def test_a_cell_without_a_with_is_run_again_and_every_engine_works():
         engines[0].serve(lengths((20, 5)))
     check_greedy(prompt_of(20), engines[1].serve(lengths((20, 5))).results[0], 5)
     engines[1].close()
-
-
-# ---- interrupts at any line ------------------------------------------------------------------------------------------
 
 
 class Interrupting:
@@ -214,13 +222,10 @@ def test_fifty_reruns_interrupted_anywhere_leave_nothing(monkeypatch, noted):
     assert seen[2, "returned"] and seen[5, "returned"] and seen.total() >= RERUNS + WARM, seen
     assert sum(count for (_, what), count in seen.items() if what == "missed") < seen.total() / 10, seen
     run = cell("staged", 64)
-    assert not run.interrupted
-    for (prompt, new), (number, result) in zip(ASKED, enumerate(run.results), strict=True):
-        check_greedy(prompt_of(prompt, number), result, new)
+    check_run(run, lengths(*ASKED))
 
 
 def test_every_line_of_the_engine_that_a_cell_meets_can_be_interrupted():
-    """Once at each line of FILES, the first time that a cell comes by: it neither hangs nor leaves anything."""
     cell("staged", 64)
     with Noting(FILES) as noted:
         cell("staged", 64)
@@ -247,31 +252,20 @@ def test_an_engine_that_goes_on_serves_after_an_interrupt_anywhere(part):
         assert not run.interrupted and [result.finish_reason for result in run.results] == ["length"] * 3
 
 
-# ---- real signals, while the main thread waits -----------------------------------------------------------------------
-
-
 def test_an_interrupt_while_closing_waits_for_a_step_ends_all_the_same(monkeypatch):
-    """The step is held until closing was interrupted and has begun again."""
-    gate, closings = Gate(), []
-
-    def interrupting(self, command):
-        gate.hold()
+    gate, closings = held_at(monkeypatch, DecodeStage, "step"), []
 
     def closing(self):
         closings.append(self)
         if len(closings) == 2:
             gate.open()
 
-    before(monkeypatch, DecodeStage, "step", interrupting)
-    before(monkeypatch, Engine, "_close", closing)
-    joined = Joinable.join
-
     def join(self, timeout=None):
         if len(closings) == 1 and self.name == "disagg decode 0":
-            threading.Thread(target=interrupt_main).start()
-        return joined(self, timeout)
+            started(interrupt_main)
 
-    monkeypatch.setattr(Joinable, "join", join)
+    before(monkeypatch, Engine, "_close", closing)
+    before(monkeypatch, Joinable, "join", join)
     engine = Engine(small(), tiny())
     handle = engine.submit(lengths((20, 9))[0])
     gate.wait()
@@ -283,8 +277,7 @@ def test_an_interrupt_while_closing_waits_for_a_step_ends_all_the_same(monkeypat
 
 
 def test_after_a_second_interrupt_closing_again_goes_on(monkeypatch):
-    gate, parts = Gate(), []
-    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
+    gate, parts = held_at(monkeypatch, DecodeStage, "step"), []
 
     def cut_short(self):
         parts.append(self)
@@ -306,7 +299,6 @@ def test_after_a_second_interrupt_closing_again_goes_on(monkeypatch):
 
 
 def test_an_interrupt_while_a_worker_is_built_stops_what_was_started(monkeypatch):
-    """The main thread waits for a worker to be ready; the signal comes from that worker."""
     go_on = threading.Event()
 
     def prepare(self, progress):
@@ -324,15 +316,12 @@ def test_an_interrupt_while_a_worker_is_built_stops_what_was_started(monkeypatch
 
 @pytest.mark.parametrize("name", ["disagg engine", "disagg decode 0", "disagg direct 0"])
 def test_an_interrupt_while_a_thread_starts_stops_it(monkeypatch, name):
-    """It runs already, and the main thread has not heard so."""
-    start = threading.Thread.start
 
-    def started(self):
-        start(self)
+    def running(self, _):
         if self.name == name:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "start", started)
+    after(monkeypatch, threading.Thread, "start", running)
     with pytest.raises(KeyboardInterrupt):
         Engine(small(), tiny())
     assert threads() == []
@@ -360,9 +349,6 @@ def test_an_interrupted_wait_for_a_thread_can_be_repeated():
     thread.join()
     assert not thread.is_alive()
     Joinable(target=work).join()  # never started
-
-
-# ---- cells out of order, and two engines -----------------------------------------------------------------------------
 
 
 def test_cells_out_of_order_are_told_in_words():
@@ -401,30 +387,31 @@ def test_two_engines_share_a_model_and_one_may_break(monkeypatch):
             with pytest.raises(EngineError, match="the controller failed: ZeroDivisionError"):
                 other.serve(lengths(*ASKED))
         run = one.serve(lengths(*ASKED))
-        for (prompt, new), (number, result) in zip(ASKED, enumerate(run.results), strict=True):
-            check_greedy(prompt_of(prompt, number), result, new)
+        check_run(run, lengths(*ASKED))
         with pytest.raises(EngineError, match="broken and must be rebuilt"):
             other.submit(Request("a"))
-
-
-# ---- what errors keep ------------------------------------------------------------------------------------------------
 
 
 class Big:
     """Something that is seen to go."""
 
 
-@pytest.mark.parametrize("method", ["prefill", "decode"])
-def test_a_workers_error_reaches_the_cell_with_its_cause_and_without_its_frames(monkeypatch, method):
-    """A batch that fails says so in its results, and the engine goes on."""
+def failing_with_something_big(monkeypatch, method: str, error: type) -> list[weakref.ref]:
+    """Each call of the model's method raises with one; the list fills with references to them."""
     alive = []
 
     def failing(self, *args):
         big = Big()
         alive.append(weakref.ref(big))
-        raise SystemError("the device is gone", big)
+        raise error("the device is gone", big)
 
     before(monkeypatch, Model, method, failing)
+    return alive
+
+
+@pytest.mark.parametrize("method", ["prefill", "decode"])
+def test_a_workers_error_reaches_the_cell_with_its_cause_and_without_its_frames(monkeypatch, method):
+    alive = failing_with_something_big(monkeypatch, method, SystemError)
     with opened(small()) as engine:
         result = engine.serve(lengths((20, 5))).results[0]
         assert result.finish_reason == "failed" and "SystemError: ('the device is gone'" in result.error
@@ -436,15 +423,8 @@ def test_a_workers_error_reaches_the_cell_with_its_cause_and_without_its_frames(
 
 def test_what_breaks_the_engine_is_raised_with_its_cause_and_keeps_no_tensor(monkeypatch):
     """The exception is held, as a notebook holds the last one; the memories of K/V and what the worker had are gone."""
-    alive = []
-
-    def failing(self, *args):
-        big = Big()
-        alive.append(weakref.ref(big))
-        raise SystemExit("the device is gone")
-
-    before(monkeypatch, Model, "decode", failing)
-    words = "decode 0 died: SystemExit: the device is gone"
+    alive = failing_with_something_big(monkeypatch, "decode", SystemExit)
+    words = r"decode 0 died: SystemExit: \('the device is gone'"
     with pytest.raises(EngineError, match=words) as caught, Engine(small(), tiny()) as engine:
         caches = [weakref.ref(cache) for cache in engine.executor.caches.values()]
         engine.serve(lengths((20, 5)))
@@ -470,9 +450,6 @@ def test_memory_refused_at_the_start_is_told_and_what_was_taken_is_given_back(mo
     gc.collect()
     assert len(traceback.extract_tb(caught.tb)) > 2, "the frames are still there"
     assert [cache() for cache in allocated] == [None] * (nth - 1)
-
-
-# ---- a kernel that is killed -----------------------------------------------------------------------------------------
 
 
 SERVE = """

@@ -100,7 +100,6 @@ def runs() -> dict[str, Run]:
 
 
 def words_of(shown) -> list[str]:
-    """All that a reader sees of it as text."""
     if isinstance(shown, Picture):
         assert shown.png().startswith(b"\x89PNG")
         return [shown.alt, shown.finding, *(text.get_text() for text in shown.figure.texts)]

@@ -7,10 +7,25 @@ import signal
 import threading
 import weakref
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
-from engine_tools import LIMIT_S, Gate, before, check_greedy, lengths, opened, prompt_of, small, threads, tiny
+from engine_tools import (
+    LIMIT_S,
+    before,
+    check_greedy,
+    held_at,
+    joined,
+    left_threads,
+    lengths,
+    opened,
+    prompt_of,
+    small,
+    started,
+    threads,
+    tiny,
+)
 from hammer import hammer
 
 from disagg import Config, Engine, Link, Request
@@ -24,6 +39,8 @@ from disagg.run.clock import now_ns
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.model.model import load_model
 from disagg.run.prefill_worker import PrefillStage
+from disagg.run.sizes import Settings
+from disagg.trace.recorder import Recorder
 
 
 def test_users_of_one_engine_find_nothing_wrong_whenever_threads_change():
@@ -33,75 +50,45 @@ def test_users_of_one_engine_find_nothing_wrong_whenever_threads_change():
     assert all(seen[name] for name in ("serve", "submit", "cancel", "why", "retune", "batch", "interrupt"))
 
 
-# ---- who touches what ------------------------------------------------------------------------------------------------
+LOOKS = ("__getitem__", "__setitem__", "__contains__", "__iter__", "__len__", "get", "values", "items")
 
 
-class Owned(dict):
-    """A table that notes which threads look into it."""
+def noting(base, *names):
+    """An empty table of this kind that notes which threads look into it."""
+    threads = set()
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.threads = set()
-
-    def _noted(name):
+    def noted(name):
         def method(self, *args):
-            self.threads.add(threading.current_thread().name)
-            return getattr(dict, name)(self, *args)
+            threads.add(threading.current_thread().name)
+            return getattr(base, name)(self, *args)
 
         return method
 
-    __getitem__, __setitem__, __contains__ = map(_noted, ("__getitem__", "__setitem__", "__contains__"))
-    __iter__, __len__, get, values, items = map(_noted, ("__iter__", "__len__", "get", "values", "items"))
+    made = type("Noting", (base,), {name: noted(name) for name in names})()
+    return made, threads
 
 
 def test_nobody_but_the_engines_thread_looks_into_the_controllers_tables():
     with opened(small("paged")) as engine:
         state, look = engine.controller.state, engine.watch
         engine.controller.handle = look._handle  # the tests' own watch looks from other threads
-        counts = CountsOf(state.counts)
-        records = state.records = Owned(state.records)
-        state.counts = counts
+        state.counts, by_counts = noting(Counter, "__getitem__", "__iter__")
+        state.records, by_records = noting(dict, *LOOKS)
         engine.serve(lengths((20, 5), (30, 2)))
         handle = engine.submit(lengths((20, 50))[0])
         engine.why(handle), engine.retune(max_batch=3), engine.retune(decode_blocks=20), engine.recorded([])
         with pytest.raises(ConfigError):
             engine.retune(model="another")
         engine.serve([], record=False), engine.interrupt(), handle.cancel(), handle.result(LIMIT_S)
-        assert records.threads == counts.threads == {"disagg engine"}
-
-
-class CountsOf(Counter):
-    """A counter that notes which threads look into it."""
-
-    def __init__(self, *args):
-        self.threads = set()
-        super().__init__(*args)
-
-    def __getitem__(self, key):
-        self.threads.add(threading.current_thread().name)
-        return super().__getitem__(key)
-
-    def __iter__(self):
-        self.threads.add(threading.current_thread().name)
-        return super().__iter__()
+        assert by_records == by_counts == {"disagg engine"}
 
 
 def test_changes_of_two_threads_are_both_kept(monkeypatch):
-    """Each is held where it has read the settings, until the other had every chance to come between."""
     with opened(small()) as engine:
-        changed, at = type(engine._settings).changed, []
-
-        def held(self, config, changes):
-            at.append(threading.current_thread().name)
-            return changed(self, config, changes)
-
-        monkeypatch.setattr(type(engine._settings), "changed", held)
+        at = []
+        before(monkeypatch, Settings, "changed", lambda *args: at.append(threading.current_thread().name))
         changes = [{"max_batch": 7}, {"layers_per_copy": 3}, {"chunk_tokens": 32}]
-        users = [threading.Thread(target=engine.retune, kwargs=change) for change in changes]
-        for user in users:
-            user.start()
-        for user in users:
-            user.join(LIMIT_S)
+        joined(started(*(partial(engine.retune, **change) for change in changes)))
         config = engine.config
         assert (config.max_batch, config.layers_per_copy, config.chunk_tokens) == (7, 3, 32)
         assert config == engine.controller.state.config and at == ["disagg engine"] * 3
@@ -118,16 +105,10 @@ def test_a_pool_that_was_shrunk_and_set_back_takes_at_once_what_fits_again():
 def test_a_link_by_ratio_is_measured_by_whoever_asks_for_it(monkeypatch):
     """Passes of the model on the engine's thread would hold up everybody."""
     measured = []
-    before(monkeypatch, type(opened_settings()), "_compute", lambda self: measured.append(threading.current_thread()))
+    before(monkeypatch, Settings, "_compute", lambda self: measured.append(threading.current_thread()))
     with opened(small()) as engine:
         engine.retune(link=Link.ratio(2.0))
         assert measured[0] is threading.main_thread()
-
-
-def opened_settings():
-    from disagg.run.sizes import Settings
-
-    return Settings(small(), tiny())
 
 
 def test_a_bug_in_a_change_is_told_to_who_asked_and_breaks_the_engine(monkeypatch):
@@ -147,12 +128,8 @@ def test_a_bug_in_a_question_is_the_askers_alone():
         check_greedy(prompt_of(20), engine.serve(lengths((20, 5))).results[0], 5)
 
 
-# ---- why -------------------------------------------------------------------------------------------------------------
-
-
 def test_why_looks_at_a_bounded_number_of_requests(monkeypatch):
-    gate, looked = Gate(), []
-    before(monkeypatch, PrefillStage, "step", lambda self, command: gate.hold())
+    gate, looked = held_at(monkeypatch, PrefillStage, "step"), []
     before(monkeypatch, _Look, "wait", lambda self, record, ahead=True: looked.append(record.id))
     with opened(small()) as engine:
         handles = [engine.submit(Request(prompt_of(20), 2)) for _ in range(600)]
@@ -164,16 +141,18 @@ def test_why_looks_at_a_bounded_number_of_requests(monkeypatch):
         gate.open()
 
 
-# ---- time that nobody had --------------------------------------------------------------------------------------------
+@pytest.fixture
+def ahead(monkeypatch) -> list[int]:
+    """By how many ns the engine's clock is ahead."""
+    ahead = [0]
+    for file in (loop_file, inbox_file):
+        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
+    return ahead
 
 
 @pytest.mark.parametrize("lost_s", [3.0, 500.0])
-def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
-    """The clock jumps by more than the watchdog allows while a step is under way."""
-    gate, ahead = Gate(), [0]
-    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
-    for file in (loop_file, inbox_file):
-        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
+def test_a_process_that_was_suspended_goes_on(monkeypatch, ahead, lost_s):
+    gate = held_at(monkeypatch, DecodeStage, "step")
     with opened(small(watchdog_s=2.0)) as engine:
         handle = engine.submit(lengths((20, 5), ignore_eos=True)[0])
         gate.wait()
@@ -183,11 +162,7 @@ def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
         assert handle.result(LIMIT_S).finish_reason == "length"
 
 
-def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(monkeypatch):
-    """The clock jumps while a command is handed on, and while a question is answered."""
-    ahead = [0]
-    for file in (loop_file, inbox_file):
-        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
+def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(ahead):
     with opened(small(watchdog_s=2.0)) as engine:
         obey = engine.executor.obey
 
@@ -202,11 +177,8 @@ def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(monkeypatch
         assert handle.result(LIMIT_S).finish_reason == "length"
 
 
-def test_the_end_that_comes_with_lost_time_is_not_lost(monkeypatch):
-    gate, ahead = Gate(), [0]
-    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
-    for file in (loop_file, inbox_file):
-        monkeypatch.setattr(file, "now_ns", lambda: now_ns() + ahead[0])
+def test_the_end_that_comes_with_lost_time_is_not_lost(monkeypatch, ahead):
+    gate = held_at(monkeypatch, DecodeStage, "step")
     engine = Engine(small(watchdog_s=2.0), tiny())
     engine.submit(lengths((20, 5))[0])
     gate.wait()
@@ -219,17 +191,16 @@ def test_the_end_that_comes_with_lost_time_is_not_lost(monkeypatch):
 
 
 def test_a_worker_that_hangs_is_still_found(monkeypatch):
-    gate = Gate()
-    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
+    gate = held_at(monkeypatch, DecodeStage, "step")
     with opened(small(watchdog_s=0.3), broken=True) as engine:
         result = engine.submit(lengths((20, 5))[0]).result(LIMIT_S)
         gate.open()
         assert result.error == "decode 0 has not answered a step within 0.3 s"
 
 
-# ---- a forked process ------------------------------------------------------------------------------------------------
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def forking(test):
+    quiet = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    return quiet(pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")(test))
 
 
 def in_a_fork(work) -> int:
@@ -245,8 +216,7 @@ def in_a_fork(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@forking
 def test_a_forked_process_is_told_in_words_and_can_end():
     with opened(small()) as engine:
         handle = engine.submit(lengths((20, 400), ignore_eos=True)[0])
@@ -266,33 +236,18 @@ def test_a_forked_process_is_told_in_words_and_can_end():
         handle.cancel()
 
 
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_builds_an_engine_of_its_own():
-    tiny()
+@forking
+def test_a_forked_process_builds_an_engine_of_its_own_on_one_thread():
     with opened(small()) as engine:
         expected = engine.serve(lengths((20, 5))).results[0].token_ids
 
         def build():
             with Engine(small(), tiny()) as own:
                 assert own.serve(lengths((20, 5))).results[0].token_ids == expected
-
-        assert in_a_fork(build) == 0
-
-
-@needs_fork
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_without_torchs_threads_is_told_so():
-    with opened(small()):
-
-        def build():
             with pytest.raises(EngineError, match="threads=2: this process was forked"):
                 Engine(small(threads=2), tiny())
 
         assert in_a_fork(build) == 0
-
-
-# ---- engines that are left behind ------------------------------------------------------------------------------------
 
 
 def test_a_cell_that_builds_an_engine_again_and_again_leaves_one():
@@ -315,11 +270,10 @@ def test_memory_of_an_engine_that_is_gone_waits_for_no_collector():
             engine = Engine(small("paged"), tiny())
             engine.serve(lengths((20, 3)))
             caches += [weakref.ref(cache.data) for cache in engine.executor.caches.values()]
-            left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+            left = left_threads()
             end(engine)
             del engine
-            for thread in left:
-                thread.join(LIMIT_S)
+            joined(left)
         assert len(caches) == 6 and not any(cache() is not None for cache in caches)
     finally:
         gc.enable()
@@ -340,17 +294,16 @@ LAST = {
 @pytest.mark.parametrize("last", LAST)
 def test_whatever_was_asked_of_an_engine_last_it_ends_when_nobody_refers_to_it(last):
     engine = Engine(small(), tiny())
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+    left = left_threads()
     LAST[last](engine)
     del engine
     gc.collect()
-    for thread in left:
-        thread.join(LIMIT_S)
+    joined(left)
     assert not threads() and not open_engines.OPEN
 
 
 def test_an_engine_in_a_cycle_is_ended_by_the_collector_on_whatever_thread():
-    for collect in (gc.collect, lambda: run_elsewhere(gc.collect)):
+    for collect in (gc.collect, lambda: joined(started(gc.collect))):
         engine = Engine(small("staged"), tiny())
         engine.itself = engine
         gone = weakref.ref(engine)
@@ -359,19 +312,12 @@ def test_an_engine_in_a_cycle_is_ended_by_the_collector_on_whatever_thread():
         assert gone() is None and not threads()
 
 
-def run_elsewhere(work):
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join(LIMIT_S)
-
-
 def test_the_handle_of_an_open_request_keeps_its_engine():
     handle = Engine(small(), tiny()).submit(lengths((20, 30), ignore_eos=True)[0])
     gc.collect()
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+    left = left_threads()
     assert left and handle.result(LIMIT_S).finish_reason == "length" and len(handle.so_far.token_ids) == 30
-    for thread in left:  # nobody waits for them: the engine's own thread let it go
-        thread.join(LIMIT_S)
+    joined(left)  # the engine's own thread let it go
     assert not threads()
 
 
@@ -381,11 +327,10 @@ def test_an_engine_that_broke_and_was_left_behind_ends(monkeypatch):
     engine.controller.handle = lambda event, now: 1 / 0
     with pytest.raises(EngineError):
         engine.submit(Request([1], 1))
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
+    left = left_threads()
     del engine
     gc.collect()
-    for thread in [*left, *(t for t in threading.enumerate() if t.name == "disagg end")]:
-        thread.join(LIMIT_S)
+    joined([*left, *(t for t in left_threads() if t.name == "disagg end")])
     assert not threads() and not open_engines.OPEN
 
 
@@ -399,9 +344,6 @@ def test_the_run_says_what_was_served():
         Engine(Config.preset("streamed"), tiny())
     with pytest.raises(ConfigError, match="says dtype='bfloat16', and the model handed over is in float32"):
         Engine(small(dtype="bfloat16"), tiny())
-
-
-# ---- receipts and counts of requests beside a run --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("record", [True, False])
@@ -418,22 +360,17 @@ def test_a_request_that_is_open_while_others_are_served_has_its_whole_receipt(re
 
 
 def test_a_request_submitted_during_a_run_has_its_whole_receipt_after_it(monkeypatch):
-    gate = Gate()
     with opened(small()) as engine:
-        before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold() if len(command.joins) else None)
-        serving = threading.Thread(target=engine.serve, args=(lengths((20, 2)),))
-        serving.start()
+        gate = held_at(monkeypatch, DecodeStage, "step", lambda self, command: command.joins)
+        serving = started(partial(engine.serve, lengths((20, 2))))
         gate.wait()
         handle = engine.submit(Request(prompt_of(30), 40, ignore_eos=True))
         gate.open()
-        serving.join(LIMIT_S)
+        joined(serving)
         assert sum(line.name == "decode" for line in handle.result(LIMIT_S).receipt.lines) == 39
 
 
 def test_the_end_of_one_run_does_not_cut_into_the_next(monkeypatch):
-    """A second thread serves as soon as the first one's run is over."""
-    from disagg.trace.recorder import Recorder
-
     runs, order = [], []
     for name in ("begin", "between_runs"):
         before(monkeypatch, Recorder, name, lambda self, *what, name=name, **how: order.append(name))
@@ -447,18 +384,13 @@ def test_the_end_of_one_run_does_not_cut_into_the_next(monkeypatch):
                 except EngineError:
                     """The other one serves."""
 
-        users = [threading.Thread(target=serve) for _ in range(2)]
-        for user in users:
-            user.start()
-        for user in users:
-            user.join(LIMIT_S)
+        joined(started(serve, serve))
         engine._loop.ask(lambda: None)  # behind whatever the last run left to be done
         assert order[: 2 * len(runs)] == ["begin", "between_runs"] * len(runs)
     assert all(run.timeline.start_ns and len(run.results[0].receipt.lines) > 3 for run in runs)
 
 
 def test_an_interrupt_leaves_nothing_locked_that_the_engines_thread_needs():
-    """Real signals, many a millisecond, while the main thread asks and waits."""
     taken, armed = 0, set()
 
     def interrupt(number, frame):
@@ -487,9 +419,7 @@ def test_an_interrupt_leaves_nothing_locked_that_the_engines_thread_needs():
 
 
 def test_a_receipt_that_was_forgotten_says_so(monkeypatch):
-    from disagg.trace import recorder
-
-    monkeypatch.setattr(recorder.Recorder.__init__, "__defaults__", ("", 30))
+    monkeypatch.setattr(Recorder.__init__, "__defaults__", ("", 30))
     with opened(small()) as engine:
         result = engine.submit(Request(prompt_of(30), 60, ignore_eos=True)).result(LIMIT_S)
         with pytest.raises(EngineError, match="only the last 30 spans are kept"):
@@ -497,23 +427,17 @@ def test_a_receipt_that_was_forgotten_says_so(monkeypatch):
 
 
 def test_a_run_that_close_cuts_short_says_so(monkeypatch):
-    gate, runs = Gate(), []
-    before(monkeypatch, DecodeStage, "step", lambda self, command: gate.hold())
+    gate, runs = held_at(monkeypatch, DecodeStage, "step"), []
     with opened(small()) as engine:
-        serving = threading.Thread(target=lambda: runs.append(engine.serve(lengths((20, 9), (20, 9)))))
-        serving.start()
+        serving = started(lambda: runs.append(engine.serve(lengths((20, 9), (20, 9)))))
         gate.wait()
-        closing = threading.Thread(target=engine.close)
-        closing.start()
+        closing = started(engine.close)
         engine._loop.core.over.wait(LIMIT_S)
         gate.open()
-        serving.join(LIMIT_S), closing.join(LIMIT_S)
+        joined([*serving, *closing])
         assert runs[0].interrupted and {r.finish_reason for r in runs[0].results} == {"cancelled"}
     with opened(small()) as engine:
         assert not engine.serve(lengths((20, 9))).interrupted
-
-
-# ---- logits that are no numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["baseline", "colocated", "two_colocated", "split", "streamed", "staged", "dynamic"])

@@ -13,9 +13,8 @@ from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
 from disagg.show.report import LeftOut, Row
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="on GPUs the rows take minutes; `bench` itself runs them"
-)
+on_gpus = "on GPUs the rows take minutes; `bench` itself runs them"
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason=on_gpus)
 
 TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2024-01-01 00:00:{second:02}.5000000,{20 + second},{2 + second % 3}\n" for second in range(8)

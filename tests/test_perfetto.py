@@ -6,11 +6,12 @@ import shutil
 from collections import defaultdict
 
 import pytest
+from engine_tools import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_archive import simulated, timelines
 
-from disagg import Config, Engine, Link, Request
+from disagg import Engine, Link, Request
 from disagg.plan.config import PRESETS
 from disagg.plan.spans import Span
 from disagg.trace.perfetto import QUEUES, microseconds
@@ -89,7 +90,6 @@ def names_of(events: list[dict], what: str) -> list[str]:
 
 
 def arrows_of(events: list[dict]) -> list[list[str]]:
-    """For each arrow the innermost slices it touches."""
     found = defaultdict(list)
     for event in events:
         if event["ph"] in "stf":
@@ -137,24 +137,19 @@ def test_pieces_that_waited_for_their_target_keep_their_own_pass(tmp_path):
     assert [[ns(end["ts"]) for end in ends] for ends in arrows] == [[0, 300], [100, 350]]
 
 
-def test_rows_stand_in_the_order_of_a_requests_way(tmp_path):
+def test_rows_stand_in_the_order_of_a_requests_way_and_slices_carry_what_a_click_should_show(tmp_path):
     events = traced(simulated("staged").timeline, tmp_path)
     processes = ["prefill on cpu", "link to host", "link to decode", "decode on cpu", QUEUES]
     assert names_of(events, "process_name") == processes
     assert names_of(events, "thread_name")[:4] == ["prefill 0", "down 0", "up 0", "decode 0"]
     order = [e["args"]["sort_index"] for e in events if e["name"] == "process_sort_index"]
     assert order == sorted(order)
-
-
-def test_slices_carry_what_a_click_should_show(tmp_path):
-    events = traced(simulated("staged").timeline, tmp_path)
     args = {e["cat"]: e["args"] for e in reversed(events) if e["ph"] == "X"}
     assert args["prefill"].keys() >= {"requests", "tokens", "blocks"} and args["prefill"]["requests"] == [0]
     assert args["copy"]["bytes"] > 0 and args["copy"]["blocks"] > 0 and args["decode"]["rows"] == 1
 
 
 def test_a_wire_with_latency_keeps_one_row(tmp_path):
-    """Copies are in flight together, but the wire takes one after the other."""
     events = traced(simulated("streamed", link=Link(0.05e9, latency_s=0.5)).timeline, tmp_path)
     check(events)
     assert [name for name in names_of(events, "thread_name") if name.startswith("direct")] == ["direct 0"]
@@ -163,9 +158,7 @@ def test_a_wire_with_latency_keeps_one_row(tmp_path):
 
 
 def test_a_real_run(tmp_path):
-    with Engine(
-        Config.preset("staged", model="tiny", link=Link.ratio(0.5), prefill_blocks=64, decode_blocks=64)
-    ) as engine:
+    with Engine(small("staged", link=Link.ratio(0.5))) as engine:
         run = engine.serve([Request([1, 2, 3] * 20, 6), Request([1, 2, 3], 3)])
     events = traced(run.timeline, tmp_path)
     check(events)
@@ -176,11 +169,10 @@ def test_a_real_run(tmp_path):
 @given(timelines())
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_timeline_gives_a_trace_that_nests(tmp_path, timeline):
-    """Spans that overlap on one place, too: those get a second row."""
-    small = [span._replace(start_ns=span.start_ns % 50, end_ns=span.start_ns % 50 + span.end_ns % 50, occupied_ns=0,
+    short = [span._replace(start_ns=span.start_ns % 50, end_ns=span.start_ns % 50 + span.end_ns % 50, occupied_ns=0,
                            hand_offs_ns=()) for span in timeline.spans]  # fmt: skip
     marks = [mark._replace(at_ns=mark.at_ns % 100) for mark in timeline.marks]
-    check(traced(Timeline(small, 0, marks, [], timeline.devices), tmp_path))
+    check(traced(Timeline(short, 0, marks, [], timeline.devices), tmp_path))
 
 
 def test_an_empty_timeline_and_a_packed_file(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -15,8 +16,22 @@ from benchmarks.claims.report_figures import FIGURES, make, record
 from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
 from disagg.plan.spans import Span
+from disagg.run.model.model import load_model
+from disagg.show.plots.gap_plot import gaps_picture
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES
 from disagg.show.plots.preset_plot import ADDS, Rung, ladder_picture
+from disagg.show.plots.roofline import (
+    Ceilings,
+    Point,
+    Sizes,
+    Work,
+    beside_picture,
+    measure_ceilings,
+    prefill_work,
+    roofline_picture,
+    seconds_of,
+    step_work,
+)
 from disagg.show.plots.summaries import first_landed_early, plural, row_names, sentence, short_list
 from disagg.show.plots.timeline_plot import compare_picture, timeline_picture
 from disagg.trace.results import Result, Run
@@ -160,7 +175,7 @@ def test_compared_runs_share_one_scale_and_name_the_more_exposed():
     assert "near: Token 1" in picture.alt and "far: Token 1" in picture.alt
 
 
-def test_the_bundle_holds_png_alt_text_and_the_finding():
+def test_the_bundle_holds_png_alt_text_and_the_finding_and_same_data_give_same_bytes(tmp_path):
     picture = timeline_picture(hand_made())
     data, metadata = picture._repr_mimebundle_()
     assert data["text/plain"] == picture.finding == repr(picture) == str(picture)
@@ -168,9 +183,6 @@ def test_the_bundle_holds_png_alt_text_and_the_finding():
     assert picture.alt.startswith("Timeline") and picture.finding in picture.alt
     image = Image.open(io.BytesIO(picture.png()))
     assert image.format == "PNG" and image.width == 2 * metadata["image/png"]["width"] == 1800
-
-
-def test_same_data_same_bytes(tmp_path):
     timeline_picture(hand_made()).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == timeline_picture(hand_made()).png()
 
@@ -199,9 +211,6 @@ def test_ladder_draws_a_bar_and_a_value_for_each_number():
     assert f"staged: TTFT {1e3 * rung.ttft_s:.0f} ms" in picture.alt
     best = max(runs, key=lambda name: runs[name].metrics().tokens_per_s)
     assert picture.finding.startswith(f"Most tokens a second: {best} (")
-
-
-def test_ladder_of_one_rung_without_answers():
     assert "none" in ladder_picture([Rung("baseline", None, None, 0.0, None)]).alt
 
 
@@ -287,9 +296,89 @@ def test_a_cause_is_named_where_receipts_name_it():
     """H is below 0 with a crowd on one wire, and with one request on a wire of long latency, where nobody queued."""
     asked = [Request([1] * 200, 4) for _ in range(6)]
     crowd = simulate(Config.preset("streamed", link=2e6), asked)
-    alone = simulate(
-        Config.preset("split", link=Link(bandwidth=4e8, latency_s=0.2)), [asked[0], Request([1] * 9, 4, 60.0)]
-    )
+    far = Config.preset("split", link=Link(bandwidth=4e8, latency_s=0.2))
+    alone = simulate(far, [asked[0], Request([1] * 9, 4, 60.0)])
     assert crowd.overlap().hidden < 0 and alone.overlap().hidden < 0
     assert crowd.receipts()["link-busy"] > 0 and "copies queued for their wire: " in sentence(crowd)
     assert "queued" not in sentence(alone) and " of copying left E = " in sentence(alone)
+
+
+SIZES = Sizes(layers=2, layer_weights=100, head_weights=30, width=4, token_bytes=10)
+PAPER = Ceilings(100.0, 10.0)
+
+
+def test_works_by_hand():
+    """Prefill of three tokens attends over 1 + 2 + 3; a step reads the weights once for both rows, K/V for each."""
+    assert prefill_work(SIZES, 3) == Work(2 * (600 + 30) + 4 * 2 * 4 * 6, 4 * 230 + 30)
+    assert step_work(SIZES, [5, 7]) == Work(2 * 2 * 230 + 4 * 2 * 4 * 12, 4 * 230 + 120)
+    assert prefill_work(SIZES, 1) == step_work(SIZES, [1])
+
+
+def test_sizes_count_every_matrix_of_the_module():
+    model = load_model("tiny")
+    matrices = [p for name, p in model.reference().named_parameters() if p.dim() == 2 and "embed" not in name]
+    sizes = Sizes.of(model)
+    head = sizes.head_weights if model.config.tie_word_embeddings else 0  # a tied head is no parameter of its own
+    assert sizes.weights + sizes.head_weights == sum(p.numel() for p in matrices) + head
+    assert sizes.token_bytes == model.shape.token_bytes
+
+
+def test_the_slower_of_computing_and_reading():
+    assert PAPER.ridge == 10
+    assert Work(1000, 10).seconds(PAPER) == 10  # compute
+    assert Work(10, 1000).seconds(PAPER) == 100  # memory
+
+
+def test_ceilings_are_measured_and_threads_put_back():
+    before = torch.get_num_threads()
+    found = measure_ceilings(threads=1, side=32, rows=64, repeats=2)
+    assert found.flops_per_s > 0 and found.bytes_per_s > 0
+    assert torch.get_num_threads() == before
+
+
+def test_roofline_says_the_limit_of_each_point():
+    points = [Point("prefill", "prefill", Work(1000, 10)), Point("one row", "decode", Work(10, 1000), 200.0)]
+    picture = roofline_picture(PAPER, points)
+    assert picture.finding == (
+        "The ridge is at 10.0 FLOPs a byte. Prefill: 100.0 FLOPs a byte, the limit is compute, 10000 ms at least. "
+        "One row: 0.0 FLOPs a byte, the limit is memory; 200000 ms measured, 50% of the ceiling."
+    )
+    lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
+    assert lines["one row"] == [[0.01, 10 / 200.0 / 1e9]]
+    assert lines["prefill"] == [[100.0, 100.0 / 1e9]]  # on the roof
+    assert picture.png()
+
+
+def test_measured_bars_stand_beside_predicted_ones():
+    passes = {"8 tokens": (0.1, 0.15), "9 tokens": (0.1, 0.2)}
+    picture = beside_picture({"prefill": passes, "decode": {"1": (1.0, 3.0)}})
+    assert picture.finding == (
+        "Prefill took 1.5 to 2.0 times as long as predicted (2 cases). "
+        "Decode took 3.0 to 3.0 times as long as predicted (1 case)."
+    )
+    widths = [round(bar.get_width()) for bar in picture.figure.axes[0].patches]
+    assert widths == [100, 150, 100, 200]
+    assert picture.png()
+
+
+def _run(chunk: int):
+    requests = [Request([5] * 32, 12), Request([7] * 160, 2, arrival_s=0.4)]
+    return simulate(Config.preset("colocated", model="tiny", chunk_tokens=chunk), requests)
+
+
+def test_seconds_of_takes_spans_of_that_kind_and_count():
+    run = _run(256)
+    assert seconds_of(run, "prefill", 32) == pytest.approx(0.133, abs=1e-4)  # 2 + 32 × 4 ms, the head 3
+    assert seconds_of(run, "decode", 2) > seconds_of(run, "decode", 1)
+
+
+def test_gaps_show_who_waited_for_the_long_prompt():
+    runs = {"whole": _run(256), "in chunks": _run(32)}
+    picture = gaps_picture(runs, [0])
+    longest = {name: max(run.results[0].itl_s) for name, run in runs.items()}
+    assert longest["whole"] > 2 * longest["in chunks"]
+    for name, gap in longest.items():
+        assert f"{name} {1e3 * gap:.0f} ms" in picture.finding
+    points = [sum(len(line.get_xdata()) for line in axes.lines) for axes in picture.figure.axes]
+    assert points == [11, 11]
+    assert picture.png()

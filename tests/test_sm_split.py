@@ -1,17 +1,18 @@
-"""One GPU cut in two by its SMs, with a driver that keeps books instead of contexts: sizes, order, refusals."""
+"""One GPU cut in two by its SMs, under a driver that keeps books; which GPUs reach each other, as `doctor` says it."""
 
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_tools import check_greedy, lengths, small, threads, tiny
+from engine_tools import check_run, lengths, small, threads, tiny
 from fake_driver import FakeDriver
 
 from disagg import Config, Engine
+from disagg.cli import doctor
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.run.decode_worker import DecodeStage
-from disagg.run.gpu import sm_split
+from disagg.run.gpu import peer_access, sm_split
 from disagg.run.gpu.device import new_stream
 from disagg.run.gpu.machine import machine
 from disagg.run.gpu.sm_split import check_sizes, choices, describe, sm_count, split_gpu
@@ -32,9 +33,6 @@ def install(monkeypatch):
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: SimpleNamespace(cuda_stream=number))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return put
-
-
-# ---- where to cut ----------------------------------------------------------------------------------------------------
 
 
 def test_decode_gets_what_was_asked_and_prefill_the_rest():
@@ -61,9 +59,6 @@ def test_a_cut_that_cannot_be_is_refused_with_the_numbers(sms, decode, words):
     with pytest.raises(ConfigError) as caught:
         check_sizes(sms, decode)
     assert str(caught.value) == words + sm_split.REMEDY
-
-
-# ---- the parts -------------------------------------------------------------------------------------------------------
 
 
 def test_two_parts_share_no_sm_and_end_after_their_streams(install):
@@ -99,9 +94,8 @@ def test_a_thread_can_ask_for_the_sms_of_its_part(install, monkeypatch):
 def test_the_driver_says_how_fine_a_cut_can_be(install):
     install(FakeDriver(sms=46, minSmPartitionSize=4, smCoscheduledAlignment=2))
     sm_split.check_split(GPU, 6)
-    assert describe() == (
-        "possible: sm_split=4 to 42 in steps of 2 for decode, the rest of cuda:0's 46 SMs for prefill"
-    )
+    words = "possible: sm_split=4 to 42 in steps of 2 for decode, the rest of cuda:0's 46 SMs for prefill"
+    assert describe() == words
 
 
 @pytest.mark.parametrize("call, which", [("split", 1), ("context", 1), ("context", 2), ("describe", 2)])
@@ -110,9 +104,6 @@ def test_what_the_driver_refuses_leaves_nothing_behind(install, call, which):
     with pytest.raises(EngineError, match="CUDA_ERROR_OUT_OF_MEMORY; leave sm_split at None"):
         split_gpu(GPU, 32)
     assert not driver.open
-
-
-# ---- where it can't be done ------------------------------------------------------------------------------------------
 
 
 def test_an_old_driver_is_refused(install):
@@ -168,9 +159,6 @@ def test_an_engine_refuses_an_impossible_cut_before_it_loads_a_model(install, mo
         Engine(config)
 
 
-# ---- in the engine ---------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def on_a_split_cpu(install, monkeypatch):
     """An engine on CPU workers that takes `sm_split`; their parts come from the fake driver, and time is not real."""
@@ -189,13 +177,11 @@ def test_parts_end_after_the_threads_and_the_memory(on_a_split_cpu):
     found = {}
     for role, part in engine.executor.parts.items():
         inner = part.close
-        part.close = lambda role=role, inner=inner: (
-            found.update({role: (threads(), dict(engine.executor.caches))}) or inner()
-        )
+        note = lambda role=role: found.update({role: (threads(), dict(engine.executor.caches))})  # noqa: E731
+        part.close = lambda note=note, inner=inner: note() or inner()
     run = engine.serve(requests)
     assert "32 SMs for decode and 100 for prefill" in run.machine
-    for request, result in zip(requests, run.results, strict=True):
-        check_greedy(request.prompt, result, request.max_new_tokens)
+    check_run(run, requests)
     assert len(on_a_split_cpu.open) == 2
     engine.close()
     engine.close()
@@ -211,3 +197,35 @@ def test_a_start_that_fails_leaves_no_part(on_a_split_cpu, monkeypatch):
     with pytest.raises(EngineError, match="no room for a graph"):
         Engine(small("streamed", sm_split=32), tiny())
     assert not on_a_split_cpu.open and threads() == before
+
+
+@pytest.mark.parametrize(
+    ("count", "apart", "words"),
+    [
+        (0, (), "nothing to reach: it takes two GPUs"),
+        (1, (), "nothing to reach: it takes two GPUs"),
+        (2, (), "between all 2 GPUs; peer_access=False sends K/V through pinned host memory all the same"),
+        (3, ((0, 2), (2, 0)), "not between cuda:0 and cuda:2: K/V go through pinned host memory there"),
+        (2, ((1, 0),), "not between cuda:0 and cuda:1: K/V go through pinned host memory there"),
+    ],
+)
+def test_doctor_says_which_gpus_reach_each_other(monkeypatch, count, apart, words):
+    machine()  # kept from here on: what it really is
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if not count:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(peer_access, "reaches", lambda a, b: (a.index, b.index) not in apart)
+    assert peer_access.describe() == dict(doctor.findings())["peer access"] == words
+
+
+def test_the_driver_is_asked_once_a_pair_and_not_about_a_gpu_and_itself(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: asked.append((a, b)))
+    first, second = torch.device("cuda:6"), torch.device("cuda:7")
+    assert (
+        peer_access.reaches(first, first)
+        and not peer_access.reaches(first, second)
+        and not peer_access.reaches(first, second)
+    )
+    assert asked == [(first, second)]
+    peer_access.reaches.cache_clear()

@@ -27,9 +27,6 @@ def kernels(monkeypatch):
     torch.set_num_threads(threads)
 
 
-# ---- the cut ---------------------------------------------------------------------------------------------------------
-
-
 def cut(lengths, kv_heads=8, sms=WHOLE, tile=32) -> dict[int, list[tuple[int, int]]]:
     """Start and stop of each row's shares, once the table has been found in order."""
     items = split_decode.cut(torch.tensor(lengths, dtype=torch.int32), kv_heads, sms, tile).tolist()
@@ -69,16 +66,10 @@ def test_rows_of_one_length_keep_to_the_programs_that_there_are(rows, count):
         assert {len(parts) for parts in cut([context] * rows).values()} == {count}
 
 
-def test_a_long_row_is_cut_and_the_others_are_not():
+def test_a_long_row_is_cut_the_others_are_not_and_padding_changes_nothing():
     assert [len(parts) for _, parts in sorted(cut(LONG_ONE, sms=PART).items())] == [1] * 8 + [10]
     assert [len(parts) for _, parts in sorted(cut([600] * 63 + [8192], tile=64).items())] == [1] * 63 + [12]
-
-
-def test_padding_changes_no_cut():
     assert {row: parts for row, parts in cut([600, 8192, 0, 0]).items() if row < 2} == cut([600, 8192])
-
-
-# ---- attention over the shares ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,8 @@ def wordpiece():
 
 def suffixed():
     pieces = ["<u>", "<s>", "</s>", "a", "b</w>", "a</w>", "é</w>"]
-    made = Tokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], end_of_word_suffix="</w>", unk_token="<u>")
-    )
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    made = Tokenizer(models.BPE(ids, [], end_of_word_suffix="</w>", unk_token="<u>"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.WhitespaceSplit(), decoders.BPEDecoder()
     return made, dict(unk_token="<u>", bos_token="<s>", eos_token="</s>")
 
@@ -120,9 +119,6 @@ def streamed(text, ids) -> tuple[list[str], str | None]:
 every_kind = pytest.mark.parametrize("kind", [*KINDS, "byt5", "bytes"])
 IDS = st.lists(st.one_of(st.integers(0, 12), st.integers(120, 275), st.just(10_000)), max_size=60)
 RUNS = st.lists(st.sampled_from(["🙂", "é", "日本", "a", "\n"]), max_size=12).map("".join)
-
-
-# ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
 @every_kind
@@ -187,9 +183,6 @@ def test_a_token_costs_the_same_at_the_end_of_a_long_answer(kind, monkeypatch):
     assert longest < 40
 
 
-# ---- ids without text ------------------------------------------------------------------------------------------------
-
-
 def test_an_id_that_can_not_be_decoded_is_named_and_ends_the_text():
     text = text_of("byt5")
     ids = [*text.encode("hé", chat=False)[:3], 900, *text.encode("x")]
@@ -198,7 +191,6 @@ def test_an_id_that_can_not_be_decoded_is_named_and_ends_the_text():
 
 
 def model_folder(at: Path, kind: str, **config) -> str:
-    """A small model of 1,024 ids with a tokenizer of this kind."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -252,9 +244,6 @@ def test_a_text_that_the_tokenizer_can_not_take_is_refused_in_words(tmp_path):
             TokenizerText(tmp_path, chat=False).encode(said)
 
 
-# ---- control tokens --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", [*KINDS, "byt5"])
 @given(parts=WORDS)
 def test_a_text_adds_no_control_token_whatever_it_spells(kind, parts):
@@ -289,9 +278,6 @@ def test_a_turn_ends_where_the_template_ends_it(parts):
 def smollm2():
     at = weights.smollm2_folder()
     return TokenizerText(at, chat=True), AutoTokenizer.from_pretrained(at, local_files_only=True)
-
-
-# ---- what a folder asks for ------------------------------------------------------------------------------------------
 
 
 def said_of(at: Path, text=None, **fields) -> list[str]:

@@ -1,4 +1,4 @@
-"""Intervals against a brute-force oracle, and H, W and E on spans made by hand."""
+"""Intervals against a brute-force oracle; H, W, E and the metrics of a run, on spans and results made by hand."""
 
 from collections import deque
 
@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from disagg.plan.batching import Padding
 from disagg.plan.config import Config
+from disagg.plan.errors import RequestError
 from disagg.plan.request import Request
 from disagg.plan.spans import Mark, Span
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.intervals import intersection, length, union
+from disagg.trace.metrics import Percentiles, percentile
 from disagg.trace.recorder import BETWEEN_RUNS, Recorder
+from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Overlap, Timeline
 from disagg.twin.simulate import simulate
 
@@ -48,24 +51,26 @@ def copy(start, end, request=1, transfer=1, place="direct 0", kind="copy"):
     return Span(kind, place, start, end, (request,), nbytes=8, transfer=transfer, occupied_ns=end - start)
 
 
-def test_three_layers_one_exposed():
-    timeline = Timeline([prefill(0, 30, 1), copy(10, 20), copy(20, 30), copy(30, 40)])
-    assert timeline.overlap(1) == Overlap(1 - 10 / 30, 20 / 30, 10e-9, 30e-9)
-    assert timeline.overlap() == pytest.approx(timeline.overlap(1))
+OVERLAPS = {
+    "three layers, one exposed": (
+        [prefill(0, 30, 1), copy(10, 20), copy(20, 30), copy(30, 40)],
+        Overlap(1 - 10 / 30, 20 / 30, 10e-9, 30e-9),
+    ),
+    "bulk hides nothing": ([prefill(0, 30, 1), copy(30, 60)], Overlap(0.0, 0.0, 30e-9, 30e-9)),
+    "a hand-off that beats its prefill hides all": ([prefill(0, 30, 1), copy(10, 30)], Overlap(1.0, 1.0, 0.0, 20e-9)),
+    "two hops count twice in H and once in W": (
+        [prefill(0, 10, 1), copy(10, 20, place="down 0"), copy(15, 30, place="up 0")],
+        Overlap(1 - 20 / 25, 0.0, 20e-9, 25e-9),
+    ),
+    "H is negative where copies wait": ([prefill(0, 10, 1), copy(50, 60)], Overlap(1 - 50 / 10, 0.0, 50e-9, 10e-9)),
+    "nothing handed off": ([prefill(0, 10, 1)], Overlap(None, None, 0.0, 0.0)),
+}
 
 
-def test_bulk_hides_nothing_and_a_hand_off_that_beats_its_prefill_hides_all():
-    assert Timeline([prefill(0, 30, 1), copy(30, 60)]).overlap(1) == Overlap(0.0, 0.0, 30e-9, 30e-9)
-    assert Timeline([prefill(0, 30, 1), copy(10, 30)]).overlap(1) == Overlap(1.0, 1.0, 0.0, 20e-9)
-
-
-def test_two_hops_count_twice_in_h_and_once_in_w():
-    spans = [prefill(0, 10, 1), copy(10, 20, place="down 0"), copy(15, 30, place="up 0")]
-    assert Timeline(spans).overlap(1) == Overlap(1 - 20 / 25, 0.0, 20e-9, 25e-9)
-
-
-def test_h_may_be_negative_where_copies_wait():
-    assert Timeline([prefill(0, 10, 1), copy(50, 60)]).overlap(1).hidden == 1 - 50 / 10
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_h_w_and_e_by_hand(case):
+    spans, expected = OVERLAPS[case]
+    assert Timeline(spans).overlap(1) == expected and Timeline(spans).overlap() == pytest.approx(expected)
 
 
 def test_only_the_first_hand_off_counts_for_a_request():
@@ -83,8 +88,7 @@ def test_w_of_a_run_sees_other_requests_prefill():
     assert (run.hidden, run.exposed_s) == (pytest.approx(1 - 20 / 20), pytest.approx(20e-9))
 
 
-def test_nothing_handed_off():
-    assert Timeline([prefill(0, 10, 1)]).overlap(1) == Overlap(None, None, 0.0, 0.0)
+def test_an_empty_timeline():
     assert Timeline().overlap() == Overlap(None, None, 0, 0)
     assert (Timeline().end_ns, Timeline(start_ns=5).end_ns, Timeline().places) == (0, 5, [])
 
@@ -162,3 +166,102 @@ def test_of_a_run_it_is_the_sum_over_its_requests():
     assert run.transfer_s == pytest.approx(sum(part.transfer_s for part in parts))
     assert run.exposed_s == pytest.approx(sum(part.exposed_s for part in parts)) and run.exposed_s > 0
     assert run.hidden == pytest.approx(1 - run.exposed_s / run.transfer_s)
+
+
+S = 10**9
+
+
+def answer(request, arrival, *times, reason="length") -> Result:
+    return Result(request, 4, arrival * S, [7] * len(times), [round(t * S) for t in times], finish_reason=reason)
+
+
+def made_by_hand() -> Run:
+    results = [
+        answer(0, 1, 2, 4, 5, 6), answer(1, 2, 3), answer(2, 2, 6, 7, reason="eos"), answer(3, 3, reason="failed")
+    ]  # fmt: skip
+    spans = [
+        Span("prefill", "prefill 0", 1 * S, 3 * S, (0,)),
+        Span("copy", "direct 0", 2 * S, 4 * S, (0,), nbytes=100),
+        Span("copy", "direct 0", 5 * S, 6 * S, (2,), nbytes=50),
+    ]
+    return Run(Config(), results, Timeline(spans), {"spills": 1}, Padding(30, 40), {"decode 0": 9})
+
+
+def test_one_result():
+    result = answer(0, 1, 2, 4, 5, 6)
+    assert (result.ttft_s, result.second_token_gap_s, result.itl_s) == (1, 2, [2, 1, 1])
+    assert result.tpot_s == pytest.approx(4 / 3)
+    one = answer(1, 2, 3)
+    assert (one.ttft_s, one.second_token_gap_s, one.tpot_s, one.itl_s) == (1, None, None, [])
+    none = answer(3, 3)
+    assert (none.ttft_s, none.second_token_gap_s, none.tpot_s) == (None, None, None)
+
+
+def test_a_run():
+    metrics = made_by_hand().metrics()
+    assert (metrics.requests, metrics.finished) == (4, {"eos": 1, "failed": 1, "length": 2})
+    assert (metrics.new_tokens, metrics.seconds, metrics.tokens_per_s) == (7, 6.0, 7 / 6)
+    assert (metrics.ttft_s.p50, metrics.second_token_gap_s.p50, metrics.itl_s.p50) == (1, 1.5, 1)
+    assert metrics.tpot_s == Percentiles.of([4 / 3, 1.0], requests=2, asked=4)
+    assert (metrics.ttft_s.over, metrics.itl_s.count) == ("of 3 of 4 requests", 4)
+    assert metrics.busy == {"prefill 0": 2 / 6, "direct 0": 3 / 6}
+    assert (metrics.bytes_moved, metrics.peak_blocks) == ({"direct 0": 150}, {"decode 0": 9})
+    assert metrics.padding_waste == 0.25
+    assert (metrics.attainment, metrics.counts) == (None, {"spills": 1})
+    assert made_by_hand().anomalies == 0
+
+
+@pytest.mark.parametrize(
+    "limits, share",
+    [((1, None), 0.5), ((1, 1.2), 0.25), ((None, 1.2), 0.5), ((None, 1.0), 0.5), ((4, 2), 0.75), ((0.5, None), 0.0)],
+)
+def test_attainment_counts_the_unanswered_as_missed_and_one_token_as_no_tpot(limits, share):
+    assert made_by_hand().metrics(*limits).attainment == share
+
+
+@given(st.lists(st.sampled_from(["eos", "length", "cancelled", "failed", ""]), min_size=1), st.integers(0, 3))
+def test_only_a_whole_answer_meets_a_limit_whatever_came_before_its_end(reasons, tokens):
+    times = range(1, 1 + tokens)
+    run = Run(Config(), [answer(i, 0, *times, reason=reason) for i, reason in enumerate(reasons)], Timeline())
+    whole = sum(reason in ("eos", "length") for reason in reasons) if tokens else 0
+    for limits in ((1e9, 1e9), (1e9, None), (None, 1e9)):
+        assert run.metrics(*limits).attainment == whole / len(reasons)
+
+
+def test_a_run_that_is_empty_or_without_time_has_no_rates():
+    metrics = Run(Config(), [], Timeline()).metrics(1.0)
+    assert (metrics.requests, metrics.tokens_per_s, metrics.attainment, metrics.ttft_s.p50) == (0, 0.0, None, None)
+    # cancelled before its first token: work was done, but nothing says in how long
+    timeline = Timeline([Span("prefill", "prefill 0", 0, S, (0,))])
+    metrics = Run(Config(), [answer(0, 1, reason="cancelled")], timeline).metrics()
+    assert (metrics.seconds, metrics.tokens_per_s, metrics.busy) == (0.0, 0.0, {"prefill 0": 0.0})
+
+
+def test_percentiles_interpolate_between_ranks():
+    assert [percentile([4, 1, 3, 2], share) for share in (0, 0.5, 1)] == [1, 2.5, 4]
+    assert percentile([], 0.5) is None and percentile([7], 0.99) == 7
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1), st.floats(0, 1))
+def test_a_percentile_lies_between_its_neighbours(values, share):
+    below = sum(value < percentile(values, share) - 1e-9 for value in values)
+    assert min(values) <= percentile(values, share) <= max(values)
+    assert below <= share * (len(values) - 1) + 1
+
+
+def test_simulate_gives_a_whole_run():
+    requests = [Request([5] * 20, 6), Request([6] * 3, 1, arrival_s=0.5), Request([7] * 40, 3)]
+    run = simulate(Config.preset("staged"), requests)
+    assert [len(result.token_ids) for result in run.results] == [6, 1, 3]
+    assert [result.request for result in run.results] == [0, 1, 2] and run.anomalies == 0
+    metrics = run.metrics()
+    assert metrics.finished == {"length": 3} and set(metrics.bytes_moved) == {"down 0", "up 0"}
+    assert metrics.bytes_moved["down 0"] == metrics.bytes_moved["up 0"] == (2 + 3) * 16 * 46_080
+    assert metrics.peak_blocks["prefill 0"] == 3 and run.log
+
+
+def test_simulate_needs_ids_and_room():
+    with pytest.raises(RequestError, match="it has no tokenizer"):
+        simulate(Config(), [Request("why")])
+    with pytest.raises(RequestError, match="but prefill 0 has 2; shorten"):
+        simulate(Config(prefill_blocks=2), [Request([1] * 40)])

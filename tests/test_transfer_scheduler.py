@@ -1,12 +1,16 @@
-"""Pieces, lanes and the ring."""
+"""Pieces, lanes and the ring; the emulated link below them."""
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
+from disagg.plan.errors import ConfigError
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
-from disagg.plan.link import LaneName, Link
+from disagg.plan.link import CPU_DIAL_LIMIT, PRESETS, LaneName, Link, LinkClock, parse_link
 from disagg.plan.transfer_scheduler import TransferScheduler
 
 LAYERS = 3
@@ -36,6 +40,11 @@ def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     assert flight.transfer == 2
     lanes.finish(flight)
     assert lanes.start(UP).target_blocks == (0,)
+
+
+def hand_off(lanes: TransferScheduler, layers=LAYERS):
+    for layer in range(layers):
+        lanes.hand_off(1, layer, 0)
 
 
 def fly(lanes: TransferScheduler, name: LaneName):
@@ -84,8 +93,7 @@ def test_a_second_chunk_continues_the_table():
         lanes.send(send(blocks=blocks, route="direct", first=first, due=3, ready=False), 0)
         if not first:
             lanes.assign(Assign(1, DECODE, (0, 1, 2)), 0)
-        for layer in range(LAYERS):
-            lanes.hand_off(1, layer, 0)
+        hand_off(lanes)
     flights = [fly(lanes, DIRECT)[0] for _ in range(2 * LAYERS)]
     assert [flight.target_blocks for flight in flights] == [(0, 1)] * LAYERS + [(2,)] * LAYERS
     assert lanes.progress == {}
@@ -96,8 +104,7 @@ def test_two_hops_through_the_ring():
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     lanes.send(send(ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
-    for layer in range(LAYERS):
-        lanes.hand_off(1, layer, 0)
+    hand_off(lanes)
     down = [lanes.start(DOWN), lanes.start(DOWN)]
     assert lanes.start(DOWN) is None and lanes.waiting(DOWN) == 1, "the ring is full"
     assert lanes.start(UP) is None
@@ -161,8 +168,7 @@ def test_abort_waits_for_the_last_copy_and_returns_its_slots():
     lanes = traffic(ring_slots=3)
     lanes.send(send(ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
-    for layer in range(LAYERS):
-        lanes.hand_off(1, layer, 0)
+    hand_off(lanes)
     first, second = lanes.start(DOWN), lanes.start(DOWN)
     lanes.finish(first)
     up = lanes.start(UP)
@@ -217,8 +223,7 @@ def test_nothing_enters_a_ring_slot_before_it_was_free_however_late_its_lane_loo
     lanes = TransferScheduler(config, layers=12, token_bytes=24)
     lanes.send(send(1, (5,), ready=False), 0)
     lanes.assign(Assign(1, DECODE, (0,)), 0)
-    for layer in range(12):
-        lanes.hand_off(1, layer, 0)
+    hand_off(lanes, 12)
     down, up, turns = [], [], iter(late)
     for _ in range(200):
         while not (next(turns, False) and up) and (flight := lanes.start(DOWN)) is not None:
@@ -230,3 +235,63 @@ def test_nothing_enters_a_ring_slot_before_it_was_free_however_late_its_lane_loo
     assert len(up) == 12
     for index in range(slots, 12):
         assert down[index].start_ns == max(up[index - slots].landing_ns, down[index - 1].busy_until_ns)
+
+
+def test_the_rule_of_the_dial():
+    wire = LinkClock(Link(1e9, latency_s=5e-9, fixed_s=10e-9))
+    assert wire.post(100, now_ns=1000) == (1000, 1110, 1115)
+    assert wire.post(100, now_ns=1050) == (1110, 1220, 1225), "one after the other; latency is paid once"
+    assert wire.post(0, now_ns=5000) == (5000, 5010, 5015)
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 1000)), min_size=1))
+def test_copies_never_overlap_and_never_start_early(posts):
+    wire, now, busy = LinkClock(Link(1e8, 1e-8, 2e-8)), 0, 0
+    for wait, nbytes in posts:
+        now += wait
+        start, end, landing = wire.post(nbytes, now)
+        assert start == max(now, busy) and end - start == 20 + 10 * nbytes and landing == end + 10
+        busy = end
+
+
+def test_an_undialled_wire_takes_no_time_of_its_own():
+    assert not Link().dialled and Link().occupancy_ns(10**9) == 0
+    assert all(link.dialled for link in (Link(1e6), Link(latency_s=1e-6), Link(fixed_s=1e-6)))
+
+
+def test_a_ratio_waits_for_the_machine_s_compute():
+    link = Link.ratio(0.62, latency_s=1e-6)
+    assert (link.compute_ratio, link.bandwidth, link.latency_s) == (0.62, math.inf, 1e-6)
+    assert parse_link(link) is link
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"bandwidth": 0}, "link bandwidth must be bytes a second, 1 or more; got 0"),
+        ({"bandwidth": math.nan}, "link bandwidth must be bytes a second, 1 or more; got nan"),
+        ({"bandwidth": "fast"}, "link bandwidth must be bytes a second, 1 or more; got 'fast'"),
+        ({"latency_s": -1}, "link latency_s must be seconds, from 0 to 1e+09; got -1"),
+        ({"latency_s": math.nan}, "link latency_s must be seconds, from 0 to 1e+09; got nan"),
+        ({"fixed_s": math.inf}, "link fixed_s must be seconds, from 0 to 1e+09; got inf"),
+        ({"compute_ratio": 0}, "Link.ratio takes c/x above 0 (compute of a layer over its transfer); got 0"),
+        ({"compute_ratio": math.nan}, "Link.ratio takes c/x above 0 (compute of a layer over its transfer); got nan"),
+        ("pcie", "link 'pcie' is unknown; known: nvlink5, nvlink4, "),
+        (True, "link must be a Link, a preset's name or bytes a second; got True"),
+        ([1], "link must be a Link, a preset's name or bytes a second; got [1]"),
+        (-5, "link bandwidth must be bytes a second, 1 or more; got -5.0"),
+        ("nvlink", "link of 450 GB/s is faster than the emulation holds on a CPU (0.5 GB/s); take Link.ratio(c/x)"),
+    ],
+)
+def test_a_link_refuses_in_words(fields, words):
+    with pytest.raises(ConfigError) as caught:
+        Link(**fields) if isinstance(fields, dict) else parse_link(fields)
+    assert str(caught.value).startswith(words)
+
+
+def test_parse():
+    assert parse_link(None) == Link()
+    assert parse_link(1000) == Link(1000.0)
+    assert parse_link("1gbe") == Link(PRESETS["1gbe"])
+    assert parse_link("nvlink", "cuda:0") == Link(PRESETS["nvlink"])
+    assert parse_link(CPU_DIAL_LIMIT) == Link(CPU_DIAL_LIMIT)

@@ -54,9 +54,8 @@ def test_behind_the_head_of_a_queue_one_waits_for_what_the_head_waits_for():
         harness.submit(request, prompt=8, new=2)
     harness.prefilled(1)
     text = why(harness.state, 2, harness.now).splitlines()[0]
-    assert text == (
-        "request 2 (queued) waits for 0.0 ms for prefill 0 blocks behind request 1; held by request 0 (2); 1 free"
-    )
+    words = "request 2 (queued) waits for 0.0 ms for prefill 0 blocks behind request 1; held by request 0 (2); 1 free"
+    assert text == words
     assert "behind" not in why(harness.state, 1, harness.now).splitlines()[0], "the head is behind nobody"
 
 
@@ -78,9 +77,8 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
     for request in range(3):
         harness.submit(request)
     assert why(harness.state, 1, harness.now).startswith("request 1 (queued) waits for 0.0 ms for its turn")
-    assert why(harness.state, 2, harness.now).startswith(
-        "request 2 (queued) waits for 0.0 ms for its turn behind request 1"
-    )
+    words = "request 2 (queued) waits for 0.0 ms for its turn behind request 1"
+    assert why(harness.state, 2, harness.now).startswith(words)
     assert open_in_words(harness.state) == (
         "request 0 (prefilling) for its turn; request 1 (queued) for its turn; "
         "request 2 (queued) for its turn behind request 1"
@@ -88,7 +86,6 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
 
 
 def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
-    """Also those who are not at the head of their queue, and who never were."""
     harness = ControllerHarness()
     for request in range(3):
         harness.state.enter(START, make_job(request))
@@ -194,15 +191,9 @@ def test_events_and_commands_read_as_sentences():
     assert ended == "decode 0 ended step 0 after 1.5 ms: 1 rows, 7 slots read"
     ended = event_in_words(ev.Prefilled(PREFILL, 1, (11,), *worked))
     assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 first tokens"
-
-
-def test_ends_of_transfers_and_of_all_are_said():
     assert event_in_words(ev.SourceRead(4)) == "the source of transfer 4 has been read"
     assert event_in_words(ev.TransferClosed(4)) == "the last copy of transfer 4 has ended"
     assert command_in_words(cmd.Broken("no memory")) == "broken: no memory"
-
-
-def test_one_more_than_are_named_is_counted():
     assert _named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in _named(["1"])
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lab import Lab
 from playwright.sync_api import sync_playwright
 
 SHOTS = Path(__file__).parents[2] / "build" / "browser"
@@ -42,6 +43,13 @@ def heard():
         return page
 
     return listening
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
 
 
 @pytest.fixture

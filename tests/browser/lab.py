@@ -52,7 +52,6 @@ class Lab:
         raise RuntimeError("JupyterLab did not start within 30 s: " + (self.root / "log.txt").read_text()[-2000:])
 
     def notebook(self, name: str, cells: list[str]) -> str:
-        """Writes a notebook; returns its address."""
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, self.root / f"{name}.ipynb")
@@ -69,8 +68,6 @@ class Lab:
 
 
 class Notebook:
-    """An open notebook."""
-
     def __init__(self, page: Page):
         self.page = page
         expect(page.locator(".jp-Notebook").first).to_be_visible(timeout=60_000)
@@ -89,16 +86,24 @@ class Notebook:
     def button(self, name: str):
         return self.output.get_by_role("button", name=name, exact=True)
 
+    def press(self, name: str):
+        """Tab leads to the button, Enter presses it."""
+        for _ in range(40):
+            if self.button(name).evaluate("node => node === document.activeElement"):
+                break
+            self.page.keyboard.press("Tab")
+        else:
+            raise AssertionError(f"Tab does not lead to {name}")
+        self.page.keyboard.press("Enter")
+
     @property
     def slider(self):
         return self.output.locator(".noUi-handle").first
 
     def picture(self) -> str:
-        """What the panel's image shows now."""
         return self.output.locator("img").first.get_attribute("src")
 
     def drag(self, handle, by: int):
-        """Drags by some pixels to the right."""
         box = handle.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         self.page.mouse.move(x, y)

@@ -97,7 +97,6 @@ def test_the_start_is_shown_while_python_loads(open_page, address, shot):
 
 
 def test_keys_alone(page, shot):
-    """Tab passes every control in order; a key on a slider asks again, and the answer is said."""
     seen = []
     while len(seen) < len(CONTROLS):
         page.keyboard.press("Tab")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from lab import Lab, Notebook
+from lab import Notebook
 from playwright.sync_api import expect
 
 STEPPER = """
@@ -26,27 +26,8 @@ microscope(simulate(config, [Request([1] * 60, 20, arrival_s=0.1 * i) for i in r
 """
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    yield lab
-    lab.close()
-
-
-def press(book, name: str):
-    """Tab leads to the button, Enter presses it."""
-    for _ in range(40):
-        if book.button(name).evaluate("node => node === document.activeElement"):
-            break
-        book.page.keyboard.press("Tab")
-    else:
-        pytest.fail(f"Tab does not lead to {name}")
-    book.page.keyboard.press("Enter")
-
-
 @pytest.mark.parametrize("zoom", [1, 2])
 def test_the_stepper(lab, open_page, shot, zoom):
-    """At 200 % a window of 1,280 x 720 has 640 x 360 points."""
     size = {"width": 1280 // zoom, "height": 720 // zoom}
     book = Notebook(open_page(lab.notebook(f"stepper{zoom}", [STEPPER]), viewport=size, device_scale_factor=zoom))
     book.run_all(until="1 of 237, at 0.0 ms: request 0 arrived")
@@ -66,7 +47,7 @@ def test_the_stepper(lab, open_page, shot, zoom):
     book.page.keyboard.press("Home")
     expect(book.output).to_contain_text("1 of 237")
     book.button("Back").focus()
-    press(book, "Step")
+    book.press("Step")
     expect(book.output).to_contain_text("2 of 237")
     shot(book.page, f"lab-stepper-{zoom}")
     assert not book.page.complaints or "error" not in " ".join(book.page.complaints).lower()
@@ -87,10 +68,10 @@ def test_the_panel(lab, open_page, shot):
     book.page.keyboard.press("Home")
     expect(book.output).not_to_contain_text("60 tokens, length")
     assert book.picture() != done
-    press(book, "Step")
+    book.press("Step")
     book.page.wait_for_timeout(500)
     stepped = book.picture()
-    press(book, "Step")
+    book.press("Step")
     book.page.wait_for_timeout(500)
     assert book.picture() != stepped
     assert not [text for text in book.page.complaints if "dialog" in text], "a prompt stays text"
