@@ -11,7 +11,6 @@ import pytest
 
 import disagg
 from disagg.plan.errors import PackageError, first_of
-from disagg.run.model import model as model_module
 from disagg.run.model.model import load_model
 
 ROOT = Path(disagg.__file__).parent
@@ -183,7 +182,7 @@ def test_a_module_that_is_only_missed_at_a_load_is_told_too(monkeypatch):
         except RuntimeError as error:
             raise ModuleNotFoundError("Could not import module 'LlamaForCausalLM'") from error
 
-    monkeypatch.setattr(model_module, "make_tiny_llama", wrapped)
+    monkeypatch.setattr("disagg.run.model.source.make_tiny_llama", wrapped)
     with pytest.raises(PackageError, match=r"can't be imported \(RuntimeError: operator nms") as caught:
         load_model("tiny")
     assert isinstance(first_of(caught.value), RuntimeError)
