@@ -23,14 +23,14 @@ from disagg.trace.timeline import Timeline
 SIZES = {"decode 0": 7, "host": 5, "prefill 0": 6, "ring": 8}
 
 
-def traffic(count=30, seed=3) -> list[Request]:
+def arrivals(count=30, seed=3) -> list[Request]:
     draw = random.Random(seed)
     return [Request([1] * draw.randint(10, 150), draw.randint(8, 60), arrival_s=0.15 * i) for i in range(count)]
 
 
 def crowded(preset="paged", count=30, **changes):
     """A run in which requests lose their blocks."""
-    return simulate(Config.preset(preset, **{"decode_blocks": 40, "link": 0.05e9, **changes}), traffic(count))
+    return simulate(Config.preset(preset, **{"decode_blocks": 40, "link": 0.05e9, **changes}), arrivals(count))
 
 
 @st.composite

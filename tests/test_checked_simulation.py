@@ -186,7 +186,7 @@ def test_everything_is_interrupted_at_each_event():
 def test_an_unlost_notice_is_missed_by_the_watchdog_detector():
     """A failure that nobody hears of: without a lost notice in the plan, reaching a deadline is a breach."""
     world = crowded("split", faults=FaultPlan({("copy", 1): "fail"}))
-    fail = world.traffic.fail
-    world.traffic.fail = lambda *args: fail(*args) and []
+    fail = world.transfers.fail
+    world.transfers.fail = lambda *args: fail(*args) and []
     with pytest.raises(AssertionError, match="Watchdog: the bulk transfer of request 0 .* longer than watchdog_s=1"):
         world.finish()

@@ -1,4 +1,4 @@
-"""Pieces, lanes and the ring."""
+"""Copies, lanes and the ring."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ DECODE, HOST = Worker("decode", 0), Worker("host", 0)
 DIRECT, DOWN, UP = (LaneName(role, 0) for role in ("direct", "down", "up"))
 
 
-def traffic(route="staged", **changes) -> TransferScheduler:
+def scheduler(route="staged", **changes) -> TransferScheduler:
     config = Config(route=route, block_size=4, **{"ring_slots": 2, "host_blocks": 8, **changes})
     return TransferScheduler(config, layers=LAYERS, token_bytes=2 * LAYERS)
 
@@ -27,7 +27,7 @@ def send(transfer=1, blocks=(5, 6), *, route="staged", first=0, due=None, priori
 
 def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     """Else one request holds the ring and waits for blocks, and another holds the blocks and waits for the ring."""
-    lanes = traffic(ring_slots=1)
+    lanes = scheduler(ring_slots=1)
     lanes.send(send(1, (5,)), 0)
     assert lanes.start(DOWN) is None
     lanes.send(send(2, (6,)), 0)
@@ -45,7 +45,7 @@ def fly(lanes: TransferScheduler, name: LaneName):
 
 
 def test_a_bulk_transfer_is_one_piece_and_one_landing():
-    lanes = traffic("bulk")
+    lanes = scheduler("bulk")
     lanes.send(send(route="bulk"), 0)
     assert lanes.start(DIRECT) is None, "it waits for blocks to land in"
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
@@ -66,7 +66,7 @@ def test_the_layers_after_which_copies_start_are_told_ahead(blocks, layers_per_c
 
 
 def test_layers_travel_as_they_are_handed_off_in_groups():
-    lanes = traffic("direct", layers_per_copy=2)
+    lanes = scheduler("direct", layers_per_copy=2)
     lanes.send(send(route="direct", ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     assert lanes.hand_off(1, 0, 1) is None and lanes.start(DIRECT) is None
@@ -79,7 +79,7 @@ def test_layers_travel_as_they_are_handed_off_in_groups():
 
 
 def test_a_second_chunk_continues_the_table():
-    lanes = traffic("direct")
+    lanes = scheduler("direct")
     for first, blocks in ((0, (5, 6)), (2, (7,))):
         lanes.send(send(blocks=blocks, route="direct", first=first, due=3, ready=False), 0)
         if not first:
@@ -92,7 +92,7 @@ def test_a_second_chunk_continues_the_table():
 
 
 def test_two_hops_through_the_ring():
-    lanes = traffic(ring_slots=2)
+    lanes = scheduler(ring_slots=2)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     lanes.send(send(ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
@@ -116,7 +116,7 @@ def test_two_hops_through_the_ring():
 
 
 def test_smaller_priority_goes_first_and_equals_in_order():
-    lanes = traffic("bulk")
+    lanes = scheduler("bulk")
     for transfer, priority in ((1, (5,)), (2, (3,)), (3, (3,))):
         lanes.send(send(transfer, route="bulk", priority=priority), 0)
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
@@ -124,7 +124,7 @@ def test_smaller_priority_goes_first_and_equals_in_order():
 
 
 def test_spills_and_fetches_take_the_decode_device_s_wires():
-    lanes = traffic("staged", decode_workers=2)
+    lanes = scheduler("staged", decode_workers=2)
     lanes.send(send(1, route="spill", source=Worker("decode", 1)), 0)
     lanes.assign(Assign(1, HOST, (0, 1)), 0)
     assert fly(lanes, LaneName("spill", 1))[0].target == HOST
@@ -135,21 +135,21 @@ def test_spills_and_fetches_take_the_decode_device_s_wires():
 
 
 def test_lanes_exist_where_something_may_travel():
-    assert list(map(str, traffic("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes)) == [
+    assert list(map(str, scheduler("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes)) == [
         "down 0", "down 1", "up 0", "up 1"
     ]  # fmt: skip
-    assert list(map(str, traffic("bulk", host_blocks=0).lanes)) == ["direct 0"]
-    assert list(map(str, traffic("bulk", host_blocks=4).lanes)) == ["direct 0", "spill 0", "up 0"]
-    assert list(map(str, traffic("bulk", prefill_workers=0, host_blocks=0).lanes)) == []
+    assert list(map(str, scheduler("bulk", host_blocks=0).lanes)) == ["direct 0"]
+    assert list(map(str, scheduler("bulk", host_blocks=4).lanes)) == ["direct 0", "spill 0", "up 0"]
+    assert list(map(str, scheduler("bulk", prefill_workers=0, host_blocks=0).lanes)) == []
 
 
 def test_hop_two_and_fetches_take_the_second_wire():
-    links = {str(name): lane.clock.link.bandwidth for name, lane in traffic(link=(1e7, 2e7)).lanes.items()}
+    links = {str(name): lane.clock.link.bandwidth for name, lane in scheduler(link=(1e7, 2e7)).lanes.items()}
     assert links == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7}
 
 
 def test_abort_before_anything_flies_closes_at_once():
-    lanes = traffic()
+    lanes = scheduler()
     lanes.send(send(), 0)
     assert lanes.abort(1, 0) == [TransferClosed(1)] and lanes.progress == {}
     assert lanes.abort(1, 0) == [TransferClosed(1)], "unknown or over: nothing runs, nor will"
@@ -158,7 +158,7 @@ def test_abort_before_anything_flies_closes_at_once():
 
 
 def test_abort_waits_for_the_last_copy_and_returns_its_slots():
-    lanes = traffic(ring_slots=3)
+    lanes = scheduler(ring_slots=3)
     lanes.send(send(ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     for layer in range(LAYERS):
@@ -174,7 +174,7 @@ def test_abort_waits_for_the_last_copy_and_returns_its_slots():
 
 
 def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
-    lanes = traffic(ring_slots=8)
+    lanes = scheduler(ring_slots=8)
     for transfer in (1, 2):
         lanes.send(send(transfer), 0)
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
@@ -185,7 +185,7 @@ def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
 
 
 def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
-    lanes = traffic("direct")
+    lanes = scheduler("direct")
     lanes.retune(Config(route="direct", layers_per_copy=3, link=(1e8, 2e8), block_size=4, host_blocks=8))
     assert lanes.lanes[DIRECT].clock.link.bandwidth == 1e8
     assert lanes.lanes[UP].clock.link.bandwidth == 2e8
@@ -195,7 +195,7 @@ def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
 
 def test_automatic_grouping_puts_layers_together_until_a_copy_is_worth_its_fixed_cost():
     automatic = Config(route="direct", layers_per_copy=None, block_size=4, host_blocks=8)
-    lanes = traffic("direct", layers_per_copy=None)
+    lanes = scheduler("direct", layers_per_copy=None)
     assert lanes.layers_per_copy == 1
     one = lanes.layer_block_bytes
     for least, blocks, made in ((0, 2, [0, 1, 2]), (3 * one, 2, [1, 2]), (99 * one, 2, [2]), (2 * one, 2, [0, 1, 2])):

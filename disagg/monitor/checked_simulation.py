@@ -71,7 +71,7 @@ class CheckedSimulation(FaultySimulation):
         self.seen["retune"] += 1
         config = self.state.config.replace(**changes)
         self.take(ev.Retune(config))
-        self.traffic.retune(config)
+        self.transfers.retune(config)
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class CheckedSimulation(FaultySimulation):
     # ---- copies ------------------------------------------------------------------------------------------------------
 
     def start_copy(self, lane: LaneName) -> Copy | None:
-        if lane.role is LaneRole.DOWN and self.traffic.waiting(lane) and not self.traffic.ring.available:
+        if lane.role is LaneRole.DOWN and self.transfers.waiting(lane) and not self.transfers.ring.available:
             self.seen["ring full"] += 1
         copy = super().start_copy(lane)
         if copy is not None:
@@ -172,8 +172,8 @@ class CheckedSimulation(FaultySimulation):
             if fault != "fail":
                 self.memory.write(_target_of(copy, index), layer, FLIPPED if fault == "flip" else held)
         super()._land(copy, fault)
-        if self.traffic.ring.total:
-            self.traffic.ring.check()
+        if self.transfers.ring.total:
+            self.transfers.ring.check()
 
     def _read(self, copy: Copy) -> dict[tuple[int, int], Content | None]:
         """What the source holds, by the index of a block in the copy and by layer."""
@@ -189,7 +189,7 @@ class CheckedSimulation(FaultySimulation):
     def check_drained(self) -> None:
         """Nothing is held, nothing runs, nothing waits, and every request has ended once."""
         self.monitor.drained(self.now_ns)
-        for pool in (*self.state.pools(), self.traffic.ring):
+        for pool in (*self.state.pools(), self.transfers.ring):
             if pool.held:
                 raise InvariantViolation("Drain", f"{pool.name} still holds blocks: {pool.counts()}")
         if held := {name: what for name, what in left_of(self).items() if what}:
@@ -223,12 +223,12 @@ class CheckedSimulation(FaultySimulation):
 
 def left_of(simulation: CheckedSimulation) -> dict[str, object]:
     """What a simulation still has, by name: all of it is empty once every request has ended."""
-    state, traffic = simulation.state, simulation.traffic
+    state, transfers = simulation.state, simulation.transfers
     return {
         "requests": state.records,
         "transfers": state.transfers,
-        "transfers in progress": traffic.progress,
-        "copies that are ready": [str(lane.name) for lane in traffic.lanes.values() if lane.ready],
+        "transfers in progress": transfers.progress,
+        "copies that are ready": [str(lane.name) for lane in transfers.lanes.values() if lane.ready],
         "deadlines": state.deadlines.next_ns,
         "backlog": state.backlog,
         "queued": [len(queue) for queue in state.queues() if len(queue)],

@@ -163,6 +163,6 @@ class FaultySimulation(SimulatedEngine):
             return super().land(copy)
         if copy.transfer in self.state.transfers:
             self._hurt_by(copy.transfer)
-        for notice in self.traffic.fail(copy, f"fault: {fault}", self.now_ns):
+        for notice in self.transfers.fail(copy, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()

@@ -88,8 +88,8 @@ def rows_of(state: dict) -> dict[str, str]:
         rows[_queue_name(name)] = f"requests {short_list(queue['requests'])}{gate}" if queue["requests"] else "empty"
     for worker, requests in state["passes"].items():
         rows[f"pass on {worker}"] = f"requests {short_list(requests)}" if requests else "idle"
-    for name, link in state["wires"].items():
-        rows[f"wire {name}"] = ("a copy under way" if link["busy"] else "idle") + f", {link['waiting']} waiting"
+    for name, link in state["links"].items():
+        rows[f"link {name}"] = ("a copy under way" if link["busy"] else "idle") + f", {link['waiting']} waiting"
     if state["ring"]:
         rows["ring"] = f"{state['ring']['total'] - state['ring']['free']} of {state['ring']['total']} slots held"
     for worker, groups in state["batches"].items():

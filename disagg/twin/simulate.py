@@ -53,9 +53,9 @@ def simulation_on(
     times = Predicted.of(config, hardware)
     simulation = simulation_of(SimulatedEngine, times.sized(config), listed(requests), times, record=record)
     simulation.recorder.machine = f"virtual clock, {hardware.words}"
-    if not times.pads and (lanes := simulation.traffic.lanes):  # as engines on GPUs do
+    if not times.pads and (lanes := simulation.transfers.lanes):  # as engines on GPUs do
         name, lane = next(iter(lanes.items()))
-        simulation.traffic.measured(simulation.config, times.cost(name).dialled(lane.clock.link).least_bytes)
+        simulation.transfers.measured(simulation.config, times.cost(name).dialled(lane.clock.link).least_bytes)
     return simulation
 
 

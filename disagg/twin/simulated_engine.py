@@ -105,9 +105,9 @@ class SimulatedEngine(VirtualClock):
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
         ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
         self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
-        self.traffic = TransferScheduler(config, **shape)
+        self.transfers = TransferScheduler(config, **shape)
         self.results: dict[int, Result] = {}
-        self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
+        self.recorder = Recorder(self.controller.state, self.transfers, "virtual clock", last=0)
         self.recorder.begin(0, record)
         self.busy_lanes: set[LaneName] = set()
         self._free_ns: dict[cmd.Worker, int] = {}
@@ -155,7 +155,7 @@ class SimulatedEngine(VirtualClock):
 
     def close(self) -> None:
         """Its parts hold each other no longer, so that it is freed at once, without the collector."""
-        self.traffic.on_ring = lambda at_ns, held: None
+        self.transfers.on_ring = lambda at_ns, held: None
         self.controller.state.on_move.clear()
 
     def deliver(self, event: ev.Event) -> None:
@@ -180,18 +180,18 @@ class SimulatedEngine(VirtualClock):
             case cmd.Prefill():
                 self._prefill(command)
             case cmd.Send():
-                self.traffic.send(command, self.now_ns)
+                self.transfers.send(command, self.now_ns)
             case cmd.Assign():
-                self.traffic.assign(command, self.now_ns)
+                self.transfers.assign(command, self.now_ns)
             case cmd.Abort():
-                for notice in self.traffic.abort(command.transfer, self.now_ns):
+                for notice in self.transfers.abort(command.transfer, self.now_ns):
                     self.at(self.now_ns, self.deliver, notice)
             case cmd.Ended():
                 result = self.results[command.request]
                 result.finish_reason, result.error = command.finish.value, command.error
                 result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
             case cmd.Retuned():
-                self.traffic.retune(command.config)
+                self.transfers.retune(command.config)
             case cmd.Preempted():
                 self.recorder.choose(command.choice)
 
@@ -201,7 +201,7 @@ class SimulatedEngine(VirtualClock):
         lead, layer, tail = self._pass_ns(command)
         marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
         end = marks[-1] + tail
-        for index, moving in handed_off_by(self.traffic, command):
+        for index, moving in handed_off_by(self.transfers, command):
             self.at(marks[index], self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
@@ -217,9 +217,9 @@ class SimulatedEngine(VirtualClock):
         chunks, beside = command.chunks, computes_beside(self.controller.state, command.worker)
         return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], sum(c.final for c in chunks), beside)
 
-    def _hand_off(self, transfers: list[int], layer: int) -> None:
-        for transfer in transfers:
-            self.traffic.hand_off(transfer, layer, self.now_ns)
+    def _hand_off(self, moving: list[int], layer: int) -> None:
+        for transfer in moving:
+            self.transfers.hand_off(transfer, layer, self.now_ns)
         self.drive_lanes()
 
     def _decode(self, command: cmd.Decode) -> None:
@@ -252,15 +252,15 @@ class SimulatedEngine(VirtualClock):
 
     def drive_lanes(self) -> None:
         """Starts a copy on every idle lane that has one ready."""
-        traffic, busy = self.traffic, self.busy_lanes
-        if traffic.queued:
-            for name, lane in traffic.lanes.items():
+        transfers, busy = self.transfers, self.busy_lanes
+        if transfers.queued:
+            for name, lane in transfers.lanes.items():
                 if lane.ready and name not in busy and (copy := self.start_copy(name)) is not None:
                     self._fly(copy, lane.clock.link.dialled)
 
     def start_copy(self, lane: LaneName) -> Copy | None:
         """The lane's next copy; None where it waits for a ring slot."""
-        return self.traffic.start(lane)
+        return self.transfers.start(lane)
 
     def _fly(self, copy: Copy, dialled: bool) -> None:
         """Keeps the lane busy, and lets the copy land when its link is through; an undialled link keeps no account."""
@@ -281,7 +281,7 @@ class SimulatedEngine(VirtualClock):
             self.land(copy)
 
     def land(self, copy: Copy) -> None:
-        notices = self.traffic.finish(copy)
+        notices = self.transfers.finish(copy)
         if self.recorder.on:
             self.recorder.span(copy.span(copy.landing_ns))
         for notice in notices:
@@ -289,12 +289,12 @@ class SimulatedEngine(VirtualClock):
         self.drive_lanes()  # whether or not a notice came through
 
 
-def handed_off_by(traffic: TransferScheduler, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
+def handed_off_by(transfers: TransferScheduler, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
     """(layer, transfers that have a copy ready once the pass hands it off): the others' layers wait for more."""
     moving: dict[int, list[int]] = {}
     for chunk in command.chunks:
         if chunk.transfer is not None:
-            for layer in traffic.copied_after(chunk.transfer):
+            for layer in transfers.copied_after(chunk.transfer):
                 moving.setdefault(layer, []).append(chunk.transfer)
     return sorted(moving.items())
 

@@ -147,13 +147,15 @@ def _finish(simulation: SimulatedEngine) -> Run:
 
 def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
     """Queues, requests, tables, pools, ring, links and batches as plain data."""
-    state, traffic = simulation.controller.state, simulation.traffic
+    state, transfers = simulation.controller.state, simulation.transfers
     return {
         "requests": {str(record.id): _request(record) for record in state.records.values()},
         "queues": _queues(state),
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
-        "ring": _pool(traffic.ring) if traffic.ring.total else None,
-        "wires": {str(n): {"waiting": traffic.waiting(n), "busy": n in simulation.busy_lanes} for n in traffic.lanes},
+        "ring": _pool(transfers.ring) if transfers.ring.total else None,
+        "links": {
+            str(n): {"waiting": transfers.waiting(n), "busy": n in simulation.busy_lanes} for n in transfers.lanes
+        },
         "passes": {str(w.name): [r.id for r, _ in w.passing.items] if w.passing else [] for w in state.prefills},
         "batches": {str(w.name): [list(g.ids) for _, g in sorted(w.groups.items())] for w in state.decodes},
         "steps": {str(w.name): [list(step.requests) for step in w.steps] for w in state.decodes},

@@ -62,7 +62,7 @@ def failed_is_landed(self: Controller, turn: Any, event: Any) -> bool:
     """In place of Controller._transfer_failed: a transfer that has come to an end is taken for one that landed."""
     transfer = self._transfer(event.transfer)
     if transfer is not None and not transfer.aborted:
-        self.movement.complete(turn, transfer)
+        self.kv_transfers.complete(turn, transfer)
     return True
 
 

@@ -132,7 +132,7 @@ class LabWorld(SimulatedEngine):
         if self._ends != self._fails:
             super().land(flight)
             return
-        for notice in self.traffic.fail(flight, "the wire broke", self.now_ns):
+        for notice in self.transfers.fail(flight, "the wire broke", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()
 
