@@ -88,7 +88,7 @@ def test_cancelled_requests_leave_as_cancelled(cancels, preset, steps_in_flight)
         assert why == reason or reason == "cancelled", "a row that is cancelled outside the batch left it before"
 
 
-def test_two_steps_whose_tokens_are_nobodys_differ_by_one_token():
+def test_two_steps_with_unused_tokens_differ_by_one_token():
     config = Config.preset("split", **{**TIGHT, "decode_blocks": 400})
     run, decodes = served(config, arrivals(8), [(2.0 + 0.137 * i, i) for i in range(8)], steps_in_flight=2)
     assert any(result.finish_reason == "cancelled" and len(result.token_ids) > 1 for result in run.results)

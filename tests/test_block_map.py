@@ -288,7 +288,7 @@ def test_closing_closes_every_part_and_may_be_repeated(scope):
     assert all(part.comm is None for part in parts)
 
 
-def test_nothing_recorded_is_said():
+def test_nothing_recorded_is_reported():
     with pytest.raises(EngineError, match="no request was served"):
         microscope(simulate(Config.preset("staged"), []))
     with pytest.raises(EngineError, match="record=True"):

@@ -165,7 +165,7 @@ def test_each_landing_is_lost_in_turn(preset):
 
 @pytest.mark.parametrize("fault", ["twice", "late", "unknown"])
 @pytest.mark.parametrize("preset", ["streamed", "staged", "paged"])
-def test_each_notice_comes_twice_late_or_of_nobody(preset, fault):
+def test_each_notice_comes_twice_late_or_of_no_transfer(preset, fault):
     """Nothing changes: the same answers, and nothing is held."""
     faults = FaultPlan({("notice", 10**6): fault})
     crowded(preset, faults=faults).finish()

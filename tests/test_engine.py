@@ -68,10 +68,10 @@ def test_one_zeroed_block_shows_in_the_logits(monkeypatch, route, layer):
     """The control: parity could fail."""
     move = HostLane._move
 
-    def zeroing(self, flight):
-        data = move(self, flight)
-        if not flight.hop_one and flight.layer <= layer < flight.layer_end:
-            self.transfers.caches[flight.target].data[layer, :, flight.target_blocks[1]] = 0
+    def zeroing(self, copy):
+        data = move(self, copy)
+        if not copy.hop_one and copy.layer <= layer < copy.layer_end:
+            self.transfers.caches[copy.target].data[layer, :, copy.target_blocks[1]] = 0
         return data
 
     monkeypatch.setattr(HostLane, "_move", zeroing)

@@ -11,7 +11,7 @@ def world():
     return LazyWorld()
 
 
-def test_an_operation_waits_until_somebody_waits_for_it(world):
+def test_an_operation_runs_when_a_wait_needs_it(world):
     stream, data = LazyStream(world), torch.zeros(3)
     with world.on(stream):
         data.add_(1)
@@ -68,7 +68,7 @@ def test_waiting_inside_a_stream_runs_and_does_not_enqueue_again(world):
         assert data.tolist() == [1] and len(stream.work) == stream.done == 1
 
 
-def test_an_event_that_nobody_recorded_is_not_waited_for(world):
+def test_an_event_that_was_not_recorded_is_not_waited_for(world):
     LazyEvent(world).synchronize()
 
 

@@ -1,4 +1,4 @@
-"""The emulated wire."""
+"""The emulated link."""
 
 import math
 
@@ -11,23 +11,23 @@ from disagg.plan.link import CPU_DIAL_LIMIT, PRESETS, Link, LinkClock, parse_lin
 
 
 def test_the_rule_of_the_dial():
-    wire = LinkClock(Link(1e9, latency_s=5e-9, fixed_s=10e-9))
-    assert wire.post(100, now_ns=1000) == (1000, 1110, 1115)
-    assert wire.post(100, now_ns=1050) == (1110, 1220, 1225), "one after the other; latency is paid once"
-    assert wire.post(0, now_ns=5000) == (5000, 5010, 5015)
+    clock = LinkClock(Link(1e9, latency_s=5e-9, fixed_s=10e-9))
+    assert clock.post(100, now_ns=1000) == (1000, 1110, 1115)
+    assert clock.post(100, now_ns=1050) == (1110, 1220, 1225), "one after the other; latency is paid once"
+    assert clock.post(0, now_ns=5000) == (5000, 5010, 5015)
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 1000)), min_size=1))
 def test_copies_never_overlap_and_never_start_early(posts):
-    wire, now, busy = LinkClock(Link(1e8, 1e-8, 2e-8)), 0, 0
+    clock, now, busy = LinkClock(Link(1e8, 1e-8, 2e-8)), 0, 0
     for wait, nbytes in posts:
         now += wait
-        start, end, landing = wire.post(nbytes, now)
+        start, end, landing = clock.post(nbytes, now)
         assert start == max(now, busy) and end - start == 20 + 10 * nbytes and landing == end + 10
         busy = end
 
 
-def test_an_undialled_wire_takes_no_time_of_its_own():
+def test_an_undialled_link_takes_no_time_of_its_own():
     assert not Link().dialled and Link().occupancy_ns(10**9) == 0
     assert all(link.dialled for link in (Link(1e6), Link(latency_s=1e-6), Link(fixed_s=1e-6)))
 

@@ -75,7 +75,7 @@ def test_values_hold_from_their_mark_on():
     assert tape.most("batch 0") == 8 and tape.most("unknown") == 1
 
 
-def test_gates_are_told_in_words():
+def test_gates_are_named_in_words():
     timeline = Timeline([], 0, [Mark(5, "gate wanting", "no-block"), Mark(9_000_000, "gate wanting", "")])
     tape = Tape(timeline, {})
     assert tape.gates(1) == ["wanting: no-block"] and tape.gates(10) == [] == gauges_of(timeline)

@@ -356,7 +356,7 @@ def test_without_the_wheel_the_error_says_how_to_get_it(tmp_path, monkeypatch):
         load_model("smollm2")
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("DISAGG_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(weights, "find_gguf", lambda: tmp_path / weights.GGUF_NAME)

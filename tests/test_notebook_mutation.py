@@ -83,7 +83,7 @@ def test_where_a_slider_starts(source, old, new):
     assert found(cell("a", source))["slider default"] == ("a", old, new)
 
 
-def test_nbval_turns_red_about_each_and_not_about_what_nobody_sees(tmp_path):
+def test_nbval_turns_red_about_each_but_not_about_invisible_changes(tmp_path):
     """A real kernel; the notebook shows its number, its constant and a figure's sentence."""
     figure = 'display({"image/png": "aGVsbG8=", "text/plain": f"Timeline of {n} spans."}, raw=True)'
     cells = [

@@ -54,7 +54,7 @@ class Owned(dict):
     __iter__, __len__, get, values, items = map(_noted, ("__iter__", "__len__", "get", "values", "items"))
 
 
-def test_nobody_but_the_engines_thread_looks_into_the_controllers_tables():
+def test_only_the_engines_thread_reads_the_controllers_tables():
     with opened(small("paged")) as engine:
         state, look = engine.controller.state, engine.watch
         engine.controller.handle = look._handle  # the tests' own watch looks from other threads
@@ -115,7 +115,7 @@ def test_a_pool_that_was_shrunk_and_set_back_takes_at_once_what_fits_again():
             engine.submit(Request(prompt_of(90), 1)).cancel()
 
 
-def test_a_link_by_ratio_is_measured_by_whoever_asks_for_it(monkeypatch):
+def test_a_link_by_ratio_is_measured_on_the_callers_thread(monkeypatch):
     """Passes of the model on the engine's thread would hold up everybody."""
     measured = []
     before(monkeypatch, type(opened_settings()), "_compute", lambda self: measured.append(threading.current_thread()))
@@ -130,7 +130,7 @@ def opened_settings():
     return Settings(small(), tiny())
 
 
-def test_a_bug_in_a_change_is_told_to_who_asked_and_breaks_the_engine(monkeypatch):
+def test_a_bug_in_a_change_is_raised_for_its_caller_and_breaks_the_engine(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     with opened(small(), broken=True) as engine:
         engine.controller.handle = lambda event, now: 1 / 0
@@ -183,7 +183,7 @@ def test_a_process_that_was_suspended_goes_on(monkeypatch, lost_s):
         assert handle.result(LIMIT_S).finish_reason == "length"
 
 
-def test_time_that_is_lost_while_the_engines_thread_works_is_nobodys(monkeypatch):
+def test_time_lost_while_the_engines_thread_works_counts_for_no_deadline(monkeypatch):
     """The clock jumps while a command is handed on, and while a question is answered."""
     ahead = [0]
     for file in (loop_file, inbox_file):
@@ -247,7 +247,7 @@ def in_a_fork(work) -> int:
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_is_told_in_words_and_can_end():
+def test_a_forked_process_gets_an_error_in_words_and_can_end():
     with opened(small()) as engine:
         handle = engine.submit(lengths((20, 400), ignore_eos=True)[0])
 
@@ -282,7 +282,7 @@ def test_a_forked_process_builds_an_engine_of_its_own():
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_without_torchs_threads_is_told_so():
+def test_a_forked_process_without_torchs_threads_gets_an_error():
     with opened(small()):
 
         def build():
@@ -338,7 +338,7 @@ LAST = {
 
 
 @pytest.mark.parametrize("last", LAST)
-def test_whatever_was_asked_of_an_engine_last_it_ends_when_nobody_refers_to_it(last):
+def test_an_engine_without_references_ends_after_any_last_call(last):
     engine = Engine(small(), tiny())
     left = [thread for thread in threading.enumerate() if thread.name.startswith("disagg")]
     LAST[last](engine)

@@ -40,7 +40,7 @@ def test_a_broken_package_names_its_cause(line, name, error):
     assert re.search(CASES[name, error], done.stdout) and "`make setup`" in done.stdout
 
 
-def test_a_module_that_is_only_missed_at_a_load_is_told_too(monkeypatch):
+def test_a_module_that_is_only_missed_at_a_load_is_reported_too(monkeypatch):
     def wrapped():
         try:
             raise RuntimeError("operator nms does not exist")

@@ -33,7 +33,7 @@ def test_backlogs_count():
     assert choose(costs, prefill_backlog=10).recompute_ns == 3300
 
 
-def test_a_dialled_wire_costs_what_the_dial_says():
+def test_a_dialled_link_costs_what_the_dial_says():
     costs = PreemptionCosts(out=Link(1e6, latency_s=1e-3, fixed_s=1e-4), back=Link(2e6), copy_ns_per_byte=0.1)
     assert choose(costs).spill_ns == (1_000_000 + 1_000_000 + 100_000) + 500_000
 

@@ -35,7 +35,7 @@ def test_the_rows_and_their_bars():
     assert "cancel fetching" in found["sim_never_happened"].note
 
 
-def test_a_failed_seed_is_counted_told_and_named(monkeypatch):
+def test_a_failed_seed_is_counted_reported_and_named(monkeypatch):
     finish = CheckedSimulation.finish
 
     def failing(self):

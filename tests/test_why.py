@@ -21,7 +21,7 @@ SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, 
 START = cmd.Turn(0, [])
 
 
-def test_what_is_worked_at_waits_for_nobody():
+def test_a_request_under_way_waits_for_nothing():
     harness = ControllerHarness()
     harness.submit()
     expected = "request 0 (prefilling) waits for nobody: its prefill is under way, 0.0 ms since it began"
@@ -87,7 +87,7 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
     )
 
 
-def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
+def test_when_nothing_is_under_way_all_waits_are_listed():
     """Also those who are not at the head of their queue, and who never were."""
     harness = ControllerHarness()
     for request in range(3):
@@ -130,7 +130,7 @@ def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
         assert not [text for text in texts if re.search(r"\bfor\s*(;|,|behind|$|\n)", text)]
 
 
-def test_nobody_waits_after_the_end():
+def test_no_request_waits_after_the_end():
     harness = ControllerHarness()
     harness.submit()
     harness.cancel()
@@ -196,7 +196,7 @@ def test_events_and_commands_read_as_sentences():
     assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 first tokens"
 
 
-def test_ends_of_transfers_and_of_all_are_said():
+def test_ends_of_transfers_and_of_requests_are_described():
     assert event_in_words(ev.SourceRead(4)) == "the source of transfer 4 has been read"
     assert event_in_words(ev.TransferClosed(4)) == "the last copy of transfer 4 has ended"
     assert command_in_words(cmd.Broken("no memory")) == "broken: no memory"
@@ -206,7 +206,7 @@ def test_one_more_than_are_named_is_counted():
     assert _named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in _named(["1"])
 
 
-def test_who_finds_no_place_is_told_how_many_are_ahead():
+def test_a_queued_request_names_how_many_are_ahead():
     harness = ControllerHarness("colocated", max_batch=1)
     harness.submit(0)
     harness.state.reasons = []

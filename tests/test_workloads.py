@@ -111,7 +111,7 @@ def of_conversation(arrivals: list[Arrival], number: int) -> list[Arrival]:
     return [a for a in arrivals if (a.blocks[-1] - 1) // MOST_BLOCKS == number]
 
 
-def test_a_conversation_is_said_again_with_each_question():
+def test_a_conversation_is_repeated_with_each_question():
     found = conversations(3, 1, Lengths(20), Lengths(5), turns=3)
     assert len(found) == 9 and [a.at_s for a in found] == sorted(a.at_s for a in found)
     assert [a.prompt_tokens for a in of_conversation(found, 0)] == [20, 45, 70]
@@ -121,7 +121,7 @@ def test_a_conversation_is_said_again_with_each_question():
 
 @settings(max_examples=50)
 @given(st.integers(0, 700), st.integers(1, 900), st.floats(0.05, 3), st.floats(0.1, 10), st.integers(0, 9))
-def test_a_turns_prompt_begins_with_all_that_was_said(system, asked, lengths, rate, seed):
+def test_a_turns_prompt_begins_with_the_conversation_so_far(system, asked, lengths, rate, seed):
     """And with the common system prompt; scaling the lengths keeps both."""
     found = conversations(2, 1, Lengths(asked, 0.5), Lengths(30, 0.5), seed, turns=3, system=system)
     for arrivals in (found, scaled(found, lengths, rate)):
@@ -164,7 +164,7 @@ def test_an_ideal_cache_saves_the_longest_beginning_that_was_there(prompts):
     assert reusable_tokens(reversed(requests)) == saved
 
 
-def test_conversations_are_mostly_said_before_and_strangers_share_nothing():
+def test_conversations_share_most_tokens_and_others_none():
     asked = requests_of(conversations(5, 1, Lengths(50), Lengths(50), turns=4, system=200), vocab=50_000)
     assert reusable_tokens(asked) == 4 * 200 + 5 * (250 + 350 + 450), "a system prompt is new once; an answer always"
     assert reusable_tokens(requests_of(poisson(9, 1, Lengths(99), Lengths(1)), vocab=10**9)) == 0
@@ -199,7 +199,7 @@ def test_whatever_comes_is_served(count, per_s, seed):
         (lambda: requests_of(poisson(1, 1, PROMPT, NEW), vocab=0), "vocab must be a whole number"),
     ],
 )
-def test_what_cannot_be_is_said(call, words):
+def test_impossible_arguments_are_refused(call, words):
     with pytest.raises(RequestError) as caught:
         call()
     assert words in str(caught.value)

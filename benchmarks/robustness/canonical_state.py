@@ -14,7 +14,7 @@ from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 
 def state_of(simulation: Any) -> tuple:
-    """A key of a `SmallWorld`: equal for simulations that nothing to come can tell apart."""
+    """A key of a `SmallWorld`: equal for simulations with the same future."""
     state, transfers = simulation.state, simulation.transfers
     live = [*state.transfers, *(s.passing.id for s in state.prefills if s.passing)]
     live += [step.id for worker in state.decodes for step in worker.steps]

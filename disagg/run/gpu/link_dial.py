@@ -39,7 +39,7 @@ class DeviceDial:
             self.post(0)
             self.hold()
             self.go()
-            torch.cuda.current_stream(device).synchronize()  # once: kernels are compiled, `_state` is zero
+            torch.cuda.current_stream(device).synchronize()  # once: kernels are compiled, state is 0
 
     def post(self, occupancy_ns: int) -> None:
         """The next copy takes the link when the stream reaches this point and the host has called `go`.
