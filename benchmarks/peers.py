@@ -87,10 +87,10 @@ def batched(module: Module, requests: list[Request], kept: bool = False) -> floa
     sizes: dict[str, Any] = {} if on_gpu else {"max_batch_tokens": 512}  # on a GPU it sizes its batches itself
     if any(field.name == "auto_switch_to_flash" for field in dataclasses.fields(ContinuousBatchingConfig)):
         sizes["auto_switch_to_flash"] = False  # paged SDPA was the faster of the two on a GPU
-    pages = ContinuousBatchingConfig(num_blocks=blocks, **sizes)
+    paging = ContinuousBatchingConfig(num_blocks=blocks, **sizes)
     start = time.perf_counter()
     answers = module.generate_batch(
-        [list(request.prompt) for request in requests], settings, pages, persistent_manager=kept
+        [list(request.prompt) for request in requests], settings, paging, persistent_manager=kept
     )
     took = time.perf_counter() - start
     _whole(sum(len(answer.generated_tokens) for answer in answers.values()), new * len(requests))

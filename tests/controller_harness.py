@@ -60,8 +60,8 @@ class ControllerHarness:
 
     def stepped(self, *tokens, step=None):
         """The oldest step in flight ends."""
-        seat = self.state.decodes[0]
-        oldest = seat.steps[0]
+        worker = self.state.decodes[0]
+        oldest = worker.steps[0]
         number = oldest.number if step is None else step
         event = ev.Stepped(DECODE, number, tokens, self.now, self.now + 1, oldest.used_slots, oldest.padded_slots)
         return self.tell(event)

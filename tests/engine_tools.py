@@ -158,8 +158,8 @@ def held(engine: Engine) -> dict:
     """Whatever requests, passes, steps, transfers and blocks the controller still holds."""
     state = engine.controller.state
     found = {"records": len(state.records), "transfers": len(state.transfers), "deadlines": len(list(state.deadlines))}
-    found["passes"] = sum(seat.passing is not None for seat in state.prefills)
-    found["steps"] = sum(len(seat.steps) for seat in state.decodes)
+    found["passes"] = sum(worker.passing is not None for worker in state.prefills)
+    found["steps"] = sum(len(worker.steps) for worker in state.decodes)
     found |= {pool.name: pool.held for pool in state.pools()}
     return {name: count for name, count in found.items() if count}
 
@@ -260,4 +260,4 @@ def held_at(monkeypatch, owner, name: str, condition=lambda *args: True) -> Gate
 
 def on_lane(role: str):
     """Is it a copy of this lane? Of the arguments of `HostLane._move`."""
-    return lambda lane, flight: flight.lane.role == role
+    return lambda lane, copy: copy.lane.role == role

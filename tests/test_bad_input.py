@@ -269,7 +269,7 @@ def test_a_request_that_was_checked_before_the_pool_shrank_fails_in_words():
 
 
 @pytest.mark.parametrize("line", ["from disagg import Engine", "from disagg.show import panel"])
-def test_a_missing_package_is_said_with_what_to_do(line):
+def test_a_missing_package_is_an_error_with_advice(line):
     """In an interpreter in which ipywidgets and torch can't be found."""
     code = f"import sys; sys.modules.update(torch=None, ipywidgets=None)\n{line}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
-from test_block_map import crowded, traffic
+from test_block_map import arrivals, crowded
 
 from disagg import Config, Engine, Request, simulate
 from disagg.plan import commands as cmd
@@ -69,7 +69,7 @@ def compare(run, decodes):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_steps_equal_padding_and_commands(preset, host_blocks, steps_in_flight):
     config = Config.preset(preset, **TIGHT, host_blocks=host_blocks)
-    compare(*served(config, traffic(), steps_in_flight=steps_in_flight))
+    compare(*served(config, arrivals(), steps_in_flight=steps_in_flight))
 
 
 @settings(max_examples=25)
@@ -80,7 +80,7 @@ def test_steps_equal_padding_and_commands(preset, host_blocks, steps_in_flight):
 )
 def test_cancelled_requests_leave_as_cancelled(cancels, preset, steps_in_flight):
     config = Config.preset(preset, **{**TIGHT, "decode_blocks": 24}, host_blocks=10)
-    run, decodes = served(config, traffic(12), cancels, steps_in_flight)
+    run, decodes = served(config, arrivals(12), cancels, steps_in_flight)
     steps = compare(run, decodes)
     last = {request: why for step in steps for request, why in step.leaves.items()}
     for request, why in last.items():
@@ -88,9 +88,9 @@ def test_cancelled_requests_leave_as_cancelled(cancels, preset, steps_in_flight)
         assert why == reason or reason == "cancelled", "a row that is cancelled outside the batch left it before"
 
 
-def test_two_steps_whose_tokens_are_nobodys_differ_by_one_token():
+def test_two_steps_with_unused_tokens_differ_by_one_token():
     config = Config.preset("split", **{**TIGHT, "decode_blocks": 400})
-    run, decodes = served(config, traffic(8), [(2.0 + 0.137 * i, i) for i in range(8)], steps_in_flight=2)
+    run, decodes = served(config, arrivals(8), [(2.0 + 0.137 * i, i) for i in range(8)], steps_in_flight=2)
     assert any(result.finish_reason == "cancelled" and len(result.token_ids) > 1 for result in run.results)
     compare(run, decodes)
 

@@ -118,27 +118,27 @@ def test_an_impossible_target_still_runs_one_row():
     assert composer.limit(100, 64) == 1
 
 
-def decoding(seat: DecodeWorkerState, request: int, context: int) -> Record:
+def decoding(worker: DecodeWorkerState, request: int, context: int) -> Record:
     record = Record(Job(request, (0,) * context, 9, 0))
-    record.decode_table = Table.reserve(seat.pool, 9, request)
+    record.decode_table = Table.reserve(worker.pool, 9, request)
     record.generated.append(7)
     return record
 
 
 def test_a_row_that_joins_stands_in_the_bin_of_what_its_step_reads():
     harness = ControllerHarness(bins=(8,), decode_blocks=64)
-    seat = harness.state.decodes[0]
+    worker = harness.state.decodes[0]
     for request, context in enumerate((7, 8)):
-        seat.join(decoding(seat, request, context))
-    assert seat.issue(1, 0, True).groups == ((0,), (1,)), "they read 8 and 9"
+        worker.join(decoding(worker, request, context))
+    assert worker.issue(1, 0, True).groups == ((0,), (1,)), "they read 8 and 9"
 
 
 def test_who_leaves_before_its_first_step_never_joins():
     harness = ControllerHarness(decode_blocks=64)
-    seat = harness.state.decodes[0]
-    records = [decoding(seat, request, 5) for request in range(2)]
+    worker = harness.state.decodes[0]
+    records = [decoding(worker, request, 5) for request in range(2)]
     for record in records:
-        seat.join(record)
-    seat.leave(records[0])
-    command = seat.issue(1, 0, True)
+        worker.join(record)
+    worker.leave(records[0])
+    command = worker.issue(1, 0, True)
     assert ([join.request for join in command.joins], command.left, command.groups) == ([1], (), ((1,),))

@@ -23,14 +23,14 @@ from disagg.trace.timeline import Timeline
 SIZES = {"decode 0": 7, "host": 5, "prefill 0": 6, "ring": 8}
 
 
-def traffic(count=30, seed=3) -> list[Request]:
+def arrivals(count=30, seed=3) -> list[Request]:
     draw = random.Random(seed)
     return [Request([1] * draw.randint(10, 150), draw.randint(8, 60), arrival_s=0.15 * i) for i in range(count)]
 
 
 def crowded(preset="paged", count=30, **changes):
     """A run in which requests lose their blocks."""
-    return simulate(Config.preset(preset, **{"decode_blocks": 40, "link": 0.05e9, **changes}), traffic(count))
+    return simulate(Config.preset(preset, **{"decode_blocks": 40, "link": 0.05e9, **changes}), arrivals(count))
 
 
 @st.composite
@@ -288,7 +288,7 @@ def test_closing_closes_every_part_and_may_be_repeated(scope):
     assert all(part.comm is None for part in parts)
 
 
-def test_nothing_recorded_is_said():
+def test_nothing_recorded_is_reported():
     with pytest.raises(EngineError, match="no request was served"):
         microscope(simulate(Config.preset("staged"), []))
     with pytest.raises(EngineError, match="record=True"):

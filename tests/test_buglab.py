@@ -71,7 +71,7 @@ def test_a_simulated_bug_looks_the_same_every_time(name):
 
 
 @EACH
-def test_what_is_known_of_it_is_said(name):
+def test_a_bugs_facts_are_complete(name):
     one = bugs()[name]
     assert one.threads and one.story.endswith(".") and one.symptom.endswith(".")
     assert one.edge == f"{MOMENTS[one.before]} → {MOMENTS[one.after]}"
@@ -125,12 +125,12 @@ def test_a_scene_without_detectors_breaks_nothing():
     assert [result.finish_reason for result in played.run.results] == ["cancelled", "length"]
 
 
-def test_a_controller_goes_on_where_the_breach_is_kept():
+def test_a_controller_goes_on_where_the_violation_is_kept():
     with bug("freed early") as one:
         world = LabWorld(one.scene, watched=False, seed=None)
         listener = Listener(world.controller, SPEEDS.layers, keeps=True)
         world.run()
-    assert listener.breach.detector == "InUse"
+    assert listener.violation.detector == "InUse"
     assert [result.finish_reason for result in world.results.values()] == ["cancelled", "length"]
 
 
@@ -172,7 +172,7 @@ def test_another_detector_does_not_count(monkeypatch):
     assert {row.value for row in bench.caught_rows(lambda text: None) if row.name == "caught[counted]"} == {0.0}
 
 
-def test_a_breach_of_the_shipped_code_is_counted(monkeypatch):
+def test_a_violation_by_the_shipped_code_is_counted(monkeypatch):
     broken = lambda self, seed: Played(None, None, "AssertionError: why" if seed == 1 else None)  # noqa: E731
     for kind in (Simulated, Streams, Real):
         monkeypatch.setattr(kind, "play", broken)
@@ -195,7 +195,7 @@ def test_a_case_of_the_chapter_is_a_bug_of_the_lab_and_hides_its_answer(task):
         assert {mistake("before"), mistake("after")} <= set(MOMENTS)
 
 
-def test_the_story_is_told_to_whoever_found_it():
+def test_the_story_is_shown_after_a_solution():
     task = chapter.EXERCISES[0]
     told = story("a", task.answer)
     assert "Table.release" in told and "TensorRT-LLM #12542" in told

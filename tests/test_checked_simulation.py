@@ -165,7 +165,7 @@ def test_each_landing_is_lost_in_turn(preset):
 
 @pytest.mark.parametrize("fault", ["twice", "late", "unknown"])
 @pytest.mark.parametrize("preset", ["streamed", "staged", "paged"])
-def test_each_notice_comes_twice_late_or_of_nobody(preset, fault):
+def test_each_notice_comes_twice_late_or_of_no_transfer(preset, fault):
     """Nothing changes: the same answers, and nothing is held."""
     faults = FaultPlan({("notice", 10**6): fault})
     crowded(preset, faults=faults).finish()
@@ -186,7 +186,7 @@ def test_everything_is_interrupted_at_each_event():
 def test_an_unlost_notice_is_missed_by_the_watchdog_detector():
     """A failure that nobody hears of: without a lost notice in the plan, reaching a deadline is a breach."""
     world = crowded("split", faults=FaultPlan({("copy", 1): "fail"}))
-    fail = world.traffic.fail
-    world.traffic.fail = lambda *args: fail(*args) and []
+    fail = world.transfers.fail
+    world.transfers.fail = lambda *args: fail(*args) and []
     with pytest.raises(AssertionError, match="Watchdog: the bulk transfer of request 0 .* longer than watchdog_s=1"):
         world.finish()

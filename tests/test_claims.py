@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.claims import chapters, claims_file, ledger, simulated
-from benchmarks.claims.arithmetic import worked
+from benchmarks.claims.arithmetic import evaluated
 from benchmarks.claims.ledger import found, kept, problems, refresh
 from benchmarks.claims.text_numbers import Passage, numbers_in, one_line
 from benchmarks.suites import app
@@ -183,12 +183,12 @@ def test_a_quote_covers_its_numbers_across_lines():
 
 
 def test_arithmetic_and_nothing_else():
-    assert worked({"e": "8 + 29 * (8 - 2)", "h": "1 - 1 / layers", "H": "H(28, 1)"}) == {
+    assert evaluated({"e": "8 + 29 * (8 - 2)", "h": "1 - 1 / layers", "H": "H(28, 1)"}) == {
         "e": 182, "h": 1 - 1 / 30, "H": 27 / 28
     }  # fmt: skip
     for text in ("__import__('os')", "'a' * 9", "layers.real", "2 ** 9999", "unknown", "1 / 0", "H(layers=3)"):
         with pytest.raises(FileError, match="cannot be worked out"):
-            worked({"e": text})
+            evaluated({"e": text})
 
 
 def test_numbers_with_scales():

@@ -100,7 +100,7 @@ def test_what_cannot_be_read_or_made_is_refused_in_a_sentence(words, path, place
     assert code == 1 and "Error: " in said and said.count("\n") == 1, said
 
 
-def test_a_full_disk_and_a_folder_that_is_read_only_are_said(tmp_path, monkeypatch):
+def test_a_full_disk_and_a_read_only_folder_are_reported(tmp_path, monkeypatch):
     for number in (errno.ENOSPC, errno.EACCES, errno.EROFS):
 
         def refuse(*args, number=number):
@@ -182,7 +182,7 @@ def test_every_table_of_the_commands_fits(width, capsys, monkeypatch, place):
     assert "a note of many words" in out and "a reason of many words" in out
 
 
-def test_a_step_that_is_told_in_a_pipe_is_a_line():
+def test_a_step_in_a_pipe_is_a_line():
     code = "from disagg.cli import output\nwith output.saying() as say: say('step ' * 40); say('two')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
     assert not {"\r", "\x1b"} & set(done.stdout) and done.stdout.splitlines()[-1] == "· two"

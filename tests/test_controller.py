@@ -404,7 +404,7 @@ def test_no_step_ahead_where_a_row_would_have_no_block():
     assert (harness.stage(1), harness.state.records[1].gate) == ("landed", "decode 0 blocks")
 
 
-def test_nobody_is_preempted_under_a_step_in_flight():
+def test_no_request_is_preempted_under_a_step_in_flight():
     """Two rows wait for the block of a third; one is served, the other must not take it from a row that computes."""
     harness = ControllerHarness("paged", steps=2, block_size=8, decode_blocks=6, host_blocks=8)
     for request, prompt in ((0, 15), (1, 15), (2, 2), (3, 1)):
@@ -499,7 +499,7 @@ def test_a_worker_that_died_fails_everything_open_and_nothing_follows():
 # ---- failures and stray notices --------------------------------------------------------------------------------------
 
 
-def test_a_failed_pass_fails_those_in_it_and_nobody_else():
+def test_a_failed_pass_fails_only_its_requests():
     harness = ControllerHarness(chunk_tokens=8)
     for request in (0, 1, 2):
         harness.submit(request, prompt=8)
@@ -510,7 +510,7 @@ def test_a_failed_pass_fails_those_in_it_and_nobody_else():
     assert (harness.stage(0), harness.stage(2)) == ("handing off", "prefilling")
 
 
-def test_a_failed_step_fails_its_rows_and_nobody_else():
+def test_a_failed_step_fails_only_its_rows():
     harness = ControllerHarness(steps=2).run_one(0)
     harness.hand_off(1)
     harness.tell(ev.StepFailed(DECODE, 0, "boom"))
@@ -526,7 +526,7 @@ def view(harness: ControllerHarness) -> tuple:
     return (
         {r.id: (r.stage, tuple(r.generated), r.prefilled, r.transfer, len(r.tables)) for r in state.records.values()},
         [pool.counts() for pool in state.pools()], sorted(state.transfers), state.deadlines.next_ns, state.backlog,
-        state.padding.used_slots, [tuple(step.requests for step in seat.steps) for seat in state.decodes],
+        state.padding.used_slots, [tuple(step.requests for step in worker.steps) for worker in state.decodes],
     )  # fmt: skip
 
 
@@ -673,7 +673,7 @@ def test_eos_at_the_first_token(preset):
     assert sum(harness.held()) == 0
 
 
-def test_another_request_eos_ends_nobody():
+def test_another_requests_eos_ends_no_request():
     harness = ControllerHarness()
     for request, eos in ((0, ()), (1, (77,))):
         harness.run_one(request, eos=eos)
@@ -708,7 +708,7 @@ def test_a_target_keeps_prefill_from_running_ahead_of_the_batch():
     assert (harness.stage(1), harness.state.records[1].gate) == ("queued", "batch slot")
 
 
-def test_nothing_under_way_and_somebody_waiting_breaks_in_words():
+def test_waiting_requests_with_nothing_under_way_break_in_words():
     """A gate that never opens (here: admission patched shut) is named at once, not after a watchdog."""
     harness = ControllerHarness()
     harness.controller.prefilling._admit = lambda turn, worker, record: (

@@ -101,7 +101,7 @@ TASK = Exercise("total", "x", "Add them.", total, (([1, 2],), ([],)), ((len, "th
 
 
 @pytest.mark.parametrize("given", [None, 3, "total", ...])
-def test_what_is_no_function_is_said(given):
+def test_what_is_no_function_is_reported(given):
     assert TASK.verdict(given) == (False, f"give the function itself, as in check('total', total); got {given!r}")
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read_counts_as_none(folder, content):
     assert json.loads((folder / FILE).read_text()) == [FIRST.name]
 
 
-def test_a_folder_that_cannot_be_written_is_said(folder):
+def test_a_folder_that_cannot_be_written_is_reported(folder):
     (folder / FILE).mkdir()
     verdict = check(FIRST.name, FIRST.answer)
     assert verdict.right and verdict.words.endswith("can't be written here, so progress() will not know of it")

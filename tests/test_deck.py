@@ -51,7 +51,7 @@ def test_headings_start_slides_and_live_cells_are_left_out():
     assert shown[3].outputs[0].data == {"text/plain": "A slider."}
 
 
-def test_what_is_missing_is_said(tmp_path, monkeypatch):
+def test_what_is_missing_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(deck.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(deck.DeckError, match="make slides"):
         deck.reveal()

@@ -11,7 +11,7 @@ from disagg.run.core import EngineCore
 from disagg.run.host_lane import HostLane
 
 
-def test_a_breach_breaks_the_engine_in_words(monkeypatch):
+def test_a_violation_breaks_the_engine_in_words(monkeypatch):
     """A transfer that pins nothing: a cancel frees what its copy still reads."""
     gate = held_at(monkeypatch, HostLane, "_move")
     monkeypatch.setattr(Transfer, "touch", lambda self, table: None)
@@ -30,7 +30,7 @@ def test_a_breach_breaks_the_engine_in_words(monkeypatch):
         assert "request 0" in engine.why(0)
 
 
-def test_commands_of_a_breach_are_not_carried_out(monkeypatch):
+def test_commands_of_a_violation_are_not_carried_out(monkeypatch):
     with opened(small(), broken=True) as engine:
         obeyed = []
         before(monkeypatch, EngineCore, "_obey", lambda self, command: obeyed.append(command))

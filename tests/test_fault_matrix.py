@@ -37,7 +37,7 @@ def test_wrong_tokens_are_seen(known):
     assert fault_matrix.run_cell(model, "colocated", "notice", "twice", 1, wrong).wrong == len(expected)
 
 
-def test_without_checksums_a_flipped_byte_fails_nobody(known):
+def test_without_checksums_a_flipped_byte_fails_no_request(known):
     model, expected = known
     cell = fault_matrix.config_of("staged", verify_kv=False)
     plan = FaultPlan({("copy", number): "flip" for number in range(1, 60)})

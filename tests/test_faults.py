@@ -318,7 +318,7 @@ def test_a_cancel_after_the_end_changes_nothing():
 
 
 def test_a_stalled_link_fills_the_ring_and_prefill_waits_while_decode_goes_on(monkeypatch):
-    gate = held_at(monkeypatch, HostLane, "_move", lambda lane, flight: flight.request > 0 and flight.lane.role == "up")
+    gate = held_at(monkeypatch, HostLane, "_move", lambda lane, copy: copy.request > 0 and copy.lane.role == "up")
     requests = [Request(prompt_of(40, n), 60 if n == 0 else 5, ignore_eos=True) for n in range(5)]
     with opened(small("staged", ring_slots=2, prefill_blocks=7)) as engine:
         first = engine.submit(requests[0])

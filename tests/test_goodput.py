@@ -44,7 +44,7 @@ def test_leaps_double_until_they_pass_it_and_what_is_left_is_halved(last, steps)
     assert asked == steps
 
 
-def test_all_and_none_are_told_apart():
+def test_all_and_none_are_distinguished():
     assert highest(lambda step: True, 0) == FARTHEST and highest(lambda step: False, 0) is None
 
 
@@ -73,7 +73,7 @@ def test_another_rate_stretches_all_gaps_alike(per_s):
     assert [r.arrival_s for r in asked] == pytest.approx([0.0, 1 / per_s, 2 / per_s])
 
 
-def test_a_workload_that_is_over_before_a_queue_grows_is_said(monkeypatch):
+def test_a_workload_that_ends_before_a_queue_grows_is_refused(monkeypatch):
     load = Load.of([Request([1], 2, arrival_s=float(index)) for index in range(11)])
     assert load.rate(load.last_step(5.0)) == pytest.approx(2, rel=0.05) and load.last_step(1e-9) == FARTHEST
     monkeypatch.setattr(goodputs, "LASTS", 5)
@@ -110,7 +110,7 @@ def test_limits_that_nothing_meets_give_no_rate():
         (lambda: Load.of(SOME).at(0), RequestError, "per_s must be requests a second, above 0; got 0"),
     ],
 )
-def test_what_cannot_be_is_said(call, error, words):
+def test_impossible_arguments_are_refused(call, error, words):
     with pytest.raises(error) as caught:
         call()
     assert words in str(caught.value)

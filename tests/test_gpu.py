@@ -113,7 +113,7 @@ def model_in_16_bits():
     return model
 
 
-def test_pieces_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
+def test_graphs_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
     model, device = model_in_16_bits, torch.device("cuda:0")
     kernel = pick_kernel("auto", device, model.shape, 32, 256, model.config)
     whole, pieces = (KVCache(model.shape, 12, 256, device) for _ in range(2))

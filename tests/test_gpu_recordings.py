@@ -141,7 +141,7 @@ def test_rungs_switch_what_they_say(monkeypatch):
     assert tuple(record.RUNGS) == RUNGS and set(sharing.ARRANGEMENTS) == set(recordings.ARRANGEMENTS)
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="can't be made"):
         list(record.record(small_stand(), tmp_path / "file" / "data"))
@@ -477,7 +477,7 @@ def test_two_workers_are_recorded_for_three_notebooks(tmp_path):
     assert sum(path.stat().st_size for path in done) < 100_000
 
 
-def test_what_two_gpus_would_record_is_said(tmp_path):
+def test_what_two_gpus_would_record_is_reported(tmp_path):
     words = repr(recordings.pair("crowd", tmp_path))
     assert words.startswith("pair_split.jsonl.gz, pair_two_colocated.jsonl.gz are not in figures/data.")
     assert "with two NVIDIA GPUs, `python -m benchmarks record-gpu --two --only crowd` measures" in words

@@ -33,7 +33,7 @@ def test_names_are_read_in_any_case_and_number():
         ("", "hardware '' is unknown"),
     ],
 )
-def test_unknown_hardware_is_said_with_the_nearest(name, words):
+def test_unknown_hardware_is_refused_with_the_nearest(name, words):
     with pytest.raises(ConfigError, match="hardware") as caught:
         Hardware.parse(name)
     assert words in str(caught.value)
@@ -72,7 +72,7 @@ def test_more_work_takes_longer(name):
     assert passes == sorted(passes) and steps == sorted(steps) and min(passes + steps) > 0
 
 
-def test_seventy_billion_weights_do_not_fit_an_l4_and_it_is_said_by_how_much():
+def test_seventy_billion_weights_do_not_fit_an_l4_and_the_error_says_by_how_much():
     config = EIGHT.replace(model="random-llama3-70b")
     with pytest.raises(ConfigError, match=r"does not fit L4: weights of 139,003,428,864 bytes .* more than 90% of its"):
         simulate(config, [Request([1] * 8, 2)], hardware="2xL4")
@@ -94,7 +94,7 @@ def test_an_unknown_model_has_the_nearest_and_any_config_counts():
         sizes_of({**fields, "num_experts": 8})
 
 
-def test_numbers_of_unsaid_size_take_four_bytes():
+def test_numbers_of_unknown_size_take_four_bytes():
     assert Sizes(layers=2, layer_weights=100, head_weights=30, width=4, token_bytes=10).weight_bytes == 4 * 230
 
 

@@ -430,7 +430,7 @@ def test_odd_values_are_refused_in_a_line(value):
 
 
 @pytest.mark.parametrize("value", [10**31, 10**400, -(10**400), 1e31])
-def test_a_bandwidth_beyond_all_wires_is_refused(value):
+def test_a_bandwidth_beyond_all_links_is_refused(value):
     for call in (lambda: Link(value), lambda: Config(link=value), lambda: Config(link=(None, value))):
         refused(ConfigError, "bandwidth must be bytes a second", call)
 

@@ -128,14 +128,14 @@ def test_a_run_without_receipts_says_so():
     assert "<svg" not in page(Run(Config(model="tiny"), [], Timeline([]))), "a run of nothing has a page too"
 
 
-def test_prompts_are_text_or_said_to_be_token_ids(tmp_path):
+def test_prompts_are_text_or_named_as_token_ids(tmp_path):
     run = simulated("staged", requests=2)
     assert "the prompt was given as token ids" in page(run)
     run.results[0].prompt = "Why is the sky blue?"
     assert "Why is the sky blue?" in run.to_html(tmp_path / "a.html").read_text("utf-8")
 
 
-def test_a_models_folder_is_not_told():
+def test_a_models_folder_is_not_shown():
     result = Result(0, 5, 0, finish_reason="cancelled", ended_ns=MS)
     text = page(Run(Config(model="/home/someone/models/mine"), [result], Timeline([])))
     assert "someone" not in text and "<td>mine</td>" in text

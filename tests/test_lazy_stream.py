@@ -11,7 +11,7 @@ def world():
     return LazyWorld()
 
 
-def test_an_operation_waits_until_somebody_waits_for_it(world):
+def test_an_operation_runs_when_a_wait_needs_it(world):
     stream, data = LazyStream(world), torch.zeros(3)
     with world.on(stream):
         data.add_(1)

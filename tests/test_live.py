@@ -83,7 +83,7 @@ def test_watch_serves_and_its_text_never_changes(screen):
     assert len({id(handle) for *_, handle in screen}) == 2, "one display a call"
 
 
-def test_without_a_front_end_the_sentence_is_said_once(capsys):
+def test_without_a_front_end_the_sentence_is_printed_once(capsys):
     with opened(small()) as engine:
         run = watch(engine, asked(1))
     assert run.results[0].finish_reason == "length"
@@ -176,7 +176,7 @@ def test_dials_retune_and_a_refusal_is_text(monkeypatch):
         assert dials["decode_blocks"].value == 64, "back to what it is"
 
 
-def test_a_closed_engine_is_told_in_a_sentence():
+def test_a_closed_engine_is_reported_in_a_sentence():
     engine = Engine(small())
     shown = panel(engine, asked())
     engine.close()

@@ -197,7 +197,7 @@ def test_each_detector_raises_under_its_own_name(detector, case):
     assert caught.value.detector == detector, caught.value
 
 
-def test_a_breach_names_detector_request_blocks_and_the_last_events():
+def test_a_violation_names_detector_request_blocks_and_the_last_events():
     with pytest.raises(InvariantViolation) as caught:
         Log().running().hear(ev.Tick()).move("decode 0", "free", None, 2)
     breach = caught.value
@@ -230,7 +230,7 @@ def test_a_break_without_a_cause_names_those_it_ended_with_what_they_held():
     assert "request 0" not in caught.value.what
 
 
-def test_after_a_breach_or_a_break_nothing_more_is_said():
+def test_after_a_violation_or_a_break_nothing_more_is_reported():
     log = Log().submit().ended().hear(ev.WorkerDied(PREFILL, "gone")).ended(request=99).obey(cmd.Broken("gone"))
     log.ended().move("prefill 0", "lent", 0, 99).monitor.drained(1)
 

@@ -366,7 +366,7 @@ def test_cells_out_of_order_are_told_in_words():
     engine.close()
 
 
-def test_a_second_engine_without_room_is_told_what_the_first_one_holds():
+def test_a_second_engine_without_room_names_what_the_first_one_holds():
     too_much = small(decode_blocks=10**7)
     with pytest.raises(EngineError, match="bytes asked") as alone:
         Engine(too_much, tiny())
@@ -435,7 +435,7 @@ def test_what_breaks_the_engine_is_raised_with_its_cause_and_keeps_no_tensor(mon
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_memory_refused_at_the_start_is_told_and_what_was_taken_is_given_back(monkeypatch, nth):
+def test_memory_refused_at_the_start_is_reported_and_what_was_taken_is_freed(monkeypatch, nth):
     allocated, allocate = [], KVCache._allocate
 
     def refusing(self, pinned):

@@ -68,7 +68,7 @@ def noting(base, *names):
     return made, threads
 
 
-def test_nobody_but_the_engines_thread_looks_into_the_controllers_tables():
+def test_only_the_engines_thread_reads_the_controllers_tables():
     with opened(small("paged")) as engine:
         state, look = engine.controller.state, engine.watch
         engine.controller.handle = look._handle  # the tests' own watch looks from other threads
@@ -102,7 +102,7 @@ def test_a_pool_that_was_shrunk_and_set_back_takes_at_once_what_fits_again():
             engine.submit(Request(prompt_of(90), 1)).cancel()
 
 
-def test_a_link_by_ratio_is_measured_by_whoever_asks_for_it(monkeypatch):
+def test_a_link_by_ratio_is_measured_on_the_callers_thread(monkeypatch):
     """Passes of the model on the engine's thread would hold up everybody."""
     measured = []
     before(monkeypatch, Settings, "_compute", lambda self: measured.append(threading.current_thread()))
@@ -292,7 +292,7 @@ LAST = {
 
 
 @pytest.mark.parametrize("last", LAST)
-def test_whatever_was_asked_of_an_engine_last_it_ends_when_nobody_refers_to_it(last):
+def test_an_engine_without_references_ends_after_any_last_call(last):
     engine = Engine(small(), tiny())
     left = left_threads()
     LAST[last](engine)

@@ -60,7 +60,7 @@ def test_the_command_serves_a_trace_on_both_arrangements(tmp_path):
     assert not found.keys() & {"left_out", "failed"}
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_reported():
     rows = list(suite.two(lambda text: None, "tiny", "traces,nanovllm"))
     left = {row.name: row.reason for row in rows if isinstance(row, LeftOut)}
     assert "Qwen3 alone" in left["pair_over_nanovllm"] and "no --trace was given" in left["pair_over_two_colocated"]

@@ -129,7 +129,7 @@ def test_an_arrow_leads_from_each_layer_to_its_landing(preset, hops, tmp_path):
         assert set(touched) == passes, "each chunk's pass sends its own layers"
 
 
-def test_pieces_that_waited_for_their_target_keep_their_own_pass(tmp_path):
+def test_copies_that_waited_for_their_target_keep_their_own_pass(tmp_path):
     """Both became ready after the second pass, when the target's blocks were known."""
     passes = [Span("prefill", "prefill 0", at, at + 100, (0,), hand_offs_ns=(at + 50,)) for at in (0, 100)]
     copies = [Span("copy", "direct 0", at, at + 50, (0,), 0, 1, 8, transfer=2, ready_ns=300) for at in (300, 350)]
@@ -188,7 +188,7 @@ def test_text_in_a_name_stays_text(tmp_path):
 
 
 @given(st.integers(0, 2**52))
-def test_whoever_multiplies_and_cuts_off_gets_the_same_ns(ns):
+def test_multiplying_and_cutting_off_gives_the_same_ns(ns):
     assert int(microseconds(ns) * 1000.0) == ns and abs(microseconds(ns) - ns / 1000) <= 2 * math.ulp(ns / 1000)
 
 

@@ -59,7 +59,7 @@ def test_a_capture_is_cut_at_every_layer(graphs):
         assert len(pieces.logits) == MOST_LOGITS
 
 
-def test_a_layer_attends_and_is_handed_off_between_its_pieces(graphs):
+def test_a_layer_attends_and_is_handed_off_between_two_graphs(graphs):
     batch = PrefillBatch(torch.arange(70), [Segment(0, 70, range(5))], [0])
     batch.on_layer = lambda layer, key, value: FakeGraph.done.append(("layer", layer, len(key)))
     graphs.run(batch)

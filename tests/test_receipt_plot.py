@@ -2,7 +2,7 @@
 
 import pytest
 from matplotlib.collections import PolyCollection
-from test_block_map import crowded, traffic
+from test_block_map import arrivals, crowded
 from test_plots import LATEX
 
 from disagg import Config, Request, simulate
@@ -111,7 +111,7 @@ def test_a_difference_goes_left_and_right_and_sums_up():
 
 def test_other_requests_are_not_compared():
     a = crowded(count=4)
-    b = simulate(Config.preset("paged"), traffic(5))
+    b = simulate(Config.preset("paged"), arrivals(5))
     with pytest.raises(RequestError, match="a served 4 requests of .*give both runs the same requests"):
         diff_picture("a", a, "b", b)
 

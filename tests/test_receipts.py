@@ -134,19 +134,19 @@ class Stalled(SimulatedEngine):
         self.speeds = calm
 
     def drive_lanes(self):
-        start = self.traffic.start
+        start = self.transfers.start
 
         def slow(name):
             flight = start(name)
             if flight is not None and (more := self._take(name.role, [flight.request])):
                 flight.busy_until_ns += more
                 flight.landing_ns += more
-                self.traffic.lanes[name].clock.busy_until_ns += more
+                self.transfers.lanes[name].clock.busy_until_ns += more
             return flight
 
-        self.traffic.start = slow
+        self.transfers.start = slow
         super().drive_lanes()
-        self.traffic.start = start
+        self.transfers.start = start
 
 
 def served(config: Config, requests: list[Request], where=None, of=0):

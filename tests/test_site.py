@@ -194,7 +194,7 @@ def test_without_a_measurement_the_page_says_so(tmp_path):
     assert accuracy(tmp_path / "other.json") == [NOT_MEASURED]
 
 
-def test_a_measured_error_is_said_and_stays_text(tmp_path):
+def test_a_measured_error_is_shown_and_stays_text(tmp_path):
     ledger = tmp_path / "claims.json"
     claim = {"id": "twin-error-gpu", "quotes": ["half within 7.12 %", "<b>all</b> within 9 %"], "hardware": "one H200"}
     ledger.write_text(json.dumps({"claims": [claim, {**claim, "id": "ladder"}]}))
@@ -239,7 +239,7 @@ def test_without_npm_it_says_what_to_do(tmp_path, monkeypatch):
         pyodide.files(tmp_path / "cache")
 
 
-def test_npms_failure_is_told(tmp_path, monkeypatch):
+def test_npms_failure_is_reported(tmp_path, monkeypatch):
     (tmp_path / "npm").write_text("#!/bin/sh\necho 'no route to host' >&2; exit 1\n")
     (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")

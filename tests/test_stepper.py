@@ -106,7 +106,7 @@ def test_a_fork_shares_the_past_and_changes_the_future():
     assert [s for s in same.timeline.spans] == [s for s in again.timeline.spans], "nothing changed, nothing differs"
 
 
-def test_a_moment_is_told_on_lines():
+def test_a_moment_is_shown_on_lines():
     moment = Moment(3, 1_500_000, "a step ended", ("a row is done",), ("decode 0 goes on",), {})
     assert str(moment).splitlines() == [
         "3. at 1.5 ms: a step ended",

@@ -308,12 +308,12 @@ def test_sampling_and_length_are_a_requests_own(tmp_path):
     assert "top_p" not in said and "Request's own" in said
 
 
-def test_what_is_obeyed_or_asks_for_nothing_is_not_said(tmp_path):
+def test_supported_or_empty_options_are_not_reported(tmp_path):
     assert said_of(tmp_path, temperature=0.6, eos_token_id=[1, 2], pad_token_id=0, max_length=20) == []
     assert said_of(tmp_path, repetition_penalty=1.0, num_beams=1, do_sample=False, bad_words_ids=None) == []
 
 
-def test_a_template_that_is_not_rendered_is_said_once_at_load(tmp_path):
+def test_a_template_that_is_not_rendered_is_reported_once_at_load(tmp_path):
     make_tiny("llama", tmp_path)
     load_quietly(tmp_path)
     tokenizer = byte_tokenizer()

@@ -137,10 +137,10 @@ def test_the_law_holds_where_all_layers_travel_in_one_copy_before_prefill_ends()
 def test_a_recorder_tells_sizes_and_counts_a_run_from_its_begin_on():
     shape = dict(layers=2, token_bytes=4)
     config = Config.preset("staged", prefill_blocks=8, decode_blocks=9, ring_slots=2)
-    state, traffic = ControllerState(config, **shape, steps_in_flight=1), TransferScheduler(config, **shape)
-    recorder = Recorder(state, traffic)
+    state, transfers = ControllerState(config, **shape, steps_in_flight=1), TransferScheduler(config, **shape)
+    recorder = Recorder(state, transfers)
     assert recorder.timeline.sizes == {"prefill 0": 8, "decode 0": 9, "ring": 2}
-    traffic.on_ring(5, 1)
+    transfers.on_ring(5, 1)
     assert recorder.timeline.marks == deque([Mark(5, "ring", 1)], BETWEEN_RUNS), "the last entries are kept"
     state.padding.add(3, 4)
     recorder.begin(7)

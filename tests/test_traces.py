@@ -133,7 +133,7 @@ def test_rows_and_bytes_are_bounded(tmp_path, monkeypatch, name, bound, most):
         read_trace(path)
 
 
-def test_what_is_no_trace_or_not_there_is_said(tmp_path):
+def test_a_missing_or_broken_trace_is_reported(tmp_path):
     with pytest.raises(TraceError, match=r"is no trace: take Azure's \.csv or Mooncake's \.jsonl"):
         read_trace(file_of(tmp_path, AZURE, "trace.zip"))
     with pytest.raises(TraceError, match="can't be read: No such file"):
@@ -144,7 +144,7 @@ def test_what_is_no_trace_or_not_there_is_said(tmp_path):
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 99_999), st.integers(0, 9999)), min_size=1), st.data())
-def test_scaling_keeps_the_order_and_loses_nobody(rows, data):
+def test_scaling_keeps_the_order_and_all_requests(rows, data):
     arrivals = [Arrival(ms / 1e3, prompt, new) for ms, prompt, new in sorted(rows)]
     lengths, rate = data.draw(st.floats(0.01, 10)), data.draw(st.floats(0.01, 10))
     found = scaled(arrivals, lengths, rate)
@@ -188,7 +188,7 @@ def test_a_trace_is_read_in_its_own_unit_and_blocks_or_asks_for_them(tmp_path_fa
                 read_trace(path, **how)
 
 
-def test_bailians_rows_are_known_by_their_chats_and_read_once_it_is_said(tmp_path):
+def test_bailians_rows_are_known_by_their_chats_and_read_with_their_unit(tmp_path):
     row = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 61.1, "input_length": 400, "output_length": 20,
            "type": "text", "turn": 1, "hash_ids": list(range(25))}  # fmt: skip
     path = file_of(tmp_path, jsonl([row, {**row, "timestamp": 183.3}]), "trace.jsonl")
@@ -209,7 +209,7 @@ def test_bailians_rows_are_known_by_their_chats_and_read_once_it_is_said(tmp_pat
     ("how", "words"),
     [({"unit": "h"}, "unit must be one of s, ms"), ({"block_tokens": 0}, "1 to 10"), ({"unit": "s"}, "leave out unit")],
 )
-def test_a_unit_that_cannot_be_is_said(tmp_path, how, words):
+def test_an_impossible_unit_is_refused(tmp_path, how, words):
     with pytest.raises(TraceError, match=words):
         read_trace(file_of(tmp_path, AZURE), **how)
 

@@ -18,7 +18,7 @@ DECODE, HOST = Worker("decode", 0), Worker("host", 0)
 DIRECT, DOWN, UP = (LaneName(role, 0) for role in ("direct", "down", "up"))
 
 
-def traffic(route="staged", **changes) -> TransferScheduler:
+def scheduler(route="staged", **changes) -> TransferScheduler:
     config = Config(route=route, block_size=4, **{"ring_slots": 2, "host_blocks": 8, **changes})
     return TransferScheduler(config, layers=LAYERS, token_bytes=2 * LAYERS)
 
@@ -31,14 +31,14 @@ def send(transfer=1, blocks=(5, 6), *, route="staged", first=0, due=None, priori
 
 def test_a_slot_of_the_ring_goes_only_to_what_has_a_way_out():
     """Else one request holds the ring and waits for blocks, and another holds the blocks and waits for the ring."""
-    lanes = traffic(ring_slots=1)
+    lanes = scheduler(ring_slots=1)
     lanes.send(send(1, (5,)), 0)
     assert lanes.start(DOWN) is None
     lanes.send(send(2, (6,)), 0)
     lanes.assign(Assign(2, DECODE, (0,)), 0)
-    flight = lanes.start(DOWN)
-    assert flight.transfer == 2
-    lanes.finish(flight)
+    copy = lanes.start(DOWN)
+    assert copy.transfer == 2
+    lanes.finish(copy)
     assert lanes.start(UP).target_blocks == (0,)
 
 
@@ -48,24 +48,24 @@ def hand_off(lanes: TransferScheduler, layers=LAYERS):
 
 
 def fly(lanes: TransferScheduler, name: LaneName):
-    """One copy over a lane: the flight, and the notices it leads to."""
-    flight = lanes.start(name)
-    return flight, lanes.finish(flight)
+    """One copy over a lane: the copy, and the notices it leads to."""
+    copy = lanes.start(name)
+    return copy, lanes.finish(copy)
 
 
-def test_a_bulk_transfer_is_one_piece_and_one_landing():
-    lanes = traffic("bulk")
+def test_a_bulk_transfer_is_one_copy_and_one_landing():
+    lanes = scheduler("bulk")
     lanes.send(send(route="bulk"), 0)
     assert lanes.start(DIRECT) is None, "it waits for blocks to land in"
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
-    flight, notices = fly(lanes, DIRECT)
-    assert (flight.blocks, flight.target, flight.target_blocks, flight.slot) == ((5, 6), DECODE, (8, 9), None)
+    copy, notices = fly(lanes, DIRECT)
+    assert (copy.blocks, copy.target, copy.target_blocks, copy.slot) == ((5, 6), DECODE, (8, 9), None)
     assert notices == [Landed(1, (Part(0, LAYERS, 0, 2),), LAYERS * 2 * 4 * 2, 0)]
     assert lanes.progress == {}
 
 
 @given(st.integers(0, 3), st.integers(1, 4) | st.none(), st.integers(0, 60))
-def test_the_layers_after_which_copies_start_are_told_ahead(blocks, layers_per_copy, least_bytes):
+def test_the_layers_after_which_copies_start_are_known_ahead(blocks, layers_per_copy, least_bytes):
     config = Config(route="direct", block_size=4, layers_per_copy=layers_per_copy)
     lanes = TransferScheduler(config, layers=5, token_bytes=10)
     lanes.measured(config, least_bytes)
@@ -75,7 +75,7 @@ def test_the_layers_after_which_copies_start_are_told_ahead(blocks, layers_per_c
 
 
 def test_layers_travel_as_they_are_handed_off_in_groups():
-    lanes = traffic("direct", layers_per_copy=2)
+    lanes = scheduler("direct", layers_per_copy=2)
     lanes.send(send(route="direct", ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     assert lanes.hand_off(1, 0, 1) is None and lanes.start(DIRECT) is None
@@ -88,7 +88,7 @@ def test_layers_travel_as_they_are_handed_off_in_groups():
 
 
 def test_a_second_chunk_continues_the_table():
-    lanes = traffic("direct")
+    lanes = scheduler("direct")
     for first, blocks in ((0, (5, 6)), (2, (7,))):
         lanes.send(send(blocks=blocks, route="direct", first=first, due=3, ready=False), 0)
         if not first:
@@ -100,7 +100,7 @@ def test_a_second_chunk_continues_the_table():
 
 
 def test_two_hops_through_the_ring():
-    lanes = traffic(ring_slots=2)
+    lanes = scheduler(ring_slots=2)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     lanes.send(send(ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
@@ -108,7 +108,7 @@ def test_two_hops_through_the_ring():
     down = [lanes.start(DOWN), lanes.start(DOWN)]
     assert lanes.start(DOWN) is None and lanes.waiting(DOWN) == 1, "the ring is full"
     assert lanes.start(UP) is None
-    assert [lanes.finish(flight) for flight in down] == [[], []]
+    assert [lanes.finish(copy) for copy in down] == [[], []]
     up = lanes.start(UP)
     up.landing_ns = 9  # without a dial, who copies says when it was done
     notices = lanes.finish(up)
@@ -123,40 +123,40 @@ def test_two_hops_through_the_ring():
 
 
 def test_smaller_priority_goes_first_and_equals_in_order():
-    lanes = traffic("bulk")
+    lanes = scheduler("bulk")
     for transfer, priority in ((1, (5,)), (2, (3,)), (3, (3,))):
         lanes.send(send(transfer, route="bulk", priority=priority), 0)
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
     assert [lanes.start(DIRECT).transfer for _ in range(3)] == [2, 3, 1]
 
 
-def test_spills_and_fetches_take_the_decode_device_s_wires():
-    lanes = traffic("staged", decode_workers=2)
+def test_spills_and_fetches_take_the_decode_devices_links():
+    lanes = scheduler("staged", decode_workers=2)
     lanes.send(send(1, route="spill", source=Worker("decode", 1)), 0)
     lanes.assign(Assign(1, HOST, (0, 1)), 0)
     assert fly(lanes, LaneName("spill", 1))[0].target == HOST
     lanes.send(send(2, route="fetch", source=HOST), 0)
     lanes.assign(Assign(2, Worker("decode", 1), (0, 1)), 0)
-    flight, notices = fly(lanes, LaneName("up", 1))
-    assert flight.slot is None and isinstance(notices[0], Landed) and lanes.ring.peak == 0
+    copy, notices = fly(lanes, LaneName("up", 1))
+    assert copy.slot is None and isinstance(notices[0], Landed) and lanes.ring.peak == 0
 
 
 def test_lanes_exist_where_something_may_travel():
-    assert list(map(str, traffic("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes)) == [
+    assert list(map(str, scheduler("staged", prefill_workers=2, decode_workers=2, host_blocks=0).lanes)) == [
         "down 0", "down 1", "up 0", "up 1"
     ]  # fmt: skip
-    assert list(map(str, traffic("bulk", host_blocks=0).lanes)) == ["direct 0"]
-    assert list(map(str, traffic("bulk", host_blocks=4).lanes)) == ["direct 0", "spill 0", "up 0"]
-    assert list(map(str, traffic("bulk", prefill_workers=0, host_blocks=0).lanes)) == []
+    assert list(map(str, scheduler("bulk", host_blocks=0).lanes)) == ["direct 0"]
+    assert list(map(str, scheduler("bulk", host_blocks=4).lanes)) == ["direct 0", "spill 0", "up 0"]
+    assert list(map(str, scheduler("bulk", prefill_workers=0, host_blocks=0).lanes)) == []
 
 
-def test_hop_two_and_fetches_take_the_second_wire():
-    links = {str(name): lane.clock.link.bandwidth for name, lane in traffic(link=(1e7, 2e7)).lanes.items()}
+def test_hop_two_and_fetches_take_the_second_link():
+    links = {str(name): lane.clock.link.bandwidth for name, lane in scheduler(link=(1e7, 2e7)).lanes.items()}
     assert links == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7}
 
 
 def test_abort_before_anything_flies_closes_at_once():
-    lanes = traffic()
+    lanes = scheduler()
     lanes.send(send(), 0)
     assert lanes.abort(1, 0) == [TransferClosed(1)] and lanes.progress == {}
     assert lanes.abort(1, 0) == [TransferClosed(1)], "unknown or over: nothing runs, nor will"
@@ -165,7 +165,7 @@ def test_abort_before_anything_flies_closes_at_once():
 
 
 def test_abort_waits_for_the_last_copy_and_returns_its_slots():
-    lanes = traffic(ring_slots=3)
+    lanes = scheduler(ring_slots=3)
     lanes.send(send(ready=False), 0)
     lanes.assign(Assign(1, DECODE, (8, 9)), 0)
     hand_off(lanes)
@@ -180,7 +180,7 @@ def test_abort_waits_for_the_last_copy_and_returns_its_slots():
 
 
 def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
-    lanes = traffic(ring_slots=8)
+    lanes = scheduler(ring_slots=8)
     for transfer in (1, 2):
         lanes.send(send(transfer), 0)
         lanes.assign(Assign(transfer, DECODE, (0, 1)), 0)
@@ -190,8 +190,8 @@ def test_abort_returns_slots_that_wait_for_hop_two_and_leaves_others_alone():
     assert lanes.ring.held == 1 and lanes.start(UP).transfer == 2
 
 
-def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
-    lanes = traffic("direct")
+def test_retune_changes_links_and_granularity_from_the_next_copy_on():
+    lanes = scheduler("direct")
     lanes.retune(Config(route="direct", layers_per_copy=3, link=(1e8, 2e8), block_size=4, host_blocks=8))
     assert lanes.lanes[DIRECT].clock.link.bandwidth == 1e8
     assert lanes.lanes[UP].clock.link.bandwidth == 2e8
@@ -201,7 +201,7 @@ def test_retune_changes_wires_and_granularity_from_the_next_copy_on():
 
 def test_automatic_grouping_puts_layers_together_until_a_copy_is_worth_its_fixed_cost():
     automatic = Config(route="direct", layers_per_copy=None, block_size=4, host_blocks=8)
-    lanes = traffic("direct", layers_per_copy=None)
+    lanes = scheduler("direct", layers_per_copy=None)
     assert lanes.layers_per_copy == 1
     one = lanes.layer_block_bytes
     for least, blocks, made in ((0, 2, [0, 1, 2]), (3 * one, 2, [1, 2]), (99 * one, 2, [2]), (2 * one, 2, [0, 1, 2])):
@@ -226,12 +226,12 @@ def test_nothing_enters_a_ring_slot_before_it_was_free_however_late_its_lane_loo
     hand_off(lanes, 12)
     down, up, turns = [], [], iter(late)
     for _ in range(200):
-        while not (next(turns, False) and up) and (flight := lanes.start(DOWN)) is not None:
-            down.append(flight)
-            lanes.finish(flight)
-        if (flight := lanes.start(UP)) is not None:
-            up.append(flight)
-            lanes.finish(flight)
+        while not (next(turns, False) and up) and (copy := lanes.start(DOWN)) is not None:
+            down.append(copy)
+            lanes.finish(copy)
+        if (copy := lanes.start(UP)) is not None:
+            up.append(copy)
+            lanes.finish(copy)
     assert len(up) == 12
     for index in range(slots, 12):
         assert down[index].start_ns == max(up[index - slots].landing_ns, down[index - 1].busy_until_ns)

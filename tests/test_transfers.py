@@ -367,7 +367,7 @@ def test_only_hand_offs_are_launched_by_who_makes_them_possible(gpu, monkeypatch
     assert launched == ["disagg spill 0", "disagg up 0", threading.current_thread().name]
 
 
-def test_a_lane_that_breaks_is_told_of_whoever_drove_it(gpu, monkeypatch):
+def test_a_lane_that_breaks_is_reported_on_every_thread(gpu, monkeypatch):
     def broken(name):
         raise AssertionError("a slot is held twice")
 
@@ -445,7 +445,7 @@ def test_a_ring_that_does_not_fit_into_pinned_memory_says_what_to_lower(gpu, mon
         Bench("staged", prefill_blocks=11)
 
 
-def test_closing_lets_go_of_a_dial_and_gives_up_what_is_on_the_wire(gpu):
+def test_closing_stops_a_dial_and_abandons_copies_on_the_link(gpu):
     with Bench("direct", link=Link(bandwidth=1.0), prefill_blocks=11) as bench:
         bench.post(1, "direct", PREFILL, [1], DECODE, [1])
         while not bench.transfers.scheduler.progress[1].running:
@@ -759,7 +759,7 @@ def test_the_kernel_copies_blocks_to_blocks_and_touches_nothing_else(monkeypatch
     assert torch.equal(target.data, expected)
 
 
-def test_notices_are_told_in_the_order_in_which_the_traffic_changed():
+def test_notices_come_in_the_order_of_the_schedulers_changes():
     """An abort between a landing and its notice would tell the end of the transfer first."""
     with Bench() as bench:
         post, alone = bench.transfers._post, []

@@ -168,7 +168,7 @@ def test_the_front_is_what_nothing_as_cheap_beats(pairs):
     assert [(t.cost, t.per_s) for t in found.front] == sorted(on_front)
 
 
-def test_limits_that_nobody_meets_name_who_came_closest():
+def test_limits_that_no_trial_meets_name_the_closest():
     found = tune(SOME[:4], "2xL4", Slo(0.001, 0.2), EIGHT)
     assert found.front == () and found.best.attainment == 0 and found.best.per_s is None
     assert "No rate was found at which 90% of the requests meet TTFT 0.001 s" in front_picture(found).finding

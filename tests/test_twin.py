@@ -270,7 +270,7 @@ def test_a_replay_says_the_tokens_at_their_times():
     assert told == {r.request: list(zip(r.token_times_ns, r.token_ids, strict=True)) for r in run.results}
 
 
-def test_a_wire_without_a_dial_carries_one_copy_at_a_time():
+def test_a_link_without_a_dial_carries_one_copy_at_a_time():
     run = simulate(Config.preset("streamed"), [Request([1] * 64, 2)] * 3, Speeds(copy_byte=50.0))
     copies = sorted((span.start_ns, span.end_ns) for span in run.timeline.spans if span.kind == "copy")
     assert len(copies) > 30 and all(end <= start for (_, end), (start, _) in zip(copies, copies[1:], strict=False))

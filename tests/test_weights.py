@@ -50,7 +50,7 @@ def test_without_a_home_the_advice_is_to_set_the_cache_folder_and_all_else_works
     assert any("not converted yet" in finding for _, finding in doctor.findings())
 
 
-def test_too_small_a_disk_is_said_before_anything_is_written(cache, monkeypatch):
+def test_too_small_a_disk_is_refused_before_anything_is_written(cache, monkeypatch):
     usage = namedtuple("usage", "total used free")(2**40, 2**40 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(weights, "write_safetensors", lambda *arguments: pytest.fail("nothing may be written"))

@@ -21,7 +21,7 @@ SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, 
 START = cmd.Turn(0, [])
 
 
-def test_what_is_worked_at_waits_for_nobody():
+def test_a_request_under_way_waits_for_nothing():
     harness = ControllerHarness()
     harness.submit()
     expected = "request 0 (prefilling) waits for nobody: its prefill is under way, 0.0 ms since it began"
@@ -127,7 +127,7 @@ def test_no_gate_is_left_out_in_any_scene_of_the_bug_lab(bug):
         assert not [text for text in texts if re.search(r"\bfor\s*(;|,|behind|$|\n)", text)]
 
 
-def test_nobody_waits_after_the_end():
+def test_no_request_waits_after_the_end():
     harness = ControllerHarness()
     harness.submit()
     harness.cancel()
@@ -197,7 +197,7 @@ def test_events_and_commands_read_as_sentences():
     assert _named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in _named(["1"])
 
 
-def test_who_finds_no_place_is_told_how_many_are_ahead():
+def test_a_queued_request_names_how_many_are_ahead():
     harness = ControllerHarness("colocated", max_batch=1)
     harness.submit(0)
     harness.state.reasons = []

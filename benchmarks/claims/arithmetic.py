@@ -38,7 +38,7 @@ def names() -> dict[str, float | Callable]:
     }
 
 
-def worked(expressions: Mapping[str, str]) -> dict[str, float]:
+def evaluated(expressions: Mapping[str, str]) -> dict[str, float]:
     """Each expression's value. Numbers, + − × /, the names above and nothing else. FileError."""
     known = names()
     try:

@@ -1,4 +1,4 @@
-"""The ledger, figures/claims.json: worked out from claims.toml and its origins, and compared with the pages.
+"""The ledger, figures/claims.json: computed from claims.toml and its origins, and compared with the pages.
 
 for problem in problems():
     print(problem)
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from benchmarks.claims.arithmetic import worked
+from benchmarks.claims.arithmetic import evaluated
 from benchmarks.claims.chapters import CHAPTERS
 from benchmarks.claims.claims_file import ROOT, Claim, ClaimsFile, load
 from benchmarks.claims.evidence import Finding, digest
@@ -39,7 +39,7 @@ def finding(claim: Claim, listed: ClaimsFile, root: Path = ROOT) -> Finding:
     if claim.kind == "cell":
         return stored(claim, root)
     command, words = f"python -m benchmarks claims --only {claim.id}", json.dumps(claim.origin, ensure_ascii=False)
-    values = worked(claim.origin)
+    values = evaluated(claim.origin)
     return Finding(values, command, words, digest(claim.origin), "any: arithmetic", why_no_interval="exact")
 
 

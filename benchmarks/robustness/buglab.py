@@ -24,7 +24,7 @@ def caught_rows(say: Say) -> Iterator[Row]:
 
 
 def clean_row(say: Say, seeds: int | None) -> Row:
-    """Breaches of the shipped code over seeds of all scenes; an error that stops a scene counts as one."""
+    """Violations by the shipped code over seeds of all scenes; an error that stops a scene counts as one."""
     played: Counter[str] = Counter()
     found, began, seed = [], time.monotonic(), 0
     while seed < seeds if seeds is not None else time.monotonic() - began < BUDGET_S:

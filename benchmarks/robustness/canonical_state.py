@@ -14,8 +14,8 @@ from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 
 def state_of(simulation: Any) -> tuple:
-    """A key of a `SmallWorld`: equal for simulations that nothing to come can tell apart."""
-    state, traffic = simulation.state, simulation.traffic
+    """A key of a `SmallWorld`: equal for simulations with the same future."""
+    state, transfers = simulation.state, simulation.transfers
     live = [*state.transfers, *(s.passing.id for s in state.prefills if s.passing)]
     live += [step.id for worker in state.decodes for step in worker.steps]
     rank = {number: index for index, number in enumerate(sorted(live))}
@@ -25,12 +25,12 @@ def state_of(simulation: Any) -> tuple:
         tuple((r, result.finish_reason) for r, result in simulation.results.items()),
         tuple(_record(record, rank, names) for record in state.records.values()),
         tuple(_transfer(state.transfers[number], rank, names) for number in sorted(state.transfers)),
-        tuple(tuple(sorted(pool.holdings())) for pool in (*state.pools(), traffic.ring)),
+        tuple(tuple(sorted(pool.holdings())) for pool in (*state.pools(), transfers.ring)),
         tuple(_queue(queue) for queue in state.queues()),
         tuple(_prefill_worker(worker) for worker in state.prefills),
         tuple(_decode_worker(worker, rank, names) for worker in state.decodes),
-        tuple(_progress(traffic.progress[number]) for number in sorted(traffic.progress)),
-        tuple(_lane(lane, names) for lane in traffic.lanes.values()),
+        tuple(_progress(transfers.progress[number]) for number in sorted(transfers.progress)),
+        tuple(_lane(lane, names) for lane in transfers.lanes.values()),
         tuple(sorted(simulation.busy_lanes)),
         tuple(
             (actor, tuple(_pending(entry, rank, names) for entry in simulation.queues[actor]))

@@ -51,7 +51,7 @@ class SmallWorld(CheckedSimulation):
         shared += self.monitor.waiting.passes.values()
         arguments = (arg for queue in self.queues.values() for _, _, _, args in queue for arg in args)
         shared += [arg for arg in arguments if isinstance(arg, tuple)]
-        for progress in self.traffic.progress.values():
+        for progress in self.transfers.progress.values():
             shared += [progress.send, progress.assign, *progress.parked]
         shared += [result.timeline for result in self.results.values()]
         memo.update((id(thing), thing) for thing in shared)

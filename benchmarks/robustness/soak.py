@@ -42,11 +42,11 @@ def simulated_rows(say: Say, seeds: int) -> Iterator[Row]:
 
 
 def small_world_rows(say: Say) -> Iterator[Row]:
-    """Every order of a small world; a breach in it ends the soak with the choices that led there."""
+    """Every order of a small world; a violation ends the soak with the choices that led there."""
     say("the small world, in every order, notices lost, doubled and late among its faults")
     began = time.process_time()
     found = explore(small(notices=True))
-    note = f"{found.steps} steps between them, {found.ends} ends, {time.process_time() - began:.1f} s; no breach"
+    note = f"{found.steps} steps between them, {found.ends} ends, {time.process_time() - began:.1f} s; no violation"
     yield Row("small_world_states", found.states, "states", n=1, note=note)
 
 

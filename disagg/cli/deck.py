@@ -61,10 +61,10 @@ def slides(cells: list) -> list:
 
 
 def parts(cell: Any) -> list:
-    """The cell, its printed lines as one and its widgets as sentences; or a text's pieces from heading to heading."""
+    """The cell, its printed lines as one and its widgets as sentences; or a text's sections from heading to heading."""
     if cell.cell_type == "markdown":
-        pieces = [piece for piece in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE) if piece.strip()]
-        return [nbformat.v4.new_markdown_cell(piece, attachments=cell.get("attachments", {})) for piece in pieces]
+        sections = [part for part in re.split(r"^(?=##? )", cell.source, flags=re.MULTILINE) if part.strip()]
+        return [nbformat.v4.new_markdown_cell(part, attachments=cell.get("attachments", {})) for part in sections]
     outputs: list = []
     for output in cell.get("outputs", []):
         output.get("data", {}).pop(WIDGET, None)

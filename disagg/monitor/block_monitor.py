@@ -1,7 +1,7 @@
-"""Three detectors of memory: Conservation, Alias, InUse. Who owns each block, and what still reads or writes it.
+"""Three detectors of memory, Conservation, Alias and InUse: each block's owner, and what still reads or writes it.
 
-The owner of a block is rebuilt from the moves that pools report, what uses it from the commands that were given and
-the events that ended them. No pool and no table of the controller is read.
+The detectors rebuild owners from the moves that pools report, and uses from commands and the events that end them.
+They read no pool and no table of the controller.
 """
 
 from collections import deque
@@ -50,10 +50,10 @@ class Batch:
     steps: deque[int] = field(default_factory=deque)
     rows: dict[int, RowBlocks] = field(default_factory=dict)
     leaving: dict[int, RowBlocks] = field(default_factory=dict)
-    gone: dict[int, None] = field(default_factory=dict)  # rows of requests that have ended since the last step
+    gone: dict[int, None] = field(default_factory=dict)  # requests that have ended since the last step
 
     def uses(self, request: int, block: int) -> bool:
-        """Does a step in flight read or write this block for the request?"""
+        """Whether a step in flight reads or writes this block for the request."""
         row = self.rows.get(request) or self.leaving.get(request)
         if row is None or not self.steps or block not in row.blocks:
             return False
@@ -65,7 +65,7 @@ class Batch:
         return [r for r, row in rows if row.joined <= step and (row.left is None or step < row.left)]
 
     def take(self, command: Decode) -> None:
-        """A step is given: who left, who joined, who grew."""
+        """Applies the rows that leave, join and grow with a new step."""
         for request in command.left:
             row = self.rows.pop(request, None)
             self.gone.pop(request, None)
@@ -98,7 +98,7 @@ class BlockMonitor:
         workers = [Worker("decode", index) for index in range(config.decode_workers)]
         self.batches = {worker: Batch(str(worker)) for worker in workers}
         self._batch_of = {batch.pool: batch for batch in self.batches.values()}
-        self._ghosts: dict[int, None] = {}  # ended requests that still hold blocks
+        self._ended: dict[int, None] = {}  # ended requests that still hold blocks
 
     # ---- moves -------------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class BlockMonitor:
                 self.holds.setdefault(owner, {}).setdefault(pool, {})[block] = None
 
     def owner(self, pool: str, blocks: tuple[int, ...]) -> int | None:
-        """The owner of the first of them."""
+        """The owner of the first block."""
         owners = self._owner.get(pool, ())
         return owners[blocks[0]] if blocks and 0 <= blocks[0] < len(owners) else None
 
@@ -154,7 +154,7 @@ class BlockMonitor:
     # ---- users -------------------------------------------------------------------------------------------------------
 
     def own(self, what: str, request: int, pool: str, blocks: Iterable[int]) -> None:
-        """A command names these blocks: each must be the request's, and none twice."""
+        """Checks the blocks that a command names: the request owns each, and none comes twice."""
         owners, size, blocks = self._owner[pool], self.sizes[pool], tuple(blocks)
         if len(dict.fromkeys(blocks)) != len(blocks):
             self._report("Alias", f"{what}: a block of {pool} stands twice in {list(blocks)}", request, blocks)
@@ -165,13 +165,13 @@ class BlockMonitor:
                 self._report("Alias" if isinstance(whose, int) else "InUse", text, request, blocks)
 
     def touch(self, pool: str, blocks: Iterable[int]) -> None:
-        """A pass or a copy uses these from now on."""
+        """A pass or a copy starts to use these blocks."""
         touched = self._touched[pool]
         for block in blocks:
             touched[block] = touched.get(block, 0) + 1
 
     def leave(self, pool: str, blocks: Iterable[int]) -> None:
-        """It has ended."""
+        """The pass or the copy has ended."""
         touched = self._touched[pool]
         for block in blocks:
             touched[block] -= 1
@@ -181,18 +181,18 @@ class BlockMonitor:
     # ---- ends --------------------------------------------------------------------------------------------------------
 
     def ended(self, request: int) -> None:
-        """A request has ended: what nothing uses must go back, and no further step may have it."""
+        """A request has ended: its unused blocks must be freed, and no later step may include it."""
         if request in self.holds:
-            self._ghosts[request] = None
+            self._ended[request] = None
         for batch in self.batches.values():
             if request in batch.rows:
                 batch.gone[request] = None
 
-    def check_ghosts(self) -> None:
-        """Quarantine ends with the last user; a block that nothing will ever give back is lost."""
-        for request in list(self._ghosts):
+    def check_ended(self) -> None:
+        """Blocks of ended requests must be free once nothing uses them."""
+        for request in list(self._ended):
             if request not in self.holds:
-                del self._ghosts[request]
+                del self._ended[request]
             for pool, blocks in self.holds.get(request, {}).items():
                 if not any(self._user(pool, request, block) for block in blocks):
                     sums = " + ".join(f"{count} {state}" for state, count in self.sums[pool].items())
@@ -200,7 +200,7 @@ class BlockMonitor:
                     self._report("Conservation", f"{text}: {sums} of {self.sizes[pool]}", request, tuple(blocks))
 
     def compare(self, pool: str, counts: dict[str, int]) -> None:
-        """A pool's own counts against those of its moves: free + used + in flight + quarantined = total."""
+        """Compares a pool's counts with its moves: free + used + in flight + quarantined = total."""
         if counts != self.sums[pool] or sum(counts.values()) != self.sizes[pool]:
             self._report("Conservation", f"{pool} counts {counts}, its moves give {self.sums[pool]}", None, ())
 

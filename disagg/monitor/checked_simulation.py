@@ -1,7 +1,7 @@
-"""A simulation that distrusts its controller: every detector, a shadow memory, and a plan of faults.
+"""A simulation with all detectors, a shadow memory and a fault plan, over the shipped controller.
 
-One thread, one heap, one seed. The controller is the shipped one. Whatever goes wrong, `finish` wants every request
-ended once and for a reason, the others' tokens right, and nothing held.
+One thread, one heap, one seed. `finish` checks that every request ended once and for a reason, that tokens of requests
+without a fault are right, and that no block is held.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -54,7 +54,7 @@ class CheckedSimulation(FaultySimulation):
         self.monitor = Monitor(config, layers=speeds.layers)
         self.memory = Memory(speeds.layers, self.monitor.log.block_size)
         self.state.on_move.append(self._moved)
-        self.carried: dict[Copy, dict[tuple[int, int], Content | None]] = {}  # what copies under way have read
+        self.carried: dict[Copy, dict[tuple[int, int], Content | None]] = {}  # contents that copies under way have read
         self.running: dict[tuple[cmd.Worker, int], Rows] = {}  # by decode worker and step
         self.commands: list[cmd.Command] = []
         self._changed: dict[str, None] = {}  # pools with a move in this event
@@ -67,11 +67,11 @@ class CheckedSimulation(FaultySimulation):
             self.memory.wipe(pool, blocks)
 
     def change(self, **changes: Any) -> None:
-        """Other settings from now on, of those that a running engine can change."""
+        """Changes settings that a running engine can change."""
         self.seen["retune"] += 1
         config = self.state.config.replace(**changes)
         self.take(ev.Retune(config))
-        self.traffic.retune(config)
+        self.transfers.retune(config)
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
@@ -79,13 +79,13 @@ class CheckedSimulation(FaultySimulation):
         if not self.skip_to_deadline():
             return False
         if not self.lost:
-            self.monitor.watchdog(self.now_ns)  # nothing was lost, so nothing may be late
+            self.monitor.watchdog(self.now_ns)  # without a lost notice nothing may be late
         self.seen["deadline"] += 1
         self.take(ev.Tick())
         return True
 
     def finish(self) -> "CheckedSimulation":
-        """Runs, then checks that nothing is left and every answer is right."""
+        """Runs to the end, then checks that nothing is left and every answer is right."""
         self.run(LIMIT_STEPS)
         if self.controller.broken:
             assert self.seen["worker die"], f"broken, and no worker died: {self.controller.broken}"
@@ -98,12 +98,12 @@ class CheckedSimulation(FaultySimulation):
 
     @property
     def happened(self) -> Counter[str]:
-        """What happened how often: faults, rare branches, ends."""
+        """Counts of faults, rare branches and finish reasons."""
         ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
         return self.seen + self.state.counts + self.faults.struck + ends
 
     def take(self, event: ev.Event) -> None:
-        """One event into the controller, and every check after it."""
+        """Gives the controller one event and runs every check after it."""
         if isinstance(event, (ev.Stepped, ev.StepFailed)):
             for request, context, blocks in self.running.pop((event.worker, event.step), ()):
                 self.memory.read_row(str(event.worker), request, context, blocks)
@@ -116,7 +116,7 @@ class CheckedSimulation(FaultySimulation):
             self._check_pools()
 
     def _check_pools(self) -> None:
-        """Where blocks moved, pools and tables agree with themselves, and with what the detectors have counted."""
+        """Checks pools with a move and all tables, also against the detectors' counts."""
         for name in self._changed:
             self._pools[name].check()
             self.monitor.blocks.compare(name, self._pools[name].counts())
@@ -156,7 +156,7 @@ class CheckedSimulation(FaultySimulation):
     # ---- copies ------------------------------------------------------------------------------------------------------
 
     def start_copy(self, lane: LaneName) -> Copy | None:
-        if lane.role is LaneRole.DOWN and self.traffic.waiting(lane) and not self.traffic.ring.available:
+        if lane.role is LaneRole.DOWN and self.transfers.waiting(lane) and not self.transfers.ring.available:
             self.seen["ring full"] += 1
         copy = super().start_copy(lane)
         if copy is not None:
@@ -172,11 +172,11 @@ class CheckedSimulation(FaultySimulation):
             if fault != "fail":
                 self.memory.write(_target_of(copy, index), layer, FLIPPED if fault == "flip" else held)
         super()._land(copy, fault)
-        if self.traffic.ring.total:
-            self.traffic.ring.check()
+        if self.transfers.ring.total:
+            self.transfers.ring.check()
 
     def _read(self, copy: Copy) -> dict[tuple[int, int], Content | None]:
-        """What the source holds, by the index of a block in the copy and by layer."""
+        """Contents of the source by index of a block in the copy and by layer."""
         source = place(copy.source)
         return {
             (index, layer): self.memory.read(("ring", copy.slot, index) if copy.hop_two else (source, block), layer)
@@ -187,9 +187,9 @@ class CheckedSimulation(FaultySimulation):
     # ---- at the end --------------------------------------------------------------------------------------------------
 
     def check_drained(self) -> None:
-        """Nothing is held, nothing runs, nothing waits, and every request has ended once."""
+        """Checks that nothing is held, runs or waits, and that every request ended once."""
         self.monitor.drained(self.now_ns)
-        for pool in (*self.state.pools(), self.traffic.ring):
+        for pool in (*self.state.pools(), self.transfers.ring):
             if pool.held:
                 raise InvariantViolation("Drain", f"{pool.name} still holds blocks: {pool.counts()}")
         if held := {name: what for name, what in left_of(self).items() if what}:
@@ -197,7 +197,7 @@ class CheckedSimulation(FaultySimulation):
         assert self.state.population == Counter({Stage.ENDED: len(self.jobs)}), self.state.population
 
     def check_answers(self) -> None:
-        """Tokens equal the fake model's; only requests that a fault or a cancel touched may end early."""
+        """Checks tokens against the fake model's; only requests with a fault or a cancel may end early."""
         strays, anomalies = self.monitor.strays, self.state.counts["anomalies"]
         assert anomalies == strays, f"{anomalies} anomalies, {strays} strays"
         noticed = [name for name in self.faults.struck if name.startswith("notice")]
@@ -222,13 +222,13 @@ class CheckedSimulation(FaultySimulation):
 
 
 def left_of(simulation: CheckedSimulation) -> dict[str, object]:
-    """What a simulation still has, by name: all of it is empty once every request has ended."""
-    state, traffic = simulation.state, simulation.traffic
+    """Open work of a simulation by name; all of it is empty once every request has ended."""
+    state, transfers = simulation.state, simulation.transfers
     return {
         "requests": state.records,
         "transfers": state.transfers,
-        "transfers in progress": traffic.progress,
-        "copies that are ready": [str(lane.name) for lane in traffic.lanes.values() if lane.ready],
+        "transfers in progress": transfers.progress,
+        "copies that are ready": [str(lane.name) for lane in transfers.lanes.values() if lane.ready],
         "deadlines": state.deadlines.next_ns,
         "backlog": state.backlog,
         "queued": [len(queue) for queue in state.queues() if len(queue)],
@@ -240,7 +240,7 @@ def left_of(simulation: CheckedSimulation) -> dict[str, object]:
 
 
 def _target_of(copy: Copy, index: int) -> tuple[str, int | None] | tuple[str, int | None, int]:
-    """Where the shadow memory keeps what the copy writes."""
+    """Places in the shadow memory that the copy writes."""
     if copy.hop_one:
         return "ring", copy.slot, index
     assert copy.target is not None, f"{copy.lane}: a copy lands without a target"
@@ -248,7 +248,7 @@ def _target_of(copy: Copy, index: int) -> tuple[str, int | None] | tuple[str, in
 
 
 def answer_of(job: Job) -> tuple[list[int], str]:
-    """What the fake model answers, and how the answer ends."""
+    """The fake model's tokens for a job, and the finish reason."""
     tokens: list[int] = []
     while len(tokens) < job.max_new_tokens:
         tokens.append(fake_token(job.id, len(tokens)))

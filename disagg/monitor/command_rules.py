@@ -1,4 +1,4 @@
-"""What each command changes in the log's view, and what has to be true before it is carried out."""
+"""Applies each command to the log's view, and checks what must be true before the command runs."""
 
 from disagg.monitor.block_monitor import place
 from disagg.monitor.log_view import LogView
@@ -68,7 +68,7 @@ def _decode(log: LogView, command: cmd.Decode) -> None:
 
 
 def _check_join(log: LogView, view: RequestView, join: cmd.Join, pool: str) -> None:
-    """Landing: what decode reads is there, all of it."""
+    """Landing: all K/V that decode reads have landed."""
     request = join.request
     log.blocks.own(f"the row of request {request}", request, pool, join.blocks)
     if not view.arrived:
@@ -88,7 +88,7 @@ def _ended(log: LogView, command: cmd.Ended) -> None:
 
 
 def check_sent(log: LogView, view: RequestView) -> None:
-    """Landing: prefill is over, so all its blocks may travel."""
+    """Landing: prefill has ended, so all its blocks are sent."""
     request = view.job.id
     if log.colocated or request not in log.requests.open or view.arrived or not view.prefilled:
         return

@@ -1,6 +1,6 @@
-"""What each event changes in the log's view, and which detector's rule is broken if the controller acts on a stray.
+"""Applies each event to the log's view, and names the detector that fails if the controller acts on a stray.
 
-A stray is an event that tells nothing new: a repeat, a late one, or one of a request or transfer that is not open.
+A stray changes nothing: it is a repeat, late, or of a request or transfer that is not open.
 """
 
 from disagg.monitor.block_monitor import place
@@ -10,7 +10,7 @@ from disagg.plan import events as ev
 
 
 def hear(log: LogView, event: ev.Event) -> str:
-    """Before the controller handles the event: the detector to blame if a stray changes anything, else ""."""
+    """Applies an event before the controller handles it; returns a stray's detector, else ""."""
     match event:
         case ev.Stepped() | ev.StepFailed():
             return _step_ended(log, event)
@@ -66,7 +66,7 @@ def _landed(log: LogView, event: ev.Landed) -> str:
 
 
 def _pass_ended(log: LogView, event: ev.Prefilled | ev.PassFailed, given: tuple[int, ...] | None) -> str:
-    """`given` are the tokens of the prompts that end in the pass; None where it failed."""
+    """`given`: tokens of the prompts that end in the pass; None if the pass failed."""
     command = log.waiting.passes.get(event.worker)
     if command is None or command.pass_id != event.pass_id:
         return "Ledger"
@@ -84,7 +84,7 @@ def _pass_ended(log: LogView, event: ev.Prefilled | ev.PassFailed, given: tuple[
 
 
 def _prefilled(log: LogView, view: RequestView, done: bool) -> None:
-    """Its first token is there; where that is the last one too, its transfer will be aborted."""
+    """The request has its first token; if that is also its last, the transfer will be aborted."""
     view.prefilling, view.prefilled, view.since_ns = False, True, log.now_ns
     if done:
         return

@@ -1,6 +1,6 @@
-"""A fault plan obeyed by the real engine: its inbox, workers, lanes and allocations ask here before they act.
+"""A fault plan in the real engine: its inbox, workers, lanes and allocations call these methods before they act.
 
-An engine without a plan has none of this. Nothing sleeps: a stalled copy goes on once the others have moved on.
+Nothing sleeps: a stalled copy goes on after some notices of other copies.
 Notebook: notebooks/08_bug_lab.ipynb.
 """
 
@@ -16,40 +16,40 @@ from disagg.plan.errors import EngineError
 from disagg.plan.link import LaneRole
 from disagg.plan.transfer_scheduler import Copy
 
-STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for so many notices of others, or so long
-LATE_S = 0.02  # a late notice arrives after so long, behind those that came meanwhile
-UNKNOWN = 10**9  # the id of a transfer that never was
+STALL_EVENTS, STALL_S = 20, 0.2  # a stalled copy waits for this many notices of others, or this long
+LATE_S = 0.02  # the delay of a late notice: newer ones come first
+UNKNOWN = 10**9  # an id that no transfer has
 
 T = TypeVar("T")
 
 
 class Strikes(Protocol):
-    """A fault plan, which counts events and decides what strikes them."""
+    """A fault plan: it counts events and chooses their faults."""
 
     def strike(self, kind: str) -> str | None: ...
     def pick(self, among: list[T]) -> T: ...
 
 
 class Struck(RuntimeError):
-    """What a plan made fail."""
+    """An error that a fault plan raises."""
 
 
 class Died(BaseException):
-    """Ends a worker's thread: no guard catches it."""
+    """Ends a worker's thread: no handler catches it."""
 
 
 class Injection(Seams):
-    """One engine's plan. Any thread may ask; `hurt` are the requests that a fault may fail."""
+    """One engine's plan. Any thread may call; `hurt` are the requests that a fault may fail."""
 
     def __init__(self, plan: Strikes, put: Callable[[ev.Event], None]) -> None:
         super().__init__(put)
         self.plan = plan
         self.hurt: set[int] = set()
-        self.strays = 0  # notices that tell nothing new
-        self._working = threading.local()  # the command that a worker's thread carries out
+        self.strays = 0  # notices that change nothing
+        self._working = threading.local()  # the current command of each worker thread
         self._moved = threading.Condition()
         self._posted = 0
-        self._transfers: dict[int, int] = {}  # transfer → request, of copies that flew
+        self._transfers: dict[int, int] = {}  # transfer → request, of copies that started
 
     def strike(self, kind: str) -> str | None:
         with self._moved:
@@ -68,7 +68,7 @@ class Injection(Seams):
                     arriving, self.strays = [event, event], self.strays + 1
                 case "late":
                     threading.Timer(LATE_S, self._put, [event]).start()
-                    arriving, self.strays = [], self.strays + 1  # by then it may be of a transfer that has ended
+                    arriving, self.strays = [], self.strays + 1  # its transfer may have ended by now
                 case "unknown":
                     arriving, self.strays = [event, ev.SourceRead(UNKNOWN)], self.strays + 1
         for notice in arriving:
@@ -84,7 +84,7 @@ class Injection(Seams):
         self._working.command = command
 
     def guard(self, model: Any) -> Any:
-        """A worker's model, which raises where the plan strikes: by then the worker has followed its command."""
+        """A worker's model that raises where the plan says so, after the worker has applied its command."""
         for kind in ("prefill", "decode"):
             setattr(model, kind, partial(self._compute, kind, getattr(model, kind)))
         return model
@@ -99,12 +99,12 @@ class Injection(Seams):
         return compute(*args, **options)
 
     def copy(self, copy: Copy) -> bool:
-        """Before a copy: raises where it fails, waits where the link stalls; whether one byte of it is to flip."""
+        """Before a copy: raises for "fail", waits for "stall"; returns whether to flip one byte."""
         self._transfers[copy.transfer] = copy.request
         paging = copy.lane.role is LaneRole.SPILL or copy.source.role == "host"
         fault = self.strike("paging" if paging else "copy")
         if fault in ("fail", "flip") and not paging:
-            self.hurt.add(copy.request)  # a spill or a fetch that fails is computed again
+            self.hurt.add(copy.request)  # after a failed spill or fetch the request is computed again
         if fault == "fail":
             raise Struck("the plan fails this copy")
         if fault == "stall":
@@ -118,7 +118,7 @@ class Injection(Seams):
             raise EngineError(f"no room for {what}: the plan refuses this allocation")
 
     def after_event(self, loop: Any) -> None:
-        """After an event of the controller: the plan may cancel a request, or interrupt all."""
+        """After a controller event: the plan may cancel one request, or interrupt all."""
         match self.strike("event"):
             case "cancel":
                 if handles := loop.open_handles():

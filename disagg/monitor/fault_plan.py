@@ -1,7 +1,7 @@
-"""What goes wrong, and when: a plan names the nth event of a kind, and the fault that strikes it.
+"""A fault plan: the nth event of a kind, and the fault that happens to it.
 
     FaultPlan({("copy", 3): "fail", ("notice", 7): "twice"})        # the third copy, the seventh notice
-    FaultPlan.drawn(seed, kinds=("copy", "notice late"), rate=0.05)  # by chance, the same for the same seed
+    FaultPlan.drawn(seed, kinds=("copy", "notice late"), rate=0.05)  # random, equal for equal seeds
 
 Notebook: notebooks/00_start_here.ipynb.
 """
@@ -15,24 +15,24 @@ from disagg.monitor.seams import Seams
 from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError
 
-#: Kind of event → what may strike it.
+#: Kind of event → its possible faults.
 FAULTS = {
-    "copy": ("fail", "flip", "stall"),  # of a hand-off; a flipped byte is found by its checksum, a stalled link is slow
+    "copy": ("fail", "flip", "stall"),  # of a hand-off; a checksum finds a flipped byte, a stalled link is slow
     "paging": ("fail", "flip", "stall"),  # the same for a spill or a fetch
-    "notice": ("twice", "late", "unknown"),  # again; after others that came later; or of what never was
+    "notice": ("twice", "late", "unknown"),  # repeated; after newer ones; of an unknown transfer
     "landing": ("lose",),  # a notice that never arrives
     "prefill": ("fail",),
     "decode": ("fail",),
     "worker": ("die",),
     "allocation": ("refuse",),
     "event": ("cancel", "interrupt"),  # of one open request, of all
-    "paged": ("cancel",),  # an event while requests are spilled, or on the way there or back: of one of those
+    "paged": ("cancel",),  # one of the requests that are spilled, or being spilled or fetched
 }
 Picked = TypeVar("Picked")
 
 
 class FaultPlan:
-    """Counts the events of each kind. Plain data without a clock; under an empty plan nothing goes wrong."""
+    """Counts events by kind and returns their faults; an empty plan has none. It reads no clock."""
 
     def __init__(self, strikes: Mapping[tuple[str, int], str] | None = None) -> None:
         self.strikes = dict(strikes or {})
@@ -50,8 +50,8 @@ class FaultPlan:
     def drawn(
         cls, seed: int, kinds: Iterable[str] | Mapping[str, float], rate: float = 0.05, most: int | None = None
     ) -> "FaultPlan":
-        """Each event of these kinds ("copy": all its faults; "copy fail": one) is struck with this chance, or with
-        its kind's own. After `most` strikes nothing goes wrong any more."""
+        """A random plan: each event of these kinds ("copy": all its faults; "copy fail": one) has a fault with this
+        probability, or with its kind's own, up to `most` faults."""
         plan = cls()
         for name, chance in (kinds if isinstance(kinds, Mapping) else dict.fromkeys(kinds, rate)).items():
             for fault in _faults_of(name):
@@ -60,7 +60,7 @@ class FaultPlan:
         return plan
 
     def strike(self, kind: str) -> str | None:
-        """Counts an event; the fault that strikes it, or None."""
+        """Counts an event; returns its fault, or None."""
         self.counts[kind] += 1
         fault = self.strikes.get((kind, self.counts[kind])) if self.strikes else None
         if fault is None and kind in self._rates:
@@ -80,13 +80,13 @@ class FaultPlan:
         return None
 
     def injection(self, put: Callable[[ev.Event], None]) -> Seams:
-        """The seams of a real engine, on which this plan strikes; `put` takes events into the engine's inbox."""
-        from disagg.monitor.fault_injection import Injection  # which needs threads
+        """This plan's seams for a real engine; `put` puts events into the engine's inbox."""
+        from disagg.monitor.fault_injection import Injection  # needs threads
 
         return Injection(self, put)
 
     def pick(self, among: list[Picked]) -> Picked:
-        """What a fault strikes, at random by the same seed."""
+        """A random choice of what a fault affects, by the plan's seed."""
         return self._dice.choice(among)
 
     def stop(self) -> None:

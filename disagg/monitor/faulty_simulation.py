@@ -1,7 +1,7 @@
-"""A simulation in which things go wrong: its inbox, its copies and its requests obey a fault plan.
+"""A simulation with faults: its inbox, its copies and its requests follow a fault plan.
 
-`order` draws the order of simultaneous events. What a fault may fail stands in `hurt`, what was cancelled in
-`cancelled`, and `seen` counts what happened.
+`order` draws the order of simultaneous events. `hurt` holds what a fault may fail, `cancelled` what was cancelled, and
+`seen` counts what happened.
 """
 
 import random
@@ -18,11 +18,11 @@ from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import Copy
 from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
 
-OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # a worker's own answers come in order
+OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # the answers of one worker keep their order
 
 PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
 STALL_NS = 50_000
-NEVER = 10**9  # the number of a transfer, pass or step that never was
+NEVER = 10**9  # a number that no transfer, pass or step has
 PREFILL, DECODE = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
 UNKNOWN: list[ev.Event] = [
     ev.Landed(NEVER, (ev.Part(0, 1, 0, 1),), 1, 1),
@@ -37,7 +37,7 @@ UNKNOWN: list[ev.Event] = [
 
 
 class FaultySimulation(SimulatedEngine):
-    """`seed` draws the order of simultaneous events; `faults` are what goes wrong."""
+    """`seed` draws the order of simultaneous events; `faults` is the fault plan."""
 
     def __init__(
         self, config: Config, speeds: WorkTimes, steps_in_flight: int, seed: int, faults: FaultPlan, record: bool
@@ -50,7 +50,7 @@ class FaultySimulation(SimulatedEngine):
         self.hurt: dict[int, None] = {}  # requests that a fault may fail
         self.cancelled: dict[int, None] = {}
         self.lost = 0  # notices
-        self.seen: Counter[str] = Counter()  # what happened how often
+        self.seen: Counter[str] = Counter()  # counts of what happened
 
     @property
     def state(self) -> ControllerState:
@@ -105,7 +105,7 @@ class FaultySimulation(SimulatedEngine):
                         self.cancel(request)
 
     def _strike(self, event: ev.Event) -> ev.Event | None:
-        """The event, a failure in its place, or None for a notice that gets lost or comes later."""
+        """The event, a failure instead of it, or None if the notice is lost or late."""
         faults = self.faults
         match event:
             case ev.Prefilled() if faults.strike("prefill"):
@@ -134,7 +134,7 @@ class FaultySimulation(SimulatedEngine):
         return None if late else event
 
     def _hurt_by(self, transfer: int) -> None:
-        """A hand-off that fails takes its request along; a spill or a fetch does not."""
+        """A failed hand-off fails its request; a failed spill or fetch does not."""
         if self.state.transfers[transfer].route not in PAGING:
             self.hurt[self.state.transfers[transfer].record.id] = None
 
@@ -163,6 +163,6 @@ class FaultySimulation(SimulatedEngine):
             return super().land(copy)
         if copy.transfer in self.state.transfers:
             self._hurt_by(copy.transfer)
-        for notice in self.traffic.fail(copy, f"fault: {fault}", self.now_ns):
+        for notice in self.transfers.fail(copy, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()

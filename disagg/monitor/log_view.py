@@ -1,4 +1,4 @@
-"""What the detectors know of one controller, from its log alone: open requests, transfers, blocks and deadlines."""
+"""One controller's open requests, transfers, blocks and deadlines, as its log shows them to the detectors."""
 
 from disagg.monitor.block_monitor import BlockMonitor
 from disagg.monitor.request_monitor import RequestMonitor, RequestView
@@ -24,14 +24,14 @@ class LogView:
         self.finals: list[RequestView] = []  # requests whose prefill this event ended
 
     def carried_of(self, view: RequestView) -> Carried | None:
-        """The request's transfer, where it is open."""
+        """The request's transfer if it is open."""
         return None if view.transfer is None else self.transfers.open.get(view.transfer)
 
     def begin(self, *what: object) -> None:
         self.waiting.begun[what] = self.now_ns
 
     def complete(self, carried: Carried, view: RequestView) -> None:
-        """All that is due of a transfer has landed."""
+        """All blocks of a transfer have landed."""
         self.close(carried)
         view.since_ns = self.now_ns
         if carried.route == "spill":
@@ -44,7 +44,7 @@ class LogView:
         self.waiting.begun.pop(("transfer", carried.id), None)
 
     def check_landed(self, view: RequestView, what: str, blocks: tuple[int, ...]) -> None:
-        """Landing: the request's K/V are whole where these blocks are."""
+        """Landing: these blocks hold all K/V of the request."""
         if (carried := self.carried_of(view)) is not None:
             self.transfers.check_complete(carried, what)
         self.report("Landing", f"{what}, but no transfer of it has landed whole", view.job.id, blocks)

@@ -1,11 +1,11 @@
-"""The detectors: they get a controller's events, commands and moves of blocks, and raise an InvariantViolation.
+"""The detectors: they read a controller's events, commands and block moves, and raise an InvariantViolation.
 
     monitor = Monitor(config, layers=30)
     controller.state.on_move.append(monitor.moved)
     commands = monitor.around(controller.handle, event, now)
 
 Conservation, Alias, InUse: block_monitor · Landing, Ledger: transfer_monitor · OneEnd: request_monitor ·
-Watchdog: wait_monitor · Drain: here. Digest needs bytes and stands in run/transfers; Tokens needs a reference.
+Watchdog: wait_monitor · Drain: here. Digest compares bytes in run/transfers; Tokens needs a reference.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -40,7 +40,7 @@ class Monitor:
     def around(
         self, handle: Callable[[ev.Event, int], list[cmd.Command]], event: ev.Event, now_ns: int
     ) -> list[cmd.Command]:
-        """What a controller's `handle` makes of an event, checked before, meanwhile and after."""
+        """Calls a controller's `handle` with checks before it, during it and after it."""
         self.hear(now_ns, event)
         commands = handle(event, now_ns)
         for command in commands:
@@ -51,7 +51,7 @@ class Monitor:
         return commands
 
     def hear(self, now_ns: int, event: ev.Event) -> None:
-        """Before the controller takes an event."""
+        """Called before the controller handles an event."""
         self.settle()
         self.log.now_ns, self._settled = now_ns, False
         self._tail.append((now_ns, event))
@@ -65,7 +65,7 @@ class Monitor:
             self._blame, self.requests.may_fail = "", None
 
     def moved(self, pool: str, state: str, owner: int | None, blocks: tuple[int, ...]) -> None:
-        """Blocks changed state, while the controller handled the event."""
+        """Called when blocks change state while the controller handles the event."""
         if self.broken:
             return
         move = BlockMove(self.log.now_ns, pool, state, owner, blocks)
@@ -92,7 +92,7 @@ class Monitor:
             command_rules.obey(self.log, command)
 
     def settle(self) -> None:
-        """After an event's last command: what had to follow from it. The next `hear` does this too."""
+        """Checks the results of an event after its last command. The next `hear` calls it too."""
         if self._settled:
             return
         self._settled = True
@@ -100,7 +100,7 @@ class Monitor:
             self.requests.check_after()
             for view in self.log.finals:
                 command_rules.check_sent(self.log, view)
-            self.blocks.check_ghosts()
+            self.blocks.check_ended()
             self.waiting.check_progress(self.log.now_ns, self.requests.open)
         self._blame = ""
         self.log.finals.clear()
@@ -108,14 +108,14 @@ class Monitor:
         self.requests.begin()
 
     def watchdog(self, now_ns: int) -> None:
-        """Raises where something has waited longer than `config.watchdog_s`."""
+        """Raises if something has waited longer than `config.watchdog_s`."""
         self.settle()
         if not self.broken:
             self.log.now_ns = now_ns
             self.waiting.check(now_ns, self.requests.open)
 
     def drained(self, now_ns: int) -> None:
-        """At the end nothing is held, nothing runs, and no request is open."""
+        """At the end no block is held, nothing runs, and no request is open."""
         self.settle()
         self.log.now_ns = now_ns
         if self.broken:
@@ -138,7 +138,7 @@ class Monitor:
         self._report(self._blame, f"{stray} changes something: {what}", request, blocks)
 
     def _break(self) -> None:
-        """A controller that breaks without a cause has let requests wait for one another."""
+        """If the controller broke without a cause, requests wait for one another."""
         if not self.log.excused:
             requests = {**self.requests.left, **self.requests.open}
             self.waiting.broken(self.log.now_ns, requests, self._freed)

@@ -1,4 +1,4 @@
-"""OneEnd: every request ends once, by legal moves, for a reason in the log; what failed ends its own requests only."""
+"""OneEnd: every request ends once, by legal moves, for a reason in the log; a failure ends only its own requests."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,23 @@ from disagg.plan.request import LEGAL_MOVES, Finish, Job, Stage
 
 @dataclass(eq=False)
 class RequestView:
-    """An open request, as the log has it."""
+    """An open request, as the log shows it."""
 
     job: Job
-    since_ns: int  # its last change
+    since_ns: int  # since its last change
     given: int = 0  # tokens emitted
     last: int | None = None
     prefilling: bool = False  # from its first chunk to the end of its last
     prefilled: bool = False
-    transfer: int | None = None  # open, or its last one
-    arrived: bool = False  # its K/V are whole on a decode device
-    due: int | None = None  # blocks that just arrived there, until it joins
-    paged: bool = False  # or whole in host memory
+    transfer: int | None = None  # the open one, else the last one
+    arrived: bool = False  # a decode device has all its K/V
+    due: int | None = None  # blocks that arrived there, until the request joins
+    paged: bool = False  # host memory has all its K/V
     running: bool = False
     cancelled: bool = False
 
     def is_due(self, finish: Finish, error: str | None) -> bool:
-        """Does the log hold a reason to end like this?"""
+        """Whether the log has a reason for this finish."""
         match finish:
             case Finish.EOS:
                 return self.last in self.job.eos_ids
@@ -37,7 +37,7 @@ class RequestView:
 
 
 class RequestMonitor:
-    """The open requests, and those that the event in hand may end or must end. `report` raises."""
+    """The open requests, and those that the current event may or must end. `report` raises."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -56,14 +56,14 @@ class RequestMonitor:
         self.fails(job.id)
 
     def fails(self, request: int, surely: bool = False) -> None:
-        """The event may end it as failed; `surely`: it has to."""
+        """The event may fail the request; with `surely` it must."""
         if self.may_fail is not None:
             self.may_fail[request] = None
         if surely and request in self.open:
             self.must_end.append(request)
 
     def get(self, request: int, what: str) -> RequestView:
-        """The view of an open request: commands may name no other."""
+        """The view of an open request; a command that names any other is a violation."""
         view = self.open.get(request)
         if view is None:
             self._report("OneEnd", f"request {request} {what} after its end, or before it came", request)

@@ -1,4 +1,4 @@
-"""Where a fault plan reaches into the real engine: each method is one such place, and here it changes nothing."""
+"""Hooks of the real engine that a fault plan overrides; here each of them changes nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ NOTICES = (ev.Landed, ev.SourceRead, ev.TransferClosed, ev.Prefilled, ev.Stepped
 
 
 class Seams:
-    """Of one engine; any of its threads may call. `put` takes an event into the engine's inbox."""
+    """Hooks of one engine, called by any of its threads. `put` puts an event into the engine's inbox."""
 
     def __init__(self, put: Callable[[ev.Event], None]) -> None:
         self._put = put
@@ -24,15 +24,15 @@ class Seams:
         """Before a pass or a step, on the worker's thread."""
 
     def guard(self, model: Any) -> Any:
-        """The model that a worker computes with, in place of the given one."""
+        """The model that a worker uses in place of the given one."""
         return model
 
     def copy(self, copy: Copy) -> bool:
-        """Before a copy, on its lane's thread. True where one bit of what arrives is to flip."""
+        """Before a copy, on its lane's thread; returns whether to flip one bit of what arrives."""
         return False
 
     def allocate(self, what: str) -> None:
-        """Before memory is taken for K/V; EngineError where there is to be none."""
+        """Before memory for K/V is allocated; may raise EngineError."""
 
     def after_event(self, loop: Any) -> None:
-        """After an event of the controller, on the engine's thread."""
+        """After a controller event, on the engine's thread."""

@@ -1,7 +1,7 @@
-"""Fake memory that remembers who wrote what: a block holds, a layer, (request, table position, tokens filled).
+"""Fake memory: each layer of a block holds (request, table position, tokens filled) in place of K/V.
 
-Prefill chunks write it, copies move it, each decode step reads all of it, and free blocks are wiped. So a block freed
-early, a copy begun late and a part never sent show as wrong content. A flipped byte is content of no request.
+Prefill chunks write it, copies move it, each decode step reads all of it, and freed blocks are wiped. A block freed
+early, a copy begun late or a part never sent shows as wrong content. A flipped byte belongs to no request.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,15 +11,15 @@ from disagg.plan.commands import Chunk
 
 Content = tuple[int | None, int | None, int | None]  # request, table position, tokens filled
 FLIPPED: Content = (None, None, None)
-Key = tuple[str, int | None] | tuple[str, int | None, int]  # of a block, or of a block in a ring slot
+Key = tuple[str, int | None] | tuple[str, int | None, int]  # a block, or a block of a ring slot
 
 
 class WrongContent(AssertionError):
-    """Something read what it must not have found."""
+    """A read found other content than it must find."""
 
 
 class Memory:
-    """Every memory of one machine, and the ring: (place, block) or ("ring", slot, index) → {layer: content}."""
+    """All memories of a machine and the ring: (place, block) or ("ring", slot, index) → {layer: content}."""
 
     def __init__(self, layers: int, block_size: int) -> None:
         self.layers, self.block_size = layers, block_size
@@ -30,7 +30,7 @@ class Memory:
             self._held.pop((place, block), None)
 
     def write_layer(self, place: str, chunks: Sequence[Chunk], layer: int) -> None:
-        """A pass has computed a layer of its chunks; what lies before a chunk must be there already."""
+        """A pass has computed a layer of its chunks; the K/V before each chunk must be there."""
         size = self.block_size
         for chunk in chunks:
             first = chunk.start // size
@@ -42,7 +42,7 @@ class Memory:
                     self._held.setdefault((place, block), {})[layer] = (chunk.request, position, filled)
 
     def read_row(self, place: str, request: int, context: int, blocks: Sequence[int]) -> None:
-        """Attention of one row reads its whole context."""
+        """The attention of one row reads its whole context."""
         size = self.block_size
         for position in range(blocks_for(context, size)):
             wanted = request, position, min(size, context - position * size)

@@ -12,27 +12,27 @@ NAMED = 4
 
 @dataclass(eq=False)
 class Carried:
-    """An open transfer, as the log has it."""
+    """An open transfer, as the log shows it."""
 
     id: int
     route: str
     request: int
     source: str
     due: int  # table positions
-    landed: list[int]  # a bit a table position, by layer
-    blocks: list[int] = field(default_factory=list)  # of the source, as far as sent
+    landed: list[int]  # by layer, one bit a table position
+    blocks: list[int] = field(default_factory=list)  # blocks of the source that were sent
     target: str | None = None
     target_blocks: tuple[int, ...] = ()
     source_read: bool = False
     aborted: bool = False
-    repeats: int = 0  # notices of it that had come before
+    repeats: int = 0  # repeated notices
 
     @property
     def complete(self) -> bool:
         return all(bits == (1 << self.due) - 1 for bits in self.landed)
 
     def missing(self) -> list[str]:
-        """Pairs that are due and have not landed, the first few in words."""
+        """The first few pairs (layer, block) that are due and have not landed, in words."""
         due = [(layer, block) for layer in range(len(self.landed)) for block in range(self.due)]
         pairs = [f"(layer {layer}, block {block})" for layer, block in due if not self.landed[layer] >> block & 1]
         more = len(pairs) - NAMED
@@ -40,17 +40,17 @@ class Carried:
 
 
 class TransferMonitor:
-    """Follows every transfer's commands and notices. `report` raises; a notice that came before returns False."""
+    """Follows every transfer's commands and notices. `report` raises; a repeated notice returns False."""
 
     def __init__(self, layers: int, blocks: BlockMonitor, report: Report) -> None:
         self._layers, self._blocks, self._report = layers, blocks, report
         self.open: dict[int, Carried] = {}
-        self._last_id = 0  # ids only grow, so that a used one is known by its size
+        self._last_id = 0  # ids only grow: one up to this was used
 
     # ---- commands ----------------------------------------------------------------------------------------------------
 
     def send(self, command: cmd.Send) -> Carried:
-        """Blocks may travel: in order, no further than is due, under an id of their own."""
+        """Blocks are sent: in order, at most those that are due, under a new id."""
         carried, number = self.open.get(command.transfer), command.transfer
         if carried is None:
             if number <= self._last_id:
@@ -72,7 +72,7 @@ class TransferMonitor:
         return carried
 
     def assign(self, command: cmd.Assign) -> Carried:
-        """The target's blocks: given once."""
+        """A transfer gets its target's blocks, once."""
         carried = self._carried(command.transfer, "gets a target")
         if carried.target is not None or carried.aborted:
             self._report("Ledger", f"transfer {carried.id} gets a second target, or one after its end", carried.request)
@@ -99,7 +99,7 @@ class TransferMonitor:
     # ---- notices -----------------------------------------------------------------------------------------------------
 
     def landed(self, event: ev.Landed) -> bool:
-        """Adds to the set; False where nothing of it is new."""
+        """Adds parts to the set landed; False if none is new."""
         carried = self.open.get(event.transfer)
         if carried is None:
             return False
@@ -115,7 +115,7 @@ class TransferMonitor:
         return carried.repeats - repeats_before < len(event.parts)
 
     def source_read(self, number: int) -> bool:
-        """Hop one is through: then all that is due has been sent."""
+        """The source has been read: all blocks that are due must have been sent."""
         carried = self.open.get(number)
         if carried is None or carried.source_read:
             return False
@@ -126,13 +126,13 @@ class TransferMonitor:
         return True
 
     def check_sent(self, carried: Carried) -> None:
-        """Everything that is due has been sent."""
+        """All blocks that are due must have been sent."""
         if len(carried.blocks) != carried.due:
             text = f"transfer {carried.id} has sent {len(carried.blocks)} of {carried.due} blocks, and calls that all"
             self._report("Landing", text, carried.request, tuple(carried.blocks))
 
     def check_complete(self, carried: Carried, what: str) -> None:
-        """Decode would read it: the set landed must be the set due."""
+        """Decode is about to read: the set landed must equal the set due."""
         if not carried.complete:
             missing = ", ".join(carried.missing())
             if carried.repeats:
@@ -141,7 +141,7 @@ class TransferMonitor:
             self._report("Landing", f"{what} without {missing}", carried.request, carried.target_blocks)
 
     def close(self, carried: Carried) -> None:
-        """No copy of it runs any more, nor will."""
+        """All copies of the transfer have ended."""
         del self.open[carried.id]
         if not carried.source_read:
             self._blocks.leave(carried.source, carried.blocks)

@@ -1,4 +1,4 @@
-"""A rule of FAULTS was broken: which detector saw it, of which request and blocks, and what came before."""
+"""A broken invariant: the detector that found it, the request, the blocks, and the last log entries."""
 
 from collections.abc import Iterable
 from typing import Never, Protocol
@@ -25,14 +25,14 @@ class InvariantViolation(AssertionError):
 
     @property
     def summary(self) -> str:
-        """One line: detector, what, and of which request and blocks."""
+        """One line: detector, what is wrong, request and blocks."""
         of = [f"request {self.request}"] if self.request is not None else []
         of += [f"blocks {', '.join(map(str, self.blocks))}"] if self.blocks else []
         return f"{self.detector}: {self.what}" + (f" ({'; '.join(of)})" if of else "")
 
 
 class Report(Protocol):
-    """How a detector raises an InvariantViolation, with the last entries of the log."""
+    """Raises an InvariantViolation with the last entries of the log."""
 
     def __call__(self, detector: str, what: str, request: int | None = None, blocks: Iterable[int] = ()) -> Never: ...
 

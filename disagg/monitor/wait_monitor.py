@@ -1,4 +1,4 @@
-"""The detector of waiting, Watchdog: what has a deadline since when, and who waits for which memory's blocks."""
+"""The detector Watchdog: deadlines of what is under way, and which blocks each request waits for."""
 
 from typing import Any, Never
 
@@ -15,19 +15,19 @@ NAMED = 4
 
 
 class WaitMonitor:
-    """`begun` holds what is under way: ("pass", worker), ("step", worker, number) or ("transfer", id) → since when."""
+    """`begun`: ("pass", worker), ("step", worker, number) or ("transfer", id) → its start in ns."""
 
     def __init__(self, config: Config, blocks: BlockMonitor, transfers: TransferMonitor, report: Report) -> None:
         self._config, self._blocks, self._transfers, self._report = config, blocks, transfers, report
         self._limit = round(config.watchdog_s * 1e9)
         self.begun: dict[tuple[Any, ...], int] = {}  # the earliest first
-        self.passes: dict[cmd.Worker, cmd.Prefill] = {}  # prefill worker → its pass
+        self.passes: dict[cmd.Worker, cmd.Prefill] = {}  # by prefill worker
 
     def overdue(self, now_ns: int) -> bool:
         return bool(self.begun) and next(iter(self.begun.values())) + self._limit <= now_ns
 
     def postpone(self, lost_ns: int) -> None:
-        """Time in which no thread could run counts for no deadline."""
+        """Moves all deadlines by time in which no thread could run."""
         self.begun = {what: since + lost_ns for what, since in self.begun.items()}
 
     def check(self, now_ns: int, views: dict[int, RequestView]) -> None:
@@ -40,12 +40,12 @@ class WaitMonitor:
         self._report("Watchdog", text, requests[0] if requests else None)
 
     def check_progress(self, now_ns: int, views: dict[int, RequestView]) -> None:
-        """With nothing under way, an open request waits for ever."""
+        """Raises if a request is open while nothing is under way."""
         if views and not self.begun:
             self._stuck(now_ns, views)
 
     def broken(self, now_ns: int, views: dict[int, RequestView], freed: list[BlockMove]) -> None:
-        """The controller gave up without a cause: how it was before it ended these and freed those."""
+        """The controller broke without a cause: reports the waits before it ended the requests and freed the blocks."""
         for move in freed:
             if move.owner is not None:
                 held = self._blocks.holds.setdefault(move.owner, {}).setdefault(move.pool, {})
@@ -57,7 +57,7 @@ class WaitMonitor:
         self._report("Watchdog", text, next(iter(views), None))
 
     def in_words(self, now_ns: int, views: dict[int, RequestView]) -> str:
-        """Gates, holders and ages of those who wait, the first few, and the cycle where there is one."""
+        """Gates, holders and ages of the first few waiting requests, and their cycle if there is one."""
         waits = {request: self._wait(view) for request, view in views.items() if not view.running}
         lines = [wait.in_words(now_ns) for wait in list(waits.values())[:NAMED]]
         return ". ".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])]) or "no other request waits"
@@ -75,7 +75,7 @@ class WaitMonitor:
         return Wait(request, stage, f"{role} blocks", view.since_ns, held, holders, free)
 
     def _gate(self, view: RequestView, held: dict[str, int]) -> tuple[str, str]:
-        """Its stage by the log, and the memory it wants next."""
+        """The request's stage by the log, and the memory that it needs next."""
         here = "decode" if self._config.colocated else "prefill"
         if view.arrived:
             return "landed", "decode"

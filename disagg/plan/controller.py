@@ -40,9 +40,9 @@ class Controller:
     ) -> None:
         shape = {"layers": layers, "token_bytes": token_bytes}
         self.state = ControllerState(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
-        self.movement = KVTransfers(self.state)
-        self.prefilling = PrefillScheduler(self.state, self.movement)
-        self.decoding = DecodeScheduler(self.state, self.movement)
+        self.kv_transfers = KVTransfers(self.state)
+        self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
+        self.decoding = DecodeScheduler(self.state, self.kv_transfers)
         self.broken: str | None = None
 
     def handle(self, event: ev.Event, now_ns: int) -> list[Command]:
@@ -135,7 +135,7 @@ class Controller:
         if transfer.route in PAGING and all(fresh):
             self.state.costs.observe_copy(event.nbytes, event.took_ns)
         if transfer.complete and not transfer.aborted:
-            self.movement.complete(turn, transfer)
+            self.kv_transfers.complete(turn, transfer)
         return any(fresh)
 
     def _source_read(self, event: ev.SourceRead) -> bool:
@@ -154,16 +154,16 @@ class Controller:
         if transfer is None or transfer.aborted:
             return False
         error = f"{transfer.route} transfer of request {transfer.record.id} failed: {event.error}"
-        self.movement.fail(turn, transfer, error)
+        self.kv_transfers.fail(turn, transfer, error)
         return True
 
     def _transfer_closed(self, turn: Turn, event: ev.TransferClosed) -> bool:
         transfer = self._transfer(event.transfer)
         if transfer is None or self.state.is_anomaly(not transfer.aborted):
             return False
-        self.movement.close(transfer)
+        self.kv_transfers.close(transfer)
         if transfer.record.finish is None:
-            self.movement.recompute(turn, transfer.record)
+            self.kv_transfers.recompute(turn, transfer.record)
         return True
 
     def _transfer(self, number: int) -> Transfer | None:
@@ -181,14 +181,14 @@ class Controller:
             return
         for worker in self.state.prefills:
             self.prefilling.fill(turn, worker)
-        self.movement.assign(turn)
+        self.kv_transfers.assign(turn)
         for decode in self.state.decodes:
             self.decoding.fill(turn, decode)
 
     def _take_turns(self, turn: Turn, worker: PrefillWorkerState) -> None:
         """One device: a prefill pass and a decode step alternate where both have something to do."""
         decode = present(worker.decode)
-        self.movement.assign(turn)
+        self.kv_transfers.assign(turn)
         if worker.passing or (decode.steps and worker.waiting):
             return
         if not worker.waiting:
@@ -214,7 +214,7 @@ class Controller:
                     self._break(turn, f"a {overdue.route} copy of request {record.id} has not ended within {limit}")
                 case Transfer(record=record):
                     what = f"its {overdue.route} transfer of {overdue.blocks} blocks has not landed within {limit}"
-                    self.movement.fail(turn, overdue, f"watchdog: request {record.id}: {what}")
+                    self.kv_transfers.fail(turn, overdue, f"watchdog: request {record.id}: {what}")
         return passed
 
     def _check_progress(self, turn: Turn) -> None:

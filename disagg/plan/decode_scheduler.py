@@ -14,8 +14,8 @@ from disagg.plan.worker_state import DecodeWorkerState, Step
 
 
 class DecodeScheduler:
-    def __init__(self, state: ControllerState, movement: KVTransfers) -> None:
-        self.state, self.movement = state, movement
+    def __init__(self, state: ControllerState, kv_transfers: KVTransfers) -> None:
+        self.state, self.kv_transfers = state, kv_transfers
 
     def fill(self, turn: Turn, worker: DecodeWorkerState) -> bool:
         """Issues steps up to `steps_in_flight`; True where one was issued."""
@@ -122,7 +122,7 @@ class DecodeScheduler:
                 state.because("grow: no block", **why)
                 return False
             state.because("preempt", request=record.id, victim=victim.id, policy=state.config.policy)
-            self.movement.preempt(turn, worker, victim)
+            self.kv_transfers.preempt(turn, worker, victim)
         state.because("grow", available=available, **why)
         if record.id in worker.rows:
             worker.grown.append((record.id, blocks[0]))

@@ -17,8 +17,8 @@ PIPELINE = (Stage.PREFILLING, Stage.HANDING_OFF, Stage.LANDED, Stage.RUNNING)
 
 
 class PrefillScheduler:
-    def __init__(self, state: ControllerState, movement: KVTransfers) -> None:
-        self.state, self.movement = state, movement
+    def __init__(self, state: ControllerState, kv_transfers: KVTransfers) -> None:
+        self.state, self.kv_transfers = state, kv_transfers
 
     def fill(self, turn: Turn, worker: PrefillWorkerState) -> bool:
         """Starts a pass of chunks up to the token budget; True where there was a chunk."""
@@ -96,7 +96,7 @@ class PrefillScheduler:
         record.prefill_worker = worker.name.index
         streams = worker.decode is None and state.config.route != "bulk" and record.left > 1
         if streams:
-            self.movement.offer(turn, record, stop, layers_ready=False)
+            self.kv_transfers.offer(turn, record, stop, layers_ready=False)
         blocks = tuple(table.blocks[: blocks_for(stop, state.config.block_size)])
         final, index, transfer = stop == target, len(record.generated), record.transfer if streams else None
         tokens = record.tokens[start:stop]
@@ -121,7 +121,7 @@ class PrefillScheduler:
             if state.end_if_done(turn, record):
                 continue
             if worker.decode is None:
-                self.movement.prefilled(turn, record)
+                self.kv_transfers.prefilled(turn, record)
             else:
                 present(record.decode_table).commit()
                 state.arrive(turn, record)

@@ -1,12 +1,12 @@
-"""Draws and teaches: reads timelines and metrics, drives Engine, never touches a worker.
+"""Draws runs from timelines and metrics, and drives an Engine; it never touches a worker.
 
 from disagg.show import watch, panel, replay, stepper, microscope, batches
 """
 
 from disagg.imported_later import imported_later
 
-_WORDS = {  # none is a module's name: importing that would put it in the function's place
-    "watch": "disagg.show.live",  # a run as it goes, everywhere
+_WORDS = {  # no module has such a name: its import would replace the function
+    "watch": "disagg.show.live",  # a run as it goes
     "panel": "disagg.show.player",  # the same with controls that stay live
     "replay": "disagg.show.player",  # a recorded run
     "stepper": "disagg.show.stepping",  # the controller, one event at a time

@@ -1,5 +1,5 @@
-"""Fits the cost model to the machine at hand: a short designed run on a real engine, and least squares over relative
-errors, as a pass takes a hundred times as long as a copy; a soft loss gives little weight to works that were held up.
+"""Fits the cost model to this machine: a short designed run on a real engine, and least squares over relative errors,
+since a pass takes a hundred times as long as a copy; a soft loss gives delayed works little weight.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -29,29 +29,29 @@ from disagg.twin.hardware import DEVICES, LIKE_H200, Costs, Device, Fit, Hardwar
 from disagg.twin.work import Sizes
 
 LIMIT_S, FITTING_S, CROWDS = 60.0, 5.0, 3
-SOFT = 0.1  # relative errors above it count less than their square
+SOFT = 0.1  # larger relative errors count less than their square
 START = Fit(
     0.5, 0.3, 0.7, 0.5, 0.8, pass_s=1e-3, row_s=1e-4, batch_s=1e-4, copy_s=1e-4, beside_pass=1.1, beside_step=1.1
 )
-#: What each kind of work says of a device, in the order in which it is fitted. Steps of one model can't tell what is
-#: fixed from what its weights take to be read: all of it counts as reading.
+#: The numbers that each kind of work fits, in the order of the fit. Steps of one model can't separate their fixed cost
+#: from the reading of weights: all of it counts as reading.
 FITTED_BY = {
     "steps": ("reading", "kv", "batch_s", "row_s", "beside_step"),
     "passes": ("products", "attention", "pass_s", "beside_pass"),
     "copies": ("copying", "copy_s"),
 }
-#: (prompt tokens, new tokens) of requests that are served together, on a CPU; a GPU takes longer ones, and more.
+#: (prompt tokens, new tokens) of requests served together on a CPU; a GPU gets longer requests, and more.
 ALONE = [[(32, 16)], *([(tokens, 1)] for tokens in (16, 64, 128, 256, 400)), [(32, 12)] * 8, [(256, 12)] * 4]
 MIXED = [(24, 40), (200, 8), (60, 24), (330, 12), (16, 48), (120, 16), (280, 10), (40, 30), (90, 20), (380, 6)]
 
-Work = tuple[Callable[[Costs], float], float]  # what the model says, and what was measured
+Work = tuple[Callable[[Costs], float], float]  # seconds by the model, and measured seconds
 
 
 def calibrate(engine: Engine, limit_s: float = LIMIT_S) -> Calibration:
-    """Of the engine's devices, in about `limit_s` seconds; nothing else may run meanwhile. Each kind of work is seen
-    once whatever the limit, and crowds as long as there is time. EngineError where the run showed too little."""
+    """Calibrates the engine's devices in about `limit_s` seconds; nothing else may run meanwhile. Each kind of work
+    runs at least once, and crowds until the limit. EngineError if the run showed too little."""
     start, took = time.perf_counter(), 0.0
-    engine.serve(_requests(engine, MIXED[:1]))  # what is slow the first time
+    engine.serve(_requests(engine, MIXED[:1]))  # a warm-up
     runs = [engine.serve(_requests(engine, asked)) for asked in ALONE]
     for _ in range(CROWDS):
         begun = time.perf_counter()
@@ -65,12 +65,12 @@ def calibrate(engine: Engine, limit_s: float = LIMIT_S) -> Calibration:
 
 
 def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Device:
-    """The device with the fit that comes closest to what the runs show. EngineError where they show too little."""
+    """The device with the best fit to the runs. EngineError if they show too little."""
     found = works(runs, pads)
     device = dataclasses.replace(device, fit=dataclasses.replace(START, source="measured"))
     for kind, names in FITTED_BY.items():
         if kind == "copies" and not found[kind]:
-            continue  # one device, or links that are dialled: nothing to learn
+            continue  # one device or a dialled link: nothing to fit
         if len(found[kind]) < len(names):
             raise EngineError(f"a calibration needs {len(names)} {kind} at least, and {len(found[kind])} were seen")
         device = _fit(device, sizes, names, found[kind])
@@ -81,8 +81,8 @@ def fitted(device: Device, sizes: Sizes, runs: Sequence[Run], pads: bool) -> Dev
 
 
 def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
-    """Where in its share of a pass a layer is handed off, as the first and the last one tell. The shares are equal: the
-    twin knows no time that belongs to a pass's start or end alone."""
+    """The point of a layer's hand-off in its share of a pass, by the first and the last layer. The shares are equal:
+    the twin has no time for a pass's start or end alone."""
     found = []
     for work in chain.from_iterable(map(samples.passes, runs)):
         head_s = costs.head_s(work.ending) * _slower(costs.device.fit.beside_pass, work.beside)
@@ -128,12 +128,12 @@ def _copy_s(copy: samples.CopySample, costs: Costs) -> float:
 
 
 def _slower(beside: float, share: float) -> float:
-    """Of a work of which this share ran beside another."""
+    """The factor on a work of which this share ran beside another."""
     return 1 + (beside - 1) * share
 
 
 def _fit(device: Device, sizes: Sizes, names: Sequence[str], found: Sequence[Work]) -> Device:
-    """Least squares over the logarithms of some of the fit's numbers."""
+    """Fits some of the numbers by least squares over their logarithms."""
 
     def with_(logs: np.ndarray) -> Device:
         values: dict[str, Any] = dict(zip(names, map(float, np.exp(logs)), strict=True))
@@ -152,7 +152,7 @@ def _fit(device: Device, sizes: Sizes, names: Sequence[str], found: Sequence[Wor
 def _bounds(name: str) -> tuple[float, float]:
     if name.startswith("beside"):
         return 1.0, 3.0
-    return (1e-7, 1.0) if name.endswith("_s") else (1e-3, 1.2)  # a ceiling was measured too
+    return (1e-7, 1.0) if name.endswith("_s") else (1e-3, 1.2)  # a measured ceiling may be exceeded
 
 
 def _bare(engine: Engine) -> Device:
@@ -168,7 +168,7 @@ def _bare(engine: Engine) -> Device:
 
 
 def _requests(engine: Engine, asked: Sequence[tuple[int, int]]) -> list[Request]:
-    """All at once, as long as the engine's memories allow."""
+    """Requests that arrive at once, within the engine's memories."""
     config, dice = engine.config, random.Random(len(asked))
     longer, more = (1, 1) if config.decode_device == "cpu" else (8, 4)
     assert config.prefill_blocks is not None and config.decode_blocks is not None, "an engine fills in what was open"

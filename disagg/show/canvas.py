@@ -1,4 +1,4 @@
-"""The timeline as a live widget: zoom, hover, scrub and step, by mouse or by keys alone. Needs the extra `live`."""
+"""The timeline as a live widget: zoom, hover, scrub and step, by mouse or by keys. Needs the extra `live`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 class TimelineCanvas(anywidget.AnyWidget):
-    """A run's or a timeline's spans. `at_ms` is the playhead, `request` the one that is highlighted (None: all)."""
+    """Spans of a run or a timeline. `at_ms` is the playhead, `request` the highlighted one (None: all)."""
 
     _esm = Path(__file__).with_name("canvas.js").read_text("utf-8")
     look: traitlets.List = traitlets.List().tag(sync=True)
@@ -44,18 +44,18 @@ class TimelineCanvas(anywidget.AnyWidget):
         self._send_from(self._spans.add(spans))
 
     def play(self) -> None:
-        """Moves the playhead on; the visible stretch takes ten seconds."""
+        """Moves the playhead; the visible part takes ten seconds."""
         self.playing = True
 
     def pause(self) -> None:
         self.playing = False
 
     def seek(self, ms: float) -> None:
-        """Puts the playhead at a time since the start of the run."""
+        """Moves the playhead to a time since the run's start."""
         self.at_ms = float(ms)
 
     def _asked(self, widget: object, content: object, buffers: object) -> None:
-        """A view that came later, or missed a message, says how many spans it has."""
+        """A view that is new or missed a message reports how many spans it has."""
         have = content.get("have") if isinstance(content, dict) else None
         if isinstance(have, int) and 0 <= have < len(self._spans.spans):
             self._send_from(have)
@@ -68,6 +68,6 @@ class TimelineCanvas(anywidget.AnyWidget):
         return f"Timeline to zoom, hover and step, rows: {', '.join(self._spans.rows.values())}.{self._counts}"
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
-        """The widget, and the whole sentence that stands for it where no kernel runs."""
+        """The widget, and the sentence in its place without a kernel."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return {**data, "text/plain": repr(self)}, metadata

@@ -32,7 +32,7 @@ def _put(out: bytearray, value: int) -> None:
 
 
 def look() -> list[dict[str, str]]:
-    """A kind of span each: its words, and the colour and hatch that every picture gives it."""
+    """The words, colour and hatch of each kind of span."""
     return [
         {"kind": kind, "name": name, "colour": COLOURS[name], "hatch": HATCHES[name], "words": LEGEND[name]}
         for kind, name in COLOUR_OF.items()
@@ -40,14 +40,14 @@ def look() -> list[dict[str, str]]:
 
 
 class SpanColumns:
-    """Spans of one timeline, of which any stretch can be had as columns, times in ns since the start. `numbers`: what a
-    student reads for a request's id, where it is not the id itself."""
+    """Spans of one timeline as columns, with times in ns since the start. `numbers`: the shown number of a request, if
+    it is not the id."""
 
     def __init__(self, start_ns: int = 0, numbers: dict[int, int] | None = None) -> None:
         self.spans: list[Span] = []
         self._start_ns, self._numbers = start_ns, numbers or {}
-        self._kinds: dict[tuple[str, str], Span] = {}  # one span for each place and kind: enough to name the rows
-        self.rows: dict[str, str] = {}  # place → what a student reads, from the top
+        self._kinds: dict[tuple[str, str], Span] = {}  # one span of each place and kind, to name the rows
+        self.rows: dict[str, str] = {}  # place → its shown name, from the top
 
     def add(self, spans: Iterable[Span]) -> int:
         """Returns the index of the first one added."""
@@ -59,11 +59,11 @@ class SpanColumns:
         return first
 
     def chunk(self, first: int = 0) -> tuple[dict, bytes]:
-        """What canvas.js takes: (header, columns) of all spans from `first` on."""
+        """(header, columns) of all spans from `first` on, for canvas.js."""
         return {"first": first, "rows": list(self.rows.items())}, pack(self._columns(self.spans[first:]))
 
     def _columns(self, spans: list[Span]) -> Iterable[list[int]]:
-        """Groups of requests stand once each; then a column for each property of a span."""
+        """Each group of requests once, then a column for each property of a span."""
         place = {name: index for index, name in enumerate(self.rows)}
         groups: dict[tuple[int, ...], int] = {}
         group = [groups.setdefault(span.requests, len(groups)) for span in spans]
@@ -80,7 +80,7 @@ class SpanColumns:
 
 
 def move_columns(moves: Sequence[BlockMove], pools: list[str], start_ns: int, numbers: dict[int, int]) -> bytes:
-    """Moves of blocks as columns; a free block's owner is -1. Blocks that follow each other are one run of blocks."""
+    """Moves of blocks as columns; a free block's owner is -1. Adjacent blocks are one run."""
     runs = [runs_of(move.blocks) for move in moves]
     return pack([
         [move.at_ns - start_ns for move in moves],

@@ -1,4 +1,4 @@
-"""What `engine.retune` can change while it runs, as sliders and lists."""
+"""Sliders and lists for the settings that `engine.retune` can change."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,13 +14,13 @@ BINS = ((), (64, 128), (64, 128, 256, 512, 1024))
 
 
 class Dials:
-    """A control a setting. A refusal is raised where the change is carried out, and the control goes back."""
+    """A control for each setting. If the engine refuses a change, the error is raised and the control goes back."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         config, wide = engine.config, ipywidgets.Layout(width="290px")
         self._choices: dict[str, tuple[list, Callable[[Any], str], str]] = {
-            "link": (with_now(SPEEDS, config.link), link_name, "Speed of the emulated wire"),
+            "link": (with_now(SPEEDS, config.link), link_name, "Speed of the emulated link"),
             "bins": (with_now(BINS, config.bins), bins_name, "Rows of like length share a step"),
             "policy": (list(POLICIES), str, "Who is served first"),
         }
@@ -39,7 +39,7 @@ class Dials:
         self.box = ipywidgets.HBox(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def connect(self, wish: Callable[[Callable], object]) -> None:
-        """From here on a moved control asks for its change."""
+        """From here on a moved control requests its change."""
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: wish(partial(self._retune, name)), "value")
 
@@ -62,7 +62,7 @@ class Dials:
 
 
 def with_now(values: Iterable, now: object) -> list:
-    """The values, and before them the one in use where it is another."""
+    """The values; the current one first if it is not among them."""
     values = list(values)
     return values if now in values else [now, *values]
 

@@ -1,4 +1,4 @@
-"""What notebooks, the demo and `watch` serve: real English text, cut to given lengths, and questions."""
+"""Prompts for notebooks, the demo and `watch`: real English text, cut to given lengths, and questions."""
 
 import random
 from pydoc_data.topics import topics  # Python's own language reference: real text on every machine, no download
@@ -7,7 +7,7 @@ from disagg.run.model.model import Model
 
 
 def prompts(model: Model, lengths: list[int], skip: int = 0) -> list[list[int]]:
-    """Token ids of real text, one prompt a length, no two alike."""
+    """Token ids of real text, a different prompt for each length."""
     need = skip + sum(lengths)
     ids: list[int] = []
     for name in sorted(topics):

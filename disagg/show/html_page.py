@@ -1,5 +1,5 @@
 """A run as one HTML file that needs neither Python nor a network: timeline, receipts, blocks over time, texts, config.
-What comes from outside is escaped; a policy in the page forbids every request, and any script but the one written here.
+Text from outside is escaped; a policy in the page forbids all requests and all scripts but the page's own.
 """
 
 import base64
@@ -21,7 +21,7 @@ from disagg.trace.receipts import NAMES, WORKS, Receipt
 from disagg.trace.results import Result, Run
 
 HERE = Path(__file__).parent
-#: The colour of a receipt's line is that of the work it is, or waits for.
+#: The colour of a receipt's line: that of its work, or of the work it waits for.
 COLOUR_OF_LINE = {
     **dict.fromkeys(("prefill", "recompute", "queue"), "prefill"),
     **dict.fromkeys(("transfer", "link-busy", "ring-full"), "link"),
@@ -32,7 +32,7 @@ OTHER = "#888888"
 
 
 def to_html(run: Run, path: str | os.PathLike[str]) -> Path:
-    """Writes the page, whole or not at all. FileError where it can't."""
+    """Writes the page, whole or not at all. FileError if it can't."""
     path = Path(path)
     with whole(path) as file:
         file.write(page(run).encode("utf-8", "replace"))
@@ -123,7 +123,7 @@ def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def _bar(means: dict[str, float]) -> str:
-    """Works are full, waits pale with a frame of the same colour; attributes, as the policy forbids inline styles."""
+    """Works are solid, waits pale with a frame in their colour; the policy forbids inline styles, so attributes."""
     whole, x, boxes = sum(means.values()), 0.0, []
     for name, seconds in means.items():
         width, colour = 100 * seconds / whole, COLOURS.get(COLOUR_OF_LINE.get(name, ""), OTHER)
@@ -160,7 +160,7 @@ def _ids(ids: Sequence[int], most: int = 64) -> str:
 
 
 def _config(run: Run) -> Iterable[str]:
-    """A model's folder by its last name: the page does not say where it lies."""
+    """A model's folder by its last name: the page must not show its path."""
     values = {field.name: getattr(run.config, field.name) for field in dataclasses.fields(run.config)}
     fields = {name: "–" if value is None else str(value) for name, value in values.items()}
     fields["model"] = fields["model"].replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,5 +1,5 @@
-"""A run seen while it happens: one display, drawn again a few times a second by the main thread. Without a notebook it
-prints its sentence and serves all the same. What a student can stop and turn is in `disagg.show.player`.
+"""A run while it happens: one display that the main thread draws a few times a second. Without a notebook it prints its
+sentence and serves all the same. The display with controls is in `disagg.show.player`.
 """
 
 import base64
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WINDOW_MS = 6000.0
 LINES = 8  # requests whose text is shown
-TAIL = 64  # tokens of it: no line holds more
+TAIL = 64  # tokens of a line
 
 
 def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per_s: float = 8) -> Run:
@@ -50,7 +50,7 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
 
 
 class Look:
-    """What is seen of an engine: a tape that follows its timeline, a frame, and the text of its requests."""
+    """The view of an engine: a tape that follows its timeline, a frame, and the text of its requests."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -65,7 +65,7 @@ class Look:
         self.results: dict[int, Result] = {}
 
     def follow(self) -> None:
-        """Takes what is new; a run that begins starts a tape of its own, and its end leaves that in place."""
+        """Takes new entries; a new run starts its own tape, which stays after its end."""
         timeline = self.engine.recorder.timeline
         if timeline is not self.tape.timeline and timeline.start_ns:
             self._begin(timeline, timeline.start_ns)
@@ -93,7 +93,7 @@ class Look:
 
 
 class Serving:
-    """`engine.serve` in a thread of its own."""
+    """`engine.serve` in another thread."""
 
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self._engine, self._requests = engine, requests
@@ -112,16 +112,16 @@ class Serving:
             self._over.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """True once the run is over."""
+        """Whether the run is over."""
         return self._over.wait(timeout_s)
 
     def stop(self) -> None:
-        """Ends what is served. Again and again: the thread may not have begun."""
+        """Interrupts the run, repeatedly: the thread may not have begun."""
         while not self._over.wait(0.02):
             self._engine.interrupt()
 
     def run(self, look: "Look | None" = None) -> Run:
-        """The run, once it is over; or the error that ended it."""
+        """The run after its end; raises the error that ended it."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -130,13 +130,13 @@ class Serving:
 
 
 class Open:
-    """Open requests of `submit`: nothing is served, nothing is ended."""
+    """Open requests of `submit`, which it neither serves nor ends."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def wait(self, timeout_s: float) -> bool:
-        """True once nothing is open."""
+        """Whether no request is open."""
         if handles := self._engine.open_handles():
             try:
                 handles[0].result(timeout_s)
@@ -145,10 +145,10 @@ class Open:
         return not self._engine.open_handles()
 
     def stop(self) -> None:
-        """They go on."""
+        """The requests go on."""
 
     def run(self, look: Look) -> Run:
-        """What was seen of them."""
+        """A run of the requests that were seen."""
         look.follow()
         timeline, seen = look.tape.timeline, set(look.results)
         spans = [span for span in timeline.spans.copy() if seen & set(span.requests)]
@@ -161,7 +161,7 @@ class Open:
 
 
 class Screen:
-    """One display that is drawn again and again under the same plain text; outside a notebook, that text once."""
+    """One display that is redrawn with the same plain text; outside a notebook, that text once."""
 
     def __init__(self, words: str) -> None:
         self._words = words
@@ -185,14 +185,14 @@ class Screen:
 
 
 def in_notebook() -> bool:
-    """Is there a front end that can replace a picture? A terminal's IPython has no kernel."""
+    """Whether a front end can replace a picture; a terminal's IPython has no kernel."""
     from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
 
 
 def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], str] | None) -> tuple[str, ...]:
-    """A line a request that has arrived, with its text so far; the last ones, where there are many."""
+    """A line for each arrived request with its text so far; only the last ones of many."""
     lines = []
     for number, result in enumerate(results):
         if result.arrival_ns <= at_ns:
@@ -205,12 +205,12 @@ def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], 
 
 
 def end_of(tape: Tape, results: Iterable[Result]) -> float:
-    """When the last span and the last request ended, in ms."""
+    """The end of the last span and request, in ms."""
     return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
 
 
 def text_of(result: Result, count: int, ended: bool, decode: Callable[[list[int]], str] | None) -> str:
-    """The text of the first `count` tokens; without `decode`, the whole at the end, and ids before it."""
+    """The text of the first `count` tokens; without `decode`, ids before the end and the whole text at it."""
     ids = result.token_ids[max(0, count - TAIL) : count]
     if decode is not None:
         return decode(ids)

@@ -1,5 +1,5 @@
-"""The twin against recordings of a GPU: fitted to one colocated crowd and one prompt over the undialled staged route.
-The other dials, and the crowd as a run, are predicted. Notebook: notebooks/06_twin_and_claims.ipynb.
+"""The twin against recordings of a GPU: the fit uses one colocated crowd and one prompt over the undialled staged
+route; the twin predicts the other dials and the crowd as a run. Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
 
 
 def grouped(run: Run) -> Run:
-    """With as many layers a copy as it had: its link was dialled while the engine ran, which had chosen before."""
+    """The config with its recorded layers a copy, which the engine chose before its link was dialled."""
     copies = (span.count for span in run.timeline.spans if span.kind == "copy")
     return dataclasses.replace(run, config=run.config.replace(layers_per_copy=max(copies)))
 
 
 def fit(runs: list[Run]) -> Calibration:
-    """Of the GPU that they were recorded on, which their machine names."""
+    """The hardware of the GPU in the recordings, by their machine."""
     config, machine = runs[0].config, runs[0].machine
     device = device_named(machine.split(",")[0].removeprefix("NVIDIA ").split()[0])
     sizes = sizes_of(config.model, config.dtype)
@@ -42,7 +42,7 @@ def fit(runs: list[Run]) -> Calibration:
 
 
 def asked(run: Run) -> list[Request]:
-    """Requests of the lengths and arrivals of a recorded run."""
+    """Requests with the lengths and arrivals of a recorded run."""
     start = min(result.arrival_ns for result in run.results)
     return [
         Request([1] * r.prompt_tokens, len(r.token_ids), (r.arrival_ns - start) / 1e9, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""A prediction drawn over the run that it predicts: one time axis, measured above the line of each row, the twin below.
+"""A prediction drawn over its run on one time axis: the measured run above the line of each row, the twin below.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -53,7 +53,7 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
 
 
 def in_words(compared: Compared) -> str:
-    """How far off the twin is, figure by figure."""
+    """The twin's error of each figure, in words."""
     units = {"H": "points"}
     parts = [f"{WORDS[name]} {error:.0f} {units.get(name, '%')}" for name, error in compared.errors().items()]
     return f"{_subject(compared)}; the twin is off by {', '.join(parts)}."
@@ -69,7 +69,7 @@ def _ms(run: Run, at_ns: int) -> float:
 
 
 def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window: tuple[float, float]) -> Any:
-    """None is thinner than a six-hundredth of the window."""
+    """Boxes at least a six-hundredth of the window wide."""
     starts = np.array([_ms(run, span.start_ns) for span in spans])
     widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], (window[1] - window[0]) / 600)
     middles = np.array([y[span.place] + shift for span in spans])

@@ -1,5 +1,5 @@
-"""A recording with buttons: of an engine while it runs, or of a run that is over. Callbacks only leave a wish in an
-inbox; one thread takes wishes, moves the playhead and draws, and sleeps until the next wish where nothing moves.
+"""A player with buttons for a running engine or a finished run. Callbacks only put a wish into an inbox; one thread
+takes wishes, moves the playhead, draws, and sleeps until the next wish if nothing moves.
 """
 
 import queue
@@ -23,8 +23,8 @@ from disagg.trace.results import Run
 
 UPDATES_PER_S = 8
 SPEEDS = {"live": None, "1": 1.0, "1/2": 0.5, "1/5": 0.2, "1/20": 0.05}
-PARTS = 1000  # of the time slider: a range that grew would make front ends send old values back, rounded
-_OPEN: dict[int, "Player"] = {}  # by the engine or the run: showing it again closes the panel before
+PARTS = 1000  # of the time slider: if its range grew, front ends would send rounded old values back
+_OPEN: dict[int, "Player"] = {}  # by engine or run: a new panel closes the old one
 
 
 def panel(engine: Engine, requests: Iterable[Request]) -> "Player":
@@ -33,29 +33,29 @@ def panel(engine: Engine, requests: Iterable[Request]) -> "Player":
 
 
 def replay(run: Run, speed: float = 1.0, decode: Callable[[list[int]], str] | None = None) -> "Player":
-    """Plays a recorded run. `decode`, as `engine.model.decode_text`, gives the text of a request that has not ended."""
+    """Plays a recorded run. `decode`, such as `engine.model.decode_text`, gives the text of an open request."""
     return Player(RunSource(run, decode), run, speed)
 
 
 class Playhead:
-    """Where in a recording one looks, in ms: it follows the end (speed None), plays at a speed, or stands still."""
+    """A position in a recording, in ms: it follows the end (speed None), plays at a speed, or stands still."""
 
     def __init__(self, speed: float | None = None) -> None:
         self.at_ms, self.speed, self.playing = 0.0, speed, True
 
     def advance(self, elapsed_ms: float, end_ms: float) -> None:
-        """Time has passed; nothing beyond the recording's end can be shown."""
+        """Moves by the time passed, at most to the recording's end."""
         if self.playing:
             self.at_ms = end_ms if self.speed is None else min(end_ms, self.at_ms + elapsed_ms * self.speed)
 
     def play(self, end_ms: float) -> None:
-        """On, or from the start again where the end was reached; a second call pauses."""
+        """Plays on, or from the start after the end; a second call pauses."""
         self.playing = not self.playing
         if self.playing and self.speed is not None and self.at_ms >= end_ms:
             self.at_ms = 0.0
 
     def step(self, tape: Tape, forward: bool) -> None:
-        """To the next or the last place where a span begins or ends, and stand there."""
+        """Pauses at the next or the previous start or end of a span."""
         self.scrub(tape.next_edge(self.at_ms, forward))
 
     def scrub(self, at_ms: float) -> None:
@@ -99,7 +99,7 @@ class LiveSource:
         self.last: Run | None = None  # of Start
 
     def start(self) -> None:
-        """Serves the requests; what the engine can't do is raised by `follow`."""
+        """Serves the requests; `follow` raises the engine's errors."""
         if self._serving is None:
             self._serving = Serving(self._engine, self._requests)
 
@@ -112,7 +112,7 @@ class LiveSource:
         return self._serving is None
 
     def follow(self) -> None:
-        """Takes what is new, and the run at its end."""
+        """Takes new entries, and the run at its end."""
         self._look.follow()
         if self._serving is not None and self._serving.wait(0):
             serving, self._serving = self._serving, None
@@ -140,7 +140,7 @@ class Player(InCell):
         self.playhead = Playhead(speed)
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._closed, self._error = False, ""
-        self._written = 0  # what the ticker last wrote to the time slider
+        self._written = 0  # the ticker's last value of the time slider
         self._make_widgets()
         if (before := _OPEN.pop(id(key), None)) is not None:
             before.close()
@@ -167,7 +167,7 @@ class Player(InCell):
             del _OPEN[id(self._key)]
 
     def wish(self, action: Callable[[], object]) -> None:
-        """Asks the one thread that moves and draws to do something."""
+        """Puts a wish into the inbox of the thread that moves and draws."""
         self._inbox.put(action)
 
     def __repr__(self) -> str:
@@ -216,12 +216,12 @@ class Player(InCell):
         self.panel = ipywidgets.VBox([*controls, self.image, self.words, *self.texts])
 
     def _by_hand(self, action: Callable[[], object]) -> None:
-        """A button or a dial: what went wrong before is no longer shown."""
+        """A button or a dial: clears the last error."""
         self.wish(lambda: setattr(self, "_error", ""))
         self.wish(action)
 
     def _on_time(self, change: Any) -> None:
-        if change.new != self._written:  # by a hand, not by the ticker
+        if change.new != self._written:  # by the user, not by the ticker
             self.wish(partial(self.playhead.scrub, change.new / PARTS * self.source.end_ms))
 
     # ---- one thread --------------------------------------------------------------------------------------------------
@@ -243,20 +243,20 @@ class Player(InCell):
         """The wish of an update."""
 
     def _at_rest(self) -> bool:
-        """Would the next update show the same as this one?"""
+        """Whether the next update would show the same as this one."""
         moves = self.playhead.playing and self.playhead.at_ms < self.source.end_ms
         return bool(self.image.value) and self.source.over and not moves
 
     def _turn(self, wish: Callable[[], object], elapsed_ms: float) -> None:
         self._try(self.source.follow)
         self.playhead.advance(elapsed_ms, self.source.end_ms)
-        self._try(wish)  # also where the run has just failed
+        self._try(wish)  # even if the run has just failed
         self._try(self._draw)
         words = [self._error] if self._error else self.source.tape.gates(self.playhead.at_ms)
         self.words.value = no_math("; ".join(words))[:160]
 
     def _try(self, action: Callable[[], object]) -> None:
-        """Does it; what goes wrong is shown, as nothing else catches it."""
+        """Calls a function and shows its error, which nothing else catches."""
         try:
             action()
         except Exception as error:

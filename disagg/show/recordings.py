@@ -1,5 +1,5 @@
-"""Recordings of one GPU and of two, for those who have none, as `python -m benchmarks record-gpu` writes them: runs and
-times of decode steps as one JSON object. They are read as data and checked, and nothing in them is ever run.
+"""Recordings of one GPU and of two, written by `python -m benchmarks record-gpu`: runs and times of decode steps as one
+JSON object. They are read as data and checked; nothing in them is executed.
 Notebook: notebooks/07_on_a_gpu.ipynb; those of two GPUs are in 02_disaggregation to 04_cpu_paging.
 """
 
@@ -18,11 +18,11 @@ from disagg.trace.schema import NAME, POSITIVE, WHOLE, Field, check
 FOLDER = Path(disagg.__file__).parents[1] / "figures" / "data"
 COMMAND = "python -m benchmarks record-gpu"
 
-RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the one before
-#: How one GPU is shared: in the file's name, and in words.
+RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the previous one
+#: Arrangements of one GPU: the file's name, and words.
 ARRANGEMENTS = {"colocated": "Colocated", "streams": "Streams", "sm_split": "SM split"}
 
-#: Recordings of two GPUs by part: the file's name, and in words.
+#: Recordings of two GPUs by part: the file's name, and words.
 PAIR = {
     "crowd": {"split": "Split", "two_colocated": "Two colocated"},
     "routes": {"bulk": "Whole", "direct": "Direct", "staged": "Staged"},
@@ -47,7 +47,7 @@ def pair_file(name: str) -> str:
 
 @dataclass(repr=False)
 class Missing:
-    """Stands for a part of which files are not there: false, and a sentence that says which command makes them."""
+    """A part without files: false, with a sentence that names the command that makes them."""
 
     part: str
     names: list[str]
@@ -64,7 +64,7 @@ class Missing:
 
 
 def steps(folder: Path | None = None) -> "StepTimes | Missing":
-    """How long decode steps took on each rung."""
+    """Times of decode steps on each rung."""
     path = (folder or FOLDER) / STEPS_FILE
     return StepTimes.load(path) if path.exists() else Missing("steps", [path.name])
 
@@ -87,7 +87,7 @@ def _runs(folder: Path, names: dict[str, str], part: str, pair: bool) -> dict[st
 
 
 def staged(folder: Path | None = None) -> dict[float, Run] | Missing:
-    """One prompt over the staged route, by dial: of several runs the one with the median H."""
+    """One prompt over the staged route, by dial: the run with the median H."""
     found = {}
     for path in (folder or FOLDER).glob(staged_file("*")):
         dial = path.name.removeprefix("gpu_staged_").removesuffix(".jsonl.gz")
@@ -97,7 +97,7 @@ def staged(folder: Path | None = None) -> dict[float, Run] | Missing:
 
 
 def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
-    """Where a part was measured, or which command would do it."""
+    """The machine of a part, or the command that measures it."""
     if isinstance(part, Missing):
         return repr(part)
     if isinstance(part, StepTimes):
@@ -108,14 +108,14 @@ def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Decode steps of so many rows on one rung, medians."""
+    """Medians of decode steps with a number of rows on one rung."""
 
     rung: str
     rows: int
     seconds: float  # of a step, on the device
-    gap_s: float  # between two tokens, what the host adds included
-    nbytes: int  # read at least: each weight once, and K/V
-    context: float  # mean tokens that a row looks back on
+    gap_s: float  # between two tokens, with the host's part
+    nbytes: int  # the least read: each weight once, and K/V
+    context: float  # mean tokens that a row attends to
     count: int  # steps measured
 
 
@@ -139,7 +139,7 @@ class StepTimes:
         return next(time for time in self.times if (time.rung, time.rows) == (rung, rows))
 
     def floor_s(self, rows: int) -> float:
-        """What the bytes of such a step take at the copy ceiling; of the last rung's contexts."""
+        """Seconds of a step's bytes at the copy ceiling, by the last rung's contexts."""
         return [time for time in self.times if time.rows == rows][-1].nbytes / self.copy
 
     def over_floor(self, rung: str, rows: int) -> float:
@@ -148,7 +148,7 @@ class StepTimes:
         return time.seconds / (time.nbytes / self.copy)
 
     def save(self, path: str | Path) -> None:
-        """Writes the file whole or not at all; packed where its name ends in .gz. FileError."""
+        """Writes the file whole or not at all; packed if its name ends in .gz. FileError."""
         row = {"recording": "steps", "version": VERSION, **asdict(self)}
         with whole(path, check=StepTimes.load) as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")

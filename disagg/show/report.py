@@ -1,4 +1,4 @@
-"""One form for every measured figure: a row with its bar, and a file that names machine and versions."""
+"""The form of all measured figures: rows with their bars, and a file with machine and versions."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from disagg.trace.files import whole
 
 @dataclass(frozen=True)
 class Row:
-    """A figure. `bar` is its limit and `at_most` says which way it counts; without a bar it is only reported."""
+    """A figure. `bar` is its limit, an upper one with `at_most`; without a bar it is only reported."""
 
     name: str
     value: float
@@ -44,14 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that this machine has nothing to measure with, and why: never a figure in its place."""
+    """A row that this machine can't measure, and the reason; it has no figure."""
 
     name: str
     reason: str
 
 
 class Failed(LeftOut):
-    """A row, or a group of rows, that an error has kept from being measured."""
+    """A row or a group of rows whose measurement raised an error."""
 
     @classmethod
     def of(cls, name: str, error: Exception, more: str = "") -> "Failed":
@@ -59,7 +59,7 @@ class Failed(LeftOut):
 
 
 def shortfalls(rows: Iterable[Row | LeftOut]) -> list[str]:
-    """Why a suite with these rows did not end well, in phrases; none where every row that has a bar meets it."""
+    """The reasons why these rows fail a suite; none if every row with a bar meets it."""
     rows = list(rows)
     missed = [row.name for row in rows if isinstance(row, Row) and row.met is False]
     failed = [row.name for row in rows if isinstance(row, Failed)]
@@ -85,7 +85,7 @@ def write(path: Path, rows: Iterable[Row | LeftOut]) -> None:
 
 
 def show(rows: Iterable[Row | LeftOut], console: Console, title: str) -> None:
-    """Prints a table, as wide as the console; notes stand below their rows where they have no room beside them."""
+    """Prints a table as wide as the console; notes without room stand below their rows."""
     cells = []
     for row in rows:
         if isinstance(row, LeftOut):

@@ -1,4 +1,4 @@
-"""The controller one event at a time: what happened, why, and the state before and after, side by side.
+"""The controller one event at a time: the event, the reasons, and the state before and after, side by side.
 
 stepper(Config.preset("paged", decode_blocks=12), [Request([1] * 60, 8), Request([1] * 90, 8)])
 """
@@ -44,7 +44,7 @@ class StepperView(InCell):
         self.slider.value = max(self.slider.value - 1, 0)
 
     def fork(self, **changes: Any) -> tuple[Run, Run]:
-        """Both futures of the moment shown: as it was, and with other settings from there on."""
+        """Both runs from this moment on: unchanged, and with other settings."""
         return self.stepper.fork(**changes)
 
     def __repr__(self) -> str:
@@ -69,7 +69,7 @@ def _words(moment: Moment, length: int) -> str:
 
 
 def _table(before: Moment | None, after: Moment) -> str:
-    """A row for each queue, memory, link, batch and request; what changed is bold and marked."""
+    """A row for each queue, memory, link, batch and request; changes are bold and marked."""
     old, new = rows_of(before.state) if before else {}, rows_of(after.state)
     head = "".join(f"<th style='{STYLE}'>{title}</th>" for title in ("", "before", "after"))
     lines = []
@@ -88,8 +88,8 @@ def rows_of(state: dict) -> dict[str, str]:
         rows[_queue_name(name)] = f"requests {short_list(queue['requests'])}{gate}" if queue["requests"] else "empty"
     for worker, requests in state["passes"].items():
         rows[f"pass on {worker}"] = f"requests {short_list(requests)}" if requests else "idle"
-    for name, link in state["wires"].items():
-        rows[f"wire {name}"] = ("a copy under way" if link["busy"] else "idle") + f", {link['waiting']} waiting"
+    for name, link in state["links"].items():
+        rows[f"link {name}"] = ("a copy under way" if link["busy"] else "idle") + f", {link['waiting']} waiting"
     if state["ring"]:
         rows["ring"] = f"{state['ring']['total'] - state['ring']['free']} of {state['ring']['total']} slots held"
     for worker, groups in state["batches"].items():
@@ -104,7 +104,7 @@ def rows_of(state: dict) -> dict[str, str]:
 
 
 def _queue_name(name: str) -> str:
-    """What a student reads for "prefill 0 queue", "decode 0 landed" and "wanting"."""
+    """The shown name of "prefill 0 queue", "decode 0 landed" and "wanting"."""
     *worker, role = name.split()
     if role == "wanting":
         return "waiting for blocks on a decode device"

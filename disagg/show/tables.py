@@ -1,5 +1,5 @@
-"""Tables and sentences as plain lines that fit a terminal, a pipe and a file. Nothing is cut off or taken for markup;
-a single word that is longer than a line, a path for example, stands out of it, so that it can be copied whole.
+"""Tables and sentences as plain lines for a terminal, a pipe or a file. Nothing is cut off or read as markup; a word
+that is longer than a line, such as a path, exceeds it, so that it can be copied whole.
 """
 
 import textwrap
@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 WIDTH = 80
 BETWEEN, INDENT = "  ", "    "
-ROOM = 28  # columns that the last cell gets at least, to be wrapped beside the others and not below them
+ROOM = 28  # least width of the last cell to stand beside the others, not below them
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int = WIDTH) -> list[str]:
@@ -31,7 +31,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int = WI
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """Lines of a text, broken between words where they are too long, and otherwise as they are."""
+    """Lines of a text; those that are too long are broken between words."""
     found = []
     for line in text.splitlines() or [""]:
         indent = line[: len(line) - len(line.lstrip())]
@@ -40,12 +40,12 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """On one line, and without the characters that move a terminal's cursor."""
+    """The text on one line, without characters that move a terminal's cursor."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _row(padded: list[str], width: int, beside: bool) -> list[str]:
-    """A line, and what its last cell needs besides: next to the others, or below them."""
+    """A row's lines, with the last cell beside the others or below them."""
     start = BETWEEN.join((*padded[:-1], ""))
     if not beside:
         return [start.rstrip(), *_wrap(padded[-1], width, INDENT, INDENT)]
@@ -55,7 +55,7 @@ def _row(padded: list[str], width: int, beside: bool) -> list[str]:
 
 
 def _apart(columns: list[str], row: list[str], width: int) -> list[str]:
-    """A line a cell, with its column's name; the names have no lines of their own."""
+    """A line for each cell, with its column's name, and no header."""
     if row is columns:
         return []
     named = [f"{name}: {cell}" if name else cell for name, cell in zip(columns, row, strict=True)]
@@ -63,7 +63,7 @@ def _apart(columns: list[str], row: list[str], width: int) -> list[str]:
 
 
 def _wrap(text: str, width: int, first: str = "", then: str = "") -> list[str]:
-    """By words; a long one is neither broken nor cut at its hyphens."""
+    """Wraps between words; a long word is neither broken nor cut at hyphens."""
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=then,
                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
 

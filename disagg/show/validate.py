@@ -1,4 +1,4 @@
-"""How far off is the twin? The same requests on the real engine and under the virtual clock, figure by figure.
+"""The twin's error: the same requests on the real engine and under the virtual clock, figure by figure.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -18,7 +18,7 @@ from disagg.twin.calibration import Calibration
 from disagg.twin.simulate import simulate
 from disagg.twin.workloads import Lengths, bursts, poisson, requests_of
 
-#: Figure → how a run gives it; None where it has none.
+#: Figure → its value of a run, or None.
 FIGURES: dict[str, Callable[[Run], float | None]] = {
     "ttft_p50": lambda run: run.metrics().ttft_s.p50,
     "ttft_p90": lambda run: run.metrics().ttft_s.p90,
@@ -31,13 +31,13 @@ FIGURES: dict[str, Callable[[Run], float | None]] = {
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Requests that the calibration has not seen, and how they are served."""
+    """Requests that the calibration has not seen, and their config."""
 
     name: str
     preset: str
     changes: dict
     count: int
-    arrivals: Callable  # of plan/workloads
+    arrivals: Callable  # of twin/workloads
     per_s: float
     prompt: Lengths
     new: Lengths
@@ -50,7 +50,7 @@ class HeldOut:
         return requests_of(self.arrivals(self.count, self.per_s, self.prompt, self.new, self.seed), vocab, self.seed)
 
 
-#: For two cores and the embedded model: from a half-idle engine to a crowd, each route and one device.
+#: For two cores and the embedded model: light and heavy load, each route, and one device.
 _SLOW = {"link": Link.ratio(0.62), "layers_per_copy": 1}
 _SHORT = Lengths(60, 0.8, 16, 400), Lengths(20, 0.5, 4, 50)
 _LONG = Lengths(90, 0.6, 16, 400), Lengths(20, 0.4, 4, 60)
@@ -69,12 +69,12 @@ class Compared:
     twin: Run
 
     def figures(self) -> dict[str, tuple[float, float]]:
-        """Figure → (measured, predicted), of those that both have."""
+        """Figure → (measured, predicted), for figures that both runs have."""
         found = [(name, read(self.real), read(self.twin)) for name, read in FIGURES.items()]
         return {name: (real, twin) for name, real, twin in found if real is not None and twin is not None}
 
     def errors(self) -> dict[str, float]:
-        """|predicted / measured - 1| in per cent; of H, which may be 0, the difference in points."""
+        """|predicted / measured - 1| in percent; for H, which may be 0, the difference in points."""
         return {
             name: 100 * (abs(twin - real) if name == "H" else abs(twin / real - 1))
             for name, (real, twin) in self.figures().items()
@@ -84,18 +84,18 @@ class Compared:
 def validate(
     calibration: Calibration, model: Model, held_out: Sequence[HeldOut] = HELD_OUT, say: Callable[[str], None] = print
 ) -> Iterator[Compared]:
-    """Serves each workload for real, and simulates it; one after the other, as they end."""
+    """Serves each workload on the engine and simulates it, one after the other."""
     for held in held_out:
         say(f"{held.name}: {held.count} requests on {held.preset}")
         requests = held.requests(model.vocab_size)
         with Engine(held.config(model.name), model=model) as engine:
-            engine.serve(requests[:1])  # what is slow the first time
+            engine.serve(requests[:1])  # a warm-up
             real = engine.serve(requests)
         yield Compared(held.name, real, predicted(real, requests, calibration))
 
 
 def predicted(real: Run, requests: Sequence[Request], calibration: Calibration) -> Run:
-    """The same requests under the virtual clock, with the real run's memories and links, and nothing else of it."""
+    """The same requests under the virtual clock; only memories and links come from the real run."""
     return simulate(real.config, requests, hardware=calibration.hardware)
 
 
@@ -108,7 +108,7 @@ def cpu_rows(
     calibration: Calibration | None = None,
     keep: Callable[["Compared"], None] = lambda compared: None,
 ) -> Iterator[Row]:
-    """Calibrated here, then held-out workloads: how far off each figure is. `keep` gets each pair of runs."""
+    """Calibrates, then gives each figure's error on held-out workloads. `keep` gets each pair of runs."""
     if calibration is None:
         say("calibrating")
         with Engine(Config.preset("streamed", model=model.name), model=model) as engine:
@@ -122,7 +122,7 @@ def cpu_rows(
 
 
 def error_rows(name: str, compared: Sequence[Compared], bars: dict[str, float]) -> Iterator[Row]:
-    """A row a figure and workload, then the median and the worst of all."""
+    """A row for each figure and workload, then the median and the worst of all."""
     found: list[float] = []
     for each in compared:
         errors = each.errors()

@@ -1,5 +1,5 @@
-"""What panels share, and a slider on a function that also works without it. A panel computes nothing itself, and there
-is no Output widget: one place draws. Notebook: notebooks/00_start_here.ipynb.
+"""Parts of all panels, and a slider on a function that also works without it. A panel computes nothing itself, and no
+Output widget draws. Notebook: notebooks/00_start_here.ipynb.
 """
 
 import textwrap
@@ -12,7 +12,7 @@ from disagg.show.plots.picture import Picture
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace.results import Run
 
-#: Bytes a second, from slow to fast, each about twice the one before; None is the link as it is.
+#: Bytes a second, each about twice the previous; None is the link without a dial.
 SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
 
 LINES, COLUMNS = 4, 110
@@ -26,7 +26,7 @@ def link_name(link: Dial) -> str:
             return "no limit"
         case str():
             return link
-        case tuple():  # of an engine: a link a hop, alike where one dial set them
+        case tuple():  # of an engine: a link for each hop, equal if one dial set them
             return " then ".join(dict.fromkeys(map(link_name, link)))
         case Link(compute_ratio=float() | int() as ratio):
             return f"c/x = {ratio:g}"
@@ -37,12 +37,12 @@ def link_name(link: Dial) -> str:
 
 
 def no_math(text: str) -> str:
-    """What JupyterLab would typeset as a formula, changed so that it stays text to the eye."""
+    """Text changed so that JupyterLab does not typeset it as a formula."""
     return text.replace("$", "\N{FULLWIDTH DOLLAR SIGN}").replace("\\", "\\\N{WORD JOINER}")
 
 
 def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
-    """Side by side, and under each other where there is no room, so that no button loses its word."""
+    """Widgets side by side, or below each other without room, so that no label is cut."""
     for widget in widgets:
         if isinstance(widget, ipywidgets.Button):
             widget.layout.flex = "0 0 auto"
@@ -50,14 +50,14 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
 
 
 def parts_of(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
-    """A widget after all that stand in it."""
+    """A widget after all of its children."""
     for child in getattr(widget, "children", ()):
         yield from parts_of(child)
     yield widget
 
 
 def close_widgets(*widgets: ipywidgets.Widget) -> None:
-    """Each with its layout and style, which are widgets too and stay in the kernel otherwise."""
+    """Closes widgets with their layout and style, which would stay in the kernel."""
     for widget in widgets:
         for part in (getattr(widget, "style", None), getattr(widget, "layout", None), widget):
             if part is not None:
@@ -65,12 +65,12 @@ def close_widgets(*widgets: ipywidgets.Widget) -> None:
 
 
 class InCell:
-    """What a cell shows: `panel`, and a sentence that stands for it where no kernel runs."""
+    """A cell's output: `panel`, and a sentence in its place without a kernel."""
 
     panel: ipywidgets.Widget
 
     def close(self) -> None:
-        """Closes every part. Closing twice does nothing."""
+        """Closes every part; a second call does nothing."""
         close_widgets(*parts_of(self.panel))
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
@@ -78,7 +78,7 @@ class InCell:
 
 
 def tight_labels(count: int) -> list[ipywidgets.Label]:
-    """Lines of plain text close to each other: a Label shows tags as they are typed, and does not wrap."""
+    """Lines of plain text: a Label shows tags as text and does not wrap."""
     return [ipywidgets.Label(layout=ipywidgets.Layout(height="22px", margin="0 2px")) for _ in range(count)]
 
 
@@ -100,7 +100,7 @@ class TextLines:
 
 
 class PicturePanel(InCell):
-    """Controls, a sentence, and below them a picture."""
+    """Controls and a sentence above a picture."""
 
     def _arrange(self, title: str, *controls: ipywidgets.Widget) -> None:
         self.words = TextLines()
@@ -114,7 +114,7 @@ class PicturePanel(InCell):
             self.image.value = picture.png()
             self.image.layout.display = None
             self.words.say(start + picture.finding)
-        except Exception as error:  # a callback's exception would vanish: nothing catches it
+        except Exception as error:  # nothing else shows a callback's exception
             self.words.say(f"{start}{type(error).__name__}: {error}")
 
     def close(self) -> None:

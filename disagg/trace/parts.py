@@ -40,7 +40,7 @@ def write(path: Path, file: IO[bytes], rows: Iterable[bytes], parts: list[Path])
 
 
 def _chunks(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """The lines in pieces that a file may hold, and whether each is the last one."""
+    """The lines in parts that a file may hold, and whether each is the last one."""
     lines: list[bytes] = []
     size = 0
     for line in rows:

@@ -1,7 +1,7 @@
 """A timeline as trace events, the JSON that https://ui.perfetto.dev and chrome://tracing open.
 
 A process is a device or a link, a thread a worker or a lane. A slice is a pass, a layer of it, a step, or the time for
-which a copy kept its link busy; an arrow leads from the layer that completed a piece of K/V over its copies.
+which a copy kept its link busy; an arrow leads from a layer's slice over the copies of its K/V.
 """
 
 import json
@@ -125,9 +125,9 @@ class Trace:
     # ---- arrows ------------------------------------------------------------------------------------------------------
 
     def _arrows(self) -> Iterator[Event]:
-        """From the layer's slice to each copy of the piece; both ends in the last ns of their slice."""
+        """From a layer's slice to each copy of its K/V; both ends in the last ns of their slice."""
         number = 0
-        for rank, layer, hops in self._journeys():
+        for rank, layer, hops in self._hand_offs():
             _, start, end = list(_layers(self.spans[rank]))[layer]
             ends = [(rank, start, end)]
             ends += [(hop, self.spans[hop].start_ns, _end_ns(self.spans[hop])) for hop in hops]
@@ -140,8 +140,8 @@ class Trace:
                 at = {"ts": self._at(end - 1), "pid": pid, "tid": tid}
                 yield {"ph": phase, "name": "hand-off", "cat": "hand-off", "id": number, **at, "bp": "e"}
 
-    def _journeys(self) -> Iterator[tuple[int, int, list[int]]]:
-        """(rank of a pass, its layer, ranks of the copies that carry the piece on, hop by hop)."""
+    def _hand_offs(self) -> Iterator[tuple[int, int, list[int]]]:
+        """(rank of a pass, its layer, ranks of the copies of that K/V, hop by hop)."""
         passes: dict[tuple[int, int], list[tuple[int, int]]] = {}  # request, layer → (hand-off, rank)
         copies: dict[tuple[int, int], dict[int, list[int]]] = {}  # request, last layer → transfer → ranks
         for rank, span in sorted(enumerate(self.spans), key=lambda pair: (pair[1].start_ns, pair[0])):
@@ -153,21 +153,21 @@ class Trace:
                 key = span.requests[0], span.index + span.count - 1
                 copies.setdefault(key, {}).setdefault(span.transfer, []).append(rank)
         for key, transfers in copies.items():
-            journeys = [hops for ranks in transfers.values() for hops in self._hops(ranks)]
-            for rank, hops in self._sources(passes.get(key, []), journeys):
+            chains = [hops for ranks in transfers.values() for hops in self._hops(ranks)]
+            for rank, hops in self._sources(passes.get(key, []), chains):
                 yield rank, key[1], hops
 
-    def _sources(self, hand_offs: list[tuple[int, int]], journeys: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
-        """A piece a pass, in order; else, as when all goes at once, the last pass before the piece was ready."""
-        each = len(hand_offs) == len(journeys)
-        for index, hops in enumerate(journeys):
+    def _sources(self, hand_offs: list[tuple[int, int]], chains: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
+        """The n-th pass for the n-th copy; for other counts the last pass before the copy was ready."""
+        each = len(hand_offs) == len(chains)
+        for index, hops in enumerate(chains):
             ready = self.spans[hops[0]].ready_ns
             before = index + 1 if each else bisect_right(hand_offs, (ready, math.inf))
             if before:
                 yield hand_offs[before - 1][1], hops
 
     def _hops(self, ranks: list[int]) -> Iterator[list[int]]:
-        """The copies of the same layers, each piece with those of its hops: pieces keep their order on every link."""
+        """Copies of the same layers, hop by hop: copies keep their order on every link."""
         second = [rank for rank in ranks if self.spans[rank].place.startswith("up")]
         for index, rank in enumerate(rank for rank in ranks if rank not in second):
             yield [rank, *second[index : index + 1]]

@@ -35,12 +35,12 @@ class OpenRecording:
 
 class Recorder:
     def __init__(
-        self, state: ControllerState, traffic: TransferScheduler, machine: str = "", last: int = BETWEEN_RUNS
+        self, state: ControllerState, transfers: TransferScheduler, machine: str = "", last: int = BETWEEN_RUNS
     ) -> None:
         """`last`: entries of each kind that are kept at all times; 0 where every request belongs to a run."""
-        self.state, self.traffic, self.machine = state, traffic, machine
+        self.state, self.transfers, self.machine = state, transfers, machine
         self._gauges = gauges(state)
-        traffic.on_ring = self._ring
+        transfers.on_ring = self._ring
         self._now_ns = 0  # of the event in hand
         state.on_move.append(self._moved)
         self._always = self._open(last, 0)
@@ -62,7 +62,7 @@ class Recorder:
         self._use(self._always, (self._always,))
 
     def _open(self, most: int | None, start_ns: int) -> OpenRecording:
-        sizes = {pool.name: pool.total for pool in (*self.state.pools(), self.traffic.ring) if pool.total}
+        sizes = {pool.name: pool.total for pool in (*self.state.pools(), self.transfers.ring) if pool.total}
         return OpenRecording(most, start_ns, devices(self.state.config), sizes)
 
     def _use(self, run: OpenRecording, kept: tuple[OpenRecording, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A simulated decode worker's view of its batch, kept from commands alone, as real workers keep theirs."""
+"""A simulated decode worker's view of its batch, built from commands alone, as in real workers."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from disagg.plan.commands import Decode
 
 
 class Reading(NamedTuple):
-    """What attention reads in a step: slots that hold a token, and with padding to each group's longest."""
+    """Slots that attention reads in a step: those with a token, and all with padding to each group's longest."""
 
     used: int
     padded: int
 
 
 class _Group(NamedTuple):
-    """A group's rows, as of step 0: each step adds one to every context and every token's index."""
+    """A group's rows as of step 0; each step adds one to every context and token index."""
 
     rows: list[tuple[int, int]]  # request, index of its next token
     total: int  # of contexts
@@ -29,7 +29,7 @@ class BatchView:
         self._groups: list[_Group] = []
 
     def follow(self, command: Decode) -> Reading:
-        """Takes the next step's command. Groups that stay as they were cost nothing to look at again."""
+        """Applies the next step's command; unchanged groups are not computed again."""
         self._step = command.step
         for request in command.left:
             del self._rows[request]

@@ -1,4 +1,4 @@
-"""A machine's own cost model: what a short run showed of it, how far off the fit is, and where it was measured."""
+"""A machine's own cost model: the fit from a short run, its error, and the machine."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class Calibration:
     hardware: Hardware
     residuals: dict[str, float]
     seen: dict[str, int]  # works that were fitted, by kind
-    seconds: float  # that the run took
+    seconds: float  # of the run
 
     def __str__(self) -> str:
         off = ", ".join(f"{name} {value:.1%} of {self.seen[name]}" for name, value in self.residuals.items())
@@ -68,7 +68,7 @@ def _numbers(value: Any) -> bool:
 
 
 def _fields_of(kind: type[Any]) -> dict[str, Field]:
-    """What a row of such a dataclass may hold, by the types of its fields."""
+    """A schema of rows of this dataclass, from the types of its fields."""
     by_type: dict[Any, Field] = {str: NAME, int: WHOLE, float: POSITIVE}
     by_type |= {dict[str, float]: _NUMBERS, dict[str, int]: _NUMBERS}
     found = {field.name: by_type.get(field.type, _OBJECT) for field in fields(kind)}

@@ -3,8 +3,8 @@
     load = Load.of(poisson(200, per_s=4, prompt=Lengths(800, 1.0), new=Lengths(100)))
     goodput(Config.preset("streamed", model="random-llama3-8b"), load, Slo(ttft_s=1.0, tpot_s=0.05), "2xL4")
 
-Rates are steps of 5 % from the workload's own, so that each can be simulated again. A workload has an end, and
-what it attains need not fall with every step: what is found is a rate that is met, with the next step's missed.
+Rates are steps of 5 % from the workload's own, so that each can be simulated again. Attainment of a finite workload
+need not fall with every step: the search finds a rate that is met while the next step is missed.
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -25,8 +25,8 @@ from disagg.twin.workloads import requests_of
 
 STEP = 1.05  # from one rate to the next
 FARTHEST = 160  # steps from the workload's own rate: 2,400 times as much, or as little
-LASTS = 5  # limits on TTFT that the arrivals must last: in less, a queue has no time to grow past the limit
-STRIDE = 8  # steps of the first leap, 1.5 times the rate; 2 from a rate that is near already
+LASTS = 5  # arrivals must last this many times the limit on TTFT, or no queue can grow past it
+STRIDE = 8  # steps of the first leap, 1.5 times the rate; 2 from a rate that is already near
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Slo:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests whose arrival rate can be set: all gaps are stretched alike, lengths and order stay."""
+    """Requests at a rate that can be set: all gaps are scaled alike, lengths and order stay."""
 
     requests: tuple[Request, ...]
     per_s: float  # their own rate
 
     @classmethod
     def of(cls, workload: "Load | Iterable[Arrival | Request]", vocab: int = 32_000, seed: int = 0) -> "Load":
-        """Of Requests, or of Arrivals, whose token ids the seed gives. RequestError where there is no rate."""
+        """A load of Requests, or of Arrivals, whose token ids the seed draws. RequestError if there is no rate."""
         if isinstance(workload, Load):
             return workload
         given: list[object] = list(workload) if isinstance(workload, Iterable) else [workload]
@@ -86,7 +86,7 @@ class Load:
         return self.per_s * STEP**step
 
     def last_step(self, seconds: float) -> int:
-        """The highest one at which the arrivals last so long."""
+        """The highest rate at which the arrivals last this long."""
         own_s = (len(self.requests) - 1) / self.per_s
         return max(-FARTHEST, min(FARTHEST, math.floor(math.log(own_s / seconds, STEP))))
 
@@ -100,22 +100,22 @@ class Probe(NamedTuple):
 
 
 class TooShort(RequestError):
-    """A workload would be over before a queue could show that the hardware is overloaded."""
+    """The workload would end before a queue could show that the hardware is overloaded."""
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """What a search found. `step` is None where no rate is met, or `least` is not."""
+    """The result of a search. `step` is None if no rate is met, or `least` is missed."""
 
     step: int | None
     per_s: float
     attainment: float  # at that rate
-    probes: tuple[Probe, ...]  # in the order of asking
+    probes: tuple[Probe, ...]  # in the order of the search
     slo: Slo
     requests: int  # of the workload
 
     def __str__(self) -> str:
-        """What was found, and where it was looked for."""
+        """The result and the rates that were searched, in words."""
         best = max(self.probes, key=lambda probe: (probe.attainment, probe.per_s))
         found = f"goodput {self.per_s:.3g} requests a second, where {self.attainment:.0%} keep the limits"
         if self.step is None:
@@ -126,7 +126,7 @@ class Goodput:
 
     @property
     def where(self) -> str:
-        """Where it was looked for, in words."""
+        """The rates that were searched, in words."""
         rates, slo = [probe.per_s for probe in self.probes], self.slo
         return (
             f"looked for at {len(rates)} rates from {min(rates):.3g} to {max(rates):.3g} a second with {self.requests} "
@@ -135,7 +135,7 @@ class Goodput:
 
 
 def goodput(config: Config, load: Load, slo: Slo, hardware: str | Hardware, least: int | None = None) -> Goodput:
-    """Searches from the workload's own rate; with `least`, from that step, and gives up at once where it is missed.
+    """Searches from the workload's own rate; with `least`, from that step, and stops at once if that is missed.
     TooShort, and what `simulate` raises."""
     probes: dict[int, Probe] = {}
 
@@ -165,8 +165,8 @@ def goodput(config: Config, load: Load, slo: Slo, hardware: str | Hardware, leas
 
 
 def highest(met: Callable[[int], bool], start: int, stride: int = STRIDE, most: int = FARTHEST) -> int | None:
-    """A step that is met while the next one is missed: leaps that double until they pass it, then bisection. `most`
-    where every step is met, None where none is."""
+    """A step that is met while the next one is missed, by leaps that double and then by bisection. `most` if every step
+    is met, None if none is."""
     low = high = start
     if met(start):
         while low < most and met(high := min(most, low + stride)):

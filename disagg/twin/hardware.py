@@ -1,9 +1,9 @@
-"""What devices and links give, by data sheet and by measurement, and what work of a model takes on them.
+"""Speeds of devices and links, by data sheet and by measurement, and the times of a model's work on them.
 
     simulate(Config.preset("streamed", model="random-llama3-8b"), requests, hardware="2xL4")
 
 A roofline with shares: a pass takes a fixed time and then the slower of computing and reading, each at the share of the
-device's peak that a real engine was measured to reach on one GPU. Nothing here is fitted to the machine at hand.
+device's peak that a real engine reached on one GPU. Nothing here is fitted to the local machine.
 """
 
 import difflib
@@ -20,14 +20,14 @@ from disagg.plan.link import LaneName, LaneRole, RouteCost
 from disagg.twin.model_shapes import sizes_of
 from disagg.twin.work import Sizes, layers_flops
 
-DIALLED = 128  # tokens of the prompt whose layers `Link.ratio` is about
-MOST_BLOCKS = 2**17  # of a memory without a given size: more are never held, and each is an entry in a list
-MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V: the rest is activations and what the system holds
+DIALLED = 128  # prompt tokens of the layer that `Link.ratio` refers to
+MOST_BLOCKS = 2**17  # of a memory without a given size
+MEMORY_SHARE = 0.9  # of a device's memory, for weights and K/V; the rest is for activations and the system
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What is reached of a device's peaks, and what each pass, step and copy costs besides."""
+    """Shares of a device's peaks that work reaches, and fixed costs of each pass, step and copy."""
 
     products: float  # share of FLOP/s, in matrix products
     attention: float  # share of FLOP/s, in prefill's attention
@@ -37,12 +37,12 @@ class Fit:
     pass_s: float = 0.0  # fixed cost of a prefill pass
     step_s: float = 0.0  # of a decode step
     row_s: float = 0.0  # of each of its rows
-    batch_s: float = 0.0  # and once more, where it has several
+    batch_s: float = 0.0  # of a step with several rows
     copy_s: float = 0.0  # of a copy
-    turn_s: float = 0.0  # from a worker's answer to what it does next, where that had to be decided first
-    beside_pass: float = 1.0  # times as long does a pass take while another worker computes
-    beside_step: float = 1.0  # and a step
-    handed_off: float = 1.0  # share of a layer's time after which its K/V go: the rest is attention and MLP
+    turn_s: float = 0.0  # from a worker's answer to its next work, if the controller decides it after the answer
+    beside_pass: float = 1.0  # factor on a pass's time while another worker computes
+    beside_step: float = 1.0  # the same for a step
+    handed_off: float = 1.0  # share of a layer's time before its hand-off; the rest is attention and MLP
     source: str = "assumption"
 
 
@@ -86,7 +86,7 @@ DEVICES = {device.name.lower(): device for device in _SHEETS}
 
 
 def device_named(name: str) -> Device:
-    """A device by name, whatever its case; ConfigError with the nearest."""
+    """A device by name, in any case; ConfigError with the nearest name."""
     key = name.lower().replace(" ", "").replace("-", "") if isinstance(name, str) else ""
     if key not in DEVICES:
         near = difflib.get_close_matches(key, DEVICES, n=1)
@@ -98,7 +98,7 @@ def device_named(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of a prefill and a decode worker, and how many there are in all."""
+    """The devices of a prefill and a decode worker, and the count of all devices."""
 
     prefill: Device
     decode: Device
@@ -130,7 +130,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model's work takes on one device, in seconds. Linear in what is counted, so that it can be fitted."""
+    """Seconds of a model's work on one device: linear in the counts of work, so that they can be fitted."""
 
     sizes: Sizes
     device: Device
@@ -144,7 +144,7 @@ class Costs:
         return fit.pass_s + max(computing, sizes.itemsize * sizes.weights / (fit.reading * device.bytes_per_s))
 
     def head_s(self, rows: int) -> float:
-        """The output head over so many rows; for none it is not read."""
+        """The output head over these rows; without rows its weights are not read."""
         if not rows:
             return 0.0
         sizes, device, fit = self.sizes, self.device, self.device.fit
@@ -152,7 +152,7 @@ class Costs:
         return max(computing, sizes.itemsize * sizes.head_weights / (fit.reading * device.bytes_per_s))
 
     def step_s(self, rows: int, tokens: int) -> float:
-        """A decode step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
+        """A decode step: `tokens` whose K/V it reads include padding and the new tokens."""
         sizes, device, fit = self.sizes, self.device, self.device.fit
         computing = 2 * (sizes.weights + sizes.head_weights) * rows / (fit.products * device.flops_per_s)
         reading = (sizes.weight_bytes / fit.reading + sizes.token_bytes * tokens / fit.kv) / device.bytes_per_s
@@ -161,7 +161,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Times of a model on given hardware, as a simulation asks for them: in whole ns."""
+    """Times of a model on given hardware, in whole ns, for a simulation."""
 
     prefill: Costs
     decode: Costs
@@ -172,7 +172,7 @@ class Predicted:
 
     @classmethod
     def of(cls, config: Config, hardware: Hardware) -> "Predicted":
-        """Of the config's model. ConfigError where there are fewer devices than workers, or too little memory."""
+        """Times of the config's model. ConfigError for fewer devices than workers, or too little memory."""
         sizes = sizes_of(config.model, config.dtype)
         prefill = hardware.decode if config.colocated else hardware.prefill
         workers = config.prefill_workers + config.decode_workers
@@ -210,7 +210,7 @@ class Predicted:
         return round(1e9 * (self.decode.device.fit.copy_s + nbytes / self._rate(lane)))
 
     def cost(self, lane: LaneName) -> RouteCost:
-        """Of the direct link, or of a hop between a device and host memory."""
+        """Costs of the direct link, or of a hop between a device and host memory."""
         return RouteCost(self.decode.device.fit.copy_s, self._rate(lane))
 
     def _rate(self, lane: LaneName) -> float:
@@ -218,7 +218,7 @@ class Predicted:
         return rate * self.decode.device.fit.copying
 
     def sized(self, config: Config) -> Config:
-        """The config with what was left open: block counts by the devices' memory, and a link's ratio by their speed.
+        """The config with block counts that fit the devices' memory, and a link's ratio as a bandwidth.
         ConfigError with the bytes that are missing."""
         block_bytes = (config.block_size or 1) * self.token_bytes
         changes: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""Known models by the fields of their published config.json: enough to count what they ask for, and to make them anew.
+"""Known models by the fields of their published config.json: enough to count their work and to make random models.
 
-A shape is a model without its weights, and speed depends on the shape alone.
+A shape is a model without its weights; speed depends on the shape alone.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from disagg.plan.errors import ConfigError
 from disagg.plan.intake import Limits
 from disagg.twin.work import Sizes
 
-RANDOM = "random-"  # before a shape's name, in Config.model
+RANDOM = "random-"  # prefix of a shape's name in Config.model
 MOST_BYTES = 2**20  # of a config.json
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -51,20 +51,20 @@ SHAPES = {
 
 
 def sizes_of(model: str | Mapping[str, Any], dtype: str = "bfloat16") -> Sizes:
-    """Of a shape by name, "random-" in front or not, of a folder with a config.json, or of such a file's fields.
+    """Sizes by a shape's name, with or without "random-", by a folder with a config.json, or by that file's fields.
     ConfigError."""
     name = model.removeprefix(RANDOM) if isinstance(model, str) else model
     return Sizes.of_config(name if isinstance(name, Mapping) else _config_of(name), ITEMSIZE[dtype])
 
 
 def vocab_of(model: str) -> int:
-    """Token ids that a model has; ConfigError as `sizes_of`."""
+    """The number of a model's token ids; ConfigError as `sizes_of`."""
     sizes_of(model)
     return int(_config_of(model.removeprefix(RANDOM))["vocab_size"])
 
 
 def limits_of(model: str) -> Limits:
-    """What a model takes, as far as it is known without loading it; ConfigError as `sizes_of`."""
+    """A model's limits, as far as they are known without loading it; ConfigError as `sizes_of`."""
     vocab, name = vocab_of(model), os.fspath(model)
     if name == "tiny":
         return Limits(name, vocab, TINY_CONTEXT)
@@ -74,7 +74,7 @@ def limits_of(model: str) -> Limits:
 
 
 def context_of(config: Mapping[str, Any]) -> int:
-    """Of a config's fields. Rotary scalings that depend on the longest row of a batch are used below it only."""
+    """The longest context by a config's fields, without rotary scalings that depend on a batch's longest row."""
     limit = config.get("max_position_embeddings")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
@@ -99,7 +99,7 @@ def _config_of(name: str) -> Mapping[str, Any]:
 
 
 def _fields(path: Path) -> Mapping[str, Any]:
-    """Of a config.json. ConfigError where it is none."""
+    """The fields of a config.json. ConfigError if it is none."""
     if path.stat().st_size > MOST_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a model's config has {MOST_BYTES:,} at most")
     try:

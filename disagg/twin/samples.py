@@ -1,6 +1,6 @@
-"""Every pass, step and copy of a run: how much it computed or moved, and how long it took.
+"""The size and the seconds of every pass, step and copy of a run.
 
-Requests that were computed again after a preemption are left out: their spans do not show what they read.
+Requests that were computed again after a preemption are left out: their spans do not show what was read.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from disagg.trace.results import Run
 
 
 class PassSample(NamedTuple):
-    """A prefill pass. Seconds: all of it, until its first layer is handed off, and after its last."""
+    """A prefill pass, with its seconds: in all, before its first layer's hand-off, and after its last one."""
 
     chunks: tuple[tuple[int, int], ...]  # [start, stop) of each prompt in it
-    ending: int  # prompts that end in it, and so ask for the output head
+    ending: int  # prompts that end in it: rows of the output head
     seconds: float
     lead_s: float
     tail_s: float
@@ -41,7 +41,7 @@ class CopySample(NamedTuple):
 
 
 def passes(run: Run) -> list[PassSample]:
-    """In order of their start; without those that hold a request that is computed again."""
+    """Passes in order of their start, without those that compute a request again."""
     done: dict[int, int] = {}
     prompts, again = _prompts(run), _again(run)
     found, beside = [], _beside(run)
@@ -63,7 +63,7 @@ def passes(run: Run) -> list[PassSample]:
 
 
 def steps(run: Run, pads: bool) -> list[StepSample]:
-    """In order of their start; `pads` where a row of a group is read as far as the group's longest."""
+    """Steps in order of their start; with `pads`, every row of a group is read up to the group's longest."""
     contexts, again = _prompts(run), _again(run)
     found, beside = [], _beside(run)
     for span in _spans(run, "decode"):
@@ -78,7 +78,7 @@ def steps(run: Run, pads: bool) -> list[StepSample]:
 
 
 def copies(run: Run) -> list[CopySample]:
-    """Of hand-offs, spills and fetches."""
+    """Copies of hand-offs, spills and fetches."""
     return [
         CopySample(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9)
         for span in run.timeline.spans
@@ -87,8 +87,8 @@ def copies(run: Run) -> list[CopySample]:
 
 
 def turns(run: Run) -> list[float]:
-    """Seconds from a step's end to the start of the next of the same rows, where that was decided after it: the host's
-    share."""
+    """The host's share: seconds from a step's end to the next step of the same rows, if that was decided after the
+    end."""
     found: list[float] = []
     last: dict[str, Span] = {}
     for span in sorted(run.timeline.spans, key=lambda span: span.start_ns):
@@ -102,7 +102,7 @@ def turns(run: Run) -> list[float]:
 
 
 def _beside(run: Run) -> Callable[[Span], float]:
-    """Which share of a span's time other workers computed."""
+    """The share of a span's time in which other workers computed."""
     work = [span for span in run.timeline.spans if span.kind in ("prefill", "decode")]
     others = {p: union((s.start_ns, s.end_ns) for s in work if s.place != p) for p in {s.place for s in work}}
 

@@ -1,4 +1,4 @@
-"""What `tune` tries: every arrangement of up to `count` devices, split or each for both, then one setting at a time."""
+"""The candidates of `tune`: arrangements of up to `count` devices, split or colocated, then one setting at a time."""
 
 import os
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from disagg.twin.model_shapes import sizes_of
 MOST_DEVICES = 16
 CHUNKS = (256, 512, 1024, 2048, 4096, 8192)  # tokens of one prefill pass
 BATCHES = (8, 16, 32, 64, 128, 256)  # rows of one decode step
-WIDE = 128  # of them, to judge an arrangement by
-LAYERS = (1, 2, 4, 8, 16)  # of a copy; None besides: as the link's fixed cost and bandwidth ask for
+WIDE = 128  # rows for the first trial of an arrangement
+LAYERS = (1, 2, 4, 8, 16)  # of a copy; also None: chosen by the link's fixed cost and bandwidth
 RINGS = (2, 4, 8, 16, 32)  # slots between the two hops of "staged"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config, and the devices that it is to run on, one for each worker."""
+    """A config and its devices, one for each worker."""
 
     config: Config
     hardware: Hardware
-    refused: str = ""  # why it can't be tried
+    refused: str = ""  # why it can't run
 
     @property
     def each_device(self) -> list[Device]:
@@ -33,13 +33,13 @@ class Candidate:
 
     @property
     def place(self) -> str:
-        """The devices in words that `Hardware.parse` reads."""
+        """The devices as text for `Hardware.parse`."""
         one, other = self.hardware.prefill.name, self.hardware.decode.name
         return f"{self.hardware.count}x{one}" if one == other else f"{one}+{other}"
 
     @property
     def arrangement(self) -> str:
-        """Who does what, in words."""
+        """The work of each device, in words."""
         config = self.config
         if config.colocated:
             return "one for both" if config.decode_workers == 1 else f"{config.decode_workers}, each for both"
@@ -50,7 +50,7 @@ class Candidate:
 
 
 def base_of(config: Config | str | os.PathLike[str], hardware: Hardware) -> Config:
-    """A Config as it is; of a model's name, a config for such devices: GPUs compute in bfloat16. ConfigError."""
+    """A Config unchanged; for a model's name, a config for these devices: GPUs use bfloat16. ConfigError."""
     if isinstance(config, Config):
         if config.sm_split is not None:
             raise ConfigError("sm_split: the twin does not know how a GPU behaves that is cut by SMs; leave it out")
@@ -61,7 +61,7 @@ def base_of(config: Config | str | os.PathLike[str], hardware: Hardware) -> Conf
 
 
 def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
-    """Every way to share out up to all devices, the fewest devices first. ConfigError for more than MOST_DEVICES."""
+    """All arrangements of one to all devices, the fewest first. ConfigError for more than MOST_DEVICES."""
     if hardware.count > MOST_DEVICES:
         raise ConfigError(f"tune shares out up to {MOST_DEVICES} devices; {hardware.words} are {hardware.count}")
     first, second = hardware.prefill, hardware.decode
@@ -79,26 +79,26 @@ def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
 
 
 def colocated(base: Config, hardware: Hardware) -> Candidate:
-    """The rival: every device does both."""
+    """The colocated arrangement: every device does both."""
     alone = {"decode_device": base.prefill_device} if hardware.count == 1 else {}
     both = base.replace(prefill_workers=0, decode_workers=hardware.count, route="bulk", **alone)
     return Candidate(both, hardware)
 
 
 def split(base: Config, hardware: Hardware, prefill: int) -> Candidate:
-    """So many devices prefill and the others decode; K/V go straight, layers as they are computed."""
+    """Some devices prefill and the others decode; K/V go directly, layer by layer."""
     route = "direct" if base.colocated or base.route == "bulk" else base.route
     decode = hardware.count - prefill
     return Candidate(base.replace(prefill_workers=prefill, decode_workers=decode, route=route), hardware)
 
 
 def starts(candidate: Candidate) -> list[Candidate]:
-    """As it is, and with a batch that does not bind: one decode device for three may need more rows than were given."""
+    """The arrangement as given, and with a large batch: one decode device for three may need more rows."""
     return [candidate] if candidate.refused else list(dict.fromkeys([candidate, candidate.but(max_batch=WIDE)]))
 
 
 def settings(candidate: Candidate) -> Iterator[list[dict[str, Any]]]:
-    """What may be changed of an arrangement, one setting after the other: all changes that each one has."""
+    """The changes of each setting of an arrangement."""
     config = candidate.config
     yield [{"chunk_tokens": tokens} for tokens in CHUNKS if tokens % (config.block_size or 1) == 0]
     yield [{"max_batch": rows} for rows in BATCHES]

@@ -48,22 +48,22 @@ def simulate(
 def simulation_on(
     hardware: str | Device | Hardware, config: Config, requests: Iterable[Request], record: bool = True
 ) -> SimulatedEngine:
-    """An engine of predicted times at which these requests will arrive. ConfigError as `simulate`."""
+    """A simulation with predicted times, with these requests scheduled. ConfigError as `simulate`."""
     hardware = Hardware.parse(hardware)
     times = Predicted.of(config, hardware)
     simulation = simulation_of(SimulatedEngine, times.sized(config), listed(requests), times, record=record)
     simulation.recorder.machine = f"virtual clock, {hardware.words}"
-    if not times.pads and (lanes := simulation.traffic.lanes):  # as engines on GPUs do
+    if not times.pads and (lanes := simulation.transfers.lanes):  # as engines on GPUs do
         name, lane = next(iter(lanes.items()))
-        simulation.traffic.measured(simulation.config, times.cost(name).dialled(lane.clock.link).least_bytes)
+        simulation.transfers.measured(simulation.config, times.cost(name).dialled(lane.clock.link).least_bytes)
     return simulation
 
 
 def simulation_of(
     kind: type[Simulation], config: Config, requests: Sequence[Request], speeds: WorkTimes, **how: Any
 ) -> Simulation:
-    """An engine at which these requests, given as token ids, will arrive. RequestError where an engine would refuse
-    one, ConfigError where the model's shape is unknown."""
+    """A simulation with these requests, given as token ids, scheduled. RequestError if an engine would refuse one,
+    ConfigError if the model's shape is unknown."""
     size = config.block_size or 1
     open_sizes = {name: blocks_for(n, size) for name, n in DEFAULT_TOKENS.items() if getattr(config, name) is None}
     simulation = kind(config.replace(**open_sizes), speeds, **how)
@@ -76,7 +76,7 @@ def simulation_of(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the collector of cycles, which would take a quarter of a run's time. A simulation makes no cycles."""
+    """Turns the cycle collector off: it takes a quarter of a run's time, and a simulation makes no cycles."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -39,19 +39,19 @@ class Speeds:
     step_token: int = 20_000
     tail: int = 3_000_000  # prefill's output head
     copy_byte: float = 0.2  # on an undialled link
-    pads: ClassVar[bool] = True  # a row of a group is read as far as the group's longest
+    pads: ClassVar[bool] = True  # every row of a group is read up to the group's longest
     steps_in_flight: ClassVar[int] = 1
-    turn_ns: ClassVar[int] = 0  # from a worker's answer to when the controller gets it
+    turn_ns: ClassVar[int] = 0  # from a worker's answer to its arrival at the controller
 
     def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
-        """Of a pass over chunks [start, stop): until the first layer is handed off, from there to each next one, and
-        what follows the last; `ending` prompts end in it, `beside` another worker that computes."""
+        """A pass over chunks [start, stop): ns before the first layer's hand-off, between two of them, and after the
+        last; `ending` prompts end in it, `beside` says that another worker computes."""
         tokens = sum(stop - start for start, stop in chunks)
         layer = (self.prefill_pass + tokens * self.prefill_token) // self.layers
         return layer, layer, self.tail
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
-        """A step of so many rows, which reads the K/V of so many tokens, padding and the new ones included."""
+        """A step: `tokens` whose K/V it reads include padding and the new tokens."""
         return self.step + rows * self.step_row + tokens * self.step_token
 
     def copy_ns(self, lane: LaneName, nbytes: int) -> int:
@@ -63,7 +63,7 @@ WorkTimes = Speeds | Predicted
 
 
 def fake_token(request: int, index: int) -> int:
-    """What a simulated model answers: a function of request and index, so that a mix-up shows."""
+    """A simulated model's token: a function of request and index, so that a mix-up shows."""
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
@@ -76,16 +76,16 @@ class VirtualClock:
         self._sequence = 0
 
     def at(self, when_ns: int, action: Callable[..., object], *args: Any) -> None:
-        """Schedules an action; those of one instant run in the order in which they were scheduled."""
+        """Schedules an action; simultaneous ones run in the order of scheduling."""
         self._sequence += 1
         heapq.heappush(self._heap, (when_ns, self._tie(), self._sequence, action, args))
 
     def _tie(self) -> float:
-        """Order of what happens at the same instant; checked simulations draw it at random."""
+        """Order of simultaneous actions; checked simulations draw it at random."""
         return 0
 
     def step(self) -> bool:
-        """Runs the next scheduled action; False where there is none left."""
+        """Runs the next scheduled action; False if none is left."""
         if not self._heap:
             return False
         when, _, _, action, args = heapq.heappop(self._heap)
@@ -105,14 +105,14 @@ class SimulatedEngine(VirtualClock):
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
         ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
         self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
-        self.traffic = TransferScheduler(config, **shape)
+        self.transfers = TransferScheduler(config, **shape)
         self.results: dict[int, Result] = {}
-        self.recorder = Recorder(self.controller.state, self.traffic, "virtual clock", last=0)
+        self.recorder = Recorder(self.controller.state, self.transfers, "virtual clock", last=0)
         self.recorder.begin(0, record)
         self.busy_lanes: set[LaneName] = set()
         self._free_ns: dict[cmd.Worker, int] = {}
         self._batches: dict[cmd.Worker, BatchView] = {}
-        self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request is to be given
+        self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request must get
 
     def submit(self, job: Job) -> None:
         if refusal := self.controller.refusal(job):
@@ -124,12 +124,12 @@ class SimulatedEngine(VirtualClock):
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
 
     def retune(self, config: Config) -> None:
-        """New settings from this instant on, of those that a running engine can change."""
+        """Changes settings that a running engine can change."""
         self.controller.check_live(config)
         self.deliver(ev.Retune(config))
 
     def run(self, limit_steps: int = 50_000_000) -> None:
-        """Until nothing is left to happen; an open request then is a bug, and is named."""
+        """Runs all actions; EngineError names requests that are still open at the end."""
         for _ in range(limit_steps):
             if not self.step() and not self.pass_deadline():
                 break
@@ -139,11 +139,11 @@ class SimulatedEngine(VirtualClock):
             raise EngineError(f"nothing left to happen, but these wait: {stuck}")
 
     def pass_deadline(self) -> bool:
-        """Where only deadlines are left: does time go on to the next one? Here the simulation ends."""
+        """Whether time goes on to the next deadline when nothing else is left; here it does not."""
         return False
 
     def skip_to_deadline(self) -> bool:
-        """Time goes on to the next deadline; False where there is none."""
+        """Moves time to the next deadline; False if there is none."""
         due = self.controller.state.deadlines.next_ns
         if due is None or self.controller.broken:
             return False
@@ -154,12 +154,12 @@ class SimulatedEngine(VirtualClock):
         return self.recorder.run(self.controller.state.config, list(self.results.values()))
 
     def close(self) -> None:
-        """Its parts hold each other no longer, so that it is freed at once, without the collector."""
-        self.traffic.on_ring = lambda at_ns, held: None
+        """Breaks its reference cycles, so that it is freed at once, without the collector."""
+        self.transfers.on_ring = lambda at_ns, held: None
         self.controller.state.on_move.clear()
 
     def deliver(self, event: ev.Event) -> None:
-        """The inbox: one event into the controller, its commands carried out."""
+        """Gives the controller one event and carries out its commands."""
         self.recorder.hear(self.now_ns, event)
         commands = self.controller.handle(event, self.now_ns)
         self.recorder.note(self.now_ns)
@@ -168,7 +168,7 @@ class SimulatedEngine(VirtualClock):
         self.drive_lanes()
 
     def obey(self, command: cmd.Command) -> None:
-        """Carries a command out. Those that are not here concern real workers alone."""
+        """Carries a command out; commands not named here concern real workers alone."""
         match command:
             case cmd.Emit():
                 for request, token in zip(command.requests, command.tokens, strict=True):
@@ -180,18 +180,18 @@ class SimulatedEngine(VirtualClock):
             case cmd.Prefill():
                 self._prefill(command)
             case cmd.Send():
-                self.traffic.send(command, self.now_ns)
+                self.transfers.send(command, self.now_ns)
             case cmd.Assign():
-                self.traffic.assign(command, self.now_ns)
+                self.transfers.assign(command, self.now_ns)
             case cmd.Abort():
-                for notice in self.traffic.abort(command.transfer, self.now_ns):
+                for notice in self.transfers.abort(command.transfer, self.now_ns):
                     self.at(self.now_ns, self.deliver, notice)
             case cmd.Ended():
                 result = self.results[command.request]
                 result.finish_reason, result.error = command.finish.value, command.error
                 result.ended_ns, result.stages, result.seat = command.at_ns, command.stages, command.seat
             case cmd.Retuned():
-                self.traffic.retune(command.config)
+                self.transfers.retune(command.config)
             case cmd.Preempted():
                 self.recorder.choose(command.choice)
 
@@ -201,7 +201,7 @@ class SimulatedEngine(VirtualClock):
         lead, layer, tail = self._pass_ns(command)
         marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
         end = marks[-1] + tail
-        for index, moving in handed_off_by(self.traffic, command):
+        for index, moving in handed_off_by(self.transfers, command):
             self.at(marks[index], self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
@@ -217,9 +217,9 @@ class SimulatedEngine(VirtualClock):
         chunks, beside = command.chunks, computes_beside(self.controller.state, command.worker)
         return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], sum(c.final for c in chunks), beside)
 
-    def _hand_off(self, transfers: list[int], layer: int) -> None:
-        for transfer in transfers:
-            self.traffic.hand_off(transfer, layer, self.now_ns)
+    def _hand_off(self, moving: list[int], layer: int) -> None:
+        for transfer in moving:
+            self.transfers.hand_off(transfer, layer, self.now_ns)
         self.drive_lanes()
 
     def _decode(self, command: cmd.Decode) -> None:
@@ -243,7 +243,7 @@ class SimulatedEngine(VirtualClock):
     token = staticmethod(fake_token)
 
     def _token(self, request: int, index: int) -> int:
-        """The one it is to be given, else the model's; a step that is ahead may ask for one more."""
+        """The forced token, else the model's; a step ahead may need one more than were forced."""
         forced = self._forced.get(request, ())
         return forced[index] if index < len(forced) else self.token(request, index)
 
@@ -252,24 +252,24 @@ class SimulatedEngine(VirtualClock):
 
     def drive_lanes(self) -> None:
         """Starts a copy on every idle lane that has one ready."""
-        traffic, busy = self.traffic, self.busy_lanes
-        if traffic.queued:
-            for name, lane in traffic.lanes.items():
+        transfers, busy = self.transfers, self.busy_lanes
+        if transfers.queued:
+            for name, lane in transfers.lanes.items():
                 if lane.ready and name not in busy and (copy := self.start_copy(name)) is not None:
                     self._fly(copy, lane.clock.link.dialled)
 
     def start_copy(self, lane: LaneName) -> Copy | None:
         """The lane's next copy; None where it waits for a ring slot."""
-        return self.traffic.start(lane)
+        return self.transfers.start(lane)
 
     def _fly(self, copy: Copy, dialled: bool) -> None:
-        """Keeps the lane busy, and lets the copy land when its link is through; an undialled link keeps no account."""
+        """Keeps the lane busy and schedules the landing; a copy on an undialled link takes the time of `speeds`."""
         self.busy_lanes.add(copy.lane)
         if not dialled:
             copy.start_ns = max(copy.start_ns, self.now_ns)
             took = self.speeds.copy_ns(copy.lane, copy.nbytes)
             copy.busy_until_ns = copy.landing_ns = copy.start_ns + took
-        late = copy.busy_until_ns < copy.landing_ns  # without latency a link is free as its copy lands
+        late = copy.busy_until_ns < copy.landing_ns  # without latency the link is free when its copy lands
         self.at(copy.busy_until_ns if late else copy.landing_ns, self._lane_free, copy, not late)
         if late:
             self.at(copy.landing_ns, self.land, copy)
@@ -281,7 +281,7 @@ class SimulatedEngine(VirtualClock):
             self.land(copy)
 
     def land(self, copy: Copy) -> None:
-        notices = self.traffic.finish(copy)
+        notices = self.transfers.finish(copy)
         if self.recorder.on:
             self.recorder.span(copy.span(copy.landing_ns))
         for notice in notices:
@@ -289,17 +289,17 @@ class SimulatedEngine(VirtualClock):
         self.drive_lanes()  # whether or not a notice came through
 
 
-def handed_off_by(traffic: TransferScheduler, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
-    """(layer, transfers that have a copy ready once the pass hands it off): the others' layers wait for more."""
+def handed_off_by(transfers: TransferScheduler, command: cmd.Prefill) -> list[tuple[int, list[int]]]:
+    """(layer, transfers with a copy that is ready at this layer's hand-off); other copies wait for more layers."""
     moving: dict[int, list[int]] = {}
     for chunk in command.chunks:
         if chunk.transfer is not None:
-            for layer in traffic.copied_after(chunk.transfer):
+            for layer in transfers.copied_after(chunk.transfer):
                 moving.setdefault(layer, []).append(chunk.transfer)
     return sorted(moving.items())
 
 
 def computes_beside(state: ControllerState, worker: cmd.Worker) -> bool:
-    """Does another worker compute now, or is about to?"""
+    """Whether another worker computes now or is about to."""
     busy = [w.name for w in state.prefills if w.passing] + [w.name for w in state.decodes if w.steps]
     return any(other != worker for other in busy)

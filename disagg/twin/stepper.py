@@ -3,7 +3,7 @@
     stepper = Stepper(Config.preset("paged", decode_blocks=12), requests)
     stepper.step().why  # in words: the rules that fired, and the numbers they compared
 
-Moments are computed a window at a time from a copy of the simulation: going back is the same computation again.
+Moments are computed one window at a time from a copy of the simulation; going back computes a window again.
 """
 
 import copy
@@ -29,7 +29,7 @@ KEPT = 4  # windows in memory
 
 @dataclass(frozen=True)
 class Moment:
-    """What one event did: the event, the rules that fired, the commands it led to, and the state after it."""
+    """An event, the rules that fired, the commands that followed, and the state after it."""
 
     number: int
     at_ns: int
@@ -45,7 +45,7 @@ class Moment:
 
 
 class SteppedEngine(SimulatedEngine):
-    """Keeps a moment of each event, where `moments` is a list."""
+    """Keeps a moment of each event if `moments` is a list."""
 
     moments: list[Moment] | None = None
     delivered = 0
@@ -67,7 +67,7 @@ class SteppedEngine(SimulatedEngine):
 
 
 class Stepper:
-    """Stands on one moment of a simulated run; `step`, `back` and `go` move it, `fork` tries another future."""
+    """One moment of a simulated run; `step`, `back` and `go` move it, `fork` tries other settings from it on."""
 
     def __init__(self, config: Config, requests: Sequence[Request], speeds: Speeds | None = None) -> None:
         self._arguments = config, list(requests), speeds or Speeds()
@@ -102,11 +102,11 @@ class Stepper:
         return self._window(start)[number - start]
 
     def step(self, count: int = 1) -> Moment:
-        """On to the next moment, or `count` of them; stays at the last."""
+        """Moves on by `count` moments, at most to the last."""
         return self.go(min(self.position + count, self.length - 1))
 
     def back(self, count: int = 1) -> Moment:
-        """Back to the moment before; stays at the first."""
+        """Moves back by one moment, at most to the first."""
         return self.go(max(self.position - count, 0))
 
     def go(self, number: int) -> Moment:
@@ -118,7 +118,7 @@ class Stepper:
         return _finish(simulation_of(SteppedEngine, *self._arguments))
 
     def fork(self, at: int | None = None, config: Config | None = None, **changes: Any) -> tuple[Run, Run]:
-        """Both futures of a moment: as it was, and with other settings from there on (those of `engine.retune`)."""
+        """Both runs from a moment on: unchanged, and with other settings (those of `engine.retune`)."""
         at = self.position if at is None else at
         self.at(at)
         simulation = simulation_of(SteppedEngine, *self._arguments)
@@ -147,13 +147,15 @@ def _finish(simulation: SimulatedEngine) -> Run:
 
 def state_of(simulation: SimulatedEngine) -> dict[str, Any]:
     """Queues, requests, tables, pools, ring, links and batches as plain data."""
-    state, traffic = simulation.controller.state, simulation.traffic
+    state, transfers = simulation.controller.state, simulation.transfers
     return {
         "requests": {str(record.id): _request(record) for record in state.records.values()},
         "queues": _queues(state),
         "pools": {pool.name: _pool(pool) for pool in state.pools() if pool.total},
-        "ring": _pool(traffic.ring) if traffic.ring.total else None,
-        "wires": {str(n): {"waiting": traffic.waiting(n), "busy": n in simulation.busy_lanes} for n in traffic.lanes},
+        "ring": _pool(transfers.ring) if transfers.ring.total else None,
+        "links": {
+            str(n): {"waiting": transfers.waiting(n), "busy": n in simulation.busy_lanes} for n in transfers.lanes
+        },
         "passes": {str(w.name): [r.id for r, _ in w.passing.items] if w.passing else [] for w in state.prefills},
         "batches": {str(w.name): [list(g.ids) for _, g in sorted(w.groups.items())] for w in state.decodes},
         "steps": {str(w.name): [list(step.requests) for step in w.steps] for w in state.decodes},

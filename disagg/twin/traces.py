@@ -1,4 +1,4 @@
-"""Arrivals as others recorded them: when a request came, how long its prompt was, and how much it was answered.
+"""Recorded arrivals: when a request came, and the lengths of its prompt and its answer.
 
 Azure's LLM inference traces are CSV: TIMESTAMP, ContextTokens, GeneratedTokens (Patel and others, Splitwise, 2024).
 Mooncake's are JSON lines: timestamp in ms, input_length, output_length, hash_ids of blocks of 512 tokens (Qin and
@@ -28,11 +28,11 @@ _STAMP = re.compile(
 MOST_S = 10**9  # of a timestamp: 31 years
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # to a second
 MOONCAKE = ("ms", 512)  # unit of timestamps, tokens of a block
-SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # of a whole trace, and of a mean gap, in a unit that can be right
+SHORTEST_S, LONGEST_GAP_S = 1.0, 3600.0  # limits on a trace's length and on its mean gap, if the unit is right
 
 
 class Arrival(NamedTuple):
-    """One request of a trace. `blocks` names its prompt's blocks, where that is known: equal names are equal text."""
+    """One request of a trace. `blocks` names its prompt's blocks if they are known: equal names are equal text."""
 
     at_s: float  # since the first one
     prompt_tokens: int
@@ -43,7 +43,7 @@ class Arrival(NamedTuple):
 
 def read_trace(path: str | os.PathLike[str], unit: str | None = None, block_tokens: int | None = None) -> list[Arrival]:
     """The arrivals of a file: .csv is Azure's format, .jsonl Mooncake's, and either may be packed (.gz). `unit` ("s",
-    "ms", "us", "ns") and `block_tokens` are of a .jsonl that differs from Mooncake's. TraceError."""
+    "ms", "us", "ns") and `block_tokens` are for a .jsonl that differs from Mooncake's. TraceError."""
     if unit is not None and unit not in UNITS:
         raise TraceError(f"unit must be one of {', '.join(UNITS)}; got {short(unit)}")
     if block_tokens is not None and (not is_whole(block_tokens) or not 1 <= block_tokens <= MOST_TOKENS):
@@ -67,8 +67,8 @@ def read_trace(path: str | os.PathLike[str], unit: str | None = None, block_toke
 
 
 def scaled(arrivals: list[Arrival], lengths: float = 1.0, rate: float = 1.0) -> list[Arrival]:
-    """The same trace with lengths and arrival rate multiplied; no request gets shorter than one token, and prompts that
-    began alike do so still. RequestError for a factor that can't be."""
+    """The trace with lengths and arrival rate multiplied; every request keeps at least one token, and common prefixes
+    stay common. RequestError for an impossible factor."""
     for name, factor in (("lengths", lengths), ("rate", rate)):
         if not is_number(factor, 1e-9, 1e9):
             raise RequestError(f"{name} must be a factor above 0, as 0.5 or 2; got {short(factor)}")
@@ -82,7 +82,7 @@ def scaled(arrivals: list[Arrival], lengths: float = 1.0, rate: float = 1.0) -> 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
 
-Rows = Iterator[tuple[int, Arrival]]  # the line of each, and its time in seconds since whenever
+Rows = Iterator[tuple[int, Arrival]]  # line number, and an arrival in seconds from any origin
 
 
 def _azure(path: Path) -> Rows:
@@ -106,7 +106,7 @@ def _azure(path: Path) -> Rows:
 
 
 def _seconds(path: Path, number: int, stamp: str) -> float:
-    """Of a date and time, in UTC where no other zone is named. A second may be a leap second."""
+    """Seconds of a date and time, in UTC if no zone is given. A second may be a leap second."""
     try:
         if (found := _STAMP.fullmatch(stamp)) is None:
             raise ValueError
@@ -129,7 +129,7 @@ def _cells(path: Path, number: int, line: bytes) -> list[str]:
 
 
 def _json_rows(path: Path, unit: str | None, block_tokens: int | None) -> Rows:
-    """Mooncake's rows, or others with its fields whose unit and block size are given."""
+    """Rows with Mooncake's fields, in the given unit and block size."""
     usual_unit, both_given = unit is None, unit is not None and block_tokens is not None
     unit, block_tokens = unit or MOONCAKE[0], block_tokens or MOONCAKE[1]
     for number, row in json_lines(path, LINE_BYTES):
@@ -159,7 +159,7 @@ _ASK_BOTH = 'Say the unit and the tokens of a hash, as in read_trace(path, unit=
 
 
 def _check_span(path: Path, arrivals: list[Arrival]) -> None:
-    """TraceError where the format's usual unit makes it too short or too long to be a record of requests."""
+    """TraceError if the format's usual unit makes the trace too short or too long."""
     span_s, gaps = arrivals[-1].at_s, len(arrivals) - 1
     if 0 < span_s < SHORTEST_S or span_s > gaps * LONGEST_GAP_S:
         raise TraceError(
@@ -168,7 +168,7 @@ def _check_span(path: Path, arrivals: list[Arrival]) -> None:
 
 
 def _number(cell: str) -> int | str:
-    """The number of a cell of digits; else the cell, which is no count."""
+    """The number in a cell of digits; else the cell unchanged."""
     return int(cell) if cell.isascii() and cell.isdecimal() and len(cell) < 20 else cell
 
 
@@ -179,7 +179,7 @@ def _count(path: Path, number: int, name: str, value: Any) -> int:
 
 
 def _from_zero(path: Path, rows: Rows) -> list[Arrival]:
-    """Times count from the first arrival, and never go back."""
+    """Arrivals with times from the first one on, which must not go back."""
     found: list[Arrival] = []
     for number, arrival in rows:
         if found and arrival.at_s < found[-1].at_s:

@@ -1,12 +1,12 @@
-"""`tune`: which arrangement, budgets, granularity and ring serve a workload at the highest rate, and at what cost.
+"""`tune` finds the arrangement, budgets, granularity and ring with the highest goodput, and their cost.
 
     found = tune(poisson(200, per_s=4, prompt=Lengths(800, 1.0), new=Lengths(100)), "4xH100", Slo(1.0, 0.05),
                  "random-llama3-8b")
     print(found.best, found.front)
 
-A grid in stages: every arrangement, then of those near the best of their cost one setting after the other over all its
-values, and of the nearest once more. One simulation at the best rate so far shows whether a candidate's own is needed.
-(TPE, of optuna 5.0, came to the same best on three questions and as many simulations, without the cheaper points.)
+A search in stages: all arrangements, then for those near the best of their cost one setting after the other, and for
+the nearest once more. One simulation at the best rate so far shows whether a candidate needs a search of its own.
+(TPE of optuna 5.0 found the same best on three questions with as many simulations, without the cheaper points.)
 Notebook: notebooks/06_twin_and_claims.ipynb.
 """
 
@@ -28,37 +28,37 @@ from disagg.twin.simulate import simulate
 from disagg.twin.traces import Arrival
 
 Prices = float | Mapping[str, float] | None  # of a device-hour: one for all, or by name
-NEAR = (6, 2)  # steps of 5 % behind the best of its cost that an arrangement may be, to be tuned once, and again
-NOTHING = -FARTHEST - 1  # the step of those that meet the limits at no rate
+NEAR = (6, 2)  # steps of 5 % behind the best of its cost up to which an arrangement is tuned once, and again
+NOTHING = -FARTHEST - 1  # the step of candidates that meet the limits at no rate
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and what was found of it. `per_s` is its goodput; None where it was skipped or beaten, see `why`."""
+    """A candidate and its result. `per_s` is its goodput; None if it was skipped or beaten, see `why`."""
 
     config: Config
-    hardware: str  # what it ran on: as many devices as workers
+    hardware: str  # as many devices as workers
     arrangement: str
     devices: int
     cost: float
     per_s: float | None
-    attainment: float | None  # at that rate; of a beaten one the last that was simulated
+    attainment: float | None  # at that rate; for a beaten one at the last simulated rate
     probes: tuple[Probe, ...]
     why: str = ""
 
     @property
     def row(self) -> dict[str, Any]:
-        """In what JSON has; `trial_of` reads it back."""
+        """As JSON values; `trial_of` reads them back."""
         return {**vars(self), "config": config_row(self.config), "probes": [list(probe) for probe in self.probes]}
 
     @property
     def goodput(self) -> float:
-        """Requests a second; 0 where none was found."""
+        """Requests a second; 0 if no rate was found."""
         return self.per_s or 0.0
 
     @property
     def words(self) -> str:
-        """The arrangement, and the settings that count there."""
+        """The arrangement and its relevant settings, in words."""
         config = self.config
         words = (
             f"{self.hardware}, {self.arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
@@ -71,7 +71,7 @@ class Trial:
 
 
 def trial_of(row: Mapping[str, Any]) -> Trial:
-    """Of a row, as of a file; FileError where it is none."""
+    """A trial from a row of a file; FileError if it is none."""
     try:
         probes = tuple(Probe(*map(float, probe)) for probe in row["probes"])
         return Trial(**{**row, "config": config_from(row["config"]), "probes": probes})
@@ -81,7 +81,7 @@ def trial_of(row: Mapping[str, Any]) -> Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All that was tried. Trials stand in the order of trying, and each can be run again."""
+    """All trials, in the order of the search; each can be run again."""
 
     load: Load
     slo: Slo
@@ -91,7 +91,7 @@ class Tuning:
 
     @property
     def front(self) -> tuple[Trial, ...]:
-        """Those that nothing as cheap beats: goodput rises with cost. Empty where no limit was ever met."""
+        """Trials that no trial as cheap beats: goodput rises with cost. Empty if no trial met the limits."""
         found: list[Trial] = []
         for trial in sorted((t for t in self.trials if t.per_s), key=lambda t: (t.cost, -t.goodput)):
             if not found or trial.goodput > found[-1].goodput:
@@ -100,19 +100,19 @@ class Tuning:
 
     @property
     def best(self) -> Trial:
-        """The highest goodput, the cheapest of equals; where there is none, the one that came closest to the limits."""
+        """The trial with the highest goodput, the cheapest of equals; without one, the closest to the limits."""
         if self.front:
             return self.front[-1]
         return max((t for t in self.trials if t.probes), key=lambda t: t.attainment or 0.0)
 
     def best_of(self, colocated: bool) -> Trial | None:
-        """The highest goodput among those that do not split, or that do; None where none was measured."""
+        """The trial with the highest goodput among colocated or split ones; None if none was measured."""
         measured = [t for t in self.trials if t.per_s and t.config.colocated == colocated]
         return max(measured, key=lambda t: (t.goodput, -t.cost), default=None)
 
     @property
     def skipped(self) -> tuple[Trial, ...]:
-        """What could not be simulated, each with its reason in `why`."""
+        """Candidates that could not be simulated; `why` gives the reason."""
         return tuple(trial for trial in self.trials if not trial.probes)
 
     @property
@@ -149,16 +149,16 @@ def tune(
 
 
 class Search:
-    """What was tried so far. A family is the best candidate of an arrangement, with its step."""
+    """The trials so far. A family is the best candidate of an arrangement, with its step."""
 
     def __init__(self, load: Load, slo: Slo, prices: Prices, say: Callable[[str], None]) -> None:
         self.load, self.slo, self.prices, self.say = load, slo, prices, say
         self.trials: list[Trial] = []
         self.steps: dict[Candidate, int | None] = {}  # None: skipped
-        self._bars: list[tuple[float, int]] = []  # cost and step of all that were measured
+        self._bars: list[tuple[float, int]] = []  # cost and step of all measured candidates
 
     def arrange(self, candidates: list[Candidate]) -> list[tuple[Candidate, int]]:
-        """Every arrangement that can be simulated, the cheapest first. ConfigError where there is none."""
+        """Every arrangement that can be simulated, the cheapest first. ConfigError if there is none."""
         candidates = sorted(candidates, key=lambda candidate: cost_of(candidate, self.prices))
         families = [family for candidate in candidates if (family := self.begin(candidate)) is not None]
         if not families:
@@ -166,7 +166,7 @@ class Search:
         return families
 
     def begin(self, candidate: Candidate) -> tuple[Candidate, int] | None:
-        """The better of an arrangement's starts, if it is near the best of its cost; None where it is skipped."""
+        """The better of an arrangement's starts if it is near the best of its cost; None if it is skipped."""
         best = None
         for start in starts(candidate):
             bar, least = self.bar(start), NOTHING if best is None else best[1] + 1
@@ -178,7 +178,7 @@ class Search:
         return best
 
     def improve(self, best: Candidate, step: int) -> tuple[Candidate, int]:
-        """One setting after the other over all its values; a better one stays."""
+        """Tries all values of one setting after the other; the best value stays."""
         for changes in settings(best):
             for change in changes:
                 other = best.but(**change)
@@ -197,7 +197,7 @@ class Search:
         return max((step for other, step in self._bars if other <= cost), default=None)
 
     def attempt(self, candidate: Candidate, least: int | None) -> int | None:
-        """Its step; NOTHING where it misses the `least` one; None where it is skipped, with the reason kept."""
+        """The candidate's step; NOTHING if it misses the `least` one; None if it is skipped, with the reason kept."""
         self.say(f"{len(self.trials) + 1}: {candidate.place}, {candidate.arrangement}")
         why, found = candidate.refused, None
         try:
@@ -228,7 +228,7 @@ class Search:
 
 
 def cost_of(candidate: Candidate, prices: Prices) -> float:
-    """Devices, or what they cost an hour. ConfigError for a device without a price."""
+    """The number of devices, or their price an hour. ConfigError for a device without a price."""
     if prices is None:
         return float(candidate.hardware.count)
     total = 0.0

@@ -1,6 +1,6 @@
-"""What a piece of work asks for: FLOPs and bytes of prefill passes and decode steps, counted from a model's sizes.
+"""FLOPs and bytes of prefill passes and decode steps, counted from a model's sizes.
 
-Counted are the matrix products and attention, each weight read once, and K/V: a time predicted from these is a floor.
+The counts cover matrix products, attention, each weight once, and K/V: a time predicted from them is a floor.
 Notebook: notebooks/01_baseline.ipynb.
 """
 
@@ -12,7 +12,7 @@ from disagg.plan.errors import ConfigError
 
 
 class Sizes(NamedTuple):
-    """What counting needs to know of a model. Weights are numbers, not bytes; norms and biases are left out."""
+    """A model's sizes. Weights are counts, not bytes; norms and biases are left out."""
 
     layers: int
     layer_weights: int  # in the matrices of one layer
@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], itemsize: int) -> "Sizes":
-        """Of a Llama-like model's config.json: q, k, v, o and three matrices of the MLP in each layer. ConfigError."""
+        """Sizes by a Llama-like model's config.json: q, k, v, o and three MLP matrices a layer. ConfigError."""
         if experts := next((name for name in ("num_experts", "num_local_experts") if config.get(name)), None):
             raise ConfigError(f"{experts}={config[experts]}: a mixture of experts reads other weights for each token")
         layers, hidden, inner, heads, vocab = (
@@ -42,12 +42,12 @@ class Sizes(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """In the matrices of all layers, the output head apart."""
+        """Weights of all layers, without the output head."""
         return self.layers * self.layer_weights
 
     @property
     def weight_bytes(self) -> int:
-        """Of all matrices, the output head included."""
+        """Bytes of all matrices, with the output head."""
         return self.itemsize * (self.weights + self.head_weights)
 
 
@@ -60,7 +60,7 @@ def _whole(config: Mapping[str, Any], name: str, otherwise: int | None = None) -
 
 
 class PeakRates(Protocol):
-    """What a device gives at most, each a second."""
+    """A device's peak rates, a second."""
 
     @property
     def flops_per_s(self) -> float: ...
@@ -69,7 +69,7 @@ class PeakRates(Protocol):
 
 
 class Work(NamedTuple):
-    """What one pass or step asks for."""
+    """FLOPs and bytes of one pass or step."""
 
     flops: int
     nbytes: int
@@ -79,7 +79,7 @@ class Work(NamedTuple):
         return self.flops / self.nbytes
 
     def seconds(self, ceilings: PeakRates) -> float:
-        """The least it can take: the slower of computing and reading, where both run at their ceiling at once."""
+        """The shortest possible time: the slower of computing and reading, both at their ceiling at once."""
         return max(self.flops / ceilings.flops_per_s, self.nbytes / ceilings.bytes_per_s)
 
 
@@ -90,14 +90,14 @@ def prefill_work(sizes: Sizes, tokens: int) -> Work:
 
 
 def layers_flops(sizes: Sizes, chunks: Iterable[tuple[int, int]]) -> int:
-    """Of a pass of chunks [start, stop) through all layers, without the output head: products and attention."""
+    """FLOPs of a pass of chunks [start, stop), without the output head: products and attention."""
     chunks = list(chunks)
     tokens = sum(stop - start for start, stop in chunks)
     return 2 * sizes.weights * tokens + 4 * sizes.layers * sizes.width * looked_at(chunks)
 
 
 def looked_at(chunks: Iterable[tuple[int, int]]) -> int:
-    """Pairs of a token and one that it looks at: the first token of a prompt looks at itself, the last one at all."""
+    """Pairs (token, token it attends to): the first token of a prompt attends to itself, the last one to all."""
     return sum((stop * (stop + 1) - start * (start + 1)) // 2 for start, stop in chunks)
 
 

@@ -1,9 +1,9 @@
-"""Arrivals at random, the same for the same seed: how requests come, and how long they and their answers are.
+"""Random arrivals, equal for equal seeds: times of requests, and lengths of prompts and answers.
 
     arrivals = poisson(500, per_s=4, prompt=Lengths(median=400, spread=1.0), new=Lengths(median=60), seed=1)
     requests = requests_of(arrivals, vocab=49_152)
 
-They are of the same kind as those of a trace (traces.py), so either may be scaled, served or simulated.
+They have the type of a trace's arrivals (traces.py), so both can be scaled, served or simulated.
 """
 
 import math
@@ -54,7 +54,7 @@ def poisson(count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int =
 def bursts(
     count: int, per_s: float, prompt: Lengths, new: Lengths, seed: int = 0, variation: float = 3.0
 ) -> list[Arrival]:
-    """Gaps are gamma distributed, with this coefficient of variation: 1 is Poisson, more comes in bursts, as BurstGPT
+    """Gaps are gamma distributed with this coefficient of variation: 1 is Poisson, more gives bursts, as BurstGPT
     measured (Wang and others, 2024)."""
     if not is_number(variation, 0.05, 20):
         raise RequestError(f"variation must be a number from 0.05 to 20; got {short(variation)}")
@@ -91,8 +91,8 @@ def conversations(
     pause_s: float = 20.0,
     system: int = 0,
 ) -> list[Arrival]:
-    """So many conversations of `turns` questions each: every prompt is the conversation so far and a new question. All
-    begin with the same `system` tokens; `blocks` of an arrival shows which prompts begin alike, and how far."""
+    """Conversations of `turns` questions each: a prompt is the conversation so far and a new question. All begin with
+    the same `system` tokens; `blocks` of an arrival shows the prefixes that prompts share."""
     _check("turns", turns, 1, 1000)
     _check("system", system, 0, 1_000_000)
     _check_seconds("pause_s", pause_s)
@@ -116,7 +116,7 @@ def _turn(at_s: float, prompt_tokens: int, new_tokens: int, conversation: int, s
 
 
 def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | None = None) -> list[Request]:
-    """Requests with random token ids of these lengths; blocks of one name are alike. `most` cuts prompt and answer to a
+    """Requests with random token ids of these lengths; blocks of one name are equal. `most` cuts prompt and answer to a
     model's context."""
     _check("vocab", vocab, 1, 2**31)
     made: list[Request] = []
@@ -131,7 +131,7 @@ def requests_of(arrivals: list[Arrival], vocab: int, seed: int = 0, most: int | 
 
 
 def _prompt(arrival: Arrival, length: int, ids: Sequence[int], seed: str, index: int) -> list[int]:
-    """The named blocks in their order, the last one cut, and what has no name at random for this request alone."""
+    """The named blocks in order, the last one cut, and random tokens where no block is named."""
     prompt: list[int] = []
     for name in arrival.blocks:
         if len(prompt) >= length:
@@ -164,11 +164,11 @@ def _check_seconds(name: str, value: Any) -> None:
         raise RequestError(f"{name} must be seconds, above 0; got {short(value)}")
 
 
-# ---- prompts that begin alike ----------------------------------------------------------------------------------------
+# ---- prompts with common prefixes ------------------------------------------------------------------------------------
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with."""
+    """The length of the common prefix."""
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:
         return shorter
@@ -176,9 +176,9 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def reusable_tokens(requests: Iterable[Request]) -> int:
-    """Prompt tokens that an earlier prompt began with too: what an ideal prefix cache would save. A prompt's last token
-    is always computed, for token 1 comes out of it; K/V of answers do not count."""
-    seen: list[tuple[Any, ...]] = []  # sorted: the longest common beginning is a neighbour's
+    """Prompt tokens in a prefix of an earlier prompt, which an ideal prefix cache would save. A prompt's last token is
+    always computed, since it gives token 1; K/V of answers do not count."""
+    seen: list[tuple[Any, ...]] = []  # sorted: a neighbour has the longest common prefix
     saved = 0
     for request in sorted(requests, key=lambda request: request.arrival_s):
         prompt: tuple[Any, ...] = tuple(request.prompt)

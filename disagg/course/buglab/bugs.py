@@ -43,8 +43,8 @@ def event_first(self: StreamCopier, *copy: Any, **fields: Any) -> Any:
     """In place of StreamCopier.launch: the event that says "ended" is recorded, and then the copy is enqueued."""
     event = torch.cuda.Event(enable_timing=True)
     event.record(self.streams[-1])
-    aloft = shipped_launch(self, *copy, **fields)
-    return aloft._replace(start=event, end=event, seen=event, written=None)
+    enqueued = shipped_launch(self, *copy, **fields)
+    return enqueued._replace(start=event, end=event, seen=event, written=None)
 
 
 def into_a_temporary(self: KVCache, layers: Any, blocks: Any, data: torch.Tensor) -> None:
@@ -62,7 +62,7 @@ def failed_is_landed(self: Controller, turn: Any, event: Any) -> bool:
     """In place of Controller._transfer_failed: a transfer that has come to an end is taken for one that landed."""
     transfer = self._transfer(event.transfer)
     if transfer is not None and not transfer.aborted:
-        self.movement.complete(turn, transfer)
+        self.kv_transfers.complete(turn, transfer)
     return True
 
 
@@ -176,7 +176,7 @@ class Bug:
 
 @dataclass(frozen=True)
 class BugOutcome:
-    """What `run_bug` found: what a user would have, and what the detectors said."""
+    """The result of `run_bug`: what a user would get, and the detectors' violation."""
 
     bug: str
     run: Run | None

@@ -57,12 +57,12 @@ def story(letter: str, given: Callable) -> str:
     one = bugs()[case_of(letter)]
     if not exercises()[f"case_{letter.lower()}"].verdict(given)[0]:
         return f"Solve case {letter.upper()} first: its story names the bug."
-    breach = run_bug(one.name).breach
+    violation = run_bug(one.name).breach
     lines = [
         f"{one.name}: {one.story}",
         f"missing edge: {one.edge}",
         f"seen in: {'; '.join(one.threads)}",
         f"put back here: {inspect.getdoc(one.replacement)}",
-        f"caught by: {breach.summary if breach else None}",
+        f"caught by: {violation.summary if violation else None}",
     ]
     return "\n".join(lines)

@@ -43,7 +43,7 @@ LIMIT_S = 30.0  # nothing comes near it; it turns a hang into a failure
 
 @dataclass(frozen=True)
 class Played:
-    """What came of a scene: the run where there was one, the breach or another error, and facts in words."""
+    """The result of a scene: its run if there was one, the violation or another error, and facts in words."""
 
     run: Run | None
     breach: InvariantViolation | None
@@ -69,15 +69,15 @@ class Simulated:
     def play(self, watched: bool = True, seed: int | None = None) -> Played:
         """`seed` draws the order of what happens at once, lengths, and when what is done to the requests is done."""
         world = LabWorld(self, watched, seed)
-        breach = error = None
+        violation = error = None
         try:
             world.run()
         except InvariantViolation as found:
-            breach = found
+            violation = found
         except Exception as stopped:  # the shipped guards' own words
             error = f"{type(stopped).__name__}: {stopped}"
         run = world.recorder.run(world.config, list(world.results.values()))
-        return Played(run, breach, error, tuple(facts_of(run, error)))
+        return Played(run, violation, error, tuple(facts_of(run, error)))
 
 
 class LabWorld(SimulatedEngine):
@@ -110,13 +110,13 @@ class LabWorld(SimulatedEngine):
         """To the end, past deadlines; then nothing may be held."""
         super().run(limit_steps)
         if self.listener:
-            self.listener.watch.drained(self.now_ns)
+            self.listener.monitor.drained(self.now_ns)
 
     def pass_deadline(self) -> bool:
         if not self.skip_to_deadline():
             return False
         if self.listener:
-            self.listener.watch.watchdog(self.now_ns)
+            self.listener.monitor.watchdog(self.now_ns)
         self.deliver(ev.Tick())
         return True
 
@@ -127,12 +127,12 @@ class LabWorld(SimulatedEngine):
             if self._landings == self._twice:
                 self.deliver(event)
 
-    def land(self, flight: Any) -> None:
+    def land(self, copy: Any) -> None:
         self._ends += 1
         if self._ends != self._fails:
-            super().land(flight)
+            super().land(copy)
             return
-        for notice in self.traffic.fail(flight, "the wire broke", self.now_ns):
+        for notice in self.transfers.fail(copy, "the wire broke", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()
 
@@ -141,37 +141,37 @@ class Listener:
     """Hands a Monitor each event, move and command of a controller. `keeps`: a violation is kept; the run goes on."""
 
     def __init__(self, controller: Controller, layers: int, keeps: bool) -> None:
-        self.watch, self._keeps = Monitor(controller.state.config, layers=layers), keeps
-        self.breach: InvariantViolation | None = None
+        self.monitor, self._keeps = Monitor(controller.state.config, layers=layers), keeps
+        self.violation: InvariantViolation | None = None
         self._handle = controller.handle
         controller.handle = self.handle  # type: ignore[method-assign]  # of this controller alone
         controller.state.on_move.append(self._moved)  # a real engine has detectors of its own, which are called first
 
     def handle(self, event: ev.Event, now_ns: int) -> list[cmd.Command]:
-        self._check(self.watch.hear, now_ns, event)
+        self._check(self.monitor.hear, now_ns, event)
         commands = self._handle(event, now_ns)
         for command in commands:
-            self._check(self.watch.obey, now_ns, command)
+            self._check(self.monitor.obey, now_ns, command)
         if isinstance(event, ev.TransferFailed) and "digest differs" in event.error:
             self._check(raise_digest, event.error)
-        self._check(self.watch.settle)
+        self._check(self.monitor.settle)
         return commands
 
     def _moved(self, *move: Any) -> None:
-        self._check(self.watch.moved, *move)
+        self._check(self.monitor.moved, *move)
 
     def _check(self, rule: Callable, *what: Any) -> None:
-        if self.breach is None:
+        if self.violation is None:
             try:
                 rule(*what)
             except InvariantViolation as found:
-                self.breach = found
+                self.violation = found
                 if not self._keeps:
                     raise
 
 
 def raise_digest(error: str) -> Never:
-    """A checksum that differs, as a breach."""
+    """Raises a violation for a checksum that differs."""
     raise InvariantViolation("Digest", error, None, (), ())
 
 
@@ -190,10 +190,10 @@ def fact_of(run: Run, result: Result) -> str:
     words = [f"request {number}: {plural(len(result.token_ids), 'token')}, {end}"]
     copies = [span for span in spans if span.kind == "copy" and not span.place.startswith("down")]
     if copies:
-        pieces = sum(span.count * span.blocks for span in copies)
+        count = sum(span.count * span.blocks for span in copies)
         last = max(span.end_ns for span in copies)
         due = SPEEDS.layers * blocks_for(result.prompt_tokens, run.config.block_size)
-        copied = f"{pieces} of {due}" if pieces <= due else f"{pieces}"  # more: it was computed again
+        copied = f"{count} of {due}" if count <= due else f"{count}"  # more: it was computed again
         words.append(f"{copied} pieces copied, the last until {last / 1e6:.1f} ms")
     steps = [span.start_ns for span in spans if span.kind == "decode"]
     if steps:
@@ -250,7 +250,7 @@ class Real:
             run = engine.serve(list(self.requests))
         facts = [f"request {r.request}: {plural(len(r.token_ids), 'token')}, {r.finish_reason}" for r in run.results]
         facts = [line + (f" ({r.error})" if r.error else "") for line, r in zip(facts, run.results, strict=True)]
-        return Played(run, listener.breach if listener else None, None, tuple(facts))
+        return Played(run, listener.violation if listener else None, None, tuple(facts))
 
 
 # ---- on streams that are late ----------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Streams:
                 assert reader.over.wait(LIMIT_S), f"nothing more comes after {reader.facts}"
             finally:
                 transfers.close()
-        return Played(None, reader.breach, None, tuple(reader.facts))
+        return Played(None, reader.violation, None, tuple(reader.facts))
 
     def _data(self) -> torch.Tensor:
         """K/V of the request: [layers, 2, tokens, heads, head_dim]."""
@@ -302,12 +302,12 @@ class Streams:
 
 
 class LandedReader:
-    """In decode's place: reads a layer at the moment at which it is said to have landed."""
+    """Reads a layer in decode's place as soon as its landing is reported."""
 
     def __init__(self, cache: KVCache, blocks: tuple[int, ...], left: torch.Tensor) -> None:
         self.cache, self.blocks, self.left = cache, blocks, left
         self.facts: list[str] = []
-        self.breach: InvariantViolation | None = None
+        self.violation: InvariantViolation | None = None
         self.over = threading.Event()
         self._layers = 0
 
@@ -336,5 +336,5 @@ class LandedReader:
             self.over.set()
 
     def _end(self, error: str, detector: str = "Digest") -> None:
-        self.breach = InvariantViolation(detector, error, 0, self.blocks, self.facts)
+        self.violation = InvariantViolation(detector, error, 0, self.blocks, self.facts)
         self.over.set()

@@ -1,4 +1,4 @@
-"""Which attention runs: on a GPU a kernel that reads the paged cache in place, if its trial shows it right; else
+"""The choice of attention: on a GPU a kernel that reads the paged cache in place, if it passes its trial; else
 gathered slots."""
 
 from enum import Enum
@@ -16,10 +16,10 @@ KINDS = ("sdpa", "plain")
 
 
 class AttentionPath(Enum):
-    """How an engine's workers reach K/V in their caches."""
+    """How workers read K/V from their caches."""
 
-    GATHERED = "gathered"  # slots are copied out, rows padded; runs on every device and in every dtype
-    PAGED = "paged"  # a kernel reads the cache in place, on a GPU in 16 bits; steps may run as CUDA graphs
+    GATHERED = "gathered"  # slots are copied out and rows padded; on every device, in every dtype
+    PAGED = "paged"  # a kernel reads the cache in place, on a GPU in 16 bits; steps can be CUDA graphs
 
     @classmethod
     def of(cls, kernel: "PagedKernel | None") -> "AttentionPath":
@@ -27,17 +27,17 @@ class AttentionPath(Enum):
 
     @property
     def pads(self) -> bool:
-        """Are the rows of a decode step padded to the longest of their group?"""
+        """Whether the rows of a decode step are padded to the longest of their group."""
         return self is AttentionPath.GATHERED
 
     @property
     def steps_in_flight(self) -> int:
-        """Decode steps that may be launched at once: a paged one starts before the previous one's tokens are known."""
+        """Decode steps that may be in flight: a paged step starts before the previous step's tokens are known."""
         return 2 if self is AttentionPath.PAGED else 1
 
 
 def choose(requested: str, device: torch.device | str) -> str:
-    """How gathered slots are attended for Config.attention: "sdpa" or "plain"."""
+    """The attention over gathered slots for Config.attention: "sdpa" or "plain"."""
     if requested not in ("auto", "flash", *KINDS):
         raise ConfigError(f"attention is {requested!r}; it must be 'auto', 'flash' or one of {', '.join(KINDS)}")
     return requested if requested in KINDS else "sdpa"
@@ -46,7 +46,7 @@ def choose(requested: str, device: torch.device | str) -> str:
 def pick_kernel(
     requested: str, device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
 ) -> "PagedKernel | None":
-    """The paged kernel for a cache of this shape, None where slots are gathered; ConfigError for a refused flash."""
+    """The paged kernel for a cache of this shape, or None for gathered slots; ConfigError if flash is refused."""
     if requested not in ("auto", "flash") or torch.device(device).type != "cuda":
         return None
     from disagg.run.attention.kernel_trial import find_kernel

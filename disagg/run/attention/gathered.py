@@ -15,14 +15,14 @@ STRIP_BYTES = 4 << 20  # 16 rows of 1,024 tokens took 174 ms in strips of 3 MB a
 
 
 class Workspace:
-    """Gather buffers of one worker thread, kept between layers and steps: fresh large ones cost page faults."""
+    """Gather buffers of one worker thread, kept between layers and steps: new large buffers cost page faults."""
 
     def __init__(self, kind: str = "sdpa") -> None:
         self.kind = kind
         self._buffer: Tensor | None = None
 
     def needs_plain(self, options: Options) -> bool:
-        """SDPA knows neither softcap nor sinks."""
+        """Whether plain attention must run: SDPA has neither softcap nor sinks."""
         return self.kind == "plain" or options.softcap is not None or options.sinks is not None
 
     def gather(self, cache: KVCache, layer: int, slots: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class Workspace:
 
 
 class GatheredView:
-    """Which slots one segment or strip reads in every layer with the same window, and the mask over them.
+    """The slots that a segment or strip reads in every layer with the same window, and their mask.
 
-    The mask is 0 where a query may look, -inf elsewhere; in the cache's dtype, so that no layer converts it.
+    The mask is 0 where a query may attend, -inf elsewhere; in the cache's dtype, so that no layer converts it.
     """
 
     def __init__(self, slots: Tensor | None, allowed: Tensor | None, cache: KVCache) -> None:
@@ -60,7 +60,7 @@ class PrefillPlan(Plan):
         self._views: dict[tuple[int, int | None, bool], GatheredView] = {}
 
     def _view(self, index: int, window: int | None, causal_flag: bool) -> GatheredView:
-        """View of one segment; with causal_flag, a mask that is causal and no more is left to the kernel's flag."""
+        """The view of one segment; with causal_flag, the kernel's flag replaces a purely causal mask."""
         key = (index, window, causal_flag)
         if key not in self._views:
             self._views[key] = self._make_view(self.batch.segments[index], window, causal_flag)
@@ -141,7 +141,7 @@ class DecodePlan(Plan):
 
 
 def strip_rows(cache: KVCache, longest: int, rows: int) -> int:
-    """Rows that a CPU gathers at a time, so that attention finds them still in its caches; a GPU takes all."""
+    """Rows gathered at a time: on a CPU as many as its caches hold, on a GPU all."""
     if cache.device.type != "cpu":
         return rows
     return max(1, min(rows, STRIP_BYTES // (longest * cache.shape.layer_token_bytes)))
@@ -173,7 +173,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain
 
 
 def attend_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options) -> Tensor:
-    """Two matrix products and a softmax in fp32; sinks are logits, one a head, that take mass and give no value."""
+    """Two matrix products and a softmax in fp32; sinks are logits, one a head, without a value."""
     softcap, sinks = options.softcap, options.sinks
     scaling = query.shape[-1] ** -0.5 if options.scaling is None else options.scaling
     scores = (query @ key.transpose(-1, -2)).float() * scaling

@@ -1,7 +1,7 @@
 """Attention over the paged KV cache, as transformers calls it in every layer, without a mask.
 
-Compiled code sees one opaque operation a phase, and finds the call's plan by a number in a CPU tensor, so that no call
-compiles again. The cache is no argument: a compiler could clone it and copy it back after the layers were handed off.
+Compiled code sees one opaque operation for each phase and finds the call's plan by a number in a CPU tensor, so that no
+call compiles again. The cache is no argument: a compiler could clone it and copy it back after the hand-offs.
 """
 
 import itertools
@@ -21,7 +21,7 @@ NAME = "disagg_paged"
 
 
 class Options(NamedTuple):
-    """What a layer asks of its attention: scale, window in tokens, and what SDPA does not know."""
+    """A layer's attention options: scale, window in tokens, and those that SDPA lacks."""
 
     scaling: float | None = None
     window: int | None = None
@@ -30,27 +30,27 @@ class Options(NamedTuple):
 
 
 class Plan(ABC):
-    """What all layers of one model call share: the batch, the cache, and how they attend."""
+    """What all layers of one model call share: the batch, the cache and the attention."""
 
     phase: str  # "prefill" or "decode"
     cache: KVCache
-    ticket: Tensor  # the call's number, while it is announced
+    ticket: Tensor  # the call's number while it is announced
 
     @abstractmethod
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """Writes a layer's K/V into the cache, hands the layer off, and only then attends.
+        """Writes a layer's K/V into the cache, hands the layer off, and then attends.
 
         query [T, kv_heads, group, head_dim], key and value [T, kv_heads, head_dim] -> like query.
         """
 
 
 _TICKETS = itertools.count()
-_PLANS: dict[int, Plan] = {}  # plans of the model calls that compiled code is in
+_PLANS: dict[int, Plan] = {}  # plans of the model calls that compiled code runs
 
 
 @contextmanager
 def announced(plan: Plan) -> Iterator[Plan]:
-    """Compiled code finds the plan while this is open. Only a capture needs it; replays of a graph do not."""
+    """Compiled code finds the plan in this context. A capture needs it; replays of a graph do not."""
     number = next(_TICKETS)
     plan.ticket, _PLANS[number] = torch.tensor(number), plan
     try:
@@ -60,7 +60,7 @@ def announced(plan: Plan) -> Iterator[Plan]:
 
 
 def number_layers(module: torch.nn.Module) -> None:
-    """Gives each attention its number as a CPU tensor: a number in the code would compile each layer for itself."""
+    """Gives each attention its number as a CPU tensor: with a Python number each layer would compile separately."""
     for child in module.modules():
         if isinstance(getattr(child, "layer_idx", None), int):
             child.layer_number = torch.tensor(child.layer_idx)

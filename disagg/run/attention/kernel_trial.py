@@ -1,4 +1,4 @@
-"""A kernel is tried before it is taken: it must give what fp32 attention gives, on the model's own sizes."""
+"""The trial of a kernel: it must give the results of fp32 attention on the model's own sizes."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,13 +13,13 @@ from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model.batch import PrefillBatch, Segment
 
 KERNELS: tuple[type[PagedKernel], ...] = (FlashKernel, VarlenKernel)
-TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005}  # of outputs around 1; a wrong page or mask is off by 0.3
+TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005}  # of outputs around 1; a wrong block or mask is off by 0.3
 
 
 def find_kernel(
     device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
 ) -> tuple[PagedKernel | None, str]:
-    """The first kernel that computes this shape rightly, or None and why each was left out."""
+    """The first kernel that is correct for this shape, or None and the reason against each."""
     if reason := unfit(shape, model_config):
         return None, reason
     reasons = []
@@ -37,7 +37,7 @@ def find_kernel(
 
 
 def unfit(shape: KVShape, model_config: Any) -> str | None:
-    """Why no kernel is tried for this dtype or this model's config; None where one is."""
+    """The reason against all kernels for this dtype or model config, or None."""
     if shape.dtype not in TOLERANCE:
         return f"kernels compute in 16 bits, not in {str(shape.dtype).removeprefix('torch.')}"
     layer_types = getattr(model_config, "layer_types", None)
@@ -50,7 +50,7 @@ def unfit(shape: KVShape, model_config: Any) -> str | None:
 
 @torch.inference_mode()
 def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads: int, block_size: int) -> str | None:
-    """Runs a chunked prefill and a decode step on random numbers; what is wrong, or None."""
+    """Runs a chunked prefill and a decode step on random numbers; returns what is wrong, or None."""
     one_layer = replace(shape, layers=1)
     kept, blocks = block_size + 5, [2, 0]
     generator = torch.Generator(device).manual_seed(3)
@@ -84,7 +84,7 @@ def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads:
 
 
 def describe(device: torch.device | str = "cpu") -> str:
-    """One sentence for `doctor`: which attention runs on the device, and why not another."""
+    """One sentence for `doctor`: the attention on the device, and the reason against others."""
     if torch.device(device).type == "cpu":
         return "PyTorch SDPA over gathered slots runs on cpu, because flash-attn has kernels for GPUs only"
     kernel, why = find_kernel(device, KVShape(1, 8, 128, torch.bfloat16), 32, 256)

@@ -1,4 +1,4 @@
-"""The Triton kernels of paged attention; import them where they are launched, for a CPU install lacks triton."""
+"""Triton kernels of paged attention; import them where they are launched, since a CPU install lacks triton."""
 
 # mypy: disable-error-code="no-untyped-def"
 # Triton reads annotations, so pointers and strides have none.
@@ -119,7 +119,7 @@ def attend_shares(
 
     The new token's K/V enter from registers, and the first share's program stores them. `scale` includes log2(e).
     Scratch in fp32: shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum).
-    finished [rows, kv_heads] counts programs, from zero and back to it.
+    finished [rows, kv_heads] counts programs, from zero to zero.
     """
     head, item = tl.program_id(0), tl.program_id(1)
     fields = items + item * FIELDS
@@ -181,7 +181,7 @@ def attend_shares(
             first_share = row_item * KV_HEADS + head
             shares += first_share * GROUP * DIM
             sums += first_share * 2 * GROUP_PAD
-            if count <= 4:  # fewer shares run less code, and with it no head waits for another
+            if count <= 4:  # few shares need less code, and no head waits for another
                 for member in tl.static_range(GROUP):
                     join_head(shares, sums, result, count, member, 4, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 4)
             elif count <= 16:
@@ -243,15 +243,15 @@ def cut_shares(
 ) -> None:
     """lengths [rows] -> items [.., FIELDS]: row, start, stop, the row's first item, the row's shares.
 
-    One program a row works out how all rows are cut, faster than it could read it from another, and writes its own.
+    Each row's program computes all cuts, which is faster than to read them from another program, and writes its own.
     """
     row, every = tl.program_id(0), tl.arange(0, ROWS_PAD)
     length, all_lengths = tl.load(lengths + row), tl.load(lengths + every, every < rows, other=0)
-    work = tl.maximum(tl.sum(all_lengths.to(tl.int64), 0), 1) * KV_HEADS  # tokens that the programs read
+    work = tl.maximum(tl.sum(all_lengths.to(tl.int64), 0), 1) * KV_HEADS  # tokens that all programs read
     count, size = shares_of(length, work, programs, TILE, LEAST, MOST)
     counts, sizes = shares_of(all_lengths, work, programs, TILE, LEAST, MOST)
 
-    # Lanes beyond the rows are never earlier: their shares have the fewest tokens.
+    # Lanes beyond the rows come last: their shares have the fewest tokens.
     earlier = (sizes > size) | ((sizes == size) & (every < row))
     first = tl.sum(tl.where(earlier, counts, 0), 0)
     share = tl.arange(0, MOST)
@@ -267,7 +267,7 @@ def cut_shares(
 def shares_of(length, work, programs, TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
     """The number of a row's shares and the tokens of each; the last share may have fewer.
 
-    A row gets its KV head's part of all programs, rounded, so a share is at most 1.5 times a fair one.
+    A row gets its part of a KV head's programs, rounded, so a share is at most 1.5 times a fair one.
     """
     deserved = (2 * length.to(tl.int64) * programs + work) // (2 * work)
     count = tl.maximum(tl.minimum(deserved, tl.minimum(tl.cdiv(length, LEAST), MOST)), 1).to(tl.int32)

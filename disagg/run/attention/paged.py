@@ -1,4 +1,4 @@
-"""Attention by kernels that read the paged cache in place: chunks by flash-attn or PyTorch, all else by our own.
+"""Attention by kernels that read the paged cache in place: chunks by flash-attn or PyTorch, the rest by our own.
 
 A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
 """
@@ -16,36 +16,36 @@ from disagg.run.attention.split_decode import SplitDecode, log2_scale, power_of_
 from disagg.run.kv_cache import KVCache, slots_of
 from disagg.run.model.batch import PrefillBatch
 
-LONG, TILE = 4096, 64  # tokens: for longer prompts, programs of more rows are faster
-MOST_STAGES = 3  # tiles of keys and values that are loaded ahead
+LONG, TILE = 4096, 64  # tokens: for longer prompts programs with more rows are faster
+MOST_STAGES = 3  # tiles of keys and values loaded ahead
 
 
 class Chunks(NamedTuple):
-    """Where the chunks of a pass lie; the tensors are int32 on the device."""
+    """Places of the chunks of a pass; the tensors are int32 on the device."""
 
     table: Tensor  # [chunks, blocks] block ids
     cu: Tensor  # [chunks + 1] first row of each chunk in the pass
-    cu_keys: Tensor  # [chunks + 1] the same for each prompt's keys so far
+    cu_keys: Tensor  # [chunks + 1] the same for the keys of each prompt so far
     longest: int  # tokens of the longest chunk
     longest_keys: int
 
 
 class PagedKernel(ABC):
-    """Attends chunks; whole prompts, the store and decode steps run this package's kernels in all kinds."""
+    """A library's attention of chunks; whole prompts, stores and decode steps use this package's kernels."""
 
     name: str
 
     @abstractmethod
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
-        """Causal attention of chunks [T, heads, head_dim] to their prompts so far, which lie in the cache."""
+        """Causal attention of chunks [T, heads, head_dim] to their prompts so far in the cache."""
 
     def packed(
         self, query: Tensor, key: Tensor, value: Tensor, cu: Tensor, longest: int, scale: float | None, out: Tensor
     ) -> None:
-        """Causal attention of whole prompts that lie one after the other, not read from the cache.
+        """Causal attention of whole prompts, packed one after the other and not read from the cache.
 
         query and out [T, heads, head_dim], key and value [T, kv_heads, head_dim], cu [prompts + 1] int32.
-        cuDNN's kernel is faster, but plans anew, and slowly, for each new length.
+        cuDNN's kernel is faster, but needs a new, slow plan for each new length.
         """
         from disagg.run.attention import kernels  # needs triton
 
@@ -74,7 +74,7 @@ class PagedKernel(ABC):
 
 
 def stages(device: torch.device, rows: int, row_bytes: int) -> int:
-    """As many tiles loaded ahead as fit beside the queries in an SM's shared memory."""
+    """The number of tiles that fit beside the queries in an SM's shared memory."""
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field below
     room = properties.shared_memory_per_block_optin - rows * row_bytes
     return max(1, min(MOST_STAGES, room // (2 * TILE * row_bytes)))
@@ -86,7 +86,7 @@ class FlashKernel(PagedKernel):
     name = "flash-attn"
 
     def __init__(self) -> None:
-        import flash_attn  # CUDA only, and an extra
+        import flash_attn  # an extra, only for CUDA
 
         self._varlen = flash_attn.flash_attn_varlen_func
 
@@ -136,14 +136,14 @@ class PagedPrefill(Plan):
         self.chunks = Chunks(flat.view(table.shape), cu, cu_keys, longest, longest_keys)
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        """Rows beyond the pass's tokens are padding, and come back as zeros."""
+        """Returns zeros in rows beyond the pass's tokens, which are padding."""
         make = torch.zeros if len(query) > self.count else torch.empty
         out = make(query.shape, dtype=query.dtype, device=query.device)
         self.attend(layer, query, key, value, options, out)
         return out
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options, out: Tensor) -> None:
-        """Stores the layer's K/V, hands it off and attends, into the first rows of `out`; it leaves padding alone."""
+        """Stores the layer's K/V, hands it off and attends into the first rows of `out`, not into padding."""
         query, key, value, out = (x[: self.count] for x in (query, key, value, out))
         self.kernel.store(self.cache, layer, self.slots, key, value)
         if self.batch.on_layer is not None:
@@ -169,7 +169,7 @@ class PagedDecode(Plan):
 
 
 def to_device(parts: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Host tensors of one dtype in one copy, which the stream orders before what follows."""
+    """Uploads host tensors of one dtype in one copy, in stream order before later work."""
     joined = torch.cat(parts)
     if device.type == "cuda":
         joined = joined.pin_memory().to(device, non_blocking=True)

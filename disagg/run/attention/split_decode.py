@@ -1,7 +1,7 @@
 """Decode attention that splits each row's tokens among the GPU's processors (FlashDecoding, Dao and others, 2023).
 
-Tokens are cut into shares of about the same work, however the rows' lengths differ; once a step, for all layers, on the
-device, which alone knows the lengths.
+Tokens are cut into shares of about equal work for rows of any lengths; once a step, for all layers, on the device,
+which alone has the lengths.
 """
 
 import math
@@ -21,7 +21,7 @@ LONG = 64, dict(num_warps=4, num_stages=2)
 
 
 class SplitDecode:
-    """Attention of one decode step, layer after layer on one stream; stores the new tokens' K/V.
+    """Attention of one decode step, layer after layer on one stream; it also stores the new tokens' K/V.
 
     `table` [rows, blocks] and `lengths` [rows] before the new token are int32. A step's graph captures the constructor.
     """
@@ -67,7 +67,7 @@ class SplitDecode:
 def cut(lengths: Tensor, kv_heads: int, sms: int, tile: int) -> Tensor:
     """lengths [rows] -> items [most_items, FIELDS], both int32; a share starts at a multiple of `tile` tokens.
 
-    Long shares come first, so that none starts late. Spare items come last, all zero: a real one has a share.
+    Long shares come first, so that none starts late. Spare items come last and are zero; others have a share or more.
     """
     from disagg.run.attention import kernels  # needs triton
 
@@ -79,15 +79,15 @@ def cut(lengths: Tensor, kv_heads: int, sms: int, tile: int) -> Tensor:
 
 
 def most_items(rows: int, kv_heads: int, sms: int) -> int:
-    """Items beyond a row's first are fewer than the programs that there are for each KV head."""
+    """The most items: those beyond each row's first are fewer than the programs of a KV head."""
     return min(rows * MOST_SHARES, rows + PROGRAMS_PER_SM * sms // kv_heads)
 
 
 def log2_scale(scale: float | None, head_dim: int) -> float:
-    """The scale of scores with log2(e) in it, as the kernels take it; None: 1 / √head_dim."""
+    """The kernels' scale of scores, which includes log2(e); None: 1 / √head_dim."""
     return math.log2(math.e) * (head_dim**-0.5 if scale is None else scale)
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is not less."""
+    """The smallest power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()

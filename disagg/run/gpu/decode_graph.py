@@ -1,7 +1,7 @@
 """Decode on a GPU: the batch lives on the device, and a step is one replay of a CUDA graph.
 
-A step is launched without waiting for the one before, whose tokens are on the device. On a GPU split by SMs each size
-has two graphs: on decode's own SMs, and on all of them for steps beside which nothing prefills.
+A step is launched without a wait for the previous one, whose tokens are on the device. On a GPU split by SMs each size
+has two graphs: one on decode's SMs, and one on all SMs for steps while no prefill runs.
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -32,7 +32,7 @@ ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
 @dataclass
 class GraphRow:
-    """A row of the batch as the host knows it before a step."""
+    """A row of the batch on the host, before a step."""
 
     join: Join
     place: int  # on the device
@@ -42,12 +42,12 @@ class GraphRow:
 
 
 def buckets(max_batch: int) -> list[int]:
-    """Batch sizes that get a graph: a step runs in the smallest that holds it."""
+    """Batch sizes with a graph; a step runs in the smallest one that fits."""
     return sorted({min(size, max_batch) for size in (1, 2, 4, *range(8, max_batch + 8, 8))})
 
 
 class Captured(NamedTuple):
-    """The graph of a step, and where each replay leaves its logits [size, vocab] and picked tokens [2, size]."""
+    """The graph of a step, with its outputs: logits [size, vocab] and picked tokens [2, size]."""
 
     graph: torch.cuda.CUDAGraph
     logits: torch.Tensor
@@ -55,7 +55,7 @@ class Captured(NamedTuple):
 
 
 class GraphDecodeStage:
-    """Carries out `Decode` commands with a paged kernel; `prepare` compiles and captures."""
+    """Runs `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class GraphDecodeStage:
         self._free = list(range(places - 1, -1, -1))
         self._captured: dict[tuple[torch.cuda.Stream | None, int], Captured] = {}  # by stream and size
         self._own: torch.cuda.Stream | None = None
-        self._whole: torch.cuda.Stream | None = None  # on all SMs of a GPU that is split
+        self._whole: torch.cuda.Stream | None = None  # on all SMs of a split GPU
         self._last: torch.cuda.Stream | None = None  # of the latest step
         pinned = cache.device.type == "cuda"
         # At most two steps are in flight, so the oldest of three outputs has been read.
@@ -83,7 +83,7 @@ class GraphDecodeStage:
         self._sizes = buckets(places)
 
     def close(self) -> None:
-        """Waits for launched steps; drops graphs and pinned memory, while the stream that they belong to exists."""
+        """Waits for launched steps; frees graphs and pinned memory while their stream exists."""
         self._ends.close()
         self._captured.clear()
         self._outputs.clear()
@@ -91,7 +91,7 @@ class GraphDecodeStage:
 
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]) -> None:
-        """Runs each size once, which compiles it, and captures it, the largest first: they share its memory."""
+        """Compiles each size by one run and captures it, the largest first: the others share its memory."""
         device = self.cache.device
         self._last = self._own = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._whole = torch.cuda.Stream(device) if self._split else self._own
@@ -118,7 +118,7 @@ class GraphDecodeStage:
         return Captured(graph, *outputs)
 
     def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step on the first `size` rows of the order: logits [size, vocab], and what `greedy` picks, [2, size]."""
+        """A step on the first `size` rows of the order: logits [size, vocab] and greedy tokens [2, size]."""
         state = self._device_rows
         order = state.order[:size].long()
         tokens, lengths = state.tokens[order].long(), state.lengths[order]
@@ -132,12 +132,12 @@ class GraphDecodeStage:
 
     @torch.inference_mode()
     def step(self, command: Decode) -> None:
-        """Launches the step; a thread of its own posts what it gives, once it has ended."""
+        """Launches the step; another thread posts its result after its end."""
         with self._on(self._whole if command.alone else self._own):
             self._ends.put(command, self._launch(command).finish)
 
     def _on(self, stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager:
-        """A context in which work goes to this stream, after all steps before."""
+        """A context in which work goes to this stream, after all earlier steps."""
         if stream is not None and self._last is not None and stream != self._last:
             stream.wait_stream(self._last)
         self._last = stream
@@ -171,7 +171,7 @@ class GraphDecodeStage:
         return launched
 
     def _follow(self, command: Decode) -> None:
-        """Applies the command's changes to the host's rows and to the device's."""
+        """Applies the command to the rows on the host and on the device."""
         for request in command.left:
             self._free.append(self.rows.pop(request).place)
         for join in command.joins:
@@ -186,7 +186,7 @@ class GraphDecodeStage:
     def _sample(
         self, rows: list[GraphRow], logits: torch.Tensor, picked: torch.Tensor
     ) -> list[tuple[int, torch.Tensor]]:
-        """Draws the tokens of sampled rows on the device; returns the logits that requests keep."""
+        """Samples tokens on the device; returns the logits that requests keep."""
         kept = []
         for index, row in enumerate(rows):
             sampling = row.join.sampling
@@ -205,7 +205,7 @@ class GraphDecodeStage:
 
 @dataclass
 class LaunchedStep:
-    """A step that is on the stream."""
+    """A step on the stream."""
 
     command: Decode
     rows: list[GraphRow]

@@ -1,4 +1,4 @@
-"""What differs between a CPU and a GPU here: a GPU's work is done only once its stream has come there."""
+"""Streams, events and waits of a device; on a CPU each is empty, since a call has finished when it returns."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from disagg.run.gpu.sm_split import SMPartition
 
-#: Hardware queues of a GPU, read when CUDA starts. With the usual 8 a lane's copy would hold up a worker's kernels.
+#: Hardware queues of a GPU, read when CUDA starts. With the default 8 a lane's copy delays a worker's kernels.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
@@ -23,30 +23,30 @@ def own_stream(device: torch.device, part: "SMPartition | None" = None) -> Abstr
 
 
 def new_stream(device: torch.device, part: "SMPartition | None", priority: int = 0) -> torch.cuda.Stream:
-    """On the part's SMs, or on all where the GPU is not split; negative priorities go first."""
+    """A stream on the part's SMs, or on all SMs without a split; negative priorities go first."""
     return torch.cuda.Stream(device, priority=priority) if part is None else part.stream(priority)
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the device is this thread's current one, on which our own kernels run."""
+    """A context in which the device is this thread's current one, as Triton kernels need it."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def settle(device: torch.device) -> None:
-    """Waits until all that this thread gave the device has ended; nothing to wait for on a CPU."""
+    """Waits until the device has done all work of this thread; a CPU has nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
 def finish(device: torch.device) -> None:
-    """Waits until the device has done all that any thread gave it; after an error of CUDA there is no wait."""
+    """Waits until the device has done all work of all threads; does not wait after a CUDA error."""
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):
             torch.cuda.synchronize(device)
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
-    """An event behind all that this thread gave the device so far; None on a CPU, where it is done."""
+    """An event after all of this thread's work on the device so far; None on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(enable_timing=True)
@@ -55,12 +55,12 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 def is_fatal(error: Exception) -> bool:
-    """After most CUDA errors nothing runs on the device any more; running out of memory is none of them."""
+    """Whether the device can run nothing more: so after most CUDA errors, but not after a lack of memory."""
     return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
 
 
 class Scratch:
-    """A staging buffer in host memory or on a GPU, as large as its largest view: fresh large ones cost page faults."""
+    """A staging buffer in host memory or on a GPU, as large as its largest view; new large buffers cost page faults."""
 
     def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None) -> None:
         self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype, device=device)

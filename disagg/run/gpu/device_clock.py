@@ -1,7 +1,7 @@
-"""When work on a GPU began and ended, on the host's clock: CUDA events, read against an anchor.
+"""Start and end of GPU work on the host's clock: CUDA events relative to an anchor.
 
 An anchor is an event that ended between two readings of the host's clock; half of that bracket is its error. It is
-renewed every few seconds, for events count in float32 milliseconds and the two clocks drift apart.
+renewed every few seconds, since events count in float32 milliseconds and the two clocks drift apart.
 """
 
 import functools
@@ -14,13 +14,13 @@ import torch
 from disagg.run.clock import now_ns
 
 RENEW_NS = 2_000_000_000
-LONGEST_NS = 5 * RENEW_NS  # beyond this float32 says too little about the rate
-WIDE_NS = 100_000  # of error; clocks drift by less in the time between two anchors
-TRIES = 12  # of a bracket; the narrowest counts
+LONGEST_NS = 5 * RENEW_NS  # beyond this float32 is too coarse for the rate
+WIDE_NS = 100_000  # of error; more than clocks drift between two anchors
+TRIES = 12  # brackets, of which the narrowest counts
 
 
 class Anchor(NamedTuple):
-    """`event` ended at at_ns, give or take error_ns; a second by events is `rate` seconds of the host's clock."""
+    """`event` ended at at_ns ± error_ns; one second by events is `rate` seconds of the host's clock."""
 
     event: torch.cuda.Event
     at_ns: int
@@ -28,13 +28,13 @@ class Anchor(NamedTuple):
     rate: float = 1.0
 
     def ns(self, event: torch.cuda.Event) -> int:
-        """Host time of an ended event of the same device; a negative one lies before the anchor."""
+        """Host time of an ended event of the same device."""
         return self.at_ns + round(self.event.elapsed_time(event) * 1e6 * self.rate)
 
     def renewed(self, fresh: "Anchor") -> "Anchor":
-        """The fresh anchor with the rate between the two; its error is at least what this one was off by.
+        """The fresh anchor with the rate between the two; its error is at least this anchor's deviation.
 
-        This anchor stays if the fresh one's event waited behind other work.
+        Returns this anchor if the fresh one's event waited behind other work.
         """
         if fresh.error_ns > WIDE_NS:
             return self
@@ -47,7 +47,7 @@ class Anchor(NamedTuple):
 
 
 def bracket(ended: Callable[[], torch.cuda.Event], now: Callable[[], int] = now_ns, tries: int = TRIES) -> Anchor:
-    """The narrowest of some brackets; `ended` records an event and returns it once it has ended."""
+    """The narrowest of several brackets; `ended` records an event and returns it after its end."""
     found = []
     for _ in range(tries):
         before = now()
@@ -58,10 +58,10 @@ def bracket(ended: Callable[[], torch.cuda.Event], now: Callable[[], int] = now_
 
 
 class DeviceClock:
-    """The anchor of one device; any thread may ask for it."""
+    """The anchor of one device, for any thread."""
 
     def __init__(self, device: torch.device) -> None:
-        # Anchors alone use this stream, so that they end at once: no other stream is of this priority's pool.
+        # Only anchors use this stream, so that they end at once: no other stream comes from this priority's pool.
         self._stream = torch.cuda.Stream(device, priority=-2)
         self._renewing = threading.Lock()
         self._anchor = bracket(self._ended)
@@ -71,8 +71,8 @@ class DeviceClock:
         return self._anchor.error_ns
 
     def anchor(self) -> Anchor:
-        """The anchor of events that are recorded now. An old one is renewed on a thread of its own: on a busy GPU even
-        an idle stream's event may take as long as a prefill pass."""
+        """The anchor for events recorded now. Another thread renews an old one: on a busy GPU even an idle stream's
+        event may take as long as a prefill pass."""
         if now_ns() - self._anchor.at_ns > RENEW_NS and self._renewing.acquire(blocking=False):
             threading.Thread(target=self._renew, name="disagg clock", daemon=True).start()
         return self._anchor
@@ -86,7 +86,7 @@ class DeviceClock:
     def _ended(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record(self._stream)
-        event.synchronize()  # spins: the stream is idle, so this takes microseconds
+        event.synchronize()  # spins for microseconds: the stream is idle
         return event
 
 
@@ -94,12 +94,12 @@ _clocks = functools.cache(DeviceClock)
 
 
 def clock_of(device: torch.device) -> DeviceClock:
-    """The process's one clock of a CUDA device."""
+    """The process's only clock of a CUDA device."""
     return _clocks(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
 
 
 class Moments:
-    """Times of a thread's work: host times on a CPU; on a GPU events on its stream, read once they have ended."""
+    """Times of a thread's work: host times on a CPU; events on its stream on a GPU, read after their end."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

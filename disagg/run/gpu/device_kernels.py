@@ -1,7 +1,7 @@
-"""The Triton kernels of the lanes of GPUs; import them where they are launched, for a CPU install lacks triton.
+"""Triton kernels of GPU lanes; import them where they are launched, since a CPU install lacks triton.
 
-The dial's `state` [2] int64 on the device: until when the link is busy, by the device's nanosecond timer; and whether
-to stop. `enqueued` [1] int64 in pinned host memory: the number of the last copy that is on the stream as a whole.
+`state` [2] int64 on the device: the end of the link's busy time by the device's nanosecond timer, and the stop flag.
+`enqueued` [1] int64 in pinned host memory: the number of the last copy that is completely on the stream.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -10,14 +10,14 @@ to stop. `enqueued` [1] int64 in pinned host memory: the number of the last copy
 import triton
 import triton.language as tl
 
-TILE = 1024  # words of eight bytes that a program copies: 16 bytes a load, several in flight
+TILE = 1024  # 8-byte words that a program copies, with several loads of 16 bytes in flight
 
 
 @triton.jit(do_not_specialize=["number", "occupancy_ns"])
 def post(state, enqueued, number, occupancy_ns, MOST_NS: tl.constexpr) -> None:
-    """busy_until = max(now, busy_until) + occupancy, once the host has enqueued all of copy `number`.
+    """busy_until = max(now, busy_until) + occupancy, after the host has enqueued all of copy `number`.
 
-    It waits for MOST_NS at most, since the host may be waiting for the whole device.
+    The kernel waits for MOST_NS at most, since the host may be waiting for the whole device.
     """
     began = tl.extra.cuda.globaltimer()
     while (tl.load(enqueued, volatile=True) < number) & (tl.extra.cuda.globaltimer() - began < MOST_NS):
@@ -47,10 +47,10 @@ def copy_blocks(
     WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """Copies blocks of K/V from one GPU's cache straight into another's; grid (tiles of a block, blocks, 2 · layers).
+    """Copies blocks of K/V directly between two GPUs' caches; grid (tiles of a block, blocks, 2 · layers).
 
-    source and target: caches in words, from the first layer on. Block `blocks[i]` of each layer's keys and values, of
-    WORDS words, goes to block `onto[i]`; layers and planes are strides in words.
+    source and target: caches in words, from the first layer on. In each layer's keys and values block `blocks[i]` of
+    WORDS words goes to block `onto[i]`; layers and planes are strides in words.
     """
     block, plane = tl.program_id(1), tl.program_id(2).to(tl.int64)
     layer, which = plane // 2, plane % 2

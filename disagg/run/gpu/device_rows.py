@@ -1,16 +1,16 @@
-"""The rows of a decode batch as the device keeps them, so that a step sends over only what changed.
+"""The rows of a decode batch in device memory; a step uploads only what changed.
 
-Every request in the batch has a place; one more place, of no request, pads a batch to the size of a graph.
+Every request of the batch has a place; one spare place pads a batch to the size of a graph.
 """
 
 import torch
 
-UPLOADS = 3  # buffers in turn: at most two steps are in flight, so the oldest one's upload has been read
+UPLOADS = 3  # buffers in turn: at most two steps are in flight, so the oldest upload has been read
 
 
 class DeviceRows:
-    """`order` [places] of the step's rows, and of each place the last token, length and block table [width]: views of
-    one int32 buffer. The padding place writes to `spare_block`, which no request owns."""
+    """`order` [places] of the step's rows, and each place's last token, length and block table [width]: views of one
+    int32 buffer. The padding place writes to `spare_block`, which no request owns."""
 
     def __init__(self, places: int, width: int, spare_block: int, device: torch.device | str) -> None:
         self.places, self.width, self.device = places, width, torch.device(device)
@@ -46,7 +46,7 @@ class DeviceRows:
         self._changes.append((self._starts[3] + place * self.width + index, block))
 
     def upload(self) -> None:
-        """Sends what was set since the last upload, which the stream orders before what follows."""
+        """Uploads the changes since the last upload, in stream order before later work."""
         if not self._changes:
             return
         latest = dict(self._changes)  # two values for one number would race

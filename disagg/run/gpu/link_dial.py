@@ -1,6 +1,6 @@
-"""The link dial of a GPU: the rule of plan/link on the device's own timer, kept by kernels on a lane's stream.
+"""The link dial of a GPU: kernels on a lane's stream apply the rule of plan/link by the device's timer.
 
-A count of cycles would be wrong: clocks fall while matrices multiply. `globaltimer` counts nanoseconds.
+`globaltimer` counts nanoseconds; cycles would be wrong, since the clock rate falls under load.
 """
 
 import importlib.util
@@ -10,8 +10,8 @@ import torch
 
 from disagg.plan.errors import ConfigError
 
-ENQUEUED_NS = 2_000_000  # a copy waits this long for the host to enqueue all of it
-_building = threading.Lock()  # two lanes must not compile the kernels at once
+ENQUEUED_NS = 2_000_000  # the longest wait of a copy for the host to enqueue all of it
+_building = threading.Lock()  # two lanes must not compile at the same time
 
 
 def check_triton() -> None:
@@ -25,7 +25,7 @@ def triton_is_here() -> bool:
 
 
 class DeviceDial:
-    """Made and used under a lane's stream; `stop` may come from another thread."""
+    """Make and use it under a lane's stream; any thread may call `stop`."""
 
     def __init__(self, device: torch.device) -> None:
         check_triton()
@@ -39,12 +39,12 @@ class DeviceDial:
             self.post(0)
             self.hold()
             self.go()
-            torch.cuda.current_stream(device).synchronize()  # once, at the start: compiled, and zeros are there
+            torch.cuda.current_stream(device).synchronize()  # once: kernels are compiled, state is 0
 
     def post(self, occupancy_ns: int) -> None:
         """The next copy takes the link when the stream reaches this point and the host has called `go`.
 
-        It comes before the copy is enqueued: a copy that begins earlier lasts as long as the host takes to enqueue it.
+        Call it before the copy is enqueued; else the copy's time includes the host's time to enqueue it.
         """
         self._number += 1
         self._post(self._state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)
@@ -54,7 +54,7 @@ class DeviceDial:
         self._enqueued[0] = self._number
 
     def hold(self) -> None:
-        """What follows on this stream waits until the link would be free."""
+        """Later work on this stream waits until the link is free."""
         self._hold(self._state, num_warps=1)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What a figure depends on, without the machine's name."""
+"""Hardware and software that a measured figure depends on, without the machine's name."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ def machine() -> dict:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver may count what CUDA can't use
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver may count GPUs that CUDA can't use
     gpus = [torch.cuda.get_device_name(index) for index in range(count)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     found = {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory / 2**30), "gpus": gpus}
@@ -25,21 +25,21 @@ def machine() -> dict:
 
 
 def in_words() -> str:
-    """The machine as a caption names it."""
+    """The machine for a caption."""
     found = machine()
     gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
     return f"{found['cores']} cores of {found['cpu']}, {found['memory_gb']} GB{gpus}"
 
 
 def gpu_in_words() -> str:
-    """The first GPU with what its figures depend on: name, driver, torch with its CUDA. Without one, torch alone."""
+    """Name and driver of the first GPU, torch and its CUDA; torch alone without a GPU."""
     if not torch.cuda.is_available():
         return f"no GPU, torch {torch.__version__}"
     return f"{torch.cuda.get_device_name(0)}, driver {_driver()}, torch {torch.__version__}"
 
 
 def _driver() -> str:
-    """NVIDIA's driver by number, where its own tool prints it."""
+    """The number of NVIDIA's driver, if nvidia-smi prints it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         printed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()

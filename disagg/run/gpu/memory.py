@@ -1,4 +1,4 @@
-"""Memory of a device: how much is free, and a sentence in place of a traceback where there is too little."""
+"""Free memory of a device, and errors with advice if there is too little."""
 
 import contextlib
 import re
@@ -11,14 +11,14 @@ import torch
 from disagg.plan.errors import EngineError
 
 RESERVE_BYTES = 256 << 20  # left free by captures: passes, steps and copies allocate later
-HOST_RESERVE_BYTES = 128 << 20  # left free on the host, which refuses nothing and kills a process that takes too much
+HOST_RESERVE_BYTES = 128 << 20  # left free on the host, which kills a process that uses too much
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 _SHORTAGE = re.compile("can't allocate memory|not enough memory|cannot allocate memory|tried to allocate", re.I)
 
 
 class GroupFiles(NamedTuple):
-    """Files of a control group: its limits, its usage, and the fields of memory.stat that the kernel can reclaim."""
+    """Files of a control group: limits, usage, and fields of memory.stat that the kernel can reclaim."""
 
     limits: tuple[str, ...]
     usage: str
@@ -30,20 +30,20 @@ V2 = GroupFiles(("memory.max", "memory.high"), "memory.current", ("inactive_file
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that an allocation may take now; None where that is not known. On the host the least of what the machine
-    has and what each control group of this process allows."""
+    """Bytes that an allocation may take now; None if unknown. On the host the least of the machine's free memory and
+    what each control group of this process allows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_host_free(), default=None)
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Is this an allocator's error, torch's or another's, about too little memory?"""
+    """Whether an allocator, torch's or another, had too little memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_SHORTAGE.search(str(error)))
 
 
 def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> None:
-    """EngineError where so many bytes do not fit beside what must stay free, before anything is allocated."""
+    """EngineError if the bytes do not fit beside the reserve, before an allocation."""
     free, kept = free_bytes(device), HOST_RESERVE_BYTES if device.type == "cpu" else 0
     if nbytes and free is not None and nbytes > free - kept:
         stay = f" and {kept:,} must stay" if kept else ""
@@ -52,7 +52,7 @@ def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> Non
 
 @contextlib.contextmanager
 def room_for(what: str, device: torch.device, advice: str, reserve: int = 0) -> Iterator[None]:
-    """Around an allocation on a device: EngineError with what was asked and what is free, where it is too little."""
+    """Around an allocation on a device: EngineError with the bytes asked for and free, if they are too few."""
     free, refused = free_bytes(device), f"no room for {what} on {device}"
     if reserve and free is not None and free < reserve:
         raise EngineError(f"{refused}: {free:,} bytes are free, and {reserve:,} must stay. {advice}")
@@ -80,11 +80,11 @@ def _host_free() -> Iterator[int]:
 
 
 def _groups_free(root: Path, path: str, files: GroupFiles) -> Iterator[int]:
-    """Of a group and of those around it up to the root, as far as a container sees them."""
+    """Free bytes of a group and of its parents, as far as a container sees them."""
     place = root / path.lstrip("/")
     for group in (place, *place.parents):
         for limit in files.limits:
-            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            with contextlib.suppress(OSError, ValueError):  # "max" stands for no limit
                 held = int((group / files.usage).read_text()) - _cache(group / "memory.stat", files)
                 yield max(0, int((group / limit).read_text()) - held)
         if group == root:
@@ -98,6 +98,6 @@ def _cache(path: Path, files: GroupFiles) -> int:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """A file with a name and a number on each line."""
     rows = (line.replace(":", " ").split() for line in path.read_text().splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1}

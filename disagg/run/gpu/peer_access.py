@@ -1,4 +1,4 @@
-"""Whether one GPU reaches another's memory without the host. The driver opens it once for each pair."""
+"""Whether a GPU reaches another's memory without the host. The driver enables access once for each pair."""
 
 import functools
 
@@ -7,12 +7,12 @@ import torch
 
 @functools.cache
 def reaches(source: torch.device, target: torch.device) -> bool:
-    """True if kernels of the one GPU write to the other's memory without the host, or both are one."""
+    """Whether kernels on the source write to the target's memory without the host; True for one GPU."""
     if source == target:
         return True
     if not torch.cuda.can_device_access_peer(source, target):
         return False
-    torch.empty(1, device=target).copy_(torch.empty(1, device=source))  # torch opens it with the first copy
+    torch.empty(1, device=target).copy_(torch.empty(1, device=source))  # torch enables access with the first copy
     return True
 
 

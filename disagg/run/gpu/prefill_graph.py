@@ -1,6 +1,6 @@
-"""Prefill passes as CUDA graphs in pieces, as vLLM has them: all that lies between two attentions is one replay.
+"""Prefill passes as piecewise CUDA graphs, as in vLLM: all work between two attentions is one replay.
 
-Hand-offs are Python, so a capture ends where a layer attends, and the next one begins after it.
+Hand-offs run in Python, so a capture ends before a layer's attention and the next one begins after it.
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -20,11 +20,11 @@ from disagg.run.model.batch import PrefillBatch
 from disagg.run.model.model import PASS_STEP, Model
 
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
-MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass in which more requests end runs without one
+MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass with more ending prompts runs without a graph
 
 
 def sizes(most: int) -> list[int]:
-    """Tokens of the passes that get a graph: four in each doubling, so padding is at most an eighth on average."""
+    """Tokens of passes with a graph: four sizes in each doubling, so padding is an eighth at most on average."""
     found, size = [], PASS_STEP
     while size < most:
         found.append(size)
@@ -33,7 +33,7 @@ def sizes(most: int) -> list[int]:
 
 
 class Cut(NamedTuple):
-    """Where a layer attends; its tensors lie at the same place of the graphs' memory in every replay."""
+    """A layer's attention; its tensors have the same addresses in every replay."""
 
     layer: int
     query: Tensor  # [T, kv_heads, group, head_dim]
@@ -44,7 +44,7 @@ class Cut(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """A pass of one size: a graph before each cut and one behind the last; logits [MOST_LOGITS, vocab]."""
+    """A pass of one size: a graph before each cut and one after the last; logits [MOST_LOGITS, vocab]."""
 
     graphs: list[torch.cuda.CUDAGraph]
     cuts: list[Cut]
@@ -52,7 +52,7 @@ class Pieces(NamedTuple):
 
 
 class DryPlan(Plan):
-    """The plan of a pass that attends to nothing and leaves the cache alone."""
+    """The plan of a pass without attention, which does not touch the cache."""
 
     phase = "prefill"
 
@@ -64,7 +64,7 @@ class DryPlan(Plan):
 
 
 class CutPlan(DryPlan):
-    """The plan of a pass that is being captured: where a layer attends, a piece ends and the next one begins."""
+    """The plan of a pass under capture: at a layer's attention one graph ends and the next one begins."""
 
     def __init__(self, cache: KVCache, pool: Any) -> None:
         super().__init__(cache)
@@ -101,7 +101,7 @@ class PrefillGraphs:
         self._staged = [torch.zeros(length, dtype=torch.long, pin_memory=pinned) for length in lengths]
 
     def close(self) -> None:
-        """Drops what belongs to the stream while the stream exists."""
+        """Frees graphs while their stream exists."""
         self._pieces.clear()
         self._staged.clear()
 
@@ -120,14 +120,14 @@ class PrefillGraphs:
 
     @torch.inference_mode()
     def run(self, batch: PrefillBatch) -> Tensor:
-        """One packed pass; logits [len(batch.wants_logits), vocab], which the next pass overwrites."""
+        """One packed pass -> logits [len(batch.wants_logits), vocab], which the next pass overwrites."""
         size = next(size for size in self._sizes if size >= len(batch.tokens))
         pieces, plan = self._pieces[size], PagedPrefill(batch, self.cache, self.kernel)
         inputs = (batch.tokens, batch.positions(), batch.logit_rows())
         for kept, staged, new in zip((self._ids, self._places, self._wanted), self._staged, inputs, strict=True):
             length = min(size, len(kept))
             staged[: len(new)] = new
-            staged[len(new) : length] = 0  # padding, which must not point beyond this pass
+            staged[len(new) : length] = 0  # padding must not point beyond this pass
             kept[:length].copy_(staged[:length], non_blocking=True)
         for graph, cut in zip(pieces.graphs, pieces.cuts, strict=False):
             graph.replay()
@@ -137,7 +137,7 @@ class PrefillGraphs:
 
     def _capture(self, size: int, pool: Any) -> Pieces:
         inputs = (self._ids[:size], self._places[:size], self._wanted)
-        self.model.logits(DryPlan(self.cache), *inputs)  # compiles and allocates what a capture must not
+        self.model.logits(DryPlan(self.cache), *inputs)  # compiles and allocates before the capture, which must not
         settle(self.cache.device)
         plan = CutPlan(self.cache, pool)
         plan.begin()
@@ -149,8 +149,8 @@ class PrefillGraphs:
 
 
 def unowned(tensor: Tensor) -> Tensor:
-    """The same memory under a tensor that does not keep it alive: the graphs reuse it from layer to layer."""
-    bits = tensor.view(torch.int16)  # a type that the interface of torch and numpy has
+    """A view that does not keep its memory alive: the graphs reuse it from layer to layer."""
+    bits = tensor.view(torch.int16)  # a dtype that numpy has too
     strides = tuple(2 * step for step in bits.stride())
     layout = dict(shape=tuple(bits.shape), strides=strides, typestr="<i2", version=3)
     memory = SimpleNamespace(__cuda_array_interface__=dict(data=(bits.data_ptr(), False), **layout))

@@ -1,7 +1,7 @@
-"""One GPU split by SMs: decode's kernels run on one part of them, prefill's on the rest, and no SM is in both.
+"""One GPU split by SMs: decode's kernels run on one part, prefill's on the rest, and the parts are disjoint.
 
-A part is a green context of the driver with streams of its own; memory, kernels and events are the primary context's.
-`torch.cuda.green_contexts` cuts each context from the whole GPU afresh, so that two of them would overlap.
+A part is a green context of the driver with its own streams; memory, kernels and events belong to the primary context.
+`torch.cuda.green_contexts` cuts each context from the whole GPU, so two of them would overlap.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import torch
 
 from disagg.plan.errors import ConfigError, DisaggError, EngineError
 
-GRAIN = 8  # SMs: least part and step from Hopper on, and a multiple of those before; only CUDA 13 on reports them
+GRAIN = 8  # SMs: least part and step since Hopper, and a multiple of older ones; the driver reports them since CUDA 13
 OLDEST = 12050  # CUDA 12.5, the first with cuGreenCtxStreamCreate
 REMEDY = "leave sm_split at None: the two workers then share the SMs through streams alone"
 
-_SMS: dict[int, int] = {}  # stream of a part → SMs of the part, while both are there
+_SMS: dict[int, int] = {}  # stream of an open part → SMs of the part
 
 
 def choices(sms: int, least: int = GRAIN, step: int = GRAIN) -> range:
-    """What decode can have of a GPU: a multiple of `step`, and `least` or more on both sides."""
+    """SMs that decode can have: a multiple of `step`, with at least `least` on both sides."""
     return range(-(-least // step) * step, sms - least + 1, step)
 
 
@@ -37,16 +37,16 @@ def check_sizes(sms: int, decode: int, least: int = GRAIN, step: int = GRAIN) ->
 
 
 def check_split(device: torch.device, decode: int) -> None:
-    """ConfigError or EngineError if this GPU can't be cut there, before anything is made."""
+    """ConfigError or EngineError if this GPU can't be cut there."""
     gpu = Whole.of(load_driver(), device)
     check_sizes(gpu.sms, decode, gpu.least, gpu.step)
 
 
 def split_gpu(device: torch.device, decode: int) -> dict[str, "SMPartition"]:
-    """The two parts by role: decode's group, and for prefill what remains of the same cut."""
+    """The two parts by role: decode's group, and for prefill the rest of the same cut."""
     check_split(device, decode)
     driver = load_driver()
-    flags = 0  # with bit 0 parts could be smaller, but kernels that work in clusters of SMs would not run on them
+    flags = 0  # bit 0 would allow smaller parts, on which kernels with SM clusters do not run
     whole = Whole.of(driver, device).resource
     (group,), _, rest = ask(driver.cuDevSmResourceSplitByCount, 1, whole, flags, decode)
     parts: dict[str, SMPartition] = {}
@@ -61,10 +61,10 @@ def split_gpu(device: torch.device, decode: int) -> dict[str, "SMPartition"]:
 
 
 class SMPartition:
-    """Some SMs of a GPU, and the streams whose kernels and graphs run on them and nowhere else.
+    """Some SMs of a GPU, and the streams whose kernels and graphs run only on them.
 
-    Before `close`, threads that use its streams end, and graphs captured and pinned memory copied there are freed, for
-    torch records an event on the stream when it frees that memory.
+    Before `close`, threads that use its streams must end and their graphs and pinned memory must be freed, since torch
+    records an event on the stream when it frees that memory.
     """
 
     def __init__(self, driver: Any, device: torch.device, resource: Any) -> None:
@@ -75,7 +75,7 @@ class SMPartition:
         self._streams: list[Any] = []  # the driver's streams
 
     def stream(self, priority: int = 0) -> torch.cuda.Stream:
-        """A new stream on these SMs; negative priorities go first, among the part's own streams."""
+        """A new stream on these SMs; negative priorities go first among the part's streams."""
         flags = int(self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         stream = ask(self._driver.cuGreenCtxStreamCreate, self._context, flags, priority)
         self._streams.append(stream)
@@ -83,7 +83,7 @@ class SMPartition:
         return torch.cuda.ExternalStream(int(stream), device=self.device)
 
     def close(self) -> None:
-        """Streams first, then their context; a second call does nothing. Errors of the driver are ignored."""
+        """Closes streams, then their context; ignores a second call and errors of the driver."""
         for stream in self._streams:
             _SMS.pop(int(stream), None)  # the next stream may get this number
             self._driver.cuStreamSynchronize(stream)
@@ -95,7 +95,7 @@ class SMPartition:
 
 
 def sm_count(device: torch.device) -> int:
-    """SMs that this thread's kernels can have on a GPU now: those of its worker's part, or all."""
+    """SMs for this thread's kernels on a GPU: those of its worker's part, or all."""
     stream = torch.cuda.current_stream(device).cuda_stream
     return _SMS.get(stream) or torch.cuda.get_device_properties(device).multi_processor_count
 
@@ -117,7 +117,7 @@ def describe() -> str:
 
 
 class Whole(NamedTuple):
-    """The SMs of a GPU before the cut: the driver's record of them, how many, and the least part and step of a cut."""
+    """The SMs of a GPU before a cut: the driver's record, their count, and the least part and step of a cut."""
 
     resource: Any
     sms: int
@@ -135,7 +135,7 @@ class Whole(NamedTuple):
 def load_driver() -> Any:
     """cuda.bindings' driver module, initialised; ConfigError if it is missing, or too old for green contexts."""
     try:
-        from cuda.bindings import driver  # torch's CUDA builds bring it along
+        from cuda.bindings import driver  # comes with torch's CUDA builds
     except ImportError as error:
         raise ConfigError(
             f"sm_split asks the CUDA driver through cuda.bindings, and that is not here ({error}): "
@@ -152,7 +152,7 @@ def load_driver() -> Any:
 
 
 def ask(call: Callable, *arguments: Any) -> Any:
-    """What a driver call returns: nothing, one value or a tuple; EngineError with the driver's message if it fails."""
+    """A driver call's result: None, one value or a tuple; EngineError with the driver's message if it fails."""
     try:
         error, *found = call(*arguments)
     except RuntimeError as missing:  # no such library, or no such function in it

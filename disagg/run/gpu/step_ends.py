@@ -1,4 +1,4 @@
-"""A thread that waits for the ends of launched steps, so that the next launch does not."""
+"""A thread that waits for the ends of launched steps, so that the worker does not."""
 
 import queue
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from disagg.run.threads import Joinable
 
 
 class StepEnds:
-    """Of one worker, whose thread calls `put` and `close`."""
+    """The step ends of one worker, whose thread calls `put` and `close`."""
 
     def __init__(self, post: Post) -> None:
         self._post = post
@@ -19,7 +19,7 @@ class StepEnds:
         self._thread = Joinable(target=self._run, name="disagg step ends")
 
     def put(self, command: Decode, finish: Callable[[], Stepped]) -> None:
-        """`finish` waits for the step's tokens and gives its event; steps end in the order of their launches."""
+        """`finish` waits for the step's tokens and returns its event; steps end in the order of their launches."""
         if self._thread.ident is None:
             self._thread.start()
         self._launched.put((command, finish))

@@ -1,9 +1,9 @@
 """Copies between a GPU and another memory, in order on the streams of one lane, with the buffers they need.
 
-One copy on the streams, nothing of it on the host:
-    wait for the event behind the layer's K/V → the link is taken, start event → bytes → the dial → end event
+One copy, all on the streams:
+    wait for the event after the layer's K/V → take the link, start event → bytes → the dial → end event
     → checksums of what arrived → seen event
-Between GPUs that reach each other, or on one GPU, a kernel reads blocks and writes blocks. By way of the host: gather a
+Between GPUs that reach each other, or on one GPU, a kernel reads blocks and writes blocks. Through the host: gather a
 layer's blocks into one staging buffer → one copy down → one up → scatter. Spills and fetches copy each run of blocks.
 """
 
@@ -24,12 +24,12 @@ from disagg.run.gpu.sm_split import SMPartition
 from disagg.run.kv_cache import KVCache
 
 Sums = tuple[int, int]
-NO_IDS = torch.empty(0, dtype=torch.long)  # where no kernel reads or writes blocks
-KEPT_IDS = 1024  # tables of 512 bytes and more; two for each chunk of a pass
+NO_IDS = torch.empty(0, dtype=torch.long)  # for copies without a kernel that reads or writes blocks
+KEPT_IDS = 1024  # tables of at least 512 bytes, two for each chunk of a pass
 
 
 class EnqueuedCopy(NamedTuple):
-    """A copy that is on the streams."""
+    """A copy on the streams."""
 
     copy: Copy | None  # None: the copy is only timed
     start: torch.cuda.Event
@@ -38,7 +38,7 @@ class EnqueuedCopy(NamedTuple):
     first: Anchor  # of the device of `start`
     last: Anchor
     written: torch.cuda.Event | None  # what the copy waited for
-    sums: torch.Tensor | None  # [2, layers, 2] pinned: what left, what arrived; valid once `seen` has ended
+    sums: torch.Tensor | None  # [2, layers, 2] pinned, at the source and at the target; valid after `seen`
 
     @property
     def record(self) -> Copy:
@@ -46,11 +46,11 @@ class EnqueuedCopy(NamedTuple):
         return self.copy
 
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
-        """Waits for the copy without the interpreter, writes its times into its record, and returns the checksums."""
+        """Waits for the copy without the interpreter lock, writes times into its record, and returns the checksums."""
         self.seen.synchronize()
-        copy, now = self.record, now_ns()  # the copy has ended by now, whatever the clocks' error says
+        copy, now = self.record, now_ns()  # the copy has ended by now, whatever the clocks' error
         copy.start_ns = min(now, self.first.ns(self.start))
-        if self.written is not None:  # the hook ran on the host before the device reached the layer
+        if self.written is not None:  # the host's hook runs before the device reaches the layer
             copy.ready_ns = max(copy.ready_ns, min(copy.start_ns, self.first.ns(self.written)))
         copy.busy_until_ns = min(now, max(copy.start_ns, self.last.ns(self.end)))
         copy.landing_ns = copy.busy_until_ns + latency_ns
@@ -59,7 +59,7 @@ class EnqueuedCopy(NamedTuple):
 
 
 class Route(NamedTuple):
-    """From blocks of a cache or a ring slot to a ring slot or blocks of a cache: `slot` [layers, 2, n, ...] pinned."""
+    """Source and target, each blocks of a cache or a ring slot: `slot` [layers, 2, n, ...] pinned."""
 
     layers: range
     source: KVCache | None
@@ -70,7 +70,7 @@ class Route(NamedTuple):
 
     @property
     def paging(self) -> bool:
-        """Between a GPU and host memory, both ends being blocks."""
+        """Whether blocks go between a GPU and host memory."""
         return self.slot is None and any(map(on_host, self.ends))
 
     @property
@@ -85,35 +85,35 @@ class Route(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[layers, 2, blocks, block_size, kv_heads, head_dim] of the bytes that travel."""
+        """[layers, 2, blocks, block_size, kv_heads, head_dim] of the copied bytes."""
         cache = self.source or self.target
         assert cache is not None, "a copy has a cache at one end or at both"
         return (len(self.layers), 2, len(self.blocks), *cache.data.shape[3:])
 
 
 class StreamCopier:
-    """`devices`: the GPU that copies leave, and the one that they reach. `part`: the SMs for gathers and scatters on a
-    split GPU. `peer`: the two GPUs reach each other without the host.
+    """`devices`: the source and the target GPU. `part`: the SMs for gathers and scatters on a split GPU. `peer`: the
+    two GPUs reach each other without the host.
 
-    Its buffers are reused in stream order."""
+    Buffers are reused in stream order."""
 
     def __init__(
         self, devices: list[torch.device], dtype: torch.dtype, part: SMPartition | None = None, peer: bool = True
     ) -> None:
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]
-        # High priority: a gather of microseconds goes before the thread blocks of a product of milliseconds.
+        # High priority: a short gather goes before the thread blocks of a long product.
         self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
         self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
-        self._ends_on = 0 if self._between is None else -1  # which stream's event is the end of a copy
+        self._ends_on = 0 if self._between is None else -1  # index of the stream with a copy's end event
         self._dial: DeviceDial | None = None
-        # All layers of a request have the same blocks, and sending ids costs the host as much as all launches.
+        # All layers of a request have the same blocks, and an upload of ids costs the host as much as all launches.
         self._ids = functools.lru_cache(KEPT_IDS)(ids_on)
 
     @contextlib.contextmanager
     def current(self) -> Iterator["StreamCopier"]:
-        """This thread's kernels go to the lane's streams; the first device is current."""
+        """A context in which this thread's kernels go to the lane's streams; the first device is current."""
         with contextlib.ExitStack() as stack:
             for stream in reversed(self.streams):
                 stack.enter_context(torch.cuda.stream(stream))
@@ -126,9 +126,9 @@ class StreamCopier:
         return self._dial
 
     def stop(self) -> None:
-        """No copy waits for its dial any more."""
+        """Ends all waits of copies for the dial."""
         if self._dial is not None:
-            with contextlib.suppress(RuntimeError):  # after an error of CUDA nothing waits any more
+            with contextlib.suppress(RuntimeError):  # after a CUDA error nothing waits
                 self._dial.stop()
 
     def drain(self) -> None:
@@ -145,14 +145,14 @@ class StreamCopier:
         check_tokens: int | None = None,
         departs: bool = False,
     ) -> EnqueuedCopy:
-        """Puts one copy on the streams. With `check_tokens`, checksums too: `left` by prefill, or with `departs` of the
-        source's bytes."""
+        """Puts one copy on the streams. With `check_tokens` also checksums: prefill's `left`, or with `departs` those
+        of the source's bytes."""
         first, last = self.streams[0], self.streams[-1]
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         done = self.streams[self._ends_on]
         anchors = self.clocks[0].anchor(), self.clocks[self._ends_on].anchor()
         if written is not None:
-            first.wait_event(written)  # the copy reads K/V and checksums that this event follows
+            first.wait_event(written)  # the copy must follow the writes of K/V and checksums
         sums = None
         if check_tokens is not None:
             sums = torch.zeros(2, len(route.layers), 2, dtype=torch.int64, pin_memory=True)
@@ -160,11 +160,11 @@ class StreamCopier:
                 sums[0].copy_(checksum_blocks(self._collect(route, arrived=False), check_tokens), non_blocking=True)
             elif left is not None:
                 sums[0].copy_(torch.stack(left), non_blocking=True)
-        ids = self._ids_of(route)  # before the copy's time begins
+        ids = self._ids_of(route)  # before the start event
         with self._dialled(occupancy_ns):
-            start.record(first)  # follows the dial's post, which may have waited for a place on a busy GPU
+            start.record(first)  # after the dial's post, which may wait on a busy GPU
             self._move(route, *ids)
-        # The end follows both streams: the scatter is on one, the dial on the other.
+        # The end event must follow both streams: one has the scatter, the other the dial.
         if done is not first:
             done.wait_stream(first)
         end.record(done)
@@ -179,7 +179,7 @@ class StreamCopier:
 
     @contextlib.contextmanager
     def _dialled(self, occupancy_ns: int | None) -> Iterator[None]:
-        """Around the enqueueing of a copy: the copy takes the link for that long; None: the link has no dial."""
+        """A context for the enqueueing of a copy that takes the link for this time; None: the link has no dial."""
         if occupancy_ns is None:
             yield
             return
@@ -189,13 +189,13 @@ class StreamCopier:
             yield
             dial.hold()
         finally:
-            dial.go()  # half a copy must end on the stream as well
+            dial.go()  # a partly enqueued copy must end too
 
     def _by_kernel(self, route: Route) -> bool:
         return route.slot is None and self._between is None and not route.paging
 
     def _ids_of(self, route: Route) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids of the blocks that a kernel reads, and of those that one writes, each where the kernel runs."""
+        """Ids of the blocks that kernels read and write, each on the kernel's device."""
         if route.paging:
             return NO_IDS, NO_IDS
         source, target = route.source, route.target
@@ -215,28 +215,28 @@ class StreamCopier:
             route.ring.copy_(staged, non_blocking=True)
             return
         device = route.target.device
-        if staged.device != device:  # without `_between` the bytes come from the ring, which is host memory
+        if staged.device != device:  # without `_between` the bytes are in the ring, in host memory
             there, host = self._buffer(device, route.shape), self._between
             staged = there.copy_(staged, non_blocking=True) if host is None else self._across(staged, host, there)
         wide(route.target.data[route.layers.start : route.layers.stop]).index_copy_(2, onto, wide(staged))
 
     def _across(self, staged: torch.Tensor, between: Scratch, there: torch.Tensor) -> torch.Tensor:
-        """The bytes on the other GPU, by way of the host's buffer `between`."""
+        """The bytes on the other GPU, through the host's buffer `between`."""
         first, last = self.streams
-        # The host's buffer is written after the copy before this one has left it, and read after it is written.
+        # The host's buffer must be written after the previous copy has read it, and read after it is written.
         first.wait_stream(last)
         host = between.view(staged.shape).copy_(staged, non_blocking=True)
         last.wait_stream(first)
         return there.copy_(host, non_blocking=True)
 
     def _gather(self, cache: KVCache, layers: range, ids: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """Whole blocks of a GPU's cache in its staging buffer."""
+        """Blocks of a GPU's cache, gathered into its staging buffer."""
         out = self._buffer(cache.device, shape)
         torch.index_select(wide(cache.data[layers.start : layers.stop]), 2, ids, out=wide(out))
         return out
 
     def _collect(self, route: Route, arrived: bool) -> torch.Tensor:
-        """The bytes at one end of the route, in a staging buffer; those in host memory are copied back for it."""
+        """The bytes at one end of the route in a staging buffer on the GPU, copied back if they are in host memory."""
         cache, blocks = (route.target, route.target_blocks) if arrived else (route.source, route.blocks)
         if cache is not None and not on_host(cache):
             return self._gather(cache, route.layers, self._ids(cache.device, blocks), route.shape)
@@ -258,17 +258,17 @@ def on_host(cache: KVCache) -> bool:
 
 
 def ids_on(device: torch.device, blocks: tuple[int, ...]) -> torch.Tensor:
-    """Block ids on a device, by way of pinned memory, so that the host does not wait for the stream."""
+    """Block ids on a device, through pinned memory, so that the host does not wait for the stream."""
     return torch.tensor(blocks, pin_memory=True).to(device, non_blocking=True)
 
 
 def wide(data: torch.Tensor) -> torch.Tensor:
-    """The same bytes as 8-byte words, if a head is a whole number of them: gathers of 2-byte elements are slow."""
+    """The bytes as 8-byte words if a head is a multiple of 8 bytes: gathers of 2-byte elements are slow."""
     return data.view(torch.int64) if data.shape[-1] * data.dtype.itemsize % 8 == 0 else data
 
 
 def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """(block, block of the target, length) of the stretches of blocks that are adjacent at both ends."""
+    """(block, target block, length) of the runs of blocks that are adjacent at both ends."""
     start = 0
     for index in range(1, len(blocks) + 1):
         if index < len(blocks) and (blocks[index] - blocks[index - 1], onto[index] - onto[index - 1]) == (1, 1):
@@ -278,7 +278,7 @@ def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, 
 
 
 def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
-    """From the blocks of one GPU's cache to those of another's, or of its own, on the source's stream and device."""
+    """Copies blocks from one GPU's cache to another's or its own, on the source's stream and device."""
     from disagg.run.gpu import device_kernels  # needs triton
 
     layers = route.layers
@@ -290,7 +290,7 @@ def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
 
 
 def copy_regions(route: Route) -> None:
-    """Blocks between a GPU's cache and host memory, each run at once."""
+    """Copies blocks between a GPU's cache and host memory, one copy for each run."""
     source, target = (cache.data for cache in route.ends)
     stretches = list(runs(route.blocks, route.target_blocks))
     for layer in route.layers:

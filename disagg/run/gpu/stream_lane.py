@@ -1,6 +1,6 @@
 """A lane with a GPU at one end: the thread that makes a copy possible enqueues it; the lane's thread lands it.
 
-To wake a thread that only enqueues takes ten times as long as a launch beside a prefill pass, and holds up the pass.
+Beside a prefill pass, waking a thread that only enqueues takes ten times as long as a launch and delays the pass.
 A transfer is reported closed after the host has seen the end of its last copy on the streams.
 """
 
@@ -26,27 +26,27 @@ from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.lane import BaseLane, LaneOwner
 from disagg.run.model.text import first_line
 
-AHEAD = 2  # copies on the streams at once: the link has no gap while the host handles what has ended
-HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes on which prefill's K/V leave
+AHEAD = 2  # copies on the streams at once: no gap on the link while the host handles the last one
+HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes that send prefill's K/V
 LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 TRIES = 5  # of a timed copy
 
 
 class Signal(Enum):
-    """To a lane's thread."""
+    """A message to a lane's thread."""
 
     WAKE, STOP = auto(), auto()
 
 
 class Refused(NamedTuple):
-    """A copy that could not be put on the streams as a whole."""
+    """A copy that could not be enqueued completely."""
 
     copy: Copy
     error: Exception
 
 
 class StreamLane(BaseLane):
-    """Any thread enqueues its copies, in the order in which the scheduler started them; its own thread lands them."""
+    """Any thread enqueues its copies, in the scheduler's order; the lane's thread lands them."""
 
     def __init__(self, name: LaneName, transfers: LaneOwner, copier: StreamCopier) -> None:
         super().__init__(name, transfers)
@@ -58,7 +58,7 @@ class StreamLane(BaseLane):
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
     def drive(self) -> None:
-        """Enqueues what may start now, on a thread that has made it possible."""
+        """Enqueues copies that may start now, on the thread that made them ready."""
         if not self.transfers.scheduler.waiting(self.name):
             return
         with self._launching:
@@ -70,21 +70,21 @@ class StreamLane(BaseLane):
                 self._inbox.put(self._launch(copy))
 
     def wake(self) -> None:
-        """Has the lane's thread do so: the engine's thread must not spend a millisecond on a copy."""
+        """Makes the lane's thread enqueue: the engine's thread must not spend a millisecond on a copy."""
         if self.transfers.scheduler.waiting(self.name):
             self._inbox.put(Signal.WAKE)
 
     def stop(self) -> None:
-        """Nothing more is enqueued, and the lane's thread ends."""
+        """Ends the lane's thread; no further copy is enqueued."""
         self.copier.stop()
         with self._launching:
-            self.copier.stop()  # also a dial that was made meanwhile
+            self.copier.stop()  # under the lock: a launch may have made a dial
             self._inbox.put(Signal.STOP)
 
     # ---- the lane's thread -------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Until the engine closes: whichever comes first, the end of the oldest copy or a landing."""
+        """Until the engine closes: handles the end of the oldest copy or the next landing, whichever comes first."""
         enqueued: deque[EnqueuedCopy] = deque()  # on the streams
         landing: deque[Copy] = deque()  # off the link, within its latency
         try:
@@ -99,12 +99,12 @@ class StreamLane(BaseLane):
                 elif landing and landing[0].landing_ns - now <= 2 * COARSE_NS:
                     wait_until(landing[0].landing_ns, self.transfers.closing)
         finally:
-            self.copier.drain()  # only now does nothing read or write for these transfers
+            self.copier.drain()  # from here on no copy reads or writes for these transfers
         for copy in [*landing, *(each.record for each in enqueued)]:
             self.transfers.give_up(copy)
 
     def _receive(self, enqueued: deque[EnqueuedCopy], wait_s: float | None) -> bool:
-        """Empties the inbox, and waits so long for the first message (None: for ever); False at the end."""
+        """Empties the inbox, with a wait for the first message (None: without limit); False at the end."""
         while True:
             try:
                 message = self._inbox.get(wait_s is None or wait_s > 0, wait_s)
@@ -121,12 +121,12 @@ class StreamLane(BaseLane):
                     return False
             wait_s = 0.0
 
-    @torch.inference_mode(False)  # a prefill pass may launch: buffers made in its mode could not be written elsewhere
+    @torch.inference_mode(False)  # prefill's thread may launch; other threads can't write inference tensors
     def _launch(self, copy: Copy) -> EnqueuedCopy | Refused:
-        """Puts a copy on the streams, where it waits for the event behind its K/V."""
+        """Puts a copy on the streams, where it waits for the event after its K/V."""
         link, progress = self._link, self.transfers.scheduler.progress[copy.transfer]
         event = None if copy.hop_two else progress.written.get((copy.layer_end - 1, copy.block))
-        written = cast("torch.cuda.Event | None", event)  # plan/ holds it without knowing what it is
+        written = cast("torch.cuda.Event | None", event)  # plan/ keeps it as an opaque object
         try:
             check = self._check(copy) if self.transfers.verify else {}
             occupancy_ns = link.occupancy_ns(copy.nbytes) if link.dialled else None
@@ -136,14 +136,14 @@ class StreamLane(BaseLane):
             return Refused(copy, error)
 
     def _refuse(self, copy: Copy, error: Exception) -> None:
-        """Reports a copy that could not be launched, once what was launched of it has ended."""
+        """Reports a copy that could not be launched, after its launched part has ended."""
         self.copier.drain()
         self._room.release()
         self.transfers.raised(copy, error)
         self.transfers.drive()
 
     def _finish(self, enqueued: EnqueuedCopy) -> list[Copy]:
-        """Waits for a copy's end, without the interpreter, and checks it: the copy if it is to land."""
+        """Waits for a copy's end without the interpreter lock and checks it; returns the copy if it may land."""
         copy = enqueued.record
         try:
             left, arrived = enqueued.finish(round(self._link.latency_s * 1e9))
@@ -166,13 +166,13 @@ class StreamLane(BaseLane):
         return Route(range(copy.layer, copy.layer_end), source, copy.blocks, target, copy.target_blocks, slot)
 
     def _check(self, copy: Copy) -> dict:
-        """Which checksums the copy takes along: known ones are on the device, or already numbers."""
+        """The checksums for a copy; known ones are on the device, or already numbers."""
         left, tokens = self._known(copy)
         on_device = left if left and isinstance(left[0], torch.Tensor) else None
         return dict(check_tokens=tokens, left=on_device, departs=not left and copy.source.role != "host")
 
     def _wrong_layer(self, copy: Copy, left: list[tuple], arrived: list[tuple]) -> int | None:
-        """The first layer whose checksums are not those that left; these are plain numbers from here on."""
+        """The first layer whose checksums differ from those at departure, which become plain numbers here."""
         known, tokens = self._known(copy)
         if known and isinstance(known[0], tuple):
             left = known
@@ -181,9 +181,9 @@ class StreamLane(BaseLane):
         return self._first_difference(copy, left, arrived, tokens)
 
     def measure(self) -> RouteCost:
-        """Times a small copy and a large one of a hand-off, before anything uses a block; the shortest times count.
+        """Times a small and a large copy of a hand-off, before any block is in use; the shortest times count.
 
-        By the host's clock, from launch to end: of a small layer's copy the host's part is more than the link's.
+        The host's clock measures from launch to end: a small copy takes more of the host's time than of the link's.
         """
         source, target = self.transfers.caches[Worker("prefill", 0)], self.transfers.caches[Worker("decode", 0)]
         block_bytes = self.transfers.scheduler.layer_block_bytes
@@ -207,15 +207,15 @@ class StreamLane(BaseLane):
 
 
 def gpus_of(caches: dict[Worker, KVCache]) -> dict[Worker, torch.device]:
-    """Which GPU holds the K/V of each worker that computes on one."""
+    """The GPU with the K/V of each worker that has one."""
     return {name: cache.device for name, cache in caches.items() if cache.on_gpu}
 
 
 def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartition]) -> dict[LaneName, StreamLane]:
-    """On streams of the GPUs that each lane joins; `parts` of a split GPU by role.
+    """Makes the lanes on streams of their GPUs; `parts` of a split GPU by role.
 
-    Kernels of lanes run on decode's SMs, for on prefill's a gather waits until a long product ends. Whole prompts, of
-    which nothing is hidden, are gathered on prefill's: so much would delay decode.
+    Lanes' kernels run on decode's SMs: on prefill's a gather waits for the end of a long product. Whole prompts, which
+    hide nothing, are gathered on prefill's SMs: so many blocks would delay decode.
     """
     gpus, dtype = gpus_of(transfers.caches), next(iter(transfers.caches.values())).shape.dtype
     lanes = {}
@@ -230,7 +230,7 @@ def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartitio
 
 
 def fill_ring(ring: list[Scratch], config: Config, shape: KVShape, layers_per_copy: int) -> None:
-    """Makes slots as large as a chunk's copy at the start, for pinned memory is slow to get."""
+    """Allocates ring slots for a chunk's copy at the start, since pinned memory is slow to allocate."""
     assert config.chunk_tokens and config.prefill_blocks and config.block_size
     layers = min(layers_per_copy, shape.layers)
     tokens = min(config.chunk_tokens, config.prefill_blocks * config.block_size)
@@ -247,12 +247,12 @@ def fill_ring(ring: list[Scratch], config: Config, shape: KVShape, layers_per_co
 
 
 def ends_first(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> bool:
-    """Does the oldest copy on the streams come before the next landing, by the link's account?"""
+    """Whether the oldest copy on the streams comes before the next landing, by the link's times."""
     return not landing or enqueued[0].record.busy_until_ns <= landing[0].landing_ns
 
 
 def wait_s(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> float | None:
-    """How long a lane may wait for a message before something else is due; None: for ever."""
+    """Seconds that a lane may wait for a message before its next work; None: without limit."""
     if enqueued and ends_first(enqueued, landing):
-        return 0.0  # its end is waited for without the interpreter
+        return 0.0  # the lane waits for its end without the interpreter lock
     return max(0, landing[0].landing_ns - now_ns() - COARSE_NS) / 1e9 if landing else None

@@ -1,4 +1,4 @@
-"""The lanes of an engine with a GPU: on streams, through a pinned ring, with checksums where the bytes are."""
+"""The lanes of an engine with a GPU: on streams, through a pinned ring, with checksums on the devices."""
 
 from disagg.plan.config import Config
 from disagg.plan.link import LaneName
@@ -10,7 +10,7 @@ from disagg.run.lane import LaneOwner
 
 
 class StreamLanes(dict[LaneName, StreamLane]):
-    """By name; ConfigError where a dialled link needs what is not installed."""
+    """The lanes by name; ConfigError if a dialled link needs a missing package."""
 
     checksum = staticmethod(checksum)
 
@@ -26,8 +26,8 @@ class StreamLanes(dict[LaneName, StreamLane]):
             check_triton()
 
     def prepare(self, config: Config) -> None:
-        """The dial's kernels are compiled, and the least size of a copy is measured, before workers capture graphs: a
-        capture must not overlap other GPU work, and no copy of a link that is dialled later may wait for a compiler."""
+        """Compiles the dial's kernels and measures the least size of a copy, before workers capture graphs: a capture
+        must not overlap other GPU work, and no copy of a link that is dialled later may wait for the compiler."""
         if triton_is_here():
             for lane in self.values():
                 lane.copier.prepare_dial()
@@ -35,6 +35,6 @@ class StreamLanes(dict[LaneName, StreamLane]):
             self._scheduler.measured(config, first.measure().least_bytes)
 
     def in_words(self) -> str:
-        """How well events of GPUs stand on the host's clock."""
+        """The error of GPU events on the host's clock."""
         errors = [clock.error_ns for lane in self.values() for clock in lane.copier.clocks]
         return f", copies timed to {max(errors) / 1e3:.1f} us" if errors else ""

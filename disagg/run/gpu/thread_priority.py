@@ -1,7 +1,7 @@
-"""Lets the threads that keep time run when they must, beside workers that keep every core busy.
+"""Thread priorities: threads with deadlines run on time beside workers that keep every core busy.
 
-On Linux, without privileges, a worker's thread is made nicer, and a lane's thread asks for short time slices, which
-kernels honour from 6.12 on: one copy in twenty landed 3 ms late without this, and 0.1 ms with it.
+On Linux, without privileges, a worker's thread gets a higher nice value and a lane's thread short time slices, which
+kernels support from 6.12 on: one copy in twenty landed 3 ms late without this, and 0.1 ms with it.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import sys
 import threading
 
 NICER, SLICE_NS = 10, 100_000
-SWITCH_S = 0.001  # Python's own 5 ms would let a waiting thread miss its deadline by as much
+SWITCH_S = 0.001  # with Python's default 5 ms a thread can miss its deadline by as much
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # system call numbers
 
 
 def share_the_interpreter() -> None:
-    """In the whole process, a thread that waits for the interpreter gets it within a millisecond."""
+    """Sets the process's switch interval: a waiting thread gets the interpreter within a millisecond."""
     sys.setswitchinterval(min(SWITCH_S, sys.getswitchinterval()))
 
 

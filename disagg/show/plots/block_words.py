@@ -12,7 +12,7 @@ STATE_NAMES = {"free": "free", "in_flight": "in flight", "used": "used", "quaran
 
 
 class BlockView:
-    """What both pictures need of a run: its page map, names of memories, and numbers of requests."""
+    """What both pictures need of a run: its block map, names of memories, and numbers of requests."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.map = run, PageMap(run.timeline)

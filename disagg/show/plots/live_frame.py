@@ -179,7 +179,7 @@ def window_for(at_ms: float, window_ms: float | None) -> tuple[float, float]:
 def merged(
     start: np.ndarray, end: np.ndarray, row: np.ndarray, narrow: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Narrow boxes that touch on their row as one: no eye tells them apart, and Agg takes its time for each."""
+    """Narrow boxes that touch on their row as one: they look the same, and Agg draws one box faster."""
     slim = np.flatnonzero(end - start <= narrow)
     shift = row[slim] * 2 * (end.max() - start.min())  # rows one after the other on one axis
     slim, shift = (part[np.argsort(start[slim] + shift)] for part in (slim, shift))

@@ -1,4 +1,4 @@
-"""The roofline: what a piece of work asks for (twin/work), what a machine gives, and both in one picture.
+"""The roofline: FLOPs and bytes of work (twin/work) and a machine's ceilings in one picture.
 Notebook: notebooks/01_baseline.ipynb.
 """
 
@@ -63,7 +63,7 @@ def seconds_of(run: Run, kind: str, count: int) -> float:
 
 
 class Point(NamedTuple):
-    """A piece of work by name; `seconds` None where it was only counted."""
+    """A pass or a step by name; `seconds` is None if it was only counted."""
 
     name: str
     kind: str  # prefill or decode

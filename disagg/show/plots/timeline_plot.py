@@ -132,7 +132,7 @@ class RunView:
             axes.add_collection(hatched)
 
     def _ticks(self, axes: Axes, y: dict, ms_per_px: float) -> None:
-        """Where a pass handed each layer off, in passes wide enough to tell the layers apart."""
+        """Ticks at each layer's hand-off, in passes wide enough for separate ticks."""
         lines = []
         for span in self.run.timeline.spans:
             if span.hand_offs_ns and (span.end_ns - span.start_ns) / 1e6 > TICK_PX * ms_per_px * len(span.hand_offs_ns):
