@@ -33,11 +33,11 @@ from disagg.run.core import EngineCore
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.host_lane import HostLane
-from disagg.run.loop import EngineLoop
 from disagg.run.model.model import Model
 from disagg.run.prefill_worker import PrefillStage
 from disagg.run.serving import ServedRun
 from disagg.run.transfers import Transfers
+from disagg.trace.recorder import Recorder
 from disagg.twin.model_shapes import TINY_EOS as EOS
 
 PRESETS = ("colocated", "split", "streamed", "staged")
@@ -144,7 +144,7 @@ DEATHS = {
     "prefill": ((Model, "prefill", 2, Dies("gone")), "prefill 0 died: Dies: gone"),
     "decode": ((Model, "decode", 3, Dies("gone")), "decode 0 died: Dies: gone"),
     "lane": ((HostLane, "_move", 1, Dies("gone"), on_lane("up")), "lane up 0 .*died: Dies: gone"),
-    "record": ((EngineLoop, "_record", 6, Dies("gone")), "died: Dies: gone"),
+    "record": ((Recorder, "span", 6, Dies("gone")), "died: Dies: gone"),
 }
 
 

@@ -22,7 +22,7 @@ from fake_cuda import FakeStream, fake_cuda
 
 import disagg.run.gpu
 from disagg import Config, Link, Request
-from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.commands import Abort, Assign, Retuned, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
 from disagg.plan.link import LaneName, cost_of
@@ -72,9 +72,9 @@ class Bench:
 
     def post(self, number, route, source, blocks, target, onto, ready=True, priority=(0,), first=0, due=None):
         due = len(blocks) if due is None else due
-        self.transfers.send(Send(number, route, 40 + number, source, first, tuple(blocks), due, priority, ready))
+        self.transfers.obey(Send(number, route, 40 + number, source, first, tuple(blocks), due, priority, ready))
         if onto is not None:
-            self.transfers.assign(Assign(number, target, tuple(onto)))
+            self.transfers.obey(Assign(number, target, tuple(onto)))
 
     def hand_off(self, number, layer, blocks, tokens, first=0):
         """As prefill does from inside a layer whose K/V are in the cache."""
@@ -152,10 +152,10 @@ def test_there_and_back_through_host_memory():
         bench.post(1, "spill", DECODE, blocks, HOST, onto)
         bench.landed(1)
         bench.caches[DECODE].poison(blocks)
-        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
-        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.transfers.obey(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.obey(Assign(2, DECODE, tuple(back)))
         bench.landed(2)
-        assert bench.transfers._spilled == {}, "the digests are used once"
+        assert bench.transfers.spilled == {}, "the digests are used once"
     assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
 
 
@@ -185,7 +185,7 @@ def test_layers_that_prefill_has_not_reported_stay():
             bench.hand_off(1, layer, [1, 2], 2 * BLOCK)
         bench.landed(1, layers=3)
         assert torch.equal(bench.caches[DECODE].data[3:], bench.originals[DECODE][3:])
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
 
 
@@ -195,7 +195,7 @@ def test_what_has_no_target_yet_waits():
         bench.post(2, "direct", PREFILL, [3], DECODE, [0])
         bench.landed(2)
         assert len(bench.spans) == 1 and bench.notices.empty()
-        bench.transfers.assign(Assign(1, DECODE, (5, 6)))
+        bench.transfers.obey(Assign(1, DECODE, (5, 6)))
         bench.landed(1)
 
 
@@ -207,7 +207,7 @@ def test_an_abort_waits_for_the_copy_in_the_air_and_starts_no_other(monkeypatch)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, [1], BLOCK)
         gate.wait()
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.empty(), "closed while its copy ran"
         gate.open()
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
@@ -233,7 +233,7 @@ def test_the_lanes_of_a_gpu_move_the_same_blocks(gpu, route, ring, together, ver
             bench.hand_off(1, layer, blocks, 6 * BLOCK - 3)
         bench.landed(1)
         assert bench.transfers.scheduler.progress == {} and bench.transfers.scheduler.ring.held == 0
-        assert bench.transfers.lanes.in_words().endswith(" us")
+        assert bench.transfers.streams.in_words().endswith(" us")
     bench.check(PREFILL, blocks, DECODE, onto)
     assert len(bench.spans) == -(-SHAPE.layers // together) * (1 if route == "direct" else 2)
     assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
@@ -283,7 +283,9 @@ def test_the_lanes_of_a_gpu_move_a_whole_prompt(gpu, route, verify):
 def test_what_a_prefill_pass_launches_leaves_nothing_of_its_mode_behind(gpu, route, verify):
     """Prefill hands off in inference mode; buffers that grow there are written by other threads later."""
     with Bench(route, prefill_blocks=11, layers_per_copy=1, verify_kv=verify) as bench:
-        bench.transfers.retune(bench.transfers.config.replace(layers_per_copy=SHAPE.layers))  # larger than any before
+        bench.transfers.obey(
+            Retuned(bench.transfers.config.replace(layers_per_copy=SHAPE.layers))
+        )  # larger than any before
         for number, blocks, onto, mode in ((1, [1, 2, 3], [3, 4, 7], True), (2, [5, 6, 8], [8, 9, 1], False)):
             bench.post(number, route, PREFILL, blocks, DECODE, onto, ready=False)
             with torch.inference_mode(mode):
@@ -301,10 +303,10 @@ def test_the_lanes_of_a_gpu_page_region_by_region(gpu, verify):
         bench.post(1, "spill", DECODE, blocks, HOST, onto)
         bench.landed(1)
         bench.caches[DECODE].poison(blocks)
-        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
-        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.transfers.obey(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.obey(Assign(2, DECODE, tuple(back)))
         bench.landed(2)
-        assert bench.transfers._spilled == {}, "the checksums are used once"
+        assert bench.transfers.spilled == {}, "the checksums are used once"
     assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
     assert torch.equal(bench.caches[HOST].data[:, :, onto], bench.originals[DECODE][:, :, blocks])
 
@@ -373,7 +375,7 @@ def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
             bench.hand_off(1, layer, [1], BLOCK)
         notice = bench.notices.get(timeout=LIMIT_S)
         assert notice == TransferFailed(1, "copy on lane 'direct 0' failed: OutOfMemoryError: no room")
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
     assert set(drained_by) == {"disagg direct 0", "disagg spill 0", "disagg up 0"}, "no pass waits for what is left"
 
@@ -390,8 +392,8 @@ def test_only_hand_offs_are_launched_by_who_makes_them_possible(gpu, monkeypatch
         monkeypatch.setattr(StreamCopier, "_move", moving)
         bench.post(1, "spill", DECODE, [4, 5], HOST, [2, 3])
         bench.landed(1)
-        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, (2, 3), 2, (0,), True))
-        bench.transfers.assign(Assign(2, DECODE, (12, 0)))
+        bench.transfers.obey(Send(2, "fetch", 41, HOST, 0, (2, 3), 2, (0,), True))
+        bench.transfers.obey(Assign(2, DECODE, (12, 0)))
         bench.landed(2)
         bench.post(3, "direct", PREFILL, [1], DECODE, [1], ready=False)
         for layer in range(SHAPE.layers):
@@ -544,8 +546,8 @@ def test_a_gpu_pages_region_by_region(devices, verify):
         bench.landed(1)
         bench.caches[DECODE].poison(blocks)
         torch.cuda.synchronize()
-        bench.transfers.send(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
-        bench.transfers.assign(Assign(2, DECODE, tuple(back)))
+        bench.transfers.obey(Send(2, "fetch", 41, HOST, 0, tuple(onto), 4, (0,), True))
+        bench.transfers.obey(Assign(2, DECODE, tuple(back)))
         bench.landed(2)
     assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
 
@@ -599,8 +601,8 @@ def test_deadlines_on_one_hop_follow_the_rule(together):
     with Bench("direct", link=DIAL, layers_per_copy=together) as bench:
         bench.post(1, "direct", PREFILL, [1, 2, 3], None, None)
         bench.post(2, "direct", PREFILL, [4], None, None)
-        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
-        bench.transfers.assign(Assign(2, DECODE, (4,)))
+        bench.transfers.obey(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.obey(Assign(2, DECODE, (4,)))
         bench.landed(1)
         bench.landed(2)
     spans = sorted(bench.spans, key=lambda span: span.start_ns)
@@ -614,7 +616,7 @@ def test_layers_handed_off_at_once_land_back_to_back():
         bench.post(1, "direct", PREFILL, [1, 2, 3], None, None, ready=False)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
-        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.obey(Assign(1, DECODE, (1, 2, 3)))
         bench.landed(1)
     check_lane(bench.spans)
     starts = [span.start_ns for span in bench.spans]
@@ -628,7 +630,7 @@ def test_deadlines_on_two_hops_follow_the_rule(slots):
         bench.post(1, "staged", PREFILL, [1, 2, 3], None, None, ready=False)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, [1, 2, 3], 3 * BLOCK)
-        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.obey(Assign(1, DECODE, (1, 2, 3)))
         bench.landed(1)
     down, up = ([s for s in bench.spans if s.place.startswith(lane)] for lane in ("down", "up"))
     check_lane(down)
@@ -827,7 +829,7 @@ def test_without_verification_nothing_is_digested(monkeypatch):
     def never(*args):
         raise AssertionError("digested")
 
-    monkeypatch.setattr("disagg.run.host_lane.HostLanes.checksum", never)
+    monkeypatch.setattr("disagg.run.transfers.digest", never)
     monkeypatch.setattr("disagg.run.host_lane.digest_blocks", never)
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     for route in ("bulk", "staged"):
@@ -848,7 +850,7 @@ def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, [1], BLOCK)
         assert isinstance(bench.notices.get(timeout=LIMIT_S), TransferFailed)
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
         assert bench.notices.empty() and bench.spans == []
 
@@ -882,5 +884,5 @@ def test_notices_are_told_in_the_order_in_which_the_traffic_changed():
         bench.transfers._post = noted
         bench.post(1, "direct", PREFILL, [1, 2], DECODE, [3, 4])
         bench.landed(1)
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert len(alone) >= 2 and all(alone)
