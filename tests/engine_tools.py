@@ -185,7 +185,7 @@ def opened(config: Config, anomalies: int = 0, broken: bool = False):
         assert held(engine) == {}
         assert engine.executor.transfers.scheduler.progress == {}
         assert engine.executor.transfers.scheduler.ring.held == 0
-        assert engine.executor.transfers._spilled == {}
+        assert engine.executor.transfers.spilled == {}
         assert engine.controller.state.counts["anomalies"] == anomalies
         assert engine.controller.state.counts["padding_mismatches"] == 0
 

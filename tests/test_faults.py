@@ -37,11 +37,11 @@ from disagg.run.core import EngineCore
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.host_lane import HostLane
-from disagg.run.loop import EngineLoop
 from disagg.run.model.model import Model
 from disagg.run.prefill_worker import PrefillStage
 from disagg.run.serving import ServedRun
 from disagg.run.transfers import Transfers
+from disagg.trace.recorder import Recorder
 from disagg.twin.model_shapes import TINY_EOS as EOS
 
 PRESETS = ("colocated", "split", "streamed", "staged")
@@ -135,7 +135,7 @@ DEATHS = {
     "prefill": ((Model, "prefill", 2, Dies("gone")), "prefill 0 died: Dies: gone"),
     "decode": ((Model, "decode", 3, Dies("gone")), "decode 0 died: Dies: gone"),
     "lane": ((HostLane, "_move", 1, Dies("gone"), on_lane("up")), "lane up 0 .*died: Dies: gone"),
-    "record": ((EngineLoop, "_record", 6, Dies("gone")), "died: Dies: gone"),
+    "record": ((Recorder, "span", 6, Dies("gone")), "died: Dies: gone"),
 }
 
 
@@ -160,13 +160,13 @@ def test_a_dead_thread_breaks_the_engine_in_words(monkeypatch, quiet_threads, de
 
 def test_a_bug_in_the_controller_breaks_the_engine_in_words(monkeypatch, quiet_threads):
     with opened(small("staged"), broken=True) as engine:
-        finish, calls = engine.controller.decoding.finish, itertools.count(1)
+        ended, calls = engine.controller.decoding.ended, itertools.count(1)
 
-        def buggy(worker):
+        def buggy(turn, event):
             assert next(calls) < 3, "impossible"
-            return finish(worker)
+            return ended(turn, event)
 
-        engine.controller.decoding.finish = buggy
+        engine.controller.decoding.ended = buggy
         with pytest.raises(EngineError, match="the controller failed: AssertionError: impossible"):
             engine.serve(lengths((40, 12), (20, 5)))
         with pytest.raises(EngineError, match="must be rebuilt"):
@@ -218,17 +218,17 @@ def test_a_cancel_in_each_stage(stage):
     In bulk nothing lands before prefill is over, so that every request is seen handing off.
     """
     with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
-        next_event, cancelled = engine._loop._next, []
+        next_event, cancelled = engine._loop._inbox.next, []
 
-        def cancelling():
+        def cancelling(*waits):
             if not cancelled:
                 for record in engine.controller.state.records.values():
                     if record.stage is stage:
                         cancelled.append(record.id)
                         return ev.Cancel(record.id)
-            return next_event()
+            return next_event(*waits)
 
-        engine._loop._next = cancelling
+        engine._loop._inbox.next = cancelling
         run = engine.serve(LONG)
         engine.watch.until_idle()
     reasons = {result.request: result.finish_reason for result in run.results}

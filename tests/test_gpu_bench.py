@@ -157,7 +157,7 @@ def test_checksums_find_a_lost_block_before_logits_do(monkeypatch, capsys):
 
 def astray(handle: Handle):
     """It ends two requests: its own, and the one before."""
-    loop = handle._engine._loop if handle._engine else None
+    loop = handle._cancel.__self__._loop if handle._cancel else None
     for number in (handle.so_far.request, handle.so_far.request - 1) if loop else ():
         loop._inbox.put(Cancel(number))
 

@@ -28,7 +28,7 @@ from fake_cuda import FakeStream, fake_cuda
 
 import disagg.run.gpu
 from disagg import Config, Link
-from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.commands import Abort, Assign, Retuned, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
 from disagg.plan.link import LaneName, cost_of
@@ -86,9 +86,9 @@ class Bench:
              request=None):  # fmt: skip
         due = len(blocks) if due is None else due
         request = 40 + number if request is None else request
-        self.transfers.send(Send(number, route, request, source, first, tuple(blocks), due, priority, ready))
+        self.transfers.obey(Send(number, route, request, source, first, tuple(blocks), due, priority, ready))
         if onto is not None:
-            self.transfers.assign(Assign(number, target, tuple(onto)))
+            self.transfers.obey(Assign(number, target, tuple(onto)))
 
     def hand_off(self, number, layer, blocks, tokens=None, first=0):
         """As prefill does from inside a layer whose K/V are in the cache; full blocks, where no tokens are given."""
@@ -158,7 +158,7 @@ def test_a_hand_off_by_layers_moves_its_blocks_and_touches_no_other(request, lan
     assert sum(n.nbytes for n in notices if isinstance(n, Landed)) == 6 * BLOCK * SHAPE.token_bytes
     assert len(bench.spans) == copies * (1 if route == "direct" else 2)
     if lanes == "fakes":
-        assert bench.transfers.lanes.in_words().endswith(" us")
+        assert bench.transfers.streams.in_words().endswith(" us")
         assert all(span.start_ns <= span.end_ns == span.deadline_ns for span in bench.spans)
 
 
@@ -197,7 +197,7 @@ def test_there_and_back_through_host_memory(request, devices, verify):
         if devices == ONE_GPU:
             torch.cuda.synchronize()
         bench.page(2, "fetch", HOST, onto, DECODE, back, request=41)
-        assert bench.transfers._spilled == {}, "the checksums are used once"
+        assert bench.transfers.spilled == {}, "the checksums are used once"
     assert torch.equal(bench.caches[DECODE].data[:, :, back], bench.originals[DECODE][:, :, blocks])
     assert torch.equal(bench.caches[HOST].data[:, :, onto], bench.originals[DECODE][:, :, blocks])
 
@@ -225,7 +225,7 @@ def test_layers_that_prefill_has_not_reported_stay():
             bench.hand_off(1, layer, [1, 2])
         bench.landed(1, layers=3)
         assert torch.equal(bench.caches[DECODE].data[3:], bench.originals[DECODE][3:])
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
 
 
@@ -234,7 +234,7 @@ def test_what_has_no_target_yet_waits():
         bench.post(1, "direct", PREFILL, [1, 2], None, None)
         bench.page(2, "direct", PREFILL, [3], DECODE, [0])
         assert len(bench.spans) == 1 and bench.notices.empty()
-        bench.transfers.assign(Assign(1, DECODE, (5, 6)))
+        bench.transfers.obey(Assign(1, DECODE, (5, 6)))
         bench.landed(1)
 
 
@@ -244,7 +244,7 @@ def test_an_abort_waits_for_the_copy_in_the_air_and_starts_no_other(monkeypatch)
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
         bench.hand_off_all(1, [1])
         gate.wait()
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.empty(), "closed while its copy ran"
         gate.open()
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
@@ -290,7 +290,9 @@ def test_on_a_split_gpu_lanes_run_on_the_sms_of_decode(gpu, route, sides):
 def test_what_a_prefill_pass_launches_leaves_nothing_of_its_mode_behind(gpu, route, verify):
     """Prefill hands off in inference mode; buffers that grow there are written by other threads later."""
     with Bench(route, prefill_blocks=11, layers_per_copy=1, verify_kv=verify) as bench:
-        bench.transfers.retune(bench.transfers.config.replace(layers_per_copy=SHAPE.layers))  # larger than any before
+        bench.transfers.obey(
+            Retuned(bench.transfers.config.replace(layers_per_copy=SHAPE.layers))
+        )  # larger than any before
         for number, blocks, onto, mode in ((1, [1, 2, 3], [3, 4, 7], True), (2, [5, 6, 8], [8, 9, 1], False)):
             bench.post(number, route, PREFILL, blocks, DECODE, onto, ready=False)
             with torch.inference_mode(mode):
@@ -351,7 +353,7 @@ def test_a_copy_that_a_gpu_refuses_fails_its_transfer(gpu, monkeypatch):
         bench.hand_off_all(1, [1])
         notice = bench.notices.get(timeout=LIMIT_S)
         assert notice == TransferFailed(1, "copy on lane 'direct 0' failed: OutOfMemoryError: no room")
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
     assert set(drained_by) == {"disagg direct 0", "disagg spill 0", "disagg up 0"}, "no pass waits for what is left"
 
@@ -532,8 +534,8 @@ def test_deadlines_on_one_hop_follow_the_rule(together):
     with Bench("direct", link=DIAL, layers_per_copy=together) as bench:
         bench.post(1, "direct", PREFILL, [1, 2, 3], None, None)
         bench.post(2, "direct", PREFILL, [4], None, None)
-        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
-        bench.transfers.assign(Assign(2, DECODE, (4,)))
+        bench.transfers.obey(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.obey(Assign(2, DECODE, (4,)))
         bench.landed(1)
         bench.landed(2)
     spans = sorted(bench.spans, key=lambda span: span.start_ns)
@@ -546,7 +548,7 @@ def test_layers_handed_off_at_once_land_back_to_back():
     with Bench("direct", link=DIAL) as bench:
         bench.post(1, "direct", PREFILL, [1, 2, 3], None, None, ready=False)
         bench.hand_off_all(1, [1, 2, 3])
-        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.obey(Assign(1, DECODE, (1, 2, 3)))
         bench.landed(1)
     check_lane(bench.spans)
     starts = [span.start_ns for span in bench.spans]
@@ -559,7 +561,7 @@ def test_deadlines_on_two_hops_follow_the_rule(slots):
     with Bench("staged", link=DIAL, ring_slots=slots) as bench:
         bench.post(1, "staged", PREFILL, [1, 2, 3], None, None, ready=False)
         bench.hand_off_all(1, [1, 2, 3])
-        bench.transfers.assign(Assign(1, DECODE, (1, 2, 3)))
+        bench.transfers.obey(Assign(1, DECODE, (1, 2, 3)))
         bench.landed(1)
     down, up = ([s for s in bench.spans if s.place.startswith(lane)] for lane in ("down", "up"))
     check_lane(down)
@@ -737,7 +739,7 @@ def test_a_second_failing_copy_of_one_transfer_is_no_second_failure(monkeypatch)
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
         bench.hand_off_all(1, [1])
         assert isinstance(bench.notices.get(timeout=LIMIT_S), TransferFailed)
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
         assert bench.notices.empty() and bench.spans == []
 
@@ -770,5 +772,5 @@ def test_notices_come_in_the_order_of_the_schedulers_changes():
 
         bench.transfers._post = noted
         bench.page(1, "direct", PREFILL, [1, 2], DECODE, [3, 4])
-        bench.transfers.abort(Abort(1))
+        bench.transfers.obey(Abort(1))
         assert len(alone) >= 2 and all(alone)

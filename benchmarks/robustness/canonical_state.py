@@ -78,7 +78,7 @@ def _record(record: Record, rank: dict, names: Names) -> tuple:
 def _transfer(transfer: Transfer, rank: dict, names: Names) -> tuple:
     return (
         transfer.record.id, transfer.route, tuple(transfer.landed.bits), transfer.blocks, transfer.sent,
-        transfer.source_read, transfer.aborted, transfer.armed,
+        transfer.source_read, transfer.aborted,
         tuple(_table(table, rank, names) for table in (transfer.source, transfer.target)),
     )  # fmt: skip
 

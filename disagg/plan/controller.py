@@ -38,8 +38,7 @@ class Controller:
     def __init__(
         self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True
     ) -> None:
-        shape = {"layers": layers, "token_bytes": token_bytes}
-        self.state = ControllerState(config, **shape, steps_in_flight=steps_in_flight, pads=pads)
+        self.state = ControllerState(config, layers, token_bytes, steps_in_flight, pads)
         self.kv_transfers = KVTransfers(self.state)
         self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
         self.decoding = DecodeScheduler(self.state, self.kv_transfers)
@@ -79,12 +78,12 @@ class Controller:
     def _apply(self, turn: Turn, event: ev.Event) -> bool:
         """Enters the event into the state; False where it changes nothing."""
         match event:
-            case ev.Stepped():
-                return self.decoding.stepped(turn, event)
+            case ev.Stepped() | ev.StepFailed():
+                return self.decoding.ended(turn, event)
             case ev.Landed():
                 return self._landed(turn, event)
-            case ev.Prefilled():
-                return self.prefilling.prefilled(turn, event)
+            case ev.Prefilled() | ev.PassFailed():
+                return self.prefilling.ended(turn, event)
             case ev.SourceRead():
                 return self._source_read(event)
             case ev.Cancel():
@@ -95,10 +94,6 @@ class Controller:
                 return self._transfer_failed(turn, event)
             case ev.RequestFailed():
                 return self.state.end_open(turn, event.request, Finish.FAILED, event.error)
-            case ev.StepFailed():
-                return self.decoding.step_failed(turn, event)
-            case ev.PassFailed():
-                return self.prefilling.pass_failed(turn, event)
             case ev.Submit(job):
                 record = self.state.enter(turn, job)
                 if refusal := self.refusal(job):  # a pool has shrunk since it was accepted

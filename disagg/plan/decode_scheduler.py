@@ -10,7 +10,7 @@ from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.worker_state import DecodeWorkerState, Step
+from disagg.plan.worker_state import DecodeWorkerState
 
 
 class DecodeScheduler:
@@ -37,12 +37,20 @@ class DecodeScheduler:
         self.state.deadlines.start(turn, worker.steps[-1].id, worker)
         return True
 
-    def stepped(self, turn: Turn, event: ev.Stepped) -> bool:
-        """A step has ended: its tokens go out, and requests with their last one end. False: it is not in flight."""
+    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed) -> bool:
+        """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
+        fail. False: it is another step."""
         state, worker = self.state, self.state.decodes[event.worker.index]
-        step = self._finish(worker, event.step)
-        if step is None:
+        if state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
             return False
+        step = worker.steps.popleft()
+        state.deadlines.pop(step.id, None)
+        for table in step.pinned:
+            table.unpin(step.id)
+        if isinstance(event, ev.StepFailed):
+            for request in step.requests:
+                state.end_open(turn, request, Finish.FAILED, f"decode of request {request} failed: {event.error}")
+            return True
         state.padding.add(step.used_slots, step.padded_slots)
         as_planned = (step.used_slots, step.padded_slots) == (event.used_slots, event.padded_slots)
         state.counts["padding_mismatches"] += not as_planned
@@ -54,26 +62,6 @@ class DecodeScheduler:
         for record in ending:
             state.end_if_done(turn, record)
         return True
-
-    def step_failed(self, turn: Turn, event: ev.StepFailed) -> bool:
-        """The open requests of a step that raised fail. False: it is not in flight."""
-        worker = self.state.decodes[event.worker.index]
-        step = self._finish(worker, event.step)
-        if step is None:
-            return False
-        for request in step.requests:
-            self.state.end_open(turn, request, Finish.FAILED, f"decode of request {request} failed: {event.error}")
-        return True
-
-    def _finish(self, worker: DecodeWorkerState, number: int) -> Step | None:
-        """Closes the oldest step in flight and unpins its tables; the end of any other step is an anomaly."""
-        if self.state.is_anomaly(not worker.steps or worker.steps[0].number != number):
-            return None
-        step = worker.steps.popleft()
-        self.state.deadlines.settle(step.id)
-        for table in step.pinned:
-            table.unpin(step.id)
-        return step
 
     def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:
         """Visits the rows that need a block, leave their bin, or have had their last token."""

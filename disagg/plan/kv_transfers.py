@@ -114,9 +114,11 @@ class KVTransfers:
             self.state.end(turn, transfer.record, Finish.FAILED, error)
 
     def close(self, transfer: Transfer) -> None:
+        """No copy of it reads or writes its tables any more."""
         del self.state.transfers[transfer.id]
-        self.state.deadlines.settle(transfer.id)
-        transfer.close()
+        self.state.deadlines.pop(transfer.id, None)
+        for table in filter(None, (transfer.source, transfer.target)):
+            table.unpin(transfer.id)
 
     def _spill(self, turn: Turn, worker: DecodeWorkerState, record: Record, blocks: int) -> None:
         state, source = self.state, present(record.decode_table)
@@ -156,6 +158,5 @@ class KVTransfers:
     def _arm(self, turn: Turn, transfer: Transfer) -> None:
         """Starts the deadline, once: after prefill, and with blocks assigned, only copies can delay the transfer."""
         ready = transfer.target is not None and transfer.record.stage is not Stage.PREFILLING
-        if ready and not transfer.armed:
-            transfer.armed = True
+        if ready and transfer.id not in self.state.deadlines:
             self.state.deadlines.start(turn, transfer.id, transfer)

@@ -3,6 +3,8 @@
 Notebook: notebooks/01_baseline.ipynb.
 """
 
+from itertools import chain
+
 from disagg.plan import events as ev
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.checks import present
@@ -102,12 +104,22 @@ class PrefillScheduler:
         tokens = record.tokens[start:stop]
         return Chunk(record.id, start, stop, tokens, blocks, final, index, record.job.sampling, transfer)
 
-    def prefilled(self, turn: Turn, event: ev.Prefilled) -> bool:
-        """A pass has ended: its requests get their first tokens and are handed off. False: it is not in flight."""
+    def ended(self, turn: Turn, event: ev.Prefilled | ev.PassFailed) -> bool:
+        """A pass has ended: its requests get their first tokens and are handed off, or fail. False: not in flight."""
         state, worker = self.state, self.state.prefills[event.worker.index]
-        done = self._finish(worker, event.pass_id)
-        if done is None:
+        done = worker.passing
+        if done is None or done.id != event.pass_id:
+            state.counts["anomalies"] += 1
             return False
+        worker.passing = None
+        state.deadlines.pop(done.id, None)
+        for table in chain.from_iterable(record.tables for record, _ in done.items):
+            table.unpin(done.id)
+        if isinstance(event, ev.PassFailed):
+            for record, _ in done.items:
+                cause = f"prefill of request {record.id} failed: {event.error}"
+                state.end_open(turn, record.id, Finish.FAILED, cause)
+            return True
         state.costs.observe_prefill(done.tokens, event.ended_ns - event.started_ns)
         finals = [record for record, final in done.items if final]
         first = [(record, token) for record, token in zip(finals, event.tokens, strict=False) if record.finish is None]
@@ -126,24 +138,3 @@ class PrefillScheduler:
                 present(record.decode_table).commit()
                 state.arrive(turn, record)
         return True
-
-    def pass_failed(self, turn: Turn, event: ev.PassFailed) -> bool:
-        """The open requests of a pass that raised fail. False: it is not in flight."""
-        done = self._finish(self.state.prefills[event.worker.index], event.pass_id)
-        if done is None:
-            return False
-        for record, _ in done.items:
-            self.state.end_open(turn, record.id, Finish.FAILED, f"prefill of request {record.id} failed: {event.error}")
-        return True
-
-    def _finish(self, worker: PrefillWorkerState, pass_id: int) -> Pass | None:
-        """Closes the pass in flight and unpins its tables; the end of any other pass is an anomaly."""
-        done = worker.passing
-        if done is None or done.id != pass_id:
-            self.state.counts["anomalies"] += 1
-            return None
-        worker.passing = None
-        self.state.deadlines.settle(done.id)
-        for record, _ in done.items:
-            record.unpin(done.id)
-        return done

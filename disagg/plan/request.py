@@ -181,10 +181,6 @@ class Record:
     def tables(self) -> list[Table]:
         return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
 
-    def unpin(self, activity: int) -> None:
-        for table in self.tables:
-            table.unpin(activity)
-
     @property
     def left(self) -> int:
         """Tokens it may still generate."""

@@ -1,7 +1,7 @@
 """The controller's state: requests, transfers, queues, pools and deadlines, and the changes that schedulers share."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 from disagg.plan.batching import Composer, Padding
@@ -20,40 +20,30 @@ from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 Due = PrefillWorkerState | DecodeWorkerState | Transfer
 
 
-class Deadlines:
-    """When each pass, step and transfer in flight must end. One limit for all: the first to begin is due first."""
+class Deadlines(dict[int, tuple[int, Due]]):
+    """By pass, step or transfer in flight: when it must end. One limit for all: the first to begin is due first."""
 
     def __init__(self, limit_ns: int) -> None:
         self._limit_ns = limit_ns
-        self._due: dict[int, tuple[int, Due]] = {}  # by pass, step or transfer, the earliest first
 
     def start(self, turn: Turn, activity: int, due: Due) -> None:
         """Sets a deadline, which only `postpone` moves."""
-        self._due[activity] = (turn.now_ns + self._limit_ns, due)
+        self[activity] = (turn.now_ns + self._limit_ns, due)
 
     def postpone(self, lost_ns: int) -> None:
         """Moves all deadlines by the time in which this process did not run."""
-        self._due = {activity: (at_ns + lost_ns, due) for activity, (at_ns, due) in self._due.items()}
-
-    def settle(self, activity: int) -> None:
-        self._due.pop(activity, None)
-
-    def clear(self) -> None:
-        self._due.clear()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._due)
+        self.update({activity: (at_ns + lost_ns, due) for activity, (at_ns, due) in self.items()})
 
     @property
     def next_ns(self) -> int | None:
         """None where no pass, step or transfer is in flight."""
-        return next(iter(self._due.values()))[0] if self._due else None
+        return next(iter(self.values()))[0] if self else None
 
     def overdue(self, turn: Turn) -> Due | None:
-        for activity, (at_ns, due) in self._due.items():
+        for activity, (at_ns, due) in self.items():
             if at_ns > turn.now_ns:
                 break
-            del self._due[activity]
+            del self[activity]
             return due
         return None
 
@@ -61,9 +51,7 @@ class Deadlines:
 class ControllerState:
     """State and bookkeeping. The schedulers and KVTransfers decide."""
 
-    def __init__(
-        self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int, pads: bool = True
-    ) -> None:
+    def __init__(self, config: Config, layers: int, token_bytes: int, steps_in_flight: int, pads: bool = True) -> None:
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
         self.steps_in_flight, self._pads = steps_in_flight, pads
         key = POLICIES[config.policy]
@@ -198,7 +186,7 @@ class ControllerState:
         if not transfer.aborted:
             transfer.aborted = True
             turn.commands.append(Abort(transfer.id))
-            self.deadlines.settle(transfer.id)
+            self.deadlines.pop(transfer.id, None)
             self.deadlines.start(turn, transfer.id, transfer)
 
     def reserve_decode(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:

@@ -44,7 +44,6 @@ class Transfer:
     target: Table | None = None
     sent: int = 0  # blocks that Send has covered
     source_read: bool = False
-    armed: bool = False  # its deadline has started, and never moves
     aborted: bool = False
 
     @property
@@ -54,9 +53,3 @@ class Transfer:
     def touch(self, table: Table) -> None:
         """Pins a table that its copies read or write."""
         table.pin(self.id)
-
-    def close(self) -> None:
-        """Unpins source and target: no copy reads or writes them any more."""
-        self.source.unpin(self.id)
-        if self.target is not None:
-            self.target.unpin(self.id)

@@ -111,7 +111,6 @@ class TransferScheduler:
     """Copies and lanes of one machine, whose K/V of a token are `token_bytes` in `layers` layers."""
 
     def __init__(self, config: Config, *, layers: int, token_bytes: int) -> None:
-        assert config.block_size is not None
         self.layers = layers
         self.layer_block_bytes = config.block_size * token_bytes // layers
         self.measured_bytes = 0  # the least that a copy should carry, once that is measured

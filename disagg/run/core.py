@@ -31,17 +31,13 @@ class EngineCore:
         self.controller = Controller(config, **sizes, steps_in_flight=path.steps_in_flight, pads=path.pads)
         self.detectors = Monitor(config, layers=shape.layers)
         self.controller.state.on_move.append(self.detectors.moved)
-        self.recorder: Recorder  # from `record` on
+        self.recorder: Recorder  # from the loop's `start` on: it reads the lanes
         self.handles = OpenHandles()
         self.breach: InvariantViolation | None = None  # what a detector saw; the engine is broken then
         self.broken: str | None = None
         self.closed = False  # takes nothing more
         self.over = Latch()  # interrupted, closed or broken: `serve` waits for no further arrival
         self._numbers = itertools.count()
-
-    def record(self, machine: str) -> None:
-        """Once the lanes are there, which the recorder reads."""
-        self.recorder = Recorder(self.controller.state, self.executor.transfers.scheduler, machine)
 
     def check_open(self) -> None:
         """For any thread: EngineError once it is closed or broken, or where this is another process."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -15,17 +14,6 @@ from disagg.run.model.batch import DecodeBatch
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
-
-
-class AnyDecodeStage(Protocol):
-    """What carries out `Decode` commands on the CPU, or as graphs on a GPU (run/gpu/decode_graph)."""
-
-    model: Model
-    cache: KVCache
-
-    def prepare(self, progress: Callable[[str], None]) -> None: ...
-    def step(self, command: Decode) -> Stepped | None: ...  # None: the stage posts it once the step has ended
-    def close(self) -> None: ...
 
 
 @dataclass

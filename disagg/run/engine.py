@@ -176,7 +176,8 @@ class Engine:
             self._core.check_open()
             config = self._settings.changed(self.config, changes)
             self.controller.check_live(config)
-            self.executor.transfers.lanes.check(config)
+            if streams := self.executor.transfers.streams:
+                streams.check(config)
             self._settings.check_growth(config, captured=self.attention_path is AttentionPath.PAGED)
             self._core.retune(config)
 
@@ -215,7 +216,7 @@ class Engine:
 
     def _new_handle(self, request: Request, job: Job, arrival_ns: int) -> Handle:
         prompt = request.prompt if isinstance(request.prompt, str) else ""
-        return Handle(Result(-1, len(job.prompt), arrival_ns, prompt=prompt), self.model, self)
+        return Handle(Result(-1, len(job.prompt), arrival_ns, prompt=prompt), self.model, self.cancel)
 
 
 def job_of(request: Request, model: Model, seed: int = 0) -> Job:

@@ -12,7 +12,7 @@ from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.run.attention.choice import AttentionPath, pick_kernel
-from disagg.run.decode_worker import AnyDecodeStage, DecodeStage
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.device import finish
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.model import Model
@@ -24,6 +24,7 @@ from disagg.run.transfers import Transfers
 from disagg.run.worker import WorkerThread
 
 if TYPE_CHECKING:
+    from disagg.run.gpu.decode_graph import GraphDecodeStage
     from disagg.run.gpu.sm_split import SMPartition
 
 
@@ -34,7 +35,6 @@ class Executor:
         """The memories; EngineError where there is no room."""
         self.config, self.model, self.seams, self._reports = config, model, seams, reports
         files: Any = model.config
-        assert config.block_size is not None
         wanted, device, heads = config.attention, config.decode_device, files.num_attention_heads
         self.kernel = pick_kernel(wanted, device, model.shape, heads, config.block_size, files)
         self.attention_path = AttentionPath.of(self.kernel)
@@ -69,15 +69,15 @@ class Executor:
             prefill, decode = self._stages(name, self.seams.guard(model), cache)
             part = self.parts.get(name.role)
             self.workers[name] = WorkerThread(name, prefill, decode, self._reports, part, self.seams)
-            self.workers[name].start()
             # One after the other: the second compiles little, and a capture must not overlap other work of its GPU.
-            self.workers[name].check_ready()
+            self.workers[name].start()
         self._reports.progress("")
 
-    def _stages(self, name: Worker, model: Model, cache: KVCache) -> tuple[PrefillStage | None, AnyDecodeStage | None]:
+    def _stages(
+        self, name: Worker, model: Model, cache: KVCache
+    ) -> "tuple[PrefillStage | None, DecodeStage | GraphDecodeStage | None]":
         """What a worker does: prefill, decode, or both where they share a device."""
         config, kernel, reports, graphs = self.config, self.kernel, self._reports, None
-        assert config.chunk_tokens is not None
         prefill: PrefillStage | None = None
         if kernel is not None:
             from disagg.run.gpu.decode_graph import GraphDecodeStage
@@ -103,16 +103,10 @@ class Executor:
         match command:
             case cmd.Prefill() | cmd.Decode():
                 self.workers[command.worker].give(command)
-            case cmd.Send():
-                self.transfers.send(command)
-            case cmd.Assign():
-                self.transfers.assign(command)
-            case cmd.Abort():
-                self.transfers.abort(command)
+            case cmd.Send() | cmd.Assign() | cmd.Abort() | cmd.Retuned():
+                self.transfers.obey(command)
             case cmd.Ended():
-                self.transfers.forget(command.request)
-            case cmd.Retuned():
-                self.transfers.retune(command.config)
+                self.transfers.spilled.pop(command.request, None)
 
     def stop(self) -> None:
         """Workers after the command in hand, lanes after the copy in hand."""

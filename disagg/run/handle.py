@@ -1,10 +1,7 @@
 """What `submit` gives back: the answer as it comes, and a way to stop it."""
 
 import queue
-from collections.abc import Iterator
-from typing import Protocol
-
-import torch
+from collections.abc import Callable, Iterator
 
 from disagg.plan.commands import Command, Emit, Ended
 from disagg.plan.request import Finish
@@ -14,18 +11,13 @@ from disagg.run.threads import Latch
 from disagg.trace.results import Result
 
 
-class Cancels(Protocol):
-    """The engine, which does not end while one of its handles is open."""
-
-    def cancel(self, handle: "Handle") -> None: ...
-
-
 class Handle:
     """`for piece in handle` streams text; `result()` waits for the end; `cancel()` stops it within a step."""
 
-    def __init__(self, result: Result, model: Model, engine: Cancels) -> None:
-        self._result, self._model = result, model
-        self._engine: Cancels | None = engine
+    def __init__(self, result: Result, model: Model, cancel: "Callable[[Handle], None]") -> None:
+        self.so_far = result  # tokens and their times are appended as they come
+        self._model = model
+        self._cancel: Callable[[Handle], None] | None = cancel  # of its engine, which does not end before the request
         self._tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ended = Latch()
 
@@ -43,34 +35,26 @@ class Handle:
     def done(self) -> bool:
         return self._ended.is_set()
 
-    @property
-    def so_far(self) -> Result:
-        """The result as it grows: tokens and their times are appended as they come."""
-        return self._result
-
     def cancel(self) -> None:
         """Ends the request as cancelled; tokens that came before are kept. Nothing happens to an ended one."""
-        if (engine := self._engine) is not None:
-            engine.cancel(self)
+        if (cancel := self._cancel) is not None:
+            cancel(self)
 
     def result(self, timeout_s: float | None = None) -> Result:
         """The result, once the request has ended. TimeoutError where that takes longer than the limit."""
         if not self._ended.wait(timeout_s):
-            raise TimeoutError(f"request {self._result.request} has not ended within {timeout_s:g} s")
-        return self._result
+            raise TimeoutError(f"request {self.so_far.request} has not ended within {timeout_s:g} s")
+        return self.so_far
 
     # ---- called by the engine ----------------------------------------------------------------------------------------
 
     def push(self, token: int, at_ns: int) -> None:
-        self._result.token_ids.append(token)
-        self._result.token_times_ns.append(at_ns)
+        self.so_far.token_ids.append(token)
+        self.so_far.token_times_ns.append(at_ns)
         self._tokens.put(token)
 
-    def keep_logits(self, row: torch.Tensor) -> None:
-        self._result.logits.append(row)
-
     def end(self, ended: Ended) -> None:
-        result = self._result
+        result = self.so_far
         result.finish_reason, result.error = ended.finish.value, ended.error
         result.stages, result.ended_ns, result.seat = ended.stages, ended.at_ns, ended.seat
         del result.logits[len(result.token_ids) :]  # a token that was dropped leaves no logits
@@ -78,7 +62,7 @@ class Handle:
         result.text, undecodable = self._model.text.read(words)
         if undecodable and result.error is None and ended.finish is not Finish.CANCELLED:
             result.finish_reason, result.error = Finish.FAILED.value, f"{undecodable}; all ids are in token_ids"
-        self._engine = None
+        self._cancel = None
         self._tokens.put(None)
         self._ended.set()
 
@@ -102,11 +86,6 @@ class OpenHandles(dict[int, Handle]):
             case Ended():
                 if handle := self.pop(command.request, None):
                     handle.end(command)
-
-    def keep_logits(self, request: int, logits: torch.Tensor) -> None:
-        """Logits [vocab] of one token; called by workers."""
-        if handle := self.get(request):
-            handle.keep_logits(logits)
 
     def fail(self, cause: str, orphans: bool = False) -> None:
         """Every one ends as failed, so that no caller waits for ever. `orphans`: in a forked process."""

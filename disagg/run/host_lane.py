@@ -8,10 +8,9 @@ from collections import deque
 
 import torch
 
-from disagg.plan.config import Config
 from disagg.plan.link import LaneName
 from disagg.plan.transfer_scheduler import Copy
-from disagg.run.checksum import digest, digest_blocks
+from disagg.run.checksum import digest_blocks
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.gpu.device import Scratch
 from disagg.run.lane import BaseLane, LaneOwner
@@ -120,28 +119,9 @@ class HostLane(BaseLane):
         left, tokens = self._known(copy)
         if not left:
             spilled = copy.source.role == "host"
-            left = self.transfers.take_spilled(copy.request) if spilled else digest_blocks(data, tokens)
+            left = self.transfers.spilled.pop(copy.request) if spilled else digest_blocks(data, tokens)
         arrived = data
         if copy.target is not None:
             layers = range(copy.layer, copy.layer_end)
             arrived = self.transfers.caches[copy.target].read_blocks(layers, copy.target_blocks)
         return self._first_difference(copy, left, digest_blocks(arrived, tokens), tokens)
-
-
-class HostLanes(dict[LaneName, HostLane]):
-    """The lanes of an engine without a GPU, by name."""
-
-    checksum = staticmethod(digest)
-
-    def __init__(self, transfers: LaneOwner) -> None:
-        super().__init__({name: HostLane(name, transfers) for name in transfers.scheduler.lanes})
-
-    def check(self, config: Config) -> None:
-        """ConfigError where a setting needs what is not installed: here, none does."""
-
-    def prepare(self, config: Config) -> None:
-        """What has to be done once, before workers start: here, nothing."""
-
-    def in_words(self) -> str:
-        """How exactly copies are timed, as the end of a sentence: here, by the host's own clock."""
-        return ""

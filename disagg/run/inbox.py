@@ -61,9 +61,8 @@ class Inbox:
     def next(self, deadline_ns: int | None, watchdog_s: float) -> Item:
         """The next item; a Tick where the deadline comes first, and before both the time that was lost.
 
-        Between two looks at the clock lies a beat, and what the first led to. Where far more has passed, this process
-        did not run, or this thread did not, and workers were not heard: no deadline may pass by that. What is taken
-        before the next look is taken at the time of this one.
+        Where far more than a beat lies between two looks at the clock, this process or thread did not run: no deadline
+        may pass by that. What is taken before the next look is taken at the time of this one.
         """
         if self._late:
             return self._late.popleft()

@@ -25,12 +25,11 @@ class LaneOwner(Protocol):
     lock: threading.RLock
     closing: threading.Event
     verify: bool
+    spilled: dict[int, list]
     seams: Seams
 
     def drive(self) -> None: ...  # after a change of the scheduler's state: on all lanes, what may start now does
     def start_copy(self, name: LaneName) -> Copy | None: ...
-    def take_spilled(self, request: int) -> list: ...  # checksums a layer, as a spill left them
-    def keep_spilled(self, copy: Copy, checksums: list) -> None: ...
     def land(self, copy: Copy, at_ns: int) -> None: ...  # a copy ends in one of these four ways
     def raised(self, copy: Copy, error: Exception) -> None: ...
     def differs(self, copy: Copy, layer: int) -> None: ...
@@ -68,8 +67,11 @@ class BaseLane:
     def _first_difference(self, copy: Copy, left: list, arrived: list, tokens: int) -> int | None:
         """Keeps the checksums of what left; the first layer whose bytes arrived as others, or None."""
         layers = range(copy.layer, copy.layer_end)
-        digests = self.transfers.scheduler.progress[copy.transfer].digests
-        digests.update({(layer, copy.block): (checksum, tokens) for layer, checksum in zip(layers, left, strict=True)})
+        progress = self.transfers.scheduler.progress[copy.transfer]
+        known = {(layer, copy.block): (checksum, tokens) for layer, checksum in zip(layers, left, strict=True)}
+        progress.digests.update(known)
         if copy.lane.role is LaneRole.SPILL:
-            self.transfers.keep_spilled(copy, left)
+            with self.transfers.lock:
+                if not progress.aborted:  # else its request may have ended, and its checksums have been dropped
+                    self.transfers.spilled[copy.request] = left
         return next((layer for layer, a, b in zip(layers, left, arrived, strict=True) if a != b), None)

@@ -15,18 +15,18 @@ from disagg.monitor.seams import Seams
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.spans import Span
 from disagg.run.clock import now_ns
 from disagg.run.core import EngineCore
 from disagg.run.executor import Executor
 from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
-from disagg.run.inbox import Call, EndSignal, Inbox, Item
+from disagg.run.inbox import Call, EndSignal, Inbox
 from disagg.run.model.model import Model
 from disagg.run.open_engines import FORKED, OPEN, held_in_words
 from disagg.run.reports import Post, Reports
 from disagg.run.threads import Joinable, Latch
+from disagg.trace.recorder import Recorder
 
 WAIT_S = 5.0  # for the threads of an engine without references
 
@@ -38,10 +38,10 @@ class EngineLoop:
         self, config: Config, model: Model, progress: Callable[[str], None], make_seams: Callable[[Post], Seams]
     ) -> None:
         """The memories, and the controller over them; nothing runs before `start`."""
-        self._inbox = Inbox(self._fail)
+        self._inbox = Inbox(lambda error: self.core.fail(error))
         self.call, self.ask = self._inbox.call, self._inbox.ask
         seams = make_seams(self._inbox.put)
-        reports = Reports(seams.post, self._keep, self._record, progress)
+        reports = Reports(seams.post, self._keep, lambda span: self.core.recorder.span(span), progress)
         try:
             self.executor = Executor(config, model, reports, seams)
         except EngineError as error:
@@ -56,8 +56,9 @@ class EngineLoop:
         OPEN.add(self)
         self.executor.connect()
         transfers = self.executor.transfers
-        machine = machine_in_words() + self.executor.split_in_words() + transfers.lanes.in_words()
-        self.core.record(machine)
+        timed = transfers.streams.in_words() if transfers.streams else ""
+        machine = machine_in_words() + self.executor.split_in_words() + timed
+        self.core.recorder = Recorder(self.core.controller.state, transfers.scheduler, machine)
         self.executor.start()
         self._thread.start()
         self._began.wait()
@@ -122,11 +123,11 @@ class EngineLoop:
     def _run(self) -> None:
         """Events in, commands out, until it is closed. A bug in the controller breaks the engine, in words."""
         ask_for_short_slices()
-        abandoned = False
+        abandoned, state = False, self.core.controller.state
         self._inbox.begin()
         self._began.set()
         try:
-            while (item := self._next()) is not EndSignal.END:
+            while (item := self._inbox.next(state.deadlines.next_ns, state.config.watchdog_s)) is not EndSignal.END:
                 if item is EndSignal.ABANDON:
                     abandoned = True
                     self.executor.stop()
@@ -138,7 +139,7 @@ class EngineLoop:
                 del item  # while it waits for the next one, what a question refers to may go
             self.core.detectors.drained(now_ns())
         except BaseException as error:
-            self._fail(error)
+            self.core.fail(error)
             if not isinstance(error, InvariantViolation):
                 raise
         finally:
@@ -148,21 +149,11 @@ class EngineLoop:
                 OPEN.discard(self)
                 self.executor.let_go()
 
-    def _fail(self, error: BaseException) -> EngineError:
-        return self.core.fail(error)
-
     def _now_ns(self) -> int:
         """On the engine's thread that of its last look at the clock, so that the rules of lost time hold."""
         return self._inbox.seen_ns if threading.current_thread() is self._thread else now_ns()
 
-    def _next(self) -> Item:
-        state = self.core.controller.state
-        return self._inbox.next(state.deadlines.next_ns, state.config.watchdog_s)
-
-    # ---- what workers report, from their threads ---------------------------------------------------------------------
-
     def _keep(self, request: int, logits: torch.Tensor) -> None:
-        self.core.handles.keep_logits(request, logits.to(self.executor.model.device))  # of one request, on one device
-
-    def _record(self, span: Span) -> None:
-        self.core.recorder.span(span)
+        """Keeps logits [vocab] of a token, which a worker reports from its thread, on the model's device."""
+        if handle := self.core.handles.get(request):
+            handle.so_far.logits.append(logits.to(self.executor.model.device))

@@ -38,7 +38,7 @@ def check_devices(config: Config) -> None:
 def make_caches(config: Config, shape: KVShape, spare: bool, seams: Seams) -> dict[Worker, KVCache]:
     """The memory of each worker, and host memory where requests are paged. `spare`: decode gets one block more than
     its pool knows of, where the rows that pad a graph write."""
-    assert config.decode_blocks and config.prefill_blocks and config.block_size
+    assert config.decode_blocks and config.prefill_blocks
     sizes = {Worker("decode", i): config.decode_blocks + spare for i in range(config.decode_workers)}
     sizes |= {Worker("prefill", i): config.prefill_blocks for i in range(config.prefill_workers)}
     if config.host_blocks:

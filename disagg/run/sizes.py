@@ -13,7 +13,6 @@ from disagg.run.model.model import Model
 
 def with_block_counts(config: Config, shape: KVShape) -> Config:
     """The config with each block count that was None filled in."""
-    assert config.block_size
     changes = {}
     for name, tokens in DEFAULT_TOKENS.items():
         if getattr(config, name) is None:
@@ -45,17 +44,13 @@ class Settings:
 
     def check_growth(self, config: Config, captured: bool) -> None:
         """ConfigError where a live change asks for more than was allocated, or than the places that were `captured`."""
-        for name, most in self._allocated.items():
-            if getattr(config, name) > most:
-                raise ConfigError(
-                    f"{name} can't grow beyond the {most} allocated at the start; got {getattr(config, name)}. "
-                    "Build a new engine for more"
-                )
-        if captured and config.max_batch > self.first.max_batch:
-            raise ConfigError(
-                f"max_batch can't grow beyond the {self.first.max_batch} places captured at the start; "
-                f"got {config.max_batch}. Build a new engine for more"
-            )
+        limits = {name: (most, "allocated") for name, most in self._allocated.items()}
+        if captured:
+            limits["max_batch"] = (self.first.max_batch, "places captured")
+        for name, (most, what) in limits.items():
+            if (asked := getattr(config, name)) > most:
+                beyond = f"{name} can't grow beyond the {most} {what} at the start; got {asked}"
+                raise ConfigError(f"{beyond}. Build a new engine for more")
 
     def _dialled(self, config: Config) -> Config:
         """The config with each `Link.ratio` turned into a bandwidth, by measuring c once."""

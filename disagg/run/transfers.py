@@ -1,11 +1,7 @@
 """Copies of K/V between memories: a thread a lane, real bytes, a ring of pinned slots, and a checksum at every stop.
 
-Which copy goes next is decided in plan/transfer_scheduler. Order of one copy: it is ready (its layers are written and
-its source blocks are pinned) → copy → the checksum of what arrived → the dial's deadline → the notice. Nothing is
-announced before its bytes were checked, and a ring slot is given back only after hop two has read it.
-Between memories of the host a lane's thread copies itself (run/host_lane). A lane with a GPU at one end keeps the same
-order on a stream (run/gpu/stream_lane): the thread that makes a copy possible enqueues it, the lane's own lands it.
-A landed copy has ended for the host, so any stream that is given work from then on sees its bytes.
+Order of one copy: its layers are written and its source blocks pinned → copy → the checksum of what arrived → the
+dial's deadline → the notice. A ring slot is free only after hop two has read it.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
@@ -17,17 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from disagg.monitor.seams import Seams
-from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.commands import Abort, Assign, Retuned, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import in_words
 from disagg.plan.events import WorkerDied
 from disagg.plan.link import LaneName
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
+from disagg.run.checksum import digest
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device import Scratch, mark
 from disagg.run.gpu.thread_priority import ask_for_short_slices
-from disagg.run.host_lane import HostLanes
+from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache
 from disagg.run.reports import Post
 from disagg.run.threads import Joinable
@@ -46,7 +43,7 @@ class Departing(NamedTuple):
 
 
 class Transfers:
-    """Called by the engine's thread (`send`, `assign`, `abort`), by prefill workers (`hand_off`) and by lanes."""
+    """Called by the engine's thread (`obey`), by prefill workers (`hand_off`) and by lanes."""
 
     def __init__(
         self,
@@ -65,40 +62,38 @@ class Transfers:
         self.closing = threading.Event()
         on_gpu = any(cache.on_gpu for cache in caches.values())
         self.ring = [Scratch(self.shape.dtype, pinned=on_gpu) for _ in range(self.scheduler.ring.total)]
-        self._spilled: dict[int, list] = {}  # request → checksums of its layers in host memory
-        self.lanes = self._gpu_lanes(parts or {}) if on_gpu else HostLanes(self)
+        self.spilled: dict[int, list] = {}  # request → checksums of its layers in host memory
+        self.streams = self._stream_lanes(parts or {}) if on_gpu else None
+        host_lanes = {} if on_gpu else {name: HostLane(name, self) for name in self.scheduler.lanes}
+        self.lanes: StreamLanes | dict[LaneName, HostLane] = self.streams or host_lanes
         self._threads = [Joinable(target=self._run, args=(name,), name=f"disagg {name}") for name in self.lanes]
 
-    def _gpu_lanes(self, parts: "dict[str, SMPartition]") -> "StreamLanes":
+    def _stream_lanes(self, parts: "dict[str, SMPartition]") -> "StreamLanes":
         from disagg.run.gpu.stream_lanes import StreamLanes  # needs what a GPU's copies need
 
         return StreamLanes(self, self.config, parts)
 
     def start(self) -> None:
-        self.lanes.prepare(self.config)
+        if self.streams:
+            self.streams.prepare(self.config)
         for thread in self._threads:
             thread.start()
 
     # ---- called by the engine's thread -------------------------------------------------------------------------------
 
-    def send(self, command: Send) -> None:
+    def obey(self, command: Send | Assign | Abort | Retuned) -> None:
         with self.lock:
-            self.scheduler.send(command, now_ns())
-        self._wake()
-
-    def assign(self, command: Assign) -> None:
-        with self.lock:
-            self.scheduler.assign(command, now_ns())
-        self._wake()
-
-    def abort(self, command: Abort) -> None:
-        with self.lock:
-            self._post_all(self.scheduler.abort(command.transfer, now_ns()))
-        self._wake()
-
-    def retune(self, config: Config) -> None:
-        with self.lock:
-            self.scheduler.retune(config)
+            match command:
+                case Send():
+                    self.scheduler.send(command, now_ns())
+                case Assign():
+                    self.scheduler.assign(command, now_ns())
+                case Abort():
+                    self._post_all(self.scheduler.abort(command.transfer, now_ns()))
+                case Retuned():
+                    self.scheduler.retune(command.config)
+        for lane in self.lanes.values():
+            lane.wake()
 
     def close(self) -> None:
         """Stops the lanes; copies under way are given up, and their transfers closed."""
@@ -117,10 +112,8 @@ class Transfers:
 
         On a GPU they will be when this thread's stream comes there; the host only launches what may go then.
         """
-        left = [
-            (self.lanes.checksum(key[d.rows], value[d.rows]), len(key[d.rows])) if self.verify else None
-            for d in departing
-        ]
+        checksum = self.streams.checksum if self.streams else digest
+        left = [(checksum(key[d.rows], value[d.rows]), len(key[d.rows])) if self.verify else None for d in departing]
         written = mark(key.device)
         lanes = set()
         with self.lock:
@@ -149,19 +142,6 @@ class Transfers:
         with self.lock:
             return None if self.closing.is_set() else self.scheduler.start(name)
 
-    def keep_spilled(self, copy: Copy, checksums: list) -> None:
-        """What a request's layers were when they left for host memory."""
-        with self.lock:
-            if not self.scheduler.progress[copy.transfer].aborted:  # else its request may have been forgotten already
-                self._spilled[copy.request] = checksums
-
-    def take_spilled(self, request: int) -> list:
-        return self._spilled.pop(request)
-
-    def forget(self, request: int) -> None:
-        """A request ended: the checksums of what it spilled are of no more use."""
-        self._spilled.pop(request, None)
-
     # ---- how a copy ends ---------------------------------------------------------------------------------------------
 
     def land(self, copy: Copy, at_ns: int) -> None:
@@ -184,10 +164,6 @@ class Transfers:
     def _failed(self, copy: Copy, error: str) -> None:
         with self.lock:
             self._post_all(self.scheduler.fail(copy, error, now_ns()))
-
-    def _wake(self) -> None:
-        for lane in self.lanes.values():
-            lane.wake()
 
     def _post_all(self, notices: list[Notice]) -> None:
         """With the lock held: a landing must not be heard of after the end of its transfer."""

@@ -1,6 +1,7 @@
 """A worker: one thread, one device, one queue of commands. It decides nothing and shares no table."""
 
 import queue
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ from disagg.monitor.seams import Seams
 from disagg.plan.commands import Decode, Prefill, Worker
 from disagg.plan.errors import in_words
 from disagg.plan.events import Prefilled, Stepped, WorkerDied
-from disagg.run.decode_worker import AnyDecodeStage
+from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.device import own_stream
 from disagg.run.gpu.thread_priority import yield_to_lanes
 from disagg.run.model.model import keep_many_codes
@@ -17,6 +18,7 @@ from disagg.run.reports import Reports, carry_out
 from disagg.run.threads import Joinable, Latch
 
 if TYPE_CHECKING:
+    from disagg.run.gpu.decode_graph import GraphDecodeStage
     from disagg.run.gpu.sm_split import SMPartition
 
 
@@ -27,7 +29,7 @@ class WorkerThread:
         self,
         name: Worker,
         prefill: PrefillStage | None,
-        decode: AnyDecodeStage | None,
+        decode: "DecodeStage | GraphDecodeStage | None",
         reports: Reports,
         part: "SMPartition | None",
         seams: Seams,
@@ -42,11 +44,9 @@ class WorkerThread:
         self._thread = Joinable(target=self._run, name=f"disagg {name}")
 
     def start(self) -> None:
-        """May be interrupted: `close` ends what was started."""
+        """Returns when the stages are compiled and captured, or raises what went wrong. It may be interrupted: `close`
+        ends what was started."""
         self._thread.start()
-
-    def check_ready(self) -> None:
-        """Waits until the stages are compiled and captured; raises what went wrong."""
         self._ready.wait()
         error, self._error = self._error, None  # an error keeps its frames, and they what was allocated
         if error is not None:
@@ -66,13 +66,11 @@ class WorkerThread:
         self.prefill = self.decode = None
 
     def _run(self) -> None:
-        stage = self.prefill or self.decode
-        assert stage is not None
-        device = stage.cache.device
+        stages = [stage for stage in (self.prefill, self.decode) if stage is not None]
         yield_to_lanes()
         try:
-            with own_stream(device, self._part):
-                if not self._prepare():
+            with own_stream(stages[0].cache.device, self._part):
+                if not self._prepare(stages):
                     return
                 while (command := self._commands.get()) is not None:
                     event = carry_out(command, partial(self._begin, command))
@@ -81,18 +79,16 @@ class WorkerThread:
         except BaseException as error:
             self._post(WorkerDied(self.name, in_words(error)))
         finally:
-            for stage in (self.prefill, self.decode):
-                if stage is not None:
-                    stage.close()
+            for stage in stages:
+                stage.close()
 
-    def _prepare(self) -> bool:
-        """Compiles and captures what the stages want; False where that failed, which `check_ready` raises."""
+    def _prepare(self, stages: "Sequence[PrefillStage | DecodeStage | GraphDecodeStage]") -> bool:
+        """Compiles and captures what the stages want; False where that failed, which `start` raises."""
         try:
-            for stage in (self.prefill, self.decode):
-                if stage is not None:
-                    if stage.model.compiled:
-                        keep_many_codes()
-                    stage.prepare(self._progress)
+            for stage in stages:
+                if stage.model.compiled:
+                    keep_many_codes()
+                stage.prepare(self._progress)
         except BaseException as error:
             self._error = error
             return False

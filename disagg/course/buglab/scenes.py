@@ -293,8 +293,8 @@ class Streams:
     def _prefill(self, transfers: Transfers, cache: KVCache, data: torch.Tensor) -> None:
         """Writes K/V on a stream, and hands each layer off."""
         slots = slots_of(self.blocks, 0, data.shape[2], BLOCK)
-        transfers.send(cmd.Send(1, self.route, 0, PREFILL, 0, self.blocks, len(self.blocks), (0,), False))
-        transfers.assign(cmd.Assign(1, DECODE, self.onto))
+        transfers.obey(cmd.Send(1, self.route, 0, PREFILL, 0, self.blocks, len(self.blocks), (0,), False))
+        transfers.obey(cmd.Assign(1, DECODE, self.onto))
         with torch.cuda.stream(torch.cuda.Stream()):
             for layer, (key, value) in enumerate(data):
                 cache.write(layer, slots, key, value)

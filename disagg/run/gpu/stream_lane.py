@@ -177,7 +177,7 @@ class StreamLane(BaseLane):
         if known and isinstance(known[0], tuple):
             left = known
         elif not known and copy.source.role == "host":
-            left = self.transfers.take_spilled(copy.request)
+            left = self.transfers.spilled.pop(copy.request)
         return self._first_difference(copy, left, arrived, tokens)
 
     def measure(self) -> RouteCost:
