@@ -10,7 +10,7 @@ from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
 from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
-from disagg.run.model.batch import DecodeBatch
+from disagg.run.model.batch import BatchRows, DecodeBatch
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
@@ -27,12 +27,12 @@ class DecodeRow:
     blocks: list[int]
 
 
-class DecodeStage:
+class DecodeStage(BatchRows[DecodeRow]):
     """Carries out `Decode` commands with one model and the cache of its device."""
 
     def __init__(self, model: Model, cache: KVCache, reports: Reports) -> None:
+        super().__init__()
         self.model, self.cache, self._reports = model, cache, reports
-        self.rows: dict[int, DecodeRow] = {}
 
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Nothing is compiled here."""
@@ -43,9 +43,7 @@ class DecodeStage:
     def step(self, command: Decode) -> Stepped:
         """One step: follow the changes, run, pick a token a row, report."""
         started = now_ns()
-        self._follow(command)
-        order = [request for group in command.groups for request in group]
-        rows = [self.rows[request] for request in order]
+        rows = self.follow(command)
         batch = self._batch(command, rows)
         logits = self.model.decode(self.cache, batch)
         draws = [Draw(r.join.request, r.join.sampling, r.context + 1, r.token_index) for r in rows]
@@ -53,20 +51,18 @@ class DecodeStage:
         for row, token in zip(rows, tokens, strict=True):
             row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
         ended = now_ns()
-        span = Span("decode", str(command.worker), started, ended, tuple(order), command.step, len(rows))
+        requests = tuple(draw.request for draw in draws)
+        span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows))
         sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
         self._reports.record(span._replace(ready_ns=command.at_ns, blocks=blocks, groups=sizes))
         used, padded = batch.used_slots, batch.padded_slots
         return Stepped(command.worker, command.step, tokens, started, ended, used, padded)
 
-    def _follow(self, command: Decode) -> None:
-        """Applies the command's changes to the rows: requests that left or joined, and tables that grew."""
-        for request in command.left:
-            del self.rows[request]
-        for join in command.joins:
-            self.rows[join.request] = DecodeRow(join, join.token, join.context, join.token_index, list(join.blocks))
-        for request, block in command.grown:
-            self.rows[request].blocks.append(block)
+    def join(self, join: Join) -> DecodeRow:
+        return DecodeRow(join, join.token, join.context, join.token_index, list(join.blocks))
+
+    def grow(self, row: DecodeRow, block: int) -> None:
+        row.blocks.append(block)
 
     def _batch(self, command: Decode, rows: list[DecodeRow]) -> DecodeBatch:
         """Tokens and positions [B], and a padded block table [b, n] a bin."""

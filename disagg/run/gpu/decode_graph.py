@@ -23,6 +23,7 @@ from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.gpu.memory import RESERVE_BYTES, room_for
 from disagg.run.gpu.step_ends import StepEnds
 from disagg.run.kv_cache import KVCache
+from disagg.run.model.batch import BatchRows
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import draw_token, greedy, not_finite
 from disagg.run.reports import Reports
@@ -54,7 +55,7 @@ class Captured(NamedTuple):
     picked: torch.Tensor
 
 
-class GraphDecodeStage:
+class GraphDecodeStage(BatchRows[GraphRow]):
     """Runs `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
     def __init__(
@@ -67,11 +68,11 @@ class GraphDecodeStage:
         reports: Reports,
         split: bool = False,
     ) -> None:
+        super().__init__()
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
         self._reports, self._ends, self._split = reports, StepEnds(reports.post), split
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state: DeviceRows | None = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
-        self.rows: dict[int, GraphRow] = {}
         self._free = list(range(places - 1, -1, -1))
         self._captured: dict[tuple[torch.cuda.Stream | None, int], Captured] = {}  # by stream and size
         self._own: torch.cuda.Stream | None = None
@@ -144,9 +145,7 @@ class GraphDecodeStage:
         return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
     def _launch(self, command: Decode) -> "LaunchedStep":
-        self._follow(command)
-        order = [request for group in command.groups for request in group]
-        rows = [self.rows[request] for request in order]
+        rows = self.follow(command)
         size = next(size for size in self._sizes if size >= len(rows))
         for row in rows:
             if row.join.sampling.force_ids is not None and row.token_index > row.join.token_index:
@@ -170,18 +169,17 @@ class GraphDecodeStage:
             row.context, row.token_index = row.context + 1, row.token_index + 1
         return launched
 
-    def _follow(self, command: Decode) -> None:
-        """Applies the command to the rows on the host and on the device."""
-        for request in command.left:
-            self._free.append(self.rows.pop(request).place)
-        for join in command.joins:
-            row = GraphRow(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
-            self.rows[join.request] = row
-            self._device_rows.set_row(row.place, join.token, join.context, list(join.blocks))
-        for request, block in command.grown:
-            row = self.rows[request]
-            self._device_rows.set_block(row.place, row.blocks, block)
-            row.blocks += 1
+    def join(self, join: Join) -> GraphRow:
+        row = GraphRow(join, self._free.pop(), join.context, join.token_index, len(join.blocks))
+        self._device_rows.set_row(row.place, join.token, join.context, list(join.blocks))
+        return row
+
+    def grow(self, row: GraphRow, block: int) -> None:
+        self._device_rows.set_block(row.place, row.blocks, block)
+        row.blocks += 1
+
+    def leave(self, row: GraphRow) -> None:
+        self._free.append(row.place)
 
     def _sample(
         self, rows: list[GraphRow], logits: torch.Tensor, picked: torch.Tensor

@@ -1,9 +1,13 @@
 """What one call of the model works on: a packed prefill pass or a decode step. Tensors of ids live on the CPU."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
+
+from disagg.plan.commands import Decode, Join
 
 LayerHook = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -81,3 +85,33 @@ class DecodeBatch:
     def padded_slots(self) -> int:
         """Tokens that attention reads: rows x longest row, summed over the groups."""
         return sum((stop - start) * (int(self.positions[start:stop].max()) + 1) for start, stop, _ in self.groups)
+
+
+Row = TypeVar("Row")
+
+
+class BatchRows(ABC, Generic[Row]):
+    """A decode worker's rows by request, which follow the controller's batch by the changes that each step names."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Row] = {}
+
+    def follow(self, command: Decode) -> list[Row]:
+        """The rows of this step, in the order of its groups."""
+        for request in command.left:
+            self.leave(self.rows.pop(request))
+        for join in command.joins:
+            self.rows[join.request] = self.join(join)
+        for request, block in command.grown:
+            self.grow(self.rows[request], block)
+        return [self.rows[request] for group in command.groups for request in group]
+
+    @abstractmethod
+    def join(self, join: Join) -> Row: ...
+
+    @abstractmethod
+    def grow(self, row: Row, block: int) -> None: ...
+
+    def leave(self, row: Row) -> None:
+        """The row is in no later step."""
+        return
