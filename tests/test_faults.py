@@ -557,7 +557,7 @@ def test_breaking_while_serve_waits_for_an_arrival(monkeypatch):
 def test_serve_keeps_what_has_ended_where_the_engine_breaks_between_two_requests(monkeypatch):
 
     def breaking(self, *what):
-        if first := self._loop.served.get(0):
+        if first := self._loop.core.served.get(0):
             first.result(LIMIT_S)
             self._loop.ask(lambda: self._loop.core.break_off("gone"))
 

@@ -117,11 +117,11 @@ class Injection(Seams):
         if self.strike("allocation") == "refuse":
             raise EngineError(f"no room for {what}: the plan refuses this allocation")
 
-    def after_event(self, loop: Any) -> None:
+    def after_event(self, core: Any) -> None:
         """After a controller event: the plan may cancel one request, or interrupt all."""
         match self.strike("event"):
             case "cancel":
-                if handles := loop.open_handles():
+                if handles := list(core.handles.values()):
                     self.plan.pick(handles).cancel()
             case "interrupt":
-                loop.interrupt()
+                core.interrupt()

@@ -34,5 +34,5 @@ class Seams:
     def allocate(self, what: str) -> None:
         """Before memory for K/V is allocated; may raise EngineError."""
 
-    def after_event(self, loop: Any) -> None:
+    def after_event(self, core: Any) -> None:
         """After a controller event, on the engine's thread."""

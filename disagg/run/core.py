@@ -33,6 +33,7 @@ class EngineCore:
         self.controller.state.on_move.append(self.detectors.moved)
         self.recorder: Recorder  # from the loop's `start` on: it reads the lanes
         self.handles = OpenHandles()
+        self.served: dict[int, Handle] = {}  # of the run that is being served, by the request's index in it
         self.breach: InvariantViolation | None = None  # what a detector saw; the engine is broken then
         self.broken: str | None = None
         self.closed = False  # takes nothing more
@@ -47,6 +48,12 @@ class EngineCore:
             raise EngineError(FORKED)
         if self.broken:
             raise EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
+
+    def interrupt(self) -> None:
+        """For any thread: ends the run that is being served."""
+        self.over.set()
+        for handle in list(self.served.values()):
+            handle.cancel()
 
     def refuse(self, jobs: list[Job]) -> None:
         """RequestError where one of them can never be served."""

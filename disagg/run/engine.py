@@ -146,13 +146,13 @@ class Engine:
             loop.ask(lambda: self._core.refuse(prepared))
             return ServedRun(loop, requests, prepared, self._new_handle).run(record)
         finally:
-            loop.served = {}
+            self._core.served = {}
             loop.call(self.recorder.between_runs)  # before another thread's run begins
             self._serving = None
 
     def interrupt(self) -> None:
         """Ends the run that another thread serves, as an interrupt there would: `serve` returns with what there is."""
-        self._loop.interrupt()
+        self._core.interrupt()
 
     def open_handles(self) -> list[Handle]:
         return self._loop.open_handles()

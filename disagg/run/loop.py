@@ -47,7 +47,6 @@ class EngineLoop:
         except EngineError as error:
             raise EngineError(f"{error}{held_in_words()}") from None
         self.core = EngineCore(config, self.executor, self._now_ns)
-        self.served: dict[int, Handle] = {}  # of the run that is being served, by the request's index in it
         self._began = Latch()  # the thread looks into the inbox
         self._thread = Joinable(target=self._run, name="disagg engine")
 
@@ -68,12 +67,6 @@ class EngineLoop:
     def cancel(self, handle: Handle) -> None:
         """Behind whatever was asked for before: also behind the handle's own admission."""
         self._inbox.put(Call(lambda: self.core.cancel(handle), queue.SimpleQueue(), changes=True))
-
-    def interrupt(self) -> None:
-        """Ends the run that is being served."""
-        self.core.over.set()
-        for handle in list(self.served.values()):
-            handle.cancel()
 
     def open_handles(self) -> list[Handle]:
         """Of the requests that have not ended."""

@@ -23,7 +23,6 @@ class OpenEngine(Protocol):
 
     executor: Executor
 
-    def interrupt(self) -> None: ...
     def shut_and_wait(self) -> None: ...
     def end(self) -> None: ...
     def orphan(self) -> None: ...  # in a forked process
@@ -71,6 +70,5 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     """No worker is left inside torch while the interpreter goes down."""
     for engine in list(OPEN):
-        engine.interrupt()
         engine.shut_and_wait()
         engine.end()

@@ -24,7 +24,7 @@ class ServedRun:
         """To the end of all, or of what is open when it is interrupted; EngineError if the engine breaks."""
         loop, core, start = self._loop, self._loop.core, now_ns()
         core.over.clear()
-        loop.served = self._handles
+        core.served = self._handles
         loop.ask(lambda: core.recorder.begin(start, record, beside=bool(core.handles)))
         if core.closed or core.broken:  # since the check, and before `over` was cleared
             core.over.set()
