@@ -47,7 +47,7 @@ def test_it_opens_from_disk_and_asks_for_nothing(page, shot):
     expect(page.locator("h1")).to_contain_text("6 requests")
     expect(sentence(page)).to_have_text("At 0.00 ms: prefill: prefill pass 1, 100 tokens, request 0.")
     expect(page.locator("#pages h3")).to_have_text(["prefill 0", "decode 0"])
-    expect(page.locator("#pages p").first).to_contain_text("7 of 4096 blocks held. request 0: 7 in flight")
+    expect(page.locator("#pages p").first).to_contain_text("7 of 256 blocks held. request 0: 7 in flight")
     assert page.locator("tbody").first.locator("tr").count() == 6
     shot(page, "page-light")
 
