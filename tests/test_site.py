@@ -128,12 +128,11 @@ def test_what_goes_into_the_browser_runs_alone(tmp_path):
     packed.write_bytes(package())
     names = zipfile.ZipFile(packed).namelist()
     assert {n for n in names if not n.startswith(("disagg/plan/", "disagg/trace/", "disagg/twin/"))} == {
-        "disagg/__init__.py", "disagg/show/__init__.py", "disagg/show/columns.py", "disagg/show/plots/__init__.py",
-        "disagg/show/plots/palette.py",
-        "disagg/show/plots/summaries.py", "disagg/explorer/__init__.py", "disagg/explorer/settings.py",
-        "disagg/explorer/twin.py",
+        "disagg/__init__.py", "disagg/imported_later.py", "disagg/show/__init__.py", "disagg/show/columns.py",
+        "disagg/show/plots/__init__.py", "disagg/show/plots/palette.py", "disagg/show/plots/summaries.py",
+        "disagg/explorer/__init__.py", "disagg/explorer/settings.py", "disagg/explorer/twin.py",
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(packed)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", ALONE, str(packed)], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr
 
 

@@ -27,7 +27,7 @@ NOT_MEASURED = (
 )
 WINGS = ("plan", "trace", "twin")  # pure Python as a whole
 _BESIDE = ("columns", "plots/__init__", "plots/palette", "plots/summaries", "__init__")  # of show
-BESIDE = ["__init__.py", *(f"explorer/{name}.py" for name in ("__init__", "settings", "twin"))]
+BESIDE = ["__init__.py", "imported_later.py", *(f"explorer/{name}.py" for name in ("__init__", "settings", "twin"))]
 BESIDE += [f"show/{name}.py" for name in _BESIDE]
 COPIED = [PACKAGE / "show/canvas.js", PACKAGE / "show/page.css", *HERE.glob("*.css"), *HERE.glob("*.js")]
 
