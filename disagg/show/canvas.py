@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from disagg.plan.spans import Span
 from disagg.show.columns import SpanColumns, look
@@ -67,7 +68,8 @@ class TimelineCanvas(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"Timeline to zoom, hover and step, rows: {', '.join(self._spans.rows.values())}.{self._counts}"
 
-    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         """The widget, and the sentence in its place without a kernel."""
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+        widget: Any = super()  # mypy knows its type only where anywidget is installed
+        data, metadata = widget._repr_mimebundle_(**kwargs)
         return {**data, "text/plain": repr(self)}, metadata

@@ -269,16 +269,20 @@ class SimulatedEngine(VirtualClock):
             copy.start_ns = max(copy.start_ns, self.now_ns)
             took = self.speeds.copy_ns(copy.lane, copy.nbytes)
             copy.busy_until_ns = copy.landing_ns = copy.start_ns + took
-        late = copy.busy_until_ns < copy.landing_ns  # without latency the link is free when its copy lands
-        self.at(copy.busy_until_ns if late else copy.landing_ns, self._lane_free, copy, not late)
-        if late:
+        if copy.busy_until_ns < copy.landing_ns:
+            self.at(copy.busy_until_ns, self._lane_free, copy.lane)
             self.at(copy.landing_ns, self.land, copy)
+        else:
+            self.at(copy.landing_ns, self._through, copy)
 
-    def _lane_free(self, copy: Copy, landed: bool) -> None:
-        self.busy_lanes.discard(copy.lane)
+    def _lane_free(self, name: LaneName) -> None:
+        self.busy_lanes.discard(name)
         self.drive_lanes()
-        if landed:
-            self.land(copy)
+
+    def _through(self, copy: Copy) -> None:
+        """Without latency a link is free as its copy lands."""
+        self._lane_free(copy.lane)
+        self.land(copy)
 
     def land(self, copy: Copy) -> None:
         notices = self.transfers.finish(copy)
