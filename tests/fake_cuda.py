@@ -13,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from engine_tools import tiny
 from fake_driver import FakeDriver
 
 from disagg.course.buglab.lazy_stream import copy_blocks
@@ -128,6 +129,11 @@ def on_the_cpu(make, device=None, pin_memory=False, **fields):
 
 def fake_streams(monkeypatch):
     """Streams, events, dials and clocks of GPUs; tensors that are wanted there, or pinned, are made on the CPU."""
+    tiny()  # torch and transformers import the rest of themselves at a first load, and would keep the fakes
+    import disagg.run.attention.paged
+    import disagg.run.gpu.decode_graph
+    import disagg.run.gpu.prefill_graph  # noqa: F401
+
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", on)
