@@ -429,6 +429,13 @@ def test_no_request_is_preempted_under_a_step_in_flight():
 SECOND = 10**9
 
 
+def test_a_pass_with_fewer_tokens_than_it_owes_is_a_bug_and_loses_no_request_in_silence():
+    harness = ControllerHarness()
+    harness.submit()
+    with pytest.raises(ValueError, match="zip"):
+        harness.prefilled()
+
+
 def test_a_deadline_never_moves():
     harness = ControllerHarness().hand_off()
     due = harness.state.deadlines.next_ns

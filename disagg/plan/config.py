@@ -141,12 +141,16 @@ class Config:
 
     def _check_split(self, on_cpu: bool) -> None:
         """`sm_split` needs prefill and decode workers on one GPU; run/sm_split checks the number itself."""
-        apart = f"they are on {self.prefill_device} and {self.decode_device}"
-        why = {"they are on CPU cores, which have none": on_cpu, "they take turns on one worker": self.colocated}
-        why[apart] = self.prefill_device != self.decode_device
-        if wrong := [words for words, applies in why.items() if applies]:
-            what = f"sm_split={self.sm_split} gives decode that many SMs of the one GPU that it shares with prefill"
-            raise ConfigError(f"{what}, but here {wrong[0]}; leave it out")
+        if on_cpu:
+            why = "they are on CPU cores, which have none"
+        elif self.colocated:
+            why = "they take turns on one worker"
+        elif self.prefill_device != self.decode_device:
+            why = f"they are on {self.prefill_device} and {self.decode_device}"
+        else:
+            return
+        what = f"sm_split={self.sm_split} gives decode that many SMs of the one GPU that it shares with prefill"
+        raise ConfigError(f"{what}, but here {why}; leave it out")
 
     def _check_devices(self) -> None:
         kinds = set()

@@ -122,7 +122,8 @@ class PrefillScheduler:
             return True
         state.costs.observe_prefill(done.tokens, event.ended_ns - event.started_ns)
         finals = [record for record, final in done.items if final]
-        first = [(record, token) for record, token in zip(finals, event.tokens, strict=False) if record.finish is None]
+        pairs = zip(finals, event.tokens[: len(finals)], strict=True)
+        first = [(record, token) for record, token in pairs if record.finish is None]
         for record, token in first:
             worker.partial.remove(record)
             record.generated.append(token)

@@ -6,6 +6,7 @@ A forked process has none of its parent's threads, neither an engine's nor torch
 import atexit
 import os
 from collections import Counter
+from itertools import chain
 from typing import Protocol
 
 from disagg.plan.errors import EngineError
@@ -36,7 +37,7 @@ def held_in_words() -> str:
     """What open engines hold, as a sentence for the error of one that finds no room; nothing where none is open."""
     memories = [caches for engine in list(OPEN) if (caches := list(engine.executor.caches.values()))]
     held: Counter[str] = Counter()
-    for cache in (cache for caches in memories for cache in caches):
+    for cache in chain.from_iterable(memories):
         held[str(cache.device)] += cache.bytes
     if not held:
         return ""

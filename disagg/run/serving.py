@@ -14,7 +14,7 @@ NewHandle = Callable[[Request, Job, int], Handle]  # of a request that arrives a
 
 
 class ServedRun:
-    """On the thread of its caller. The loop knows the handles as `served`, and sets `over` where no more may begin."""
+    """On the thread of its caller. The core knows the handles as `served`, and sets `over` where no more may begin."""
 
     def __init__(self, loop: EngineLoop, requests: list[Request], jobs: list[Job], new_handle: NewHandle) -> None:
         self._loop, self._requests, self._jobs, self._new_handle = loop, requests, jobs, new_handle
