@@ -22,7 +22,7 @@ from disagg.twin.simulate import simulate
 CACHE, FOLDER = Path("build/cache"), Path("build/site")
 NAMES = ("explorer_first_picture_s", "explorer_first_answer_s", "explorer_answer_s", "explorer_logs_that_differ",
          "explorer_requests_outside")  # fmt: skip
-WAIT_S = 60
+WAIT_S = 300  # a browser runs Python several times as slowly, and may have busy neighbours
 #: What is compared byte by byte: every route, and each kind of hardware and policy once.
 COMPARED: tuple[dict[str, str], ...] = (
     {}, {"preset": "baseline", "model": "qwen3-0.6b"}, {"preset": "split", "link": "own", "hardware": "2xL4"},

@@ -16,8 +16,10 @@ from disagg import Config, Engine, Link, Request, Timeline, simulate
 from disagg.cli import main as cli
 from disagg.cli import output
 from disagg.plan.blocks import STATES
+from disagg.plan.commands import Placed
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DisaggError, EngineError, FileError
+from disagg.plan.policy import Option
 from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace import archive, files, parts
@@ -129,7 +131,7 @@ def test_a_save_that_fails_leaves_the_recording_before_it_and_no_part_of_its_own
 
 
 def test_preemptions_are_kept(tmp_path):
-    run = simulated("paged", 12, decode_blocks=22, prefill_blocks=40, host_blocks=100)
+    run = simulated("paged", 12, decode_blocks=22, prefill_blocks=20, host_blocks=100)
     assert {span.kind for span in run.timeline.spans} >= {"spill", "fetch"} and run.choices
     run.save(tmp_path / "run.jsonl")
     assert Run.load(tmp_path / "run.jsonl") == without_log(run)
@@ -231,7 +233,8 @@ def test_a_long_run_is_small(tmp_path):
 @pytest.fixture(scope="module")
 def good() -> list[bytes]:
     """The lines of a recording with every kind of line."""
-    run = simulated("paged", 12, decode_blocks=22, prefill_blocks=40, host_blocks=100)
+    run = simulated("paged", 12, decode_blocks=22, prefill_blocks=20, host_blocks=100)
+    run.placements.append(Placed(0, "split", (Option("split", 0, (("queue", 5), ("prefill", 7))), Option("stay")), 9))
     return [json.dumps(row).encode() + b"\n" for row in archive._rows(run.header(), run.records())]
 
 

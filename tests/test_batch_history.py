@@ -33,6 +33,12 @@ class Listening(SimulatedEngine):
         self.decodes.setdefault(str(command.worker), []).append(command)
         super()._decode(command)
 
+    def _prefill(self, command):
+        if command.step is not None:  # a mixed pass reads each row alone
+            alone = tuple((request,) for request in command.rows)
+            self.decodes.setdefault(str(command.worker), []).append(command.step._replace(groups=alone))
+        super()._prefill(command)
+
 
 def served(config: Config, requests, cancels=(), steps_in_flight=1):
     """(run, decode commands by worker); `cancels` are (seconds, request)."""

@@ -39,7 +39,10 @@ def test_what_is_left_open_follows_the_device():
     "fields, words",
     [
         ({"route": "stagd"}, "route must be one of bulk, direct, staged; got 'stagd'; nearest: 'staged'"),
-        ({"policy": "shortst"}, "policy must be one of fcfs, shortest; got 'shortst'; nearest: 'shortest'"),
+        (
+            {"policy": "shortst"},
+            "policy must be one of fcfs, shortest, deadline, or an object; got 'shortst'; nearest: 'shortest'",
+        ),
         ({"dtype": "float8"}, "dtype must be one of float32, float16, bfloat16; got 'float8'; nearest: 'float32'"),
         ({"attention": "flash"}, "attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out"),
         ({"attention": "flsh"}, "attention must be one of auto, flash, sdpa, plain; got 'flsh'; nearest: 'flash'"),
@@ -94,7 +97,6 @@ MUST_BE = [
     *wrong(["verify_kv", "join_projections", "compile"], "True or False", 1, 0, "yes", math.nan),
     *wrong(["prefill_device", "decode_device"], '"cpu", "cuda" or "cuda:N"', *WRONG_DEVICES),
     *wrong(["route"], "one of bulk, direct, staged", None, ["bulk"]),
-    *wrong(["policy"], "one of fcfs, shortest", None, ["fcfs"]),
     *wrong(["dtype"], "one of float32, float16, bfloat16", None, ["float32"]),
     *wrong(["attention"], "one of auto, flash, sdpa, plain", None, ["auto"]),
 ]
@@ -124,7 +126,8 @@ def test_unknown_names_fail_with_the_nearest():
 
 def test_every_preset_is_a_config_and_every_field_can_be_overridden():
     assert list(PRESETS) == [
-        "baseline", "colocated", "split", "streamed", "staged", "paged", "dynamic", "two_colocated"
+        "baseline", "colocated", "split", "streamed", "staged", "paged", "dynamic", "conditional",
+        "two_colocated",
     ]  # fmt: skip
     for name in PRESETS:
         assert Config.preset(name, max_batch=3).max_batch == 3

@@ -110,7 +110,7 @@ def test_decode_blocks_are_reserved_when_something_is_about_to_travel():
 
 
 def test_the_device_of_a_colocated_request_alternates_passes_and_steps():
-    harness = ControllerHarness("colocated")
+    harness = ControllerHarness("colocated", mixed_passes=False)
     harness.submit(0, prompt=6, new=5)
     assert harness.held() == (2, 0)
     harness.prefilled(11)
@@ -122,6 +122,32 @@ def test_the_device_of_a_colocated_request_alternates_passes_and_steps():
     harness.prefilled(21)
     assert harness.kinds() == ["Emit", "Decode"]
     assert harness.last(cmd.Decode).groups == ((0, 1),)
+
+
+def test_rows_decode_in_the_pass_of_a_prompt():
+    """The last chunks of a mixed pass are its rows, a token each, and so are the last tokens of its end."""
+    harness = ControllerHarness("colocated").hand_off(0, prompt=6, new=5)
+    harness.submit(1, prompt=6, new=5)
+    harness.stepped(12)
+    command = harness.last(cmd.Prefill)
+    assert harness.kinds() == ["Emit", "Prefill"] and command.rows == (0,)
+    assert [(chunk.request, chunk.start, chunk.stop) for chunk in command.chunks] == [(1, 0, 6), (0, 7, 8)]
+    table = harness.state.records[0].decode_table
+    assert command.chunks[1].tokens == (12,) and command.chunks[1].blocks == tuple(table.blocks[:2])
+    harness.prefilled(21, 13)
+    assert [emit.tokens for emit in harness.out if isinstance(emit, cmd.Emit)] == [(21,), (13,)]
+    assert harness.last(cmd.Decode).groups == ((0, 1),) and harness.state.counts["padding_mismatches"] == 0
+
+
+def test_a_mixed_pass_that_fails_ends_its_prompts_and_its_rows():
+    harness = ControllerHarness("colocated").hand_off(0, prompt=6, new=5)
+    harness.submit(1, prompt=6, new=5)
+    harness.stepped(12)
+    pass_id, worker = harness.last(cmd.Prefill).pass_id, harness.last(cmd.Prefill).worker
+    harness.tell(ev.PassFailed(worker, pass_id, "no memory"))
+    ended = {end.request: end.error for end in harness.out if isinstance(end, cmd.Ended)}
+    assert ended == {0: "decode of request 0 failed: no memory", 1: "prefill of request 1 failed: no memory"}
+    assert not harness.state.records and harness.state.decodes[0].pool.held == 0
 
 
 def test_a_step_is_alone_while_no_prefill_worker_has_a_pass():

@@ -7,9 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from disagg.plan.checks import short
-from disagg.plan.config import POLICIES, PRESETS, Config
+from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import PRESETS as LINKS
+from disagg.plan.policy import POLICIES
 from disagg.plan.request import Request
 from disagg.twin.hardware import DEVICES
 from disagg.twin.model_shapes import RANDOM, SHAPES
@@ -60,10 +61,11 @@ _PRESETS = {
     "staged": "two devices, layer by layer through host memory",
     "paged": "K/V may wait in host memory",
     "dynamic": "rows of like length together",
+    "conditional": "each request is split or kept, by estimate",
     "two_colocated": "the rival: two devices, each does everything",
 }
 _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
-_POLICIES = {"fcfs": "first come, first served", "shortest": "shortest first"}
+_POLICIES = {"fcfs": "first come, first served", "shortest": "shortest first", "deadline": "earliest deadline first"}
 
 #: Name in a permalink → what can be chosen. The names stay, so that old links work.
 CONTROLS: dict[str, OptionList | StepRange] = {

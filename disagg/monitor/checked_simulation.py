@@ -137,21 +137,28 @@ class CheckedSimulation(FaultySimulation):
 
     def _prefill(self, command: cmd.Prefill) -> None:
         start, chunks = self._start(command.worker), command.chunks
+        if command.step is not None:
+            self._check_rows(command.step)
         super()._prefill(command)
-        self.seen["chunked prefill"] += any(chunk.start for chunk in chunks)
+        self.seen["mixed pass"] += command.step is not None
+        self.seen["chunked prefill"] += any(chunk.start for chunk in command.prompts)
         lead_ns, layer_ns, _ = self._pass_ns(command)
         for layer in range(self.speeds.layers):
             end = start + lead_ns + layer * layer_ns - 1
             self.at(end, self.memory.write_layer, str(command.worker), chunks, layer)
 
     def _decode(self, command: cmd.Decode) -> None:
-        for join in command.joins:
-            self.memory.read_row(str(command.worker), join.request, join.context, join.blocks)
+        self._check_rows(command)
         super()._decode(command)
         view, rows = self._batches[command.worker], self.monitor.blocks.batches[command.worker].rows
         requests = [request for group in command.groups for request in group]
         assert sorted(requests) == sorted(rows), "the worker's batch is not the step's rows"
         self.running[command.worker, command.step] = [(r, view.context(r), tuple(rows[r].blocks)) for r in requests]
+
+    def _check_rows(self, command: cmd.Decode) -> None:
+        """The K/V of rows that join are there."""
+        for join in command.joins:
+            self.memory.read_row(str(command.worker), join.request, join.context, join.blocks)
 
     # ---- copies ------------------------------------------------------------------------------------------------------
 

@@ -39,10 +39,14 @@ def _prefill(log: LogView, command: cmd.Prefill) -> None:
     pool = place(command.worker)
     if command.worker in log.waiting.passes:
         log.report("OneEnd", f"{command.worker} gets a second pass while one runs")
+    if command.step is not None:
+        _decode(log, command.step)
     for chunk in command.chunks:
-        view = log.requests.get(chunk.request, "is prefilled")
         log.blocks.own(f"pass {command.pass_id}", chunk.request, pool, chunk.blocks)
         log.blocks.touch(pool, chunk.blocks)
+    for chunk in command.prompts:
+        view = log.requests.get(chunk.request, "is prefilled")
+        view.stays = command.worker.role == "decode"
         if chunk.start == 0:
             view.prefilling, view.prefilled, view.arrived, view.paged = True, False, False, False
             view.since_ns, view.due = log.now_ns, None
@@ -90,7 +94,7 @@ def _ended(log: LogView, command: cmd.Ended) -> None:
 def check_sent(log: LogView, view: RequestView) -> None:
     """Landing: prefill has ended, so all its blocks are sent."""
     request = view.job.id
-    if log.colocated or request not in log.requests.open or view.arrived or not view.prefilled:
+    if view.stays or request not in log.requests.open or view.arrived or not view.prefilled:
         return
     carried = log.carried_of(view)
     if carried is None:

@@ -7,6 +7,7 @@ from disagg.monitor.block_monitor import place
 from disagg.monitor.log_view import LogView
 from disagg.monitor.request_monitor import RequestView
 from disagg.plan import events as ev
+from disagg.plan.commands import Worker
 
 
 def hear(log: LogView, event: ev.Event) -> str:
@@ -50,9 +51,13 @@ def _step_ended(log: LogView, event: ev.Stepped | ev.StepFailed) -> str:
     if isinstance(event, ev.StepFailed):
         for request in batch.running():
             log.requests.fails(request, surely=True)
-    batch.end()
-    del log.waiting.begun["step", event.worker, event.step]
+    _end_step(log, event.worker, event.step)
     return ""
+
+
+def _end_step(log: LogView, worker: Worker, step: int) -> None:
+    log.blocks.batches[worker].end()
+    del log.waiting.begun["step", worker, step]
 
 
 def _landed(log: LogView, event: ev.Landed) -> str:
@@ -74,10 +79,13 @@ def _pass_ended(log: LogView, event: ev.Prefilled | ev.PassFailed, given: tuple[
     tokens = iter(given or ())
     for chunk in command.chunks:
         log.blocks.leave(place(event.worker), chunk.blocks)
-        view, token = log.requests.open.get(chunk.request), next(tokens, None) if chunk.final else None
         if given is None:
             log.requests.fails(chunk.request, surely=True)
-        elif chunk.final and view is not None:
+    if command.step is not None:
+        _end_step(log, event.worker, command.step.step)
+    for chunk in command.prompts:
+        view, token = log.requests.open.get(chunk.request), next(tokens, None) if chunk.final else None
+        if given is not None and chunk.final and view is not None:
             done = token in view.job.eos_ids or view.given + 1 == view.job.max_new_tokens
             _prefilled(log, view, done)
     return ""
@@ -89,7 +97,7 @@ def _prefilled(log: LogView, view: RequestView, done: bool) -> None:
     if done:
         return
     log.finals.append(view)
-    if log.colocated:
+    if view.stays:
         view.arrived = True
     elif (carried := log.carried_of(view)) is not None and not carried.aborted:
         if carried.complete:

@@ -12,7 +12,7 @@ class LogView:
     """`report` raises. Times in ns on the controller's clock."""
 
     def __init__(self, config: Config, layers: int, report: Report) -> None:
-        self.report, self.colocated = report, config.colocated
+        self.report = report
         assert config.block_size is not None, "a controller's config has its block size filled in"
         self.block_size = config.block_size
         self.blocks = BlockMonitor(config, report)

@@ -17,6 +17,7 @@ class RequestView:
     last: int | None = None
     prefilling: bool = False  # from its first chunk to the end of its last
     prefilled: bool = False
+    stays: bool = False  # its last prefill was on a decode device
     transfer: int | None = None  # the open one, else the last one
     arrived: bool = False  # a decode device has all its K/V
     due: int | None = None  # blocks that arrived there, until the request joins

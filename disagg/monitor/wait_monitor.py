@@ -76,7 +76,7 @@ class WaitMonitor:
 
     def _gate(self, view: RequestView, held: dict[str, int]) -> tuple[str, str]:
         """The request's stage by the log, and the memory that it needs next."""
-        here = "decode" if self._config.colocated else "prefill"
+        here = "decode" if self._config.colocated or view.stays else "prefill"
         if view.arrived:
             return "landed", "decode"
         if view.paged:

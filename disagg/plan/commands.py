@@ -2,9 +2,11 @@
 rest to the engine. A decode worker keeps its batch in static buffers, so a step carries only what changed.
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 from disagg.plan.config import Config
+from disagg.plan.policy import Option
 from disagg.plan.preemption import Choice
 from disagg.plan.request import Finish, Priority, Sampling, Stage
 
@@ -33,13 +35,6 @@ class Chunk(NamedTuple):
     transfer: int | None  # the hand-off that takes each layer as it is computed
 
 
-class Prefill(NamedTuple):
-    worker: Worker
-    pass_id: int
-    chunks: tuple[Chunk, ...]
-    at_ns: int
-
-
 class Join(NamedTuple):
     """A row that enters the batch: its last token, tokens in its cache, and its table."""
 
@@ -62,6 +57,26 @@ class Decode(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     at_ns: int
     alone: bool  # no prefill pass is in flight: the step may use all SMs of a split GPU
+
+
+class Prefill(NamedTuple):
+    """A pass. In a mixed one the chunks of `step`'s rows, a token each, follow those of prompts."""
+
+    worker: Worker
+    pass_id: int
+    chunks: tuple[Chunk, ...]
+    at_ns: int
+    step: Decode | None = None
+
+    @property
+    def prompts(self) -> tuple[Chunk, ...]:
+        """The chunks of prompts alone."""
+        return self.chunks[: len(self.chunks) - len(self.rows)]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The requests that decode in this pass."""
+        return () if self.step is None else tuple(chain.from_iterable(self.step.groups))
 
 
 class Send(NamedTuple):
@@ -116,6 +131,15 @@ class Preempted(NamedTuple):
     at_ns: int
 
 
+class Placed(NamedTuple):
+    """A request goes this way, chosen by policy among options with estimates; "" where it is rejected."""
+
+    request: int
+    way: str
+    options: tuple[Option, ...]
+    at_ns: int
+
+
 class Retuned(NamedTuple):
     """New links and granularity are in force."""
 
@@ -128,7 +152,7 @@ class Broken(NamedTuple):
     cause: str
 
 
-Command = Prefill | Decode | Send | Assign | Abort | Emit | Ended | Preempted | Retuned | Broken
+Command = Prefill | Decode | Send | Assign | Abort | Emit | Ended | Preempted | Placed | Retuned | Broken
 
 
 class Turn(NamedTuple):

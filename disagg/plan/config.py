@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from disagg.plan.checks import is_number, is_text, is_whole, short
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import LONGEST_S, Link, parse_link
+from disagg.plan.policy import METHODS, POLICIES, Policy
 
 ROUTES = ("bulk", "direct", "staged")
-POLICIES = ("fcfs", "shortest")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class Config:
     decode_blocks: int | None = None
     chunk_tokens: int = None  # type: ignore[assignment]  # of a prefill pass; None: 256 on the CPU, 2,048 on a GPU
     max_batch: int = 32  # rows of one decode step
+    mixed_passes: bool = True  # rows decode in the prefill passes of their worker; False: passes and steps alternate
+    conditional: bool = False  # decode workers prefill too: each request is split, or stays there, by estimate
     bins: tuple[int, ...] = ()  # upper context lengths of the bins, in tokens; a last open bin follows
-    policy: str = "fcfs"
+    policy: str | Policy = "fcfs"  # a name of plan/policy.py, or an object with its three methods
     itl_target_s: float | None = None  # adaptive composition: decode steps stay below this
     watchdog_s: float = 120.0
     threads: int = 1  # torch threads of the process (set once)
@@ -76,12 +78,13 @@ class Config:
             value = getattr(self, name)
             if (name not in _MAY_BE_NONE or value is not None) and not (is_number(value, 0, LONGEST_S) and value > 0):
                 raise ConfigError(f"{name} must be seconds, above 0 and up to {LONGEST_S:g}; got {short(value)}")
-        for name in ("join_projections", "compile", "graphs", "peer_access", "verify_kv"):
+        for name in BOOLEANS:
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False; got {short(value)}")
         if self.chunk_tokens % self.block_size:
             sizes = f"chunk_tokens ({self.chunk_tokens}) must be a multiple of block_size ({self.block_size})"
             raise ConfigError(f"{sizes}, so that a chunk hands off whole blocks")
+        self._check_policy()
         self._check_bins()
         self._check_devices()
         _ = self.links
@@ -131,6 +134,18 @@ class Config:
                 object.__setattr__(self, name, int(value))
         object.__setattr__(self, "bins", tuple(int(bound) for bound in self.bins))
 
+    def _check_policy(self) -> None:
+        policy = self.policy
+        if isinstance(policy, str):
+            if policy not in POLICIES:
+                what = f"policy must be one of {', '.join(POLICIES)}, or an object; got {short(policy)}"
+                raise ConfigError(what + _nearest(policy, POLICIES))
+            return
+        missing = [name for name in METHODS if not callable(getattr(policy, name, None))]
+        if missing or isinstance(policy, type) or not is_text(getattr(policy, "name", None)):
+            lacks = ", ".join(f"{name}()" for name in missing) or "a name, or is a class"
+            raise ConfigError(f"policy must be a name or an object as in plan/policy.py; {short(policy)} lacks {lacks}")
+
     def _check_bins(self) -> None:
         if not isinstance(self.bins, (tuple, list)):
             raise ConfigError(f"bins must be a tuple of context lengths in tokens; got {short(self.bins)}")
@@ -168,11 +183,15 @@ class Config:
         if self.sm_split is not None:
             _check_int("sm_split", self.sm_split, 1, 1024)
             self._check_split("cpu" in kinds)
+        if self.colocated and self.conditional:
+            raise ConfigError("conditional=True needs workers that only prefill, and prefill_workers is 0; set it to 1")
         if self.colocated and self.prefill_device != self.decode_device and self.decode_workers == 1:
             pair = f"prefill_device={self.prefill_device!r} and decode_device={self.decode_device!r} differ"
             advice = "set both alike, or take two decode_workers, one for each"
             raise ConfigError(f"prefill_workers=0 puts prefill on the decode device, but {pair}; {advice}")
 
+
+BOOLEANS = ("mixed_passes", "conditional", "join_projections", "compile", "graphs", "peer_access", "verify_kv")
 
 #: Defaults on the CPU and on a GPU.
 _BY_DEVICE = {
@@ -188,7 +207,6 @@ MOST_BLOCKS = 10_000_000  # of a memory
 
 CHOICES = {
     "route": ROUTES,
-    "policy": POLICIES,
     "dtype": ("float32", "float16", "bfloat16"),
     "attention": ("auto", "flash", "sdpa", "plain"),
 }
@@ -226,6 +244,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "staged": _STAGED,
     "paged": _PAGED,
     "dynamic": {**_PAGED, "bins": (64, 128, 256, 512, 1024), "itl_target_s": 0.5},
+    "conditional": {"route": "direct", "conditional": True},
     "two_colocated": {**_COLOCATED, "decode_workers": 2},
 }
 

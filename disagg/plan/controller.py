@@ -13,10 +13,10 @@ from disagg.plan.checks import present
 from disagg.plan.commands import Broken, Command, Retuned, Turn
 from disagg.plan.config import Config
 from disagg.plan.decode_scheduler import DecodeScheduler
-from disagg.plan.errors import ConfigError
+from disagg.plan.errors import ConfigError, PolicyError
 from disagg.plan.kv_transfers import PAGING, KVTransfers
+from disagg.plan.placement import Placement
 from disagg.plan.prefill_scheduler import PrefillScheduler
-from disagg.plan.queues import POLICIES
 from disagg.plan.request import Finish, Job, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer import Transfer
@@ -40,6 +40,7 @@ class Controller:
     ) -> None:
         self.state = ControllerState(config, layers, token_bytes, steps_in_flight, pads)
         self.kv_transfers = KVTransfers(self.state)
+        self.placement = Placement(self.state)
         self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
         self.decoding = DecodeScheduler(self.state, self.kv_transfers)
         self.broken: str | None = None
@@ -48,12 +49,18 @@ class Controller:
         """Takes one event, returns the commands it leads to. A broken controller takes none."""
         turn = Turn(now_ns, [])
         if not self.broken:
-            changed = self._apply(turn, event)
-            expired = self._expire(turn)
-            if not self.broken and (changed or expired):
-                self._advance(turn)
-                self._check_progress(turn)
+            try:
+                self._handle(turn, event)
+            except PolicyError as error:
+                self._break(turn, str(error))
         return turn.commands
+
+    def _handle(self, turn: Turn, event: ev.Event) -> None:
+        changed = self._apply(turn, event)
+        expired = self._expire(turn)
+        if not self.broken and (changed or expired):
+            self._advance(turn)
+            self._check_progress(turn)
 
     def refusal(self, job: Job) -> str | None:
         """Why these pools can never serve this job; None where they can."""
@@ -83,7 +90,7 @@ class Controller:
             case ev.Landed():
                 return self._landed(turn, event)
             case ev.Prefilled() | ev.PassFailed():
-                return self.prefilling.ended(turn, event)
+                return self._pass_ended(turn, event)
             case ev.SourceRead():
                 return self._source_read(event)
             case ev.Cancel():
@@ -98,6 +105,8 @@ class Controller:
                 record = self.state.enter(turn, job)
                 if refusal := self.refusal(job):  # a pool has shrunk since it was accepted
                     self.state.end(turn, record, Finish.FAILED, refusal)
+                else:
+                    self.placement.arrive(turn, record)
             case ev.Retune():
                 self._retune(turn, event)
             case ev.TimeLost():
@@ -110,12 +119,22 @@ class Controller:
                 assert_never(event)
         return True
 
+    def _pass_ended(self, turn: Turn, event: ev.Prefilled | ev.PassFailed) -> bool:
+        """The rows of a mixed pass have their step's end with it."""
+        worker = self.state.prefill_named(event.worker)
+        done = worker.passing
+        if not self.prefilling.ended(turn, event):
+            return False
+        if done is not None and done.step is not None and worker.decode is not None:
+            self.decoding.mixed_ended(turn, worker.decode, done, event)
+        return True
+
     def _cancel(self, turn: Turn, event: ev.Cancel) -> bool:
         return self.state.end_open(turn, event.request, Finish.CANCELLED)
 
     def _retune(self, turn: Turn, event: ev.Retune) -> None:
         self.check_live(event.config)
-        self.state.retune(event.config, POLICIES[event.config.policy])
+        self.state.retune(event.config)
         turn.commands.append(Retuned(event.config))
         for record in list(self.state.records.values()):
             if refusal := self.refusal(record.job):
@@ -170,26 +189,36 @@ class Controller:
     # ---- after each event --------------------------------------------------------------------------------------------
 
     def _advance(self, turn: Turn) -> None:
-        if self.state.config.colocated:
-            for worker in self.state.prefills:
-                self._take_turns(turn, worker)
-            return
+        """Passes, transfers and steps that can start now."""
         for worker in self.state.prefills:
-            self.prefilling.fill(turn, worker)
+            if worker.decode is None:
+                self.prefilling.fill(turn, worker)
         self.kv_transfers.assign(turn)
-        for decode in self.state.decodes:
+        for worker in self.state.locals:
+            self._share(turn, worker, present(worker.decode))
+        for decode in self.state.decodes if not self.state.locals else ():
             self.decoding.fill(turn, decode)
 
-    def _take_turns(self, turn: Turn, worker: PrefillWorkerState) -> None:
-        """One device: a prefill pass and a decode step alternate where both have something to do."""
-        decode = present(worker.decode)
-        self.kv_transfers.assign(turn)
+    def _share(self, turn: Turn, worker: PrefillWorkerState, decode: DecodeWorkerState) -> None:
+        """A worker that prefills and decodes: where it has both to do, rows decode in the pass of the chunks, whose
+        budget they count in (stall-free batching, Sarathi-Serve, OSDI 2024); without mixed passes the two alternate."""
         if worker.passing or (decode.steps and worker.waiting):
             return
         if not worker.waiting:
-            if self.decoding.fill(turn, decode):
-                worker.prefilled_last = False
-        elif worker.prefilled_last:
+            worker.prefilled_last = not self.decoding.fill(turn, decode) and worker.prefilled_last
+        elif not self.state.config.mixed_passes:
+            self._alternate(turn, worker, decode)
+        elif not self.decoding.compose(turn, decode):
+            self.prefilling.fill(turn, worker)
+        else:
+            budget = max(self.state.config.block_size, self.state.config.chunk_tokens - len(decode.rows))
+            chunks = self.prefilling.compose(turn, worker, budget)
+            step = self.decoding.issue(turn, decode, alone=not chunks, mixed=bool(chunks))
+            if not self.prefilling.start(turn, worker, chunks, step):
+                turn.commands.append(step)
+
+    def _alternate(self, turn: Turn, worker: PrefillWorkerState, decode: DecodeWorkerState) -> None:
+        if worker.prefilled_last:
             worker.prefilled_last = not self.decoding.step(turn, decode) and self.prefilling.fill(turn, worker)
         else:
             worker.prefilled_last = self.prefilling.fill(turn, worker)

@@ -5,12 +5,12 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 
 from disagg.plan import events as ev
 from disagg.plan.checks import present
-from disagg.plan.commands import Emit, Turn
+from disagg.plan.commands import Decode, Emit, Turn
 from disagg.plan.kv_transfers import KVTransfers
-from disagg.plan.queues import BATCH_SLOT
+from disagg.plan.queues import BATCH_SLOT, WINDOW
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.worker_state import DecodeWorkerState
+from disagg.plan.worker_state import DecodeWorkerState, Pass
 
 
 class DecodeScheduler:
@@ -26,18 +26,39 @@ class DecodeScheduler:
 
     def step(self, turn: Turn, worker: DecodeWorkerState) -> bool:
         """Composes and issues the next step; True where there was a row to run."""
+        if not self.compose(turn, worker):
+            return False
+        alone = not any(prefill.passing for prefill in self.state.prefills)
+        turn.commands.append(self.issue(turn, worker, alone))
+        return True
+
+    def compose(self, turn: Turn, worker: DecodeWorkerState) -> bool:
+        """The rows of the next step; False where none can run now."""
         if len(worker.steps) >= self.state.steps_in_flight or (worker.steps and worker.short_of_blocks()):
             return False
         self._keep_rows(turn, worker)
         self._join(turn, worker)
-        if not worker.rows:
-            return False
-        alone = not any(prefill.passing for prefill in self.state.prefills)
-        turn.commands.append(worker.issue(self.state.new_id(), turn.now_ns, alone))
-        self.state.deadlines.start(turn, worker.steps[-1].id, worker)
-        return True
+        return bool(worker.rows)
 
-    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed) -> bool:
+    def issue(self, turn: Turn, worker: DecodeWorkerState, alone: bool, mixed: bool = False) -> Decode:
+        """The command of the step at hand; a mixed pass carries it."""
+        command = worker.issue(self.state.new_id(), turn.now_ns, alone, pads=not mixed)
+        self.state.deadlines.start(turn, worker.steps[-1].id, worker)
+        return command
+
+    def mixed_ended(
+        self, turn: Turn, worker: DecodeWorkerState, done: Pass, event: ev.Prefilled | ev.PassFailed
+    ) -> None:
+        """A mixed pass has ended: its last tokens are those of its rows."""
+        step = worker.steps[0]
+        if isinstance(event, ev.PassFailed):
+            self.ended(turn, ev.StepFailed(worker.name, step.number, event.error))
+            return
+        tokens, slots = event.tokens[sum(final for _, final in done.items) :], (step.used_slots, step.padded_slots)
+        stepped = ev.Stepped(worker.name, step.number, tokens, event.started_ns, event.ended_ns, *slots)
+        self.ended(turn, stepped, mixed=True)
+
+    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: bool = False) -> bool:
         """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
         fail. False: it is another step."""
         state, worker = self.state, self.state.decodes[event.worker.index]
@@ -54,7 +75,7 @@ class DecodeScheduler:
         state.padding.add(step.used_slots, step.padded_slots)
         as_planned = (step.used_slots, step.padded_slots) == (event.used_slots, event.padded_slots)
         state.counts["padding_mismatches"] += not as_planned
-        if worker.composer:
+        if worker.composer and not mixed:
             seconds = (event.ended_ns - event.started_ns) / 1e9
             worker.composer.observe(len(step.requests), step.used_slots, seconds)
         ending = worker.take_tokens(step, event.tokens, state.eos_ids)
@@ -84,18 +105,26 @@ class DecodeScheduler:
         if worker.landed.peek() is None:
             return
         limit = worker.room(self.state.config.max_batch)
-        while (record := worker.landed.peek()) is not None:
-            if len(worker.rows) >= limit:
-                record.gate = BATCH_SLOT
-                self.state.because("join: no slot", request=record.id, rows=len(worker.rows), limit=limit)
-            elif not worker.is_full(record) or self._grow(turn, worker, record):
-                worker.landed.remove(record)
-                self.state.move(turn, record, Stage.RUNNING)
-                worker.join(record)
-                self.state.because("join", request=record.id, rows=len(worker.rows), limit=limit)
-                continue
-            worker.landed.gate = record.gate
-            return
+        places = limit - len(worker.rows)
+        for record in self._chosen(worker, places) if places > 0 else []:
+            if record not in worker.landed:
+                continue  # preempted for one before it
+            if worker.is_full(record) and not self._grow(turn, worker, record):
+                worker.landed.gate = record.gate
+                return
+            worker.landed.remove(record)
+            self.state.move(turn, record, Stage.RUNNING)
+            worker.join(record)
+            self.state.because("join", request=record.id, rows=len(worker.rows), limit=limit)
+        if (head := worker.landed.peek()) is not None:
+            worker.landed.gate = head.gate = BATCH_SLOT
+            self.state.because("join: no slot", request=head.id, rows=len(worker.rows), limit=limit)
+
+    def _chosen(self, worker: DecodeWorkerState, places: int) -> list[Record]:
+        """The landed requests that the policy gives the free places of the step to, in its order."""
+        landed = {record.id: record for record in worker.landed.first(max(WINDOW, places))}
+        shares = self.state.policy.share(places, tuple(record.seen(1) for record in landed.values()))
+        return [landed[request] for request, row in shares if row]
 
     def _grow(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> bool:
         """One more block; where the pool is full, requests later by policy are preempted. False: it must wait."""
@@ -119,5 +148,5 @@ class DecodeScheduler:
     def _victim(self, worker: DecodeWorkerState, record: Record) -> Record | None:
         """The last by policy that holds blocks of this worker; None where that is `record` itself."""
         holders = [row.record for row in worker.rows.values()] + list(worker.landed)
-        last = max([record, *holders], key=worker.landed.key)
+        last = max([record, *holders], key=lambda holder: holder.priority)
         return None if last is record else last

@@ -27,6 +27,10 @@ class EngineError(DisaggError, RuntimeError):
     run: object = None  # the run so far
 
 
+class PolicyError(DisaggError, RuntimeError):
+    """A policy raised, or returned what the controller can't carry out."""
+
+
 class FileError(DisaggError, ValueError):
     """A file can't be read as a recording, or can't be written."""
 

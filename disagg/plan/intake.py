@@ -32,7 +32,7 @@ def job_of(request: Request, limits: Limits, encode: Callable[[str], list[int]] 
     eos = frozenset() if request.ignore_eos or forced is not None else limits.eos_ids
     seed = seed if request.seed is None else request.seed
     sampling = Sampling(request.temperature, request.top_p, seed, forced, request.keep_logits)
-    return Job(-1, ids, new, 0, eos, sampling)
+    return Job(-1, ids, new, 0, eos, sampling, request.deadline_s)
 
 
 def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | None) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ class KVTransfers:
     def _send(self, turn: Turn, transfer: Transfer, source: Worker, upto: int, layers_ready: bool) -> None:
         first, transfer.sent = transfer.sent, upto
         blocks = tuple(transfer.source.blocks[first:upto])
-        priority = self.state.wanting.key(transfer.record)
+        priority = transfer.record.priority
         names = transfer.id, transfer.route, transfer.record.id
         turn.commands.append(Send(*names, source, first, blocks, transfer.blocks, priority, layers_ready))
 

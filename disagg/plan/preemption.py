@@ -51,13 +51,13 @@ class PreemptionCosts:
         spill = recompute = None
         if host_room:
             legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
-            spill = sum(self._copy_ns(link, size) for link, size in legs)
+            spill = sum(self.copy_ns(link, size) for link, size in legs)
         if self.prefill_ns_per_token is not None:
             recompute = round((tokens + prefill_backlog) * self.prefill_ns_per_token)
         spills = spill is not None and (recompute is None or spill <= recompute)
         return Choice(request, tokens, spill, recompute, Arm.SPILL if spills else Arm.RECOMPUTE)
 
-    def _copy_ns(self, link: Link, nbytes: int) -> int:
+    def copy_ns(self, link: Link, nbytes: int) -> int:
         """One copy: by the link or by measured copies, whichever is longer."""
         if nbytes == 0:
             return 0

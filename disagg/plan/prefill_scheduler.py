@@ -8,9 +8,9 @@ from itertools import chain
 from disagg.plan import events as ev
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.checks import present
-from disagg.plan.commands import Chunk, Emit, Prefill, Turn
+from disagg.plan.commands import Chunk, Decode, Emit, Prefill, Turn
 from disagg.plan.kv_transfers import KVTransfers
-from disagg.plan.queues import BATCH_SLOT, chunk_stop
+from disagg.plan.queues import BATCH_SLOT, WINDOW, chunk_stop
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import Pass, PrefillWorkerState
@@ -24,52 +24,84 @@ class PrefillScheduler:
 
     def fill(self, turn: Turn, worker: PrefillWorkerState) -> bool:
         """Starts a pass of chunks up to the token budget; True where there was a chunk."""
-        if worker.passing:
-            return False
-        config, budget, pass_id = self.state.config, self.state.config.chunk_tokens, self.state.new_id()
+        return not worker.passing and self.start(
+            turn, worker, self.compose(turn, worker, self.state.config.chunk_tokens)
+        )
+
+    def compose(self, turn: Turn, worker: PrefillWorkerState, budget: int) -> list[Chunk]:
+        """The chunks of the next pass, which is at hand from now on."""
+        size, pass_id = self.state.config.block_size, self.state.new_id()
         items: list[tuple[Record, bool]] = []
         chunks: list[Chunk] = []
-        worker.queue.gate = ""
-        while budget > 0 and (record := self._next(turn, worker, items)) is not None:
-            stop = chunk_stop(record.prefilled, record.prefill_target, budget, config.block_size)
-            if stop == record.prefilled:
-                break
-            budget -= stop - record.prefilled
-            chunks.append(self._chunk(turn, worker, record, stop, pass_id))
-            items.append((record, chunks[-1].final))
-        if not chunks:
+        for record, tokens in self._shares(worker, budget):
+            stop = chunk_stop(record.prefilled, record.prefill_target, tokens, size)
+            if stop > record.prefilled and (record in worker.partial or self._admit(turn, worker, record)):
+                chunks.append(self._chunk(turn, worker, record, stop, pass_id))
+                items.append((record, chunks[-1].final))
+        if chunks:
+            worker.passing = Pass(pass_id, tuple(items), sum(chunk.stop - chunk.start for chunk in chunks))
+        return chunks
+
+    def start(self, turn: Turn, worker: PrefillWorkerState, chunks: list[Chunk], step: Decode | None = None) -> bool:
+        """Issues the pass at hand; the rows of `step` decode in it, as chunks of one token."""
+        if not worker.passing:
             return False
-        worker.passing = Pass(pass_id, tuple(items), config.chunk_tokens - budget)
-        self.state.deadlines.start(turn, pass_id, worker)
-        turn.commands.append(Prefill(worker.name, pass_id, tuple(chunks), turn.now_ns))
+        worker.passing = worker.passing._replace(step=step)
+        self.state.deadlines.start(turn, worker.passing.id, worker)
+        rows = present(worker.decode).row_chunks() if step else []
+        turn.commands.append(Prefill(worker.name, worker.passing.id, (*chunks, *rows), turn.now_ns, step))
         return True
 
-    def _next(self, turn: Turn, worker: PrefillWorkerState, items: list[tuple[Record, bool]]) -> Record | None:
-        """A partly prefilled record that is not in this pass yet, else the first in the queue, if admitted."""
-        for record in worker.partial:
-            if all(record is not taken for taken, _ in items):
-                return record
-        head = worker.queue.peek()
-        return head if head is not None and self._admit(turn, worker, head) else None
+    def _shares(self, worker: PrefillWorkerState, budget: int) -> list[tuple[Record, int]]:
+        """The requests of the next pass, each with its tokens, as the policy shares them out."""
+        ready = sorted([*worker.partial, *self._admissible(worker)], key=lambda record: record.priority)
+        if not ready:
+            return []
+        seen = tuple(record.seen(record.prefill_target - record.prefilled) for record in ready)
+        by_id = {record.id: record for record in ready}
+        return [(by_id[request], tokens) for request, tokens in self.state.policy.share(budget, seen)]
+
+    def _admissible(self, worker: PrefillWorkerState) -> list[Record]:
+        """The first requests of the queue for which there are places in the batch and blocks, all together; the first
+        that lacks either holds up those behind it, and names its gate."""
+        ahead, limit = self._places(worker)
+        available = worker.pool.available
+        found: list[Record] = []
+        worker.queue.gate = ""
+        for record in worker.queue.first(WINDOW):
+            need, reserve = self._blocks(worker, record)
+            available -= need
+            if limit is not None and ahead + len(found) >= limit:
+                worker.queue.gate = record.gate = BATCH_SLOT
+                self.state.because("admit: no slot", request=record.id, ahead=ahead + len(found), limit=limit)
+                break
+            if available < reserve:
+                worker.queue.gate = record.gate = worker.pool.gate
+                names = {"request": record.id, "need": need, "pool": worker.pool.name}
+                self.state.because("admit: no block", available=available + need, **names)
+                break
+            found.append(record)
+        return found
+
+    def _blocks(self, worker: PrefillWorkerState, record: Record) -> tuple[int, int]:
+        """Blocks that its prefill takes, and how many must stay free."""
+        if worker.decode is None:
+            return blocks_for(record.prefill_target, self.state.config.block_size), 0
+        need = blocks_for(record.prefill_target + 1, self.state.config.block_size)
+        return need, self.state.growth(worker.decode)
 
     def _admit(self, turn: Turn, worker: PrefillWorkerState, record: Record) -> bool:
-        """Reserves the blocks of the whole prompt, or leaves the record in its queue and names its gate."""
-        ahead, limit = self._places(worker)
-        if limit is not None and ahead >= limit:
-            worker.queue.gate = record.gate = BATCH_SLOT
-            self.state.because("admit: no slot", request=record.id, ahead=ahead, limit=limit)
-            return False
-        if worker.decode is not None:
-            table = record.decode_table = self.state.reserve_decode(worker.decode, record, record.prefill_target + 1)
-        else:
-            blocks = blocks_for(record.prefill_target, self.state.config.block_size)
-            available = worker.pool.available
-            table = record.prefill_table = Table.reserve(worker.pool, blocks, record.id)
-            rule = "admit: no block" if table is None else "admit"
-            self.state.because(rule, request=record.id, need=blocks, available=available, pool=worker.pool.name)
+        """Reserves the blocks of the whole prompt. False: those before it in this pass have taken what was free."""
+        need, reserve = self._blocks(worker, record)
+        available = worker.pool.available
+        table = Table.reserve(worker.pool, need, record.id) if available >= need + reserve else None
         if table is None:
-            worker.queue.gate = record.gate = worker.pool.gate
             return False
+        if worker.decode is None:
+            record.prefill_table = table
+        else:
+            record.decode_table = table
+        self.state.because("admit", request=record.id, need=need, available=available, pool=worker.pool.name)
         worker.queue.remove(record)
         worker.partial.append(record)
         self.state.move(turn, record, Stage.PREFILLING)
@@ -92,7 +124,7 @@ class PrefillScheduler:
         start, record.prefilled = record.prefilled, stop
         target, budget = record.prefill_target, state.config.chunk_tokens
         state.because("chunk", request=record.id, start=start, stop=stop, target=target, budget=budget)
-        state.backlog -= stop - start
+        worker.queue.tokens -= stop - start
         table = present(record.decode_table if worker.decode else record.prefill_table)
         table.pin(pass_id)
         record.prefill_worker = worker.name.index
@@ -106,7 +138,7 @@ class PrefillScheduler:
 
     def ended(self, turn: Turn, event: ev.Prefilled | ev.PassFailed) -> bool:
         """A pass has ended: its requests get their first tokens and are handed off, or fail. False: not in flight."""
-        state, worker = self.state, self.state.prefills[event.worker.index]
+        state, worker = self.state, self.state.prefill_named(event.worker)
         done = worker.passing
         if done is None or done.id != event.pass_id:
             state.counts["anomalies"] += 1
@@ -120,7 +152,10 @@ class PrefillScheduler:
                 cause = f"prefill of request {record.id} failed: {event.error}"
                 state.end_open(turn, record.id, Finish.FAILED, cause)
             return True
-        state.costs.observe_prefill(done.tokens, event.ended_ns - event.started_ns)
+        took_ns, rows = event.ended_ns - event.started_ns, len(event.tokens) - sum(final for _, final in done.items)
+        worker.speed.observe(rows, done.tokens, took_ns / 1e9)
+        if not rows:
+            state.costs.observe_prefill(done.tokens, took_ns)
         finals = [record for record, final in done.items if final]
         pairs = zip(finals, event.tokens[: len(finals)], strict=True)
         first = [(record, token) for record, token in pairs if record.finish is None]

@@ -1,68 +1,67 @@
 """Queues sorted by policy, and the size of the next chunk."""
 
-import heapq
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 
 from disagg.plan.request import Priority, Record
 
 Key = Callable[[Record], Priority]
 
+WINDOW = 64  # requests of a queue among which a policy shares a pass or step
 BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a decode batch
-
-#: A policy is a sort key: smaller goes first, in prefill, on the links and onto the decode device.
-POLICIES: dict[str, Key] = {
-    "fcfs": lambda record: (record.job.arrival_ns, record.id),
-    "shortest": lambda record: (len(record.job.prompt) + len(record.generated), record.job.arrival_ns, record.id),
-}
 
 
 class Queue:
-    """Records that wait for one thing, the first by policy on top. `peek` skips entries of removed records."""
+    """Records that wait for one thing, the first by policy in front."""
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self._heap: list[tuple[Priority, int, Record]] = []
-        self._members: dict[int, int] = {}  # request → the number of its valid entry
-        self._entries = 0
+        self._entries: list[tuple[Priority, int, Record]] = []  # sorted; equal ones as they came
+        self._places: dict[int, tuple[Priority, int]] = {}  # request → the start of its entry
+        self._pushed = 0
+        self.tokens = 0  # that these requests, and those under way, still have to prefill
         self.gate = ""  # what its head waits for; "" where no scheduler has held it back
 
     def push(self, record: Record) -> None:
-        self._entries += 1
-        self._members[record.id] = self._entries
-        heapq.heappush(self._heap, (self.key(record), self._entries, record))
+        """Its priority is computed here, and holds until it is pushed again."""
+        self.remove(record)
+        record.priority = self.key(record)
+        self._pushed += 1
+        self._places[record.id] = place = (record.priority, self._pushed)
+        insort(self._entries, (*place, record))
 
     def remove(self, record: Record) -> None:
-        self._members.pop(record.id, None)
+        if (place := self._places.pop(record.id, None)) is not None:
+            del self._entries[self._index(place)]
 
     def peek(self) -> Record | None:
-        while self._heap:
-            _, entry, record = self._heap[0]
-            if self._members.get(record.id) == entry:
-                return record
-            heapq.heappop(self._heap)
-        return None
+        return self._entries[0][2] if self._entries else None
 
-    def reorder(self, key: Key) -> None:
+    def first(self, most: int) -> list[Record]:
+        return [record for _, _, record in self._entries[:most]]
+
+    def reorder(self) -> None:
         """A new policy for all that wait."""
-        waiting = list(self)
-        self.key, self._heap, self._members = key, [], {}
+        waiting, self._entries, self._places = list(self), [], {}
         for record in waiting:
             self.push(record)
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._entries)
 
     def __contains__(self, record: Record) -> bool:
-        return record.id in self._members
+        return record.id in self._places
 
     def ahead_of(self, record: Record, first: int) -> tuple[tuple[int, ...], int]:
-        """The first few requests before a member, and how many there are; in one pass, without sorting."""
-        mine = (self.key(record), self._members[record.id])
-        ahead = [e for e in self._heap if e[:2] < mine and self._members.get(e[2].id) == e[1]]
-        return tuple(entry[2].id for entry in heapq.nsmallest(first, ahead)), len(ahead)
+        """The first few requests before a member, and how many there are."""
+        index = self._index(self._places[record.id])
+        return tuple(record.id for record in self.first(min(first, index))), index
+
+    def _index(self, place: tuple[Priority, int]) -> int:
+        return bisect_left(self._entries, place)  # a shorter tuple sorts before its extensions
 
     def __iter__(self) -> Iterator[Record]:
-        return iter([record for _, entry, record in sorted(self._heap) if self._members.get(record.id) == entry])
+        return iter(self.first(len(self)))
 
 
 def chunk_stop(start: int, target: int, budget: int, block_size: int) -> int:

@@ -18,6 +18,7 @@ RULES = {
     "admit: no slot": "request {request} stays in its queue: {ahead} requests are on their way to {limit} places "
     "in the batch",
     "admit: no block": "request {request} stays in its queue: it needs {need} blocks of {pool}, {available} are free",
+    "place": "request {request} goes the way {way}: {costs}",
     "chunk": "the pass takes tokens {start} to {stop} of request {request}'s {target}; its budget was {budget}",
     "target": "request {request} gets {need} of the {available} free blocks of {pool} ({growth} stay for rows to grow)",
     "target: no block": "request {request} waits for {pool}: {need} blocks and {growth} for rows to grow are more than "

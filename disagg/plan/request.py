@@ -6,7 +6,7 @@
     LANDED       its K/V is complete on the decode device; waits for a place in the batch
     RUNNING      one token a step
     SPILLING, SPILLED, FETCHING   preempted to host memory, there, and on its way back (then LANDED again)
-    ENDED        exactly once, as eos, length, cancelled or failed
+    ENDED        exactly once, as eos, length, cancelled, rejected or failed
 
 A preempted request that is computed again, or whose spill or fetch has failed, goes back to QUEUED.
 """
@@ -14,7 +14,7 @@ A preempted request that is computed again, or whose spill or fetch has failed, 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from disagg.plan.blocks import Table
 from disagg.plan.checks import is_number, is_whole, short
@@ -50,6 +50,7 @@ class Finish(Enum):
     EOS = "eos"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    REJECTED = "rejected"  # by the policy, before it cost anything
     FAILED = "failed"
 
 
@@ -82,6 +83,7 @@ class Request:
     ignore_eos: bool = False
     force_ids: Sequence[int] | None = None  # the answer, in place of the model's own choices
     keep_logits: bool = False
+    deadline_s: float | None = None  # its first token is wanted so long after its arrival; for policy "deadline"
 
     def __post_init__(self) -> None:
         """Checks every field; numbers become plain ints and floats."""
@@ -91,6 +93,8 @@ class Request:
         self._make_float("arrival_s", 0, 1e9)
         self._make_float("temperature", 0, 100)
         self._make_float("top_p", 0, 1)
+        if self.deadline_s is not None:
+            self._make_float("deadline_s", 0, 1e9)
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; take temperature=0 for greedy decoding")
         for name in ("ignore_eos", "keep_logits"):
@@ -144,9 +148,26 @@ class Job:
     arrival_ns: int
     eos_ids: frozenset[int] = frozenset()
     sampling: Sampling = Sampling()
+    deadline_s: float | None = None
+
+    @property
+    def deadline_ns(self) -> int | None:
+        return None if self.deadline_s is None else self.arrival_ns + round(self.deadline_s * 1e9)
 
     def __deepcopy__(self, memo: object) -> "Job":
         return self  # immutable: copies of a simulation share it
+
+
+class Waiting(NamedTuple):
+    """A request as a policy sees it; counts are tokens."""
+
+    id: int
+    prompt: int
+    generated: int
+    left: int  # that prefill still has to compute; 1 where it waits for a place in a decode step
+    arrival_ns: int
+    deadline_ns: int | None  # when its first token is wanted at the latest
+    arrived_before: int  # prompt tokens of all requests that arrived before it
 
 
 @dataclass(eq=False)
@@ -156,8 +177,11 @@ class Record:
     job: Job
     stage: Stage = Stage.QUEUED
     generated: list[int] = field(default_factory=list)
+    priority: Priority = ()  # by the policy, when it began to wait; smaller goes first
+    arrived_before: int = 0  # prompt tokens of all requests that arrived before it
     prefill_target: int = 0  # tokens that prefill computes: the prompt, and those generated before a recompute
     prefilled: int = 0  # tokens prefilled, or in a pass in flight
+    stays: bool = False  # it is prefilled where it decodes, and nothing is handed off
     decode_worker: int | None = None  # where its K/V are, or will be
     prefill_worker: int | None = None
     prefill_table: Table | None = None
@@ -176,6 +200,11 @@ class Record:
     def context(self) -> int:
         """Tokens in its cache while it runs: all but the last, whose K/V the next step computes."""
         return len(self.job.prompt) + len(self.generated) - 1
+
+    def seen(self, left: int) -> Waiting:
+        """As a policy sees it; `left` is the most that it may get of a pass or step."""
+        job, counts = self.job, (len(self.job.prompt), len(self.generated), left)
+        return Waiting(job.id, *counts, job.arrival_ns, job.deadline_ns, self.arrived_before)
 
     @property
     def tables(self) -> list[Table]:

@@ -4,15 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
-from disagg.plan.batching import Composer, Padding
+from disagg.plan.batching import Composer, Padding, StepModel
 from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
+from disagg.plan.policy import Decider, named
 from disagg.plan.preemption import PreemptionCosts
-from disagg.plan.queues import POLICIES, Key, Queue
+from disagg.plan.queues import Queue
 from disagg.plan.reason import Reason
-from disagg.plan.request import Finish, Job, Record, Stage
+from disagg.plan.request import Finish, Job, Priority, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
@@ -54,17 +55,21 @@ class ControllerState:
     def __init__(self, config: Config, layers: int, token_bytes: int, steps_in_flight: int, pads: bool = True) -> None:
         self.config, self.layers, self.token_bytes = config, layers, token_bytes
         self.steps_in_flight, self._pads = steps_in_flight, pads
-        key = POLICIES[config.policy]
+        self.policy = Decider(named(config.policy))
         self.on_move: list[MoveListener] = []
         self.reasons: list[Reason] | None = None  # rules that fired; None: they are not kept
         self.host = self._pool("host", config.host_blocks)
-        self.decodes = [self._decode_worker(index, key) for index in range(config.decode_workers)]
-        shared = Queue(key)
+        self.decodes = [self._decode_worker(index) for index in range(config.decode_workers)]
+        shared = Queue(self.priority)
         self.prefills = [
             PrefillWorkerState(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
-        ] or [PrefillWorkerState(decode.name, decode.pool, Queue(key), decode) for decode in self.decodes]
-        self.wanting = Queue(key)  # requests in hand-off or spilled that wait for blocks on a decode device
+        ]
+        self.locals: list[PrefillWorkerState] = []  # of each decode worker that prefills too
+        if config.colocated or config.conditional:
+            self.locals = [PrefillWorkerState(d.name, d.pool, Queue(self.priority), d) for d in self.decodes]
+            self.prefills += self.locals
+        self.wanting = Queue(self.priority)  # requests in hand-off or spilled that wait for blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
         self.costs = PreemptionCosts(*config.links)
@@ -72,23 +77,23 @@ class ControllerState:
         self.counts: Counter[str] = Counter()  # spills, fetches, recomputes, anomalies, …
         self.population: Counter[Stage] = Counter()
         self.eos_ids: frozenset[int] = frozenset()
-        self.backlog = 0  # tokens that wait for prefill
-        self._arrivals = 0
+        self.arrivals = 0
+        self._arrived_tokens = 0
         self._ids = 0
         self.deadlines = Deadlines(round(config.watchdog_s * 1e9))
 
-    def _decode_worker(self, index: int, key: Key) -> DecodeWorkerState:
+    def _decode_worker(self, index: int) -> DecodeWorkerState:
         config, pool = self.config, self._pool(f"decode {index}", self.config.decode_blocks)
         composer = Composer(config.itl_target_s) if config.itl_target_s else None
         shape = config.block_size, config.bins, composer, self._pads
-        return DecodeWorkerState(Worker("decode", index), pool, Queue(key), *shape)
+        return DecodeWorkerState(Worker("decode", index), pool, Queue(self.priority), *shape)
 
     def _pool(self, name: str, blocks: int | None) -> BlockPool:
         return BlockPool(name, present(blocks), self.on_move)
 
-    def retune(self, config: Config, key: Key) -> None:
+    def retune(self, config: Config) -> None:
         """New settings from now on; a pool that shrinks drains."""
-        self.config = config
+        self.config, self.policy = config, Decider(named(config.policy))
         self.host.capacity = min(self.host.total, present(config.host_blocks))
         for prefill in self.prefills:
             prefill.pool.capacity = min(prefill.pool.total, present(config.prefill_blocks))
@@ -96,26 +101,38 @@ class ControllerState:
             decode.pool.capacity = min(decode.pool.total, present(config.decode_blocks))
             decode.retune(config.bins, config.itl_target_s)
         self.costs.out, self.costs.back = config.links
+        for record in self.records.values():
+            record.priority = self.priority(record)
         for queue in self.queues():
-            queue.reorder(key)
+            queue.reorder()
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
     def enter(self, turn: Turn, job: Job) -> Record:
-        """A new request. Colocated, requests go round robin to the workers."""
-        record = Record(job, prefill_target=len(job.prompt), stages=[(turn.now_ns, Stage.QUEUED)])
+        """A new request, which is in no queue yet."""
+        stages, before = [(turn.now_ns, Stage.QUEUED)], self._arrived_tokens
+        record = Record(job, prefill_target=len(job.prompt), stages=stages, arrived_before=before)
+        self._arrived_tokens += len(job.prompt)
         self.records[record.id] = record
         self.population[Stage.QUEUED] += 1
         self.eos_ids |= job.eos_ids
-        if self.config.colocated:
-            record.decode_worker = self._arrivals % len(self.decodes)
-        self._arrivals += 1
-        self.enqueue(record)
+        self.arrivals += 1
         return record
 
+    def priority(self, record: Record) -> Priority:
+        return self.policy.order(record.seen(record.prefill_target - record.prefilled))
+
+    def queue_of(self, record: Record) -> Queue:
+        """Where it waits for prefill: on its decode worker, or with the workers that only prefill."""
+        return (self.locals[present(record.decode_worker)] if record.stays else self.prefills[0]).queue
+
     def enqueue(self, record: Record) -> None:
-        self.backlog += record.prefill_target - record.prefilled
-        self.prefills[present(record.decode_worker) if self.config.colocated else 0].queue.push(record)
+        queue = self.queue_of(record)
+        queue.tokens += record.prefill_target - record.prefilled
+        queue.push(record)
+
+    def prefill_named(self, worker: Worker) -> PrefillWorkerState:
+        return (self.locals if worker.role == "decode" else self.prefills)[worker.index]
 
     def arrive(self, turn: Turn, record: Record) -> None:
         """Its K/V are complete on its decode device."""
@@ -145,7 +162,7 @@ class ControllerState:
     def end(self, turn: Turn, record: Record, finish: Finish, error: str | None = None) -> None:
         """Ends a request at once; its blocks are free after their last unpin."""
         if record.stage in (Stage.QUEUED, Stage.PREFILLING):
-            self.backlog -= record.prefill_target - record.prefilled
+            self.queue_of(record).tokens -= record.prefill_target - record.prefilled
         record.finish = finish
         self.move(turn, record, Stage.ENDED)
         for queue in self.queues():
@@ -189,12 +206,16 @@ class ControllerState:
             self.deadlines.pop(transfer.id, None)
             self.deadlines.start(turn, transfer.id, transfer)
 
+    def growth(self, worker: DecodeWorkerState) -> int:
+        """Blocks of a decode worker that no newcomer gets: for rows to grow into, and one for the first landed request,
+        for which others may have been preempted."""
+        first = worker.landed.peek()
+        return len(worker.rows) // 4 + (first is not None and worker.is_full(first))
+
     def reserve_decode(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
-        """Blocks for `tokens` on a decode worker, or None. It leaves blocks for rows to grow into, and one for the
-        first landed request, for which others may have been preempted."""
+        """Blocks for `tokens` on a decode worker, or None."""
         need, pool = blocks_for(tokens, self.config.block_size), worker.pool
-        first, available = worker.landed.peek(), pool.available
-        growth = len(worker.rows) // 4 + (first is not None and worker.is_full(first))
+        growth, available = self.growth(worker), pool.available
         enough = available >= need + growth
         rule, numbers = "target" if enough else "target: no block", {"need": need, "growth": growth}
         self.because(rule, request=record.id, available=available, pool=pool.name, **numbers)
@@ -217,6 +238,15 @@ class ControllerState:
     def new_id(self) -> int:
         self._ids += 1
         return self._ids
+
+    def speed_of(self, worker: PrefillWorkerState) -> StepModel:
+        """Its passes' speed; that of another worker while it has had none."""
+        return max((worker, *self.prefills), key=lambda known: (known.speed.seen > 0, known is worker)).speed
+
+    @property
+    def backlog(self) -> int:
+        """Tokens that wait for prefill."""
+        return sum(queue.tokens for queue in {id(w.queue): w.queue for w in self.prefills}.values())
 
     # ---- views -------------------------------------------------------------------------------------------------------
 

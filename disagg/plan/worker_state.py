@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from itertools import chain, compress
 from typing import NamedTuple
 
-from disagg.plan.batching import BinRow, Composer, Group, Outputs, bin_end, bin_of
-from disagg.plan.blocks import BlockPool, Table
+from disagg.plan.batching import BinRow, Composer, Group, Outputs, StepModel, bin_end, bin_of
+from disagg.plan.blocks import BlockPool, Table, blocks_for
 from disagg.plan.checks import present
-from disagg.plan.commands import Decode, Join, Worker
+from disagg.plan.commands import Chunk, Decode, Join, Worker
 from disagg.plan.queues import Queue
 from disagg.plan.request import Record
 
@@ -19,6 +19,7 @@ class Pass(NamedTuple):
     id: int
     items: tuple[tuple[Record, bool], ...]
     tokens: int
+    step: Decode | None = None  # of the rows that decode in it
 
 
 @dataclass(eq=False)
@@ -28,10 +29,11 @@ class PrefillWorkerState:
     name: Worker
     pool: BlockPool
     queue: Queue
-    decode: "DecodeWorkerState | None" = None
+    decode: "DecodeWorkerState | None" = None  # where it prefills on a decode worker's device
     partial: list[Record] = field(default_factory=list)  # admitted, not yet prefilled to the end
     passing: Pass | None = None
-    prefilled_last: bool = False  # colocated: a decode step goes next
+    prefilled_last: bool = False  # without mixed passes: a decode step goes next
+    speed: StepModel = field(default_factory=StepModel)  # of its passes
 
     @property
     def waiting(self) -> bool:
@@ -166,8 +168,8 @@ class DecodeWorkerState:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
-    def issue(self, step_id: int, now_ns: int, alone: bool) -> Decode:
-        """The command of the next step, which is in flight from now on."""
+    def issue(self, step_id: int, now_ns: int, alone: bool, pads: bool = True) -> Decode:
+        """The command of the next step, which is in flight from now on. A mixed pass does not pad."""
         if self.changed:
             self._compose()
         issued = self._issued
@@ -176,12 +178,22 @@ class DecodeWorkerState:
         used, padded = 0, 0
         for group in issued.groups:
             used += group.used
-            padded += group.longest * len(group.ids) if self.pads else group.used
+            padded += group.longest * len(group.ids) if self.pads and pads else group.used
             group.advance()
         self.steps.append(Step(step_id, self.next_step, issued.requests, issued.outputs, used, padded))
         self.next_step += 1
         self.left, self.joins, self.grown = [], [], []
         return command
+
+    def row_chunks(self) -> list[Chunk]:
+        """The rows of the step at hand as chunks of one token each, for a mixed pass."""
+        return [self._row_chunk(self.rows[request]) for request in self._issued.requests]
+
+    def _row_chunk(self, row: BinRow) -> Chunk:
+        record, last = row.record, row.record.context
+        blocks = tuple(present(record.decode_table).blocks[: blocks_for(last + 1, self.block_size)])
+        tokens, index = tuple(record.generated[-1:]), len(record.generated)
+        return Chunk(record.id, last, last + 1, tokens, blocks, True, index, record.job.sampling, None)
 
     def _compose(self) -> None:
         """Refreshes the groups whose rows have changed."""

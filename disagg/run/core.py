@@ -115,6 +115,8 @@ class EngineCore:
         match command:
             case cmd.Preempted():
                 self.recorder.choose(command.choice)
+            case cmd.Placed():
+                self.recorder.place(command)
             case cmd.Broken():
                 self._fail_open(command.cause)
 

@@ -1,6 +1,6 @@
 """Decode on one worker: its copy of the batch that the controller composes, and one token a row each step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,15 +48,21 @@ class DecodeStage(BatchRows[DecodeRow]):
         logits = self.model.decode(self.cache, batch)
         draws = [Draw(r.join.request, r.join.sampling, r.context + 1, r.token_index) for r in rows]
         tokens = pick_tokens(logits, draws, self._reports)
-        for row, token in zip(rows, tokens, strict=True):
-            row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
+        self.advance(rows, tokens)
         ended = now_ns()
-        requests = tuple(draw.request for draw in draws)
-        span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows))
-        sizes, blocks = tuple(map(len, command.groups)), sum(len(row.blocks) for row in rows)
-        self._reports.record(span._replace(ready_ns=command.at_ns, blocks=blocks, groups=sizes))
+        self.record(command, rows, tuple(map(len, command.groups)), started, ended)
         used, padded = batch.used_slots, batch.padded_slots
         return Stepped(command.worker, command.step, tokens, started, ended, used, padded)
+
+    def advance(self, rows: list[DecodeRow], tokens: Sequence[int]) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            row.token, row.context, row.token_index = token, row.context + 1, row.token_index + 1
+
+    def record(self, command: Decode, rows: list[DecodeRow], sizes: tuple[int, ...], started: int, ended: int) -> None:
+        requests = tuple(row.join.request for row in rows)
+        span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows))
+        blocks = sum(len(row.blocks) for row in rows)
+        self._reports.record(span._replace(ready_ns=command.at_ns, blocks=blocks, groups=sizes))
 
     def join(self, join: Join) -> DecodeRow:
         return DecodeRow(join, join.token, join.context, join.token_index, list(join.blocks))

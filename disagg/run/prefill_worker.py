@@ -76,8 +76,9 @@ class PrefillStage:
         draws = [Draw(c.request, c.sampling, c.stop, c.token_index) for c in finals]
         tokens = pick_tokens(logits, draws, self._reports)
         ended = now_ns()
-        requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
-        count, blocks = len(batch.tokens), sum(len(chunk.blocks) for chunk in command.chunks)
+        prompts = command.prompts
+        requests, firsts = tuple(c.request for c in prompts), tuple(c.request for c in prompts if c.final)
+        count, blocks = len(batch.tokens) - len(command.rows), sum(len(chunk.blocks) for chunk in prompts)
         span = Span("prefill", str(command.worker), started, ended, requests, command.pass_id, count, firsts=firsts)
         self._reports.record(span._replace(hand_offs_ns=marks.read(), ready_ns=command.at_ns, blocks=blocks))
         return Prefilled(command.worker, command.pass_id, tokens, started, ended)

@@ -100,6 +100,9 @@ class WorkerThread:
         self._seams.work(command)
         if isinstance(command, Prefill):
             assert self.prefill is not None
-            return self.prefill.step(command)
+            if command.step is None:
+                return self.prefill.step(command)
+            assert self.decode is not None
+            return self.decode.mixed(command.step, partial(self.prefill.step, command))
         assert self.decode is not None
         return self.decode.step(command)

@@ -6,7 +6,7 @@ from typing import Any
 
 import ipywidgets
 
-from disagg.plan.queues import POLICIES
+from disagg.plan.policy import POLICIES
 from disagg.run.engine import Engine
 from disagg.show.widgets import SPEEDS, close_widgets, link_name
 

@@ -1,7 +1,7 @@
 """Recordings: a run or a timeline as a file of JSON lines, which never runs anything and is checked line by line.
 
-A header, then a line for each span, mark, move, choice and result, then a closing line that counts them, so that a
-file that was cut off is noticed.
+A header, then a line for each span, mark, move, choice, placement and result, then a closing line that counts them, so
+that a file that was cut off is noticed.
 """
 
 import dataclasses
@@ -11,14 +11,16 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from disagg.plan.checks import short
+from disagg.plan.commands import Placed
 from disagg.plan.config import Config
-from disagg.plan.errors import FileError
+from disagg.plan.errors import FileError, PolicyError
 from disagg.plan.link import Link
+from disagg.plan.policy import POLICIES, FirstCome, Option
 from disagg.plan.preemption import Arm, Choice
-from disagg.plan.request import Stage
+from disagg.plan.request import Stage, Waiting
 from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.trace import parts
 from disagg.trace.files import inside, located, whole
@@ -72,6 +74,7 @@ class Recording:
     marks: list[Mark] = field(default_factory=list)
     moves: list[BlockMove] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    placements: list[Placed] = field(default_factory=list)
     results: list[Row] = field(default_factory=list)
 
 
@@ -129,6 +132,9 @@ class Reader:
                 self._move(row)
             case "choice":
                 self.found.choices.append(Choice(**{**row, "arm": Arm(row["arm"])}))
+            case "placement":
+                options = [Option(way, worker, tuple(map(tuple, terms))) for way, worker, terms in row["options"]]
+                self.found.placements.append(Placed(**{**row, "options": tuple(options)}))
             case "result":
                 self._result(row)
 
@@ -148,7 +154,7 @@ class Reader:
 
     def _close(self, row: Row) -> None:
         check(row, {"end": COUNTS})
-        if row["end"] != self._counts:
+        if dict.fromkeys(SHAPES, 0) | row["end"] != self._counts:  # an older file has fewer kinds
             raise FileError(f"the closing line counts {short(row['end'])}, but there are {self._counts}")
         self.closed = True
 
@@ -202,7 +208,8 @@ class Reader:
 
 def config_row(config: Config) -> Row:
     """Every field, in what JSON has."""
-    return {**vars(config), "model": os.fspath(config.model), "link": _link_row(config.link)}
+    policy = config.policy if isinstance(config.policy, str) else config.policy.name
+    return {**vars(config), "policy": policy, "model": os.fspath(config.model), "link": _link_row(config.link)}
 
 
 def _link_row(link: Any) -> Any:
@@ -218,9 +225,22 @@ def _link_row(link: Any) -> Any:
 
 def config_from(row: Row) -> Config:
     try:
-        return Config().replace(**{**row, "link": _link_from(row.get("link"))})
+        return Config().replace(**{**row, **_policy_from(row), "link": _link_from(row.get("link"))})
     except (TypeError, ValueError, OverflowError) as error:
         raise FileError(f"config: {str(error)[:200]}") from None
+
+
+def _policy_from(row: Row) -> Row:
+    """A policy that was an object is known by its name alone."""
+    name = row.get("policy", "fcfs")
+    return {"policy": name if name in POLICIES or not isinstance(name, str) else KnownByName(name)}
+
+
+class KnownByName(FirstCome):
+    """The policy of a recorded run, which can't be asked again."""
+
+    def order(self, request: Waiting) -> Never:
+        raise PolicyError(f"policy {self.name!r} was an object of the recorded run; its file holds its name alone")
 
 
 def _link_from(value: Any) -> Any:

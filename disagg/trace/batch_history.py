@@ -20,7 +20,7 @@ Stages = tuple[tuple[int, Stage], ...]  # of a result: (ns, stage) in order
 #: Why a row of a step was not in the one before.
 JOINS = ("handed off", "prefilled", "back from the host", "computed again", "got its block")
 #: Why a row of a step is not in the next one.
-ENDS = tuple(finish.value for finish in Finish)
+ENDS = tuple(finish.value for finish in Finish if finish is not Finish.REJECTED)
 LEAVES = (*ENDS, "spilled", "to be computed again", "waits for a block")
 
 

@@ -42,8 +42,9 @@ def command_in_words(command: cmd.Command) -> str:
     """What the command asks or reports, in one sentence without a stop."""
     match command:
         case cmd.Prefill():
-            chunks = ", ".join(f"request {c.request} tokens {c.start} to {c.stop}" for c in command.chunks)
-            return f"{command.worker}: run pass {command.pass_id} ({chunks})"
+            chunks = ", ".join(f"request {c.request} tokens {c.start} to {c.stop}" for c in command.prompts)
+            beside = f", with {len(command.rows)} rows of step {command.step.step}" if command.step else ""
+            return f"{command.worker}: run pass {command.pass_id} ({chunks}){beside}"
         case cmd.Decode():
             joins = f", {len(command.joins)} join" if command.joins else ""
             left = f", {len(command.left)} left" if command.left else ""
@@ -62,6 +63,8 @@ def command_in_words(command: cmd.Command) -> str:
             return f"request {command.request} has ended: {command.finish.value}"
         case cmd.Preempted(choice):
             return f"request {choice.request} leaves its decode worker: {choice.arm.value}"
+        case cmd.Placed():
+            return f"request {command.request}: {command.way or 'rejected'}"
         case cmd.Retuned():
             return "new links and granularity are in force"
         case cmd.Broken(cause):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from disagg.plan.batching import Padding
+from disagg.plan.commands import Placed
 from disagg.plan.config import Config
 from disagg.plan.events import Event
 from disagg.plan.preemption import Choice
@@ -29,7 +30,7 @@ class OpenRecording:
     def __init__(self, most: int | None, start_ns: int, devices: dict[str, str], sizes: dict[str, int]) -> None:
         make: Callable[[], Kept[Any]] = list if most is None else partial(deque, maxlen=most)
         self.most = most
-        self.log, self.choices, self.moves = make(), make(), make()
+        self.log, self.choices, self.moves, self.placements = make(), make(), make(), make()
         self.timeline = Timeline(make(), start_ns, make(), self.moves, devices, sizes)
 
 
@@ -108,6 +109,10 @@ class Recorder:
         for recording in self._kept:
             recording.choices.append(choice)
 
+    def place(self, placed: Placed) -> None:
+        for recording in self._kept:
+            recording.placements.append(placed)
+
     def note(self, now_ns: int) -> None:
         if not self._kept:
             return
@@ -136,7 +141,18 @@ class Recorder:
         padding = Padding(state.padding.used_slots - used, state.padding.padded_slots - padded)
         counts = {name: state.counts[name] - self._counts[name] for name in state.counts}
         peaks, kept = {pool.name: pool.peak for pool in state.pools()}, (list(recording.choices), list(recording.log))
-        return Run(config, results, timeline, counts, padding, peaks, *kept, interrupted, self.machine)
+        return Run(
+            config,
+            results,
+            timeline,
+            counts,
+            padding,
+            peaks,
+            *kept,
+            interrupted,
+            self.machine,
+            list(recording.placements),
+        )
 
 
 def gauges(state: ControllerState) -> list[tuple[str, Callable[[], int | str]]]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from disagg.plan.batching import Padding
+from disagg.plan.commands import Placed
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Choice
@@ -103,6 +104,7 @@ class Run:
     log: list[tuple[int, Any]] = field(default_factory=list)  # (ns, event) as the controller consumed them
     interrupted: bool = False
     machine: str = ""  # on which it was measured, in words
+    placements: list[Placed] = field(default_factory=list)  # split or stay, fetch or recompute: each way's estimate
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
@@ -128,6 +130,7 @@ class Run:
             found.choices,
             interrupted=header["interrupted"],
             machine=header["machine"],
+            placements=found.placements,
         )
 
     def header(self) -> dict[str, Any]:
@@ -138,7 +141,7 @@ class Run:
         return self.timeline.header() | dict(zip(archive.OF_A_RUN, (*values, self.interrupted), strict=True))
 
     def records(self) -> dict[str, list[Any]]:
-        return self.timeline.records() | {"choice": self.choices, "result": self.results}
+        return self.timeline.records() | {"choice": self.choices, "placement": self.placements, "result": self.results}
 
     @property
     def anomalies(self) -> int:

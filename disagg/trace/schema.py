@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from disagg.plan.blocks import STATES
 from disagg.plan.checks import is_number, is_text, short
 from disagg.plan.errors import FileError
+from disagg.plan.policy import WAYS
 from disagg.plan.preemption import Arm
 from disagg.plan.request import LEGAL_MOVES, Finish, Stage
 from disagg.plan.spans import Span
@@ -55,6 +56,15 @@ def _life(value: Any) -> bool:
     if not _rising(times) or not all(type(name) is str and name in _STAGES for name in names):
         return False
     return all(Stage(b) in LEGAL_MOVES[Stage(a)] for a, b in zip(names, names[1:], strict=False))
+
+
+def _options(value: Any) -> bool:
+    """[way, worker, [[term, ns], …]] lists."""
+    if type(value) is not list or not all(type(each) is list and len(each) == 3 for each in value):
+        return False
+    terms = [term for *_, terms in value for term in (terms if type(terms) is list else [()])]
+    pairs = all(type(term) is list and len(term) == 2 and _name(term[0]) and _whole(term[1]) for term in terms)
+    return pairs and all(way in WAYS and _whole(worker) for way, worker, _ in value)
 
 
 def _counts(value: Any) -> bool:
@@ -170,6 +180,16 @@ SHAPES = {
             "spill_ns": _or_null(WHOLE),
             "recompute_ns": _or_null(WHOLE),
             "arm": _one_of([arm.value for arm in Arm]),
+        },
+        {},
+    ),
+    "placement": Shape(
+        "request",
+        {
+            "request": WHOLE,
+            "way": _one_of(("", *WAYS)),
+            "options": Field(_options, "ways with a worker, and terms in ns by name"),
+            "at_ns": WHOLE,
         },
         {},
     ),

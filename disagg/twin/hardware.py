@@ -135,13 +135,17 @@ class Costs:
     sizes: Sizes
     device: Device
 
-    def pass_s(self, chunks: Sequence[tuple[int, int]]) -> float:
-        """All layers of a prefill pass over chunks [start, stop), without the output head."""
+    def pass_s(self, chunks: Sequence[tuple[int, int]], rows: Sequence[int] = ()) -> float:
+        """All layers of a pass over chunks [start, stop) and rows of these contexts, without the output head."""
         sizes, device, fit = self.sizes, self.device, self.device.fit
         products = 2 * sizes.weights * sum(stop - start for start, stop in chunks)
         attention = layers_flops(sizes, chunks) - products
+        products += 2 * sizes.weights * len(rows)
         computing = products / (fit.products * device.flops_per_s) + attention / (fit.attention * device.flops_per_s)
-        return fit.pass_s + max(computing, sizes.itemsize * sizes.weights / (fit.reading * device.bytes_per_s))
+        reading = (
+            sizes.itemsize * sizes.weights / fit.reading + sizes.token_bytes * sum(rows) / fit.kv
+        ) / device.bytes_per_s
+        return fit.pass_s + len(rows) * fit.row_s + max(computing, reading)
 
     def head_s(self, rows: int) -> float:
         """The output head over these rows; without rows its weights are not read."""
@@ -190,13 +194,15 @@ class Predicted:
     def token_bytes(self) -> int:
         return self.decode.sizes.token_bytes
 
-    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
-        """As `Speeds.pass_ns`; only prompts that end need the output head."""
+    def pass_ns(
+        self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool, rows: Sequence[int] = ()
+    ) -> tuple[int, int, int]:
+        """As `Speeds.pass_ns`; only prompts that end, and rows, need the output head."""
         costs, fit = self.prefill, self.prefill.device.fit
         slow = fit.beside_pass if beside else 1.0
-        layer_ns = round(1e9 * slow * costs.pass_s(chunks) / self.layers)
+        layer_ns = round(1e9 * slow * costs.pass_s(chunks, rows) / self.layers)
         lead_ns = round(fit.handed_off * layer_ns)
-        return lead_ns, layer_ns, layer_ns - lead_ns + round(1e9 * slow * costs.head_s(ending))
+        return lead_ns, layer_ns, layer_ns - lead_ns + round(1e9 * slow * costs.head_s(ending + len(rows)))
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         slow = self.decode.device.fit.beside_step if beside else 1.0

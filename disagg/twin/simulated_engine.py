@@ -43,11 +43,15 @@ class Speeds:
     steps_in_flight: ClassVar[int] = 1
     turn_ns: ClassVar[int] = 0  # from a worker's answer to its arrival at the controller
 
-    def pass_ns(self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool) -> tuple[int, int, int]:
+    def pass_ns(
+        self, chunks: Sequence[tuple[int, int]], ending: int, beside: bool, rows: Sequence[int] = ()
+    ) -> tuple[int, int, int]:
         """A pass over chunks [start, stop): ns before the first layer's hand-off, between two of them, and after the
-        last; `ending` prompts end in it, `beside` says that another worker computes."""
+        last; `ending` prompts end in it, `beside` says that another worker computes, `rows` are the contexts of the
+        rows that decode in it."""
         tokens = sum(stop - start for start, stop in chunks)
-        layer = (self.prefill_pass + tokens * self.prefill_token) // self.layers
+        decoding = len(rows) * self.step_row + sum(rows) * self.step_token
+        layer = (self.prefill_pass + tokens * self.prefill_token + decoding) // self.layers
         return layer, layer, self.tail
 
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
@@ -194,10 +198,13 @@ class SimulatedEngine(VirtualClock):
                 self.transfers.retune(command.config)
             case cmd.Preempted():
                 self.recorder.choose(command.choice)
+            case cmd.Placed():
+                self.recorder.place(command)
 
     def _prefill(self, command: cmd.Prefill) -> None:
         speeds, start = self.speeds, self._start(command.worker)
-        tokens = sum(chunk.stop - chunk.start for chunk in command.chunks)
+        prompts = command.prompts
+        tokens = sum(chunk.stop - chunk.start for chunk in prompts)
         lead, layer, tail = self._pass_ns(command)
         marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
         end = marks[-1] + tail
@@ -205,17 +212,22 @@ class SimulatedEngine(VirtualClock):
             self.at(marks[index], self._hand_off, moving, index)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
-        requests, firsts = tuple(c.request for c in command.chunks), tuple(c.request for c in finals)
+        requests, firsts = tuple(c.request for c in prompts), tuple(c.request for c in prompts if c.final)
         span = Span("prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks)
-        blocks = sum(len(chunk.blocks) for chunk in command.chunks)
+        blocks = sum(len(chunk.blocks) for chunk in prompts)
         self.recorder.span(span._replace(ready_ns=command.at_ns, blocks=blocks))
+        if command.step is not None:
+            self._batch(command.worker).follow(command.step)
+            self._record_step(command.step, start, end, mixed=True)
         given = tuple(self._token(chunk.request, chunk.token_index) for chunk in finals)
         prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
         self.at(end + speeds.turn_ns, self.deliver, prefilled)
 
     def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int, int]:
-        chunks, beside = command.chunks, computes_beside(self.controller.state, command.worker)
-        return self.speeds.pass_ns([(c.start, c.stop) for c in chunks], sum(c.final for c in chunks), beside)
+        prompts, beside = command.prompts, computes_beside(self.controller.state, command.worker)
+        rows = [chunk.stop for chunk in command.chunks[len(prompts) :]]
+        ending = sum(chunk.final for chunk in prompts)
+        return self.speeds.pass_ns([(c.start, c.stop) for c in prompts], ending, beside, rows)
 
     def _hand_off(self, moving: list[int], layer: int) -> None:
         for transfer in moving:
@@ -224,21 +236,27 @@ class SimulatedEngine(VirtualClock):
 
     def _decode(self, command: cmd.Decode) -> None:
         worker, token = command.worker, self._token
-        batch = self._batches.get(worker)
-        if batch is None:
-            batch = self._batches[worker] = BatchView()
+        batch = self._batch(worker)
         used, padded = batch.follow(command)
         tokens = tuple([token(request, index) for request, index in batch.rows()])
         padded = padded if self.speeds.pads else used
         start = self._start(worker)
         end = start + self.speeds.step_ns(len(tokens), padded, computes_beside(self.controller.state, worker))
         self._free_ns[worker] = end
-        if self.recorder.on:
-            order, sizes = tuple(chain.from_iterable(command.groups)), tuple(map(len, command.groups))
-            span = Span("decode", str(worker), start, end, order, command.step, len(order))
-            self.recorder.span(span._replace(ready_ns=command.at_ns, groups=sizes))
+        self._record_step(command, start, end)
         stepped = ev.Stepped(worker, command.step, tokens, start, end, used, padded)
         self.at(end + self.speeds.turn_ns, self.deliver, stepped)
+
+    def _batch(self, worker: cmd.Worker) -> BatchView:
+        return self._batches.setdefault(worker, BatchView())
+
+    def _record_step(self, command: cmd.Decode, start: int, end: int, mixed: bool = False) -> None:
+        """A mixed pass reads each row alone, and pads none."""
+        if self.recorder.on:
+            order = tuple(chain.from_iterable(command.groups))
+            sizes = (1,) * len(order) if mixed else tuple(map(len, command.groups))
+            span = Span("decode", str(command.worker), start, end, order, command.step, len(order))
+            self.recorder.span(span._replace(ready_ns=command.at_ns, groups=sizes))
 
     token = staticmethod(fake_token)
 

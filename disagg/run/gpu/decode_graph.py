@@ -7,7 +7,7 @@ Notebook: notebooks/07_on_a_gpu.ipynb.
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -168,6 +168,18 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         for row in rows:
             row.context, row.token_index = row.context + 1, row.token_index + 1
         return launched
+
+    def advance(self, rows: list[GraphRow], tokens: Sequence[int]) -> None:
+        """After a mixed pass; the next step uploads it."""
+        for row, token in zip(rows, tokens, strict=True):
+            row.context, row.token_index = row.context + 1, row.token_index + 1
+            self._device_rows.set_token(row.place, token)
+            self._device_rows.set_length(row.place, row.context)
+
+    def record(self, command: Decode, rows: list[GraphRow], sizes: tuple[int, ...], started: int, ended: int) -> None:
+        requests = tuple(row.join.request for row in rows)
+        span = Span("decode", str(command.worker), started, ended, requests, command.step, len(rows), groups=sizes)
+        self._reports.record(span._replace(ready_ns=command.at_ns, blocks=sum(row.blocks for row in rows)))
 
     def join(self, join: Join) -> GraphRow:
         row = GraphRow(join, self._free.pop(), join.context, join.token_index, len(join.blocks))

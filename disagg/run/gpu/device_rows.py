@@ -36,9 +36,12 @@ class DeviceRows:
     def set_token(self, place: int, token: int) -> None:
         self._changes.append((self._starts[1] + place, token))
 
+    def set_length(self, place: int, length: int) -> None:
+        self._changes.append((self._starts[2] + place, length))
+
     def set_row(self, place: int, token: int, length: int, blocks: list[int]) -> None:
         self.set_token(place, token)
-        self._changes.append((self._starts[2] + place, length))
+        self.set_length(place, length)
         for index, block in enumerate(blocks):
             self.set_block(place, index, block)
 

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import torch
 
 from disagg.plan.commands import Decode, Join
+from disagg.plan.events import Prefilled
 
 LayerHook = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -105,6 +106,23 @@ class BatchRows(ABC, Generic[Row]):
         for request, block in command.grown:
             self.grow(self.rows[request], block)
         return [self.rows[request] for group in command.groups for request in group]
+
+    def mixed(self, step: Decode, run_pass: Callable[[], Prefilled]) -> Prefilled:
+        """The rows of the step decode in a prefill pass, which has their tokens last. Where the pass raises, the rows
+        have followed the step all the same: the next one names only what changes."""
+        rows = self.follow(step)
+        ended = run_pass()
+        self.advance(rows, ended.tokens[len(ended.tokens) - len(rows) :])
+        self.record(step, rows, (1,) * len(rows), ended.started_ns, ended.ended_ns)
+        return ended
+
+    @abstractmethod
+    def advance(self, rows: list[Row], tokens: Sequence[int]) -> None:
+        """Each row has one token more."""
+
+    @abstractmethod
+    def record(self, command: Decode, rows: list[Row], sizes: tuple[int, ...], started: int, ended: int) -> None:
+        """The step's span; `sizes` are the rows of each group that attention pads together."""
 
     @abstractmethod
     def join(self, join: Join) -> Row: ...
