@@ -24,6 +24,7 @@ from disagg.plan.request import Job, Sampling
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 GOLDEN = Path(__file__).parent / "golden"
+SINCE = "overlap=True, pinned=True, "  # fields of a Config that came later
 SEEDS = range(24)
 SPEEDS = Speeds(layers=4, token_bytes=64)
 SMALL = {"block_size": 4, "prefill_blocks": 24, "decode_blocks": 24, "chunk_tokens": 24, "watchdog_s": 100.0}
@@ -32,7 +33,7 @@ SMALL = {"block_size": 4, "prefill_blocks": 24, "decode_blocks": 24, "chunk_toke
 def old_names(text: str) -> str:
     """The text with the names of the golden files."""
     pairs = dict(line.split() for line in (GOLDEN / "names.txt").read_text().splitlines() if line)
-    return re.sub(r"[A-Za-z_]\w*", lambda word: pairs.get(word[0], word[0]), text)
+    return re.sub(r"[A-Za-z_]\w*", lambda word: pairs.get(word[0], word[0]), text.replace(SINCE, ""))
 
 
 def new_names(text: str) -> str:

@@ -140,9 +140,14 @@ class CheckedSimulation(FaultySimulation):
         super()._prefill(command)
         self.seen["chunked prefill"] += any(chunk.start for chunk in chunks)
         lead_ns, layer_ns, _ = self._pass_ns(command)
+        if self.transfers.blocking:
+            return
         for layer in range(self.speeds.layers):
             end = start + lead_ns + layer * layer_ns - 1
             self.at(end, self.memory.write_layer, str(command.worker), chunks, layer)
+
+    def layer_written(self, command: cmd.Prefill, layer: int) -> None:
+        self.memory.write_layer(str(command.worker), command.chunks, layer)
 
     def _decode(self, command: cmd.Decode) -> None:
         for join in command.joins:
