@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from engine_tools import check_run, expected_logits, joined, lengths, overflowing, prompt_of, started, threads  # noqa: E402
 
 from disagg.plan.config import PRESETS, Config  # noqa: E402
+from disagg.plan.link import Link  # noqa: E402
 from disagg.plan.request import Request  # noqa: E402
 from disagg.run.attention.kernel_trial import describe as attention_in_words  # noqa: E402
 from disagg.run.engine import Engine  # noqa: E402

@@ -84,6 +84,20 @@ def test_twin_and_engine_go_in_the_same_order(route, together):
     assert list(order(real)) == list(order(world.so_far()))
 
 
+def waiting(bench) -> list[threading.Thread]:
+    return started(lambda: bench.transfers.wait_for(DEPARTING))
+
+
+def waited(bench):
+    """The wait for transfer 1 comes to its end; a failure instead of a hang where it does not."""
+    waits = waiting(bench)
+    try:
+        joined(waits)
+    finally:
+        if waits[0].is_alive():
+            bench.transfers.let_go()
+
+
 @pytest.mark.parametrize("lanes", ["cores", "fakes"])
 @pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3)])
 def test_a_layer_has_landed_when_the_wait_for_it_ends(request, lanes, route, ring):
@@ -94,7 +108,7 @@ def test_a_layer_has_landed_when_the_wait_for_it_ends(request, lanes, route, rin
         bench.post(1, route, PREFILL, blocks, DECODE, onto, ready=False)
         for layer in range(SHAPE.layers):
             bench.hand_off(1, layer, blocks)
-            bench.transfers.wait_for(DEPARTING)
+            waited(bench)
             moved = bench.caches[DECODE].data[: layer + 1, :, onto]
             assert torch.equal(moved, bench.originals[PREFILL][: layer + 1, :, blocks])
         assert bench.transfers.scheduler.progress == {}
@@ -108,10 +122,10 @@ def test_what_has_no_target_yet_is_not_waited_for():
     with Bench("staged", ring_slots=1) as bench:
         bench.post(1, "staged", PREFILL, [1], None, None, ready=False)
         bench.hand_off(1, 0, [1])
-        bench.transfers.wait_for(DEPARTING)  # returns
+        waited(bench)
         bench.transfers.obey(Assign(1, DECODE, (4,)))
         bench.hand_off(1, 1, [1])
-        bench.transfers.wait_for(DEPARTING)
+        waited(bench)
         assert torch.equal(bench.caches[DECODE].data[:2, :, [4]], bench.originals[PREFILL][:2, :, [1]])
         bench.transfers.obey(Abort(1))
 
@@ -121,7 +135,7 @@ def held_up(bench) -> list[threading.Thread]:
     bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
     bench.hand_off(1, 0, [1])
     assert bench.transfers.scheduler.holds_up(1)
-    return started(lambda: bench.transfers.wait_for(DEPARTING))
+    return waiting(bench)
 
 
 ENDS = {"abort": lambda bench: bench.transfers.obey(Abort(1)), "let go": lambda bench: bench.transfers.let_go()}
@@ -130,9 +144,9 @@ ENDS = {"abort": lambda bench: bench.transfers.obey(Abort(1)), "let go": lambda 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_wait_ends_with_its_transfer_or_its_engine(end):
     with Bench("direct", link=NEVER) as bench:
-        waiting = held_up(bench)
+        held = held_up(bench)
         ENDS[end](bench)
-        joined(waiting)
+        joined(held)
 
 
 @pytest.mark.parametrize("lanes", ["cores", "fakes"])
@@ -144,7 +158,7 @@ def test_a_wait_ends_where_its_copy_fails(request, monkeypatch, lanes):
             monkeypatch.setattr(kind, "_move", lambda *args: 1 / 0)
         bench.post(1, "direct", PREFILL, [1], DECODE, [1], ready=False)
         bench.hand_off(1, 0, [1])
-        bench.transfers.wait_for(DEPARTING)
+        waited(bench)
         assert isinstance(bench.notices.get(timeout=LIMIT_S), TransferFailed)
 
 
@@ -165,6 +179,14 @@ def waits(monkeypatch) -> threading.Event:
     return begun
 
 
+def closed(engine):
+    """A failure instead of a hang where it does not close."""
+    try:
+        joined(started(engine.close))
+    finally:
+        engine.executor.transfers.let_go()
+
+
 @pytest.mark.parametrize("preset", ["streamed", "staged"])
 @pytest.mark.parametrize("cancels", [True, False])
 def test_a_cancel_or_a_close_amid_a_blocking_hand_off_ends(waits, preset, cancels):
@@ -177,6 +199,7 @@ def test_a_cancel_or_a_close_amid_a_blocking_hand_off_ends(waits, preset, cancel
             engine.retune(overlap=True)
             rest = lengths((20, 1))
             check_run(engine.serve(rest), rest)  # the worker is free
+        closed(engine)
     assert handle.result(LIMIT_S).finish_reason == "cancelled"
 
 
@@ -185,6 +208,7 @@ def test_a_broken_engine_closes_amid_a_blocking_hand_off(waits):
         handle = engine.submit(Request(prompt_of(40), 20, ignore_eos=True))
         assert waits.wait(LIMIT_S)
         engine._loop.ask(lambda: engine._core.fail(RuntimeError("a bug")))
+        closed(engine)
     assert handle.result(LIMIT_S).finish_reason == "failed"
 
 
