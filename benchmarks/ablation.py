@@ -30,7 +30,7 @@ from disagg.trace.results import Run
 
 FULL = "staged"  # asynchronous, pinned, by layer, two hops
 COMPUTE_OVER_HOP = 2.0  # of the dialled link: a layer's two hops take what its compute takes
-CLEAR = 0.02  # a difference is one where it is larger than this in every round
+CLEAR = 0.02  # a difference is one where it is larger than this in every round: by chance in 1 of 16 cases of five
 
 #: What each rung switches off, and in words; all layers in one copy keep both hops, `bulk` is the route with one.
 RUNGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -48,15 +48,15 @@ RUNGS: dict[str, tuple[dict[str, Any], str]] = {
 class Work:
     prompt: int  # tokens of a newcomer, one chunk
     newcomers: int
-    every_s: float  # from one's arrival to the next one's: long enough for decode to be alone in between
     residents: int
     context: int  # tokens of a resident's prompt
     steps: int  # that residents could decode; they are cancelled before
-    rounds: int = 3
+    rounds: int = 5
+    every: float = 4.0  # passes that would fit between two arrivals: decode is alone in between, also where one blocks
 
 
-ON_CPU = Work(prompt=256, newcomers=5, every_s=2.2, residents=4, context=32, steps=900)
-ON_GPU = Work(prompt=2048, newcomers=10, every_s=0.5, residents=8, context=256, steps=3000, rounds=4)
+ON_CPU = Work(prompt=256, newcomers=4, residents=4, context=32, steps=900)
+ON_GPU = Work(prompt=2048, newcomers=10, residents=8, context=256, steps=3000)
 
 
 class Found(NamedTuple):
@@ -85,14 +85,14 @@ def config_of(rung: str, model: Model, work: Work, link: Link | None) -> Config:
     return Config.preset(FULL, **fields)
 
 
-def measure(engine: Engine, work: Work, new: int, seed: int) -> Found:
+def measure(engine: Engine, work: Work, every_s: float, new: int, seed: int) -> Found:
     """One round: newcomers ask for `new` tokens, 2 or, where nothing is to be handed off, 1."""
     vocab = int(engine.model.vocab_size)
     texts = random_ids([work.context] * work.residents + [work.prompt] * work.newcomers, vocab, seed)
     residents = [Request(ids, work.steps, ignore_eos=True) for ids in texts[: work.residents]]
     arriving = enumerate(texts[work.residents :], 1)
     with company(engine, residents):
-        run = engine.serve([Request(ids, new, work.every_s * index, ignore_eos=True) for index, ids in arriving])
+        run = engine.serve([Request(ids, new, every_s * index, ignore_eos=True) for index, ids in arriving])
     hidden = [found.hidden for index in range(work.newcomers) if (found := run.overlap(index)).hidden is not None]
     second = [result.second_token_gap_s for result in run.results if result.second_token_gap_s is not None]
     h, second_s = (statistics.median(values) if values else None for values in (hidden, second))
@@ -168,8 +168,8 @@ def suite(
         say("the model")
         model = load_model("random-llama3-8b", dtype="bfloat16", device="cuda:0") if on_gpu else load_model("smollm2")
     work = work or (ON_GPU if on_gpu else ON_CPU)
+    c = compute_of_a_layer(model, work.prompt)
     if link is None and not on_gpu:
-        c = compute_of_a_layer(model, work.prompt)
         link = Link.ratio(COMPUTE_OVER_HOP).against(c, model.shape.layer_token_bytes * work.prompt)
     found: dict[str, list[Found]] = {}
     with contextlib.ExitStack() as stack:
@@ -185,7 +185,7 @@ def suite(
         for index in range(1 + work.rounds):  # the first one warms up
             for rung, engine in engines.items():
                 say(f"{rung}, round {index} of {work.rounds}")
-                once = measure(engine, work, 1 if rung == "no transfer" else 2, index)
+                once = measure(engine, work, work.every * model.layers * c, 1 if rung == "no transfer" else 2, index)
                 found[rung] += [once] if index else []
     for rung, each in found.items():
         yield from rows_of(rung, each)

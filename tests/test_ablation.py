@@ -9,7 +9,7 @@ from disagg import Config, Link
 from disagg.plan.errors import ConfigError
 from disagg.show.report import LeftOut, Row
 
-LITTLE = Work(prompt=48, newcomers=2, every_s=0.1, residents=2, context=16, steps=900, rounds=1)
+LITTLE = Work(prompt=48, newcomers=2, residents=2, context=16, steps=900, rounds=1, every=30.0)
 OFF = {
     "blocking": {"overlap": False}, "one copy": {"layers_per_copy": 4}, "bulk": {"route": "bulk"},
     "direct": {"route": "direct"}, "no transfer": {},

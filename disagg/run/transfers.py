@@ -107,6 +107,7 @@ class Transfers:
 
     def close(self) -> None:
         """Stops the lanes; copies under way are given up, and their transfers closed."""
+        self.let_go()
         with self.lock:
             self.closing.set()
         for lane in self.lanes.values():
