@@ -20,6 +20,7 @@ main = partial(run, app)
 SUITES = {
     "cpu": ("cpu", "The engine on this machine's CPU: start, steps, batches, paging, padding."),
     "law": ("overlap_law", "How much of a hand-off hides behind prefill, against the law."),
+    "ablation": ("ablation", "Each switch of a hand-off, off one at a time: prefill, H, second token, decode's gaps."),
     "house": (
         "house",
         "The shape of the code: its lines, its imports, what is too long or has one name twice, its types.",

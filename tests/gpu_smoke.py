@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from engine_tools import check_run, expected_logits, joined, lengths, overflowing, prompt_of, started, threads  # noqa: E402
 
 from disagg.plan.config import PRESETS, Config  # noqa: E402
+from disagg.plan.link import Link  # noqa: E402
 from disagg.plan.request import Request  # noqa: E402
 from disagg.run.attention.kernel_trial import describe as attention_in_words  # noqa: E402
 from disagg.run.engine import Engine  # noqa: E402
@@ -86,10 +87,10 @@ def serves(preset: str, devices: Devices, **changes):
         check_run(engine.serve(requests), requests)
 
 
-def spills(devices: Devices):
+def spills(devices: Devices, **changes):
     requests = overflowing()
     sizes = dict(block_size=16, chunk_tokens=256, decode_blocks=8, host_blocks=8, verify_kv=True)
-    with opened("paged", devices, **sizes) as engine:
+    with opened("paged", devices, **sizes, **changes) as engine:
         run = engine.serve(requests)
     assert run.counts.get("spills") and run.counts.get("fetches"), f"nothing was spilled: {run.counts}"
     check_run(run, requests)
@@ -166,6 +167,12 @@ def checks(device: str) -> Iterator[tuple[str, Callable]]:
         yield f"preset {preset}", partial(serves, preset, one)
     for route, preset in (("bulk", "split"), ("direct", "streamed"), ("staged", "staged")):
         yield f"checksums on {route}", partial(serves, preset, one, verify_kv=True)
+    yield "staged, overlap=False", partial(serves, "staged", one, overlap=False, verify_kv=True)
+    yield "streamed, overlap=False", partial(serves, "streamed", one, overlap=False)
+    if device != "cpu":
+        yield "staged, pinned=False", partial(serves, "staged", one, pinned=False, verify_kv=True)
+        yield "staged, pinned=False, on a dialled link", partial(serves, "staged", one, pinned=False, link=Link(1e9))
+        yield "a spill and a fetch, pinned=False", partial(spills, one, pinned=False)
     if device != "cpu" and describe().startswith("possible"):
         yield "preset streamed, sm_split=32", partial(serves, "streamed", one, sm_split=32)
     yield "a spill and a fetch", partial(spills, one)

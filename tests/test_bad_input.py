@@ -223,6 +223,8 @@ BAD_CHANGES = {
     "another route": (dict(route="staged"), "route can't change while the engine runs"),
     "other blocks": (dict(block_size=8), "block_size can't change while the engine runs"),
     "more workers": (dict(decode_workers=2), "decode_workers can't change while the engine runs"),
+    "other memory": (dict(pinned=False), "pinned=False: between CPU cores"),
+    "a wait where nothing travels": (dict(overlap=0), "overlap must be True or False; got 0"),
     "no checksums": (dict(verify_kv=False), "verify_kv can't change while the engine runs"),
     "not live": (dict(ring_slots=2), "ring_slots can't change while the engine runs; those that can: link,"),
     "one good, one not": (dict(max_batch=4, threads=3), "threads can't change"),

@@ -94,7 +94,7 @@ MUST_BE = [
     *wrong(["decode_workers", "ring_slots", "max_batch", "threads"], "a whole number, 1 or more", None),
     *wrong(["watchdog_s", "itl_target_s"], "seconds, above 0 and up to 1e+09", *WRONG_SECONDS),
     *wrong(["watchdog_s"], "seconds, above 0 and up to 1e+09", None),
-    *wrong(["verify_kv", "join_projections", "compile"], "True or False", 1, 0, "yes", math.nan),
+    *wrong(["verify_kv", "join_projections", "compile", "overlap", "pinned"], "True or False", 1, 0, "yes", math.nan),
     *wrong(["prefill_device", "decode_device"], '"cpu", "cuda" or "cuda:N"', *WRONG_DEVICES),
     *wrong(["route"], "one of bulk, direct, staged", None, ["bulk"]),
     *wrong(["dtype"], "one of float32, float16, bfloat16", None, ["float32"]),

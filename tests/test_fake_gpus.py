@@ -1,13 +1,15 @@
 """Every arrangement starts, serves and stops on GPUs: with fakes of CUDA, so that it is asked on every machine."""
 
 import pytest
-from engine_tools import check_run, lengths, opened, prompt_of, small
+from engine_tools import check_run, lengths, opened, prompt_of, small, tiny
 from fake_cuda import fake_gpus
 from paged_kernel import PlainKernel
 
 from disagg import Config, Link, Request
+from disagg.monitor.seams import Seams
 from disagg.plan.config import PRESETS
-from disagg.run import executor
+from disagg.run import executor, placement
+from disagg.run.gpu.device import Scratch
 
 ONE = dict(prefill_device="cuda:0", decode_device="cuda:0")
 TWO = dict(prefill_device="cuda:0", decode_device="cuda:1")
@@ -57,6 +59,34 @@ def test_gpus_that_do_not_reach_each_other_go_by_way_of_the_host(monkeypatch):
 def test_a_route_answers_on_one_gpu(monkeypatch, route, verify, together):
     fake_gpus(monkeypatch)
     answers(small(ROUTES[route], verify_kv=verify, layers_per_copy=together, **ONE, **EAGER))
+
+
+@pytest.mark.parametrize("preset", HANDED_OFF)
+@pytest.mark.parametrize("places", [ONE, TWO], ids=["one", "two"])
+def test_pageable_memory_is_asked_for_wherever_pinned_would_be(monkeypatch, preset, places):
+    fake_gpus(monkeypatch, reach=False)
+    asked, view = [], Scratch.view
+    monkeypatch.setattr(Scratch, "view", lambda self, shape: asked.append(self.pinned) or view(self, shape))
+    for pinned in (True, False):
+        asked.clear()
+        answers(small(preset, pinned=pinned, link=Link(1e9), **places, **EAGER))
+        staged = "staged" if preset in ("staged", "paged", "dynamic") else ""
+        assert any(asked) == (pinned and bool(staged or places is TWO))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_what_is_paged_goes_to_pinned_memory_unless_that_is_switched_off(monkeypatch, pinned):
+    asked = {}
+    monkeypatch.setattr(placement, "KVCache", lambda shape, blocks, size, at, pinned: asked.update({at: pinned}))
+    placement.make_caches(small("paged", pinned=pinned, **TWO), tiny().shape, spare=False, seams=Seams(print))
+    assert asked == {"cuda:0": False, "cuda:1": False, "cpu": pinned}
+
+
+@pytest.mark.parametrize("together", [1, None])
+@pytest.mark.parametrize("preset", ["streamed", "staged", "paged"])
+def test_hand_offs_block_on_one_gpu(monkeypatch, attention, preset, together):
+    fake_gpus(monkeypatch)
+    answers(small(preset, overlap=False, layers_per_copy=together, **ONE, **EAGER))
 
 
 @pytest.mark.parametrize("preset", HANDED_OFF)

@@ -43,10 +43,27 @@ def test_checksums_and_automatic_copies_on_one_gpu(preset):
     check_run(run, requests)
 
 
-def test_what_a_gpu_spills_comes_back_the_same():
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    "switch", [dict(pinned=False), dict(overlap=False), dict(pinned=False, overlap=False)], ids=str
+)
+@pytest.mark.parametrize("preset", ["streamed", "staged", "paged"])
+def test_a_switch_of_the_hand_off_off_on_one_gpu(preset, switch, verify):
+    requests = lengths((16, 12), (33, 9), (100, 8))
+    with Engine(small(preset, verify_kv=verify, **switch, **ON_ONE_GPU)) as engine:
+        assert all(slot.pinned == switch.get("pinned", True) for slot in engine.executor.transfers.ring)
+        run = engine.serve(requests)
+    check_run(run, requests)
+    assert any(span.waits_ns for span in run.timeline.spans) == ("overlap" in switch)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_what_a_gpu_spills_comes_back_the_same(pinned):
     requests = [Request(prompt_of(24, n), 48, ignore_eos=True) for n in range(4)]
     sizes = dict(block_size=16, chunk_tokens=256, decode_blocks=8, host_blocks=8, verify_kv=True)
-    with Engine(small("paged", **sizes, **ON_ONE_GPU)) as engine:
+    with Engine(small("paged", pinned=pinned, **sizes, **ON_ONE_GPU)) as engine:
+        [host] = [cache for name, cache in engine.executor.caches.items() if name.role == "host"]
+        assert host.data.is_pinned() == pinned
         run = engine.serve(requests)
     assert run.counts["spills"] >= 1
     check_run(run, requests)

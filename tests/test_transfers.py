@@ -24,7 +24,7 @@ from engine_tools import (
     overflowing,
     small,
 )
-from fake_cuda import FakeStream, fake_cuda
+from fake_cuda import FakeDial, FakeStream, fake_cuda
 
 import disagg.run.gpu
 from disagg import Config, Link
@@ -429,6 +429,19 @@ def test_the_dial_of_a_gpu_keeps_the_rule_by_its_events(gpu):
         for span, deadline in zip(spans, deadlines, strict=True):
             assert span.busy_end_ns >= deadline - 2000, "freed before the dial allows; float32 milliseconds"
             assert span.deadline_ns == span.busy_end_ns + round(DIAL.latency_s * 1e9)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_dial_is_told_to_go_before_a_copy_that_holds_up_the_host(gpu, monkeypatch, pinned):
+    """Its post waits for the end of the launch, and a pageable copy's launch waits for the post."""
+    calls = []
+    for owner, name in ((FakeDial, "post"), (FakeDial, "go"), (FakeDial, "hold"), (StreamCopier, "_move")):
+        before(monkeypatch, owner, name, lambda *args, name=name: calls.append(name))
+    copier = StreamCopier([torch.device("cpu")], torch.float32, pinned=pinned)
+    cache = KVCache(SHAPE, 4, BLOCK)
+    with copier.current():
+        copier.launch(None, Route(range(1), cache, (1,), cache, (2,), None), None, 1000)
+    assert calls == (["post", "_move", "hold", "go"] if pinned else ["post", "go", "_move", "hold", "go"])
 
 
 def test_a_dial_without_triton_says_what_to_install(gpu, monkeypatch):

@@ -143,9 +143,14 @@ class CheckedSimulation(FaultySimulation):
         self.seen["mixed pass"] += command.step is not None
         self.seen["chunked prefill"] += any(chunk.start for chunk in command.prompts)
         lead_ns, layer_ns, _ = self._pass_ns(command)
+        if self.transfers.blocking:
+            return
         for layer in range(self.speeds.layers):
             end = start + lead_ns + layer * layer_ns - 1
             self.at(end, self.memory.write_layer, str(command.worker), chunks, layer)
+
+    def layer_written(self, command: cmd.Prefill, layer: int) -> None:
+        self.memory.write_layer(str(command.worker), command.chunks, layer)
 
     def _decode(self, command: cmd.Decode) -> None:
         self._check_rows(command)

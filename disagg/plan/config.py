@@ -49,6 +49,8 @@ class Config:
     join_projections: bool = True
     compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
     graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
+    overlap: bool = True  # False, blocking: a pass waits in each layer's hand-off until its copies have landed
+    pinned: bool = True  # host memory of ring and paging beside a GPU is page-locked; False: pageable
     peer_access: bool = True  # K/V may go from one GPU to another without the host; False: through pinned host memory
     sm_split: int | None = None  # SMs of decode alone where prefill shares its GPU; None: streams share all SMs
     seed: int = 0  # of sampling (temperature above 0), for requests without a seed
@@ -167,6 +169,15 @@ class Config:
         what = f"sm_split={self.sm_split} gives decode that many SMs of the one GPU that it shares with prefill"
         raise ConfigError(f"{what}, but here {why}; leave it out")
 
+    def _check_hand_off(self, on_cpu: bool) -> None:
+        """The switches of a hand-off say something only where there is what they switch."""
+        if not self.overlap and self.route == "bulk":
+            bulk = "with route='bulk' nothing is handed off by layers, so no pass has a layer to wait in"
+            raise ConfigError(f"overlap=False: {bulk}; leave it out, or take route='direct' or 'staged'")
+        if not self.pinned and on_cpu:
+            cores = "between CPU cores every copy is a copy in host memory, and there is no GPU to lock pages for"
+            raise ConfigError(f"pinned=False: {cores}; leave it out, or take CUDA devices")
+
     def _check_devices(self) -> None:
         kinds = set()
         for name in ("prefill_device", "decode_device"):
@@ -180,6 +191,7 @@ class Config:
             raise ConfigError(f"{pair} is an impossible pair: take two CPU workers or GPUs for both")
         if "cpu" in kinds and (self.attention == "flash" or self.graphs):
             raise ConfigError("attention='flash' and graphs=True are a GPU's; here are CPU cores: leave them out")
+        self._check_hand_off("cpu" in kinds)
         if self.sm_split is not None:
             _check_int("sm_split", self.sm_split, 1, 1024)
             self._check_split("cpu" in kinds)
@@ -191,7 +203,10 @@ class Config:
             raise ConfigError(f"prefill_workers=0 puts prefill on the decode device, but {pair}; {advice}")
 
 
-BOOLEANS = ("mixed_passes", "conditional", "join_projections", "compile", "graphs", "peer_access", "verify_kv")
+BOOLEANS = (
+    *("mixed_passes", "conditional", "overlap", "pinned", "join_projections", "compile", "graphs", "peer_access"),
+    "verify_kv",
+)
 
 #: Defaults on the CPU and on a GPU.
 _BY_DEVICE = {

@@ -25,7 +25,7 @@ from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 #: Settings that a running engine can change.
 BLOCKS = ("prefill_blocks", "host_blocks", "decode_blocks")
-LIVE = ("link", *BLOCKS, "chunk_tokens", "max_batch", "bins", "policy", "itl_target_s", "layers_per_copy")
+LIVE = ("link", *BLOCKS, "chunk_tokens", "max_batch", "bins", "policy", "itl_target_s", "layers_per_copy", "overlap")
 
 
 class Controller:

@@ -22,6 +22,14 @@ class Span(NamedTuple):
     ready_ns: int = 0  # when the command was given, or the copy joined its lane's queue
     blocks: int = 0  # blocks that it reads or writes
     groups: tuple[int, ...] = ()  # rows of a step, bin by bin
+    waits_ns: tuple[int, ...] = ()  # how long a pass with blocking hand-offs stood still after each of them
+
+    @property
+    def computing(self) -> list[tuple[int, int]]:
+        """The intervals in ns in which the pass or step computed: all of it, but for the waits after hand-offs."""
+        starts = [at + wait for at, wait in zip(self.hand_offs_ns, self.waits_ns, strict=False)]
+        ends = [*self.hand_offs_ns[: len(starts)], self.end_ns]
+        return list(zip([self.start_ns, *starts], ends, strict=True))
 
     @property
     def busy_end_ns(self) -> int:

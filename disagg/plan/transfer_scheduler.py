@@ -135,6 +135,7 @@ class TransferScheduler:
         first, second = config.links
         for lane in self.lanes.values():
             lane.clock.link = second if lane.name.role is LaneRole.UP else first
+        self.blocking = not config.overlap  # of passes from the next one on
         self.layers_per_copy = config.layers_per_copy or 1
         self.least_bytes = self.measured_bytes if config.layers_per_copy is None else 0
 
@@ -170,6 +171,14 @@ class TransferScheduler:
         least = -(-self.least_bytes // layer_bytes) if layer_bytes else self.layers if self.least_bytes else 1
         group = max(self.layers_per_copy, least)
         return [*range(group - 1, self.layers - 1, group), self.layers - 1]
+
+    def holds_up(self, transfer: int) -> bool:
+        """Does a blocking hand-off still wait for this transfer? For copies that can start, not for those without a
+        target: that comes when decode has room, which may need this very pass to end."""
+        progress = self.progress.get(transfer)
+        if progress is None or progress.assign is None or progress.aborted or progress.failed:
+            return False
+        return progress.landed < progress.made
 
     def assign(self, assign: Assign, now_ns: int) -> None:
         """The target's blocks are known: copies that wait for them are ready."""

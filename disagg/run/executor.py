@@ -109,7 +109,9 @@ class Executor:
                 self.transfers.spilled.pop(command.request, None)
 
     def stop(self) -> None:
-        """Workers after the command in hand, lanes after the copy in hand."""
+        """Workers after the command in hand, lanes after the copy in hand, for which no worker waits any more."""
+        if self._transfers is not None:
+            self._transfers.let_go()
         for worker in list(self.workers.values()):
             worker.close()
         if self._transfers is not None:

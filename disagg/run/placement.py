@@ -45,7 +45,7 @@ def make_caches(config: Config, shape: KVShape, spare: bool, seams: Seams) -> di
         sizes[Worker("host", 0)] = config.host_blocks
     for name in sizes:
         seams.allocate(f"the KV cache of {name}")
-    pinned = config.decode_device != "cpu"
+    pinned = config.pinned and config.decode_device != "cpu"
     caches: dict[Worker, KVCache] = {}
     try:
         for name, blocks in sizes.items():

@@ -65,8 +65,8 @@ class PrefillStage:
 
     def step(self, command: Prefill) -> Prefilled:
         """One pass: pack, run, pick the first tokens, report."""
-        started, marks = now_ns(), Moments(self.cache.device)
-        batch = self._pack(command, marks)
+        started, marks, waits = now_ns(), Moments(self.cache.device), list[tuple[int, int]]()
+        batch = self._pack(command, marks, waits)
         if self._graphs is not None and self._graphs.fits(batch):
             logits = self._graphs.run(batch)
         else:
@@ -80,11 +80,13 @@ class PrefillStage:
         requests, firsts = tuple(c.request for c in prompts), tuple(c.request for c in prompts if c.final)
         count, blocks = len(batch.tokens) - len(command.rows), sum(len(chunk.blocks) for chunk in prompts)
         span = Span("prefill", str(command.worker), started, ended, requests, command.pass_id, count, firsts=firsts)
-        self._reports.record(span._replace(hand_offs_ns=marks.read(), ready_ns=command.at_ns, blocks=blocks))
+        span = span._replace(hand_offs_ns=marks.read(), ready_ns=command.at_ns, blocks=blocks)
+        self._reports.record(span._replace(waits_ns=waits_of(span.hand_offs_ns, waits)))
         return Prefilled(command.worker, command.pass_id, tokens, started, ended)
 
-    def _pack(self, command: Prefill, marks: Moments) -> PrefillBatch:
-        """Chunks one after the other; each layer marks its hand-off, and travels where its chunk has a transfer."""
+    def _pack(self, command: Prefill, marks: Moments, waits: list[tuple[int, int]]) -> PrefillBatch:
+        """Chunks one after the other; each layer marks its hand-off, and travels where its chunk has a transfer. Where
+        hand-offs block, `waits` gets the host times from when to when each did."""
         tokens = torch.tensor([token for chunk in command.chunks for token in chunk.tokens])
         segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
         finals = [index for index, chunk in enumerate(command.chunks) if chunk.final]
@@ -95,11 +97,27 @@ class PrefillStage:
             if chunk.transfer is not None
         ]
 
+        blocking = bool(departing) and self.transfers is not None and self.transfers.scheduler.blocking
+
         def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
             marks.mark()
             if departing and self.transfers is not None:
                 self.transfers.hand_off(layer, departing, key, value)
+                if blocking:
+                    began = now_ns()
+                    self.transfers.wait_for(departing)
+                    waits.append((began, now_ns()))
             marks.keep_up(AHEAD)
 
         batch.on_layer = hand_off
         return batch
+
+
+def waits_of(marks_ns: tuple[int, ...], waits: list[tuple[int, int]]) -> tuple[int, ...]:
+    """How long a pass stood still after each hand-off, in ns. On a GPU the host also waits for the layer itself, whose
+    time ends at its mark."""
+    found = []
+    for index, (began, ended) in enumerate(waits):
+        at, until = marks_ns[index], min([ended, *marks_ns[index + 1 : index + 2]])  # marks are exact to microseconds
+        found.append(max(0, until - max(began, at)))
+    return tuple(found)

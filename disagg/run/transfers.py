@@ -1,4 +1,4 @@
-"""Copies of K/V between memories: a thread a lane, real bytes, a ring of pinned slots, and a checksum at every stop.
+"""Copies of K/V between memories: a thread a lane, real bytes, a ring in host memory, and a checksum at every stop.
 
 Order of one copy: its layers are written and its source blocks pinned → copy → the checksum of what arrived → the
 dial's deadline → the notice. A ring slot is free only after hop two has read it.
@@ -59,9 +59,12 @@ class Transfers:
         self.config, self.caches, self.verify = config, caches, bool(config.verify_kv)
         self._post, self._record, self.seams = post, record, seams or Seams(post)
         self.lock = threading.RLock()  # of the scheduler
+        self._changed = threading.Condition(self.lock)  # a transfer went on: for passes in a blocking hand-off
         self.closing = threading.Event()
+        self._let_go = False  # no pass waits any more: a lane has died, or the engine closes
         on_gpu = any(cache.on_gpu for cache in caches.values())
-        self.ring = [Scratch(self.shape.dtype, pinned=on_gpu) for _ in range(self.scheduler.ring.total)]
+        pinned = on_gpu and config.pinned
+        self.ring = [Scratch(self.shape.dtype, pinned) for _ in range(self.scheduler.ring.total)]
         self.spilled: dict[int, list] = {}  # request → checksums of its layers in host memory
         self.streams = self._stream_lanes(parts or {}) if on_gpu else None
         host_lanes = {} if on_gpu else {name: HostLane(name, self) for name in self.scheduler.lanes}
@@ -92,18 +95,26 @@ class Transfers:
                     self._post_all(self.scheduler.abort(command.transfer, now_ns()))
                 case Retuned():
                     self.scheduler.retune(command.config)
+            self._changed.notify_all()
         for lane in self.lanes.values():
             lane.wake()
 
+    def let_go(self) -> None:
+        """No pass waits in a hand-off from here on."""
+        with self.lock:  # itself: an interrupt leaves a Condition's `with` locked
+            self._let_go = True
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Stops the lanes; copies under way are given up, and their transfers closed."""
+        self.let_go()
         with self.lock:
             self.closing.set()
         for lane in self.lanes.values():
             lane.stop()
         for thread in self._threads:
             thread.join()
-        self.ring.clear()  # pinned, and to be freed while the streams that copied it are there
+        self.ring.clear()  # pinned on a GPU, and to be freed while the streams that copied it are there
 
     # ---- called by a prefill worker, from inside the layer -----------------------------------------------------------
 
@@ -129,6 +140,13 @@ class Transfers:
         if lanes:
             self.drive(lanes)
 
+    def wait_for(self, departing: list[Departing]) -> None:
+        """A blocking hand-off: returns when these transfers' copies have landed, all hops of them, as far as they can
+        start. One that fails or is aborted is not waited for, nor is any once `let_go` was called."""
+        with self._changed:
+            while not self._let_go and any(self.scheduler.holds_up(each.transfer) for each in departing):
+                self._changed.wait()
+
     # ---- called by lanes ---------------------------------------------------------------------------------------------
 
     def drive(self, names: Iterable[LaneName] | None = None) -> None:
@@ -149,6 +167,7 @@ class Transfers:
             notices = self.scheduler.finish(copy)
             self._record(copy.span(at_ns))
             self._post_all(notices)
+            self._changed.notify_all()
         self.drive()
 
     def give_up(self, copy: Copy) -> None:
@@ -164,6 +183,7 @@ class Transfers:
     def _failed(self, copy: Copy, error: str) -> None:
         with self.lock:
             self._post_all(self.scheduler.fail(copy, error, now_ns()))
+            self._changed.notify_all()
 
     def _post_all(self, notices: list[Notice]) -> None:
         """With the lock held: a landing must not be heard of after the end of its transfer."""
@@ -184,4 +204,5 @@ class Transfers:
             yield
         except BaseException as error:
             self._post(WorkerDied(Worker(f"lane {name}", 0), in_words(error)))
+            self.let_go()
             raise

@@ -169,6 +169,8 @@ class Reader:
         marks = span.hand_offs_ns
         if marks and not span.start_ns <= marks[0] <= marks[-1] <= span.end_ns:
             raise FileError("a layer is handed off outside of its pass")
+        if span.waits_ns and (len(span.waits_ns) != len(marks) or any(start > end for start, end in span.computing)):
+            raise FileError("waits_ns is not one wait a hand-off, each over before the next one")
         if span.firsts and not set(span.firsts) <= set(span.requests):
             raise FileError("firsts names a request that is not among the span's requests")
         self.found.spans.append(span)

@@ -157,7 +157,7 @@ SHAPES = {
         "kind",
         dict.fromkeys(Span._fields, WHOLE)
         | {"kind": _one_of(KINDS), "place": ROW, "hand_offs_ns": TIMES}
-        | dict.fromkeys(("requests", "firsts", "groups"), WHOLES),
+        | dict.fromkeys(("requests", "firsts", "groups", "waits_ns"), WHOLES),
         Span._field_defaults,
     ),
     "mark": Shape(

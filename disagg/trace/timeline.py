@@ -1,7 +1,8 @@
 """What happened when: spans of passes, steps and copies, marks of queues and gates, and moves of blocks, on one clock.
 
 H, hidden fraction: 1 - exposed / all transfer time, of one request's hand-off. W, wall overlap: the share of the
-union of copies during which a prefill pass ran. E, exposed: from token 1 to the last layer landed.
+union of copies during which a prefill pass computed. E, exposed: from token 1 to the last layer landed, and what its
+passes stood still for copies before.
 """
 
 import os
@@ -117,13 +118,15 @@ class Timeline:
         return min((s.end_ns for s in self.spans if request in s.firsts), default=None)
 
     def law(self, request: int, ring_slots: int | None = None) -> "Law | None":
-        """The law with this request's own c, x and tail; None where it does not hold: chunked, packed, or in one
-        copy after prefill."""
+        """The law with this request's own c, x and tail; None where it does not hold: chunked, packed, blocking, or
+        in one copy after prefill."""
         copies = self.hand_off(request)
         passes = [s for s in self.spans if s.kind == "prefill" and request in s.requests]
         layers = len(passes[0].hand_offs_ns) if passes else 0
         group = max((s.count for s in copies), default=layers)
         if len(passes) != 1 or len(passes[0].requests) != 1 or layers < 2 or not copies:
+            return None
+        if passes[0].waits_ns:  # the law's prefill never waits
             return None
         if group == layers and copies[0].start_ns >= passes[0].end_ns:
             return None
@@ -148,13 +151,14 @@ class Timeline:
                 ends[one] = min(ends.get(one, span.end_ns), span.end_ns)
         if request is not None:
             hand_offs = {request: copies} if request in ends and (copies := self.hand_off(request)) else {}
-        total_ns = exposed_ns = 0
-        for one in hand_offs.keys() & ends.keys():
+        passes, moved = [s for s in self.spans if s.kind == "prefill"], hand_offs.keys() & ends.keys()
+        total_ns, exposed_ns = 0, sum(sum(s.waits_ns) for s in passes if not moved.isdisjoint(s.requests))
+        for one in moved:
             copies = _first(hand_offs[one])
             total_ns += sum(s.occupied_ns for s in copies)
             exposed_ns += max(0, max(s.end_ns for s in copies) - ends[one])
         moving = union((s.start_ns, s.end_ns) for copies in hand_offs.values() for s in copies)
-        computing = [(s.start_ns, s.end_ns) for s in self.spans if s.kind == "prefill"]
+        computing = [interval for s in passes for interval in s.computing]
         wall = length(intersection(moving, computing)) / length(moving) if moving else None
         return Overlap(1 - exposed_ns / total_ns if total_ns else None, wall, exposed_ns / 1e9, total_ns / 1e9)
 

@@ -54,7 +54,7 @@ def passes(run: Run) -> list[PassSample]:
             stop = start + (due if request in span.firsts else min(due, left))
             chunks.append((start, stop))
             done[request], left = stop, left - (stop - start)
-        if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns:
+        if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns and not span.waits_ns:
             marks = span.hand_offs_ns
             took_s, lead_s = (span.end_ns - span.start_ns) / 1e9, (marks[0] - span.start_ns) / 1e9
             tail_s, ending = (span.end_ns - marks[-1]) / 1e9, len(span.firsts)

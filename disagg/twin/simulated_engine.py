@@ -23,6 +23,7 @@ from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
 from disagg.twin.batch_view import BatchView
+from disagg.twin.blocking_pass import BlockingPass
 from disagg.twin.hardware import Predicted
 
 
@@ -114,6 +115,7 @@ class SimulatedEngine(VirtualClock):
         self.recorder = Recorder(self.controller.state, self.transfers, "virtual clock", last=0)
         self.recorder.begin(0, record)
         self.busy_lanes: set[LaneName] = set()
+        self.blocked: list[BlockingPass] = []  # passes that wait in a hand-off
         self._free_ns: dict[cmd.Worker, int] = {}
         self._batches: dict[cmd.Worker, BatchView] = {}
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request must get
@@ -203,25 +205,36 @@ class SimulatedEngine(VirtualClock):
 
     def _prefill(self, command: cmd.Prefill) -> None:
         speeds, start = self.speeds, self._start(command.worker)
-        prompts = command.prompts
-        tokens = sum(chunk.stop - chunk.start for chunk in prompts)
         lead, layer, tail = self._pass_ns(command)
+        if self.transfers.blocking:
+            self.at(start + lead, BlockingPass(self, command, start, layer, tail).hand_off)
+            return
         marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
-        end = marks[-1] + tail
         for index, moving in handed_off_by(self.transfers, command):
             self.at(marks[index], self._hand_off, moving, index)
+        self.end_pass(command, start, marks[-1] + tail, marks)
+
+    def layer_written(self, command: cmd.Prefill, layer: int) -> None:
+        """Called by passes whose hand-offs block, just before a layer is handed off."""
+
+    def end_pass(
+        self, command: cmd.Prefill, start: int, end: int, marks: tuple[int, ...], waits: tuple[int, ...] = ()
+    ) -> None:
+        """Records a pass whose end is known, and schedules the worker's answer."""
+        prompts = command.prompts
+        tokens = sum(chunk.stop - chunk.start for chunk in prompts)
         finals = [chunk for chunk in command.chunks if chunk.final]
         self._free_ns[command.worker] = end
         requests, firsts = tuple(c.request for c in prompts), tuple(c.request for c in prompts if c.final)
         span = Span("prefill", str(command.worker), start, end, requests, command.pass_id, tokens, 0, firsts, marks)
         blocks = sum(len(chunk.blocks) for chunk in prompts)
-        self.recorder.span(span._replace(ready_ns=command.at_ns, blocks=blocks))
+        self.recorder.span(span._replace(ready_ns=command.at_ns, blocks=blocks, waits_ns=waits))
         if command.step is not None:
             self._batch(command.worker).follow(command.step)
             self._record_step(command.step, start, end, mixed=True)
         given = tuple(self._token(chunk.request, chunk.token_index) for chunk in finals)
         prefilled = ev.Prefilled(command.worker, command.pass_id, given, start, end)
-        self.at(end + speeds.turn_ns, self.deliver, prefilled)
+        self.at(end + self.speeds.turn_ns, self.deliver, prefilled)
 
     def _pass_ns(self, command: cmd.Prefill) -> tuple[int, int, int]:
         prompts, beside = command.prompts, computes_beside(self.controller.state, command.worker)
@@ -269,12 +282,14 @@ class SimulatedEngine(VirtualClock):
         return max(self.now_ns, self._free_ns.get(worker, 0))
 
     def drive_lanes(self) -> None:
-        """Starts a copy on every idle lane that has one ready."""
+        """Starts a copy on every idle lane that has one ready; passes that no copy holds up go on."""
         transfers, busy = self.transfers, self.busy_lanes
         if transfers.queued:
             for name, lane in transfers.lanes.items():
                 if lane.ready and name not in busy and (copy := self.start_copy(name)) is not None:
                     self._fly(copy, lane.clock.link.dialled)
+        for waiting in list(self.blocked):
+            waiting.go_on()
 
     def start_copy(self, lane: LaneName) -> Copy | None:
         """The lane's next copy; None where it waits for a ring slot."""

@@ -60,7 +60,11 @@ def is_fatal(error: Exception) -> bool:
 
 
 class Scratch:
-    """A staging buffer in host memory or on a GPU, as large as its largest view; new large buffers cost page faults."""
+    """A staging buffer in host memory or on a GPU, as large as its largest view; new large buffers cost page faults.
+
+    Where it is not `pinned`, CUDA stages a copy through pinned memory of its own: a copy down returns to the host when
+    all bytes are here, one up when all have left (CUDA Runtime API, "API synchronization behavior").
+    """
 
     def __init__(self, dtype: torch.dtype, pinned: bool = False, device: torch.device | None = None) -> None:
         self.pinned, self._flat = pinned, torch.empty(0, dtype=dtype, device=device)

@@ -5,6 +5,8 @@ One copy, all on the streams:
     → checksums of what arrived → seen event
 Between GPUs that reach each other, or on one GPU, a kernel reads blocks and writes blocks. Through the host: gather a
 layer's blocks into one staging buffer → one copy down → one up → scatter. Spills and fetches copy each run of blocks.
+Pageable host memory (`pinned=False`) keeps this order and every event, but the thread that launches such a copy stands
+still until the stream has come there and the bytes have left or arrived: nothing is hidden behind its other work.
 """
 
 import contextlib
@@ -59,7 +61,7 @@ class EnqueuedCopy(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Source and target, each blocks of a cache or a ring slot: `slot` [layers, 2, n, ...] pinned."""
+    """Source and target, each blocks of a cache or a ring slot: `slot` [layers, 2, n, ...] in host memory."""
 
     layers: range
     source: KVCache | None
@@ -93,19 +95,25 @@ class Route(NamedTuple):
 
 class StreamCopier:
     """`devices`: the source and the target GPU. `part`: the SMs for gathers and scatters on a split GPU. `peer`: the
-    two GPUs reach each other without the host.
+    two GPUs reach each other without the host. `pinned`: the host memory at its ends is page-locked.
 
     Buffers are reused in stream order."""
 
     def __init__(
-        self, devices: list[torch.device], dtype: torch.dtype, part: SMPartition | None = None, peer: bool = True
+        self,
+        devices: list[torch.device],
+        dtype: torch.dtype,
+        part: SMPartition | None = None,
+        peer: bool = True,
+        pinned: bool = True,
     ) -> None:
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]
         # High priority: a short gather goes before the thread blocks of a long product.
         self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
-        self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=True)
+        self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=pinned)
+        self._pinned = pinned
         self._ends_on = 0 if self._between is None else -1  # index of the stream with a copy's end event
         self._dial: DeviceDial | None = None
         # All layers of a request have the same blocks, and an upload of ids costs the host as much as all launches.
@@ -185,6 +193,8 @@ class StreamCopier:
             return
         dial = self.prepare_dial()
         dial.post(occupancy_ns)
+        if not self._pinned:
+            dial.go()  # the host comes to the end of the launch only when the stream has passed this point
         try:
             yield
             dial.hold()

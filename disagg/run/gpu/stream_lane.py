@@ -225,7 +225,8 @@ def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartitio
         here = gpus[Worker("prefill" if name.role in HAND_OFF else "decode", name.index)]
         there = gpus[Worker("decode", 0)] if direct else here
         peer = config.peer_access and reaches(here, there)
-        lanes[name] = StreamLane(name, transfers, StreamCopier([here, there], dtype, parts.get(sms), peer))
+        copier = StreamCopier([here, there], dtype, parts.get(sms), peer, config.pinned)
+        lanes[name] = StreamLane(name, transfers, copier)
     return lanes
 
 
@@ -239,8 +240,9 @@ def fill_ring(ring: list[Scratch], config: Config, shape: KVShape, layers_per_co
         for slot in ring:
             slot.view((layers, 2, tokens, shape.kv_heads, shape.head_dim))
     except (MemoryError, RuntimeError) as error:
+        kind = "pinned" if config.pinned else "pageable"
         raise EngineError(
-            f"no room for the ring in pinned host memory: {len(ring) * nbytes:,} bytes asked "
+            f"no room for the ring in {kind} host memory: {len(ring) * nbytes:,} bytes asked "
             f"({len(ring)} slots of {nbytes:,}). Lower ring_slots, layers_per_copy or chunk_tokens of the "
             f"Config. {first_line(error)}"
         ) from None

@@ -1,4 +1,4 @@
-"""The lanes of an engine with a GPU: on streams, through a pinned ring, with checksums on the devices."""
+"""The lanes of an engine with a GPU: on streams, through a ring in host memory, with checksums on the devices."""
 
 from disagg.plan.config import Config
 from disagg.plan.link import LaneName
