@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from benchmarks.report import elsewhere, here, table
-from benchmarks.report.cell import AS_WRITTEN, ONE_SETTING, TARGETS, Cell, is_share, reached, verdict
+from benchmarks.report.cell import AS_WRITTEN, ONE_SETTING, TARGETS, Cell, attention_of, is_share, reached, verdict
 from benchmarks.suites import app
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError, FileError
@@ -19,6 +19,7 @@ from disagg.run.engine import Engine
 from disagg.show import recordings
 from disagg.show.report import Failed
 from disagg.trace.results import Run
+from disagg.twin.simulate import simulate
 
 KINDS = ("ran", "recorded", "twin")
 ALL = {(claim, tried, kind) for claim in TARGETS for tried in (AS_WRITTEN, ONE_SETTING) for kind in KINDS}
@@ -148,6 +149,15 @@ def test_a_recording_names_the_attention_that_ran(tmp_path):
     with Engine(Config.preset("colocated", model="tiny", attention="plain")) as engine:
         engine.serve([Request([1, 2, 3], 2)]).save(tmp_path / "run.jsonl")
     assert Run.load(tmp_path / "run.jsonl").machine.endswith(", attention: plain attention over gathered slots")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "named"), [(2, "flash-attn 2.8.3 (chunks) and own"), (8, "own; flash-attn 2.8.3 had")]
+)
+def test_flash_attn_is_named_where_a_chunk_was_read(chunk, named):
+    run = simulate(Config.preset("colocated", chunk_tokens=chunk), [Request([1] * 6, 2)])
+    run.machine = "one GPU, attention: flash-attn 2.8.3 (chunks) and own"
+    assert attention_of(run).startswith(named)
 
 
 def test_a_failed_part_has_a_row_in_the_table():

@@ -1,5 +1,6 @@
 """A cell of the report's table, and the verdict that its data give."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -99,8 +100,14 @@ class About:
 
 
 def attention_of(run: Run) -> str:
-    """Which kernel ran, as the run's own machine line has it; recordings from before it was kept do not."""
-    return run.machine.partition("attention: ")[2] or NOT_KEPT
+    """Which kernels ran: as the run's machine line has them (old recordings do not), a library's only if a prompt was
+    cut into chunks, for it reads nothing else."""
+    words = run.machine.partition("attention: ")[2]
+    library, reads_chunks, own = words.partition(" (chunks) and ")
+    passes = Counter(request for span in run.timeline.spans if span.kind == "prefill" for request in span.requests)
+    if reads_chunks and max(passes.values(), default=0) < 2:
+        return f"{own}; {library} had no chunk to read"
+    return words or NOT_KEPT
 
 
 def waits_and_rates(sides: Mapping[str, Run]) -> tuple[dict[str, float], dict[str, float]]:
