@@ -137,6 +137,10 @@ def test_a_cell_comes_back_from_json(claim, value, rivals, link):
     assert Cell.of(json.loads(json.dumps(cell.as_json()))) == cell
 
 
+def test_a_share_beside_the_report_s_says_what_the_law_gives():
+    assert verdict("overlap 60 %", 0.68, {}, law=0.67).endswith("has 60.0 %, and the law 67.0 %")
+
+
 def test_recorded_cells_are_what_the_recordings_say():
     found = {cell.claim: cell for cell in elsewhere.recorded_overlap()}
     runs = recordings.staged()
@@ -155,7 +159,7 @@ def test_a_recording_names_the_attention_that_ran(tmp_path):
     ("chunk", "named"), [(2, "flash-attn 2.8.3 (chunks) and own"), (8, "own; flash-attn 2.8.3 had")]
 )
 def test_flash_attn_is_named_where_a_chunk_was_read(chunk, named):
-    run = simulate(Config.preset("colocated", chunk_tokens=chunk), [Request([1] * 6, 2)])
+    run = simulate(Config.preset("colocated", block_size=2, chunk_tokens=chunk), [Request([1] * 6, 2)])
     run.machine = "one GPU, attention: flash-attn 2.8.3 (chunks) and own"
     assert attention_of(run).startswith(named)
 

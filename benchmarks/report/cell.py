@@ -11,7 +11,7 @@ from disagg.trace.results import Run
 
 AS_WRITTEN, ONE_SETTING = "as written", "one setting"
 OURS, ONE_BY_ONE, RIVALS = "dynamic", "baseline", ("two_colocated", "colocated")
-NOT_KEPT = "not recorded"  # the attention of runs from before it was
+NOT_KEPT = "not kept"  # the attention of runs from before it was
 NEAR = 0.05  # of a share: how far real prefill may lie from the law (benchmarks/overlap_law.py)
 SLOW, FAST, TTFT, THROUGHPUT = "overlap 60 %", "overlap 96 %", "TTFT 20x", "throughput 4x"
 #: The report's numbers: shares of a hand-off, and gains.
@@ -36,13 +36,19 @@ def reached(claim: str, value: float) -> bool:
 
 
 def verdict(
-    claim: str, value: float, rivals: Mapping[str, float], over: str = "", link_gb_s: float | None = None
+    claim: str,
+    value: float,
+    rivals: Mapping[str, float],
+    over: str = "",
+    link_gb_s: float | None = None,
+    law: float | None = None,
 ) -> str:
     """One sentence of these data. Conditions of a number that came out: a link held at a speed; a rival that shares the
     hand-off's share, or against which the gain is less than the report's."""
     if not reached(claim, value):
         against = f" over {over}" if over else ""
-        return f"not reproduced: {shown(claim, value)}{against} where the report has {shown(claim, TARGETS[claim])}"
+        by_law = f", and the law {shown(claim, law)}" if law is not None else ""
+        return f"not reproduced: {shown(claim, value)}{against} where the report has {shown(claim, TARGETS[claim])}{by_law}"
     conditions = [f"a link held at {speed(link_gb_s)}"] if link_gb_s else []
     if is_share(claim):
         conditions += [f"{name} gives {shown(claim, share)}" for name, share in rivals.items() if reached(claim, share)]
@@ -71,7 +77,7 @@ class Cell(Row):
 
     @property
     def verdict(self) -> str:
-        return verdict(self.claim, self.value, self.rivals, self.over, self.link_gb_s)
+        return verdict(self.claim, self.value, self.rivals, self.over, self.link_gb_s, self.law)
 
     def as_json(self) -> dict:
         return {**super().as_json(), "verdict": self.verdict}

@@ -109,7 +109,7 @@ class Here:
         count, lengths, new = self.stand.scale.work_a
         requests = work_a(self.stand.model.vocab_size, 2, count, lengths, new)
         sides = self.sides(requests, (ONE_BY_ONE, *RIVALS))
-        words = f"{count} prompts of {min(lengths)} to {max(lengths)} tokens at once, {new} new ones each"
+        words = f"{OURS}, {count} prompts of {min(lengths)} to {max(lengths)} tokens at once, {new} new ones each"
         for claim in (SLOW, FAST):
             self.stand.say(f"{claim}: the same work")
             run, whole = (self.served(preset, requests, link=self.link(claim)) for preset in (OURS, "split"))
