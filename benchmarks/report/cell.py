@@ -48,7 +48,8 @@ def verdict(
     if not reached(claim, value):
         against = f" over {over}" if over else ""
         by_law = f", and the law {shown(claim, law)}" if law is not None else ""
-        return f"not reproduced: {shown(claim, value)}{against} where the report has {shown(claim, TARGETS[claim])}{by_law}"
+        wanted = shown(claim, TARGETS[claim])
+        return f"not reproduced: {shown(claim, value)}{against} where the report has {wanted}{by_law}"
     conditions = [f"a link held at {speed(link_gb_s)}"] if link_gb_s else []
     if is_share(claim):
         conditions += [f"{name} gives {shown(claim, share)}" for name, share in rivals.items() if reached(claim, share)]
