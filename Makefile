@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides site explorer test test-browser demo figures bench soak gpu-smoke mutants lint notebooks flash \
+.PHONY: help setup lab show slides site explorer test test-browser demo report figures bench soak gpu-smoke mutants lint notebooks flash \
   constraints clean
 MAKEFLAGS += --no-print-directory
 
@@ -101,6 +101,10 @@ test-browser: setup ## the exported page, the explorer and the widgets in a real
 
 demo: setup ## a tour in the terminal, without notebooks
 	@$(py) -m disagg demo
+
+# A GPU is taken where there is one. Leave the machine alone meanwhile; to keep it: make report json=build/report.json
+report: setup ## the report's 60 and 96 %, 20x and 4x: ran here, recorded or by the twin, beside their rivals; three minutes
+	@$(py) -m benchmarks report $(if $(json),--json "$(json)")
 
 figures: setup ## every file of figures/ again, from recordings, measured rows and the twin
 	@$(py) -m benchmarks figure all

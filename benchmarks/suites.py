@@ -80,6 +80,27 @@ def two_gpu(shape: Shape = "llama3-8b", only: Only = None, trace: Traces = None,
 
 
 @app.command()
+def report(
+    shape: Annotated[
+        str | None, typer.Option(help="llama3-8b, qwen3-0.6b, smollm2, tiny; by itself, what fits")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """The report's 60 and 96 %, 20x and 4x: ran here, recorded or by the twin, each beside its rivals; 3 minutes."""
+    from benchmarks.report.here import here
+    from benchmarks.report.table import cells, lines
+    from disagg.show.report import Failed, write
+
+    with output.saying() as say:
+        rows = list(cells(here(say, shape)))
+    output.say_as_it_is(*lines(rows))
+    if json is not None:
+        write(json, rows)
+        output.say_as_it_is(f"written: {json}")
+    output.end(f"{row.name}: {row.reason}" for row in rows if isinstance(row, Failed))
+
+
+@app.command()
 def parity(
     json: JsonFile = None,
     prompts: Annotated[int, typer.Option(help="prompts for the embedded model")] = 64,

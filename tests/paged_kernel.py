@@ -15,7 +15,7 @@ class OwnKernel(PagedKernel):
 
 
 class PlainKernel:
-    name = "plain PyTorch"
+    name, version = "plain PyTorch", "1"
 
     def store(self, cache, layer, slots, key, value):
         cache.write(layer, slots, key, value)

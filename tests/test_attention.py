@@ -1,5 +1,6 @@
 """Every case starts from a cache full of NaN, so whatever reads a slot that holds no token of its row shows."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -216,6 +217,25 @@ def test_choosing_says_what_there_is():
     assert choice.choose("auto", "cpu") == "sdpa" and choice.choose("plain", "cpu") == "plain"
     assert choice.pick_kernel("auto", "cpu", KVShape(1, 2, 8, torch.bfloat16), 4, 16) is None
     assert "flash-attn has kernels for GPUs only" in kernel_trial.describe("cpu")
+
+
+def test_the_attention_that_ran_is_named_with_its_version():
+    kernel = SimpleNamespace(name="flash-attn", version="2.8.3")
+    assert choice.in_words("auto", kernel).startswith("flash-attn 2.8.3 (chunks)")
+    assert choice.in_words("auto", None) == "PyTorch SDPA over gathered slots"
+    assert choice.in_words("plain", None) == "plain attention over gathered slots"
+
+
+def test_flash_attn_brings_its_version(monkeypatch):
+    fake = SimpleNamespace(flash_attn_varlen_func=print, __version__="2.8.3")
+    monkeypatch.setitem(sys.modules, "flash_attn", fake)
+    assert (kernel_trial.FlashKernel().name, kernel_trial.FlashKernel().version) == ("flash-attn", "2.8.3")
+
+
+def test_doctor_names_flash_attn_with_its_version(monkeypatch):
+    kernel = SimpleNamespace(name="flash-attn", version="2.8.3")
+    monkeypatch.setattr(kernel_trial, "find_kernel", lambda *given: (kernel, ""))
+    assert kernel_trial.describe("cuda").startswith("flash-attn 2.8.3 (chunks)")
     with pytest.raises(ConfigError, match="must be 'auto'"):
         choice.choose("fast", "cpu")
 

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.claims.evidence import Finding, digest, digest_of_runs
 from benchmarks.common import known
 from disagg.plan.errors import FileError
 from disagg.show import recordings
 from disagg.trace.results import Run
+
+K = TypeVar("K")
 
 
 def rows(root: Path, name: str) -> dict[str, float]:
@@ -53,17 +56,21 @@ def _read(root: Path, name: str) -> dict:
         raise FileError(f"figures/measured/{name}.json: {type(error).__name__}: {error}") from None
 
 
-def _staged() -> dict[float, Run]:
-    """The recorded runs by dial. FileError where there are none, with the command that makes them."""
-    runs = recordings.staged()
+def there(runs: dict[K, Run] | recordings.Missing) -> dict[K, Run]:
+    """Recorded runs. FileError where there are none, with the command that makes them."""
     if isinstance(runs, recordings.Missing):
         raise FileError(repr(runs))
     return runs
 
 
+def staged_runs() -> dict[float, Run]:
+    """The recorded runs of the staged route, by dial."""
+    return there(recordings.staged())
+
+
 def staged_law() -> Finding:
     """How far H on the staged route lies from the law, over all recorded dials: the most, in points."""
-    runs = _staged()
+    runs = staged_runs()
     off = [100 * abs(known(run.overlap(0).hidden) - known(run.law(0)).hidden) for run in runs.values()]
     return Finding(
         {"most_off_points": max(off), "slowest_dial": max(runs)},
@@ -78,7 +85,7 @@ def staged_law() -> Finding:
 
 def staged_hidden() -> Finding:
     """H over two hops at two dials: a link four times as slow as the compute, and one twice as fast."""
-    runs = _staged()
+    runs = staged_runs()
     values = {f"hidden[{dial:g}]": known(runs[dial].overlap(0).hidden) for dial in (4.0, 0.5)}
     laws = {dial: known(runs[dial].law(0)) for dial in (4.0, 0.5)}
     values |= {f"slower[{dial:g}]": max(law.hops_s) / law.compute_s for dial, law in laws.items()}

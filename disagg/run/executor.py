@@ -11,7 +11,7 @@ from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
-from disagg.run.attention.choice import AttentionPath, pick_kernel
+from disagg.run.attention.choice import AttentionPath, in_words, pick_kernel
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.device import finish
 from disagg.run.kv_cache import KVCache
@@ -92,6 +92,10 @@ class Executor:
             return prefill, DecodeStage(model, cache, reports)
         captures = bool(config.graphs)
         return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, captures, reports, bool(self.parts))
+
+    def attention_in_words(self) -> str:
+        """The attention of all workers, as a caption adds it to the machine."""
+        return f", attention: {in_words(self.config.attention, self.kernel)}"
 
     def split_in_words(self) -> str:
         """The parts of a split GPU, as a caption adds them to the machine."""

@@ -56,7 +56,7 @@ class EngineLoop:
         self.executor.connect()
         transfers = self.executor.transfers
         timed = transfers.streams.in_words() if transfers.streams else ""
-        machine = machine_in_words() + self.executor.split_in_words() + timed
+        machine = machine_in_words() + self.executor.split_in_words() + timed + self.executor.attention_in_words()
         self.core.recorder = Recorder(self.core.controller.state, transfers.scheduler, machine)
         self.executor.start()
         self._thread.start()

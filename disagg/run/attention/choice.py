@@ -55,3 +55,10 @@ def pick_kernel(
     if kernel is None and requested == "flash":
         raise ConfigError(f"attention='flash' can't run on {device}: {why}. Use 'auto' or 'sdpa'.")
     return kernel
+
+
+def in_words(requested: str, kernel: "PagedKernel | None") -> str:
+    """The attention that runs, a library's kernel by name and version: for `doctor`, captions and recordings."""
+    if kernel is None:
+        return f"{'plain attention' if requested == 'plain' else 'PyTorch SDPA'} over gathered slots"
+    return f"{kernel.name} {kernel.version} (chunks) and kernels of our own (whole prompts, decode)"

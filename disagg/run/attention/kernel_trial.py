@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from disagg.run.attention.choice import in_words
 from disagg.run.attention.gathered import PrefillPlan, Workspace
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill, VarlenKernel
@@ -86,11 +87,10 @@ def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads:
 def describe(device: torch.device | str = "cpu") -> str:
     """One sentence for `doctor`: the attention on the device, and the reason against others."""
     if torch.device(device).type == "cpu":
-        return "PyTorch SDPA over gathered slots runs on cpu, because flash-attn has kernels for GPUs only"
+        return f"{in_words('auto', None)} runs on cpu, because flash-attn has kernels for GPUs only"
     kernel, why = find_kernel(device, KVShape(1, 8, 128, torch.bfloat16), 32, 256)
     if kernel is None:
-        return f"PyTorch SDPA over gathered slots runs on {device} ({why})"
+        return f"{in_words('auto', None)} runs on {device} ({why})"
     return (
-        f"{kernel.name} (chunks) and kernels of our own (whole prompts, decode) run on {device} in 16 bits, on the "
-        "paged cache; PyTorch SDPA over gathered slots in fp32"
+        f"{in_words('auto', kernel)} run on {device} in 16 bits, on the paged cache; {in_words('auto', None)} in fp32"
     )

@@ -34,6 +34,7 @@ class PagedKernel(ABC):
     """A library's attention of chunks; whole prompts, stores and decode steps use this package's kernels."""
 
     name: str
+    version = ""
 
     @abstractmethod
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
@@ -88,7 +89,7 @@ class FlashKernel(PagedKernel):
     def __init__(self) -> None:
         import flash_attn  # an extra, only for CUDA
 
-        self._varlen = flash_attn.flash_attn_varlen_func
+        self._varlen, self.version = flash_attn.flash_attn_varlen_func, flash_attn.__version__
 
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
         lengths = chunks.cu, chunks.cu_keys, chunks.longest, chunks.longest_keys
@@ -106,6 +107,7 @@ class VarlenKernel(PagedKernel):
 
         if "block_table" not in inspect.signature(varlen_attn).parameters:
             raise ImportError(f"varlen_attn of torch {torch.__version__} takes no block table; 2.13 does")
+        self.version = torch.__version__
         self._attend: Any = varlen_attn  # returns a Tensor unless it is asked for more
 
     def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
