@@ -94,7 +94,7 @@ def _ended(log: LogView, command: cmd.Ended) -> None:
 def check_sent(log: LogView, view: RequestView) -> None:
     """Landing: prefill has ended, so all its blocks are sent."""
     request = view.job.id
-    if view.stays or request not in log.requests.open or view.arrived or not view.prefilled:
+    if view.stays or request not in log.requests.open or view.arrived or view.paged or not view.prefilled:
         return
     carried = log.carried_of(view)
     if carried is None:

@@ -20,7 +20,7 @@ from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
 
 OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # the answers of one worker keep their order
 
-PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.FETCHING)
+PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.PARKED, Stage.FETCHING)
 STALL_NS = 50_000
 NEVER = 10**9  # a number that no transfer, pass or step has
 PREFILL, DECODE = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)

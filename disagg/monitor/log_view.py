@@ -34,7 +34,7 @@ class LogView:
         """All blocks of a transfer have landed."""
         self.close(carried)
         view.since_ns = self.now_ns
-        if carried.route == "spill":
+        if carried.target == "host":
             view.paged = True
         else:
             view.arrived, view.due, view.paged = True, carried.due, False

@@ -4,6 +4,8 @@ Blocks on the decode device are reserved late and by policy. A transfer pins its
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
+from collections import Counter
+
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Assign, Preempted, Send, Turn, Worker
@@ -50,16 +52,38 @@ class KVTransfers:
         state.wanting.gate = ""
         while (record := state.wanting.peek()) is not None:
             worker = max(state.decodes, key=lambda decode: decode.pool.available)
-            spilled = record.stage is Stage.SPILLED
-            table = state.reserve_decode(worker, record, (record.context if spilled else record.prefill_target) + 1)
+            in_host = record.stage in (Stage.SPILLED, Stage.PARKED)
+            table = state.reserve_decode(worker, record, (record.context if in_host else record.prefill_target) + 1)
             if table is None:
                 state.wanting.gate = record.gate
+                self._park(turn)
                 return
             state.wanting.remove(record)
             record.decode_table, record.decode_worker = table, worker.name.index
-            if spilled:
+            if in_host:
                 self._fetch(turn, record)
             self._target(turn, present(state.open_transfer(record)), table, worker.name)
+
+    def _park(self, turn: Turn) -> None:
+        """Decode is full: hand-offs that wait hold at most a quarter of their prefill device's blocks. What is beyond
+        that goes to host memory, the last by policy first, layer by layer through the ring as it is computed."""
+        state = self.state
+        if state.config.route != "staged" or not state.host.available:
+            return
+        waiting = [record for record in state.wanting if record.stage in (Stage.PREFILLING, Stage.HANDING_OFF)]
+        held = Counter(record.prefill_worker for record in waiting for _ in present(record.prefill_table).blocks)
+        for record in reversed(waiting):
+            pool, transfer = state.prefills[present(record.prefill_worker)].pool, present(state.open_transfer(record))
+            if 4 * held[record.prefill_worker] <= pool.capacity:
+                continue
+            table = Table.reserve(state.host, transfer.blocks, record.id)
+            if table is not None:
+                held[record.prefill_worker] -= transfer.blocks
+                record.host_table = table
+                state.wanting.remove(record)
+                state.counts["parked"] += 1
+                state.because("park", request=record.id, blocks=transfer.blocks, free=state.host.available)
+                self._target(turn, transfer, table, HOST)
 
     def preempt(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> None:
         """Takes a request off its decode worker; its K/V are spilled or recomputed, whichever costs less."""
@@ -97,9 +121,10 @@ class KVTransfers:
         self.close(transfer)
         present(transfer.target).commit()
         record.transfer = None
-        if transfer.route == "spill":
-            state.drop(record, "decode_table")
-            state.move(turn, record, Stage.SPILLED)
+        if transfer.target is record.host_table:
+            spilled = transfer.route == "spill"
+            state.drop(record, "decode_table" if spilled else "prefill_table")
+            state.move(turn, record, Stage.SPILLED if spilled else Stage.PARKED)
             state.wanting.push(record)
         else:
             state.drop(record, "prefill_table", "host_table")

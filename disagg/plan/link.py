@@ -127,11 +127,12 @@ class LinkClock:
 class LaneRole(StrEnum):
     """Which way the copies of a lane go; transfer_scheduler.py draws them."""
 
-    DIRECT, DOWN, UP, SPILL = "direct", "down", "up", "spill"
+    DIRECT, DOWN, UP, SPILL, PARK = "direct", "down", "up", "spill", "park"
 
 
 class LaneName(NamedTuple):
-    """One direction of one device's link. `index` counts prefill devices for direct and down, else decode devices."""
+    """One direction of one device's link. `index` counts prefill devices for direct, down and
+    park, else decode devices."""
 
     role: LaneRole
     index: int  # type: ignore[assignment]  # hides tuple.index

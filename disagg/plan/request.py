@@ -5,6 +5,7 @@
     HANDING_OFF  token 1 exists; the rest of its K/V is on the way to the decode device
     LANDED       its K/V is complete on the decode device; waits for a place in the batch
     RUNNING      one token a step
+    PARKED       handed off to host memory, since decode had no blocks for it
     SPILLING, SPILLED, FETCHING   preempted to host memory, there, and on its way back (then LANDED again)
     ENDED        exactly once, as eos, length, cancelled, rejected or failed
 
@@ -29,6 +30,7 @@ class Stage(Enum):
     RUNNING = "running"
     SPILLING = "spilling"
     SPILLED = "spilled"
+    PARKED = "parked"
     FETCHING = "fetching"
     ENDED = "ended"
 
@@ -36,11 +38,12 @@ class Stage(Enum):
 LEGAL_MOVES = {
     Stage.QUEUED: {Stage.PREFILLING, Stage.ENDED},
     Stage.PREFILLING: {Stage.HANDING_OFF, Stage.LANDED, Stage.ENDED},
-    Stage.HANDING_OFF: {Stage.LANDED, Stage.ENDED},
+    Stage.HANDING_OFF: {Stage.LANDED, Stage.PARKED, Stage.ENDED},
+    Stage.PARKED: {Stage.FETCHING, Stage.QUEUED, Stage.ENDED},
     Stage.LANDED: {Stage.RUNNING, Stage.SPILLING, Stage.QUEUED, Stage.ENDED},
     Stage.RUNNING: {Stage.LANDED, Stage.SPILLING, Stage.QUEUED, Stage.ENDED},
     Stage.SPILLING: {Stage.SPILLED, Stage.QUEUED, Stage.ENDED},
-    Stage.SPILLED: {Stage.FETCHING, Stage.ENDED},
+    Stage.SPILLED: {Stage.FETCHING, Stage.QUEUED, Stage.ENDED},
     Stage.FETCHING: {Stage.LANDED, Stage.QUEUED, Stage.ENDED},
     Stage.ENDED: set(),
 }

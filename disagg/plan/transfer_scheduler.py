@@ -2,6 +2,7 @@
 
     direct P   prefill device P → decode device        spill D   decode device D → host
     down P     prefill device P → slot of the ring      up D      slot or host → decode device D
+    park P     slot of the ring → host
 
 Threads, or the simulator, `start` the next copy of a lane, carry it out, and `finish` it.
 Notebook: notebooks/04_cpu_paging.ipynb.
@@ -15,7 +16,7 @@ from disagg.plan.blocks import BlockPool
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
-from disagg.plan.link import LaneName, LaneRole, LinkClock
+from disagg.plan.link import LaneName, LaneRole, Link, LinkClock
 from disagg.plan.request import Priority
 from disagg.plan.spans import Span
 
@@ -91,6 +92,8 @@ class TransferProgress:
         """The lane of a copy's first hop, or its second."""
         if second_hop or self.send.route == "fetch":
             assert self.assign is not None, f"transfer {self.send.transfer} has no target yet"
+            if self.assign.target.role == "host":
+                return LaneName(LaneRole.PARK, self.send.source.index)
             return LaneName(LaneRole.UP, self.assign.target.index)
         return LaneName(FIRST_LANE[self.send.route], self.send.source.index)
 
@@ -121,6 +124,8 @@ class TransferScheduler:
             names += [LaneName(LaneRole.SPILL, i) for i in decodes]
         if config.host_blocks or (staged and not config.colocated):
             names += [LaneName(LaneRole.UP, i) for i in decodes]
+        if config.host_blocks and leaving is LaneRole.DOWN:
+            names += [LaneName(LaneRole.PARK, i) for i in range(config.prefill_workers)]
         self.lanes = {name: Lane(name) for name in names}
         self.retune(config)
         self.ring = BlockPool("ring", config.ring_slots if staged else 0)
@@ -134,7 +139,7 @@ class TransferScheduler:
         """New links and granularity, from the next copy on."""
         first, second = config.links
         for lane in self.lanes.values():
-            lane.clock.link = second if lane.name.role is LaneRole.UP else first
+            lane.clock.link = {LaneRole.UP: second, LaneRole.PARK: Link()}.get(lane.name.role, first)
         self.blocking = not config.overlap  # of passes from the next one on
         self.layers_per_copy = config.layers_per_copy or 1
         self.least_bytes = self.measured_bytes if config.layers_per_copy is None else 0

@@ -119,7 +119,8 @@ class HostLane(BaseLane):
         left, tokens = self._known(copy)
         if not left:
             spilled = copy.source.role == "host"
-            left = self.transfers.spilled.pop(copy.request) if spilled else digest_blocks(data, tokens)
+            kept = self.transfers.spilled.pop(copy.request, None) if spilled else None  # parked K/V have none
+            left = kept or digest_blocks(data, tokens)
         arrived = data
         if copy.target is not None:
             layers = range(copy.layer, copy.layer_end)

@@ -26,7 +26,7 @@ COLOUR_OF_LINE = {
     **dict.fromkeys(("prefill", "recompute", "queue"), "prefill"),
     **dict.fromkeys(("transfer", "link-busy", "ring-full"), "link"),
     **dict.fromkeys(("decode", "step-boundary", "device-busy", "batch-slot", "no-block"), "decode"),
-    **dict.fromkeys(("spill", "fetch", "spilled"), "paging"),
+    **dict.fromkeys(("spill", "fetch", "spilled", "parked"), "paging"),
 }
 OTHER = "#888888"
 

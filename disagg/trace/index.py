@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from disagg.plan.spans import Mark, Span
 
-ORDER = ("prefill", "down", "direct", "up", "decode", "spill")  # of workers and lanes, as a request passes them
+ORDER = ("prefill", "down", "park", "direct", "up", "decode", "spill")  # of workers and lanes, as a request passes them
 
 
 def places_of(spans: Iterable[Span]) -> list[str]:
@@ -46,7 +46,7 @@ class Index:
 
     def lanes(self, hand_off: bool) -> list[str]:
         """The links of hand-offs, or those of paging."""
-        roles = ("direct", "down", "up") if hand_off else ("spill", "up")
+        roles = ("direct", "down", "up", "park") if hand_off else ("spill", "up")
         return [place for place in self._places if place.split()[0] in roles]
 
     def has(self, name: str) -> bool:

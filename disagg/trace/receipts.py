@@ -5,7 +5,7 @@ Each line is an interval that was measured. Where several cover an instant, work
 
     waits   submission (arrival → controller), queue (a worker is busy with others), batch-slot, no-block,
             step-boundary (the running step has to end first), device-busy (one device: others' prefill or decode),
-            link-busy, ring-full, spilled (in host memory, no block to come back to), dispatch (command → start),
+            link-busy, ring-full, spilled, parked (in host memory, no block to go to), dispatch (command → start),
             notice (end → the controller's next act on it)
     works   prefill (a chunk), recompute, transfer (what is exposed of it), spill, fetch, decode (whole steps)
 """
@@ -27,7 +27,7 @@ WORKS = ("prefill", "recompute", "transfer", "spill", "fetch", "decode")
 #: All names, in the order of a request's life.
 NAMES = (
     *("submission", "queue", "batch-slot", "no-block", "prefill", "recompute", "link-busy", "ring-full", "transfer"),
-    *("step-boundary", "device-busy", "decode", "spill", "spilled", "fetch", "dispatch", "notice"),
+    *("step-boundary", "device-busy", "decode", "spill", "spilled", "parked", "fetch", "dispatch", "notice"),
 )
 
 
@@ -194,8 +194,8 @@ def _waits(stay: Stay, own: list[Span], index: Index, worker: str) -> Iterator[L
         case Stage.LANDED:
             place = next((s.place for s in own if s.kind == "decode" and s.start_ns >= start), worker)
             yield from _gated(f"{place} landed", stay, index, "step-boundary")
-        case Stage.SPILLED:
-            yield Line("spilled", start, end, "host")
+        case Stage.SPILLED | Stage.PARKED:
+            yield Line(stay.stage.value, start, end, "host")
 
 
 def _gated(queue: str, stay: Stay, index: Index, free: str) -> Iterator[Line]:

@@ -175,4 +175,5 @@ def devices(config: Config) -> dict[str, str]:
     found |= {f"{name} {i}": first for name in ("direct", "down") for i in range(config.prefill_workers)}
     found |= {f"up {i}": second for i in range(config.decode_workers)}
     found |= {f"spill {i}": "link to host" for i in range(config.decode_workers)}
+    found |= {f"park {i}": "host memory" for i in range(config.prefill_workers)}
     return {**found, "host": "host memory"}

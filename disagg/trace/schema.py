@@ -95,7 +95,7 @@ def _or_null(field: Field) -> Field:
 
 
 _STAGES = [stage.value for stage in Stage]
-_ROW = r"(prefill|decode|direct|down|up|spill) \d{1,4}"
+_ROW = r"(prefill|decode|direct|down|up|spill|park) \d{1,4}"
 POSITIVE = Field(lambda value: is_number(value, 1e-30, 1e30), "a number above 0, from 1e-30 to 1e30")
 WHOLE = Field(_whole, "a whole number, 0 or more")
 WHOLES = Field(_wholes, "a list of whole numbers, 0 or more")

@@ -28,6 +28,7 @@ from disagg.run.model.text import first_line
 
 AHEAD = 2  # copies on the streams at once: no gap on the link while the host handles the last one
 HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes that send prefill's K/V
+OF_PREFILL = (*HAND_OFF, LaneRole.PARK)
 LARGE_BYTES = 64 << 20  # of the larger copy that is timed where layers_per_copy is None
 TRIES = 5  # of a timed copy
 
@@ -169,7 +170,9 @@ class StreamLane(BaseLane):
         """The checksums for a copy; known ones are on the device, or already numbers."""
         left, tokens = self._known(copy)
         on_device = left if left and isinstance(left[0], torch.Tensor) else None
-        return dict(check_tokens=tokens, left=on_device, departs=not left and copy.source.role != "host")
+        return dict(
+            check_tokens=tokens, left=on_device, departs=not left and copy.request not in self.transfers.spilled
+        )
 
     def _wrong_layer(self, copy: Copy, left: list[tuple], arrived: list[tuple]) -> int | None:
         """The first layer whose checksums differ from those at departure, which become plain numbers here."""
@@ -177,7 +180,7 @@ class StreamLane(BaseLane):
         if known and isinstance(known[0], tuple):
             left = known
         elif not known and copy.source.role == "host":
-            left = self.transfers.spilled.pop(copy.request)
+            left = self.transfers.spilled.pop(copy.request, left)  # parked K/V have none
         return self._first_difference(copy, left, arrived, tokens)
 
     def measure(self) -> RouteCost:
@@ -222,7 +225,7 @@ def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartitio
     for name in transfers.scheduler.lanes:
         direct = name.role is LaneRole.DIRECT
         sms = "prefill" if direct and config.route == "bulk" else "decode"
-        here = gpus[Worker("prefill" if name.role in HAND_OFF else "decode", name.index)]
+        here = gpus[Worker("prefill" if name.role in OF_PREFILL else "decode", name.index)]
         there = gpus[Worker("decode", 0)] if direct else here
         peer = config.peer_access and reaches(here, there)
         copier = StreamCopier([here, there], dtype, parts.get(sms), peer, config.pinned)

@@ -33,6 +33,7 @@ INKS = {
     "link-busy": Ink(PALE["link"], "///"), "ring-full": Ink(PALE["link"], "ooo"), "transfer": Ink(COLOURS["link"], ""),
     "step-boundary": Ink(PALE["decode"], "---"), "device-busy": Ink(PALE["decode"], "\\\\\\"),
     "decode": Ink(COLOURS["decode"], ""), "spill": Ink(COLOURS["paging"], ""), "spilled": Ink(PALE["paging"], "+++"),
+    "parked": Ink(PALE["paging"], "..."),
     "fetch": Ink("#8A4A71", ""), "dispatch": Ink(GREY, "///"), "notice": Ink(GREY, "\\\\\\"),
 }  # fmt: skip
 ROW_IN = 0.026  # height of a row, by points of the font
