@@ -31,6 +31,10 @@ def obey(log: LogView, command: cmd.Command) -> None:
             view = log.requests.get(command.choice.request, "leaves its worker")
             view.arrived = view.prefilled = view.running = False
             view.since_ns = log.now_ns
+        case cmd.Placed() if command.way == "recompute":
+            view = log.requests.get(command.request, "is computed again")
+            view.paged = view.prefilled = False
+            view.since_ns = log.now_ns
         case cmd.Ended():
             _ended(log, command)
 

@@ -39,8 +39,8 @@ class Controller:
         self, config: Config, *, layers: int, token_bytes: int, steps_in_flight: int = 1, pads: bool = True
     ) -> None:
         self.state = ControllerState(config, layers, token_bytes, steps_in_flight, pads)
-        self.kv_transfers = KVTransfers(self.state)
         self.placement = Placement(self.state)
+        self.kv_transfers = KVTransfers(self.state, self.placement)
         self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
         self.decoding = DecodeScheduler(self.state, self.kv_transfers)
         self.broken: str | None = None
@@ -111,6 +111,9 @@ class Controller:
                 self._retune(turn, event)
             case ev.TimeLost():
                 self.state.deadlines.postpone(event.lost_ns)
+            case ev.Probed():
+                self.state.probed(event.copy_ns_per_byte, event.passes)
+                return False
             case ev.WorkerDied():
                 self._break(turn, f"{event.worker} died: {event.error}")
             case ev.Tick():
@@ -148,6 +151,8 @@ class Controller:
         self.state.counts["anomalies"] += fresh.count(False)
         if transfer.route in PAGING and all(fresh):
             self.state.costs.observe_copy(event.nbytes, event.took_ns)
+        elif all(fresh):
+            self.state.costs.observe_hand_off(event.nbytes, event.took_ns)
         if transfer.complete and not transfer.aborted:
             self.kv_transfers.complete(turn, transfer)
         return any(fresh)
@@ -190,10 +195,12 @@ class Controller:
 
     def _advance(self, turn: Turn) -> None:
         """Passes, transfers and steps that can start now."""
-        for worker in self.state.prefills:
-            if worker.decode is None:
+        dedicated = [worker for worker in self.state.prefills if worker.decode is None]
+        for worker in dedicated:
+            self.prefilling.fill(turn, worker)
+        if self.kv_transfers.assign(turn):
+            for worker in dedicated:
                 self.prefilling.fill(turn, worker)
-        self.kv_transfers.assign(turn)
         for worker in self.state.locals:
             self._share(turn, worker, present(worker.decode))
         for decode in self.state.decodes if not self.state.locals else ():

@@ -38,6 +38,14 @@ class TimeLost(NamedTuple):
     lost_ns: int
 
 
+class Probed(NamedTuple):
+    """What was measured before the first request: a copy between decode device and host memory in ns a byte, and
+    passes of one prompt as (tokens, ns)."""
+
+    copy_ns_per_byte: float | None
+    passes: tuple[tuple[int, int], ...]
+
+
 class Prefilled(NamedTuple):
     """A pass ended; one token for each final chunk, in order."""
 
@@ -114,4 +122,4 @@ class WorkerDied(NamedTuple):
 
 FromWorkers = Prefilled | PassFailed | Stepped | StepFailed | RequestFailed | WorkerDied
 FromTransfers = Landed | SourceRead | TransferFailed | TransferClosed
-Event = Submit | Cancel | Retune | Tick | TimeLost | FromWorkers | FromTransfers
+Event = Submit | Cancel | Retune | Tick | TimeLost | Probed | FromWorkers | FromTransfers

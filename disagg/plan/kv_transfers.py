@@ -5,10 +5,13 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Assign, Preempted, Send, Turn, Worker
+from disagg.plan.placement import Placement
+from disagg.plan.policy import Option
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
@@ -20,8 +23,8 @@ PAGING = ("spill", "fetch")  # routes between a decode device and the host
 
 
 class KVTransfers:
-    def __init__(self, state: ControllerState) -> None:
-        self.state = state
+    def __init__(self, state: ControllerState, placement: Placement) -> None:
+        self.state, self.placement = state, placement
 
     def offer(self, turn: Turn, record: Record, stop: int, layers_ready: bool) -> None:
         """Sends the blocks up to token `stop`; the first call opens the hand-off."""
@@ -46,9 +49,10 @@ class KVTransfers:
         else:
             self._arm(turn, transfer)
 
-    def assign(self, turn: Turn) -> None:
-        """Reserves blocks on decode devices for the requests that wait for them, strictly by policy."""
-        state = self.state
+    def assign(self, turn: Turn) -> bool:
+        """Reserves blocks on decode devices for the requests that wait for them, strictly by policy. True where one of
+        them went back to the queue of prefill."""
+        state, before = self.state, self.state.counts["recomputes"]
         state.wanting.gate = ""
         while (record := state.wanting.peek()) is not None:
             worker = max(state.decodes, key=lambda decode: decode.pool.available)
@@ -57,12 +61,13 @@ class KVTransfers:
             if table is None:
                 state.wanting.gate = record.gate
                 self._park(turn)
-                return
+                break
             state.wanting.remove(record)
             record.decode_table, record.decode_worker = table, worker.name.index
-            if in_host:
-                self._fetch(turn, record)
+            if in_host and not self._fetch(turn, record):
+                continue
             self._target(turn, present(state.open_transfer(record)), table, worker.name)
+        return state.counts["recomputes"] > before
 
     def _park(self, turn: Turn) -> None:
         """Decode is full: hand-offs that wait hold at most a quarter of their prefill device's blocks. What is beyond
@@ -93,6 +98,9 @@ class KVTransfers:
         room, block_bytes = state.host.available >= blocks, size * state.token_bytes
         waiting = {"prefill_backlog": state.backlog, "bytes_ahead": paging * block_bytes}
         choice = state.costs.choose(record.id, record.context, blocks * block_bytes, host_room=room, **waiting)
+        options = tuple(Option(way, 0, terms) for way, terms in choice.ways() if room or way == "recompute")
+        arm = state.policy.choose(record.seen(record.context), options, turn.now_ns)
+        choice = replace(choice, arm=Arm(arm.way if isinstance(arm, Option) else "recompute"))
         costs = [None if ns is None else round(ns / 1e6, 1) for ns in (choice.spill_ns, choice.recompute_ns)]
         state.because(choice.arm.value, request=record.id, spill_ms=costs[0], recompute_ms=costs[1])
         state.counts["preemptions"] += 1
@@ -154,12 +162,18 @@ class KVTransfers:
         self._send(turn, transfer, worker.name, blocks, layers_ready=True)
         self._target(turn, transfer, host_table, HOST)
 
-    def _fetch(self, turn: Turn, record: Record) -> None:
+    def _fetch(self, turn: Turn, record: Record) -> bool:
+        """False where computing the K/V again costs less by now: it goes back to the queue."""
+        choice = self.placement.back(turn, record)
+        if choice is None or choice.way == "recompute":
+            self.recompute(turn, record)
+            return False
         table = present(record.host_table)
         self.state.counts["fetches"] += 1
         self.state.move(turn, record, Stage.FETCHING, "fetch")
         transfer = self._open("fetch", record, table, len(table.blocks))
         self._send(turn, transfer, HOST, transfer.blocks, layers_ready=True)
+        return True
 
     def _open(self, route: str, record: Record, source: Table, blocks: int) -> Transfer:
         transfer = Transfer(self.state.new_id(), route, record, source, blocks, LayerBlocks(self.state.layers))

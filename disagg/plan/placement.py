@@ -4,6 +4,7 @@ The estimates are here, the decision is the policy's. Both arms of a decision ar
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
+from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Placed, Turn
 from disagg.plan.policy import Option
 from disagg.plan.request import Finish, Record
@@ -42,6 +43,17 @@ class Placement:
         costs = ", ".join(f"{option.way} {_in_ms(option.ns)}" for option in options)
         state.because("place", request=record.id, way=choice.way, costs=costs)
         return choice
+
+    def back(self, turn: Turn, record: Record) -> Option | None:
+        """K/V in host memory, for which decode has room: fetched, or computed again."""
+        state, context = self.state, record.context
+        ahead = sum(t.blocks for t in state.transfers.values() if t.route == "fetch" and not t.aborted)
+        size, costs = state.config.block_size * state.token_bytes, state.costs
+        copy = ("copy", costs.copy_ns(costs.back, blocks_for(context, state.config.block_size) * size))
+        fetch = Option("fetch", 0, (copy, ("copies ahead", costs.copy_ns(costs.back, ahead * size))))
+        queue_ns, own_ns = costs.prefill_ns(state.backlog), costs.prefill_ns(context + 1)
+        terms = () if queue_ns is None or own_ns is None else (("queue", queue_ns), ("prefill", own_ns))
+        return self.decide(turn, record, (fetch, Option("recompute", 0, terms)))
 
     def _options(self, record: Record) -> tuple[Option, ...]:
         """Colocated, requests go round robin to the workers; with a choice, to any of them or to be split."""
@@ -92,9 +104,7 @@ class Placement:
 
     def _hand_off_ns(self, tokens: int) -> int:
         """Time of the K/V of so many tokens on the slower of the links that they pass."""
-        state = self.state
-        nbytes = tokens * state.token_bytes
-        return max(state.costs.copy_ns(link, nbytes) for link in state.config.links)
+        return self.state.costs.hand_off_ns(tokens * self.state.token_bytes)
 
 
 def _in_ms(ns: int | None) -> str:

@@ -145,10 +145,11 @@ class Decider:
         raise self._wrong("order", priority, "a tuple of whole numbers")
 
     def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option | str:
+        """The words of a rejection only on arrival."""
         choice = self._ask("choose", self.policy.choose, request, options, now_ns)
-        if choice in options or (isinstance(choice, str) and choice):
+        if choice in options or (isinstance(choice, str) and choice and not request.generated):
             return choice
-        raise self._wrong("choose", choice, "one of its options, or why it rejects the request")
+        raise self._wrong("choose", choice, "one of its options, or on arrival why it rejects the request")
 
     def share(self, budget: int, requests: tuple[Waiting, ...]) -> list[Share]:
         shares = self._ask("share", self.policy.share, budget, requests)

@@ -24,6 +24,11 @@ class Choice:
     recompute_ns: int | None  # None where no prefill speed is known yet
     arm: Arm
 
+    def ways(self) -> list[tuple[str, tuple[tuple[str, int], ...]]]:
+        """Each arm with its cost as an estimate's only term."""
+        costs = (Arm.SPILL, self.spill_ns), (Arm.RECOMPUTE, self.recompute_ns)
+        return [(arm.value, () if ns is None else ((arm.value, ns),)) for arm, ns in costs]
+
 
 @dataclass
 class PreemptionCosts:
@@ -33,11 +38,16 @@ class PreemptionCosts:
     back: Link = Link()
     copy_ns_per_byte: float = 0.2
     prefill_ns_per_token: float | None = None
+    hand_off_ns_per_byte: float = 0.0
     recent: float = 0.2
 
     def observe_copy(self, nbytes: int, took_ns: int) -> None:
         if nbytes:
             self.copy_ns_per_byte += self.recent * (took_ns / nbytes - self.copy_ns_per_byte)
+
+    def observe_hand_off(self, nbytes: int, took_ns: int) -> None:
+        if nbytes:
+            self.hand_off_ns_per_byte += self.recent * (took_ns / nbytes - self.hand_off_ns_per_byte)
 
     def observe_prefill(self, tokens: int, took_ns: int) -> None:
         speed = took_ns / max(1, tokens)
@@ -48,14 +58,22 @@ class PreemptionCosts:
         self, request: int, tokens: int, nbytes: int, *, host_room: bool, prefill_backlog: int, bytes_ahead: int
     ) -> Choice:
         """The cheaper arm. Tokens queued before its prefill, and bytes in paging before its spill, count too."""
-        spill = recompute = None
+        spill = None
         if host_room:
             legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
             spill = sum(self.copy_ns(link, size) for link, size in legs)
-        if self.prefill_ns_per_token is not None:
-            recompute = round((tokens + prefill_backlog) * self.prefill_ns_per_token)
+        recompute = self.prefill_ns(tokens + prefill_backlog)
         spills = spill is not None and (recompute is None or spill <= recompute)
         return Choice(request, tokens, spill, recompute, Arm.SPILL if spills else Arm.RECOMPUTE)
+
+    def prefill_ns(self, tokens: int) -> int | None:
+        """None while no prefill speed is known."""
+        return None if self.prefill_ns_per_token is None else round(tokens * self.prefill_ns_per_token)
+
+    def hand_off_ns(self, nbytes: int) -> int:
+        """A hand-off on the slower of its links, or by measured ones, whichever is longer."""
+        dialled = max(link.occupancy_ns(nbytes) + round(link.latency_s * 1e9) for link in (self.out, self.back))
+        return max(dialled, round(nbytes * self.hand_off_ns_per_byte))
 
     def copy_ns(self, link: Link, nbytes: int) -> int:
         """One copy: by the link or by measured copies, whichever is longer."""

@@ -23,8 +23,8 @@ RULES = {
     "target": "request {request} gets {need} of the {available} free blocks of {pool} ({growth} stay for rows to grow)",
     "target: no block": "request {request} waits for {pool}: {need} blocks and {growth} for rows to grow are more than "
     "the {available} free",
-    "park": "the K/V of request {request} go to host memory ({blocks} blocks): decode is full, and waiting hand-offs hold "
-    "more than a quarter of prefill's blocks",
+    "park": "the K/V of request {request} go to host memory in {blocks} blocks: decode is full, and waiting hand-offs "
+    "hold more than a quarter of prefill's blocks",
     "join": "request {request} joins the batch as row {rows} of at most {limit}",
     "join: no slot": "request {request} has landed and waits: the batch has {rows} of at most {limit} rows",
     "grow": "request {request} takes one more block of {pool} for its token {context}; {available} were free",

@@ -239,6 +239,15 @@ class ControllerState:
         self._ids += 1
         return self._ids
 
+    def probed(self, copy_ns_per_byte: float | None, passes: Sequence[tuple[int, int]]) -> None:
+        """Rates that were measured before the first request."""
+        if copy_ns_per_byte is not None:
+            self.costs.copy_ns_per_byte = copy_ns_per_byte
+        for tokens, took_ns in passes:
+            self.costs.observe_prefill(tokens, took_ns)
+            for worker in self.prefills:
+                worker.speed.observe(0, tokens, took_ns / 1e9)
+
     def speed_of(self, worker: PrefillWorkerState) -> StepModel:
         """Its passes' speed; that of another worker while it has had none."""
         return max((worker, *self.prefills), key=lambda known: (known.speed.seen > 0, known is worker)).speed

@@ -11,6 +11,7 @@ from disagg.monitor.seams import Seams
 from disagg.plan import commands as cmd
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
+from disagg.plan.events import Probed
 from disagg.run.attention.choice import AttentionPath, in_words, pick_kernel
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.device import finish
@@ -68,10 +69,19 @@ class Executor:
             model = model_on(cache.device, self.model, bool(self.config.compile) and self.paged)
             prefill, decode = self._stages(name, self.seams.guard(model), cache)
             part = self.parts.get(name.role)
-            self.workers[name] = WorkerThread(name, prefill, decode, self._reports, part, self.seams)
+            probes = self._probes and not any(worker.probed for worker in self.workers.values())
+            self.workers[name] = WorkerThread(name, prefill, decode, self._reports, part, self.seams, probes)
             # One after the other: the second compiles little, and a capture must not overlap other work of its GPU.
             self.workers[name].start()
+        if self._probes:
+            passes = next((worker.probed for worker in self.workers.values() if worker.probed), ())
+            self._reports.post(Probed(self.transfers.probe() if self.config.host_blocks else None, passes))
         self._reports.progress("")
+
+    @property
+    def _probes(self) -> bool:
+        """Whether something is decided by estimates: these start from rates that are measured."""
+        return bool(self.config.host_blocks) or self.config.conditional
 
     def _stages(
         self, name: Worker, model: Model, cache: KVCache

@@ -22,6 +22,7 @@ from disagg.run.transfers import Departing, Transfers
 if TYPE_CHECKING:
     from disagg.run.gpu.prefill_graph import PrefillGraphs
 
+PROBED = (16, 64)  # tokens of the passes that are timed at the start
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
 
 
@@ -57,6 +58,21 @@ class PrefillStage:
             settle(self.cache.device)
         if self._graphs is not None:
             self._graphs.prepare(progress)
+
+    def probe(self) -> list[tuple[int, int]]:
+        """(tokens, ns) of passes through the empty cache; the first of each size is not counted."""
+        size, found = self.cache.block_size, []
+        for tokens in (min(PROBED[0], self._most), min(PROBED[1], self._most)):
+            blocks = list(range(min(blocks_for(tokens, size), self.cache.num_blocks)))
+            segment = Segment(0, min(tokens, len(blocks) * size), blocks)
+            ids = torch.ones(segment.num_tokens, dtype=torch.long)
+            for _ in range(2):
+                began = now_ns()
+                self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
+                settle(self.cache.device)
+                took = now_ns() - began
+            found.append((segment.num_tokens, took))
+        return found
 
     def close(self) -> None:
         """Drops what belongs to the stream while that is there."""

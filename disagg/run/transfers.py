@@ -17,7 +17,7 @@ from disagg.plan.commands import Abort, Assign, Retuned, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import in_words
 from disagg.plan.events import WorkerDied
-from disagg.plan.link import LaneName
+from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
 from disagg.run.checksum import digest
@@ -81,6 +81,18 @@ class Transfers:
             self.streams.prepare(self.config)
         for thread in self._threads:
             thread.start()
+
+    def probe(self) -> float:
+        """ns a byte of a copy between a decode device and host memory, before any block is in use; the shortest."""
+        if self.streams:
+            return 1e9 / self.streams[LaneName(LaneRole.SPILL, 0)].measure().bandwidth
+        source, target = self.caches[Worker("decode", 0)], self.caches[Worker("host", 0)]
+        blocks, layers, took = tuple(range(min(source.num_blocks, target.num_blocks, 8))), range(self.shape.layers), []
+        for _ in range(3):
+            began = now_ns()
+            target.write_blocks(layers, blocks, source.read_blocks(layers, blocks))
+            took.append(now_ns() - began)
+        return min(took) / (len(blocks) * len(layers) * self.scheduler.layer_block_bytes)
 
     # ---- called by the engine's thread -------------------------------------------------------------------------------
 

@@ -33,7 +33,9 @@ class WorkerThread:
         reports: Reports,
         part: "SMPartition | None",
         seams: Seams,
+        probes: bool = False,
     ) -> None:
+        self._probes, self.probed = probes, tuple[tuple[int, int], ...]()  # (tokens, ns) of passes timed at the start
         self.name, self.prefill, self.decode = name, prefill, decode
         self._post, self._progress = reports.post, reports.progress
         self._part = part  # of the GPU's SMs; None: all
@@ -89,6 +91,8 @@ class WorkerThread:
                 if stage.model.compiled:
                     keep_many_codes()
                 stage.prepare(self._progress)
+            if self._probes and self.prefill is not None:
+                self.probed = tuple(self.prefill.probe())
         except BaseException as error:
             self._error = error
             return False

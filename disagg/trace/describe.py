@@ -34,6 +34,9 @@ def event_in_words(event: ev.Event) -> str:
             return f"transfer {event.transfer} failed: {event.error}"
         case ev.TransferClosed(transfer):
             return f"the last copy of transfer {transfer} has ended"
+        case ev.Probed():
+            passes = ", ".join(f"{tokens} tokens in {ns / 1e6:.1f} ms" for tokens, ns in event.passes)
+            return f"measured before the first request: passes of {passes}"
         case ev.WorkerDied():
             return f"{event.worker} died: {event.error}"
 

@@ -14,7 +14,7 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
-from disagg.plan.link import LaneName
+from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.request import Job
 from disagg.plan.spans import Span
 from disagg.plan.state import ControllerState
@@ -65,6 +65,7 @@ class Speeds:
 
 
 WorkTimes = Speeds | Predicted
+PROBED = (16, 64)  # tokens of the passes that an engine times at its start
 
 
 def fake_token(request: int, index: int) -> int:
@@ -120,9 +121,21 @@ class SimulatedEngine(VirtualClock):
         self._batches: dict[cmd.Worker, BatchView] = {}
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request must get
 
+    def _probed(self) -> ev.Probed:
+        """Passes of one prompt, and a copy to or from host memory, by the speeds."""
+        passes = []
+        for tokens in PROBED:
+            lead, layer, tail = self.speeds.pass_ns([(0, tokens)], 1, False)
+            passes.append((tokens, lead + layer * (self.speeds.layers - 1) + tail))
+        nbytes = 8 * self.config.block_size * self.speeds.token_bytes
+        copy_ns = self.speeds.copy_ns(LaneName(LaneRole.SPILL, 0), nbytes) if self.config.host_blocks else None
+        return ev.Probed(None if copy_ns is None else copy_ns / nbytes, tuple(passes))
+
     def submit(self, job: Job) -> None:
         if refusal := self.controller.refusal(job):
             raise RequestError(refusal)
+        if not self.results and (self.config.host_blocks or self.config.conditional):
+            self.deliver(self._probed())  # as an engine before its first request
         timeline = self.recorder.timeline_of(run=True)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)
         if job.sampling.force_ids is not None:

@@ -184,11 +184,12 @@ class StreamLane(BaseLane):
         return self._first_difference(copy, left, arrived, tokens)
 
     def measure(self) -> RouteCost:
-        """Times a small and a large copy of a hand-off, before any block is in use; the shortest times count.
+        """Times a small and a large copy of a hand-off or spill, before any block is in use; the shortest times count.
 
         The host's clock measures from launch to end: a small copy takes more of the host's time than of the link's.
         """
-        source, target = self.transfers.caches[Worker("prefill", 0)], self.transfers.caches[Worker("decode", 0)]
+        ends = ("decode", "host") if self.name.role is LaneRole.SPILL else ("prefill", "decode")
+        source, target = (self.transfers.caches[Worker(role, 0)] for role in ends)
         block_bytes = self.transfers.scheduler.layer_block_bytes
         most = min(source.num_blocks, target.num_blocks, 8)
         most_layers = max(1, min(source.shape.layers, LARGE_BYTES // (most * block_bytes)))
