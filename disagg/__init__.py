@@ -14,17 +14,31 @@ from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
 
 if TYPE_CHECKING:
+    from disagg.monitor.policy_check import check_policy
     from disagg.run.engine import Engine
     from disagg.run.handle import Handle
     from disagg.trace.run_diff import diff
     from disagg.twin.simulate import simulate
 
-__all__ = ["Config", "Engine", "Handle", "Link", "Request", "Result", "Run", "Timeline", "diff", "simulate"]
+__all__ = [
+    "Config",
+    "Engine",
+    "Handle",
+    "Link",
+    "Request",
+    "Result",
+    "Run",
+    "Timeline",
+    "check_policy",
+    "diff",
+    "simulate",
+]
 __version__ = "0.2.0"
 
 #: Imported when they are first asked for: the engine needs torch, which the rest does without.
 _LATER = {
     "Engine": "disagg.run.engine",
+    "check_policy": "disagg.monitor.policy_check",
     "Handle": "disagg.run.handle",
     "diff": "disagg.trace.run_diff",
     "simulate": "disagg.twin.simulate",

@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from disagg.plan.batching import Composer
 from disagg.plan.errors import FileError
 from disagg.trace.law import simplest_hidden
 from disagg.twin.model_shapes import sizes_of
@@ -30,7 +29,6 @@ def names() -> dict[str, float | Callable]:
         "token_bytes": model.token_bytes,
         "layers": model.layers,
         "weights": model.weights + model.head_weights,
-        "aim": Composer.AIM,
         "H": simplest_hidden,
         "max": max,
         "min": min,

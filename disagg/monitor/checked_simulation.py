@@ -223,6 +223,8 @@ class CheckedSimulation(FaultySimulation):
         if result.finish_reason == "failed":
             assert index in self.hurt, f"a bystander failed: {result}"
             assert str(index) in (result.error or ""), f"the failure does not name its request: {result.error}"
+        elif result.finish_reason == "rejected":
+            assert self.jobs[index].deadline_s is not None and result.error, f"rejected without a reason: {result}"
         elif result.finish_reason == "cancelled":
             assert index in self.cancelled, f"it was not cancelled: {result}"
         elif result.finish_reason or not self.controller.broken:

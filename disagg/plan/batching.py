@@ -4,6 +4,7 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from disagg.plan.request import Record
@@ -111,38 +112,37 @@ class StepModel:
 
 
 class Composer:
-    """Adaptive composition: the rows of a step that stays under the target, by the model of measured steps.
+    """Adaptive composition: the rows of a step, and the tokens of a mixed pass, that keep the gaps under a target.
 
-    Prefill admits requests up to `limit`, with a margin for steps that are slower than predicted; landed requests join
-    up to `room`, the target itself. (Sarathi-Serve's token budget is fixed; this one follows the clock.)
+    The rule: as many as keep `late` × the model's time within the target. `late` follows the 99th percentile of gaps
+    over the model's time of their step, by stochastic approximation (Robbins and Monro, 1951): after each step it moves
+    by GAIN × (100 × the share of its gaps that were longer − 1), within 1 and MOST. A request's second token has the
+    longest gap: its K/V travel, and the step of the others has to end first. (Sarathi-Serve's budget is fixed.)
     """
 
-    AIM = 0.72  # share of the target that a predicted step may take: a request joins only after a step of others
+    GAIN, MOST = 0.001, 3.0
+    SLACK = 1.01  # a gap that is longer by less is the model's rounding
 
     def __init__(self, target_s: float) -> None:
         self.target_s = target_s
         self.model = StepModel()
-        self.largest = 1  # rows of the largest step seen
-        self.surprise = 0.0  # recent steps took this share longer than predicted
+        self.late = 1.0
 
-    def observe(self, rows: int, tokens: int, seconds: float) -> None:
-        if self.model.seen > 4:
-            slower = seconds / max(self.model.predict(rows, tokens), 1e-6) - 1
-            self.surprise = max(0.95 * self.surprise, min(slower, 1.0) / 2)
+    def observe(self, rows: int, tokens: int, seconds: float, gaps_s: Sequence[float] = ()) -> None:
+        """A step, and the gaps of those rows that had their second token in it."""
+        self.learn(self.model, self.model.predict(rows, tokens), rows, seconds, gaps_s)
         self.model.observe(rows, tokens, seconds)
-        self.largest = max(self.largest, rows)
 
-    def limit(self, tokens_per_row: float, most: int) -> int:
-        """Rows, from 1 to `most`, whose predicted step stays under the aim; at most twice the largest step."""
-        aim = self.AIM * self.target_s / (1 + max(0.0, self.surprise))
-        return self._rows_within(aim, tokens_per_row, min(most, 2 * self.largest))
+    def learn(self, model: StepModel, predicted_s: float, rows: int, seconds: float, gaps_s: Sequence[float]) -> None:
+        """How late the gaps of a step or mixed pass were, by a model that has seen a few."""
+        if model.seen > 2 and predicted_s > 0:
+            gaps = [*gaps_s, *[seconds] * (rows - len(gaps_s))]
+            share = sum(gap > self.SLACK * self.late * predicted_s for gap in gaps) / max(1, len(gaps))
+            self.late = min(self.MOST, max(1.0, self.late + self.GAIN * (100 * share - 1)))
 
     def room(self, tokens_per_row: float, most: int) -> int:
-        """As `limit`, under the whole target."""
-        return self._rows_within(self.target_s, tokens_per_row, most)
-
-    def _rows_within(self, seconds: float, tokens_per_row: float, most: int) -> int:
-        """Rows at which the model's line reaches `seconds`, corrected for rounding."""
+        """Rows, from 1 to `most`, whose step stays within the target: by the model's line, corrected for rounding."""
+        seconds = self.target_s / self.late
 
         def fits(rows: int) -> bool:
             return self.model.predict(rows, round(rows * tokens_per_row)) <= seconds
@@ -157,3 +157,10 @@ class Composer:
         while rows > 1 and not fits(rows):
             rows -= 1
         return rows
+
+    def budget(self, passes: StepModel, rows: int, most: int) -> int:
+        """Tokens of prompts, up to `most`, beside which these rows have their token within the target."""
+        fixed, per_row, per_token = passes.weights
+        if per_token <= 0:
+            return most
+        return max(0, min(most, int(1000 * (self.target_s / self.late - fixed - per_row * rows) / per_token)))

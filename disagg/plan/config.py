@@ -97,6 +97,11 @@ class Config:
         """True where each worker prefills and decodes on its own device, and nothing is handed off."""
         return self.prefill_workers == 0
 
+    @property
+    def probes(self) -> bool:
+        """Whether something is decided by estimates: these start from rates measured before the first request."""
+        return bool(self.host_blocks) or self.conditional or self.itl_target_s is not None
+
     def device_of(self, role: str, index: int) -> str:
         """The device of a worker, or of host memory."""
         if role == "decode" and self.colocated:

@@ -112,7 +112,7 @@ class Controller:
             case ev.TimeLost():
                 self.state.deadlines.postpone(event.lost_ns)
             case ev.Probed():
-                self.state.probed(event.copy_ns_per_byte, event.passes)
+                self.state.probed(event)
                 return False
             case ev.WorkerDied():
                 self._break(turn, f"{event.worker} died: {event.error}")
@@ -128,8 +128,8 @@ class Controller:
         done = worker.passing
         if not self.prefilling.ended(turn, event):
             return False
-        if done is not None and done.step is not None and worker.decode is not None:
-            self.decoding.mixed_ended(turn, worker.decode, done, event)
+        if done is not None and done.step is not None:
+            self.decoding.mixed_ended(turn, worker, done, event)
         return True
 
     def _cancel(self, turn: Turn, event: ev.Cancel) -> bool:
@@ -216,17 +216,21 @@ class Controller:
         elif not self.state.config.mixed_passes:
             self._alternate(turn, worker, decode)
         elif not self.decoding.compose(turn, decode):
-            self.prefilling.fill(turn, worker)
+            if not self.prefilling.fill(turn, worker):  # a place that was kept for a prompt is free again
+                self.decoding.fill(turn, decode)
         else:
-            budget = max(self.state.config.block_size, self.state.config.chunk_tokens - len(decode.rows))
+            budget = self.state.config.chunk_tokens - len(decode.rows)
+            if decode.composer:
+                budget = decode.composer.budget(worker.speed, len(decode.rows), budget)
+            budget = max(self.state.config.block_size, budget)
             chunks = self.prefilling.compose(turn, worker, budget)
             step = self.decoding.issue(turn, decode, alone=not chunks, mixed=bool(chunks))
             if not self.prefilling.start(turn, worker, chunks, step):
                 turn.commands.append(step)
 
     def _alternate(self, turn: Turn, worker: PrefillWorkerState, decode: DecodeWorkerState) -> None:
-        if worker.prefilled_last:
-            worker.prefilled_last = not self.decoding.step(turn, decode) and self.prefilling.fill(turn, worker)
+        if worker.prefilled_last and self.decoding.step(turn, decode):
+            worker.prefilled_last = False
         else:
             worker.prefilled_last = self.prefilling.fill(turn, worker)
             if not worker.prefilled_last:

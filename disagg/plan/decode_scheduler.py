@@ -3,14 +3,19 @@
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
+from collections.abc import Callable
+
 from disagg.plan import events as ev
+from disagg.plan.batching import StepModel
 from disagg.plan.checks import present
 from disagg.plan.commands import Decode, Emit, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT, WINDOW
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.worker_state import DecodeWorkerState, Pass
+from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState
+
+Predicted = tuple[StepModel, float]  # a model, and the seconds that it predicts
 
 
 class DecodeScheduler:
@@ -47,25 +52,29 @@ class DecodeScheduler:
         return command
 
     def mixed_ended(
-        self, turn: Turn, worker: DecodeWorkerState, done: Pass, event: ev.Prefilled | ev.PassFailed
+        self, turn: Turn, prefill: PrefillWorkerState, done: Pass, event: ev.Prefilled | ev.PassFailed
     ) -> None:
         """A mixed pass has ended: its last tokens are those of its rows."""
+        worker = present(prefill.decode)
         step = worker.steps[0]
         if isinstance(event, ev.PassFailed):
             self.ended(turn, ev.StepFailed(worker.name, step.number, event.error))
             return
         tokens, slots = event.tokens[sum(final for _, final in done.items) :], (step.used_slots, step.padded_slots)
         stepped = ev.Stepped(worker.name, step.number, tokens, event.started_ns, event.ended_ns, *slots)
-        self.ended(turn, stepped, mixed=True)
+        self.ended(turn, stepped, lambda rows: (prefill.speed, prefill.speed.predict(rows, done.tokens)))
 
-    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: bool = False) -> bool:
+    def ended(
+        self, turn: Turn, event: ev.Stepped | ev.StepFailed, passes: Callable[[int], Predicted] | None = None
+    ) -> bool:
         """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
-        fail. False: it is another step."""
+        fail. False: it is another step. `passes` predicts a mixed pass by its rows."""
         state, worker = self.state, self.state.decodes[event.worker.index]
         if state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
             return False
         step = worker.steps.popleft()
         state.deadlines.pop(step.id, None)
+        firsts = worker.firsts.pop(step.number, ())
         for table in step.pinned:
             table.unpin(step.id)
         if isinstance(event, ev.StepFailed):
@@ -75,9 +84,13 @@ class DecodeScheduler:
         state.padding.add(step.used_slots, step.padded_slots)
         as_planned = (step.used_slots, step.padded_slots) == (event.used_slots, event.padded_slots)
         state.counts["padding_mismatches"] += not as_planned
-        if worker.composer and not mixed:
-            seconds = (event.ended_ns - event.started_ns) / 1e9
-            worker.composer.observe(len(step.requests), step.used_slots, seconds)
+        if worker.composer:
+            gaps_s = [(event.ended_ns - record.first_ns) / 1e9 for record in firsts]
+            seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
+            if passes is None:
+                worker.composer.observe(rows, step.used_slots, seconds, gaps_s)
+            else:
+                worker.composer.learn(*passes(rows), rows, seconds, gaps_s)
         ending = worker.take_tokens(step, event.tokens, state.eos_ids)
         turn.commands.append(Emit(*step.kept(event.tokens), event.ended_ns))
         for record in ending:
@@ -109,6 +122,8 @@ class DecodeScheduler:
         for record in self._chosen(worker, places) if places > 0 else []:
             if record not in worker.landed:
                 continue  # preempted for one before it
+            if self._promised(worker, record):
+                break
             if worker.is_full(record) and not self._grow(turn, worker, record):
                 worker.landed.gate = record.gate
                 return
@@ -119,6 +134,14 @@ class DecodeScheduler:
         if (head := worker.landed.peek()) is not None:
             worker.landed.gate = head.gate = BATCH_SLOT
             self.state.because("join: no slot", request=head.id, rows=len(worker.rows), limit=limit)
+
+    def _promised(self, worker: DecodeWorkerState, record: Record) -> bool:
+        """The place is for a request that is to be prefilled here, waits for a place, and goes before this one."""
+        if not self.state.locals:
+            return False
+        queue = self.state.locals[worker.name.index].queue
+        head = queue.peek()
+        return head is not None and queue.gate == BATCH_SLOT and head.priority < record.priority
 
     def _chosen(self, worker: DecodeWorkerState, places: int) -> list[Record]:
         """The landed requests that the policy gives the free places of the step to, in its order."""

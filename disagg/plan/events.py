@@ -39,11 +39,12 @@ class TimeLost(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """What was measured before the first request: a copy between decode device and host memory in ns a byte, and
-    passes of one prompt as (tokens, ns)."""
+    """What was measured before the first request: a copy between decode device and host memory in ns a byte, passes of
+    one prompt as (tokens, ns), and decode steps as (rows, tokens read, ns)."""
 
     copy_ns_per_byte: float | None
     passes: tuple[tuple[int, int], ...]
+    steps: tuple[tuple[int, int, int], ...] = ()
 
 
 class Prefilled(NamedTuple):

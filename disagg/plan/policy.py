@@ -99,10 +99,10 @@ class Shortest(FirstCome):
     """
 
     name: str = "shortest"
-    ageing: int = 8
+    ageing: int = 2
 
     def order(self, request: Waiting) -> Priority:
-        tokens = request.prompt + request.generated
+        tokens = request.prompt + request.new
         return request.arrived_before + self.ageing * tokens, request.arrival_ns, request.id
 
 

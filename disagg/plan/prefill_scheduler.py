@@ -15,7 +15,8 @@ from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import Pass, PrefillWorkerState
 
-PIPELINE = (Stage.PREFILLING, Stage.HANDING_OFF, Stage.LANDED, Stage.RUNNING)
+#: Stages between the queue and the batch.
+ON_THE_WAY = tuple(stage for stage in Stage if stage not in (Stage.QUEUED, Stage.RUNNING, Stage.ENDED))
 
 
 class PrefillScheduler:
@@ -64,12 +65,12 @@ class PrefillScheduler:
     def _admissible(self, worker: PrefillWorkerState) -> list[Record]:
         """The first requests of the queue for which there are places in the batch and blocks, all together; the first
         that lacks either holds up those behind it, and names its gate."""
-        ahead, limit = self._places(worker)
         available = worker.pool.available
         found: list[Record] = []
         worker.queue.gate = ""
         for record in worker.queue.first(WINDOW):
             need, reserve = self._blocks(worker, record)
+            ahead, limit = self._places(worker, record)
             available -= need
             if limit is not None and ahead + len(found) >= limit:
                 worker.queue.gate = record.gate = BATCH_SLOT
@@ -107,16 +108,21 @@ class PrefillScheduler:
         self.state.move(turn, record, Stage.PREFILLING)
         return True
 
-    def _places(self, worker: PrefillWorkerState) -> tuple[int, int | None]:
-        """Back-pressure: the requests on their way to the batch, and the places in it; None where nothing limits
-        them, that is on two devices without a latency target."""
-        state = self.state
-        most = state.config.max_batch
+    def _places(self, worker: PrefillWorkerState, record: Record) -> tuple[int, int | None]:
+        """Back-pressure: the requests that will have a place in the batch when this one comes, and the places; None
+        where nothing limits them, that is on two devices without a latency target.
+
+        With a target a row counts only if it will still be there, by the tokens that it may have at most."""
+        state, most = self.state, self.state.config.max_batch
         if worker.decode is not None:
-            ahead = len(worker.decode.rows) + len(worker.decode.landed) + len(worker.partial)
-            return ahead, worker.decode.limit(most)
-        ahead = sum(state.population[stage] for stage in PIPELINE)
-        return ahead, None if state.config.itl_target_s is None else sum(worker.limit(most) for worker in state.decodes)
+            landed = worker.decode.landed.before(record.priority)
+            return len(worker.decode.rows) + landed + len(worker.partial), worker.decode.room(most)
+        if state.config.itl_target_s is None:
+            return 0, None
+        seconds = state.speed_of(worker).predict(0, record.prefill_target)
+        on_the_way = sum(state.population[stage] for stage in ON_THE_WAY)
+        rows = sum(decode.rows_after(seconds) for decode in state.decodes)
+        return on_the_way + rows, sum(decode.room(most) for decode in state.decodes)
 
     def _chunk(self, turn: Turn, worker: PrefillWorkerState, record: Record, stop: int, pass_id: int) -> Chunk:
         """The next chunk of a record; on a streamed route the copies follow layer by layer."""
@@ -162,6 +168,7 @@ class PrefillScheduler:
         for record, token in first:
             worker.partial.remove(record)
             record.generated.append(token)
+            record.first_ns = record.first_ns or event.ended_ns
         if first:
             requests = tuple(record.id for record, _ in first)
             turn.commands.append(Emit(requests, tuple(token for _, token in first), event.ended_ns))

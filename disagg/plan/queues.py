@@ -52,6 +52,10 @@ class Queue:
     def __contains__(self, record: Record) -> bool:
         return record.id in self._places
 
+    def before(self, priority: Priority) -> int:
+        """How many go before one of this priority."""
+        return bisect_left(self._entries, (priority,))  # a shorter tuple sorts before its extensions
+
     def ahead_of(self, record: Record, first: int) -> tuple[tuple[int, ...], int]:
         """The first few requests before a member, and how many there are."""
         index = self._index(self._places[record.id])

@@ -166,11 +166,12 @@ class Waiting(NamedTuple):
 
     id: int
     prompt: int
+    new: int  # that it may generate at most
     generated: int
     left: int  # that prefill still has to compute; 1 where it waits for a place in a decode step
     arrival_ns: int
     deadline_ns: int | None  # when its first token is wanted at the latest
-    arrived_before: int  # prompt tokens of all requests that arrived before it
+    arrived_before: int  # prompt and new tokens of all requests that arrived before it
 
 
 @dataclass(eq=False)
@@ -181,7 +182,7 @@ class Record:
     stage: Stage = Stage.QUEUED
     generated: list[int] = field(default_factory=list)
     priority: Priority = ()  # by the policy, when it began to wait; smaller goes first
-    arrived_before: int = 0  # prompt tokens of all requests that arrived before it
+    arrived_before: int = 0  # prompt and new tokens of all requests that arrived before it
     prefill_target: int = 0  # tokens that prefill computes: the prompt, and those generated before a recompute
     prefilled: int = 0  # tokens prefilled, or in a pass in flight
     stays: bool = False  # it is prefilled where it decodes, and nothing is handed off
@@ -193,6 +194,7 @@ class Record:
     transfer: int | None = None  # open hand-off, spill or fetch
     stages: list[tuple[int, Stage]] = field(default_factory=list)
     gate: str = ""  # what it waits for
+    first_ns: int = 0  # when its first token came
     finish: Finish | None = None
 
     @property
@@ -206,7 +208,7 @@ class Record:
 
     def seen(self, left: int) -> Waiting:
         """As a policy sees it; `left` is the most that it may get of a pass or step."""
-        job, counts = self.job, (len(self.job.prompt), len(self.generated), left)
+        job, counts = self.job, (len(self.job.prompt), self.job.max_new_tokens, len(self.generated), left)
         return Waiting(job.id, *counts, job.arrival_ns, job.deadline_ns, self.arrived_before)
 
     @property

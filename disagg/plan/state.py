@@ -9,6 +9,7 @@ from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
+from disagg.plan.events import Probed
 from disagg.plan.policy import Decider, named
 from disagg.plan.preemption import PreemptionCosts
 from disagg.plan.queues import Queue
@@ -112,7 +113,7 @@ class ControllerState:
         """A new request, which is in no queue yet."""
         stages, before = [(turn.now_ns, Stage.QUEUED)], self._arrived_tokens
         record = Record(job, prefill_target=len(job.prompt), stages=stages, arrived_before=before)
-        self._arrived_tokens += len(job.prompt)
+        self._arrived_tokens += len(job.prompt) + job.max_new_tokens
         self.records[record.id] = record
         self.population[Stage.QUEUED] += 1
         self.eos_ids |= job.eos_ids
@@ -161,7 +162,7 @@ class ControllerState:
 
     def end(self, turn: Turn, record: Record, finish: Finish, error: str | None = None) -> None:
         """Ends a request at once; its blocks are free after their last unpin."""
-        if record.stage in (Stage.QUEUED, Stage.PREFILLING):
+        if record.stage is Stage.PREFILLING or record in self.queue_of(record):
             self.queue_of(record).tokens -= record.prefill_target - record.prefilled
         record.finish = finish
         self.move(turn, record, Stage.ENDED)
@@ -239,11 +240,14 @@ class ControllerState:
         self._ids += 1
         return self._ids
 
-    def probed(self, copy_ns_per_byte: float | None, passes: Sequence[tuple[int, int]]) -> None:
+    def probed(self, rates: Probed) -> None:
         """Rates that were measured before the first request."""
-        if copy_ns_per_byte is not None:
-            self.costs.copy_ns_per_byte = copy_ns_per_byte
-        for tokens, took_ns in passes:
+        if rates.copy_ns_per_byte is not None:
+            self.costs.copy_ns_per_byte = rates.copy_ns_per_byte
+        for composer in filter(None, (decode.composer for decode in self.decodes)):
+            for rows, tokens, took_ns in rates.steps:
+                composer.observe(rows, tokens, took_ns / 1e9)
+        for tokens, took_ns in rates.passes:
             self.costs.observe_prefill(tokens, took_ns)
             for worker in self.prefills:
                 worker.speed.observe(0, tokens, took_ns / 1e9)

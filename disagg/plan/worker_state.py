@@ -92,18 +92,22 @@ class DecodeWorkerState:
     changed: set[int] = field(default_factory=set)  # bins whose rows have changed since the last step
     agenda: dict[int, list[BinRow]] = field(default_factory=dict)
     endings: dict[int, list[BinRow]] = field(default_factory=dict)  # rows by the step of their last token
+    firsts: dict[int, list[Record]] = field(default_factory=dict)  # by the step of their second token
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
     _issued: Issued = Issued([], (), (), ())
 
-    def limit(self, max_batch: int) -> int:
-        """Rows up to which prefill admits requests."""
-        return self.composer.limit(self._mean_tokens(), max_batch) if self.composer else max_batch
-
     def room(self, max_batch: int) -> int:
         """Rows that the next step may have."""
         return self.composer.room(self._mean_tokens(), max_batch) if self.composer else max_batch
+
+    def rows_after(self, seconds: float) -> int:
+        """Rows that are still there then, by the tokens that they may have at most."""
+        tokens = sum(group.used for group in self.groups.values())
+        step_s = self.composer.model.predict(len(self.rows), tokens) if self.composer else 0.0
+        last = self.next_step + int(seconds / step_s) if step_s > 0 else self.next_step
+        return sum(row.last_step >= last for row in self.rows.values())
 
     def _mean_tokens(self) -> float:
         """Mean context of a row."""
@@ -116,6 +120,8 @@ class DecodeWorkerState:
         blocks, index = tuple(present(record.decode_table).blocks), len(record.generated)
         self.joins.append(Join(record.id, record.generated[-1], record.context, blocks, index, record.job.sampling))
         self.endings.setdefault(row.last_step, []).append(row)
+        if index == 1:
+            self.firsts.setdefault(self.next_step, []).append(record)
         self._enter(row)
         self.plan(row)
 

@@ -15,6 +15,8 @@ from disagg.run.model.model import Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
 
+PROBED = ((1, 16), (4, 16), (4, 64))  # rows, and the context of each, of the steps that are timed at the start
+
 
 @dataclass
 class DecodeRow:
@@ -36,6 +38,23 @@ class DecodeStage(BatchRows[DecodeRow]):
 
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Nothing is compiled here."""
+
+    def probe(self) -> list[tuple[int, int, int]]:
+        """(rows, tokens read, ns) of steps through the empty cache; the first of each size is not counted."""
+        size, found = self.cache.block_size, []
+        for rows, context in PROBED:
+            blocks = torch.arange(-(-context // size)).clamp(max=self.cache.num_blocks - 1)
+            context = min(context, self.cache.num_blocks * size)
+            tables = blocks.expand(rows, -1)
+            batch = DecodeBatch(
+                torch.ones(rows, dtype=torch.long), torch.full((rows,), context - 1), [(0, rows, tables)]
+            )
+            for _ in range(2):
+                began = now_ns()
+                self.model.decode(self.cache, batch)
+                took = now_ns() - began
+            found.append((rows, rows * context, took))
+        return found
 
     def close(self) -> None:
         """Nothing here belongs to a stream."""

@@ -62,26 +62,22 @@ class Executor:
 
     def start(self) -> None:
         """Lanes, then a thread a worker, each with its own module tree over the shared weights."""
+        config = self.config
         self.transfers.start()
         for name, cache in self.caches.items():
             if name.role == "host":
                 continue
-            model = model_on(cache.device, self.model, bool(self.config.compile) and self.paged)
+            model = model_on(cache.device, self.model, bool(config.compile) and self.paged)
             prefill, decode = self._stages(name, self.seams.guard(model), cache)
             part = self.parts.get(name.role)
-            probes = self._probes and not any(worker.probed for worker in self.workers.values())
-            self.workers[name] = WorkerThread(name, prefill, decode, self._reports, part, self.seams, probes)
+            self.workers[name] = WorkerThread(name, prefill, decode, self._reports, part, self.seams, config.probes)
             # One after the other: the second compiles little, and a capture must not overlap other work of its GPU.
             self.workers[name].start()
-        if self._probes:
-            passes = next((worker.probed for worker in self.workers.values() if worker.probed), ())
-            self._reports.post(Probed(self.transfers.probe() if self.config.host_blocks else None, passes))
+        if config.probes:
+            passes = next(filter(None, (worker.passes for worker in self.workers.values())), ())
+            steps = next(filter(None, (worker.steps for worker in self.workers.values())), ())
+            self._reports.post(Probed(self.transfers.probe() if config.host_blocks else None, passes, steps))
         self._reports.progress("")
-
-    @property
-    def _probes(self) -> bool:
-        """Whether something is decided by estimates: these start from rates that are measured."""
-        return bool(self.config.host_blocks) or self.config.conditional
 
     def _stages(
         self, name: Worker, model: Model, cache: KVCache

@@ -35,7 +35,9 @@ class WorkerThread:
         seams: Seams,
         probes: bool = False,
     ) -> None:
-        self._probes, self.probed = probes, tuple[tuple[int, int], ...]()  # (tokens, ns) of passes timed at the start
+        self._probes = probes
+        self.passes: tuple[tuple[int, int], ...] = ()  # (tokens, ns), timed at the start
+        self.steps: tuple[tuple[int, int, int], ...] = ()  # (rows, tokens, ns), timed at the start
         self.name, self.prefill, self.decode = name, prefill, decode
         self._post, self._progress = reports.post, reports.progress
         self._part = part  # of the GPU's SMs; None: all
@@ -91,8 +93,9 @@ class WorkerThread:
                 if stage.model.compiled:
                     keep_many_codes()
                 stage.prepare(self._progress)
-            if self._probes and self.prefill is not None:
-                self.probed = tuple(self.prefill.probe())
+            if self._probes:
+                self.passes = () if self.prefill is None else tuple(self.prefill.probe())
+                self.steps = () if self.decode is None else tuple(self.decode.probe())
         except BaseException as error:
             self._error = error
             return False

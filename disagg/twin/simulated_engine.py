@@ -66,6 +66,7 @@ class Speeds:
 
 WorkTimes = Speeds | Predicted
 PROBED = (16, 64)  # tokens of the passes that an engine times at its start
+PROBED_STEPS = ((1, 16), (4, 64), (4, 256))  # rows of its steps, and the tokens that these read
 
 
 def fake_token(request: int, index: int) -> int:
@@ -129,12 +130,13 @@ class SimulatedEngine(VirtualClock):
             passes.append((tokens, lead + layer * (self.speeds.layers - 1) + tail))
         nbytes = 8 * self.config.block_size * self.speeds.token_bytes
         copy_ns = self.speeds.copy_ns(LaneName(LaneRole.SPILL, 0), nbytes) if self.config.host_blocks else None
-        return ev.Probed(None if copy_ns is None else copy_ns / nbytes, tuple(passes))
+        steps = [(rows, tokens, self.speeds.step_ns(rows, tokens, False)) for rows, tokens in PROBED_STEPS]
+        return ev.Probed(None if copy_ns is None else copy_ns / nbytes, tuple(passes), tuple(steps))
 
     def submit(self, job: Job) -> None:
         if refusal := self.controller.refusal(job):
             raise RequestError(refusal)
-        if not self.results and (self.config.host_blocks or self.config.conditional):
+        if not self.results and self.config.probes:
             self.deliver(self._probed())  # as an engine before its first request
         timeline = self.recorder.timeline_of(run=True)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)

@@ -17,6 +17,7 @@ from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
 from disagg.plan.spans import Span
 from disagg.run.attention.paged import PagedDecode, PagedKernel
+from disagg.run.clock import now_ns
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows
@@ -107,6 +108,24 @@ class GraphDecodeStage(BatchRows[GraphRow]):
                     self._captured[stream, size] = self._capture(size, pool)
         with self._on(self._own):
             settle(device)
+
+    @torch.inference_mode()
+    def probe(self) -> list[tuple[int, int, int]]:
+        """(rows, tokens read, ns) of steps whose rows are all padding; the first of each size is not counted."""
+        found = []
+        for size in (self._sizes[0], self._sizes[-1]):
+            with self._on(self._own):
+                for _ in range(2):
+                    settle(self.cache.device)
+                    began = now_ns()
+                    if self.graphs:
+                        self._captured[self._last, size].graph.replay()
+                    else:
+                        self._run(size)
+                    settle(self.cache.device)
+                    took = now_ns() - began
+            found.append((size, size, took))
+        return found
 
     def _capture(self, size: int, pool: Any) -> Captured:
         settle(self.cache.device)
