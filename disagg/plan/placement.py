@@ -84,12 +84,14 @@ class Placement:
             _, per_row, per_token = decode.speed.weights
             row_s = max(0.0, per_row + per_token * tokens / 1000)
             step_s = max(0.0, decode.speed.predict(min(rows + 1, most), round((rows + 1) * decode.mean_tokens())))
-            decode_s = record.left * step_s / (1 - min(self.state.prefills[decode.name.index].busy, 0.9))
+            kept = decode.composer is not None  # budgets keep the gaps of the rows beside a prefill within the target
+            busy = 0.0 if kept else min(self.state.prefills[decode.name.index].busy, 0.9)
+            decode_s = record.left * step_s / (1 - busy)
             terms += (
                 ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
                 ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
                 ("decode", round(1e9 * decode_s)),
-                ("rows beside its prefill", terms[1][1] * min(beside, most)),
+                ("rows beside its prefill", 0 if kept else terms[1][1] * min(beside, most)),
                 ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
             )
         return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)
