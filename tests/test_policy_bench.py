@@ -9,7 +9,8 @@ from disagg import Config, Engine, Request
 from disagg.plan.errors import ConfigError
 from disagg.plan.policy import POLICIES
 from disagg.show.report import Failed, LeftOut, Row
-from disagg.trace.metrics import Metrics, Percentiles
+from disagg.trace.results import Result, Run
+from disagg.trace.timeline import Timeline
 from disagg.twin.goodput import Slo
 from disagg.twin.workloads import Lengths, poisson
 
@@ -131,16 +132,20 @@ def test_a_forced_way_goes_to_prompts_of_its_length_alone():
 
 
 def test_a_target_against_the_best_fixed_budget_that_keeps_it():
-    def metrics(p99: float, rate: float) -> Metrics:
-        some = Percentiles(p99, p99, p99, 1, 1, 1)
-        return Metrics(1, {}, 1, 1.0, rate, some, some, some, some, None, {}, {}, {}, 0.0, {})
+    def run_of(gap_s: float, tokens: int = 300) -> Run:
+        """A second token that comes after 1 s, then even gaps."""
+        times = [0, *(10**9 + round(1e9 * gap_s * index) for index in range(tokens - 1))]
+        return Run(Config(model="tiny"), [Result(0, 1, 0, [5] * tokens, times)], Timeline())
 
-    def serve(itl_target_s=None, max_batch=1, chunk_tokens=0) -> Metrics:
-        return metrics(0.55, 90.0) if itl_target_s else metrics(max_batch / 10, 30.0 * max_batch + chunk_tokens)
+    def serve(itl_target_s=None, max_batch=1, chunk_tokens=0) -> Run:
+        return run_of(0.03) if itl_target_s else run_of(max_batch / 100 + chunk_tokens / 10_000)
 
-    p99, rate = target.rows(say, "x", serve, (2, 4, 6, 10), (1, 2))  # a target of 0.6: 6 rows, and budgets of 2
+    p99, rate = target.rows(say, "x", serve, (2, 4, 6, 10), (1, 2))
     assert (p99.name, rate.name) == ("itl_target_p99[x]", "itl_target_tokens_per_s[x]")
-    assert p99.value == pytest.approx(0.55 / 0.6) and rate.value == pytest.approx(90 / 182)
+    assert p99.value == pytest.approx(0.03 / 0.06) and rate.value < 1
+    assert "fixed batch of 2, chunks of 1; 4 of 8 budgets" in rate.note
+    assert target.steady_p99(run_of(0.01, tokens=3)) == pytest.approx(0.01)
+    assert isinstance(target.against("x", 1.0, {}, 4), LeftOut)
     few = {"batches": (1, 4), "budgets": (64,)}
     assert names(target.twin_rows(say, 6, **few))[0] == "itl_target_p99[twin,dynamic]"
     assert names(target.real_rows(say, "tiny", 4, **few))[0] == "itl_target_p99[real,dynamic]"
