@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from benchmarks.common import Say, known
 from benchmarks.fixed_works import random_ids
@@ -22,6 +22,7 @@ from disagg.run.model.model import load_model
 from disagg.show.report import LeftOut, Row
 from disagg.trace.results import Result, Run
 
+Case = TypeVar("Case", "Place", "Parked")
 NEAR = 1.1  # a wrong arm may take so many times what the right one takes
 
 
@@ -71,6 +72,12 @@ def choice_of(run: Run, request: int, way: str) -> Placed:
     return found[-1]
 
 
+def over_links(cases: Sequence[Case]) -> list[tuple[float | None, list[Case]]]:
+    """The cases of each link, which have an engine of their own: rates that it has measured are of that link."""
+    links = dict.fromkeys(case.link for case in cases)
+    return [(link, [case for case in cases if case.link == link]) for link in links]
+
+
 # ---- split or stay ---------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +108,7 @@ def placed(engine: Engine, case: Place, vocab: int, new: int, start_s: float) ->
     took, choice = {}, ""
     for way in ("split", "stay"):
         ways = ((16, "stay"), (case.ahead, "split"), (case.prompt, way))
-        engine.retune(policy=Forced(ways=ways), link=case.link)
+        engine.retune(policy=Forced(ways=ways))
         run = engine.serve(requests)
         choice = choice or soonest(choice_of(run, run.results[-1].request, "split").options).way
         took[way] = second_token_s(run.results[-1]) + delay_s(run.results[: case.rows], run.results[-1])
@@ -124,11 +131,11 @@ def stay_or_split_rows(
     say: Say, name: str = "smollm2", cases: Sequence[Place] = PLACES, new: int = 60, start_s: float = 1.5
 ) -> Iterator[Row | LeftOut]:
     model, tried = load_model(name), []
-    with Engine(Config.preset("conditional", model=name, max_batch=8), model=model) as engine:
-        engine.serve([Request([5] * 40, 4, ignore_eos=True)] * 4)
-        for case in cases:
-            say(f"split or stay: {case}")
-            tried.append(placed(engine, case, model.vocab_size, new, start_s))
+    for link, group in over_links(cases):
+        say(f"split or stay: {group[0]} and on")
+        with Engine(Config.preset("conditional", model=name, max_batch=8, link=link), model=model) as engine:
+            engine.serve([Request([5] * 40, 4, ignore_eos=True)] * 4)
+            tried += [placed(engine, case, model.vocab_size, new, start_s) for case in group]
     yield from arm_rows("stay_or_split", tried)
 
 
@@ -157,7 +164,7 @@ def came_back(engine: Engine, case: Parked, vocab: int, new: int) -> Tried:
     requests = [Request(holder, new, ignore_eos=True), Request(parked, 3, 0.001, ignore_eos=True)]
     took, choice = {}, ""
     for way in ("fetch", "recompute"):
-        engine.retune(policy=Forced(ways=((case.prompt, way),)), link=case.link, **pools)
+        engine.retune(policy=Forced(ways=((case.prompt, way),)), **pools)
         run = engine.serve(requests)
         placement = choice_of(run, run.results[1].request, "fetch")
         choice = choice or soonest(placement.options).way
@@ -169,9 +176,9 @@ def fetch_or_recompute_rows(
     say: Say, name: str = "smollm2", cases: Sequence[Parked] = PARKED, new: int = 100
 ) -> Iterator[Row | LeftOut]:
     model, tried = load_model(name), []
-    with Engine(Config.preset("paged", model=name, host_blocks=64), model=model) as engine:
-        engine.serve([Request([5] * 40, 4, ignore_eos=True)] * 2)
-        for case in cases:
-            say(f"fetch or recompute: {case}")
-            tried.append(came_back(engine, case, model.vocab_size, new))
+    for link, group in over_links(cases):
+        say(f"fetch or recompute: {group[0]} and on")
+        with Engine(Config.preset("paged", model=name, host_blocks=64, link=link), model=model) as engine:
+            engine.serve([Request([5] * 40, 4, ignore_eos=True)] * 2)
+            tried += [came_back(engine, case, model.vocab_size, new) for case in group]
     yield from arm_rows("fetch_or_recompute", tried)
