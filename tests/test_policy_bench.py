@@ -12,6 +12,8 @@ from disagg.show.report import Failed, LeftOut, Row
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
 from disagg.twin.goodput import Slo
+from disagg.twin.simulate import simulate
+from disagg.twin.simulated_engine import Speeds
 from disagg.twin.workloads import Lengths, poisson
 
 
@@ -27,7 +29,7 @@ def test_a_decision_is_timed_with_a_queue_that_stays_full():
     busy = decision.Busy("colocated", "shortest", 64, waiting=30, running=6)
     assert len(busy.measure(5)) >= 5
     state = busy.world.controller.state
-    assert len(state.locals[0].queue) >= 30 - 2  # those that the last pass took are about to be replaced
+    assert len(state.prefills[0].queue) >= 30 - 2  # those that the last pass took are about to be replaced
     assert len(state.decodes[0].rows) == 6
     rows = list(decision.rows(say, waiting=20, running=4, decisions=3))
     assert names(rows) == [f"decision_us[{name},{size}]" for name in POLICIES for size in decision.BUDGETS]
@@ -90,15 +92,6 @@ def test_split_or_stay_against_the_better_rival(monkeypatch):
     asked = [Request([5] * 40, 4, 0.01 * index, ignore_eos=True) for index in range(3)]
     real = policy_loads.RealLoad("few", None, asked, Slo(10.0, 10.0))
     assert names(placing.real_rows(say, "tiny", [real])) == [ours.format("real few"), "conditional_both_arms[real]"]
-
-
-def test_a_link_that_a_cpu_cannot_emulate_changes_nothing_but_the_devices():
-    slow = next(load for load in policy_loads.SIMULATED if load.link == "10gbe")
-    with pytest.raises(ConfigError, match="faster than the emulation holds on a CPU"):
-        policy_loads.configured("streamed", slow)
-    plain, found = policy_loads.configured("streamed", slow._replace(link=None)), placing.config_of("streamed", slow)
-    changed = {name for name, value in vars(found).items() if value != getattr(plain, name)}
-    assert changed == {"link", "prefill_device", "decode_device"}
 
 
 def test_forced_arms_are_taken_and_judged():
@@ -166,3 +159,21 @@ def test_parts_are_chosen_by_name_and_a_failing_one_is_a_row(monkeypatch):
     monkeypatch.setattr(suite, "parts", lambda traces: fine)
     a, b, worlds = suite.suite(say)
     assert (a.name, type(b), worlds.name) == ("a", Failed, "worlds") and "soak" in worlds.reason
+
+
+def test_fetch_or_recompute_is_chosen_as_the_twin_finds_it():
+    class Simulated:
+        """The engine's two methods that arms are tried with, in the twin."""
+
+        def __init__(self, link: float):
+            self.config = Config.preset("paged", model="smollm2", link=link, host_blocks=64)
+
+        def retune(self, **changes):
+            self.config = self.config.replace(**changes)
+
+        def serve(self, requests):
+            return simulate(self.config, requests, Speeds())
+
+    tried = [arms.came_back(Simulated(case.link), case, 250, 100) for case in arms.PARKED]
+    assert all(case.over_best == 1 for case in tried)
+    assert {case.chosen for case in tried} == {"fetch", "recompute"}

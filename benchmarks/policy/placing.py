@@ -6,7 +6,6 @@ from typing import NamedTuple
 from benchmarks.common import Say, known
 from benchmarks.policy_loads import SIMULATED, Load, RealLoad, configured, real
 from disagg.plan.config import Config
-from disagg.plan.errors import ConfigError
 from disagg.run.engine import Engine
 from disagg.run.model.model import load_model
 from disagg.show.report import Failed, LeftOut, Row
@@ -17,7 +16,6 @@ from disagg.twin.simulate import simulate
 
 RIVALS, OURS = ("streamed", "two_colocated"), "conditional"
 EACH_ARM = 0.2  # of the requests, for a load on which both arms are taken
-GPUS = {"prefill_device": "cuda:0", "decode_device": "cuda:1", "block_size": 16, "chunk_tokens": 256, "compile": False}
 
 
 class Rate(NamedTuple):
@@ -28,16 +26,6 @@ class Rate(NamedTuple):
 
     def __str__(self) -> str:
         return f"{'beyond ' if self.beyond else ''}{self.per_s:.3g}"
-
-
-def config_of(preset: str, load: Load) -> Config:
-    """As the loads' own; a link that a CPU's dial can't emulate needs devices that are GPUs, all else alike."""
-    try:
-        return configured(preset, load)
-    except ConfigError:
-        plain = configured(preset, load._replace(link=None))
-        graphs = {"graphs": False, "verify_kv": plain.verify_kv}
-        return plain.replace(**GPUS, **graphs, link=load.link)
 
 
 def rate_of(config: Config, load: Load, rated: Rated) -> Rate:
@@ -61,13 +49,13 @@ def twin_rows(say: Say, loads: Sequence[Load] = SIMULATED) -> Iterator[Row | Lef
         rates = {}
         for preset in (OURS, *RIVALS):
             say(f"goodput of {preset}: {load.name}")
-            rates[preset] = rate_of(config_of(preset, load), load, rated)
+            rates[preset] = rate_of(configured(preset, load), load, rated)
         best, ours = max(rates[rival] for rival in RIVALS), rates[OURS]
         words = ", ".join(f"{preset} {rate}" for preset, rate in rates.items())
         if not best.per_s:
             yield Failed(f"conditional_over_best[{load.name}]", f"no rate keeps the limits: {words}")
             continue
-        share = stayed(config_of(OURS, load), load, rated, ours.per_s or best.per_s)
+        share = stayed(configured(OURS, load), load, rated, ours.per_s or best.per_s)
         both += EACH_ARM <= share <= 1 - EACH_ARM
         ratios.append(ours.per_s / best.per_s)
         note = f"{words} a second; {share:.0%} stayed"
