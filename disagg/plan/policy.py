@@ -149,9 +149,9 @@ class Decider:
     def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option | str:
         """The words of a rejection only on arrival."""
         choice = self._ask("choose", self.policy.choose, request, options, now_ns)
-        if (isinstance(choice, Option) and choice in options) or (
-            isinstance(choice, str) and choice and not request.generated
-        ):
+        if isinstance(choice, Option) and choice in options:
+            return choice
+        if isinstance(choice, str) and choice and not request.generated:
             return choice
         raise self._wrong("choose", choice, "one of its options, or on arrival why it rejects the request")
 
