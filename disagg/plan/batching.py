@@ -84,7 +84,7 @@ class StepModel:
     Tokens count in thousands, so that the three terms are of one size.
     """
 
-    FORGET, DOUBT = 0.98, 100.0  # the variance that forgetting adds is bounded by DOUBT
+    FORGET, DOUBT = 0.98, 10_000.0  # the variance that forgetting adds is bounded by DOUBT
 
     def __init__(self) -> None:
         self.weights = [0.0, 0.0, 0.0]

@@ -100,7 +100,7 @@ class Config:
     @property
     def probes(self) -> bool:
         """Whether something is decided by estimates: these start from rates measured before the first request."""
-        return bool(self.host_blocks) or self.conditional or self.itl_target_s is not None
+        return bool(self.host_blocks) or self.conditional or self.itl_target_s is not None or self.policy != "fcfs"
 
     @property
     def sender(self) -> tuple[str, int]:

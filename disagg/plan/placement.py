@@ -68,6 +68,7 @@ class Placement:
             return (Option("stay", worker, self._prefill(record, state.prefills[worker]), worker),)
         here = Counter(other.decode_worker for other in state.records.values())
         pairs = [(prefill, decode) for decode in state.decodes for prefill in state.prefills]
+        pairs.sort(key=lambda pair: pair[0].decode is not pair[1])  # of equal ways the one without a hand-off
         return tuple(self._option(record, prefill, decode, here) for prefill, decode in pairs)
 
     def _option(
@@ -99,8 +100,10 @@ class Placement:
     def _prefill(self, record: Record, worker: PrefillWorkerState, rows: int = 0) -> Terms:
         """Until its first token: the queue, and its own passes; nothing while no pass has been measured."""
         own_ns = self._passes_ns(worker, record.prefill_target, rows)
-        queue_ns = self._passes_ns(worker, worker.queue.tokens, rows) // max(1, self.state.config.prefill_workers)
-        return (("queue", queue_ns), ("prefill", own_ns)) if own_ns else ()
+        workers = [other for other in self.state.prefills if other.queue is worker.queue]
+        tokens = worker.queue.tokens + sum(other.passing.tokens for other in workers if other.passing)
+        queue_ns = self._passes_ns(worker, tokens, rows) // len(workers)
+        return (("queue", queue_ns), ("prefill", own_ns)) if self.state.speed_of(worker).seen else ()
 
     def _passes_ns(self, worker: PrefillWorkerState, tokens: int, rows: int) -> int:
         """Time of the passes over so many tokens, whose budget a target may limit where rows decode beside them; 0 for
@@ -116,8 +119,9 @@ class Placement:
         """What its hand-off takes beyond its prefill, behind the hand-offs that are open."""
         state = self.state
         blocks = sum(t.blocks for t in state.transfers.values() if not t.aborted)
-        own_ns, size = state.costs.hand_off_ns(tokens * state.token_bytes), state.config.block_size
-        ahead_ns = state.costs.hand_off_ns(blocks * size * state.token_bytes)
+        size = state.config.block_size * state.token_bytes
+        own_ns = state.costs.hand_off_ns(blocks_for(tokens, state.config.block_size) * size)
+        ahead_ns = state.costs.hand_off_ns(blocks * size)
         hidden_ns = 0 if state.config.route == "bulk" else prefill_ns
         return max(own_ns // state.layers, ahead_ns + own_ns - hidden_ns)
 

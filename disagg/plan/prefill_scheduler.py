@@ -60,11 +60,15 @@ class PrefillScheduler:
         seen = tuple(record.seen(record.prefill_target - record.prefilled) for record in ready)
         by_id = {record.id: record for record in ready}
         size, going = self.state.config.block_size, []
-        for request, tokens in self.state.policy.share(budget, seen):
+        shares = self.state.policy.share(budget, seen)
+        for request, tokens in shares:
             record = by_id[request]
             stop = chunk_stop(record.prefilled, record.prefill_target, tokens, size)
             if stop > record.prefilled:
                 going.append((record, stop))
+            elif record is ready[0] and 0 < tokens and sum(share for _, share in shares) == budget:
+                # Less than a block is left to the first in turn: it goes alone, or never.
+                return [(record, chunk_stop(record.prefilled, record.prefill_target, budget, size))]
         self.state.policy.idle |= not going
         return going
 

@@ -7,7 +7,7 @@ from disagg.plan.request import Priority, Record
 
 Key = Callable[[Record], Priority]
 
-WINDOW = 64  # requests of a queue among which a policy shares a pass or step
+WINDOW = 32  # requests of a queue among which a policy shares a pass or step
 BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a decode batch
 
 

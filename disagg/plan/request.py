@@ -195,6 +195,7 @@ class Record:
     stages: list[tuple[int, Stage]] = field(default_factory=list)
     gate: str = ""  # what it waits for
     first_ns: int = 0  # when its first token came
+    _seen: Waiting | None = None  # the last one
     finish: Finish | None = None
 
     @property
@@ -208,8 +209,12 @@ class Record:
 
     def seen(self, left: int) -> Waiting:
         """As a policy sees it; `left` is the most that it may get of a pass or step."""
-        job, counts = self.job, (len(self.job.prompt), self.job.max_new_tokens, len(self.generated), left)
-        return Waiting(job.id, *counts, job.arrival_ns, job.deadline_ns, self.arrived_before)
+        seen, generated = self._seen, len(self.generated)
+        if seen is None or seen.left != left or seen.generated != generated:
+            job = self.job
+            counts = len(job.prompt), job.max_new_tokens, generated, left
+            seen = self._seen = Waiting(job.id, *counts, job.arrival_ns, job.deadline_ns, self.arrived_before)
+        return seen
 
     @property
     def tables(self) -> list[Table]:
