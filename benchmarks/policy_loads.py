@@ -108,4 +108,5 @@ def tripled(count: int = 120, per_s: float = 2.0, seed: int = 13) -> list[Reques
 
 
 def configured(preset: str, load: Load) -> Config:
-    return Config.preset(preset, link=load.link, **MODEL)
+    devices = {"prefill_device": "cuda:0", "decode_device": "cuda:1"}
+    return Config.preset(preset, link=load.link, itl_target_s=load.slo.tpot_s, **MODEL, **devices)

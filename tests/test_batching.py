@@ -66,35 +66,41 @@ def step_s(rows: int, tokens: int) -> float:
     return 0.010 + 0.010 * rows + 0.00001 * tokens
 
 
+def observe(composer: Composer, rows: int, tokens: int, seconds: float, gaps_s=()):
+    """As the scheduler does after a step."""
+    composer.learn(composer.model, composer.model.predict(rows, tokens), rows, seconds, gaps_s)
+    composer.model.observe(rows, tokens, seconds)
+
+
 def steady(composer: Composer, steps=400, slower=lambda step: 1.0):
     """As many rows as there is room for, at 100 tokens a row."""
     gaps = []
     for step in range(steps):
         rows = composer.room(100, 64)
         gaps.append(slower(step) * step_s(rows, rows * 100))
-        composer.observe(rows, rows * 100, gaps[-1])
+        observe(composer, rows, rows * 100, gaps[-1])
     return gaps
 
 
 def taught(target_s: float) -> Composer:
-    composer = Composer(target_s)
+    composer = Composer(target_s, StepModel())
     for rows, tokens in ((1, 16), (4, 64), (4, 256)):
-        composer.observe(rows, tokens, step_s(rows, tokens))
+        observe(composer, rows, tokens, step_s(rows, tokens))
     return composer
 
 
 def test_the_composer_fills_its_target_and_stays_under_it():
     composer = taught(0.1)
-    assert Composer(0.1).room(100, 64) >= 1, "at least one row, whatever is known"
+    assert Composer(0.1, StepModel()).room(100, 64) >= 1, "at least one row, whatever is known"
     assert composer.room(100, 64) == 8, "eight rows of 100 tokens take 98 ms"
     assert max(steady(composer)) <= 0.1 and composer.room(100, 3) == 3
 
 
 def test_room_rounds_tokens_as_the_model_does():
-    composer = Composer(2.0)
+    composer = Composer(2.0, StepModel())
     composer.model.weights = [0.0, 0.25, 0.25]  # half a second a row of 1,000 tokens
     assert composer.room(1000, 64) == 4
-    composer = Composer(4.9)
+    composer = Composer(4.9, StepModel())
     composer.model.weights = [0.0, 0.0, 1000.0]  # a second a token
     assert composer.room(1.6, 64) == 2, "three rows read 4.8 tokens, which count as 5"
 
@@ -115,7 +121,7 @@ def test_it_settles_where_steps_become_slower_for_good():
     rows = []
     for _ in range(2500):
         rows.append(composer.room(100, 64))
-        composer.observe(rows[-1], rows[-1] * 100, 2 * step_s(rows[-1], rows[-1] * 100))
+        observe(composer, rows[-1], rows[-1] * 100, 2 * step_s(rows[-1], rows[-1] * 100))
     assert max(rows[-300:]) - min(rows[-300:]) <= 2 and 2 * step_s(rows[-1], 100 * rows[-1]) <= 0.2 < 4 * before[-1]
 
 
@@ -124,7 +130,7 @@ def test_second_tokens_count_as_gaps():
     calm, late = taught(0.2), taught(0.2)
     for _ in range(2000):
         for composer, gaps in ((calm, []), (late, [2 * step_s(10, 1000)])):
-            composer.observe(10, 1000, step_s(10, 1000), gaps)
+            observe(composer, 10, 1000, step_s(10, 1000), gaps)
     assert late.room(100, 64) < calm.room(100, 64) and 1.8 < late.late <= Composer.MOST and calm.late < 1.001
 
 
@@ -135,7 +141,7 @@ def test_a_target_out_of_reach_leaves_one_row_and_no_tokens():
 
 
 def test_the_budget_of_a_mixed_pass_keeps_its_time_within_the_target():
-    composer, passes = Composer(0.1), StepModel()
+    composer, passes = Composer(0.1, StepModel()), StepModel()
     assert composer.budget(passes, 4, 512) == 512, "nothing is known yet"
     for rows, tokens in ((0, 16), (0, 64), (4, 64), (8, 256)):
         passes.observe(rows, tokens, 0.010 + 0.001 * rows + 0.0005 * tokens)

@@ -327,6 +327,13 @@ def at(stage: str) -> tuple[ControllerHarness, int]:
         if stage == "spilled":
             harness.land_all()
         return harness, 1
+    if stage == "parked":
+        harness = ControllerHarness("paged", host_blocks=8, decode_blocks=5, prefill_blocks=6)
+        harness.hand_off(0, prompt=15, new=5).land_all()
+        harness.submit(1, prompt=15, new=5)
+        harness.prefilled(21)
+        harness.land_all()
+        return harness, 1
     if stage == "landed":
         return spilling(), 0
     harness = ControllerHarness("split", prefill_blocks=3)
@@ -478,7 +485,7 @@ def test_a_deadline_never_moves():
 
 
 def test_a_deadline_that_passes_makes_room_even_at_an_event_that_tells_nothing():
-    harness = ControllerHarness(itl_target_s=9.0)  # two requests may be on their way while no step has been seen
+    harness = ControllerHarness(itl_target_s=9.0, max_batch=2)  # with a target two requests may be on their way
     for request in range(3):
         harness.submit(request)
     harness.prefilled(11)

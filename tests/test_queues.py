@@ -37,12 +37,13 @@ def test_first_come_first_served_and_shortest_first():
         assert [r.id for r in queue] == order == drain(queue)
 
 
-def test_shortest_counts_what_was_generated():
-    queue, long = Queue(KEYS["shortest"]), record(0, 2)
-    long.generated += [1, 2, 3]
-    queue.push(long)
-    queue.push(record(1, 4))
-    assert drain(queue) == [1, 0]
+def test_shortest_counts_new_tokens_and_what_arrived_before():
+    """Of 6 tokens in all, it is overtaken by what arrives within the next 12."""
+    queue = Queue(KEYS["shortest"])
+    for number, before in ((0, 0), (1, 6), (2, 11), (3, 13)):
+        job = Job(number, (0,) * (2 if number == 0 else 1), 4 if number == 0 else 1, number)
+        queue.push(Record(job, arrived_before=before - (number > 0)))
+    assert drain(queue) == [1, 0, 2, 3]
 
 
 def test_removed_records_are_skipped():

@@ -110,6 +110,8 @@ def draw_config(rng: random.Random, jobs: list[Job]) -> Config:
         "max_batch": rng.choice((1, 2, 4, 32)), "bins": rng.choice(((), (4,), (3, 8, 16))),
         "itl_target_s": rng.choice((None, None, 3e-7, 1.0)),
     }  # fmt: skip
+    if name == "conditional":
+        changes["decode_workers"] = 2
     if PRESETS[name].get("prefill_workers") != 0:
         changes["prefill_workers"] = rng.choice((1, 1, 2))
     return Config.preset(name, **changes)

@@ -50,7 +50,7 @@ def _prefill(log: LogView, command: cmd.Prefill) -> None:
         log.blocks.touch(pool, chunk.blocks)
     for chunk in command.prompts:
         view = log.requests.get(chunk.request, "is prefilled")
-        view.stays = command.worker.role == "decode"
+        view.stays = command.worker.role == "decode" and chunk.transfer is None
         if chunk.start == 0:
             view.prefilling, view.prefilled, view.arrived, view.paged = True, False, False, False
             view.since_ns, view.due = log.now_ns, None

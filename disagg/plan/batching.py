@@ -123,19 +123,14 @@ class Composer:
     GAIN, MOST = 0.001, 3.0
     SLACK = 1.01  # a gap that is longer by less is the model's rounding
 
-    def __init__(self, target_s: float) -> None:
-        self.target_s = target_s
-        self.model = StepModel()
+    def __init__(self, target_s: float, model: StepModel) -> None:
+        self.target_s, self.model = target_s, model
         self.late = 1.0
 
-    def observe(self, rows: int, tokens: int, seconds: float, gaps_s: Sequence[float] = ()) -> None:
-        """A step, and the gaps of those rows that had their second token in it."""
-        self.learn(self.model, self.model.predict(rows, tokens), rows, seconds, gaps_s)
-        self.model.observe(rows, tokens, seconds)
-
-    def learn(self, model: StepModel, predicted_s: float, rows: int, seconds: float, gaps_s: Sequence[float]) -> None:
-        """How late the gaps of a step or mixed pass were, by a model that has seen a few."""
-        if model.seen > 2 and predicted_s > 0:
+    def learn(self, by: StepModel, predicted_s: float, rows: int, seconds: float, gaps_s: Sequence[float]) -> None:
+        """How late the gaps of a step or mixed pass were, by a model that has seen a few: `seconds` for most rows, and
+        `gaps_s` for those that had their second token in it."""
+        if by.seen > 2 and predicted_s > 0:
             gaps = [*gaps_s, *[seconds] * (rows - len(gaps_s))]
             share = sum(gap > self.SLACK * self.late * predicted_s for gap in gaps) / max(1, len(gaps))
             self.late = min(self.MOST, max(1.0, self.late + self.GAIN * (100 * share - 1)))

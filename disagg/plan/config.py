@@ -40,7 +40,7 @@ class Config:
     chunk_tokens: int = None  # type: ignore[assignment]  # of a prefill pass; None: 256 on the CPU, 2,048 on a GPU
     max_batch: int = 32  # rows of one decode step
     mixed_passes: bool = True  # rows decode in the prefill passes of their worker; False: passes and steps alternate
-    conditional: bool = False  # decode workers prefill too: each request is split, or stays there, by estimate
+    conditional: bool = False  # workers that do both: each request stays on one or is split between two, by estimate
     bins: tuple[int, ...] = ()  # upper context lengths of the bins, in tokens; a last open bin follows
     policy: str | Policy = "fcfs"  # a name of plan/policy.py, or an object with its three methods
     itl_target_s: float | None = None  # adaptive composition: decode steps stay below this
@@ -101,6 +101,11 @@ class Config:
     def probes(self) -> bool:
         """Whether something is decided by estimates: these start from rates measured before the first request."""
         return bool(self.host_blocks) or self.conditional or self.itl_target_s is not None
+
+    @property
+    def sender(self) -> tuple[str, int]:
+        """The role of the workers that hand K/V off, and how many there are."""
+        return ("decode", self.decode_workers) if self.conditional else ("prefill", self.prefill_workers)
 
     def device_of(self, role: str, index: int) -> str:
         """The device of a worker, or of host memory."""
@@ -200,8 +205,10 @@ class Config:
         if self.sm_split is not None:
             _check_int("sm_split", self.sm_split, 1, 1024)
             self._check_split("cpu" in kinds)
-        if self.colocated and self.conditional:
-            raise ConfigError("conditional=True needs workers that only prefill, and prefill_workers is 0; set it to 1")
+        if self.conditional and not (self.colocated and self.decode_workers == 2):
+            what = "conditional=True needs two workers that prefill and decode"
+            got = f"prefill_workers={self.prefill_workers} and decode_workers={self.decode_workers}"
+            raise ConfigError(f"{what}; got {got}: set them to 0 and 2")
         if self.colocated and self.prefill_device != self.decode_device and self.decode_workers == 1:
             pair = f"prefill_device={self.prefill_device!r} and decode_device={self.decode_device!r} differ"
             advice = "set both alike, or take two decode_workers, one for each"
@@ -264,8 +271,8 @@ PRESETS: dict[str, dict[str, object]] = {
     "staged": _STAGED,
     "paged": _PAGED,
     "dynamic": {**_PAGED, "bins": (64, 128, 256, 512, 1024), "itl_target_s": 0.5},
-    "conditional": {"route": "direct", "conditional": True},
     "two_colocated": {**_COLOCATED, "decode_workers": 2},
+    "conditional": {"prefill_workers": 0, "decode_workers": 2, "route": "direct", "conditional": True},
 }
 
 

@@ -124,7 +124,7 @@ class Controller:
 
     def _pass_ended(self, turn: Turn, event: ev.Prefilled | ev.PassFailed) -> bool:
         """The rows of a mixed pass have their step's end with it."""
-        worker = self.state.prefill_named(event.worker)
+        worker = self.state.prefills[event.worker.index]
         done = worker.passing
         if not self.prefilling.ended(turn, event):
             return False
@@ -195,15 +195,18 @@ class Controller:
 
     def _advance(self, turn: Turn) -> None:
         """Passes, transfers and steps that can start now."""
-        dedicated = [worker for worker in self.state.prefills if worker.decode is None]
-        for worker in dedicated:
+        state = self.state
+        if state.config.colocated:
+            self.kv_transfers.assign(turn)
+            for worker in state.prefills:
+                self._share(turn, worker, present(worker.decode))
+            return
+        for worker in state.prefills:
             self.prefilling.fill(turn, worker)
         if self.kv_transfers.assign(turn):
-            for worker in dedicated:
+            for worker in state.prefills:
                 self.prefilling.fill(turn, worker)
-        for worker in self.state.locals:
-            self._share(turn, worker, present(worker.decode))
-        for decode in self.state.decodes if not self.state.locals else ():
+        for decode in state.decodes:
             self.decoding.fill(turn, decode)
 
     def _share(self, turn: Turn, worker: PrefillWorkerState, decode: DecodeWorkerState) -> None:

@@ -84,13 +84,13 @@ class DecodeScheduler:
         state.padding.add(step.used_slots, step.padded_slots)
         as_planned = (step.used_slots, step.padded_slots) == (event.used_slots, event.padded_slots)
         state.counts["padding_mismatches"] += not as_planned
+        seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
         if worker.composer:
             gaps_s = [(event.ended_ns - record.first_ns) / 1e9 for record in firsts]
-            seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
-            if passes is None:
-                worker.composer.observe(rows, step.used_slots, seconds, gaps_s)
-            else:
-                worker.composer.learn(*passes(rows), rows, seconds, gaps_s)
+            by = passes(rows) if passes else (worker.speed, worker.speed.predict(rows, step.used_slots))
+            worker.composer.learn(*by, rows, seconds, gaps_s)
+        if passes is None:
+            worker.speed.observe(rows, step.used_slots, seconds)
         ending = worker.take_tokens(step, event.tokens, state.eos_ids)
         turn.commands.append(Emit(*step.kept(event.tokens), event.ended_ns))
         for record in ending:
@@ -137,9 +137,9 @@ class DecodeScheduler:
 
     def _promised(self, worker: DecodeWorkerState, record: Record) -> bool:
         """The place is for a request that is to be prefilled here, waits for a place, and goes before this one."""
-        if not self.state.locals:
+        if not self.state.config.colocated:
             return False
-        queue = self.state.locals[worker.name.index].queue
+        queue = self.state.prefills[worker.name.index].queue
         head = queue.peek()
         return head is not None and queue.gate == BATCH_SLOT and head.priority < record.priority
 

@@ -32,9 +32,13 @@ class KVTransfers:
         if record.transfer is None:
             table = present(record.prefill_table)
             self._open(state.config.route, record, table, len(table.blocks))
-            state.wanting.push(record)
-        source, upto = Worker("prefill", present(record.prefill_worker)), blocks_for(stop, state.config.block_size)
-        self._send(turn, present(state.open_transfer(record)), source, upto, layers_ready)
+            if record.decode_table is None:
+                state.wanting.push(record)
+        source = state.prefills[present(record.prefill_worker)].name
+        transfer, upto = present(state.open_transfer(record)), blocks_for(stop, state.config.block_size)
+        self._send(turn, transfer, source, upto, layers_ready)
+        if record.decode_table is not None and transfer.target is None:
+            self._target(turn, transfer, record.decode_table, state.decodes[present(record.decode_worker)].name)
 
     def prefilled(self, turn: Turn, record: Record) -> None:
         """Prefill is over; copies that have not landed are exposed from now on."""
@@ -118,6 +122,8 @@ class KVTransfers:
         state.counts["recomputes"] += 1
         state.drop(record, "decode_table", "host_table")
         record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
+        if state.config.colocated:  # where it decoded
+            record.stays, record.prefill_worker = True, record.decode_worker
         state.move(turn, record, Stage.QUEUED)
         state.enqueue(record)
 

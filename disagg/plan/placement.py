@@ -4,12 +4,14 @@ The estimates are here, the decision is the policy's. Both arms of a decision ar
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
+from collections import Counter
+
 from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Placed, Turn
 from disagg.plan.policy import Option
 from disagg.plan.request import Finish, Record
 from disagg.plan.state import ControllerState
-from disagg.plan.worker_state import PrefillWorkerState
+from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 Terms = tuple[tuple[str, int], ...]
 
@@ -19,13 +21,14 @@ class Placement:
         self.state = state
 
     def arrive(self, turn: Turn, record: Record) -> None:
-        """A new request goes to the workers that only prefill, or stays where it will decode; or it is rejected."""
+        """A new request goes to the workers that only prefill, or to one that does both; or it is rejected."""
         state, options = self.state, self._options(record)
         choice = self.decide(turn, record, options, kept=len(options) > 1)
         if choice is None:
             return
-        if choice.way == "stay":
-            record.stays, record.decode_worker = True, choice.worker
+        if state.config.colocated:
+            record.stays, record.prefill_worker = choice.way == "stay", choice.worker
+            record.decode_worker = choice.onto
         if len(options) > 1:
             state.counts[choice.way] += 1
         state.enqueue(record)
@@ -56,55 +59,67 @@ class Placement:
         return self.decide(turn, record, (fetch, Option("recompute", 0, terms)))
 
     def _options(self, record: Record) -> tuple[Option, ...]:
-        """Colocated, requests go round robin to the workers; with a choice, to any of them or to be split."""
+        """Colocated, requests go round robin to the workers; with a choice, to any of them or split between two."""
         state = self.state
-        if state.config.colocated:
-            worker = (state.arrivals - 1) % len(state.locals)
-            return (Option("stay", worker, self._stay(record, state.locals[worker])),)
-        split = Option("split", 0, self._split(record))
-        stays = [Option("stay", i, self._stay(record, worker)) for i, worker in enumerate(state.locals)]
-        return (split, *stays)
+        if not state.config.colocated:
+            return (Option("split", 0, self._prefill(record, state.prefills[0])),)
+        if not state.config.conditional:
+            worker = (state.arrivals - 1) % len(state.prefills)
+            return (Option("stay", worker, self._prefill(record, state.prefills[worker]), worker),)
+        here = Counter(other.decode_worker for other in state.records.values())
+        pairs = [(prefill, decode) for decode in state.decodes for prefill in state.prefills]
+        return tuple(self._option(record, prefill, decode, here) for prefill, decode in pairs)
 
-    def _split(self, record: Record) -> Terms:
-        """Until its K/V are on a decode worker: the queue, its passes, and what of the hand-off they do not hide."""
-        state, worker = self.state, self.state.prefills[0]
-        prefill_ns = self._passes_ns(worker, record.prefill_target, 0)
-        if not prefill_ns:
-            return ()
-        queue_ns = self._passes_ns(worker, worker.queue.tokens, 0) // state.config.prefill_workers
-        open_blocks = sum(t.blocks for t in state.transfers.values() if not t.aborted)
-        ahead_ns = self._hand_off_ns(open_blocks * state.config.block_size)
-        hidden_ns = 0 if state.config.route == "bulk" else prefill_ns
-        own_ns = self._hand_off_ns(record.prefill_target)
-        layer_ns = own_ns // state.layers
-        return (
-            ("queue", queue_ns),
-            ("prefill", prefill_ns),
-            ("hand-off", max(layer_ns, ahead_ns + own_ns - queue_ns - hidden_ns)),
-        )
+    def _option(
+        self, record: Record, prefill: PrefillWorkerState, decode: DecodeWorkerState, here: Counter[int | None]
+    ) -> Option:
+        """Prefill on one worker, decode on the same or another: its own time, and the time that it takes from the rows
+        that decode beside it. Later prompts will take their share of its decode, by the share that they had so far.
+        `here` counts the open requests that decode on each worker, or will."""
+        stays, rows = prefill.decode is decode, here[decode.name.index]
+        beside = here[prefill.name.index]
+        terms = self._prefill(record, prefill, beside)
+        if terms:
+            most, tokens = self.state.config.max_batch, len(record.job.prompt) + record.left
+            _, per_row, per_token = decode.speed.weights
+            row_s = max(0.0, per_row + per_token * tokens / 1000)
+            step_s = max(0.0, decode.speed.predict(min(rows + 1, most), round((rows + 1) * decode.mean_tokens())))
+            kept = decode.composer is not None  # budgets keep the gaps of the rows beside a prefill within the target
+            busy = 0.0 if kept else min(self.state.prefills[decode.name.index].busy, 0.9)
+            decode_s = record.left * step_s / (1 - busy)
+            terms += (
+                ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
+                ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
+                ("decode", round(1e9 * decode_s)),
+                ("rows beside its prefill", 0 if kept else terms[1][1] * min(beside, most)),
+                ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
+            )
+        return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)
 
-    def _stay(self, record: Record, worker: PrefillWorkerState) -> Terms:
-        """Until it can decode here, and what its passes cost the rows that decode beside them."""
-        decode = worker.decode
-        assert decode is not None
-        rows = len(decode.rows)
-        prefill_ns = self._passes_ns(worker, record.prefill_target, rows)
-        if not prefill_ns:
-            return ()
-        queue_ns = self._passes_ns(worker, worker.queue.tokens, rows)
-        return ("queue", queue_ns), ("prefill", prefill_ns), ("rows beside", prefill_ns * rows)
+    def _prefill(self, record: Record, worker: PrefillWorkerState, rows: int = 0) -> Terms:
+        """Until its first token: the queue, and its own passes; nothing while no pass has been measured."""
+        own_ns = self._passes_ns(worker, record.prefill_target, rows)
+        queue_ns = self._passes_ns(worker, worker.queue.tokens, rows) // max(1, self.state.config.prefill_workers)
+        return (("queue", queue_ns), ("prefill", own_ns)) if own_ns else ()
 
     def _passes_ns(self, worker: PrefillWorkerState, tokens: int, rows: int) -> int:
-        """Time of the passes over so many tokens; 0 for none, and while no pass has been measured."""
-        if not tokens:
-            return 0
-        speed = self.state.speed_of(worker)
-        passes, budget = -(-tokens // self.state.config.chunk_tokens), self.state.config.chunk_tokens
-        return max(0, round(1e9 * passes * speed.predict(0, min(tokens, budget)))) if speed.seen else 0
+        """Time of the passes over so many tokens, whose budget a target may limit where rows decode beside them; 0 for
+        none, and while no pass has been measured."""
+        speed, config, decode = self.state.speed_of(worker), self.state.config, worker.decode
+        budget = config.chunk_tokens
+        if rows and decode is not None and decode.composer:
+            budget = max(config.block_size, decode.composer.budget(speed, rows, budget))
+        passes = -(-tokens // budget)
+        return max(0, round(1e9 * passes * speed.predict(0, tokens // max(1, passes)))) if speed.seen else 0
 
-    def _hand_off_ns(self, tokens: int) -> int:
-        """Time of the K/V of so many tokens on the slower of the links that they pass."""
-        return self.state.costs.hand_off_ns(tokens * self.state.token_bytes)
+    def _hand_off_ns(self, tokens: int, prefill_ns: int) -> int:
+        """What its hand-off takes beyond its prefill, behind the hand-offs that are open."""
+        state = self.state
+        blocks = sum(t.blocks for t in state.transfers.values() if not t.aborted)
+        own_ns, size = state.costs.hand_off_ns(tokens * state.token_bytes), state.config.block_size
+        ahead_ns = state.costs.hand_off_ns(blocks * size * state.token_bytes)
+        hidden_ns = 0 if state.config.route == "bulk" else prefill_ns
+        return max(own_ns // state.layers, ahead_ns + own_ns - hidden_ns)
 
 
 def _in_ms(ns: int | None) -> str:

@@ -22,6 +22,7 @@ class Option(NamedTuple):
     way: str  # of WAYS
     worker: int = 0
     terms: tuple[tuple[str, int], ...] = ()  # none: unknown
+    onto: int | None = None  # the worker on which it decodes, where that is chosen too
 
     @property
     def ns(self) -> int | None:

@@ -86,27 +86,34 @@ class PrefillScheduler:
 
     def _blocks(self, worker: PrefillWorkerState, record: Record) -> tuple[int, int]:
         """Blocks that its prefill takes, and how many must stay free."""
-        if worker.decode is None:
-            return blocks_for(record.prefill_target, self.state.config.block_size), 0
-        need = blocks_for(record.prefill_target + 1, self.state.config.block_size)
-        return need, self.state.growth(worker.decode)
+        need = blocks_for(record.prefill_target + record.stays, self.state.config.block_size)
+        return need, self.state.growth(worker.decode) if worker.decode else 0
 
     def _admit(self, turn: Turn, worker: PrefillWorkerState, record: Record) -> bool:
         """Reserves the blocks of the whole prompt. False: those before it in this pass have taken what was free."""
         need, reserve = self._blocks(worker, record)
         available = worker.pool.available
-        table = Table.reserve(worker.pool, need, record.id) if available >= need + reserve else None
-        if table is None:
+        if available < need + reserve or not self._reserve_target(record):
             return False
-        if worker.decode is None:
-            record.prefill_table = table
-        else:
+        table = Table.reserve(worker.pool, need, record.id)
+        if record.stays:
             record.decode_table = table
+        else:
+            record.prefill_table = table
         self.state.because("admit", request=record.id, need=need, available=available, pool=worker.pool.name)
         worker.queue.remove(record)
         worker.partial.append(record)
         self.state.move(turn, record, Stage.PREFILLING)
         return True
+
+    def _reserve_target(self, record: Record) -> bool:
+        """A request that goes from one worker that does both to another gets its blocks there at once: two such workers
+        would else wait for each other's."""
+        if record.stays or not self.state.config.colocated:
+            return True
+        worker = self.state.decodes[present(record.decode_worker)]
+        record.decode_table = self.state.reserve_decode(worker, record, record.prefill_target + 1)
+        return record.decode_table is not None
 
     def _places(self, worker: PrefillWorkerState, record: Record) -> tuple[int, int | None]:
         """Back-pressure: the requests that will have a place in the batch when this one comes, and the places; None
@@ -131,10 +138,10 @@ class PrefillScheduler:
         target, budget = record.prefill_target, state.config.chunk_tokens
         state.because("chunk", request=record.id, start=start, stop=stop, target=target, budget=budget)
         worker.queue.tokens -= stop - start
-        table = present(record.decode_table if worker.decode else record.prefill_table)
+        table = present(record.decode_table if record.stays else record.prefill_table)
         table.pin(pass_id)
         record.prefill_worker = worker.name.index
-        streams = worker.decode is None and state.config.route != "bulk" and record.left > 1
+        streams = not record.stays and state.config.route != "bulk" and record.left > 1
         if streams:
             self.kv_transfers.offer(turn, record, stop, layers_ready=False)
         blocks = tuple(table.blocks[: blocks_for(stop, state.config.block_size)])
@@ -144,7 +151,7 @@ class PrefillScheduler:
 
     def ended(self, turn: Turn, event: ev.Prefilled | ev.PassFailed) -> bool:
         """A pass has ended: its requests get their first tokens and are handed off, or fail. False: not in flight."""
-        state, worker = self.state, self.state.prefill_named(event.worker)
+        state, worker = self.state, self.state.prefills[event.worker.index]
         done = worker.passing
         if done is None or done.id != event.pass_id:
             state.counts["anomalies"] += 1
@@ -159,7 +166,7 @@ class PrefillScheduler:
                 state.end_open(turn, record.id, Finish.FAILED, cause)
             return True
         took_ns, rows = event.ended_ns - event.started_ns, len(event.tokens) - sum(final for _, final in done.items)
-        worker.speed.observe(rows, done.tokens, took_ns / 1e9)
+        worker.observe(rows, done.tokens, event.started_ns, event.ended_ns)
         if not rows:
             state.costs.observe_prefill(done.tokens, took_ns)
         finals = [record for record, final in done.items if final]
@@ -175,7 +182,7 @@ class PrefillScheduler:
         for record, _ in first:
             if state.end_if_done(turn, record):
                 continue
-            if worker.decode is None:
+            if not record.stays:
                 self.kv_transfers.prefilled(turn, record)
             else:
                 present(record.decode_table).commit()

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
-from disagg.plan.batching import Composer, Padding, StepModel
+from disagg.plan.batching import Padding, StepModel
 from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
@@ -65,11 +65,7 @@ class ControllerState:
         self.prefills = [
             PrefillWorkerState(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
-        ]
-        self.locals: list[PrefillWorkerState] = []  # of each decode worker that prefills too
-        if config.colocated or config.conditional:
-            self.locals = [PrefillWorkerState(d.name, d.pool, Queue(self.priority), d) for d in self.decodes]
-            self.prefills += self.locals
+        ] or [PrefillWorkerState(decode.name, decode.pool, Queue(self.priority), decode) for decode in self.decodes]
         self.wanting = Queue(self.priority)  # requests in hand-off or spilled that wait for blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
@@ -85,9 +81,10 @@ class ControllerState:
 
     def _decode_worker(self, index: int) -> DecodeWorkerState:
         config, pool = self.config, self._pool(f"decode {index}", self.config.decode_blocks)
-        composer = Composer(config.itl_target_s) if config.itl_target_s else None
-        shape = config.block_size, config.bins, composer, self._pads
-        return DecodeWorkerState(Worker("decode", index), pool, Queue(self.priority), *shape)
+        shape = pool, Queue(self.priority), config.block_size, config.bins
+        worker = DecodeWorkerState(Worker("decode", index), *shape, pads=self._pads)
+        worker.retune(config.bins, config.itl_target_s)
+        return worker
 
     def _pool(self, name: str, blocks: int | None) -> BlockPool:
         return BlockPool(name, present(blocks), self.on_move)
@@ -124,16 +121,13 @@ class ControllerState:
         return self.policy.order(record.seen(record.prefill_target - record.prefilled))
 
     def queue_of(self, record: Record) -> Queue:
-        """Where it waits for prefill: on its decode worker, or with the workers that only prefill."""
-        return (self.locals[present(record.decode_worker)] if record.stays else self.prefills[0]).queue
+        """Where it waits for prefill: with the worker that it was placed on, or with all that only prefill."""
+        return self.prefills[record.prefill_worker or 0].queue
 
     def enqueue(self, record: Record) -> None:
         queue = self.queue_of(record)
         queue.tokens += record.prefill_target - record.prefilled
         queue.push(record)
-
-    def prefill_named(self, worker: Worker) -> PrefillWorkerState:
-        return (self.locals if worker.role == "decode" else self.prefills)[worker.index]
 
     def arrive(self, turn: Turn, record: Record) -> None:
         """Its K/V are complete on its decode device."""
@@ -244,9 +238,9 @@ class ControllerState:
         """Rates that were measured before the first request."""
         if rates.copy_ns_per_byte is not None:
             self.costs.copy_ns_per_byte = rates.copy_ns_per_byte
-        for composer in filter(None, (decode.composer for decode in self.decodes)):
+        for decode in self.decodes:
             for rows, tokens, took_ns in rates.steps:
-                composer.observe(rows, tokens, took_ns / 1e9)
+                decode.speed.observe(rows, tokens, took_ns / 1e9)
         for tokens, took_ns in rates.passes:
             self.costs.observe_prefill(tokens, took_ns)
             for worker in self.prefills:

@@ -119,13 +119,13 @@ class TransferScheduler:
         self.measured_bytes = 0  # the least that a copy should carry, once that is measured
         staged, decodes = config.route == "staged", range(config.decode_workers)
         leaving = LaneRole.DOWN if staged else LaneRole.DIRECT
-        names = [LaneName(leaving, i) for i in range(config.prefill_workers)]
+        names = [LaneName(leaving, i) for i in range(config.sender[1])]
         if config.host_blocks:
             names += [LaneName(LaneRole.SPILL, i) for i in decodes]
-        if config.host_blocks or (staged and not config.colocated):
+        if config.host_blocks or (staged and config.sender[1]):
             names += [LaneName(LaneRole.UP, i) for i in decodes]
         if config.host_blocks and leaving is LaneRole.DOWN:
-            names += [LaneName(LaneRole.PARK, i) for i in range(config.prefill_workers)]
+            names += [LaneName(LaneRole.PARK, i) for i in range(config.sender[1])]
         self.lanes = {name: Lane(name) for name in names}
         self.retune(config)
         self.ring = BlockPool("ring", config.ring_slots if staged else 0)

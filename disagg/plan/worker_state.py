@@ -12,6 +12,8 @@ from disagg.plan.commands import Chunk, Decode, Join, Worker
 from disagg.plan.queues import Queue
 from disagg.plan.request import Record
 
+LATELY_S = 2.0
+
 
 class Pass(NamedTuple):
     """A prefill pass in flight: its records, each with whether its last chunk is in it."""
@@ -34,6 +36,16 @@ class PrefillWorkerState:
     passing: Pass | None = None
     prefilled_last: bool = False  # without mixed passes: a decode step goes next
     speed: StepModel = field(default_factory=StepModel)  # of its passes
+    busy: float = 0.0  # the share of time that its passes had lately
+    seen_ns: int = 0  # the end of its last pass
+
+    def observe(self, rows: int, tokens: int, started_ns: int, ended_ns: int) -> None:
+        """A pass has ended; rows may have decoded in it."""
+        took_s, since_s = (ended_ns - started_ns) / 1e9, max(1, ended_ns - self.seen_ns) / 1e9
+        self.speed.observe(rows, tokens, took_s)
+        weight = since_s / (since_s + LATELY_S)
+        self.busy += weight * (min(1.0, took_s / since_s) - self.busy)
+        self.seen_ns = ended_ns
 
     @property
     def waiting(self) -> bool:
@@ -84,6 +96,7 @@ class DecodeWorkerState:
     block_size: int
     bins: tuple[int, ...]
     composer: Composer | None = None
+    speed: StepModel = field(default_factory=StepModel)  # of its steps
     pads: bool = True  # attention reads every row of a bin up to the longest one's length
     rows: dict[int, BinRow] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
@@ -100,16 +113,16 @@ class DecodeWorkerState:
 
     def room(self, max_batch: int) -> int:
         """Rows that the next step may have."""
-        return self.composer.room(self._mean_tokens(), max_batch) if self.composer else max_batch
+        return self.composer.room(self.mean_tokens(), max_batch) if self.composer else max_batch
 
     def rows_after(self, seconds: float) -> int:
         """Rows that are still there then, by the tokens that they may have at most."""
         tokens = sum(group.used for group in self.groups.values())
-        step_s = self.composer.model.predict(len(self.rows), tokens) if self.composer else 0.0
+        step_s = self.speed.predict(len(self.rows), tokens)
         last = self.next_step + int(seconds / step_s) if step_s > 0 else self.next_step
         return sum(row.last_step >= last for row in self.rows.values())
 
-    def _mean_tokens(self) -> float:
+    def mean_tokens(self) -> float:
         """Mean context of a row."""
         return sum(group.used for group in self.groups.values()) / len(self.rows) if self.rows else 128
 
@@ -237,7 +250,7 @@ class DecodeWorkerState:
         if itl_target_s is None:
             self.composer = None
         elif self.composer is None:
-            self.composer = Composer(itl_target_s)
+            self.composer = Composer(itl_target_s, self.speed)
         else:
             self.composer.target_s = itl_target_s
         if bins != self.bins:

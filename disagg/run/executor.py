@@ -88,7 +88,7 @@ class Executor:
         if kernel is not None:
             from disagg.run.gpu.decode_graph import GraphDecodeStage
             from disagg.run.gpu.prefill_graph import PrefillGraphs
-        if name.role == "prefill" or config.colocated or config.conditional:
+        if name.role == "prefill" or config.colocated:
             if kernel is not None and config.graphs:
                 graphs = PrefillGraphs(model, cache, kernel, config.chunk_tokens)
             prefill = PrefillStage(model, cache, kernel, self.transfers, reports, config.chunk_tokens, graphs)

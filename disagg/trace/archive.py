@@ -133,7 +133,9 @@ class Reader:
             case "choice":
                 self.found.choices.append(Choice(**{**row, "arm": Arm(row["arm"])}))
             case "placement":
-                options = [Option(way, worker, tuple(map(tuple, terms))) for way, worker, terms in row["options"]]
+                options = [
+                    Option(way, worker, tuple(map(tuple, terms)), onto) for way, worker, terms, onto in row["options"]
+                ]
                 self.found.placements.append(Placed(**{**row, "options": tuple(options)}))
             case "result":
                 self._result(row)

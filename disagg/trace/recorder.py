@@ -172,8 +172,8 @@ def devices(config: Config) -> dict[str, str]:
     counts = {"prefill": config.prefill_workers, "decode": config.decode_workers}
     found = {f"{role} {i}": config.device_of(role, i) for role, count in counts.items() for i in range(count)}
     first, second = ("link to host", "link to decode") if config.route == "staged" else ("link", "link to decode")
-    found |= {f"{name} {i}": first for name in ("direct", "down") for i in range(config.prefill_workers)}
+    found |= {f"{name} {i}": first for name in ("direct", "down") for i in range(config.sender[1])}
     found |= {f"up {i}": second for i in range(config.decode_workers)}
     found |= {f"spill {i}": "link to host" for i in range(config.decode_workers)}
-    found |= {f"park {i}": "host memory" for i in range(config.prefill_workers)}
+    found |= {f"park {i}": "host memory" for i in range(config.sender[1])}
     return {**found, "host": "host memory"}

@@ -59,12 +59,12 @@ def _life(value: Any) -> bool:
 
 
 def _options(value: Any) -> bool:
-    """[way, worker, [[term, ns], …]] lists."""
-    if type(value) is not list or not all(type(each) is list and len(each) == 3 for each in value):
+    """[way, worker, [[term, ns], …], worker that decodes or null] lists."""
+    if type(value) is not list or not all(type(each) is list and len(each) == 4 for each in value):
         return False
-    terms = [term for *_, terms in value for term in (terms if type(terms) is list else [()])]
+    terms = [term for *_, terms, _ in value for term in (terms if type(terms) is list else [()])]
     pairs = all(type(term) is list and len(term) == 2 and _name(term[0]) and _whole(term[1]) for term in terms)
-    return pairs and all(way in WAYS and _whole(worker) for way, worker, _ in value)
+    return pairs and all(w in WAYS and _whole(at) and (onto is None or _whole(onto)) for w, at, _, onto in value)
 
 
 def _counts(value: Any) -> bool:

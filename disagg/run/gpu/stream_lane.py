@@ -188,8 +188,11 @@ class StreamLane(BaseLane):
 
         The host's clock measures from launch to end: a small copy takes more of the host's time than of the link's.
         """
-        ends = ("decode", "host") if self.name.role is LaneRole.SPILL else ("prefill", "decode")
-        source, target = (self.transfers.caches[Worker(role, 0)] for role in ends)
+        caches = self.transfers.caches
+        ends = (Worker("prefill", 0), Worker("decode", 0)) if Worker("prefill", 0) in caches else tuple(caches)[:2]
+        if self.name.role is LaneRole.SPILL:
+            ends = Worker("decode", 0), Worker("host", 0)
+        source, target = (caches[name] for name in ends)
         block_bytes = self.transfers.scheduler.layer_block_bytes
         most = min(source.num_blocks, target.num_blocks, 8)
         most_layers = max(1, min(source.shape.layers, LARGE_BYTES // (most * block_bytes)))
@@ -226,8 +229,9 @@ def make_lanes(transfers: LaneOwner, config: Config, parts: dict[str, SMPartitio
     for name in transfers.scheduler.lanes:
         direct = name.role is LaneRole.DIRECT
         sms = "prefill" if direct and config.route == "bulk" else "decode"
-        here = gpus[Worker("prefill" if name.role in OF_PREFILL else "decode", name.index)]
-        there = gpus[Worker("decode", 0)] if direct else here
+        here = gpus[Worker(config.sender[0] if name.role in OF_PREFILL else "decode", name.index)]
+        other = int(config.conditional and name.index == 0)  # a worker that does both hands off to the other one
+        there = gpus[Worker("decode", other)] if direct else here
         peer = config.peer_access and reaches(here, there)
         copier = StreamCopier([here, there], dtype, parts.get(sms), peer, config.pinned)
         lanes[name] = StreamLane(name, transfers, copier)
