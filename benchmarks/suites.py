@@ -80,6 +80,14 @@ def two_gpu(shape: Shape = "llama3-8b", only: Only = None, trace: Traces = None,
 
 
 @app.command()
+def policy(only: Only = None, trace: Traces = None, json: JsonFile = None) -> None:
+    """The scheduler: its decisions' time, parking, mixed passes, split or stay, chosen arms, a limit on gaps."""
+    from benchmarks.policy import suite
+
+    output.measure(lambda say: suite.suite(say, only, trace or ()), "policy", json)
+
+
+@app.command()
 def report(
     shape: Annotated[
         str | None, typer.Option(help="llama3-8b, qwen3-0.6b, smollm2, tiny; by itself, what fits")

@@ -100,3 +100,11 @@ class ControllerHarness:
     @property
     def anomalies(self) -> int:
         return self.state.counts["anomalies"]
+
+
+def parking(**changes) -> ControllerHarness:
+    """Request 0 has decode's blocks, and request 1 prefill's: its hand-off goes to host memory from its first pass."""
+    sizes = {"decode_blocks": 4, "host_blocks": 8, **changes}
+    harness = ControllerHarness("paged", **sizes).run_one(0, prompt=10, new=4)
+    harness.submit(1, prompt=10, new=4)
+    return harness

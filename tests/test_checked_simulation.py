@@ -1,4 +1,4 @@
-"""Five hundred small worlds: the seed draws everything, and whatever it draws must end well."""
+"""A thousand small worlds: the seed draws everything, and whatever it draws must end well."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from disagg.plan.request import Job
 from disagg.twin.batch_view import BatchView
 from disagg.twin.simulate import Speeds
 
-SEEDS = int(os.environ.get("SEEDS", 500))
+SEEDS = int(os.environ.get("SEEDS", 1000))
 
 
 def test_every_seed_ends_well():

@@ -1,7 +1,7 @@
 """The controller, event by event: each stage of a request's life, and what must not change it."""
 
 import pytest
-from controller_harness import DECODE, LAYERS, PREFILL, ControllerHarness, make_job
+from controller_harness import DECODE, LAYERS, PREFILL, ControllerHarness, make_job, parking
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
@@ -336,6 +336,11 @@ def at(stage: str) -> tuple[ControllerHarness, int]:
         return harness, 1
     if stage == "landed":
         return spilling(), 0
+    if stage == "parked":
+        harness = parking()
+        harness.prefilled(12)
+        harness.land_all()
+        return harness, 1
     harness = ControllerHarness("split", prefill_blocks=3)
     if stage == "queued":
         harness.submit(9)

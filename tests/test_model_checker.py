@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from benchmarks.robustness import soak
 from benchmarks.robustness.canonical_state import Names, _contents, state_of
 from benchmarks.robustness.detectors_cost import rows as cost_rows
-from benchmarks.robustness.model_checker import ASTRAY, Branch, Explored, explore, small
+from benchmarks.robustness.model_checker import ASTRAY, WORLDS, Branch, Explored, explore, small
 from benchmarks.robustness.random_scenarios import build
 from benchmarks.suites import app
 from disagg.monitor.checked_simulation import CheckedSimulation
@@ -25,6 +25,52 @@ def test_every_order_of_the_small_world_ends_well(capsys):
     with capsys.disabled():
         print(f"\nsmall world: {found}")
     assert found.states > 5000 and found.ends > 5 and found.steps > found.states
+
+
+HAPPENS = {
+    "parked, fetched": {"parked", "parked: fetch", "fetches"},
+    "parked, recomputed": {"parked", "parked: recompute", "recomputes"},
+    "mixed": {"mixed pass", "chunked prefill"},
+    "conditional": {"split", "stay"},
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_order_of_a_world_that_parks_mixes_or_splits_ends_well(name):
+    """And what the world is for does happen where nothing goes wrong."""
+    quiet = WORLDS[name]()
+    quiet.struck = True
+    while choices := list(quiet.choices()):
+        quiet.do(choices[0])
+    quiet.check_end()
+    assert HAPPENS[name] <= set(+quiet.happened)
+    found = explore(WORLDS[name]())
+    assert found.states > 90 and found.ends > 5
+
+
+def test_a_copy_of_paging_fails_in_the_small_world_and_is_computed_again():
+    world = WORLDS["parked, fetched"]()
+    while choices := list(world.choices()):
+        failing = [choice for choice in choices if choice.fault == ("paging", "fail")]
+        world.do(failing[0] if failing and not world.struck else choices[0])
+    world.check_end()
+    assert world.struck and world.state.counts["paging_failures"] == 1
+    assert {result.finish_reason for result in world.results.values()} == {"length"}
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("parked, fetched", lambda world: world.state.wanting.__setattr__("tokens", 1)),
+        ("conditional", lambda world: world.state.records[0].__setattr__("stays", True)),
+        ("mixed", lambda world: world.state.records[0].__setattr__("prefill_target", 9)),
+    ],
+)
+def test_queues_ways_and_targets_tell_states_apart(name, change):
+    world = WORLDS[name]()
+    change(world)
+    assert state_of(world) != state_of(WORLDS[name]())
 
 
 def test_a_quiet_small_world_has_one_end():
@@ -151,8 +197,9 @@ def rows(seeds=3) -> dict:
 
 def test_the_rows_and_their_bars():
     found = rows()
-    assert list(found) == ["small_world_states", "sim_breaches", "sim_seeds_per_s", "sim_never_happened"]
-    assert found["small_world_states"].value == 10
+    names = ["small_world_states", "small_worlds_states", "sim_breaches", "sim_seeds_per_s", "sim_never_happened"]
+    assert list(found) == names
+    assert (found["small_world_states"].value, found["small_worlds_states"].value) == (10, 10 * len(WORLDS))
     assert (found["sim_breaches"].value, found["sim_breaches"].bar_text, found["sim_breaches"].n) == (0, "≤ 0", 3)
     assert found["sim_seeds_per_s"].bar_text == "≥ 100" and found["sim_seeds_per_s"].value > 0
     assert "cancel fetching" in found["sim_never_happened"].note
@@ -178,7 +225,11 @@ def test_the_command_writes_a_file(tmp_path):
     path = tmp_path / "soak.json"
     done = CliRunner().invoke(app, ["soak", "--seeds", "2", "--json", str(path)])
     assert done.exit_code == 1 and "sim_never_happened" in done.output.splitlines()[-1], "of two worlds that is so"
-    assert [row["name"] for row in json.loads(path.read_text())["rows"]][:2] == ["small_world_states", "sim_breaches"]
+    assert [row["name"] for row in json.loads(path.read_text())["rows"]][:3] == [
+        "small_world_states",
+        "small_worlds_states",
+        "sim_breaches",
+    ]
 
 
 def test_one_seed_by_itself(monkeypatch):

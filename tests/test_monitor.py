@@ -273,7 +273,7 @@ def test_a_notice_that_tells_nothing_starts_nothing(stray):
     """Though there be something to start: that waits for an event that tells something."""
     harness = ControllerHarness()
     harness.submit()
-    harness.state.enter(cmd.Turn(harness.now, []), make_job(1, prompt=3))
+    harness.state.enqueue(harness.state.enter(cmd.Turn(harness.now, []), make_job(1, prompt=3)))
     harness.state.prefills[0].passing = None
     harness.state.prefills[0].partial.clear()
     assert harness.controller.handle(stray, 5) == []

@@ -139,3 +139,10 @@ def test_speeds_follow_what_was_measured():
     costs.observe_prefill(10, 1000)
     costs.observe_prefill(10, 2000)
     assert costs.prefill_ns_per_token == pytest.approx(120)
+
+
+def test_a_pass_of_one_token_does_not_stand_for_a_token_of_a_prompt():
+    costs = PreemptionCosts()
+    for tokens in (256, 256, 1, 256, 1):  # a pass takes 1,000 ns, and 10 more for each token
+        costs.observe_prefill(tokens, 1000 + 10 * tokens)
+    assert costs.prefill_ns_per_token < 20  # by passes it would be above 200

@@ -1,12 +1,13 @@
 """What makes two states of a small simulation the same: all that decides what can happen, without times.
 
+Measured speeds are left out: the worlds' policies choose by number, not by estimates.
 Ids grow with every event, so they stand by their order; blocks and slots are numbered as they are met.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from disagg.plan.blocks import Table
+from disagg.plan.queues import Queue
 from disagg.plan.request import Record
 from disagg.plan.transfer import Transfer
 from disagg.plan.transfer_scheduler import Lane, TransferProgress
@@ -72,6 +73,7 @@ def _record(record: Record, rank: dict, names: Names) -> tuple:
     return (
         record.id, record.stage.value, record.prefilled, len(record.generated), record.decode_worker, record.finish,
         tuple(_table(table, rank, names) for table in tables), rank.get(record.transfer),
+        record.prefill_target, record.stays, record.priority,
     )  # fmt: skip
 
 
@@ -83,13 +85,14 @@ def _transfer(transfer: Transfer, rank: dict, names: Names) -> tuple:
     )  # fmt: skip
 
 
-def _queue(queue: Iterable[Record]) -> tuple:
-    return tuple(record.id for record in queue)
+def _queue(queue: Queue) -> tuple:
+    return tuple(record.id for record in queue), queue.tokens
 
 
 def _prefill_worker(worker: PrefillWorkerState) -> tuple:
     passing = tuple((record.id, final) for record, final in worker.passing.items) if worker.passing else None
-    return passing, tuple(record.id for record in worker.partial), worker.prefilled_last
+    mixed = worker.passing is not None and worker.passing.step is not None
+    return passing, mixed, tuple(record.id for record in worker.partial), worker.prefilled_last
 
 
 def _decode_worker(worker: DecodeWorkerState, rank: dict, names: Names) -> tuple:

@@ -20,13 +20,20 @@ from disagg.show.report import Row
 from disagg.trace.results import Result, Run
 
 TIGHT = dict(block_size=16, prefill_blocks=24, decode_blocks=10, host_blocks=12, chunk_tokens=32, ring_slots=2)
+#: Beside the presets: where the last copies of hand-offs are parked ones, rows decode in passes, and hand-offs block.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "parking": ("paged", {"prefill_blocks": 8, "decode_blocks": 7, "host_blocks": 24}),
+    "mixed passes": ("colocated", {"chunk_tokens": 16}),
+    "blocking": ("staged", {"overlap": False}),
+}
+CASES = (*PRESETS, *MORE)
 WATCHDOG_S = 1.5  # a lost notice is waited for that long, really; a busy machine must not be taken for a dead one
 BREAKS = ("die",)  # rule 6: everything open fails, and the engine says so
 ENDS_ALL = ("interrupt", "die")
 
 
 class Cell(NamedTuple):
-    """A fault at the nth event of its kind, on a preset; what came of it."""
+    """A fault at the nth event of its kind, on a preset or another of CASES; what came of it."""
 
     preset: str
     kind: str
@@ -51,10 +58,11 @@ def requests() -> list[Request]:
     ]
 
 
-def config_of(preset: str, **changes: Any) -> Config:
+def config_of(case: str, **changes: Any) -> Config:
+    preset, more = MORE.get(case, (case, {}))
     paged = PRESETS[preset].get("host_blocks", 0) is None
     sizes = dict(TIGHT) if paged else {**TIGHT, "decode_blocks": 64, "host_blocks": 0}
-    return Config.preset(preset, model="tiny", **{"watchdog_s": WATCHDOG_S, **sizes, **changes})
+    return Config.preset(preset, model="tiny", **{"watchdog_s": WATCHDOG_S, **sizes, **more, **changes})
 
 
 def reference(model: Model) -> list[list[int]]:
@@ -140,7 +148,7 @@ def proper(result: Result, injection: Injection, fault: str) -> bool:
     return False
 
 
-def cells(say: Say, presets: Iterable[str] = PRESETS, most: int = 3) -> Iterator[Cell]:
+def cells(say: Say, presets: Iterable[str] = CASES, most: int = 3) -> Iterator[Cell]:
     """The whole matrix; `most` places of each fault."""
     model = load_model("tiny")
     expected = reference(model)

@@ -6,16 +6,19 @@ copies. Each state is entered once, with all detectors on and a shadow memory, a
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from benchmarks.robustness.canonical_state import state_of
-from disagg.monitor.checked_simulation import CheckedSimulation
+from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import events as ev
 from disagg.plan.checks import present
 from disagg.plan.config import Config
-from disagg.plan.link import Link
-from disagg.plan.request import Job
+from disagg.plan.link import LaneRole, Link
+from disagg.plan.policy import FirstCome, Option
+from disagg.plan.request import Job, Waiting
+from disagg.twin.simulated_engine import Speeds
 
 
 class Explored(NamedTuple):
@@ -39,11 +42,11 @@ ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
 class SmallWorld(CheckedSimulation):
     """A checked simulation whose actions wait in one queue an actor, until `do` picks one."""
 
-    def __init__(self, config: Config, notices: bool = False) -> None:
+    def __init__(self, config: Config, notices: bool = False, speeds: Speeds = SMALL) -> None:
         self.queues: dict[str, list] = {}
         self.struck = False  # the one fault or cancel has been
         self.notices = notices  # may be lost, arrive twice, or arrive late
-        super().__init__(config, record=False)
+        super().__init__(config, speeds, record=False)
 
     def __deepcopy__(self, memo: dict) -> "SmallWorld":
         """An engine of its own; what never changes, and what only looks back, is shared."""
@@ -116,9 +119,14 @@ def _actor(action: Callable[..., object], args: tuple) -> str:
         return str(args[0].lane)
     if name == "_lane_free":
         return str(args[0])
-    if name in ("write_layer", "_hand_off") or isinstance(args[0], ev.Prefilled):
-        return "prefill"
-    return {"Submit": "arrivals", "Stepped": "decode"}.get(type(args[0]).__name__, "notices")
+    match args[0]:
+        case ev.Prefilled(worker=worker) | ev.Stepped(worker=worker):
+            return worker.role
+        case ev.Submit():
+            return "arrivals"
+    if name == "write_layer":
+        return args[0].split()[0]
+    return "prefill" if name == "_hand_off" else "notices"
 
 
 def _goes_along(entry: tuple) -> bool:
@@ -128,10 +136,11 @@ def _goes_along(entry: tuple) -> bool:
 
 def _faults(entry: tuple, notices: bool) -> list[tuple[str, str]]:
     """What may strike an action: it fails; or, where they are in question, its notice goes astray."""
-    _, _, action, args = entry
+    _, _, action, (what, *_) = entry
     if action.__name__ == "land":
-        return [("copy", "fail"), *(ASTRAY if notices else ())]
-    kind = {ev.Prefilled: "prefill", ev.Stepped: "decode"}.get(type(args[0]))
+        paging = what.lane.role is LaneRole.SPILL or what.source.role == "host"
+        return [("paging" if paging else "copy", "fail"), *(ASTRAY if notices else ())]
+    kind = {ev.Prefilled: "prefill", ev.Stepped: "decode"}.get(type(what))
     return [(kind, "fail"), *(ASTRAY[1:2] if notices else ())] if kind else []
 
 
@@ -149,6 +158,39 @@ def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
         simulation.submit(Job(index, (1, 2, 3), new_tokens, 0))
         simulation.do(Branch("arrivals"))
     return simulation
+
+
+@dataclass(frozen=True)
+class Forced(FirstCome):
+    """Goes these ways where it can, by the request's number."""
+
+    name: str = "forced"
+    ways: tuple[str, ...] = ()
+
+    def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option:
+        wanted = self.ways[request.id % len(self.ways)]
+        return next((option for option in options if option.way == wanted), options[0])
+
+
+def world_of(preset: str, prompts: tuple[int, ...], ways: tuple[str, ...], **changes: Any) -> SmallWorld:
+    """Requests of so many tokens and two new ones, on a model of two layers; what could go several ways goes these."""
+    sizes = {"block_size": 2, "prefill_blocks": 4, "decode_blocks": 4, "chunk_tokens": 4, "ring_slots": 1, **changes}
+    link, policy = Link(latency_s=1e-9), Forced(ways=ways)
+    config = Config.preset(preset, policy=policy, link=link, watchdog_s=1.0, layers_per_copy=1, **sizes)
+    simulation = SmallWorld(config, speeds=replace(SMALL, layers=2))
+    for index, prompt in enumerate(prompts):
+        simulation.submit(Job(index, tuple(range(1, prompt + 1)), 2, 0))
+        simulation.do(Branch("arrivals"))
+    return simulation
+
+
+#: Worlds that park, share passes and split by request, each small enough to go every way.
+WORLDS: dict[str, Callable[[], SmallWorld]] = {
+    "parked, fetched": lambda: world_of("paged", (3, 3), ("fetch",), decode_blocks=3, host_blocks=2),
+    "parked, recomputed": lambda: world_of("paged", (3, 3), ("recompute",), decode_blocks=3, host_blocks=2),
+    "mixed": lambda: world_of("colocated", (2, 5, 3), ("stay",), decode_blocks=6),
+    "conditional": lambda: world_of("conditional", (3, 3, 2), ("split", "stay"), decode_blocks=5),
+}
 
 
 def explore(simulation: SmallWorld | None = None) -> Explored:

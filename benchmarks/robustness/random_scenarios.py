@@ -15,22 +15,25 @@ from disagg.plan.request import Job
 from disagg.twin.simulate import uncollected
 from disagg.twin.simulated_engine import Speeds, fake_token
 
+POLICIES = ("fcfs", "fcfs", "shortest", "shortest", "deadline")
+DEADLINES_S = (None, None, 1e-9, 2e-6, 2e-5, 1.0)  # the first can't be met
 LINKS = (None, None, 1e8, Link(5e7, latency_s=2e-7), Link(2e8, fixed_s=1e-7), (1e8, 2e7))
 TAIL = 15
 
 #: Chances of what may go wrong, an event of its kind; rarer stages have higher ones.
 RATES = {
-    "copy fail": 0.02, "copy flip": 0.01, "copy stall": 0.02, "paging fail": 0.15, "paging flip": 0.1,
+    "copy fail": 0.02, "copy flip": 0.01, "copy stall": 0.02, "paging fail": 0.15, "paging flip": 0.15,
     "paging stall": 0.05, "notice twice": 0.1, "notice late": 0.05, "notice unknown": 0.05, "landing lose": 0.01,
-    "prefill fail": 0.05, "decode fail": 0.01, "event cancel": 0.04, "event interrupt": 0.002, "paged cancel": 0.2,
+    "prefill fail": 0.05, "decode fail": 0.01, "event cancel": 0.04, "event interrupt": 0.002, "paged cancel": 0.1,
 }  # fmt: skip
 
 #: Each of these must happen in some of the seeds, or the simulation looks past it.
 SOMETIMES = (
     *RATES, "worker die", "spills", "fetches", "recomputes", "ring full", "chunked prefill", "pause", "deadline",
-    "retune", "eos", "length", "failed", "cancelled",
-    "cancel queued", "cancel prefilling", "cancel handing off", "cancel landed", "cancel running",
-    "cancel spilling", "cancel spilled", "cancel fetching",
+    "retune", "eos", "length", "failed", "cancelled", "rejected", "parked", "mixed pass", "split", "stay",
+    "blocking pass", "spilled: fetch", "spilled: recompute", "parked: fetch", "parked: recompute",
+    "cancel queued", "cancel prefilling", "cancel handing off", "cancel parking", "cancel landed", "cancel running",
+    "cancel spilling", "cancel spilled", "cancel parked", "cancel fetching",
 )  # fmt: skip
 
 
@@ -68,14 +71,14 @@ def build(seed: int) -> CheckedSimulation:
     config = draw_config(rng, jobs)
     changes = {
         "copy_byte": rng.choice((0.0, 1.0, 5.0, 30.0)), "layers": rng.choice((1, 3, 4)),
-        "prefill_token": rng.choice((30, 3000)),
+        "prefill_token": rng.choice((30, 30, 3000)), "step": rng.choice((200, 200, 3000)),
     }  # fmt: skip
     speeds = Speeds(**{**vars(SMALL), **changes})
     simulation = CheckedSimulation(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
     for job in jobs:
         simulation.submit(job)
     fit = fits(jobs, config.block_size)
-    for _ in range(rng.choice((0, 0, 0, 2))):
+    for _ in range(rng.choice((0, 0, 2, 4))):
         simulation.at(rng.randint(0, 20_000), draw_retune, rng, simulation, fit)
     return simulation
 
@@ -91,7 +94,8 @@ def draw_jobs(rng: random.Random) -> list[Job]:
         prompt = tuple(range(rng.choice((1, 3, 4, 5, 8, rng.randint(1, 20)))))
         most = rng.choice((1, 2, 5, 20, rng.randint(1, 24)))
         eos = frozenset({fake_token(index, rng.randrange(most))} if rng.random() < 0.3 else ())
-        jobs.append(Job(index, prompt, most, rng.randint(0, spread), eos))
+        deadline_s = rng.choice(DEADLINES_S)
+        jobs.append(Job(index, prompt, most, rng.randint(0, spread), eos, deadline_s=deadline_s))
     return jobs
 
 
@@ -99,21 +103,24 @@ def draw_config(rng: random.Random, jobs: list[Job]) -> Config:
     """Any preset, with pools that often just fit the largest request."""
     size = rng.choice((1, 2, 4))
     fit = fits(jobs, size)
-    pool = lambda: fit + rng.choice((0, 0, 1, 3, fit, 4 * fit))  # noqa: E731
-    name = rng.choice([*PRESETS, "paged", "paged", "dynamic"])  # paging has the most stages to go wrong in
+    pool = lambda: fit + rng.choice((0, 0, 0, 1, 3, fit, 4 * fit))  # noqa: E731
+    name = rng.choice([*PRESETS, *("paged",) * 4, "dynamic"])  # paging has the most stages to go wrong in
     changes = {
         "block_size": size, "prefill_blocks": pool(), "decode_blocks": pool(),
-        "host_blocks": rng.choice((0, fit, 5 * fit, 5 * fit)),
+        "host_blocks": rng.choice((0, fit, *(5 * fit,) * 4)),
         "chunk_tokens": size * rng.choice((1, 3, 8, 64)), "ring_slots": rng.choice((1, 2, 3, 8)),
-        "layers_per_copy": rng.randint(1, 4), "policy": rng.choice(("fcfs", "shortest")),
+        "layers_per_copy": rng.randint(1, 4), "policy": rng.choice(POLICIES),
         "decode_workers": rng.choice((1, 1, 2)), "link": rng.choice(LINKS), "watchdog_s": 1.0,
         "max_batch": rng.choice((1, 2, 4, 32)), "bins": rng.choice(((), (4,), (3, 8, 16))),
-        "itl_target_s": rng.choice((None, None, 3e-7, 1.0)),
+        "itl_target_s": rng.choice((None, None, 3e-7, 1.0)), "mixed_passes": rng.random() < 0.7,
     }  # fmt: skip
-    if name == "conditional":
-        changes["decode_workers"] = 2
-    if PRESETS[name].get("prefill_workers") != 0:
+    handed_off = PRESETS[name].get("prefill_workers") != 0
+    if name == "conditional" or (handed_off and rng.random() < 0.15):
+        changes |= {"prefill_workers": 0, "decode_workers": 2, "conditional": True}
+    elif handed_off:
         changes["prefill_workers"] = rng.choice((1, 1, 2))
+    if PRESETS[name].get("route") != "bulk":
+        changes["overlap"] = rng.random() < 0.8
     return Config.preset(name, **changes)
 
 
@@ -130,7 +137,8 @@ def draw_retune(rng: random.Random, simulation: CheckedSimulation, fit: int) -> 
     if simulation.controller.broken:
         return
     simulation.change(
-        max_batch=rng.choice((1, 2, 8)), bins=rng.choice(((), (5, 9))), policy=rng.choice(("fcfs", "shortest")),
+        max_batch=rng.choice((1, 2, 8)), bins=rng.choice(((), (5, 9))), policy=rng.choice(POLICIES),
         decode_blocks=fit + rng.choice((0, 2, 50)), prefill_blocks=fit + rng.choice((0, 2, 50)),
-        layers_per_copy=rng.randint(1, 3), itl_target_s=rng.choice((None, 4e-7)), link=rng.choice(LINKS),
+        layers_per_copy=rng.randint(1, 3), itl_target_s=rng.choice((None, 4e-7)),
+        link=rng.choice((*LINKS, *(2e6,) * 4)),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from benchmarks.common import Say
 from benchmarks.robustness import detectors_cost, engine_soak, fault_matrix
-from benchmarks.robustness.model_checker import explore, small
+from benchmarks.robustness.model_checker import WORLDS, explore, small
 from benchmarks.robustness.random_scenarios import SOMETIMES, SeedFailed, simulate_seed
 from disagg.show.report import Row
 
@@ -48,6 +48,10 @@ def small_world_rows(say: Say) -> Iterator[Row]:
     found = explore(small(notices=True))
     note = f"{found.steps} steps between them, {found.ends} ends, {time.process_time() - began:.1f} s; no violation"
     yield Row("small_world_states", found.states, "states", n=1, note=note)
+    say("worlds that park, share passes, and split by request, in every order")
+    every = {name: explore(world()) for name, world in WORLDS.items()}
+    note = ", ".join(f"{name} {found.states}" for name, found in every.items())
+    yield Row("small_worlds_states", sum(found.states for found in every.values()), "states", n=len(every), note=note)
 
 
 def suite(say: Say, seeds: int = 10_000, requests: int = 10_000) -> Iterator[Row]:

@@ -141,6 +141,7 @@ class CheckedSimulation(FaultySimulation):
             self._check_rows(command.step)
         super()._prefill(command)
         self.seen["mixed pass"] += command.step is not None
+        self.seen["blocking pass"] += self.transfers.blocking and any(chunk.transfer for chunk in command.chunks)
         self.seen["chunked prefill"] += any(chunk.start for chunk in command.prompts)
         lead_ns, layer_ns, _ = self._pass_ns(command)
         if self.transfers.blocking:
@@ -224,7 +225,8 @@ class CheckedSimulation(FaultySimulation):
             assert index in self.hurt, f"a bystander failed: {result}"
             assert str(index) in (result.error or ""), f"the failure does not name its request: {result.error}"
         elif result.finish_reason == "rejected":
-            assert self.jobs[index].deadline_s is not None and result.error, f"rejected without a reason: {result}"
+            assert self.jobs[index].deadline_s is not None, f"it has no deadline to miss: {result}"
+            assert f"request {index} is rejected" in (result.error or "") and not result.token_ids, result
         elif result.finish_reason == "cancelled":
             assert index in self.cancelled, f"it was not cancelled: {result}"
         elif result.finish_reason or not self.controller.broken:

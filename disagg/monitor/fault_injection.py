@@ -90,8 +90,8 @@ class Injection(Seams):
         return model
 
     def _compute(self, kind: str, compute: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if self.strike(kind) == "fail":
-            command = self._working.command
+        command = getattr(self._working, "command", None)  # none yet: this is a probe, before the first request
+        if command is not None and self.strike(kind) == "fail":
             chunks = command.chunks if isinstance(command, Prefill) else ()
             groups = command.groups if isinstance(command, Decode) else ()
             self.hurt.update([chunk.request for chunk in chunks] + [row for group in groups for row in group])

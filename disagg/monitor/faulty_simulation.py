@@ -20,7 +20,8 @@ from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
 
 OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # the answers of one worker keep their order
 
-PAGED = (Stage.SPILLING, Stage.SPILLED, Stage.PARKED, Stage.FETCHING)
+IN_HOST = (Stage.SPILLED, Stage.PARKED)
+PAGED = (Stage.SPILLING, *IN_HOST, Stage.FETCHING)
 STALL_NS = 50_000
 NEVER = 10**9  # a number that no transfer, pass or step has
 PREFILL, DECODE = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
@@ -66,7 +67,8 @@ class FaultySimulation(SimulatedEngine):
     def cancel(self, request: int) -> None:
         record = self.state.records.get(request)
         if record is not None:
-            self.seen[f"cancel {record.stage.value}"] += 1
+            parking = record.host_table is not None and record.stage not in PAGED
+            self.seen["cancel parking" if parking else f"cancel {record.stage.value}"] += 1
             self.cancelled[request] = None
         self.take(ev.Cancel(request))
 
@@ -93,7 +95,7 @@ class FaultySimulation(SimulatedEngine):
 
     def _strike_requests(self) -> None:
         records, faults = self.state.records, self.faults
-        paged = [record.id for record in records.values() if record.stage in PAGED]
+        paged = [record.id for record in records.values() if record.host_table is not None]
         if paged and faults.strike("paged"):
             self.cancel(faults.pick(paged))
         if records:
@@ -139,6 +141,12 @@ class FaultySimulation(SimulatedEngine):
             self.hurt[self.state.transfers[transfer].record.id] = None
 
     # ---- workers and copies ------------------------------------------------------------------------------------------
+
+    def obey(self, command: cmd.Command) -> None:
+        if isinstance(command, cmd.Placed) and command.way in ("fetch", "recompute"):
+            in_host = [stage for _, stage in self.state.records[command.request].stages if stage in IN_HOST]
+            self.seen[f"{in_host[-1].value}: {command.way}"] += 1
+        super().obey(command)
 
     def _prefill(self, command: cmd.Prefill) -> None:
         super()._prefill(command)

@@ -87,7 +87,7 @@ class Monitor:
         if self._blame:
             self._changed(f"the controller gives {type(command).__name__}", getattr(command, "request", None))
         if isinstance(command, cmd.Broken):
-            self._break()
+            self._break(command.policy)
         else:
             command_rules.obey(self.log, command)
 
@@ -137,9 +137,9 @@ class Monitor:
         stray = "a cancel of an ended request" if self._blame == "OneEnd" else "a notice that tells nothing new"
         self._report(self._blame, f"{stray} changes something: {what}", request, blocks)
 
-    def _break(self) -> None:
-        """If the controller broke without a cause, requests wait for one another."""
-        if not self.log.excused:
+    def _break(self, policy: bool) -> None:
+        """If the controller broke without a cause, and its policy is none, requests wait for one another."""
+        if not (policy or self.log.excused):
             requests = {**self.requests.left, **self.requests.open}
             self.waiting.broken(self.log.now_ns, requests, self._freed)
         self.broken = True

@@ -34,6 +34,8 @@ class RequestView:
                 return self.given == self.job.max_new_tokens
             case Finish.CANCELLED:
                 return self.cancelled
+            case Finish.REJECTED:
+                return bool(error) and not (self.given or self.prefilling or self.transfer)  # it has cost nothing
         return bool(error)
 
 

@@ -150,6 +150,7 @@ class Broken(NamedTuple):
     """All open requests have failed, and the engine must be rebuilt."""
 
     cause: str
+    policy: bool = False  # the policy is the cause: no request waits for another
 
 
 Command = Prefill | Decode | Send | Assign | Abort | Emit | Ended | Preempted | Placed | Retuned | Broken

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from disagg.plan import events as ev
 from disagg.plan.blocks import blocks_for
-from disagg.plan.checks import present
+from disagg.plan.checks import present, short
 from disagg.plan.commands import Broken, Command, Retuned, Turn
 from disagg.plan.config import Config
 from disagg.plan.decode_scheduler import DecodeScheduler
@@ -52,7 +52,7 @@ class Controller:
             try:
                 self._handle(turn, event)
             except PolicyError as error:
-                self._break(turn, str(error))
+                self._break(turn, str(error), policy=True)
         return turn.commands
 
     def _handle(self, turn: Turn, event: ev.Event) -> None:
@@ -196,6 +196,7 @@ class Controller:
     def _advance(self, turn: Turn) -> None:
         """Passes, transfers and steps that can start now."""
         state = self.state
+        state.policy.idle = False
         if state.config.colocated:
             self.kv_transfers.assign(turn)
             for worker in state.prefills:
@@ -203,7 +204,7 @@ class Controller:
             return
         for worker in state.prefills:
             self.prefilling.fill(turn, worker)
-        if self.kv_transfers.assign(turn):
+        while self.kv_transfers.assign(turn):  # blocks that a recompute has let go are for the next that waits
             for worker in state.prefills:
                 self.prefilling.fill(turn, worker)
         for decode in state.decodes:
@@ -258,12 +259,15 @@ class Controller:
     def _check_progress(self, turn: Turn) -> None:
         """With nothing in flight no event will come: the requests that wait fail, with their gates as the cause."""
         if self.state.records and self.state.deadlines.next_ns is None:
-            self._break(turn, f"nothing is under way, but these wait: {open_in_words(self.state)}")
+            waiting = open_in_words(self.state)
+            if self.state.policy.idle:
+                raise PolicyError(f"policy {short(self.state.policy.name)} lets nobody go on; these wait: {waiting}")
+            self._break(turn, f"nothing is under way, but these wait: {waiting}")
 
-    def _break(self, turn: Turn, cause: str) -> None:
+    def _break(self, turn: Turn, cause: str, policy: bool = False) -> None:
         """All open requests fail with this cause."""
         for record in list(self.state.records.values()):
             self.state.end(turn, record, Finish.FAILED, cause)
         self.broken = cause
         self.state.deadlines.clear()
-        turn.commands.append(Broken(cause))
+        turn.commands.append(Broken(cause, policy))

@@ -147,7 +147,9 @@ class DecodeScheduler:
         """The landed requests that the policy gives the free places of the step to, in its order."""
         landed = {record.id: record for record in worker.landed.first(max(WINDOW, places))}
         shares = self.state.policy.share(places, tuple(record.seen(1) for record in landed.values()))
-        return [landed[request] for request, row in shares if row]
+        chosen = [landed[request] for request, row in shares if row]
+        self.state.policy.idle |= not chosen
+        return chosen
 
     def _grow(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> bool:
         """One more block; where the pool is full, requests later by policy are preempted. False: it must wait."""

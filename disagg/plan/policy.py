@@ -5,8 +5,9 @@ nothing, so the same policy runs in the engine and in the simulator. `Decider` c
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from disagg.plan.checks import is_whole, short
@@ -137,7 +138,8 @@ class Decider:
     """Asks a policy and checks its answers: PolicyError with the policy, the method and what it returned."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.policy, self.name = policy, policy.name
+        self.idle = False  # some had room, and the policy gave none of them a share
 
     def order(self, request: Waiting) -> Priority:
         priority = self._ask("order", self.policy.order, request)
@@ -148,19 +150,23 @@ class Decider:
     def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option | str:
         """The words of a rejection only on arrival."""
         choice = self._ask("choose", self.policy.choose, request, options, now_ns)
-        if choice in options or (isinstance(choice, str) and choice and not request.generated):
+        if isinstance(choice, Option) and choice in options:
+            return choice
+        if isinstance(choice, str) and choice and not request.generated:
             return choice
         raise self._wrong("choose", choice, "one of its options, or on arrival why it rejects the request")
 
     def share(self, budget: int, requests: tuple[Waiting, ...]) -> list[Share]:
         shares = self._ask("share", self.policy.share, budget, requests)
+        if isinstance(shares, Iterator):
+            shares = self._ask("share", list, islice(shares, len(requests) + 1))
         try:
             found: list[Share] = [(request, amount) for request, amount in shares]  # type: ignore[attr-defined]  # checked here
         except (TypeError, ValueError):
             raise self._wrong("share", shares, "pairs of a request and its share") from None
         left = {request.id: request.left for request in requests}
         for request, amount in found:
-            if request not in left:
+            if not is_whole(request) or request not in left:
                 raise self._wrong("share", found, f"requests that wait, once each: {short(sorted(left))}")
             if not is_whole(amount) or not 0 <= amount <= left.pop(request):
                 raise self._wrong("share", found, f"shares up to what is left of request {request}")
@@ -173,12 +179,10 @@ class Decider:
             return decide(*seen)
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
-            raise PolicyError(f"policy {short(self.policy.name)} raised in {method}: {words}") from error
+            raise PolicyError(f"policy {short(self.name)} raised in {method}: {words}") from error
 
     def _wrong(self, method: str, answer: object, wanted: str) -> PolicyError:
-        return PolicyError(
-            f"policy {short(self.policy.name)} returned {short(answer)} from {method}; it takes {wanted}"
-        )
+        return PolicyError(f"policy {short(self.name)} returned {short(answer)} from {method}; it takes {wanted}")
 
 
 def named(policy: object) -> Policy:

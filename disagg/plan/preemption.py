@@ -38,6 +38,7 @@ class PreemptionCosts:
     back: Link = Link()
     copy_ns_per_byte: float = 0.2
     prefill_ns_per_token: float | None = None
+    prefilled: tuple[float, float] | None = None  # ns and tokens of a recent pass
     hand_off_ns_per_byte: float = 0.0
     recent: float = 0.2
 
@@ -50,9 +51,10 @@ class PreemptionCosts:
             self.hand_off_ns_per_byte += self.recent * (took_ns / nbytes - self.hand_off_ns_per_byte)
 
     def observe_prefill(self, tokens: int, took_ns: int) -> None:
-        speed = took_ns / max(1, tokens)
-        known = self.prefill_ns_per_token
-        self.prefill_ns_per_token = speed if known is None else known + self.recent * (speed - known)
+        """A mean over tokens, not over passes: one of a single token takes nearly as long as one of many."""
+        took, read = self.prefilled or (took_ns, tokens)
+        took, read = took + self.recent * (took_ns - took), read + self.recent * (tokens - read)
+        self.prefilled, self.prefill_ns_per_token = (took, read), took / max(1, read)
 
     def choose(
         self, request: int, tokens: int, nbytes: int, *, host_room: bool, prefill_backlog: int, bytes_ahead: int

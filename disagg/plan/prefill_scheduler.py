@@ -31,12 +31,11 @@ class PrefillScheduler:
 
     def compose(self, turn: Turn, worker: PrefillWorkerState, budget: int) -> list[Chunk]:
         """The chunks of the next pass, which is at hand from now on."""
-        size, pass_id = self.state.config.block_size, self.state.new_id()
+        pass_id = self.state.new_id()
         items: list[tuple[Record, bool]] = []
         chunks: list[Chunk] = []
-        for record, tokens in self._shares(worker, budget):
-            stop = chunk_stop(record.prefilled, record.prefill_target, tokens, size)
-            if stop > record.prefilled and (record in worker.partial or self._admit(turn, worker, record)):
+        for record, stop in self._shares(worker, budget):
+            if record in worker.partial or self._admit(turn, worker, record):
                 chunks.append(self._chunk(turn, worker, record, stop, pass_id))
                 items.append((record, chunks[-1].final))
         if chunks:
@@ -54,13 +53,20 @@ class PrefillScheduler:
         return True
 
     def _shares(self, worker: PrefillWorkerState, budget: int) -> list[tuple[Record, int]]:
-        """The requests of the next pass, each with its tokens, as the policy shares them out."""
+        """The requests of the next pass, each with where its chunk ends, as the policy shares the budget out."""
         ready = sorted([*worker.partial, *self._admissible(worker)], key=lambda record: record.priority)
         if not ready:
             return []
         seen = tuple(record.seen(record.prefill_target - record.prefilled) for record in ready)
         by_id = {record.id: record for record in ready}
-        return [(by_id[request], tokens) for request, tokens in self.state.policy.share(budget, seen)]
+        size, going = self.state.config.block_size, []
+        for request, tokens in self.state.policy.share(budget, seen):
+            record = by_id[request]
+            stop = chunk_stop(record.prefilled, record.prefill_target, tokens, size)
+            if stop > record.prefilled:
+                going.append((record, stop))
+        self.state.policy.idle |= not going
+        return going
 
     def _admissible(self, worker: PrefillWorkerState) -> list[Record]:
         """The first requests of the queue for which there are places in the batch and blocks, all together; the first

@@ -156,8 +156,9 @@ class ControllerState:
 
     def end(self, turn: Turn, record: Record, finish: Finish, error: str | None = None) -> None:
         """Ends a request at once; its blocks are free after their last unpin."""
-        if record.stage is Stage.PREFILLING or record in self.queue_of(record):
-            self.queue_of(record).tokens -= record.prefill_target - record.prefilled
+        queue = self.queue_of(record)
+        if record in queue or record.stage is Stage.PREFILLING:  # one that is rejected never entered it
+            queue.tokens -= record.prefill_target - record.prefilled
         record.finish = finish
         self.move(turn, record, Stage.ENDED)
         for queue in self.queues():

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from disagg.course.buglab.scenes import BYTES_PER_S, Real, Simulated, Streams
+from disagg.course.buglab.scenes import BYTES_PER_S, Simulated, Streams, Ways
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan.blocks import Table
 from disagg.plan.commands import Ended, Worker
@@ -27,8 +27,8 @@ from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.request import Finish, Request, Stage
 from disagg.plan.transfer import LayerBlocks
 from disagg.plan.transfer_scheduler import TransferScheduler
+from disagg.plan.worker_state import DecodeWorkerState
 from disagg.run.gpu.stream_copy import StreamCopier
-from disagg.run.kv_cache import KVCache
 from disagg.trace.results import Run
 from disagg.twin.simulated_engine import fake_token
 
@@ -36,7 +36,7 @@ log = logging.getLogger("disagg.buglab")
 
 # ---- the ten replacements: each takes the place of one method --------------------------------------------------------
 
-shipped_launch, shipped_move = StreamCopier.launch, StreamCopier._move
+shipped_launch, shipped_prefilled = StreamCopier.launch, KVTransfers.prefilled
 
 
 def event_first(self: StreamCopier, *copy: Any, **fields: Any) -> Any:
@@ -47,15 +47,21 @@ def event_first(self: StreamCopier, *copy: Any, **fields: Any) -> Any:
     return enqueued._replace(start=event, end=event, seen=event, written=None)
 
 
-def into_a_temporary(self: KVCache, layers: Any, blocks: Any, data: torch.Tensor) -> None:
-    """In place of KVCache.write_blocks: indexing with a list of blocks makes a copy, and that copy is written."""
-    self._layers(layers)[:, :, blocks].copy_(data)
+def gives_way(self: KVTransfers, turn: Any, record: Any) -> None:
+    """In place of KVTransfers.prefilled: a hand-off on its way to host memory gives its blocks to the next prompt."""
+    transfer = self.state.open_transfer(record)
+    shipped_prefilled(self, turn, record)
+    if transfer is not None and record.host_table is not None and record.prefill_table is not None:
+        transfer.source.unpin(transfer.id)
+        self.state.drop(record, "prefill_table")
 
 
-def on_another_stream(self: StreamCopier, route: Any, *ids: Any) -> None:
-    """In place of StreamCopier._move: bytes are received on a stream that nothing orders after or before the lane's."""
-    with torch.cuda.stream(torch.cuda.Stream(self.devices[-1])):
-        shipped_move(self, route, *ids)
+def only_dropped(self: DecodeWorkerState, record: Any, table: Table) -> None:
+    """In place of DecodeWorkerState.pin_in_flight: the token of a row that ends is dropped, and no pass or step in
+    flight holds its blocks."""
+    for step in self.steps:
+        if record.id in step.requests:
+            step.dropped.add(record.id)
 
 
 def failed_is_landed(self: Controller, turn: Any, event: Any) -> bool:
@@ -161,7 +167,7 @@ class Bug:
     method: str
     replacement: Callable
     detector: str
-    scene: Simulated | Real | Streams
+    scene: Simulated | Streams
     before: str  # the missing edge, by names of MOMENTS: this must come first,
     after: str  # and this only then
     symptom: str  # what a user sees
@@ -226,9 +232,15 @@ def small(preset: str = "streamed", **changes: Any) -> Config:
 
 
 _SMALL, _STAGED = small(), small("staged")
-_TINY = small(model="tiny", link=None, decode_blocks=64, prefill_blocks=64)
 _CANCELLED = Simulated(
     small(prefill_blocks=5, decode_blocks=5), (*same(1, 64, 6), Request([1] * 64, 8, 0.021)), cancels=((0, 20.0),)
+)
+_FETCHED = small("paged", policy=Ways(ways=("fetch",)), prefill_blocks=5, decode_blocks=6, host_blocks=16)
+_PARKED = Simulated(_FETCHED, same(3, 64, 16, 5))
+_BESIDE_A_PROMPT = Simulated(
+    small("conditional", policy=Ways(ways=("split", "stay")), decode_blocks=11, chunk_tokens=128),
+    (Request([1] * 32, 20), Request([1] * 120, 4, 0.02), Request([1] * 32, 6, 0.029)),
+    cancels=((0, 36.0),),
 )
 _AT_ITS_END = Simulated(
     _SMALL,
@@ -246,18 +258,19 @@ ALL = (
         "The event that readers wait for was recorded on the stream before the swap it was to cover.",
     ),
     Bug(
-        "temporary", KVCache, "write_blocks", into_a_temporary, "Digest", Real(_TINY, same(2, 40, 4)),
-        "bytes written", "copy done",
-        "Every request fails right after prefill. Without checksums, every answer would be nonsense.",
-        ("huggingface/transformers, offloading_manager.py at 06252198",),
-        "dst[ids].copy_(src) writes into the tensor that indexing has just made, and dst stays as it was.",
+        "parked early", KVTransfers, "prefilled", gives_way, "InUse",
+        _PARKED,
+        "copies ended", "blocks freed",
+        "While the decode device is full, some answers turn into nonsense after their first token. Nothing failed.",
+        ("vllm-project/vllm #52360", "LMCache/LMCache PR 4955"),
+        "Blocks went to the next request while a store to host memory, which nobody waited for, still read them.",
     ),
     Bug(
-        "unordered", StreamCopier, "_move", on_another_stream, "Digest", Streams("staged"),
-        "bytes received", "stream goes on",
-        "Now and then an answer is garbled, more often under load. Nothing is logged.",
-        ("vllm-project/vllm PR 20263", "vllm-project/vllm #45704"),
-        "A buffer was made on one stream and received into on another, with no event between the two.",
+        "rows let go", DecodeWorkerState, "pin_in_flight", only_dropped, "InUse", _BESIDE_A_PROMPT,
+        "step ended", "blocks freed",
+        "One user presses Stop while another's long prompt is read, and the answer of a third turns into nonsense.",
+        ("vllm-project/vllm PR 45357", "vllm-project/vllm-ascend #14055"),
+        "A request ended while a step that wrote its K/V was in flight; K/V of another were received into its blocks.",
     ),
     Bug(
         "partial", Controller, "_transfer_failed", failed_is_landed, "Landing",

@@ -1,9 +1,8 @@
-"""Small scenes in which a bug shows: under the virtual clock, on the real engine, or on streams that are late.
+"""Small scenes in which a bug shows: under the virtual clock, or on streams that are late.
 
 A scene is played with or without the detectors. Notebook: notebooks/08_bug_lab.ipynb.
 """
 
-import functools
 import random
 import threading
 from collections import Counter
@@ -21,10 +20,9 @@ from disagg.plan import events as ev
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
-from disagg.plan.request import Job, Request
-from disagg.run.engine import Engine
+from disagg.plan.policy import FirstCome, Option
+from disagg.plan.request import Job, Request, Waiting
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
-from disagg.run.model.model import Model, load_model
 from disagg.run.transfers import Departing, Transfers
 from disagg.show.plots.summaries import plural
 from disagg.trace.results import Result, Run
@@ -78,6 +76,18 @@ class Simulated:
             error = f"{type(stopped).__name__}: {stopped}"
         run = world.recorder.run(world.config, list(world.results.values()))
         return Played(run, violation, error, tuple(facts_of(run, error)))
+
+
+@dataclass(frozen=True)
+class Ways(FirstCome):
+    """Goes these ways, in turn of the requests' numbers, so that a scene does not hang on estimates."""
+
+    name: str = "ways"
+    ways: tuple[str, ...] = ()
+
+    def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option:
+        wanted = self.ways[request.id % len(self.ways)]
+        return next((option for option in options if option.way == wanted), options[0])
 
 
 class LabWorld(SimulatedEngine):
@@ -227,30 +237,6 @@ def held_before(run: Run, request: int, at_ns: int) -> Counter[str]:
         if move.at_ns < at_ns:
             owner |= {(move.pool, block): move.owner for block in move.blocks}
     return Counter(pool for (pool, _), had in owner.items() if had == request)
-
-
-# ---- on the real engine ----------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def tiny() -> Model:
-    return load_model("tiny")
-
-
-@dataclass(frozen=True)
-class Real:
-    """Requests on the real engine with the tiny model; the detectors hear what its controller hears and says."""
-
-    config: Config
-    requests: tuple[Request, ...]
-
-    def play(self, watched: bool = True, seed: int | None = None) -> Played:
-        with Engine(self.config, tiny()) as engine:
-            listener = Listener(engine.controller, engine.model.shape.layers, keeps=True) if watched else None
-            run = engine.serve(list(self.requests))
-        facts = [f"request {r.request}: {plural(len(r.token_ids), 'token')}, {r.finish_reason}" for r in run.results]
-        facts = [line + (f" ({r.error})" if r.error else "") for line, r in zip(facts, run.results, strict=True)]
-        return Played(run, listener.violation if listener else None, None, tuple(facts))
 
 
 # ---- on streams that are late ----------------------------------------------------------------------------------------

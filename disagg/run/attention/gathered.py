@@ -58,6 +58,9 @@ class PrefillPlan(Plan):
         slots = [slots_of(seg.blocks, seg.start, seg.stop, cache.block_size) for seg in batch.segments]
         self.slots = torch.cat(slots).to(cache.device, non_blocking=True)
         self._views: dict[tuple[int, int | None, bool], GatheredView] = {}
+        decoding = [segment for segment in batch.segments if segment.start and segment.num_tokens == 1]
+        alone = batch.segments[len(batch.segments) - len(decoding) :] != decoding or len(decoding) < 2
+        self._rows = None if alone else DecodePlan(rows_of(decoding), cache, workspace)  # of a mixed pass
 
     def _view(self, index: int, window: int | None, causal_flag: bool) -> GatheredView:
         """The view of one segment; with causal_flag, the kernel's flag replaces a purely causal mask."""
@@ -82,7 +85,10 @@ class PrefillPlan(Plan):
             self.batch.on_layer(layer, key, value)
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         plain = self.workspace.needs_plain(options)
-        for index, rows in enumerate(self.rows):
+        decoding = 0 if self._rows is None else len(self._rows.slots)
+        if self._rows is not None:
+            out[len(out) - decoding :] = self._rows.attend(layer, query[len(query) - decoding :], options)
+        for index, rows in enumerate(self.rows[: len(self.rows) - decoding]):
             here = slice(rows.start, rows.stop)
             view = self._view(index, options.window, not plain)
             k, v = (key[here], value[here])
@@ -130,6 +136,10 @@ class DecodePlan(Plan):
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         self.cache.write(layer, self.slots, key, value)
+        return self.attend(layer, query, options)
+
+    def attend(self, layer: int, query: Tensor, options: Options) -> Tensor:
+        """As `run`, where the layer's K/V are in the cache."""
         plain, outs = self.workspace.needs_plain(options), []
         for index in range(len(self.batch.groups)):
             for rows, view in self._strips_of(index, options.window):
@@ -138,6 +148,15 @@ class DecodePlan(Plan):
                 k, v = pair.unflatten(1, (len(rows), -1)).transpose(2, 3)  # [rows, kv_heads, longest, head_dim]
                 outs.append(attend(query[rows.start : rows.stop], k, v, view.mask, plain, options))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def rows_of(segments: list[Segment]) -> DecodeBatch:
+    """Chunks of one token each as the rows of a step; their tokens are in the pass."""
+    tables = [torch.as_tensor(segment.blocks) for segment in segments]
+    longest = max(map(len, tables))
+    padded = torch.stack([F.pad(table, (0, longest - len(table)), value=int(table[0])) for table in tables])
+    positions = torch.tensor([segment.start for segment in segments])
+    return DecodeBatch(torch.zeros_like(positions), positions, [(0, len(segments), padded)])
 
 
 def strip_rows(cache: KVCache, longest: int, rows: int) -> int:
