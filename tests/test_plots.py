@@ -88,6 +88,16 @@ def test_boxes_stand_where_and_when_their_spans_do():
     assert all(e.y0 < -1 < e.y1 for e in extents)
 
 
+def test_rows_that_decode_in_a_pass_leave_most_of_it_in_sight():
+    run = simulate(Config.preset("colocated", chunk_tokens=64), [Request([1] * 40, 9), Request([1] * 128, 3, 0.3)])
+    spans = run.timeline.spans
+    drawn = boxes(timeline_picture(run).figure.axes[0])
+    passes = {span.start_ns for span in spans if span.kind == "prefill"}
+    steps = zip((span for span in spans if span.kind == "decode"), drawn["decode"].get_paths(), strict=True)
+    heights = {(span.start_ns in passes, round(path.get_extents().height, 3)) for span, path in steps}
+    assert heights == {(True, 0.24), (False, 0.72)}
+
+
 def test_rows_follow_the_way_of_a_request():
     labels = [t.get_text() for t in timeline_picture(simulated("staged")).figure.axes[0].get_yticklabels()]
     assert labels == ["prefill", "link to host", "link to decode", "decode"]

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 README, PYTHON, DEVICES = ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "devices.md"
 #: What stands there → what is run in its place. Each must be found, so that none outlives its sentence.
 SHORTER = {
-    "poisson(200, per_s=2,": "poisson(64, per_s=2,",  # so many are simulated some hundred times by `tune`
     "calibration = calibrate(engine)": "calibration = calibrate(engine, limit_s=1)",
     "in validate(calibration, engine.model):": "in validate(calibration, engine.model, [held]):",
 }

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from disagg.plan.batching import Composer
 from disagg.plan.errors import FileError
 from disagg.trace.law import simplest_hidden
 from disagg.twin.model_shapes import sizes_of
@@ -29,6 +30,7 @@ def names() -> dict[str, float | Callable]:
         "token_bytes": model.token_bytes,
         "layers": model.layers,
         "weights": model.weights + model.head_weights,
+        "gain": Composer.GAIN,
         "H": simplest_hidden,
         "max": max,
         "min": min,

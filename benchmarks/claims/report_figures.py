@@ -98,7 +98,8 @@ def _decoder(model: str) -> Callable[[list[int]], str]:
 
 def demo() -> Picture:
     """The ladder that `python -m disagg demo` climbs, from its measured rows."""
-    return ladder_picture([_rung(name, measured.rows(claims_file.ROOT, "demo")) for name in PRESETS])
+    rows = measured.rows(claims_file.ROOT, "demo")
+    return ladder_picture([_rung(name, rows) for name in PRESETS if f"tokens_per_s[{name}]" in rows])
 
 
 def _rung(name: str, rows: Mapping[str, float]) -> Rung:

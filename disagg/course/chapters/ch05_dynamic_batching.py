@@ -15,8 +15,10 @@ def steps_saved(steps: list[int], places: int) -> int:
     return static - max(ends)
 
 
-def rows_allowed(target: int, fixed: float, per_row: float, per_slot: float, length: int, most: int) -> float:
-    rows = (target - fixed) // (per_row + per_slot * length)
+def rows_allowed(
+    target: int, late: float, fixed: float, per_row: float, per_slot: float, length: int, most: int
+) -> int:
+    rows = int((target / late - fixed) // (per_row + per_slot * length))
     return max(1, min(rows, most))
 
 
@@ -79,28 +81,39 @@ EXERCISES = [
     ),
     exercise(
         rows_allowed,
-        "Rows of equal length whose step stays within the target: at least one, at most `most`. Whole microseconds.",
-        "A step takes fixed + rows × (per_row + per_slot × length).",
+        "Rows of equal length that keep `late` × their step within the target: at least one, at most `most`.",
+        "late × (fixed + rows × (per_row + per_slot × length)) is at most the target. Times are whole microseconds.",
         (
-            (150_000, 60_000, 6_000, 20, 100, 32),
-            (150_000, 60_000, 6_000, 20, 1_000, 32),
-            (500_000, 60_000, 6_000, 20, 100, 32),
-            (50_000, 60_000, 6_000, 20, 100, 32),
-            (108_000, 60_000, 6_000, 20, 100, 32),
+            (150_000, 1.0, 60_000, 6_000, 20, 100, 32),
+            (150_000, 1.25, 60_000, 6_000, 20, 100, 32),
+            (150_000, 1.0, 60_000, 6_000, 20, 1_000, 32),
+            (500_000, 1.25, 60_000, 6_000, 20, 100, 32),
+            (50_000, 1.0, 60_000, 6_000, 20, 100, 32),
+            (135_000, 1.25, 60_000, 6_000, 20, 100, 32),
         ),
-        lambda target, fixed, row, slot, length, most: min((target - fixed) // (row + slot * length), most),
+        lambda target, late, fixed, row, slot, length, most: rows_allowed(target, 1, fixed, row, slot, length, most),
+        "that fills the whole target; `late` times the step has to be within it",
+        lambda target, late, fixed, row, slot, length, most: rows_allowed(
+            target, 1, late * fixed, row, slot, length, most
+        ),
+        "late gaps are longer than the whole step: `late` times the rows' part too",
+        lambda target, late, fixed, row, slot, length, most: min(
+            (target / late - fixed) // (row + slot * length), most
+        ),
         "a step with no row serves nobody: at least one, however small the target",
-        lambda target, fixed, row, slot, length, most: max(1, (target - fixed) // (row + slot * length)),
+        lambda target, late, fixed, row, slot, length, most: max(1, (target / late - fixed) // (row + slot * length)),
         "a batch has no more than `most` places",
-        lambda target, fixed, row, slot, length, most: (target - fixed) // (row + slot * length),
+        lambda target, late, fixed, row, slot, length, most: (target / late - fixed) // (row + slot * length),
         "that is what the target allows; at least one row runs all the same, and never more than `most`",
-        lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) / (row + slot * length), most)),
+        lambda target, late, fixed, row, slot, length, most: max(
+            1, min((target / late - fixed) / (row + slot * length), most)
+        ),
         "a part of a row cannot run: round down to whole rows",
-        lambda target, fixed, row, slot, length, most: max(1, min(target // (row + slot * length), most)),
+        lambda target, late, fixed, row, slot, length, most: rows_allowed(target, late, 0, row, slot, length, most),
         "the fixed part is paid first, before any row",
-        lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) // row, most)),
+        lambda target, late, fixed, row, slot, length, most: rows_allowed(target, late, fixed, row, 0, length, most),
         "each row also reads `length` slots, and they cost `per_slot` each",
-        lambda target, fixed, row, slot, length, most: max(1, min((target - fixed) // (row + slot), most)),
+        lambda target, late, fixed, row, slot, length, most: rows_allowed(target, late, fixed, row, slot, 1, most),
         "a row reads `length` slots in every step, not one",
     ),
 ]

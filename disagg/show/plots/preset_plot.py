@@ -21,8 +21,8 @@ ADDS = {
     "staged": "K/V passes host memory, through a small ring",
     "paged": "K/V may wait in host memory and come back",
     "dynamic": "rows of like length together; steps kept short",
-    "conditional": "each request is split, or stays where it decodes",
     "two_colocated": "the rival: two devices, each does everything",
+    "conditional": "both do all; a request is split or stays",
 }
 
 

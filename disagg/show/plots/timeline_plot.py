@@ -97,10 +97,15 @@ class RunView:
         self.origin_ns = run.timeline.start_ns if self.result is None else self.result.arrival_ns
         self.rows = row_names(run.timeline)
         self.numbers = numbers_of(run)
+        self.passes = {(s.place, s.start_ns) for s in run.timeline.spans if s.kind == "prefill"}
         self.end_ms = self._end_ms()
 
     def ms(self, at_ns: int) -> float:
         return (at_ns - self.origin_ns) / 1e6
+
+    def rides(self, span: Span) -> bool:
+        """A step whose rows decode in a prefill pass, which is drawn below it."""
+        return span.kind == "decode" and (span.place, span.start_ns) in self.passes
 
     def draw(self, axes: Axes, size: float) -> None:
         """Boxes, ticks, numbers, and row names. One collection a kind: a hatch belongs to a whole collection."""
@@ -122,7 +127,8 @@ class RunView:
         starts = np.array([self.ms(span.start_ns) for span in spans])
         widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], 1.6 * ms_per_px)
         middles = np.array([y[span.place] for span in spans])
-        boxes = draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
+        lows = middles - TALL / 2 + TALL * 2 / 3 * np.array([self.rides(span) for span in spans])
+        boxes = draw.boxes(starts, starts + widths, lows, middles + TALL / 2)
         edges = np.where(widths > 4 * ms_per_px, 0.8, 0.0)
         look = draw.look(facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
         axes.add_collection(PolyCollection(boxes, **look))
@@ -152,7 +158,9 @@ class RunView:
             return span.kind, packed.get(span.requests[0], span.requests) if span.kind == "copy" else span.requests
 
         for place in self.rows:
-            spans = sorted((s for s in self.run.timeline.spans if s.place == place), key=lambda s: s.start_ns)
+            spans = sorted(
+                (s for s in self.run.timeline.spans if s.place == place and not self.rides(s)), key=lambda s: s.start_ns
+            )
             for group in (list(alike) for _, alike in groupby(spans, key=together)):
                 start, end = max(low, self.ms(group[0].start_ns)), min(high, self.ms(max(s.end_ns for s in group)))
                 text = short_list(sorted({self.numbers.get(r, r) for span in group for r in span.requests}))
