@@ -191,7 +191,12 @@ def test_a_module_that_is_only_missed_at_a_load_is_told_too(monkeypatch):
 WINGS = {"plan": ("plan",), "trace": ("plan", "trace"), "twin": ("plan", "trace", "twin")}
 WINGS["monitor"] = (*WINGS["twin"], "monitor")
 FILES = [path for wing in WINGS for path in sorted((ROOT / wing).glob("*.py"))]
-SEEDED = ("fault_plan", "faulty_simulation", "workloads")  # these draw from `random.Random(seed)`, and nothing else
+SEEDED = (
+    "fault_plan",
+    "faulty_simulation",
+    "policy_check",
+    "workloads",
+)  # these draw from `random.Random(seed)`, and nothing else
 CLOCKS = ("time", "datetime", "threading", "asyncio", "random", "socket", "subprocess", "pickle")
 
 

@@ -263,7 +263,7 @@ def gpu(monkeypatch):
     "route, sides",
     [
         ("direct", {"direct 0": "decode", "spill 0": "decode", "up 0": "decode"}),
-        ("staged", {"down 0": "decode", "spill 0": "decode", "up 0": "decode"}),
+        ("staged", {"down 0": "decode", "park 0": "decode", "spill 0": "decode", "up 0": "decode"}),
     ],
 )
 def test_on_a_split_gpu_lanes_run_on_the_sms_of_decode(gpu, route, sides):

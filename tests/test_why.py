@@ -88,7 +88,7 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
 def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
     harness = ControllerHarness()
     for request in range(3):
-        harness.state.enter(START, make_job(request))
+        harness.state.enqueue(harness.state.enter(START, make_job(request)))
     harness.controller.prefilling._admit = lambda turn, worker, record: False
     harness.submit(3)
     ahead = [f"request {request}" for request in range(3)]
@@ -100,7 +100,7 @@ def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
 def test_a_world_that_comes_to_rest_too_early_says_the_same():
     world = SimulatedEngine(Config(model="tiny", prefill_blocks=8, host_blocks=0, decode_blocks=8))
     for request in range(2):
-        world.controller.state.enter(START, make_job(request))
+        world.controller.state.enqueue(world.controller.state.enter(START, make_job(request)))
     words = "nothing left to happen, but these wait: request 0 .queued. for its turn; request 1 .* behind request 0$"
     with pytest.raises(EngineError, match=words):
         world.run()

@@ -43,7 +43,7 @@ def check_policy(policy: str | Policy, worlds: int = WORLDS, seed: int = 0) -> N
     """PolicyError, with the smallest failing world, where the policy breaks its contract. ConfigError for no policy."""
     checked = named(Config(policy=policy).policy)
     for number in range(worlds):
-        world = drawn(random.Random(f"policy {seed} {number}"))
+        world = drawn(f"policy {seed} {number}")
         if (problem := fault_of(checked, world)) is not None:
             smallest, problem = shrunk(checked, world, problem)
             raise PolicyError(
@@ -51,8 +51,9 @@ def check_policy(policy: str | Policy, worlds: int = WORLDS, seed: int = 0) -> N
             )
 
 
-def drawn(dice: random.Random) -> World:
+def drawn(number: str) -> World:
     """A preset with tight pools, and up to ten requests, none of them with a deadline of its own."""
+    dice = random.Random(number)
     size, spread = dice.choice((1, 2, 4)), dice.choice((0, 500, 5000))
     jobs = []
     for index in range(dice.randint(1, 10)):

@@ -33,7 +33,7 @@ class KVTransfers:
             table = present(record.prefill_table)
             self._open(state.config.route, record, table, len(table.blocks))
             if record.decode_table is None:
-                state.wanting.push(record)
+                state.wait(state.wanting, record)
         source = state.prefills[present(record.prefill_worker)].name
         transfer, upto = present(state.open_transfer(record)), blocks_for(stop, state.config.block_size)
         self._send(turn, transfer, source, upto, layers_ready)
@@ -139,7 +139,7 @@ class KVTransfers:
             spilled = transfer.route == "spill"
             state.drop(record, "decode_table" if spilled else "prefill_table")
             state.move(turn, record, Stage.SPILLED if spilled else Stage.PARKED)
-            state.wanting.push(record)
+            state.wait(state.wanting, record)
         else:
             state.drop(record, "prefill_table", "host_table")
             state.arrive(turn, record)

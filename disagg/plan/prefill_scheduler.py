@@ -66,7 +66,7 @@ class PrefillScheduler:
             stop = chunk_stop(record.prefilled, record.prefill_target, tokens, size)
             if stop > record.prefilled:
                 going.append((record, stop))
-            elif record is ready[0] and 0 < tokens and sum(share for _, share in shares) == budget:
+            elif record is ready[0] and tokens > 0 and sum(share for _, share in shares) == budget:
                 # Less than a block is left to the first in turn: it goes alone, or never.
                 return [(record, chunk_stop(record.prefilled, record.prefill_target, budget, size))]
         self.state.policy.idle |= not going

@@ -1,11 +1,9 @@
 """Queues sorted by policy, and the size of the next chunk."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from disagg.plan.request import Priority, Record
-
-Key = Callable[[Record], Priority]
 
 WINDOW = 32  # requests of a queue among which a policy shares a pass or step
 BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a decode batch
@@ -14,8 +12,7 @@ BATCH_SLOT = "batch slot"  # the gate of a request that waits for a place in a d
 class Queue:
     """Records that wait for one thing, the first by policy in front."""
 
-    def __init__(self, key: Key) -> None:
-        self.key = key
+    def __init__(self) -> None:
         self._entries: list[tuple[Priority, int, Record]] = []  # sorted; equal ones as they came
         self._places: dict[int, tuple[Priority, int]] = {}  # request → the start of its entry
         self._pushed = 0
@@ -23,9 +20,8 @@ class Queue:
         self.gate = ""  # what its head waits for; "" where no scheduler has held it back
 
     def push(self, record: Record) -> None:
-        """Its priority is computed here, and holds until it is pushed again."""
+        """Its priority holds until it is pushed again."""
         self.remove(record)
-        record.priority = self.key(record)
         self._pushed += 1
         self._places[record.id] = place = (record.priority, self._pushed)
         insort(self._entries, (*place, record))

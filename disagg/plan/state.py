@@ -61,12 +61,12 @@ class ControllerState:
         self.reasons: list[Reason] | None = None  # rules that fired; None: they are not kept
         self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_worker(index) for index in range(config.decode_workers)]
-        shared = Queue(self.priority)
+        shared = Queue()
         self.prefills = [
             PrefillWorkerState(Worker("prefill", index), self._pool(f"prefill {index}", config.prefill_blocks), shared)
             for index in range(config.prefill_workers)
-        ] or [PrefillWorkerState(decode.name, decode.pool, Queue(self.priority), decode) for decode in self.decodes]
-        self.wanting = Queue(self.priority)  # requests in hand-off or spilled that wait for blocks on a decode device
+        ] or [PrefillWorkerState(decode.name, decode.pool, Queue(), decode) for decode in self.decodes]
+        self.wanting = Queue()  # requests in hand-off or spilled that wait for blocks on a decode device
         self.records: dict[int, Record] = {}
         self.transfers: dict[int, Transfer] = {}
         self.costs = PreemptionCosts(*config.links)
@@ -81,7 +81,7 @@ class ControllerState:
 
     def _decode_worker(self, index: int) -> DecodeWorkerState:
         config, pool = self.config, self._pool(f"decode {index}", self.config.decode_blocks)
-        shape = pool, Queue(self.priority), config.block_size, config.bins
+        shape = pool, Queue(), config.block_size, config.bins
         worker = DecodeWorkerState(Worker("decode", index), *shape, pads=self._pads)
         worker.retune(config.bins, config.itl_target_s)
         return worker
@@ -120,6 +120,11 @@ class ControllerState:
     def priority(self, record: Record) -> Priority:
         return self.policy.order(record.seen(record.prefill_target - record.prefilled))
 
+    def wait(self, queue: Queue, record: Record) -> None:
+        """In a queue, in its place by policy."""
+        record.priority = self.priority(record)
+        queue.push(record)
+
     def queue_of(self, record: Record) -> Queue:
         """Where it waits for prefill: with the worker that it was placed on, or with all that only prefill."""
         return self.prefills[record.prefill_worker or 0].queue
@@ -127,12 +132,12 @@ class ControllerState:
     def enqueue(self, record: Record) -> None:
         queue = self.queue_of(record)
         queue.tokens += record.prefill_target - record.prefilled
-        queue.push(record)
+        self.wait(queue, record)
 
     def arrive(self, turn: Turn, record: Record) -> None:
         """Its K/V are complete on its decode device."""
         self.move(turn, record, Stage.LANDED)
-        self.decodes[present(record.decode_worker)].landed.push(record)
+        self.wait(self.decodes[present(record.decode_worker)].landed, record)
 
     def move(self, turn: Turn, record: Record, stage: Stage, gate: str = "") -> None:
         self.population[record.stage] -= 1

@@ -1,6 +1,7 @@
 """The size and the seconds of every pass, step and copy of a run.
 
-Requests that were computed again after a preemption are left out: their spans do not show what was read.
+Requests that were computed again after a preemption are left out: their spans do not show what was read; so are passes
+in which rows decode.
 """
 
 from collections.abc import Callable
@@ -44,16 +45,19 @@ def passes(run: Run) -> list[PassSample]:
     """Passes in order of their start, without those that compute a request again."""
     done: dict[int, int] = {}
     prompts, again = _prompts(run), _again(run)
-    found, beside = [], _beside(run)
+    found, beside, mixed = [], _beside(run), _mixed(run)
     for span in _spans(run, "prefill"):
         chunks: list[tuple[int, int]] = []
-        left = span.count
+        due = {request: prompts.get(request, 0) - done.get(request, 0) for request in span.requests}
+        left = span.count - sum(due[request] for request in span.firsts)  # of prompts that go on
         for request in span.requests:
             start = done.get(request, 0)
-            due = prompts.get(request, 0) - start
-            stop = start + (due if request in span.firsts else min(due, left))
-            chunks.append((start, stop))
-            done[request], left = stop, left - (stop - start)
+            tokens = due[request] if request in span.firsts else min(due[request], left)
+            left -= 0 if request in span.firsts else tokens
+            chunks.append((start, start + tokens))
+            done[request] = start + tokens
+        if (span.place, span.start_ns) in mixed:
+            continue
         if left == 0 and not again.intersection(span.requests) and span.hand_offs_ns and not span.waits_ns:
             marks = span.hand_offs_ns
             took_s, lead_s = (span.end_ns - span.start_ns) / 1e9, (marks[0] - span.start_ns) / 1e9
@@ -65,11 +69,11 @@ def passes(run: Run) -> list[PassSample]:
 def steps(run: Run, pads: bool) -> list[StepSample]:
     """Steps in order of their start; with `pads`, every row of a group is read up to the group's longest."""
     contexts, again = _prompts(run), _again(run)
-    found, beside = [], _beside(run)
+    found, beside, mixed = [], _beside(run), _mixed(run)
     for span in _spans(run, "decode"):
         for request in span.requests:
             contexts[request] = contexts.get(request, 0) + 1
-        if again.isdisjoint(span.requests):
+        if again.isdisjoint(span.requests) and (span.place, span.start_ns) not in mixed:
             lengths = iter([contexts[request] for request in span.requests])
             groups = [[next(lengths) for _ in range(size)] for size in span.groups or (span.count,)]
             tokens = sum(max(group) * len(group) if pads else sum(group) for group in groups)
@@ -111,6 +115,12 @@ def _beside(run: Run) -> Callable[[Span], float]:
         return length(intersection(others[span.place], [(span.start_ns, span.end_ns)])) / took if took else 0.0
 
     return share
+
+
+def _mixed(run: Run) -> set[tuple[str, int]]:
+    """Place and start of passes in which rows decode: their time is that of both."""
+    places = [{(s.place, s.start_ns) for s in run.timeline.spans if s.kind == kind} for kind in ("prefill", "decode")]
+    return places[0] & places[1]
 
 
 def _spans(run: Run, kind: str) -> list[Span]:

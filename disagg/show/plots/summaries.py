@@ -140,6 +140,7 @@ _CAUSES = {
 
 
 _ROWS = {"prefill": "prefill", "direct": "link", "down": "link to host", "up": "link to decode", "decode": "decode"}
+_ROWS["park"] = "to host memory"
 _ROWS["spill"] = "paging"
 
 
