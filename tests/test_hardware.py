@@ -110,7 +110,8 @@ def test_a_run_on_hardware_is_a_run():
     first = run.results[0]
     costs = Predicted.of(EIGHT, Hardware.parse("2xH200")).prefill
     alone = sum(costs.pass_s([(at, min(at + 256, 2048))]) for at in range(0, 2048, 256)) + costs.head_s(1)
-    assert first.finish_reason == "length" and first.ttft_s == pytest.approx(alone, rel=0.05)
+    beside = costs.pass_s([(0, 100)]) + costs.head_s(1)  # the short prompt rides in one of its passes
+    assert first.finish_reason == "length" and alone < first.ttft_s < alone + 1.2 * beside
     assert run.overlap(0).hidden > 0.9, "NVLink hides all but the last copy"
 
 

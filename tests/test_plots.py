@@ -116,6 +116,14 @@ def test_spills_and_fetches_show_as_paging():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["prefill", "link", "link to decode", "decode", "paging"]
 
 
+def test_parking_has_a_row_of_its_own():
+    sizes = {"prefill_blocks": 24, "host_blocks": 64, "decode_blocks": 20}
+    run = simulate(Config.preset("paged", link=0.05e9, **sizes), [Request([1] * 96, 40)] * 8)
+    assert run.counts["parked"]
+    labels = [t.get_text() for t in timeline_picture(run).figure.axes[0].get_yticklabels()]
+    assert labels == ["prefill", "link to host", "parking", "link to decode", "decode"]
+
+
 def test_hand_off_ticks_are_drawn_where_there_is_room():
     def ticks(picture):
         lines = [c for c in picture.figure.axes[0].collections if c.get_label() == "hand-off"]

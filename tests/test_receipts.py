@@ -172,7 +172,7 @@ GATES = {
     "ring-full": (Config.preset("staged", **NARROW, ring_slots=1), "up", 0, 1),
     "batch-slot": (Config.preset("split", **WIDE, max_batch=1), "decode", 0, 1),
     "no-block": (Config.preset("split", **{**WIDE, "decode_blocks": 5}), "decode", 0, 1),
-    "device-busy": (Config.preset("colocated", decode_blocks=64, chunk_tokens=64), "prefill", 1, 0),
+    "device-busy": (Config.preset("colocated", decode_blocks=64, chunk_tokens=64, mixed_passes=False), "prefill", 1, 0),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 from disagg import Config, Request
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
+from disagg.plan.events import Probed
 from disagg.show.stepping import _table, _words, stepper
 from disagg.twin.simulate import simulate
 from disagg.twin.stepper import EVERY, Moment, Stepper
@@ -48,7 +49,9 @@ def test_moments_are_the_same_forward_back_and_in_another_stepper(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_moments_are_the_events_of_the_simulated_run(preset):
     stepper, run = Stepper(tight(preset), requests()), simulate(tight(preset), requests())
-    assert [stepper.at(n).at_ns for n in range(len(stepper))] == [at for at, _ in run.log]
+    assert [stepper.at(n).at_ns for n in range(len(stepper))] == [
+        at for at, event in run.log if not isinstance(event, Probed)
+    ]
     assert [r.token_times_ns for r in stepper.run().results] == [r.token_times_ns for r in run.results]
 
 
@@ -68,7 +71,7 @@ def test_a_moment_shows_what_is_held_and_where():
 
 
 def test_it_says_why_with_the_numbers_compared():
-    stepper = Stepper(tight("paged"), requests())
+    stepper = Stepper(tight("paged"), requests(20))
     words = "\n".join(str(stepper.at(number)) for number in range(len(stepper)))
     for rule in ("starts prefill: it takes", "waits for decode 0:", "joins the batch as row", "makes room for request",
                  "is the last by policy fcfs", "is spilled:", "takes one more block", "ends (length)"):  # fmt: skip
@@ -183,3 +186,10 @@ def test_a_fork_gives_both_futures(view):
     view.slider.value = 50
     kept, changed = view.fork(max_batch=1)
     assert changed.timeline.end_ns > kept.timeline.end_ns
+
+
+def test_a_run_that_is_probed_begins_with_its_first_request():
+    stepper = Stepper(Config.preset("paged"), [Request([1] * 60, 4)])
+    assert (
+        stepper.at(0).event.startswith("request 0 arrived") and stepper.at(len(stepper) - 1).number == len(stepper) - 1
+    )

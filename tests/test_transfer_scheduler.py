@@ -152,7 +152,7 @@ def test_lanes_exist_where_something_may_travel():
 
 def test_hop_two_and_fetches_take_the_second_link():
     links = {str(name): lane.clock.link.bandwidth for name, lane in scheduler(link=(1e7, 2e7)).lanes.items()}
-    assert links == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7}
+    assert links == {"down 0": 1e7, "spill 0": 1e7, "up 0": 2e7, "park 0": math.inf}, "parking stays in the host"
 
 
 def test_abort_before_anything_flies_closes_at_once():

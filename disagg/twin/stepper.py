@@ -73,6 +73,7 @@ class Stepper:
         self._arguments = config, list(requests), speeds or Speeds()
         simulation = simulation_of(SteppedEngine, *self._arguments)
         simulation.recorder.begin(0, record=False)
+        simulation.delivered = 0  # the probe before the first request is no moment
         self._copies: dict[int, SteppedEngine] = {}  # number of the first moment → the simulation before it
         self._windows: dict[int, list[Moment]] = {}
         begun, running = -1, True

@@ -139,9 +139,8 @@ _CAUSES = {
 }
 
 
-_ROWS = {"prefill": "prefill", "direct": "link", "down": "link to host", "up": "link to decode", "decode": "decode"}
-_ROWS["park"] = "to host memory"
-_ROWS["spill"] = "paging"
+_ROWS = {"prefill": "prefill", "direct": "link", "down": "link to host", "park": "parking", "up": "link to decode"}
+_ROWS |= {"decode": "decode", "spill": "paging"}
 
 
 def numbers_of(run: Run) -> dict[int, int]:
