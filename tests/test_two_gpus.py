@@ -10,7 +10,7 @@ from disagg.plan.config import PRESETS
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices that torch can use")
 
 ON_TWO = dict(prefill_device="cuda:0", decode_device="cuda:1")
-HANDED_OFF = [name for name, fields in PRESETS.items() if fields.get("prefill_workers") != 0]
+HANDED_OFF = [name for name, fields in PRESETS.items() if fields.get("prefill_workers") != 0 or "conditional" in fields]
 
 
 @pytest.mark.parametrize("peer_access", [True, False])

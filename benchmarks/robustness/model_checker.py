@@ -67,9 +67,14 @@ class SmallWorld(CheckedSimulation):
 
     def at(self, when_ns: int, action: Callable[..., object], *args: Any) -> None:
         self._sequence += 1
-        queue = self.queues.setdefault(_actor(action, args), [])
+        actor = self._hands_off(*args) if action.__name__ == "_hand_off" else _actor(action, args)
+        queue = self.queues.setdefault(actor, [])
         queue.append((when_ns, self._sequence, action, args))
         queue.sort(key=lambda entry: entry[:2])
+
+    def _hands_off(self, moving: list[int], layer: int) -> str:
+        """The worker whose pass has written the layer."""
+        return str(self.transfers.progress[moving[0]].send.source)
 
     def choices(self) -> Iterator[Branch]:
         """All that may happen next."""
@@ -121,12 +126,12 @@ def _actor(action: Callable[..., object], args: tuple) -> str:
         return str(args[0])
     match args[0]:
         case ev.Prefilled(worker=worker) | ev.Stepped(worker=worker):
-            return worker.role
+            return str(worker)
         case ev.Submit():
             return "arrivals"
     if name == "write_layer":
-        return args[0].split()[0]
-    return "prefill" if name == "_hand_off" else "notices"
+        return str(args[0])
+    return "notices"
 
 
 def _goes_along(entry: tuple) -> bool:

@@ -43,7 +43,7 @@ class Recorder:
         self._gauges = gauges(state)
         transfers.on_ring = self._ring
         self._now_ns = 0  # of the event in hand
-        self._probed: list[tuple[int, Event]] = []  # what was measured before the first run: a replay needs it
+        self.probed: list[tuple[int, Event]] = []  # what was measured before the first run: a replay needs it
         state.on_move.append(self._moved)
         self._always = self._open(last, 0)
         self.between_runs()
@@ -52,7 +52,7 @@ class Recorder:
         """A run starts: from here on everything is kept. With `record=False` nothing but the counts is; the last
         entries only where there are requests `beside` the run, which may want them."""
         run = self._open(None, start_ns)
-        run.log.extend(self._probed if record else ())
+        run.log.extend(self.probed if record else ())
         always = (self._always,) if (record or beside) and self._always.most else ()
         self._use(run, (run, *always) if record else always)
         for pool in self.state.pools():
@@ -99,7 +99,7 @@ class Recorder:
         """Logs an event before the controller takes it; the moves of blocks that follow get its time."""
         self._now_ns = now_ns
         if isinstance(event, Probed):
-            self._probed = [(now_ns, event)]
+            self.probed = [(now_ns, event)]
         for recording in self._kept:
             recording.log.append((now_ns, event))
 

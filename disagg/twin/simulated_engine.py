@@ -137,7 +137,7 @@ class SimulatedEngine(VirtualClock):
         if refusal := self.controller.refusal(job):
             raise RequestError(refusal)
         if not self.results and self.config.probes:
-            self.at(0, self.deliver, self._probed())  # as an engine before its first request
+            self.deliver(self._probed())  # as an engine before its first request
         timeline = self.recorder.timeline_of(run=True)
         self.results[job.id] = Result(job.id, len(job.prompt), job.arrival_ns, timeline=timeline)
         if job.sampling.force_ids is not None:
