@@ -126,12 +126,14 @@ def test_unknown_names_fail_with_the_nearest():
 
 def test_every_preset_is_a_config_and_every_field_can_be_overridden():
     assert list(PRESETS) == [
-        "baseline", "colocated", "split", "streamed", "staged", "paged", "dynamic", "conditional",
-        "two_colocated",
+        "baseline", "colocated", "split", "streamed", "staged", "paged", "dynamic", "two_colocated",
+        "conditional",
     ]  # fmt: skip
     for name in PRESETS:
         assert Config.preset(name, max_batch=3).max_batch == 3
-    assert [name for name in PRESETS if Config.preset(name).colocated] == ["baseline", "colocated", "two_colocated"]
+    assert [name for name in PRESETS if Config.preset(name).colocated] == [
+        *("baseline", "colocated", "two_colocated", "conditional")
+    ]
     routes = [Config.preset(name).route for name in ("split", "streamed", "staged", "paged", "dynamic")]
     assert routes == ["bulk", "direct", "staged", "staged", "staged"]
     assert Config.preset("paged").host_blocks is None and Config.preset("staged").host_blocks == 0

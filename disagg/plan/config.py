@@ -94,7 +94,7 @@ class Config:
 
     @property
     def colocated(self) -> bool:
-        """True where each worker prefills and decodes on its own device, and nothing is handed off."""
+        """True where each worker prefills and decodes; only `conditional` ones hand off, to each other."""
         return self.prefill_workers == 0
 
     @property
