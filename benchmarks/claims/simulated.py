@@ -131,12 +131,16 @@ def within(preset: str, per_s: float, seed: int) -> dict[int, float]:
     return {limit: known(run.metrics(TTFT_LIMIT_S, limit / 1e3).attainment) for limit in TPOT_LIMITS_MS}
 
 
+#: By so much less must the rival be asked so that nine of ten keep the narrow limit, as of the split at FAST.
+GAIN = 3.4
+
+
 def fair() -> Finding:
     """Which share keeps its limits: `streamed` at a rate, its rival at parts of it, once under a wider limit."""
     narrow, wide = TPOT_LIMITS_MS
-    asked = {"streamed": ("streamed", FAST, narrow), "quarter": ("two_colocated", FAST / 4, narrow),
+    asked = {"streamed": ("streamed", FAST, narrow), "narrow": ("two_colocated", FAST / GAIN, narrow),
              "tenth": ("two_colocated", FAST / 10, narrow), "half": ("two_colocated", FAST / 2, wide)}  # fmt: skip
-    rates = {"rate": FAST, "rate_half": FAST / 2, "rate_quarter": FAST / 4, "rate_tenth": FAST / 10}
+    rates = {"rate": FAST, "rate_half": FAST / 2, "rate_narrow": FAST / GAIN, "rate_tenth": FAST / 10, "gain": GAIN}
     found = {
         f"met[{name}]": [within(preset, per_s, seed)[limit] for seed in SEEDS]
         for name, (preset, per_s, limit) in asked.items()
