@@ -81,18 +81,24 @@ class Group:
 class StepModel:
     """step = fixed + per_row * rows + per_token * tokens in seconds, by recursive least squares with forgetting.
 
-    Tokens count in thousands, so that the three terms are of one size.
+    Tokens count in thousands, so that the three terms are of one size. Beside a worker that computes meanwhile, on the
+    same GPU or with the same memory, all of it takes `beside` times as long, an exponential mean.
     """
 
     FORGET, DOUBT = 0.98, 10_000.0  # the variance that forgetting adds is bounded by DOUBT
+    RECENT, MOST = 0.1, 4.0
 
     def __init__(self) -> None:
         self.weights = [0.0, 0.0, 0.0]
         self.covariance = [[self.DOUBT if i == j else 0.0 for j in range(3)] for i in range(3)]
         self.seen = 0
+        self.beside = 1.0
 
-    def observe(self, rows: int, tokens: int, seconds: float) -> None:
-        """Written out for three weights: it runs at every step."""
+    def observe(self, rows: int, tokens: int, seconds: float, beside: bool = False) -> None:
+        """Written out for three weights: it runs at every step. `beside`: another worker computed meanwhile."""
+        if beside and self.seen and (alone := self.predict(rows, tokens)) > 0:
+            self.beside += self.RECENT * (min(self.MOST, max(1.0, seconds / alone)) - self.beside)
+            return
         r, t = float(rows), tokens / 1000
         (a, b, c), (_, d, e), (_, _, f) = self.covariance  # symmetric
         forget = self.FORGET if a + d + f < 3 * self.DOUBT else 1.0
@@ -106,9 +112,10 @@ class StepModel:
         self.covariance = [[a, b, c], [b, d, e], [c, e, f]]
         self.seen += 1
 
-    def predict(self, rows: int, tokens: int) -> float:
+    def predict(self, rows: int, tokens: int, beside: bool = False) -> float:
         fixed, per_row, per_token = self.weights
-        return fixed + per_row * rows + per_token * tokens / 1000
+        alone = fixed + per_row * rows + per_token * tokens / 1000
+        return alone * self.beside if beside else alone
 
 
 class Composer:
@@ -136,8 +143,9 @@ class Composer:
             self.late = min(self.MOST, max(1.0, self.late + self.GAIN * (100 * share - 1)))
 
     def room(self, tokens_per_row: float, most: int) -> int:
-        """Rows, from 1 to `most`, whose step stays within the target: by the model's line, corrected for rounding."""
-        seconds = self.target_s / self.late
+        """Rows, from 1 to `most`, whose step stays within the target, beside a prefill pass too: by the model's line,
+        corrected for rounding."""
+        seconds = self.target_s / self.late / self.model.beside
 
         def fits(rows: int) -> bool:
             return self.model.predict(rows, round(rows * tokens_per_row)) <= seconds
@@ -158,4 +166,4 @@ class Composer:
         fixed, per_row, per_token = passes.weights
         if per_token <= 0:
             return most
-        return max(0, min(most, int(1000 * (self.target_s / self.late - fixed - per_row * rows) / per_token)))
+        return max(0, min(most, int(1000 * (self.target_s / self.late / passes.beside - fixed - per_row * rows) / per_token)))

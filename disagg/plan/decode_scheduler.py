@@ -3,8 +3,6 @@
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
-from collections.abc import Callable
-
 from disagg.plan import events as ev
 from disagg.plan.batching import StepModel
 from disagg.plan.checks import present
@@ -13,10 +11,7 @@ from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT, WINDOW
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState
-
-Predicted = tuple[StepModel, float]  # a model, and the seconds that it predicts
-
+from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState, Step
 
 class DecodeScheduler:
     def __init__(self, state: ControllerState, kv_transfers: KVTransfers) -> None:
@@ -47,7 +42,7 @@ class DecodeScheduler:
 
     def issue(self, turn: Turn, worker: DecodeWorkerState, alone: bool, mixed: bool = False) -> Decode:
         """The command of the step at hand; a mixed pass carries it."""
-        command = worker.issue(self.state.new_id(), turn.now_ns, alone, pads=not mixed)
+        command = worker.issue(self.state.new_id(), turn.now_ns, alone, self.state.beside(worker), pads=not mixed)
         self.state.deadlines.start(turn, worker.steps[-1].id, worker)
         return command
 
@@ -62,13 +57,13 @@ class DecodeScheduler:
             return
         tokens, slots = event.tokens[sum(final for _, final in done.items) :], (step.used_slots, step.padded_slots)
         stepped = ev.Stepped(worker.name, step.number, tokens, event.started_ns, event.ended_ns, *slots)
-        self.ended(turn, stepped, lambda rows: (prefill.speed, prefill.speed.predict(rows, done.tokens)))
+        self.ended(turn, stepped, (prefill.speed, done.tokens))
 
     def ended(
-        self, turn: Turn, event: ev.Stepped | ev.StepFailed, passes: Callable[[int], Predicted] | None = None
+        self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: tuple[StepModel, int] | None = None
     ) -> bool:
         """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
-        fail. False: it is another step. `passes` predicts a mixed pass by its rows."""
+        fail. False: it is another step. Of a mixed pass come its model and its tokens of prompts."""
         state, worker = self.state, self.state.decodes[event.worker.index]
         if state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
             return False
@@ -84,18 +79,33 @@ class DecodeScheduler:
         state.padding.add(step.used_slots, step.padded_slots)
         as_planned = (step.used_slots, step.padded_slots) == (event.used_slots, event.padded_slots)
         state.counts["padding_mismatches"] += not as_planned
-        seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
-        if worker.composer:
-            gaps_s = [(event.ended_ns - record.first_ns) / 1e9 for record in firsts]
-            by = passes(rows) if passes else (worker.speed, worker.speed.predict(rows, step.used_slots))
-            worker.composer.learn(*by, rows, seconds, gaps_s)
-        if passes is None:
-            worker.speed.observe(rows, step.used_slots, seconds)
+        self._learn(worker, step, event, [record.first_ns for record in firsts], mixed)
         ending = worker.take_tokens(step, event.tokens, state.eos_ids)
         turn.commands.append(Emit(*step.kept(event.tokens), event.ended_ns))
         for record in ending:
             state.end_if_done(turn, record)
         return True
+
+    def _learn(
+        self,
+        worker: DecodeWorkerState,
+        step: Step,
+        event: ev.Stepped,
+        firsts_ns: list[int],
+        mixed: tuple[StepModel, int] | None,
+    ) -> None:
+        """How long a step or mixed pass took teaches its model and the composer. A second token's wait for a place in
+        the batch is not the step's doing: its gap counts as two steps at most."""
+        seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
+        beside = step.beside or self.state.beside(worker)
+        model, tokens = mixed or (worker.speed, step.used_slots)
+        if worker.composer:
+            most_s = worker.step_s + seconds
+            gaps_s = [min(most_s, (event.ended_ns - first_ns) / 1e9) for first_ns in firsts_ns]
+            worker.composer.learn(model, model.predict(rows, tokens, beside), rows, seconds, gaps_s)
+        if mixed is None:
+            model.observe(rows, tokens, seconds, beside)
+        worker.step_s = seconds
 
     def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:
         """Visits the rows that need a block, leave their bin, or have had their last token."""

@@ -100,8 +100,11 @@ class KVTransfers:
         blocks = blocks_for(record.context, size)
         paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
         room, block_bytes = state.host.available >= blocks, size * state.token_bytes
-        waiting = {"prefill_backlog": state.backlog, "bytes_ahead": paging * block_bytes}
-        choice = state.costs.choose(record.id, record.context, blocks * block_bytes, host_room=room, **waiting)
+        again_ns, ahead = state.prefill_ns(record.context + 1 + state.backlog), paging * block_bytes
+        size = blocks * block_bytes
+        choice = state.costs.choose(
+            record.id, record.context, size, host_room=room, recompute_ns=again_ns, bytes_ahead=ahead
+        )
         options = tuple(Option(way, 0, terms) for way, terms in choice.ways() if room or way == "recompute")
         arm = state.policy.choose(record.seen(record.context), options, turn.now_ns)
         choice = replace(choice, arm=Arm(arm.way if isinstance(arm, Option) else "recompute"))

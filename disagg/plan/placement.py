@@ -54,7 +54,7 @@ class Placement:
         size, costs = state.config.block_size * state.token_bytes, state.costs
         copy = ("copy", costs.copy_ns(costs.back, blocks_for(context, state.config.block_size) * size))
         fetch = Option("fetch", 0, (copy, ("copies ahead", costs.copy_ns(costs.back, ahead * size))))
-        queue_ns, own_ns = costs.prefill_ns(state.backlog), costs.prefill_ns(context + 1)
+        queue_ns, own_ns = state.prefill_ns(state.backlog), state.prefill_ns(context + 1)
         terms = () if queue_ns is None or own_ns is None else (("queue", queue_ns), ("prefill", own_ns))
         return self.decide(turn, record, (fetch, Option("recompute", 0, terms)))
 
@@ -85,6 +85,8 @@ class Placement:
             _, per_row, per_token = decode.speed.weights
             row_s = max(0.0, per_row + per_token * tokens / 1000)
             step_s = max(0.0, decode.speed.predict(min(rows + 1, most), round((rows + 1) * decode.mean_tokens())))
+            elsewhere = min(sum(here.values()) - beside, most * (len(self.state.decodes) - 1))
+            slowed = 1 - 1 / decode.speed.beside  # of their time, while another worker computes
             kept = decode.composer is not None  # budgets keep the gaps of the rows beside a prefill within the target
             busy = 0.0 if kept else min(self.state.prefills[decode.name.index].busy, 0.9)
             decode_s = record.left * step_s / (1 - busy)
@@ -92,7 +94,7 @@ class Placement:
                 ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
                 ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
                 ("decode", round(1e9 * decode_s)),
-                ("rows beside its prefill", 0 if kept else terms[1][1] * min(beside, most)),
+                ("rows beside its prefill", 0 if kept else round(terms[1][1] * (min(beside, most) + slowed * elsewhere))),
                 ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
             )
         return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)
@@ -108,12 +110,11 @@ class Placement:
     def _passes_ns(self, worker: PrefillWorkerState, tokens: int, rows: int) -> int:
         """Time of the passes over so many tokens, whose budget a target may limit where rows decode beside them; 0 for
         none, and while no pass has been measured."""
-        speed, config, decode = self.state.speed_of(worker), self.state.config, worker.decode
+        config, decode = self.state.config, worker.decode
         budget = config.chunk_tokens
         if rows and decode is not None and decode.composer:
-            budget = max(config.block_size, decode.composer.budget(speed, rows, budget))
-        passes = -(-tokens // budget)
-        return max(0, round(1e9 * passes * speed.predict(0, tokens // max(1, passes)))) if speed.seen else 0
+            budget = max(config.block_size, decode.composer.budget(self.state.speed_of(worker), rows, budget))
+        return self.state.prefill_ns(tokens, worker, budget) or 0
 
     def _hand_off_ns(self, tokens: int, prefill_ns: int) -> int:
         """What its hand-off takes beyond its prefill, behind the hand-offs that are open."""

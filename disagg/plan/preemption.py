@@ -37,8 +37,6 @@ class PreemptionCosts:
     out: Link = Link()
     back: Link = Link()
     copy_ns_per_byte: float = 0.2
-    prefill_ns_per_token: float | None = None
-    prefilled: tuple[float, float] | None = None  # ns and tokens of a recent pass
     hand_off_ns_per_byte: float = 0.0
     recent: float = 0.2
 
@@ -50,27 +48,16 @@ class PreemptionCosts:
         if nbytes:
             self.hand_off_ns_per_byte += self.recent * (took_ns / nbytes - self.hand_off_ns_per_byte)
 
-    def observe_prefill(self, tokens: int, took_ns: int) -> None:
-        """A mean over tokens, not over passes: one of a single token takes nearly as long as one of many."""
-        took, read = self.prefilled or (took_ns, tokens)
-        took, read = took + self.recent * (took_ns - took), read + self.recent * (tokens - read)
-        self.prefilled, self.prefill_ns_per_token = (took, read), took / max(1, read)
-
     def choose(
-        self, request: int, tokens: int, nbytes: int, *, host_room: bool, prefill_backlog: int, bytes_ahead: int
+        self, request: int, tokens: int, nbytes: int, *, host_room: bool, recompute_ns: int | None, bytes_ahead: int
     ) -> Choice:
-        """The cheaper arm. Tokens queued before its prefill, and bytes in paging before its spill, count too."""
+        """The cheaper arm: to compute again takes `recompute_ns`, and bytes in paging before its spill count too."""
         spill = None
         if host_room:
             legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
             spill = sum(self.copy_ns(link, size) for link, size in legs)
-        recompute = self.prefill_ns(tokens + prefill_backlog)
-        spills = spill is not None and (recompute is None or spill <= recompute)
-        return Choice(request, tokens, spill, recompute, Arm.SPILL if spills else Arm.RECOMPUTE)
-
-    def prefill_ns(self, tokens: int) -> int | None:
-        """None while no prefill speed is known."""
-        return None if self.prefill_ns_per_token is None else round(tokens * self.prefill_ns_per_token)
+        spills = spill is not None and (recompute_ns is None or spill <= recompute_ns)
+        return Choice(request, tokens, spill, recompute_ns, Arm.SPILL if spills else Arm.RECOMPUTE)
 
     def hand_off_ns(self, nbytes: int) -> int:
         """A hand-off on the slower of its links, or by measured ones, whichever is longer."""

@@ -46,7 +46,7 @@ class PrefillScheduler:
         """Issues the pass at hand; the rows of `step` decode in it, as chunks of one token."""
         if not worker.passing:
             return False
-        worker.passing = worker.passing._replace(step=step)
+        worker.passing = worker.passing._replace(step=step, beside=self.state.beside(worker))
         self.state.deadlines.start(turn, worker.passing.id, worker)
         rows = present(worker.decode).row_chunks() if step else []
         turn.commands.append(Prefill(worker.name, worker.passing.id, (*chunks, *rows), turn.now_ns, step))
@@ -175,10 +175,8 @@ class PrefillScheduler:
                 cause = f"prefill of request {record.id} failed: {event.error}"
                 state.end_open(turn, record.id, Finish.FAILED, cause)
             return True
-        took_ns, rows = event.ended_ns - event.started_ns, len(event.tokens) - sum(final for _, final in done.items)
-        worker.observe(rows, done.tokens, event.started_ns, event.ended_ns)
-        if not rows:
-            state.costs.observe_prefill(done.tokens, took_ns)
+        rows, beside = len(event.tokens) - sum(final for _, final in done.items), done.beside or state.beside(worker)
+        worker.observe(rows, done.tokens, event.started_ns, event.ended_ns, beside)
         finals = [record for record, final in done.items if final]
         pairs = zip(finals, event.tokens[: len(finals)], strict=True)
         first = [(record, token) for record, token in pairs if record.finish is None]

@@ -248,13 +248,26 @@ class ControllerState:
             for rows, tokens, took_ns in rates.steps:
                 decode.speed.observe(rows, tokens, took_ns / 1e9)
         for tokens, took_ns in rates.passes:
-            self.costs.observe_prefill(tokens, took_ns)
             for worker in self.prefills:
                 worker.speed.observe(0, tokens, took_ns / 1e9)
 
     def speed_of(self, worker: PrefillWorkerState) -> StepModel:
         """Its passes' speed; that of another worker while it has had none."""
         return max((worker, *self.prefills), key=lambda known: (known.speed.seen > 0, known is worker)).speed
+
+    def beside(self, worker: PrefillWorkerState | DecodeWorkerState) -> bool:
+        """Does a worker of another device compute now?"""
+        decode = worker.decode if isinstance(worker, PrefillWorkerState) else worker
+        passes = any(other.passing and other is not worker and other.decode is not worker for other in self.prefills)
+        return passes or any(other.steps and other is not decode for other in self.decodes)
+
+    def prefill_ns(self, tokens: int, worker: PrefillWorkerState | None = None, budget: int = 0) -> int | None:
+        """Time of the passes over so many tokens, of `budget` each; None while no pass has been measured."""
+        worker = worker or self.prefills[0]
+        speed, passes = self.speed_of(worker), -(-tokens // (budget or self.config.chunk_tokens))
+        beside = any(decode.rows and decode is not worker.decode for decode in self.decodes)
+        each_s = speed.predict(0, tokens // max(1, passes), beside)
+        return max(0, round(1e9 * passes * each_s)) if speed.seen else None
 
     @property
     def backlog(self) -> int:

@@ -22,6 +22,7 @@ class Pass(NamedTuple):
     items: tuple[tuple[Record, bool], ...]
     tokens: int
     step: Decode | None = None  # of the rows that decode in it
+    beside: bool = False  # another worker computed when it began
 
 
 @dataclass(eq=False)
@@ -39,10 +40,10 @@ class PrefillWorkerState:
     busy: float = 0.0  # the share of time that its passes had lately
     seen_ns: int = 0  # the end of its last pass
 
-    def observe(self, rows: int, tokens: int, started_ns: int, ended_ns: int) -> None:
-        """A pass has ended; rows may have decoded in it."""
+    def observe(self, rows: int, tokens: int, started_ns: int, ended_ns: int, beside: bool) -> None:
+        """A pass has ended; rows may have decoded in it, and another worker may have computed beside it."""
         took_s, since_s = (ended_ns - started_ns) / 1e9, max(1, ended_ns - self.seen_ns) / 1e9
-        self.speed.observe(rows, tokens, took_s)
+        self.speed.observe(rows, tokens, took_s, beside)
         weight = since_s / (since_s + LATELY_S)
         self.busy += weight * (min(1.0, took_s / since_s) - self.busy)
         self.seen_ns = ended_ns
@@ -62,6 +63,7 @@ class Step:
     outputs: Outputs
     used_slots: int
     padded_slots: int
+    beside: bool  # another worker computed when it began
     pinned: list[Table] = field(default_factory=list)  # tables of requests that ended while it ran
     dropped: set[int] = field(default_factory=set)  # requests that ended while it ran: their token is dropped
 
@@ -109,6 +111,7 @@ class DecodeWorkerState:
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
+    step_s: float = 0.0  # how long the last step took
     _issued: Issued = Issued([], (), (), ())
 
     def room(self, max_batch: int) -> int:
@@ -187,7 +190,7 @@ class DecodeWorkerState:
             steps.append(end - 1 + shift)
         self.agenda.setdefault(max(min(steps), self.next_step), []).append(row)
 
-    def issue(self, step_id: int, now_ns: int, alone: bool, pads: bool = True) -> Decode:
+    def issue(self, step_id: int, now_ns: int, alone: bool, beside: bool, pads: bool = True) -> Decode:
         """The command of the next step, which is in flight from now on. A mixed pass does not pad."""
         if self.changed:
             self._compose()
@@ -199,7 +202,7 @@ class DecodeWorkerState:
             used += group.used
             padded += group.longest * len(group.ids) if self.pads and pads else group.used
             group.advance()
-        self.steps.append(Step(step_id, self.next_step, issued.requests, issued.outputs, used, padded))
+        self.steps.append(Step(step_id, self.next_step, issued.requests, issued.outputs, used, padded, beside))
         self.next_step += 1
         self.left, self.joins, self.grown = [], [], []
         return command
