@@ -81,30 +81,36 @@ class Group:
 class StepModel:
     """step = fixed + per_row * rows + per_token * tokens in seconds, by recursive least squares with forgetting.
 
-    Tokens count in thousands, so that the three terms are of one size. Beside a worker that computes meanwhile, on the
-    same GPU or with the same memory, all of it takes `beside` times as long, an exponential mean.
+    Tokens count in thousands, so that the three terms are of one size. Two exponential means correct it: all takes
+    `beside` times as long while another worker computes, with the same memory or on the same GPU, and one row takes
+    `single` times what the line through more rows says, since a product of matrices costs more than one with a vector.
     """
 
     FORGET, DOUBT = 0.98, 10_000.0  # the variance that forgetting adds is bounded by DOUBT
-    RECENT, MOST = 0.1, 4.0
+    RECENT, MOST = 0.1, 4.0  # of a mean: what the last one counts, and what it is at most
 
     def __init__(self) -> None:
         self.weights = [0.0, 0.0, 0.0]
         self.covariance = [[self.DOUBT if i == j else 0.0 for j in range(3)] for i in range(3)]
         self.seen = 0
-        self.beside = 1.0
+        self.beside = self.single = 1.0
 
     def observe(self, rows: int, tokens: int, seconds: float, beside: bool = False) -> None:
         """Written out for three weights: it runs at every step. `beside`: another worker computed meanwhile."""
-        if beside and self.seen and (alone := self.predict(rows, tokens)) > 0:
-            self.beside += self.RECENT * (min(self.MOST, max(1.0, seconds / alone)) - self.beside)
+        expected = self.predict(rows, tokens, beside)
+        if (beside or rows == 1) and self.seen and expected > 0:
+            change = self.RECENT * (seconds / expected - 1)
+            if beside:
+                self.beside = min(self.MOST, max(1.0, self.beside * (1 + change)))
+            else:
+                self.single = min(self.MOST, self.single * (1 + change))
             return
         r, t = float(rows), tokens / 1000
         (a, b, c), (_, d, e), (_, _, f) = self.covariance  # symmetric
         forget = self.FORGET if a + d + f < 3 * self.DOUBT else 1.0
         x, y, z = a + b * r + c * t, b + d * r + e * t, c + e * r + f * t  # covariance times (1, r, t)
         scale = forget + x + r * y + t * z
-        gain = (seconds - self.predict(rows, tokens)) / scale
+        gain = (seconds - expected) / scale
         fixed, per_row, per_token = self.weights
         self.weights = [fixed + x * gain, per_row + y * gain, per_token + z * gain]
         b, c, e = (b - x * y / scale) / forget, (c - x * z / scale) / forget, (e - y * z / scale) / forget
@@ -114,33 +120,32 @@ class StepModel:
 
     def predict(self, rows: int, tokens: int, beside: bool = False) -> float:
         fixed, per_row, per_token = self.weights
-        alone = fixed + per_row * rows + per_token * tokens / 1000
-        return alone * self.beside if beside else alone
+        seconds = fixed + per_row * rows + per_token * tokens / 1000
+        return seconds * (self.beside if beside else 1.0) * (self.single if rows == 1 else 1.0)
 
 
 class Composer:
     """Adaptive composition: the rows of a step, and the tokens of a mixed pass, that keep the gaps under a target.
 
-    The rule: as many as keep `late` × the model's time within the target. `late` follows the 99th percentile of gaps
-    over the model's time of their step, by stochastic approximation (Robbins and Monro, 1951): after each step it moves
-    by GAIN × (100 × the share of its gaps that were longer − 1), within 1 and MOST. A request's second token has the
-    longest gap: its K/V travel, and the step of the others has to end first. (Sarathi-Serve's budget is fixed.)
+    The rule: as many as keep `late` × the model's time within the target. `late` settles where one gap in a hundred is
+    over the target, by stochastic approximation (Robbins and Monro, 1951): after each step it moves by
+    GAIN × (100 × the share of its gaps over the target − 1), from FIRST on, within 1 and MOST; it falls only while the target holds
+    somebody back, so that a quiet hour teaches nothing about a busy one. A request's second token has the longest gap:
+    its K/V travel, and the step of the others has to end first. (Sarathi-Serve's budget is fixed.)
     """
 
-    GAIN, MOST = 0.001, 3.0
-    SLACK = 1.01  # a gap that is longer by less is the model's rounding
+    FIRST, GAIN, MOST = 1.2, 0.001, 3.0
 
     def __init__(self, target_s: float, model: StepModel) -> None:
         self.target_s, self.model = target_s, model
-        self.late = 1.0
+        self.late = self.FIRST
+        self.full = 1  # rows that were the most, when it was last asked
 
-    def learn(self, by: StepModel, predicted_s: float, rows: int, seconds: float, gaps_s: Sequence[float]) -> None:
-        """How late the gaps of a step or mixed pass were, by a model that has seen a few: `seconds` for most rows, and
-        `gaps_s` for those that had their second token in it."""
-        if by.seen > 2 and predicted_s > 0:
-            gaps = [*gaps_s, *[seconds] * (rows - len(gaps_s))]
-            share = sum(gap > self.SLACK * self.late * predicted_s for gap in gaps) / max(1, len(gaps))
-            self.late = min(self.MOST, max(1.0, self.late + self.GAIN * (100 * share - 1)))
+    def learn(self, rows: int, seconds: float, gaps_s: Sequence[float]) -> None:
+        """The gaps of a step or mixed pass: `seconds` for most rows, and `gaps_s` for those with their second token."""
+        over = sum(gap > self.target_s for gap in gaps_s) + (rows - len(gaps_s)) * (seconds > self.target_s)
+        if over or rows >= self.full:
+            self.late = min(self.MOST, max(1.0, self.late + self.GAIN * (100 * over / max(1, rows) - 1)))
 
     def room(self, tokens_per_row: float, most: int) -> int:
         """Rows, from 1 to `most`, whose step stays within the target, beside a prefill pass too: by the model's line,
@@ -159,6 +164,7 @@ class Composer:
             rows += 1
         while rows > 1 and not fits(rows):
             rows -= 1
+        self.full = rows
         return rows
 
     def budget(self, passes: StepModel, rows: int, most: int) -> int:
@@ -166,4 +172,6 @@ class Composer:
         fixed, per_row, per_token = passes.weights
         if per_token <= 0:
             return most
-        return max(0, min(most, int(1000 * (self.target_s / self.late / passes.beside - fixed - per_row * rows) / per_token)))
+        return max(
+            0, min(most, int(1000 * (self.target_s / self.late / passes.beside - fixed - per_row * rows) / per_token))
+        )

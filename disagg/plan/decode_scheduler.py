@@ -13,6 +13,7 @@ from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState, Step
 
+
 class DecodeScheduler:
     def __init__(self, state: ControllerState, kv_transfers: KVTransfers) -> None:
         self.state, self.kv_transfers = state, kv_transfers
@@ -59,9 +60,7 @@ class DecodeScheduler:
         stepped = ev.Stepped(worker.name, step.number, tokens, event.started_ns, event.ended_ns, *slots)
         self.ended(turn, stepped, (prefill.speed, done.tokens))
 
-    def ended(
-        self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: tuple[StepModel, int] | None = None
-    ) -> bool:
+    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: tuple[StepModel, int] | None = None) -> bool:
         """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
         fail. False: it is another step. Of a mixed pass come its model and its tokens of prompts."""
         state, worker = self.state, self.state.decodes[event.worker.index]
@@ -102,7 +101,7 @@ class DecodeScheduler:
         if worker.composer:
             most_s = worker.step_s + seconds
             gaps_s = [min(most_s, (event.ended_ns - first_ns) / 1e9) for first_ns in firsts_ns]
-            worker.composer.learn(model, model.predict(rows, tokens, beside), rows, seconds, gaps_s)
+            worker.composer.learn(rows, seconds, gaps_s)
         if mixed is None:
             model.observe(rows, tokens, seconds, beside)
         worker.step_s = seconds

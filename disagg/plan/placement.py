@@ -94,7 +94,10 @@ class Placement:
                 ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
                 ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
                 ("decode", round(1e9 * decode_s)),
-                ("rows beside its prefill", 0 if kept else round(terms[1][1] * (min(beside, most) + slowed * elsewhere))),
+                (
+                    "rows beside its prefill",
+                    0 if kept else round(terms[1][1] * (min(beside, most) + slowed * elsewhere)),
+                ),
                 ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
             )
         return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)

@@ -15,7 +15,7 @@ from disagg.run.model.model import Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
 
-PROBED = ((1, 16), (4, 16), (4, 64))  # rows, and the context of each, of the steps that are timed at the start
+PROBED = ((2, 16), (8, 16), (8, 64), (1, 16))  # rows, and the context of each, of the steps that are timed at the start
 
 
 @dataclass

@@ -66,7 +66,7 @@ class Speeds:
 
 WorkTimes = Speeds | Predicted
 PROBED = (16, 64)  # tokens of the passes that an engine times at its start
-PROBED_STEPS = ((1, 16), (4, 64), (4, 256))  # rows of its steps, and the tokens that these read
+PROBED_STEPS = ((2, 32), (8, 128), (8, 512), (1, 16))  # rows of its steps, and the tokens that these read
 
 
 def fake_token(request: int, index: int) -> int:
