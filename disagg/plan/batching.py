@@ -129,21 +129,24 @@ class Composer:
 
     The rule: as many as keep `late` × the model's time within the target. `late` settles where one gap in a hundred is
     over the target, by stochastic approximation (Robbins and Monro, 1951): after each step it moves by
-    GAIN × (100 × the share of its gaps over the target − 1), from FIRST on, within 1 and MOST; it falls only while the target holds
-    somebody back, so that a quiet hour teaches nothing about a busy one. A request's second token has the longest gap:
-    its K/V travel, and the step of the others has to end first. (Sarathi-Serve's budget is fixed.)
+    GAIN × (100 × the share of its gaps over the target − 1), from FIRST on, within 1 and MOST. It falls only while the
+    target holds somebody back, so a quiet hour teaches nothing about a busy one. A request's second token has the
+    longest gap: its K/V travel, and the step of the others has to end first. (Sarathi-Serve's budget is fixed.)
     """
 
     FIRST, GAIN, MOST = 1.2, 0.001, 3.0
+    SECOND = 2.2  # steps of one row that a second token may take: the rest of one, its own, and a copy's tail
 
     def __init__(self, target_s: float, model: StepModel) -> None:
         self.target_s, self.model = target_s, model
         self.late = self.FIRST
         self.full = 1  # rows that were the most, when it was last asked
 
-    def learn(self, rows: int, seconds: float, gaps_s: Sequence[float]) -> None:
-        """The gaps of a step or mixed pass: `seconds` for most rows, and `gaps_s` for those with their second token."""
-        over = sum(gap > self.target_s for gap in gaps_s) + (rows - len(gaps_s)) * (seconds > self.target_s)
+    def learn(self, rows: int, tokens_per_row: float, seconds: float, gaps_s: Sequence[float]) -> None:
+        """The gaps of a step or mixed pass: `seconds` for most rows, and `gaps_s` for those with their second token.
+        A second gap that steps of one row would have had is no reason for fewer rows."""
+        least_s = max(self.target_s, self.SECOND * self.model.predict(1, round(tokens_per_row), beside=True))
+        over = sum(gap > least_s for gap in gaps_s) + (rows - len(gaps_s)) * (seconds > self.target_s)
         if over or rows >= self.full:
             self.late = min(self.MOST, max(1.0, self.late + self.GAIN * (100 * over / max(1, rows) - 1)))
 

@@ -13,6 +13,8 @@ from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState, Step
 
+Mixed = tuple[StepModel, int] | None  # of a mixed pass: its model, and its tokens of prompts
+
 
 class DecodeScheduler:
     def __init__(self, state: ControllerState, kv_transfers: KVTransfers) -> None:
@@ -60,7 +62,7 @@ class DecodeScheduler:
         stepped = ev.Stepped(worker.name, step.number, tokens, event.started_ns, event.ended_ns, *slots)
         self.ended(turn, stepped, (prefill.speed, done.tokens))
 
-    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: tuple[StepModel, int] | None = None) -> bool:
+    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: Mixed = None) -> bool:
         """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
         fail. False: it is another step. Of a mixed pass come its model and its tokens of prompts."""
         state, worker = self.state, self.state.decodes[event.worker.index]
@@ -86,12 +88,7 @@ class DecodeScheduler:
         return True
 
     def _learn(
-        self,
-        worker: DecodeWorkerState,
-        step: Step,
-        event: ev.Stepped,
-        firsts_ns: list[int],
-        mixed: tuple[StepModel, int] | None,
+        self, worker: DecodeWorkerState, step: Step, event: ev.Stepped, firsts_ns: list[int], mixed: Mixed
     ) -> None:
         """How long a step or mixed pass took teaches its model and the composer. A second token's wait for a place in
         the batch is not the step's doing: its gap counts as two steps at most."""
@@ -101,7 +98,7 @@ class DecodeScheduler:
         if worker.composer:
             most_s = worker.step_s + seconds
             gaps_s = [min(most_s, (event.ended_ns - first_ns) / 1e9) for first_ns in firsts_ns]
-            worker.composer.learn(rows, seconds, gaps_s)
+            worker.composer.learn(rows, step.used_slots / rows, seconds, gaps_s)
         if mixed is None:
             model.observe(rows, tokens, seconds, beside)
         worker.step_s = seconds

@@ -86,7 +86,12 @@ class Placement:
             row_s = max(0.0, per_row + per_token * tokens / 1000)
             step_s = max(0.0, decode.speed.predict(min(rows + 1, most), round((rows + 1) * decode.mean_tokens())))
             elsewhere = min(sum(here.values()) - beside, most * (len(self.state.decodes) - 1))
-            slowed = 1 - 1 / decode.speed.beside  # of their time, while another worker computes
+            passes = -(-record.prefill_target // self.state.config.chunk_tokens) * self.state.config.mixed_passes
+            own_step_s = max(0.0, decode.speed.predict(min(beside, most), round(beside * decode.mean_tokens())))
+            lost_ns = max(0, terms[1][1] - round(1e9 * passes * own_step_s)) * min(
+                beside, most
+            )  # a pass gives each one
+            slowed_ns = terms[1][1] * elsewhere * (1 - 1 / decode.speed.beside)  # by a worker that computes elsewhere
             kept = decode.composer is not None  # budgets keep the gaps of the rows beside a prefill within the target
             busy = 0.0 if kept else min(self.state.prefills[decode.name.index].busy, 0.9)
             decode_s = record.left * step_s / (1 - busy)
@@ -94,10 +99,7 @@ class Placement:
                 ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
                 ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
                 ("decode", round(1e9 * decode_s)),
-                (
-                    "rows beside its prefill",
-                    0 if kept else round(terms[1][1] * (min(beside, most) + slowed * elsewhere)),
-                ),
+                ("rows beside its prefill", 0 if kept else round(lost_ns + slowed_ns)),
                 ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
             )
         return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)
