@@ -14,13 +14,13 @@ from disagg.plan.commands import Broken, Command, Retuned, Turn
 from disagg.plan.config import Config
 from disagg.plan.decode_scheduler import DecodeScheduler
 from disagg.plan.errors import ConfigError, PolicyError
+from disagg.plan.gates import open_in_words
 from disagg.plan.kv_transfers import PAGING, KVTransfers
 from disagg.plan.placement import Placement
 from disagg.plan.prefill_scheduler import PrefillScheduler
 from disagg.plan.request import Finish, Job, Stage
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer import Transfer
-from disagg.plan.why import open_in_words
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 #: Settings that a running engine can change.

@@ -13,13 +13,14 @@ from disagg.plan.events import Probed
 from disagg.plan.policy import Decider, named
 from disagg.plan.preemption import PreemptionCosts
 from disagg.plan.queues import Queue
-from disagg.plan.reason import Reason
 from disagg.plan.request import Finish, Job, Priority, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 #: A deadline is for a worker's pass or step, or for a transfer to land or, once aborted, to close.
 Due = PrefillWorkerState | DecodeWorkerState | Transfer
+
+Reason = tuple[str, dict[str, object]]  # a rule that fired, and the numbers that it compared
 
 
 class Deadlines(dict[int, tuple[int, Due]]):
@@ -58,7 +59,7 @@ class ControllerState:
         self.steps_in_flight, self._pads = steps_in_flight, pads
         self.policy = Decider(named(config.policy))
         self.on_move: list[MoveListener] = []
-        self.reasons: list[Reason] | None = None  # rules that fired; None: they are not kept
+        self.reasons: list[Reason] | None = None  # None: they are not kept
         self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_worker(index) for index in range(config.decode_workers)]
         shared = Queue()
@@ -228,7 +229,7 @@ class ControllerState:
     def because(self, rule: str, **numbers: object) -> None:
         """Keeps the reason for a decision, where reasons are kept."""
         if self.reasons is not None:
-            self.reasons.append(Reason(rule, numbers))
+            self.reasons.append((rule, numbers))
 
     def is_anomaly(self, notice: bool) -> bool:
         """Counts a notice that is late, repeated, or about a request or transfer that is not open."""

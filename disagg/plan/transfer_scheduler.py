@@ -18,7 +18,6 @@ from disagg.plan.config import Config
 from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
 from disagg.plan.link import LaneName, LaneRole, Link, LinkClock
 from disagg.plan.request import Priority
-from disagg.plan.spans import Span
 
 Notice = Landed | SourceRead | TransferClosed | TransferFailed
 FIRST_LANE = {"bulk": LaneRole.DIRECT, "direct": LaneRole.DIRECT, "staged": LaneRole.DOWN, "spill": LaneRole.SPILL}
@@ -60,13 +59,6 @@ class Copy:
     def hop_two(self) -> bool:
         """From a slot of the ring onto the decode device."""
         return self.slot is not None and not self.hop_one
-
-    def span(self, landed_ns: int) -> Span:
-        spills, layers = self.lane.role is LaneRole.SPILL, self.layer_end - self.layer
-        kind = "spill" if spills else "fetch" if self.source.role == "host" else "copy"
-        span = Span(kind, str(self.lane), self.start_ns, landed_ns, (self.request,), self.layer, layers, self.nbytes)
-        span = span._replace(transfer=self.transfer, ready_ns=self.ready_ns, blocks=len(self.blocks))
-        return span._replace(deadline_ns=self.landing_ns, occupied_ns=self.busy_until_ns - self.start_ns)
 
 
 @dataclass(eq=False)

@@ -8,7 +8,6 @@ import torch
 from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Prefill
 from disagg.plan.events import Prefilled
-from disagg.plan.spans import Span
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
@@ -18,6 +17,7 @@ from disagg.run.model.model import PASS_STEP, Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
 from disagg.run.transfers import Departing, Transfers
+from disagg.trace.spans import Span
 
 if TYPE_CHECKING:
     from disagg.run.gpu.prefill_graph import PrefillGraphs

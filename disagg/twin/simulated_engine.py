@@ -14,14 +14,14 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.gates import open_in_words
 from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.request import Job
-from disagg.plan.spans import Span
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import Copy, TransferScheduler
-from disagg.plan.why import open_in_words
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Span, span_of
 from disagg.twin.batch_view import BatchView
 from disagg.twin.blocking_pass import BlockingPass
 from disagg.twin.hardware import Predicted
@@ -335,7 +335,7 @@ class SimulatedEngine(VirtualClock):
     def land(self, copy: Copy) -> None:
         notices = self.transfers.finish(copy)
         if self.recorder.on:
-            self.recorder.span(copy.span(copy.landing_ns))
+            self.recorder.span(span_of(copy, copy.landing_ns))
         for notice in notices:
             self.deliver(notice)
         self.drive_lanes()  # whether or not a notice came through
