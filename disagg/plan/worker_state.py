@@ -159,6 +159,13 @@ class DecodeWorkerState:
         """A record outside the batch needs a block for its next token."""
         return record.context >= self.slots(record)
 
+    @property
+    def growth(self) -> int:
+        """Blocks that no newcomer gets: for rows to grow into, and one for the first landed request, for which others
+        may have been preempted."""
+        first = self.landed.peek()
+        return len(self.rows) // 4 + (first is not None and self.is_full(first))
+
     def needs_block(self, row: BinRow) -> bool:
         return row.context(self.next_step) >= self.slots(row.record)
 

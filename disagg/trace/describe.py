@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
+from disagg.plan.blocks import Part
 
 
 def event_in_words(event: ev.Event) -> str:
@@ -80,7 +81,7 @@ def _took(event: ev.Prefilled | ev.Stepped) -> str:
     return f"{(event.ended_ns - event.started_ns) / 1e6:.1f} ms"
 
 
-def _part(part: ev.Part) -> str:
+def _part(part: Part) -> str:
     one = part.layer_end == part.layer + 1
     layers = f"layer {part.layer}" if one else f"layers {part.layer} to {part.layer_end - 1}"
     return f"{layers}, blocks {part.block} to {part.block_end - 1},"
