@@ -13,7 +13,7 @@ from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.gates import NAMED, named, open_in_words
+from disagg.plan.gates import LISTED, NAMED, named, open_in_words
 from disagg.trace.describe import command_in_words, event_in_words, reason_in_words
 from disagg.trace.why import Wait, cycle_of, why
 from disagg.twin.simulated_engine import SimulatedEngine
@@ -84,6 +84,15 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
         "request 0 (prefilling) for its turn; request 1 (queued) for its turn; "
         "request 2 (queued) for its turn behind request 1"
     )
+
+
+def test_of_many_open_requests_the_first_few_are_told_and_the_rest_counted():
+    harness = ControllerHarness()
+    for request in range(LISTED):
+        harness.submit(request)
+    assert open_in_words(harness.state).count("(queued)") == LISTED - 1
+    harness.submit(LISTED)
+    assert open_in_words(harness.state).endswith("; and 1 more")
 
 
 def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
