@@ -45,7 +45,7 @@ RUNGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @dataclass(frozen=True)
-class Work:
+class RungWork:
     prompt: int  # tokens of a newcomer, one chunk
     newcomers: int
     residents: int
@@ -55,8 +55,8 @@ class Work:
     every: float = 4.0  # passes that would fit between two arrivals: decode is alone in between, also where one blocks
 
 
-ON_CPU = Work(prompt=256, newcomers=4, residents=4, context=32, steps=900)
-ON_GPU = Work(prompt=2048, newcomers=10, residents=8, context=256, steps=3000)
+ON_CPU = RungWork(prompt=256, newcomers=4, residents=4, context=32, steps=900)
+ON_GPU = RungWork(prompt=2048, newcomers=10, residents=8, context=256, steps=3000)
 
 
 class Found(NamedTuple):
@@ -72,7 +72,7 @@ class Found(NamedTuple):
         return known(percentile(self.beside, share))
 
 
-def config_of(rung: str, model: Model, work: Work, link: Link | None) -> Config:
+def config_of(rung: str, model: Model, work: RungWork, link: Link | None) -> Config:
     """ConfigError where this machine has nothing that the rung could switch off."""
     on_gpu = model.device.type == "cuda"
     places = {"prefill_device": "cuda:0", "decode_device": "cuda:0", "dtype": "bfloat16", "compile": False}
@@ -85,7 +85,7 @@ def config_of(rung: str, model: Model, work: Work, link: Link | None) -> Config:
     return Config.preset(FULL, **fields)
 
 
-def measure(engine: Engine, work: Work, every_s: float, new: int, seed: int) -> Found:
+def measure(engine: Engine, work: RungWork, every_s: float, new: int, seed: int) -> Found:
     """One round: newcomers ask for `new` tokens, 2 or, where nothing is to be handed off, 1."""
     vocab = int(engine.model.vocab_size)
     texts = random_ids([work.context] * work.residents + [work.prompt] * work.newcomers, vocab, seed)
@@ -160,7 +160,7 @@ def spared(found: dict[str, list[Found]]) -> Row:
 
 
 def suite(
-    say: Say, model: Model | None = None, work: Work | None = None, link: Link | None = None
+    say: Say, model: Model | None = None, work: RungWork | None = None, link: Link | None = None
 ) -> Iterator[Row | LeftOut]:
     """Rows rung by rung, then the verdicts. A rung that this machine can't switch is left out, with the reason."""
     on_gpu = torch.cuda.is_available() if model is None else model.device.type == "cuda"

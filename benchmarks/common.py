@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from disagg.plan.spans import Span
 from disagg.show.report import Row
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 
 Say = Callable[[str], None]  # takes what a bench does now, in words
 T = TypeVar("T")

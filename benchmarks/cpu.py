@@ -19,13 +19,13 @@ from disagg.plan.commands import Command
 from disagg.plan.config import Config
 from disagg.plan.link import Link
 from disagg.plan.request import Job, Request
-from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.run.model.layer_time import compute_of_a_layer
 from disagg.run.model.model import Model, load_model
 from disagg.show.example_prompts import long_tail, prompts
 from disagg.show.plots.roofline import Sizes, measure_ceilings
 from disagg.show.report import Row
+from disagg.trace.spans import Span
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 CONTEXT, STEPS, ROUNDS = 256, 24, 3

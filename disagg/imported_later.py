@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from disagg.plan.errors import DisaggError, PackageError
+from disagg.plan.errors import DisaggError, PackageError, in_words
 
 
 def imported_later(package: str, words: Mapping[str, str]) -> Callable[[str], Any]:
@@ -19,6 +19,26 @@ def imported_later(package: str, words: Mapping[str, str]) -> Callable[[str], An
         except DisaggError:
             raise
         except Exception as error:  # a broken package may raise anything while it is imported
-            raise PackageError.of(error) from (None if isinstance(error, ModuleNotFoundError) else error)
+            raise package_error(error) from (None if isinstance(error, ModuleNotFoundError) else error)
 
     return __getattr__
+
+
+def package_error(error: BaseException) -> PackageError:
+    """From the error of an import, with its first cause."""
+    error = first_of(error)
+    name = getattr(error, "name", None)
+    if isinstance(error, ModuleNotFoundError) and name and "." not in name:
+        what = f"the package {name} is not installed in this Python. Choose the kernel of this project (Kernel → "
+        advice = "Change Kernel…), or type `make setup` in its folder and restart the kernel"
+        return PackageError(what + advice, name=name)
+    cause = in_words(error).strip().split("\n")[0]
+    what = f"a package that is needed here can't be imported ({cause}). Restart the kernel; if that does not help, "
+    return PackageError(f"{what}type `make setup` in this project's folder and restart it again", name=name)
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The cause at the start of a chain of errors: packages that import on demand raise one of their own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -2,6 +2,7 @@
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
+from disagg.plan.blocks import Part
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.request import Job
@@ -66,10 +67,10 @@ class ControllerHarness:
         event = ev.Stepped(DECODE, number, tokens, self.now, self.now + 1, oldest.used_slots, oldest.padded_slots)
         return self.tell(event)
 
-    def part(self, layer: int, block=0, blocks=2) -> ev.Part:
-        return ev.Part(layer, layer + 1, block, block + blocks)
+    def part(self, layer: int, block=0, blocks=2) -> Part:
+        return Part(layer, layer + 1, block, block + blocks)
 
-    def landed(self, *parts: ev.Part, transfer=None):
+    def landed(self, *parts: Part, transfer=None):
         number = self.transfer if transfer is None else transfer
         return self.tell(ev.Landed(number, parts, 16, 10))
 
@@ -77,7 +78,7 @@ class ControllerHarness:
         """Everything due of the last transfer."""
         number = self.transfer if transfer is None else transfer
         blocks = self.state.transfers[number].blocks
-        return self.landed(ev.Part(0, LAYERS, 0, blocks), transfer=number)
+        return self.landed(Part(0, LAYERS, 0, blocks), transfer=number)
 
     @property
     def transfer(self) -> int:

@@ -28,7 +28,7 @@ from engine_tools import check_run, expected_logits, joined, lengths, overflowin
 from disagg.plan.config import PRESETS, Config  # noqa: E402
 from disagg.plan.link import Link  # noqa: E402
 from disagg.plan.request import Request  # noqa: E402
-from disagg.run.attention.kernel_trial import describe as attention_in_words  # noqa: E402
+from disagg.run.attention.choice import describe as attention_in_words  # noqa: E402
 from disagg.run.engine import Engine  # noqa: E402
 from disagg.run.gpu.machine import gpu_in_words  # noqa: E402
 from disagg.run.gpu.sm_split import describe  # noqa: E402

@@ -4,12 +4,12 @@ import pytest
 from engine_tools import tiny
 
 from benchmarks import ablation
-from benchmarks.ablation import RUNGS, Found, Work, compared, config_of, spared
+from benchmarks.ablation import RUNGS, Found, RungWork, compared, config_of, spared
 from disagg import Config, Link
 from disagg.plan.errors import ConfigError
 from disagg.show.report import LeftOut, Row
 
-LITTLE = Work(prompt=48, newcomers=2, residents=2, context=16, steps=900, rounds=1, every=30.0)
+LITTLE = RungWork(prompt=48, newcomers=2, residents=2, context=16, steps=900, rounds=1, every=30.0)
 OFF = {
     "blocking": {"overlap": False}, "one copy": {"layers_per_copy": 4}, "bulk": {"route": "bulk"},
     "direct": {"route": "direct"}, "no transfer": {},

@@ -21,12 +21,12 @@ from disagg.plan.commands import Placed
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DisaggError, EngineError, FileError
 from disagg.plan.policy import Option
-from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace import archive, files, parts
 from disagg.trace.recorder import devices
 from disagg.trace.results import Result, Run
 from disagg.trace.schema import KINDS, MOST
+from disagg.trace.spans import BlockMove, Mark, Span
 from disagg.twin.simulate import Speeds
 
 

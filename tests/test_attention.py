@@ -216,7 +216,7 @@ def test_a_table_without_room_for_the_new_token_is_refused():
 def test_choosing_says_what_there_is():
     assert choice.choose("auto", "cpu") == "sdpa" and choice.choose("plain", "cpu") == "plain"
     assert choice.pick_kernel("auto", "cpu", KVShape(1, 2, 8, torch.bfloat16), 4, 16) is None
-    assert "flash-attn has kernels for GPUs only" in kernel_trial.describe("cpu")
+    assert "flash-attn has kernels for GPUs only" in choice.describe("cpu")
 
 
 def test_the_attention_that_ran_is_named_with_its_version():
@@ -235,7 +235,7 @@ def test_flash_attn_brings_its_version(monkeypatch):
 def test_doctor_names_flash_attn_with_its_version(monkeypatch):
     kernel = SimpleNamespace(name="flash-attn", version="2.8.3")
     monkeypatch.setattr(kernel_trial, "find_kernel", lambda *given: (kernel, ""))
-    assert kernel_trial.describe("cuda").startswith("flash-attn 2.8.3 (chunks)")
+    assert choice.describe("cuda").startswith("flash-attn 2.8.3 (chunks)")
     with pytest.raises(ConfigError, match="must be 'auto'"):
         choice.choose("fast", "cpu")
 

@@ -10,7 +10,7 @@ from engine_tools import check_greedy, held, lengths, opened, prompt_of, small, 
 
 from disagg import Config, Engine, Link, Request, simulate
 from disagg.plan.errors import ConfigError, DisaggError, EngineError, ModelError, RequestError
-from disagg.run.placement import check_devices
+from disagg.run.machine.devices import check_devices
 from disagg.show import panel, watch
 from disagg.twin.model_shapes import TINY
 from disagg.twin.model_shapes import TINY_CONTEXT as CONTEXT

@@ -12,10 +12,10 @@ from disagg.plan import events as ev
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Job, Stage
-from disagg.plan.spans import Span
 from disagg.show.plots.batch_plot import REASONS, batch_picture, batches, batches_picture
 from disagg.trace.batch_history import ENDS, JOINS, LEAVES, batch_steps, padding_of
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 from disagg.twin.simulated_engine import SimulatedEngine
 

@@ -14,10 +14,10 @@ from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
-from disagg.plan.spans import BlockMove
 from disagg.show.plots.block_plot import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
 from disagg.show.plots.block_words import BlockView
 from disagg.trace.block_map import Held, PageMap, decisions
+from disagg.trace.spans import BlockMove
 from disagg.trace.timeline import Timeline
 
 SIZES = {"decode 0": 7, "host": 5, "prefill 0": 6, "ring": 8}

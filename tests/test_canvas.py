@@ -11,8 +11,8 @@ from test_html_page import unpack
 from test_plots import MS, hand_made, simulated
 
 import disagg.show
-from disagg.plan.spans import Span
 from disagg.show.columns import SpanColumns, look, pack
+from disagg.trace.spans import Span
 
 SCRIPT = Path(disagg.show.__file__).with_name("canvas.js")
 

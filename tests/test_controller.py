@@ -5,6 +5,7 @@ from controller_harness import DECODE, LAYERS, PREFILL, ControllerHarness, make_
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
+from disagg.plan.blocks import Part
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import LEGAL_MOVES, Record, Stage
 
@@ -87,7 +88,7 @@ def test_chunks_hand_off_whole_blocks_as_they_are_computed():
     harness.prefilled()
     assert harness.kinds() == ["Send", "Prefill"]
     assert (harness.last(cmd.Send).first_block, harness.last(cmd.Send).blocks) == (2, (2,))
-    harness.landed(ev.Part(0, LAYERS, 0, 2))
+    harness.landed(Part(0, LAYERS, 0, 2))
     harness.prefilled(11)
     harness.landed(harness.part(1, 2, 1))
     assert harness.stage() == "handing off", "a set of (layer, block), not a count"
@@ -576,7 +577,7 @@ def view(harness: ControllerHarness) -> tuple:
 
 
 UNKNOWN = [
-    ev.Landed(999, (ev.Part(0, 1, 0, 1),), 16, 10), ev.SourceRead(999), ev.TransferFailed(999, "fault"),
+    ev.Landed(999, (Part(0, 1, 0, 1),), 16, 10), ev.SourceRead(999), ev.TransferFailed(999, "fault"),
     ev.TransferClosed(999), ev.Prefilled(PREFILL, 999, (1,), 0, 1), ev.PassFailed(PREFILL, 999, "fault"),
     ev.Stepped(DECODE, 999, (1,), 0, 1, 1, 1), ev.StepFailed(DECODE, 999, "fault"),
 ]  # fmt: skip

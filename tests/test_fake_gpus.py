@@ -8,8 +8,9 @@ from paged_kernel import PlainKernel
 from disagg import Config, Link, Request
 from disagg.monitor.seams import Seams
 from disagg.plan.config import PRESETS
-from disagg.run import executor, placement
+from disagg.run import executor
 from disagg.run.gpu.device import Scratch
+from disagg.run.machine import devices
 
 ONE = dict(prefill_device="cuda:0", decode_device="cuda:0")
 TWO = dict(prefill_device="cuda:0", decode_device="cuda:1")
@@ -77,8 +78,8 @@ def test_pageable_memory_is_asked_for_wherever_pinned_would_be(monkeypatch, pres
 @pytest.mark.parametrize("pinned", [True, False])
 def test_what_is_paged_goes_to_pinned_memory_unless_that_is_switched_off(monkeypatch, pinned):
     asked = {}
-    monkeypatch.setattr(placement, "KVCache", lambda shape, blocks, size, at, pinned: asked.update({at: pinned}))
-    placement.make_caches(small("paged", pinned=pinned, **TWO), tiny().shape, spare=False, seams=Seams(print))
+    monkeypatch.setattr(devices, "KVCache", lambda shape, blocks, size, at, pinned: asked.update({at: pinned}))
+    devices.make_caches(small("paged", pinned=pinned, **TWO), tiny().shape, spare=False, seams=Seams(print))
     assert asked == {"cuda:0": False, "cuda:1": False, "cpu": pinned}
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from test_plots import LATEX, MS, hand_made, simulated
 
 from disagg import Config, Timeline
-from disagg.plan.spans import BlockMove, Span
 from disagg.show.columns import KINDS, STATES, SpanColumns, move_columns, pack
 from disagg.show.html_page import page
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import BlockMove, Span
 
 
 def unpack(data: bytes) -> list[list[int]]:

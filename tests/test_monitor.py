@@ -9,6 +9,7 @@ from disagg.monitor.request_monitor import RequestView
 from disagg.monitor.transfer_monitor import Carried
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
+from disagg.plan.blocks import Part
 from disagg.plan.config import Config
 from disagg.plan.preemption import Arm, Choice
 from disagg.plan.request import Finish, Sampling, Stage
@@ -68,7 +69,7 @@ class Log:
         return self.move("decode 0", "in_flight", 0, 2, 3).obey(cmd.Assign(2, DECODE, (2, 3)))
 
     def landed(self, *layers, transfer=2, block=0, end=2):
-        return self.hear(ev.Landed(transfer, tuple(ev.Part(n, n + 1, block, end) for n in layers), 8, 1))
+        return self.hear(ev.Landed(transfer, tuple(Part(n, n + 1, block, end) for n in layers), 8, 1))
 
     def committed(self):
         return self.landed(0, 1).move("decode 0", "used", 0, 2, 3).move("prefill 0", "free", None, 0, 1)

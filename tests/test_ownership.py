@@ -31,16 +31,17 @@ from hammer import hammer
 from disagg import Config, Engine, Link, Request
 from disagg.plan import events as ev
 from disagg.plan.errors import ConfigError, EngineError, RequestError
-from disagg.plan.why import LISTED, SEARCHED, _Look
+from disagg.plan.gates import LISTED
 from disagg.run import inbox as inbox_file
 from disagg.run import loop as loop_file
 from disagg.run import open_engines
 from disagg.run.clock import now_ns
 from disagg.run.decode_worker import DecodeStage
+from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import load_model
 from disagg.run.prefill_worker import PrefillStage
-from disagg.run.sizes import Settings
 from disagg.trace.recorder import Recorder
+from disagg.trace.why import SEARCHED, _Look
 
 
 def test_users_of_one_engine_find_nothing_wrong_whenever_threads_change():

@@ -13,8 +13,8 @@ from test_archive import simulated, timelines
 
 from disagg import Engine, Link, Request
 from disagg.plan.config import PRESETS
-from disagg.plan.spans import Span
 from disagg.trace.perfetto import QUEUES, microseconds
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 
 

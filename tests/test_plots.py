@@ -15,7 +15,6 @@ import disagg
 from benchmarks.claims.report_figures import FIGURES, make, record
 from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
-from disagg.plan.spans import Span
 from disagg.run.model.model import load_model
 from disagg.show.plots.gap_plot import gaps_picture
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES
@@ -35,6 +34,7 @@ from disagg.show.plots.roofline import (
 from disagg.show.plots.summaries import first_landed_early, plural, row_names, sentence, short_list
 from disagg.show.plots.timeline_plot import compare_picture, timeline_picture
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 
 MS = 1_000_000

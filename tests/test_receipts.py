@@ -13,9 +13,9 @@ from disagg.plan import events as ev
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DifferenceError, DisaggError, EngineError
 from disagg.plan.request import Job, Stage
-from disagg.plan.spans import Span
 from disagg.trace.receipts import NAMES, Line, Receipt, _lay
 from disagg.trace.results import Result
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 from disagg.twin.simulate import simulate
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds

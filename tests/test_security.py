@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import disagg
-from disagg.plan.errors import PackageError, first_of
+from disagg.imported_later import first_of
+from disagg.plan.errors import PackageError
 from disagg.run.model.model import load_model
 
 ROOT = Path(disagg.__file__).parent

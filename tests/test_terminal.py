@@ -16,12 +16,12 @@ from test_plots import LATEX, hand_made, simulated
 
 from disagg import Config, Request, Timeline
 from disagg.cli.terminal import GLYPHS, blocks, picture, watch, whole
-from disagg.plan.spans import Mark
 from disagg.show.player import Playhead
 from disagg.show.plots.live_arrays import Tape, gauges_of, rows_of
 from disagg.show.plots.live_frame import Frame, merged, short_names, short_turns, staircase, window_for
 from disagg.show.plots.palette import COLOUR_OF, COLOURS
 from disagg.show.plots.summaries import row_names
+from disagg.trace.spans import Mark
 
 
 def printed(thing, width: int = 80) -> list[str]:

@@ -10,13 +10,13 @@ from disagg.plan.batching import Padding
 from disagg.plan.config import Config
 from disagg.plan.errors import RequestError
 from disagg.plan.request import Request
-from disagg.plan.spans import Mark, Span
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.intervals import intersection, length, union
 from disagg.trace.metrics import Percentiles, percentile
 from disagg.trace.recorder import BETWEEN_RUNS, Recorder
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Mark, Span
 from disagg.trace.timeline import Overlap, Timeline
 from disagg.twin.simulate import simulate
 

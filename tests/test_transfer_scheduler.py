@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg.plan.blocks import Part
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
-from disagg.plan.events import Landed, Part, SourceRead, TransferClosed
+from disagg.plan.events import Landed, SourceRead, TransferClosed
 from disagg.plan.link import CPU_DIAL_LIMIT, PRESETS, LaneName, Link, LinkClock, parse_link
 from disagg.plan.transfer_scheduler import TransferScheduler
 

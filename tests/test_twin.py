@@ -20,12 +20,12 @@ from disagg.plan.commands import Emit
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, EngineError, FileError
 from disagg.plan.link import Link
-from disagg.plan.spans import Span
 from disagg.show import on_record
 from disagg.show.calibrate import calibrate, calibration, fitted
 from disagg.show.overlay import overlay_picture
 from disagg.show.validate import Compared, HeldOut, predicted, validate
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 from disagg.twin import samples
 from disagg.twin.calibration import Calibration

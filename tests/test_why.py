@@ -13,8 +13,9 @@ from disagg.plan import events as ev
 from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.why import NAMED, Wait, _named, cycle_of, open_in_words, why
-from disagg.trace.describe import command_in_words, event_in_words
+from disagg.plan.gates import LISTED, NAMED, named, open_in_words
+from disagg.trace.describe import command_in_words, event_in_words, reason_in_words
+from disagg.trace.why import Wait, cycle_of, why
 from disagg.twin.simulated_engine import SimulatedEngine
 
 SIMULATED = [name for name, bug in bugs.bugs().items() if isinstance(bug.scene, Simulated)]
@@ -83,6 +84,15 @@ def test_while_a_pass_runs_those_behind_wait_for_their_turn(preset):
         "request 0 (prefilling) for its turn; request 1 (queued) for its turn; "
         "request 2 (queued) for its turn behind request 1"
     )
+
+
+def test_of_many_open_requests_the_first_few_are_told_and_the_rest_counted():
+    harness = ControllerHarness()
+    for request in range(LISTED):
+        harness.submit(request)
+    assert open_in_words(harness.state).count("(queued)") == LISTED - 1
+    harness.submit(LISTED)
+    assert open_in_words(harness.state).endswith("; and 1 more")
 
 
 def test_when_nothing_is_under_way_everybody_who_waits_is_told_with_what_for():
@@ -194,7 +204,7 @@ def test_events_and_commands_read_as_sentences():
     assert event_in_words(ev.SourceRead(4)) == "the source of transfer 4 has been read"
     assert event_in_words(ev.TransferClosed(4)) == "the last copy of transfer 4 has ended"
     assert command_in_words(cmd.Broken("no memory")) == "broken: no memory"
-    assert _named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in _named(["1"])
+    assert named([str(n) for n in range(NAMED + 1)]).endswith(" and 1 more") and "more" not in named(["1"])
 
 
 def test_a_queued_request_names_how_many_are_ahead():
@@ -205,4 +215,4 @@ def test_a_queued_request_names_how_many_are_ahead():
     harness.prefilled(1)
     harness.stepped(2)
     words = "request 1 stays in its queue: 1 requests are on their way to 1 places in the batch"
-    assert words in [str(reason) for reason in harness.state.reasons]
+    assert words in [reason_in_words(*reason) for reason in harness.state.reasons]

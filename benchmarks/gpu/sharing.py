@@ -10,12 +10,12 @@ from benchmarks.gpu.fixture import Stand
 from disagg.plan.errors import DisaggError, EngineError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
-from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.run.handle import Handle
 from disagg.show.report import Failed, LeftOut, Row
 from disagg.trace.metrics import percentile
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 
 ROUTES = {"bulk": "split", "direct": "streamed", "staged": "staged"}  # route → preset
 

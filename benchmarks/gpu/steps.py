@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import seconds, spans_of
 from benchmarks.gpu.fixture import Stand
-from disagg.plan.spans import Span
 from disagg.run.engine import Engine
 from disagg.show.plots.roofline import step_work
 from disagg.show.report import Row
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 
 
 def contexts(run: Run, step: Span) -> list[int]:

@@ -41,7 +41,7 @@ class Watched(SimulatedEngine):
         if not away:
             return False
         need, (decode,) = blocks_for(min(away) + 2, state.config.block_size), state.decodes
-        return decode.pool.available < need + state.growth(decode)
+        return decode.pool.available < need + decode.growth
 
     @property
     def held_share(self) -> float:

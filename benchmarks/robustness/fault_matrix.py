@@ -32,7 +32,7 @@ BREAKS = ("die",)  # rule 6: everything open fails, and the engine says so
 ENDS_ALL = ("interrupt", "die")
 
 
-class Cell(NamedTuple):
+class MatrixCell(NamedTuple):
     """A fault at the nth event of its kind, on a preset or another of CASES; what came of it."""
 
     preset: str
@@ -94,7 +94,7 @@ def places(count: int) -> list[int]:
     return sorted({1, (count + 1) // 2, count}) if count else []
 
 
-def run_cell(model: Model, preset: str, kind: str, fault: str, number: int, expected: list[list[int]]) -> Cell:
+def run_cell(model: Model, preset: str, kind: str, fault: str, number: int, expected: list[list[int]]) -> MatrixCell:
     """One run with one fault."""
     before, plan = threads(), FaultPlan({(kind, number): fault})
     lost = wrong = blocks = 0
@@ -108,7 +108,7 @@ def run_cell(model: Model, preset: str, kind: str, fault: str, number: int, expe
     except EngineError as refused:
         lost = int(fault != "refuse" or "refuses this allocation" not in str(refused))
     left = sum((threads() - before).values())
-    return Cell(preset, kind, fault, number, bool(plan.struck), lost, wrong, blocks, left)
+    return MatrixCell(preset, kind, fault, number, bool(plan.struck), lost, wrong, blocks, left)
 
 
 def served(engine: Engine) -> Run:
@@ -148,7 +148,7 @@ def proper(result: Result, injection: Injection, fault: str) -> bool:
     return False
 
 
-def cells(say: Say, presets: Iterable[str] = CASES, most: int = 3) -> Iterator[Cell]:
+def cells(say: Say, presets: Iterable[str] = CASES, most: int = 3) -> Iterator[MatrixCell]:
     """The whole matrix; `most` places of each fault."""
     model = load_model("tiny")
     expected = reference(model)

@@ -166,7 +166,7 @@ def small(new_tokens: int = 2, notices: bool = False) -> SmallWorld:
 
 
 @dataclass(frozen=True)
-class Forced(FirstCome):
+class ForcedByNumber(FirstCome):
     """Goes these ways where it can, by the request's number."""
 
     name: str = "forced"
@@ -180,7 +180,7 @@ class Forced(FirstCome):
 def world_of(preset: str, prompts: tuple[int, ...], ways: tuple[str, ...], **changes: Any) -> SmallWorld:
     """Requests of so many tokens and two new ones, on a model of two layers; what could go several ways goes these."""
     sizes = {"block_size": 2, "prefill_blocks": 4, "decode_blocks": 4, "chunk_tokens": 4, "ring_slots": 1, **changes}
-    link, policy = Link(latency_s=1e-9), Forced(ways=ways)
+    link, policy = Link(latency_s=1e-9), ForcedByNumber(ways=ways)
     config = Config.preset(preset, policy=policy, link=link, watchdog_s=1.0, layers_per_copy=1, **sizes)
     simulation = SmallWorld(config, speeds=replace(SMALL, layers=2))
     for index, prompt in enumerate(prompts):

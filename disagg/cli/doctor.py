@@ -5,7 +5,7 @@ import sys
 import torch
 
 from disagg.plan.link import CPU_DIAL_LIMIT
-from disagg.run.attention.kernel_trial import describe
+from disagg.run.attention.choice import describe
 from disagg.run.gpu import peer_access, sm_split
 from disagg.run.gpu.memory import free_bytes
 from disagg.run.model.weights import smollm2_ready

@@ -12,7 +12,7 @@ from disagg.monitor.violation import Report
 from disagg.plan.blocks import STATES
 from disagg.plan.commands import Decode, Worker
 from disagg.plan.config import Config
-from disagg.plan.spans import BlockMove
+from disagg.trace.spans import BlockMove
 
 FREE, IN_FLIGHT, USED, QUARANTINED = STATES
 CHANGES = {

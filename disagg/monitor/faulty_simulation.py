@@ -11,6 +11,7 @@ from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.seams import NOTICES
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
+from disagg.plan.blocks import Part
 from disagg.plan.config import Config
 from disagg.plan.kv_transfers import PAGING
 from disagg.plan.request import Job, Stage
@@ -26,7 +27,7 @@ STALL_NS = 50_000
 NEVER = 10**9  # a number that no transfer, pass or step has
 PREFILL, DECODE = cmd.Worker("prefill", 0), cmd.Worker("decode", 0)
 UNKNOWN: list[ev.Event] = [
-    ev.Landed(NEVER, (ev.Part(0, 1, 0, 1),), 1, 1),
+    ev.Landed(NEVER, (Part(0, 1, 0, 1),), 1, 1),
     ev.SourceRead(NEVER),
     ev.TransferFailed(NEVER, "fault"),
     ev.TransferClosed(NEVER),

@@ -19,7 +19,7 @@ from disagg.monitor.violation import InvariantViolation, entry_in_words
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
-from disagg.plan.spans import BlockMove
+from disagg.trace.spans import BlockMove
 
 TAIL = 12  # log entries that a violation shows
 

@@ -8,8 +8,8 @@ from disagg.monitor.transfer_monitor import TransferMonitor
 from disagg.monitor.violation import Report
 from disagg.plan import commands as cmd
 from disagg.plan.config import Config
-from disagg.plan.spans import BlockMove
-from disagg.plan.why import Wait, cycle_in_words, cycle_of
+from disagg.trace.spans import BlockMove
+from disagg.trace.why import Wait, cycle_in_words, cycle_of
 
 NAMED = 4
 

@@ -6,6 +6,7 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 FREE, IN_FLIGHT, USED, QUARANTINED = STATES = ("free", "in_flight", "used", "quarantined")
 
@@ -24,6 +25,11 @@ class BlockPool:
         self._free = list(range(total - 1, -1, -1))
         self._state = [FREE] * total
         self._owner: list[int | None] = [None] * total
+
+    @property
+    def setting(self) -> str:
+        """The setting that says how many blocks it has."""
+        return f"{self.name.split()[0]}_blocks"
 
     @property
     def gate(self) -> str:
@@ -161,6 +167,15 @@ class Table:
             for block in self.blocks:
                 if self.pool._state[block] != self.state:
                     raise AssertionError(f"{self.pool.name}: block {block} of {self.owner} is not {self.state}")
+
+
+class Part(NamedTuple):
+    """Layers [layer, layer_end) of table positions [block, block_end)."""
+
+    layer: int
+    layer_end: int
+    block: int
+    block_end: int
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

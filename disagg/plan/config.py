@@ -123,14 +123,14 @@ class Config:
 
     def replace(self, **changes: object) -> "Config":
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # __post_init__ checks them
+        return _checked({**vars(self), **changes})
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> "Config":
         """A preset, with some fields changed."""
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"preset {short(name)} is unknown{_nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]  # __post_init__ checks them
+        return _checked({**PRESETS[name], **changes})
 
     def _fill_in(self) -> None:
         """Fields at None whose default depends on the device."""
@@ -274,6 +274,10 @@ PRESETS: dict[str, dict[str, object]] = {
     "two_colocated": {**_COLOCATED, "decode_workers": 2},
     "conditional": {"prefill_workers": 0, "decode_workers": 2, "route": "direct", "conditional": True},
 }
+
+
+def _checked(fields: dict[str, object]) -> Config:
+    return Config(**fields)  # type: ignore[arg-type]  # __post_init__ checks them
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:

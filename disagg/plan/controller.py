@@ -14,13 +14,14 @@ from disagg.plan.commands import Broken, Command, Retuned, Turn
 from disagg.plan.config import Config
 from disagg.plan.decode_scheduler import DecodeScheduler
 from disagg.plan.errors import ConfigError, PolicyError
-from disagg.plan.kv_transfers import PAGING, KVTransfers
+from disagg.plan.gates import open_in_words
+from disagg.plan.kv_transfers import KVTransfers
+from disagg.plan.notices import Notices
 from disagg.plan.placement import Placement
 from disagg.plan.prefill_scheduler import PrefillScheduler
-from disagg.plan.request import Finish, Job, Stage
+from disagg.plan.request import Finish, Job
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer import Transfer
-from disagg.plan.why import open_in_words
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 #: Settings that a running engine can change.
@@ -40,7 +41,8 @@ class Controller:
     ) -> None:
         self.state = ControllerState(config, layers, token_bytes, steps_in_flight, pads)
         self.placement = Placement(self.state)
-        self.kv_transfers = KVTransfers(self.state, self.placement)
+        self.kv_transfers = KVTransfers(self.state, self.placement.back)
+        self.notices = Notices(self.state, self.kv_transfers)
         self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
         self.decoding = DecodeScheduler(self.state, self.kv_transfers)
         self.broken: str | None = None
@@ -69,7 +71,7 @@ class Controller:
         for pool in self.state.pools()[:-1]:
             if need > pool.capacity:
                 what = f"prompt of {len(job.prompt)} tokens and {job.max_new_tokens} new ones need {need} blocks"
-                advice = f"shorten the request or raise {pool.name.split()[0]}_blocks"
+                advice = f"shorten the request or raise {pool.setting}"
                 return f"{what} of {size}, but {pool.name} has {pool.capacity}; {advice}"
         return None
 
@@ -87,18 +89,12 @@ class Controller:
         match event:
             case ev.Stepped() | ev.StepFailed():
                 return self.decoding.ended(turn, event)
-            case ev.Landed():
-                return self._landed(turn, event)
+            case ev.Landed() | ev.SourceRead() | ev.TransferFailed() | ev.TransferClosed():
+                return self.notices.take(turn, event)
             case ev.Prefilled() | ev.PassFailed():
                 return self._pass_ended(turn, event)
-            case ev.SourceRead():
-                return self._source_read(event)
             case ev.Cancel():
                 return self._cancel(turn, event)
-            case ev.TransferClosed():
-                return self._transfer_closed(turn, event)
-            case ev.TransferFailed():
-                return self._transfer_failed(turn, event)
             case ev.RequestFailed():
                 return self.state.end_open(turn, event.request, Finish.FAILED, event.error)
             case ev.Submit(job):
@@ -142,54 +138,6 @@ class Controller:
         for record in list(self.state.records.values()):
             if refusal := self.refusal(record.job):
                 self.state.end(turn, record, Finish.FAILED, f"request {record.id} no longer fits: {refusal}")
-
-    def _landed(self, turn: Turn, event: ev.Landed) -> bool:
-        transfer = self._transfer(event.transfer)
-        if transfer is None:
-            return False
-        fresh = [transfer.landed.add(part) for part in event.parts]
-        self.state.counts["anomalies"] += fresh.count(False)
-        if transfer.route in PAGING and all(fresh):
-            self.state.costs.observe_copy(event.nbytes, event.took_ns)
-        elif all(fresh):
-            self.state.costs.observe_hand_off(event.nbytes, event.took_ns)
-        if transfer.complete and not transfer.aborted:
-            self.kv_transfers.complete(turn, transfer)
-        return any(fresh)
-
-    def _source_read(self, event: ev.SourceRead) -> bool:
-        """The source's blocks are free while second hops still run."""
-        transfer = self._transfer(event.transfer)
-        if transfer is None or self.state.is_anomaly(transfer.source_read):
-            return False
-        transfer.source_read = True
-        transfer.source.unpin(transfer.id)
-        if transfer.record.stage is Stage.HANDING_OFF:
-            self.state.drop(transfer.record, "prefill_table")
-        return True
-
-    def _transfer_failed(self, turn: Turn, event: ev.TransferFailed) -> bool:
-        transfer = self._transfer(event.transfer)
-        if transfer is None or transfer.aborted:
-            return False
-        error = f"{transfer.route} transfer of request {transfer.record.id} failed: {event.error}"
-        self.kv_transfers.fail(turn, transfer, error)
-        return True
-
-    def _transfer_closed(self, turn: Turn, event: ev.TransferClosed) -> bool:
-        transfer = self._transfer(event.transfer)
-        if transfer is None or self.state.is_anomaly(not transfer.aborted):
-            return False
-        self.kv_transfers.close(transfer)
-        if transfer.record.finish is None:
-            self.kv_transfers.recompute(turn, transfer.record)
-        return True
-
-    def _transfer(self, number: int) -> Transfer | None:
-        """The open transfer of a notice; a notice about any other is an anomaly."""
-        transfer = self.state.transfers.get(number)
-        self.state.is_anomaly(transfer is None)
-        return transfer
 
     # ---- after each event --------------------------------------------------------------------------------------------
 

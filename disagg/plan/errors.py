@@ -46,25 +46,6 @@ class DifferenceError(DisaggError, ValueError):
 class PackageError(DisaggError, ImportError):
     """A package is not installed in this Python, or can't be imported."""
 
-    @classmethod
-    def of(cls, error: BaseException) -> "PackageError":
-        """From the error of an import, with its first cause."""
-        error = first_of(error)
-        name = getattr(error, "name", None)
-        if isinstance(error, ModuleNotFoundError) and name and "." not in name:
-            what = f"the package {name} is not installed in this Python. Choose the kernel of this project (Kernel → "
-            return cls(f"{what}Change Kernel…), or type `make setup` in its folder and restart the kernel", name=name)
-        cause = in_words(error).strip().split("\n")[0]
-        what = f"a package that is needed here can't be imported ({cause}). Restart the kernel; if that does not help, "
-        return cls(f"{what}type `make setup` in this project's folder and restart it again", name=name)
-
-
-def first_of(error: BaseException) -> BaseException:
-    """The cause at the start of a chain of errors: packages that import on demand raise one of their own."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
 
 def in_words(error: BaseException) -> str:
     """Its type and its message."""

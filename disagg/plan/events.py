@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from disagg.plan.blocks import Part
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.request import Job
@@ -79,15 +80,6 @@ class StepFailed(NamedTuple):
     worker: Worker
     step: int
     error: str
-
-
-class Part(NamedTuple):
-    """Layers [layer, layer_end) of table positions [block, block_end)."""
-
-    layer: int
-    layer_end: int
-    block: int
-    block_end: int
 
 
 class Landed(NamedTuple):

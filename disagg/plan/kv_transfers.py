@@ -5,12 +5,12 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Assign, Preempted, Send, Turn, Worker
-from disagg.plan.placement import Placement
 from disagg.plan.policy import Option
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Finish, Record, Stage
@@ -23,8 +23,9 @@ PAGING = ("spill", "fetch")  # routes between a decode device and the host
 
 
 class KVTransfers:
-    def __init__(self, state: ControllerState, placement: Placement) -> None:
-        self.state, self.placement = state, placement
+    def __init__(self, state: ControllerState, back: Callable[[Turn, Record], Option | None]) -> None:
+        """`back` says which way K/V in host memory take; None where their request has been rejected."""
+        self.state, self._back = state, back
 
     def offer(self, turn: Turn, record: Record, stop: int, layers_ready: bool) -> None:
         """Sends the blocks up to token `stop`; the first call opens the hand-off."""
@@ -47,7 +48,7 @@ class KVTransfers:
         state, transfer = self.state, present(self.state.open_transfer(record))
         state.move(turn, record, Stage.HANDING_OFF, f"{transfer.route} transfer")
         if transfer.source_read:
-            state.drop(record, "prefill_table")
+            record.drop("prefill_table")
         if transfer.complete:
             self.complete(turn, transfer)
         else:
@@ -61,7 +62,7 @@ class KVTransfers:
         while (record := state.wanting.peek()) is not None:
             worker = max(state.decodes, key=lambda decode: decode.pool.available)
             in_host = record.stage in (Stage.SPILLED, Stage.PARKED)
-            table = state.reserve_decode(worker, record, (record.context if in_host else record.prefill_target) + 1)
+            table = self.reserve(worker, record, (record.context if in_host else record.prefill_target) + 1)
             if table is None:
                 state.wanting.gate = record.gate
                 self._park(turn)
@@ -72,6 +73,18 @@ class KVTransfers:
                 continue
             self._target(turn, present(state.open_transfer(record)), table, worker.name)
         return state.counts["recomputes"] > before
+
+    def reserve(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
+        """Blocks for `tokens` on a decode worker, or None."""
+        need, pool = blocks_for(tokens, self.state.config.block_size), worker.pool
+        growth, available = worker.growth, pool.available
+        enough = available >= need + growth
+        rule, numbers = "target" if enough else "target: no block", {"need": need, "growth": growth}
+        self.state.because(rule, request=record.id, available=available, pool=pool.name, **numbers)
+        if not enough:
+            record.gate = pool.gate
+            return None
+        return Table.reserve(pool, need, record.id)
 
     def _park(self, turn: Turn) -> None:
         """Decode is full: hand-offs that wait hold at most a quarter of their prefill device's blocks. What is beyond
@@ -123,7 +136,7 @@ class KVTransfers:
         """Back to the queue: prefill computes the prompt and all tokens so far, and gives the next one."""
         state = self.state
         state.counts["recomputes"] += 1
-        state.drop(record, "decode_table", "host_table")
+        record.drop("decode_table", "host_table")
         record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
         if state.config.colocated:  # where it decoded
             record.stays, record.prefill_worker = True, record.decode_worker
@@ -140,11 +153,11 @@ class KVTransfers:
         record.transfer = None
         if transfer.target is record.host_table:
             spilled = transfer.route == "spill"
-            state.drop(record, "decode_table" if spilled else "prefill_table")
+            record.drop("decode_table" if spilled else "prefill_table")
             state.move(turn, record, Stage.SPILLED if spilled else Stage.PARKED)
             state.wait(state.wanting, record)
         else:
-            state.drop(record, "prefill_table", "host_table")
+            record.drop("prefill_table", "host_table")
             state.arrive(turn, record)
 
     def fail(self, turn: Turn, transfer: Transfer, error: str) -> None:
@@ -173,7 +186,7 @@ class KVTransfers:
 
     def _fetch(self, turn: Turn, record: Record) -> bool:
         """False where computing the K/V again costs less by now: it goes back to the queue."""
-        choice = self.placement.back(turn, record)
+        choice = self._back(turn, record)
         if choice is None or choice.way == "recompute":
             self.recompute(turn, record)
             return False

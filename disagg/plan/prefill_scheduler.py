@@ -97,7 +97,7 @@ class PrefillScheduler:
     def _blocks(self, worker: PrefillWorkerState, record: Record) -> tuple[int, int]:
         """Blocks that its prefill takes, and how many must stay free."""
         need = blocks_for(record.prefill_target + record.stays, self.state.config.block_size)
-        return need, self.state.growth(worker.decode) if worker.decode else 0
+        return need, worker.decode.growth if worker.decode else 0
 
     def _admit(self, turn: Turn, worker: PrefillWorkerState, record: Record) -> bool:
         """Reserves the blocks of the whole prompt. False: those before it in this pass have taken what was free."""
@@ -122,7 +122,7 @@ class PrefillScheduler:
         if record.stays or not self.state.config.colocated:
             return True
         worker = self.state.decodes[present(record.decode_worker)]
-        record.decode_table = self.state.reserve_decode(worker, record, record.prefill_target + 1)
+        record.decode_table = self.kv_transfers.reserve(worker, record, record.prefill_target + 1)
         return record.decode_table is not None
 
     def _places(self, worker: PrefillWorkerState, record: Record) -> tuple[int, int | None]:

@@ -220,6 +220,13 @@ class Record:
     def tables(self) -> list[Table]:
         return [t for t in (self.prefill_table, self.decode_table, self.host_table) if t is not None]
 
+    def drop(self, *names: str) -> None:
+        """Releases these of its tables, where it has them."""
+        for name in names:
+            if (table := getattr(self, name)) is not None:
+                table.release()
+                setattr(self, name, None)
+
     @property
     def left(self) -> int:
         """Tokens it may still generate."""

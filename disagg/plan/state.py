@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from disagg.plan.batching import Padding, StepModel
-from disagg.plan.blocks import BlockPool, MoveListener, Table, blocks_for
+from disagg.plan.blocks import BlockPool, MoveListener
 from disagg.plan.checks import present
 from disagg.plan.commands import Abort, Ended, Turn, Worker
 from disagg.plan.config import Config
@@ -13,13 +13,14 @@ from disagg.plan.events import Probed
 from disagg.plan.policy import Decider, named
 from disagg.plan.preemption import PreemptionCosts
 from disagg.plan.queues import Queue
-from disagg.plan.reason import Reason
 from disagg.plan.request import Finish, Job, Priority, Record, Stage
 from disagg.plan.transfer import Transfer
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 #: A deadline is for a worker's pass or step, or for a transfer to land or, once aborted, to close.
 Due = PrefillWorkerState | DecodeWorkerState | Transfer
+
+Reason = tuple[str, dict[str, object]]  # a rule that fired, and the numbers that it compared
 
 
 class Deadlines(dict[int, tuple[int, Due]]):
@@ -58,7 +59,7 @@ class ControllerState:
         self.steps_in_flight, self._pads = steps_in_flight, pads
         self.policy = Decider(named(config.policy))
         self.on_move: list[MoveListener] = []
-        self.reasons: list[Reason] | None = None  # rules that fired; None: they are not kept
+        self.reasons: list[Reason] | None = None  # None: they are not kept
         self.host = self._pool("host", config.host_blocks)
         self.decodes = [self._decode_worker(index) for index in range(config.decode_workers)]
         shared = Queue()
@@ -92,11 +93,9 @@ class ControllerState:
     def retune(self, config: Config) -> None:
         """New settings from now on; a pool that shrinks drains."""
         self.config, self.policy = config, Decider(named(config.policy))
-        self.host.capacity = min(self.host.total, present(config.host_blocks))
-        for prefill in self.prefills:
-            prefill.pool.capacity = min(prefill.pool.total, present(config.prefill_blocks))
+        for pool in self.pools():
+            pool.capacity = min(pool.total, getattr(config, pool.setting))
         for decode in self.decodes:
-            decode.pool.capacity = min(decode.pool.total, present(config.decode_blocks))
             decode.retune(config.bins, config.itl_target_s)
         self.costs.out, self.costs.back = config.links
         for record in self.records.values():
@@ -186,13 +185,6 @@ class ControllerState:
         stages = tuple(record.stages)
         turn.commands.append(Ended(record.id, finish, error, turn.now_ns, stages, record.decode_worker))
 
-    def drop(self, record: Record, *names: str) -> None:
-        for name in names:
-            table = getattr(record, name)
-            if table is not None:
-                table.release()
-                setattr(record, name, None)
-
     # ---- transfers, blocks -------------------------------------------------------------------------------------------
 
     def open_transfer(self, record: Record) -> Transfer | None:
@@ -207,28 +199,10 @@ class ControllerState:
             self.deadlines.pop(transfer.id, None)
             self.deadlines.start(turn, transfer.id, transfer)
 
-    def growth(self, worker: DecodeWorkerState) -> int:
-        """Blocks of a decode worker that no newcomer gets: for rows to grow into, and one for the first landed request,
-        for which others may have been preempted."""
-        first = worker.landed.peek()
-        return len(worker.rows) // 4 + (first is not None and worker.is_full(first))
-
-    def reserve_decode(self, worker: DecodeWorkerState, record: Record, tokens: int) -> Table | None:
-        """Blocks for `tokens` on a decode worker, or None."""
-        need, pool = blocks_for(tokens, self.config.block_size), worker.pool
-        growth, available = self.growth(worker), pool.available
-        enough = available >= need + growth
-        rule, numbers = "target" if enough else "target: no block", {"need": need, "growth": growth}
-        self.because(rule, request=record.id, available=available, pool=pool.name, **numbers)
-        if not enough:
-            record.gate = pool.gate
-            return None
-        return Table.reserve(pool, need, record.id)
-
     def because(self, rule: str, **numbers: object) -> None:
         """Keeps the reason for a decision, where reasons are kept."""
         if self.reasons is not None:
-            self.reasons.append(Reason(rule, numbers))
+            self.reasons.append((rule, numbers))
 
     def is_anomaly(self, notice: bool) -> bool:
         """Counts a notice that is late, repeated, or about a request or transfer that is not open."""

@@ -5,8 +5,7 @@ Notebook: notebooks/02_disaggregation.ipynb.
 
 from dataclasses import dataclass
 
-from disagg.plan.blocks import Table
-from disagg.plan.events import Part
+from disagg.plan.blocks import Part, Table
 from disagg.plan.request import Record
 
 

@@ -12,13 +12,12 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from disagg.plan.blocks import BlockPool
+from disagg.plan.blocks import BlockPool, Part
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
-from disagg.plan.events import Landed, Part, SourceRead, TransferClosed, TransferFailed
+from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed
 from disagg.plan.link import LaneName, LaneRole, Link, LinkClock
 from disagg.plan.request import Priority
-from disagg.plan.spans import Span
 
 Notice = Landed | SourceRead | TransferClosed | TransferFailed
 FIRST_LANE = {"bulk": LaneRole.DIRECT, "direct": LaneRole.DIRECT, "staged": LaneRole.DOWN, "spill": LaneRole.SPILL}
@@ -60,13 +59,6 @@ class Copy:
     def hop_two(self) -> bool:
         """From a slot of the ring onto the decode device."""
         return self.slot is not None and not self.hop_one
-
-    def span(self, landed_ns: int) -> Span:
-        spills, layers = self.lane.role is LaneRole.SPILL, self.layer_end - self.layer
-        kind = "spill" if spills else "fetch" if self.source.role == "host" else "copy"
-        span = Span(kind, str(self.lane), self.start_ns, landed_ns, (self.request,), self.layer, layers, self.nbytes)
-        span = span._replace(transfer=self.transfer, ready_ns=self.ready_ns, blocks=len(self.blocks))
-        return span._replace(deadline_ns=self.landing_ns, occupied_ns=self.busy_until_ns - self.start_ns)
 
 
 @dataclass(eq=False)
@@ -110,6 +102,19 @@ class Lane:
         self.ready: list[tuple[Priority, int, Copy]] = []
 
 
+def lanes_of(config: Config) -> list[LaneName]:
+    """The lanes that its routes take."""
+    staged, senders, decodes = config.route == "staged", range(config.sender[1]), range(config.decode_workers)
+    names = [LaneName(LaneRole.DOWN if staged else LaneRole.DIRECT, i) for i in senders]
+    if config.host_blocks:
+        names += [LaneName(LaneRole.SPILL, i) for i in decodes]
+    if config.host_blocks or (staged and senders):
+        names += [LaneName(LaneRole.UP, i) for i in decodes]
+    if config.host_blocks and staged:
+        names += [LaneName(LaneRole.PARK, i) for i in senders]
+    return names
+
+
 class TransferScheduler:
     """Copies and lanes of one machine, whose K/V of a token are `token_bytes` in `layers` layers."""
 
@@ -117,18 +122,9 @@ class TransferScheduler:
         self.layers = layers
         self.layer_block_bytes = config.block_size * token_bytes // layers
         self.measured_bytes = 0  # the least that a copy should carry, once that is measured
-        staged, decodes = config.route == "staged", range(config.decode_workers)
-        leaving = LaneRole.DOWN if staged else LaneRole.DIRECT
-        names = [LaneName(leaving, i) for i in range(config.sender[1])]
-        if config.host_blocks:
-            names += [LaneName(LaneRole.SPILL, i) for i in decodes]
-        if config.host_blocks or (staged and config.sender[1]):
-            names += [LaneName(LaneRole.UP, i) for i in decodes]
-        if config.host_blocks and leaving is LaneRole.DOWN:
-            names += [LaneName(LaneRole.PARK, i) for i in range(config.sender[1])]
-        self.lanes = {name: Lane(name) for name in names}
+        self.lanes = {name: Lane(name) for name in lanes_of(config)}
         self.retune(config)
-        self.ring = BlockPool("ring", config.ring_slots if staged else 0)
+        self.ring = BlockPool("ring", config.ring_slots if config.route == "staged" else 0)
         self.progress: dict[int, TransferProgress] = {}  # of open transfers, by their id
         self.on_ring: Callable[[int, int], None] = lambda at_ns, held: None  # called with the number of slots held
         self.queued = 0  # copies that are ready on all lanes

@@ -162,6 +162,13 @@ class DecodeWorkerState:
         """A record outside the batch needs a block for its next token."""
         return record.context >= self.slots(record)
 
+    @property
+    def growth(self) -> int:
+        """Blocks that no newcomer gets: for rows to grow into, and one for the first landed request, for which others
+        may have been preempted."""
+        first = self.landed.peek()
+        return len(self.rows) // 4 + (first is not None and self.is_full(first))
+
     def needs_block(self, row: BinRow) -> bool:
         return row.context(self.next_step) >= self.slots(row.record)
 
@@ -209,13 +216,12 @@ class DecodeWorkerState:
 
     def row_chunks(self) -> list[Chunk]:
         """The rows of the step at hand as chunks of one token each, for a mixed pass."""
-        return [self._row_chunk(self.rows[request]) for request in self._issued.requests]
-
-    def _row_chunk(self, row: BinRow) -> Chunk:
-        record, last = row.record, row.record.context
-        blocks = tuple(present(record.decode_table).blocks[: blocks_for(last + 1, self.block_size)])
-        tokens, index = tuple(record.generated[-1:]), len(record.generated)
-        return Chunk(record.id, last, last + 1, tokens, blocks, True, index, record.job.sampling, None)
+        chunks = []
+        for record in (self.rows[request].record for request in self._issued.requests):
+            last, index, tokens = record.context, len(record.generated), tuple(record.generated[-1:])
+            blocks = tuple(present(record.decode_table).blocks[: blocks_for(last + 1, self.block_size)])
+            chunks.append(Chunk(record.id, last, last + 1, tokens, blocks, True, index, record.job.sampling, None))
+        return chunks
 
     def _compose(self) -> None:
         """Refreshes the groups whose rows have changed."""

@@ -7,13 +7,13 @@ import torch
 
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
-from disagg.plan.spans import Span
 from disagg.run.clock import now_ns
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import BatchRows, DecodeBatch
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
+from disagg.trace.spans import Span
 
 PROBED = ((2, 16), (8, 16), (8, 64), (1, 16))  # rows, and the context of each, of the steps that are timed at the start
 

@@ -21,19 +21,19 @@ from disagg.plan import intake
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Job, Request, listed
-from disagg.plan.why import why
 from disagg.run.attention.choice import AttentionPath
 from disagg.run.clock import now_ns
 from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
 from disagg.run.loop import EngineLoop
+from disagg.run.machine.devices import check_devices
+from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
 from disagg.run.open_engines import check_fork
-from disagg.run.placement import check_devices
 from disagg.run.serving import ServedRun
-from disagg.run.sizes import Settings
 from disagg.trace.results import Result, Run
+from disagg.trace.why import why
 
 if TYPE_CHECKING:
     from disagg.monitor.fault_plan import FaultPlan

@@ -16,9 +16,9 @@ from disagg.run.attention.choice import AttentionPath, in_words, pick_kernel
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.device import finish
 from disagg.run.kv_cache import KVCache
+from disagg.run.machine.devices import make_caches
 from disagg.run.model.model import Model
 from disagg.run.model.shared import model_on
-from disagg.run.placement import make_caches
 from disagg.run.prefill_worker import PrefillStage
 from disagg.run.reports import Reports
 from disagg.run.transfers import Transfers

@@ -8,7 +8,6 @@ import torch
 from disagg.plan.blocks import blocks_for
 from disagg.plan.commands import Prefill
 from disagg.plan.events import Prefilled
-from disagg.plan.spans import Span
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
@@ -18,6 +17,7 @@ from disagg.run.model.model import PASS_STEP, Model
 from disagg.run.model.sampling import Draw, pick_tokens
 from disagg.run.reports import Reports
 from disagg.run.transfers import Departing, Transfers
+from disagg.trace.spans import Span
 
 if TYPE_CHECKING:
     from disagg.run.gpu.prefill_graph import PrefillGraphs
@@ -47,32 +47,33 @@ class PrefillStage:
         """Compiles, where the model is to be compiled, by running passes through the empty cache, the largest one
         first; then captures, where graphs are wanted."""
         if self.model.compiled:
-            size = self.cache.block_size
-            for tokens, start in ((self._most, 0), (3 * PASS_STEP, 0), (PASS_STEP, size)):
+            for tokens, start in ((self._most, 0), (3 * PASS_STEP, 0), (PASS_STEP, self.cache.block_size)):
                 progress(f"compiling prefill: a pass of {tokens} tokens")
-                blocks = list(range(min(blocks_for(start + tokens, size), self.cache.num_blocks)))
-                segment = Segment(start, min(start + tokens, len(blocks) * size), blocks)
-                if segment.num_tokens > 0:
-                    ids = torch.zeros(segment.num_tokens, dtype=torch.long)
-                    self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
-            settle(self.cache.device)
+                self._run_empty(tokens, start)
         if self._graphs is not None:
             self._graphs.prepare(progress)
 
     def probe(self) -> list[tuple[int, int]]:
         """(tokens, ns) of passes through the empty cache; the first of each size is not counted."""
-        size, found = self.cache.block_size, []
-        for tokens in (min(PROBED[0], self._most), min(PROBED[1], self._most)):
-            blocks = list(range(min(blocks_for(tokens, size), self.cache.num_blocks)))
-            segment = Segment(0, min(tokens, len(blocks) * size), blocks)
-            ids = torch.ones(segment.num_tokens, dtype=torch.long)
+        found = []
+        for tokens in PROBED:
             for _ in range(2):
                 began = now_ns()
-                self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
-                settle(self.cache.device)
+                count = self._run_empty(min(tokens, self._most))
                 took = now_ns() - began
-            found.append((segment.num_tokens, took))
+            found.append((count, took))
         return found
+
+    def _run_empty(self, tokens: int, start: int = 0) -> int:
+        """A pass over so many tokens through the empty cache, as far as that has blocks for them; how many it had."""
+        size = self.cache.block_size
+        blocks = list(range(min(blocks_for(start + tokens, size), self.cache.num_blocks)))
+        segment = Segment(start, min(start + tokens, len(blocks) * size), blocks)
+        if segment.num_tokens > 0:
+            ids = torch.ones(segment.num_tokens, dtype=torch.long)
+            self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
+            settle(self.cache.device)
+        return segment.num_tokens
 
     def close(self) -> None:
         """Drops what belongs to the stream while that is there."""

@@ -8,8 +8,8 @@ import torch
 from disagg.plan.commands import Decode, Prefill
 from disagg.plan.errors import in_words
 from disagg.plan.events import Event, PassFailed, RequestFailed, StepFailed
-from disagg.plan.spans import Span
 from disagg.run.gpu.device import is_fatal
+from disagg.trace.spans import Span
 
 T = TypeVar("T")
 Post = Callable[[Event], None]  # takes an event into the inbox

@@ -18,7 +18,6 @@ from disagg.plan.config import Config
 from disagg.plan.errors import in_words
 from disagg.plan.events import WorkerDied
 from disagg.plan.link import LaneName, LaneRole
-from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import Copy, Notice, TransferScheduler
 from disagg.run.checksum import digest
 from disagg.run.clock import now_ns
@@ -28,6 +27,7 @@ from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache
 from disagg.run.reports import Post
 from disagg.run.threads import Joinable
+from disagg.trace.spans import Span, span_of
 
 if TYPE_CHECKING:
     from disagg.run.gpu.sm_split import SMPartition
@@ -177,7 +177,7 @@ class Transfers:
     def land(self, copy: Copy, at_ns: int) -> None:
         with self.lock:
             notices = self.scheduler.finish(copy)
-            self._record(copy.span(at_ns))
+            self._record(span_of(copy, at_ns))
             self._post_all(notices)
             self._changed.notify_all()
         self.drive()

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from disagg.plan.spans import Span
 from disagg.show.columns import SpanColumns, look
 from disagg.show.plots.summaries import numbers_of, sentence
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 
 try:

@@ -4,9 +4,9 @@ neighbours, each a variable-length integer (7 bits a byte, the lowest first; the
 
 from collections.abc import Iterable, Sequence
 
-from disagg.plan.spans import BlockMove, Span
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND
 from disagg.show.plots.summaries import row_names, runs_of
+from disagg.trace.spans import BlockMove, Span
 from disagg.trace.timeline import Timeline
 
 KINDS = tuple(COLOUR_OF)

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
-from disagg.plan.spans import Span
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, INK, LEGEND
 from disagg.show.plots.picture import Picture
@@ -16,6 +15,7 @@ from disagg.show.plots.summaries import plural, row_names
 from disagg.show.plots.timeline_plot import time_axis
 from disagg.show.validate import Compared
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 
 TALL = 0.42  # of a row, for each of the two
 WORDS = {

@@ -21,10 +21,10 @@ from disagg.plan.link import Link
 from disagg.plan.policy import POLICIES, FirstCome, Option
 from disagg.plan.preemption import Arm, Choice
 from disagg.plan.request import Stage, Waiting
-from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.trace import parts
 from disagg.trace.files import inside, located, whole
 from disagg.trace.schema import COUNTS, HEADER, SHAPES, Row, check
+from disagg.trace.spans import BlockMove, Mark, Span
 
 FORMAT, VERSION = "disagg", 1
 OF_A_RUN = ("config", "machine", "counts", "padding", "peak_blocks", "interrupted")  # of the header

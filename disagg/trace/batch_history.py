@@ -12,8 +12,8 @@ from typing import NamedTuple
 from disagg.plan.batching import Padding
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Finish, Stage
-from disagg.plan.spans import Span
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Span
 
 Stages = tuple[tuple[int, Stage], ...]  # of a result: (ns, stage) in order
 

@@ -1,7 +1,10 @@
-"""The controller's events and commands in words, for stepping through its decisions."""
+"""The controller's events, reasons and commands in words, for stepping through its decisions."""
+
+from collections.abc import Mapping
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
+from disagg.plan.blocks import Part
 
 
 def event_in_words(event: ev.Event) -> str:
@@ -78,7 +81,35 @@ def _took(event: ev.Prefilled | ev.Stepped) -> str:
     return f"{(event.ended_ns - event.started_ns) / 1e6:.1f} ms"
 
 
-def _part(part: ev.Part) -> str:
+def _part(part: Part) -> str:
     one = part.layer_end == part.layer + 1
     layers = f"layer {part.layer}" if one else f"layers {part.layer} to {part.layer_end - 1}"
     return f"{layers}, blocks {part.block} to {part.block_end - 1},"
+
+
+def reason_in_words(rule: str, numbers: Mapping[str, object]) -> str:
+    """Why the controller decided as it did: a rule that fired, and the numbers that it compared."""
+    return RULES[rule].format(**numbers)
+
+
+RULES = {
+    "admit": "request {request} starts prefill: it takes {need} of the {available} free blocks of {pool}",
+    "admit: no slot": "request {request} stays in its queue: {ahead} requests are on their way to {limit} places "
+    "in the batch",
+    "admit: no block": "request {request} stays in its queue: it needs {need} blocks of {pool}, {available} are free",
+    "place": "request {request} goes the way {way}: {costs}",
+    "chunk": "the pass takes tokens {start} to {stop} of request {request}'s {target}; its budget was {budget}",
+    "target": "request {request} gets {need} of the {available} free blocks of {pool} ({growth} stay for rows to grow)",
+    "target: no block": "request {request} waits for {pool}: {need} blocks and {growth} for rows to grow are more than "
+    "the {available} free",
+    "park": "the K/V of request {request} go to host memory in {blocks} blocks: decode is full, and waiting hand-offs "
+    "hold more than a quarter of prefill's blocks",
+    "join": "request {request} joins the batch as row {rows} of at most {limit}",
+    "join: no slot": "request {request} has landed and waits: the batch has {rows} of at most {limit} rows",
+    "grow": "request {request} takes one more block of {pool} for its token {context}; {available} were free",
+    "grow: no block": "request {request} needs a block of {pool} for its token {context}, and none is free",
+    "preempt": "request {victim} makes room for request {request}: it is the last by policy {policy}",
+    "spill": "request {request} is spilled: {spill_ms} ms there and back, against {recompute_ms} ms to recompute",
+    "recompute": "request {request} is computed again: {recompute_ms} ms, against {spill_ms} ms to spill and fetch",
+    "end": "request {request} ends ({finish}); its blocks {blocks}",
+}

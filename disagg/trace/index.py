@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
-from disagg.plan.spans import Mark, Span
+from disagg.trace.spans import Mark, Span
 
 ORDER = ("prefill", "down", "park", "direct", "up", "decode", "spill")  # of workers and lanes, as a request passes them
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import Any
 
-from disagg.plan.spans import Span
 from disagg.trace.files import whole
 from disagg.trace.index import Index, places_of
+from disagg.trace.spans import Span
 
 Event = dict[str, Any]  # of the trace, as JSON holds it
 QUEUES = "queues and memory"  # the process of counters and gates

@@ -19,9 +19,9 @@ from typing import NamedTuple, Protocol
 
 from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Stage
-from disagg.plan.spans import Span
 from disagg.trace.index import Index
 from disagg.trace.intervals import Interval, length
+from disagg.trace.spans import Span
 
 WORKS = ("prefill", "recompute", "transfer", "spill", "fetch", "decode")
 #: All names, in the order of a request's life.

@@ -15,10 +15,10 @@ from disagg.plan.commands import Placed
 from disagg.plan.config import Config
 from disagg.plan.events import Event, Probed
 from disagg.plan.preemption import Choice
-from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import BlockMove, Mark, Span
 from disagg.trace.timeline import Kept, Timeline
 
 BETWEEN_RUNS = 10_000  # entries of each kind kept for requests that belong to no run

@@ -15,7 +15,7 @@ from disagg.plan.errors import FileError
 from disagg.plan.policy import WAYS
 from disagg.plan.preemption import Arm
 from disagg.plan.request import LEGAL_MOVES, Finish, Stage
-from disagg.plan.spans import Span
+from disagg.trace.spans import Span
 
 Row = dict[str, Any]  # of JSON: a line by its fields
 KINDS = ("prefill", "decode", "copy", "spill", "fetch")

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from disagg.plan.spans import BlockMove, Mark, Span
 from disagg.trace.index import Index, places_of
 from disagg.trace.intervals import intersection, length, union
+from disagg.trace.spans import BlockMove, Mark, Span
 
 if TYPE_CHECKING:
     from disagg.trace.archive import Recording

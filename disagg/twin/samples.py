@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from disagg.plan.request import Stage
-from disagg.plan.spans import Span
 from disagg.trace.intervals import intersection, length, union
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 
 
 class PassSample(NamedTuple):

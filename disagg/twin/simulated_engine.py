@@ -3,28 +3,29 @@
 One heap, one order, no thread. `Speeds` are round numbers; real figures need the cost model of hardware.py.
 """
 
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.errors import EngineError, RequestError
+from disagg.plan.gates import open_in_words
 from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.request import Job
-from disagg.plan.spans import Span
 from disagg.plan.state import ControllerState
-from disagg.plan.transfer_scheduler import Copy, TransferScheduler
-from disagg.plan.why import open_in_words
+from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.trace.recorder import Recorder
 from disagg.trace.results import Result, Run
+from disagg.trace.spans import Span
 from disagg.twin.batch_view import BatchView
 from disagg.twin.blocking_pass import BlockingPass
 from disagg.twin.hardware import Predicted
+from disagg.twin.simulated_lanes import SimulatedLanes
 
 
 @dataclass(frozen=True)
@@ -74,50 +75,20 @@ def fake_token(request: int, index: int) -> int:
     return 3 + (request * 7919 + index * 104_729) % 997
 
 
-class VirtualClock:
-    """Actions in the order of their times: one heap, one thread. Times in ns."""
-
-    def __init__(self) -> None:
-        self.now_ns = 0
-        self._heap: list[tuple[int, float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._sequence = 0
-
-    def at(self, when_ns: int, action: Callable[..., object], *args: Any) -> None:
-        """Schedules an action; simultaneous ones run in the order of scheduling."""
-        self._sequence += 1
-        heapq.heappush(self._heap, (when_ns, self._tie(), self._sequence, action, args))
-
-    def _tie(self) -> float:
-        """Order of simultaneous actions; checked simulations draw it at random."""
-        return 0
-
-    def step(self) -> bool:
-        """Runs the next scheduled action; False if none is left."""
-        if not self._heap:
-            return False
-        when, _, _, action, args = heapq.heappop(self._heap)
-        self.now_ns = max(self.now_ns, when)
-        action(*args)
-        return True
-
-
-class SimulatedEngine(VirtualClock):
+class SimulatedEngine(SimulatedLanes):
     """One controller, its transfer scheduler, and workers that take time. `step` advances by one event."""
 
     def __init__(
         self, config: Config, speeds: WorkTimes = Speeds(), steps_in_flight: int | None = None, record: bool = True
     ) -> None:
-        super().__init__()
-        self.config, self.speeds = config, speeds
         shape = {"layers": speeds.layers, "token_bytes": speeds.token_bytes}
+        super().__init__(TransferScheduler(config, **shape))
+        self.config, self.speeds = config, speeds
         ahead = speeds.steps_in_flight if steps_in_flight is None else steps_in_flight
         self.controller = Controller(config, **shape, steps_in_flight=ahead, pads=speeds.pads)
-        self.transfers = TransferScheduler(config, **shape)
         self.results: dict[int, Result] = {}
         self.recorder = Recorder(self.controller.state, self.transfers, "virtual clock", last=0)
         self.recorder.begin(0, record)
-        self.busy_lanes: set[LaneName] = set()
-        self.blocked: list[BlockingPass] = []  # passes that wait in a hand-off
         self._free_ns: dict[cmd.Worker, int] = {}
         self._batches: dict[cmd.Worker, BatchView] = {}
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request must get
@@ -174,6 +145,9 @@ class SimulatedEngine(VirtualClock):
     def so_far(self) -> Run:
         return self.recorder.run(self.controller.state.config, list(self.results.values()))
 
+    def copy_ns(self, lane: LaneName, nbytes: int) -> int:
+        return self.speeds.copy_ns(lane, nbytes)
+
     def close(self) -> None:
         """Breaks its reference cycles, so that it is freed at once, without the collector."""
         self.transfers.on_ring = lambda at_ns, held: None
@@ -222,7 +196,8 @@ class SimulatedEngine(VirtualClock):
         speeds, start = self.speeds, self._start(command.worker)
         lead, layer, tail = self._pass_ns(command)
         if self.transfers.blocking:
-            self.at(start + lead, BlockingPass(self, command, start, layer, tail).hand_off)
+            written, ended = partial(self.layer_written, command), partial(self.end_pass, command, start)
+            self.at(start + lead, BlockingPass(self, command, layer, tail, written, ended).hand_off)
             return
         marks = tuple([start + lead + index * layer for index in range(speeds.layers)])
         for index, moving in handed_off_by(self.transfers, command):
@@ -295,50 +270,6 @@ class SimulatedEngine(VirtualClock):
 
     def _start(self, worker: cmd.Worker) -> int:
         return max(self.now_ns, self._free_ns.get(worker, 0))
-
-    def drive_lanes(self) -> None:
-        """Starts a copy on every idle lane that has one ready; passes that no copy holds up go on."""
-        transfers, busy = self.transfers, self.busy_lanes
-        if transfers.queued:
-            for name, lane in transfers.lanes.items():
-                if lane.ready and name not in busy and (copy := self.start_copy(name)) is not None:
-                    self._fly(copy, lane.clock.link.dialled)
-        for waiting in list(self.blocked):
-            waiting.go_on()
-
-    def start_copy(self, lane: LaneName) -> Copy | None:
-        """The lane's next copy; None where it waits for a ring slot."""
-        return self.transfers.start(lane)
-
-    def _fly(self, copy: Copy, dialled: bool) -> None:
-        """Keeps the lane busy and schedules the landing; a copy on an undialled link takes the time of `speeds`."""
-        self.busy_lanes.add(copy.lane)
-        if not dialled:
-            copy.start_ns = max(copy.start_ns, self.now_ns)
-            took = self.speeds.copy_ns(copy.lane, copy.nbytes)
-            copy.busy_until_ns = copy.landing_ns = copy.start_ns + took
-        if copy.busy_until_ns < copy.landing_ns:
-            self.at(copy.busy_until_ns, self._lane_free, copy.lane)
-            self.at(copy.landing_ns, self.land, copy)
-        else:
-            self.at(copy.landing_ns, self._through, copy)
-
-    def _lane_free(self, name: LaneName) -> None:
-        self.busy_lanes.discard(name)
-        self.drive_lanes()
-
-    def _through(self, copy: Copy) -> None:
-        """Without latency a link is free as its copy lands."""
-        self._lane_free(copy.lane)
-        self.land(copy)
-
-    def land(self, copy: Copy) -> None:
-        notices = self.transfers.finish(copy)
-        if self.recorder.on:
-            self.recorder.span(copy.span(copy.landing_ns))
-        for notice in notices:
-            self.deliver(notice)
-        self.drive_lanes()  # whether or not a notice came through
 
 
 def handed_off_by(transfers: TransferScheduler, command: cmd.Prefill) -> list[tuple[int, list[int]]]:

@@ -9,6 +9,7 @@ Moments are computed one window at a time from a copy of the simulation; going b
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 from disagg.plan import commands as cmd
@@ -17,8 +18,8 @@ from disagg.plan.blocks import BlockPool
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.request import Record, Request
-from disagg.plan.state import ControllerState
-from disagg.trace.describe import command_in_words, event_in_words
+from disagg.plan.state import ControllerState, Reason
+from disagg.trace.describe import command_in_words, event_in_words, reason_in_words
 from disagg.trace.results import Run
 from disagg.twin.simulate import simulation_of
 from disagg.twin.simulated_engine import SimulatedEngine, Speeds
@@ -51,12 +52,12 @@ class SteppedEngine(SimulatedEngine):
     delivered = 0
 
     def deliver(self, event: ev.Event) -> None:
-        reasons: list[Any] = []
+        reasons: list[Reason] = []
         commands: list[cmd.Command] = []
         self.controller.state.reasons, self._obeyed = reasons, commands
         super().deliver(event)
         if self.moments is not None:
-            why, what = tuple(map(str, reasons)), tuple(map(command_in_words, commands))
+            why, what = tuple(starmap(reason_in_words, reasons)), tuple(map(command_in_words, commands))
             moment = Moment(self.delivered, self.now_ns, event_in_words(event), why, what, state_of(self))
             self.moments.append(moment)
         self.delivered += 1

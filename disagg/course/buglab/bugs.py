@@ -24,6 +24,7 @@ from disagg.plan.commands import Ended, Worker
 from disagg.plan.config import Config
 from disagg.plan.controller import Controller
 from disagg.plan.kv_transfers import KVTransfers
+from disagg.plan.notices import Notices
 from disagg.plan.request import Finish, Request, Stage
 from disagg.plan.transfer import LayerBlocks
 from disagg.plan.transfer_scheduler import TransferScheduler
@@ -53,7 +54,7 @@ def gives_way(self: KVTransfers, turn: Any, record: Any) -> None:
     shipped_prefilled(self, turn, record)
     if transfer is not None and record.host_table is not None and record.prefill_table is not None:
         transfer.source.unpin(transfer.id)
-        self.state.drop(record, "prefill_table")
+        record.drop("prefill_table")
 
 
 def only_dropped(self: DecodeWorkerState, record: Any, table: Table) -> None:
@@ -64,10 +65,9 @@ def only_dropped(self: DecodeWorkerState, record: Any, table: Table) -> None:
             step.dropped.add(record.id)
 
 
-def failed_is_landed(self: Controller, turn: Any, event: Any) -> bool:
-    """In place of Controller._transfer_failed: a transfer that has come to an end is taken for one that landed."""
-    transfer = self._transfer(event.transfer)
-    if transfer is not None and not transfer.aborted:
+def failed_is_landed(self: Notices, turn: Any, transfer: Any, error: str) -> bool:
+    """In place of Notices._failed: a transfer that has come to an end is taken for one that landed."""
+    if not transfer.aborted:
         self.kv_transfers.complete(turn, transfer)
     return True
 
@@ -83,7 +83,7 @@ def keeps_what_it_has(self: KVTransfers, turn: Any, record: Any) -> None:
     """In place of KVTransfers.recompute: its blocks on the decode device are kept, for it will need them again."""
     state = self.state
     state.counts["recomputes"] += 1
-    state.drop(record, "host_table")
+    record.drop("host_table")
     record.transfer, record.prefilled, record.prefill_target = None, 0, len(record.tokens)
     state.move(turn, record, Stage.QUEUED)
     state.enqueue(record)
@@ -273,7 +273,7 @@ ALL = (
         "A request ended while a step that wrote its K/V was in flight; K/V of another were received into its blocks.",
     ),
     Bug(
-        "partial", Controller, "_transfer_failed", failed_is_landed, "Landing",
+        "partial", Notices, "_failed", failed_is_landed, "Landing",
         Simulated(_STAGED, same(1, 64, 6), fails=6),
         "all landed", "decode starts",
         "The connection broke for a moment. The answer came in full and without an error, and it is nonsense.",

@@ -62,3 +62,17 @@ def in_words(requested: str, kernel: "PagedKernel | None") -> str:
     if kernel is None:
         return f"{'plain attention' if requested == 'plain' else 'PyTorch SDPA'} over gathered slots"
     return f"{kernel.name} {kernel.version} (chunks) and kernels of our own (whole prompts, decode)"
+
+
+def describe(device: torch.device | str = "cpu") -> str:
+    """One sentence for `doctor`: the attention on the device, and the reason against others."""
+    if torch.device(device).type == "cpu":
+        return f"{in_words('auto', None)} runs on cpu, because flash-attn has kernels for GPUs only"
+    from disagg.run.attention.kernel_trial import find_kernel
+
+    kernel, why = find_kernel(device, KVShape(1, 8, 128, torch.bfloat16), 32, 256)
+    if kernel is None:
+        return f"{in_words('auto', None)} runs on {device} ({why})"
+    return (
+        f"{in_words('auto', kernel)} run on {device} in 16 bits, on the paged cache; {in_words('auto', None)} in fp32"
+    )

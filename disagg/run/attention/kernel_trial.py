@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from disagg.run.attention.choice import in_words
 from disagg.run.attention.gathered import PrefillPlan, Workspace
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill, VarlenKernel
@@ -82,15 +81,3 @@ def try_kernel(kernel: PagedKernel, device: torch.device, shape: KVShape, heads:
     if not off <= TOLERANCE[shape.dtype]:
         return f"differs from plain attention by {off:.2g} on this device"
     return None
-
-
-def describe(device: torch.device | str = "cpu") -> str:
-    """One sentence for `doctor`: the attention on the device, and the reason against others."""
-    if torch.device(device).type == "cpu":
-        return f"{in_words('auto', None)} runs on cpu, because flash-attn has kernels for GPUs only"
-    kernel, why = find_kernel(device, KVShape(1, 8, 128, torch.bfloat16), 32, 256)
-    if kernel is None:
-        return f"{in_words('auto', None)} runs on {device} ({why})"
-    return (
-        f"{in_words('auto', kernel)} run on {device} in 16 bits, on the paged cache; {in_words('auto', None)} in fp32"
-    )

@@ -15,7 +15,6 @@ import torch
 
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Stepped
-from disagg.plan.spans import Span
 from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device import settle
@@ -28,6 +27,7 @@ from disagg.run.model.batch import BatchRows
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import draw_token, greedy, not_finite
 from disagg.run.reports import Reports
+from disagg.trace.spans import Span
 
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 

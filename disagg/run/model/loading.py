@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from disagg.plan.errors import ModelError, first_of
+from disagg.imported_later import first_of
+from disagg.plan.errors import ModelError
 from disagg.run.gpu.memory import is_shortage
 from disagg.run.model import weights
 from disagg.run.model.folder_checks import check_promise

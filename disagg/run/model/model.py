@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from disagg.imported_later import package_error
 from disagg.plan.checks import is_whole, short
-from disagg.plan.errors import ConfigError, ModelError, PackageError
+from disagg.plan.errors import ConfigError, ModelError
 from disagg.run.attention.choice import choose
 from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
 from disagg.run.attention.interface import NAME, Plan, announced, number_layers
@@ -136,7 +137,7 @@ def load_model(
         try:
             module = source.module()
         except ImportError as error:
-            raise PackageError.of(error) from error
+            raise package_error(error) from error
         text = source.text()
         check_architecture(module)
         expected = expected_logits(module, context_limit(module.config))

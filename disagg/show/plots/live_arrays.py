@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from disagg.plan.config import Config
-from disagg.plan.spans import Span
 from disagg.plan.transfer_scheduler import TransferScheduler
 from disagg.show.plots.palette import COLOUR_OF, COLOURS
 from disagg.show.plots.summaries import row_names
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Kept, Timeline
 
 T = TypeVar("T")

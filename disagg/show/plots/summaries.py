@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from itertools import groupby
 
-from disagg.plan.spans import Span
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
 
 

@@ -10,12 +10,12 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from disagg.plan.spans import Span
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, HATCHES, INK, LEGEND
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import numbers_of, row_names, sentence, short_list
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 
 LEGEND_MANY = {**LEGEND, "link": "copy of layers"}
 TALL = 0.72  # of a row

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from disagg.plan.blocks import BlockPool
-from disagg.plan.queues import BATCH_SLOT, Queue
+from disagg.plan.gates import LISTED, NAMED, gate_in_words, gate_of, named, running
+from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Record, Stage
 from disagg.plan.state import ControllerState
 
 WORKING = {Stage.PREFILLING: "prefill", Stage.RUNNING: "decode"}
-NAMED = 4  # requests named in one sentence
-LISTED, SEARCHED = 8, 64  # requests that get a line, and those searched for a cycle
+SEARCHED = 64  # requests that are searched for a cycle; the first LISTED get a line
 
 
 def why(state: ControllerState, request: int, now_ns: int) -> str:
@@ -35,14 +35,6 @@ def why(state: ControllerState, request: int, now_ns: int) -> str:
     return "\n".join([*lines, *filter(None, [cycle_in_words(cycle_of(waits))])])
 
 
-def open_in_words(state: ControllerState) -> str:
-    """The first open requests, with their stages and gates."""
-    look, first = _Look(state), list(state.records.values())[:LISTED]
-    words = [f"request {w.request} ({w.stage}) for {w.what}" for w in map(look.wait, first)]
-    more = len(state.records) - len(first)
-    return "; ".join([*words, *([f"and {more:,} more"] if more else [])])
-
-
 @dataclass(frozen=True)
 class Wait:
     """Why one request waits."""
@@ -57,30 +49,14 @@ class Wait:
     ahead: tuple[int, ...] = ()  # the first few requests before it in its queue
     count_ahead: int = 0  # all requests before it
 
-    @property
-    def what(self) -> str:
-        """The gate, and the requests ahead."""
-        behind = f" behind {_named(list(map(_request, self.ahead)), self.count_ahead)}" if self.ahead else ""
-        return (self.gate or "its turn") + behind
-
     def in_words(self, now_ns: int) -> str:
-        age = (now_ns - self.since_ns) / 1e6
-        text = f"request {self.request} ({self.stage}) waits for {age:.1f} ms for {self.what}"
+        age, what = (now_ns - self.since_ns) / 1e6, gate_in_words(self.gate, self.ahead, self.count_ahead)
+        text = f"request {self.request} ({self.stage}) waits for {age:.1f} ms for {what}"
         if self.holds:
             text += ", holds " + ", ".join(f"{count} of {pool}" for pool, count in self.holds.items())
         if self.holders:
-            text += f"; held by {_named([f'{_request(r)} ({count})' for r, count in self.holders.items()])}"
+            text += f"; held by {named([f'request {r} ({count})' for r, count in self.holders.items()])}"
         return text if self.free is None else f"{text}; {self.free} free"
-
-
-def _request(number: int) -> str:
-    return f"request {number}"
-
-
-def _named(parts: list[str], count: int | None = None) -> str:
-    """The first few, and how many more of `count`."""
-    more = (len(parts) if count is None else count) - NAMED
-    return ", ".join(parts[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
@@ -101,7 +77,7 @@ def cycle_of(waits: Mapping[int, Wait]) -> list[int]:
 
 
 def cycle_in_words(cycle: list[int]) -> str:
-    return "cycle: " + " → ".join(map(_request, [*cycle, cycle[0]])) if cycle else ""
+    return "cycle: " + " → ".join(f"request {request}" for request in [*cycle, cycle[0]]) if cycle else ""
 
 
 class _Look:
@@ -113,7 +89,7 @@ class _Look:
 
     def wait(self, record: Record, ahead: bool = True) -> Wait:
         """`ahead`: with the requests before it in its queue."""
-        gate, queue = self._gate(record)
+        gate, queue = gate_of(self._state, record, self._running)
         pool = next((pool for pool in self._state.pools() if pool.gate == gate), None)
         holders = dict(self._held(pool)) if pool else {}
         if gate == BATCH_SLOT:
@@ -140,22 +116,9 @@ class _Look:
         landed = sum(bits.bit_count() for bits in transfer.landed.bits)
         return f"{text}; {landed} of {transfer.blocks * self._state.layers} (layer, block) pairs have landed"
 
-    def _gate(self, record: Record) -> tuple[str, Queue | None]:
-        """Its gate, and its queue, whose gate is that of the first request in it."""
-        if record.id in self._running:
-            return "", None
-        transfer = self._state.open_transfer(record)
-        if transfer is not None and transfer.target is not None:
-            return f"{transfer.route} transfer", None
-        queue = next((queue for queue in self._state.queues() if record in queue), None)
-        return (record.gate, None) if queue is None else (queue.gate, queue)
-
     @cached_property
     def _running(self) -> set[int]:
-        """Requests of the passes and steps in flight."""
-        passes = [worker.passing for worker in self._state.prefills if worker.passing]
-        steps = [step for worker in self._state.decodes for step in worker.steps]
-        return {record.id for p in passes for record, _ in p.items}.union(*(step.requests for step in steps))
+        return running(self._state)
 
     def _held(self, pool: BlockPool) -> Counter[int]:
         if pool.name not in self._holders:
