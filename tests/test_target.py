@@ -87,9 +87,13 @@ def test_steps_and_mixed_passes_later_than_their_own_model_says_count(preset, pr
 
 def test_a_second_token_long_after_the_first_counts():
     harness = world("split", 200)
-    harness.hand_off(prompt=8, new=60)
-    harness.now += 1000 * MS
+    steady(harness, 0)
+    answer(harness)
+    harness.hand_off(1, prompt=8, new=60)
+    harness.now += 400 * MS
     harness.land_all()
+    answer(harness)
+    assert late(harness) == 1
     answer(harness)
     assert late(harness) > 1
 
