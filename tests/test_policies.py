@@ -13,7 +13,7 @@ from disagg import Config, Request, Run, simulate
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.errors import EngineError, PolicyError
-from disagg.plan.policy import Decider, FirstCome, Option, Shortest, in_turn
+from disagg.plan.policy import Decider, EarliestDeadline, FirstCome, Option, Shortest, in_turn
 from disagg.plan.request import Stage, Waiting
 from disagg.trace.block_map import PageMap
 from disagg.twin.simulate import simulation_of
@@ -374,6 +374,37 @@ def answer_all(harness: ControllerHarness):
             step = decode.steps[0]
             tokens, slots = (7,) * len(step.requests), (step.used_slots, step.padded_slots)
             harness.tell(ev.Stepped(decode.name, step.number, tokens, harness.now, harness.now + 1, *slots))
+
+
+@dataclass(frozen=True)
+class Sent(EarliestDeadline):
+    """Request 2 is prefilled on the other worker, all others stay on the first."""
+
+    name: str = "sent"
+
+    def choose(self, request, options, now_ns):
+        wanted = ("split", 1, 0) if request.id == 2 else ("stay", 0, 0)
+        return next(option for option in options if (option.way, option.worker, option.onto) == wanted)
+
+
+@pytest.mark.parametrize(
+    "deadline_s, prompt, first",
+    [(5.0, 6, 3), (20.0, 6, 2), (5.0, 60, 2)],
+    ids=["before it", "after it", "before it, for whom there are no blocks"],
+)
+def test_a_place_is_for_the_first_by_policy_landed_or_to_be_prefilled_there(deadline_s, prompt, first):
+    harness = conditional(policy=Sent(), max_batch=2, decode_blocks=18)
+    for request, new, until_s in ((0, 20, 1.0), (1, 40, 2.0), (2, 4, 9.0)):
+        submit(harness, request, new=new, deadline_s=until_s)
+        while harness.stage(request) not in ("landed", "running"):
+            answer_all(harness)
+    assert [*harness.state.decodes[0].rows] == [0, 1]
+    submit(harness, 3, prompt, deadline_s=deadline_s)
+    went = []
+    while not went:
+        answer_all(harness)
+        went = [request for request, waits in ((2, "landed"), (3, "queued")) if harness.stage(request) != waits]
+    assert went == [first] and 0 not in harness.state.records
 
 
 @pytest.mark.parametrize("ways", [("split",), ("stay",), ("split", "stay")])

@@ -71,9 +71,9 @@ def test_no_more_rows_join_than_a_step_within_the_target_has():
 
 
 @pytest.mark.parametrize("slower, moves", [(1.0, False), (3.0, True)])
-@pytest.mark.parametrize("preset, prompt", [("split", None), ("colocated", None), ("colocated", 100)])
+@pytest.mark.parametrize("preset, prompt", [("split", None), ("colocated", None), ("colocated", 200)])
 def test_steps_and_mixed_passes_later_than_their_own_model_says_count(preset, prompt, slower, moves):
-    harness = world(preset, 200, chunk_tokens=16)
+    harness = world(preset, 200, chunk_tokens=32)
     steady(harness, 0)
     if prompt:
         harness.submit(1, prompt)
