@@ -43,7 +43,7 @@ NAMES = (
 )
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
 HEAVY = tuple(FILES[-7:])  # import the engine or the pictures: they come second
-DECIDING = "policy placement kv_transfers prefill_scheduler decode_scheduler preemption batching controller".split()
+DECIDING = "policy placement kv_transfers prefill_scheduler decode_scheduler preemption batching controller"
 DECIDED = ("tests/test_target.py", "tests/test_policies.py")  # as their own files
 ENDLESS = "not every_order and not every_seed"  # minutes each
 SLOW_S, BUDGET_S = 3.0, 5.0  # of one test, and of all that a mutant meets; slower tests are left out
@@ -213,7 +213,7 @@ def tests_of(mutant: Mutant, module: str, reach: dict) -> tuple[list[str], float
         inside = {test for test, (_, entered) in reach.items() if any(f"{module}:" in name for name in entered)}
         inside |= {test for test in reach if test.split("::")[0] in naming}
     chosen, total = [], 0.0
-    own = (f"tests/test_{module}.py", *(DECIDED if module in DECIDING else ()))
+    own = (f"tests/test_{module}.py", *(DECIDED if module in DECIDING.split() else ()))
     for test in sorted(inside, key=lambda test: (not test.startswith(own), test.startswith(HEAVY), reach[test][0])):
         seconds = reach[test][0]
         if seconds <= SLOW_S and total + seconds <= BUDGET_S:

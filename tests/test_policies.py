@@ -92,9 +92,9 @@ def test_the_shortest_goes_first_until_a_longer_one_has_waited_for_enough():
 def test_the_earliest_deadline_goes_first():
     harness = ControllerHarness("streamed", policy="deadline", prefill_blocks=100, decode_blocks=100)
     submit(harness, 9, prompt=40)
-    for request, deadline_s in enumerate((None, 9.0, 3.0, 40.0)):
+    for request, deadline_s in enumerate((None, 9.0, 3.0, 40.0, 30.5)):
         submit(harness, request, deadline_s=deadline_s)
-    assert [record.id for record in harness.state.prefills[0].queue] == [2, 1, 0, 3], "30 s where none is given"
+    assert [record.id for record in harness.state.prefills[0].queue] == [2, 1, 0, 4, 3], "30 s where none is given"
 
 
 def urgent() -> list[Request]:
@@ -565,6 +565,12 @@ def test_a_bad_policy_breaks_a_real_engine_in_words_and_never_hangs(name):
         assert "failed" in ended and set(ended) <= {"failed", "cancelled"}
         with pytest.raises(EngineError, match="policy 'bad' "):
             engine.submit(held_ones()[0])
+
+
+def test_shares_may_come_one_by_one():
+    decider = Decider(bad(share=lambda self, budget, seen: iter(in_turn(budget, seen))))
+    waiting = tuple(Waiting(request, 4, 4, 0, 4, 0, None, 0) for request in range(3))
+    assert decider.share(12, waiting) == [(0, 4), (1, 4), (2, 4)]
 
 
 def test_only_an_arrival_is_rejected():
