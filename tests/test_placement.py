@@ -10,7 +10,9 @@ from disagg.plan import events as ev
 from disagg.plan.policy import FirstCome, Option
 
 TOKEN_NS, PASS_NS = 1000, 5000  # of a pass of any size: PASS_NS more
-STEPS = tuple((rows, tokens, 10_000 + 1000 * rows + 20 * tokens) for rows, tokens in ((1, 40), (2, 200), (4, 100), (3, 900)))
+STEPS = tuple(
+    (rows, tokens, 10_000 + 1000 * rows + 20 * tokens) for rows, tokens in ((1, 40), (2, 200), (4, 100), (3, 900))
+)
 PASSES = tuple((tokens, PASS_NS + tokens * TOKEN_NS) for tokens in (8, 16, 64, 32))
 
 

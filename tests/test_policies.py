@@ -346,6 +346,25 @@ def test_each_goes_the_way_with_the_shortest_estimate(sizes, link):
         assert (placed.way, record.prefill_worker, record.decode_worker) == (chosen.way, chosen.worker, chosen.onto)
         assert record.stays == (placed.way == "stay") == (record.prefill_worker == record.decode_worker)
         answer_all(harness)
+    assert harness.state.counts["stay"] + harness.state.counts["split"] == len(sizes)
+
+
+@pytest.mark.parametrize(
+    "preset, changes, probed",
+    [("split", {}, False), ("split", {"itl_target_s": 0.1}, True), ("split", {"policy": "deadline"}, True)]
+    + [("conditional", {}, True), ("paged", {"host_blocks": 8}, True)],
+)
+def test_rates_are_measured_before_the_first_request_where_something_is_decided_by_them(preset, changes, probed):
+    run = simulate(Config.preset(preset, **changes), [Request([1] * 8, 2)])
+    assert isinstance(run.log[0][1], ev.Probed) == probed
+
+
+@pytest.mark.parametrize("route", ["staged", "direct", "bulk"])
+def test_both_workers_of_conditional_hand_off_to_each_other(route):
+    policy = Forced(ways=("split",))
+    run = simulate(Config.preset("conditional", policy=policy, route=route), [Request([1] * 40, 4) for _ in range(4)])
+    assert [result.finish_reason for result in run.results] == ["length"] * 4
+    assert all("copy" in [s.kind for s in run.timeline.spans if n in s.requests] for n in range(4))
 
 
 def test_a_split_gets_the_blocks_of_both_its_workers_or_none():

@@ -136,3 +136,17 @@ def test_two_decode_workers_have_places_of_their_own():
         if harness.state.prefills[0].passing:
             harness.prefilled(7)
     assert [record.id for record in harness.state.prefills[0].queue] == [8]
+
+
+@pytest.mark.parametrize("target_ms, max_batch", [(45, 8), (None, 3)])
+def test_a_worker_that_does_both_admits_no_more_prompts_than_it_has_places(target_ms, max_batch):
+    """Three places: a row's, a long prompt's that is not prefilled to the end, and that of one short one beside it."""
+    harness = world("colocated", target_ms, max_batch=max_batch, chunk_tokens=16)
+    steady(harness, 0)
+    for request in range(1, 6):
+        harness.submit(request, prompt=60 if request == 1 else 4, new=60)
+    partial, queue = harness.state.prefills[0].partial, harness.state.prefills[0].queue
+    for _ in range(12):
+        answer(harness)
+        assert len(harness.state.decodes[0].rows) + len(partial) + len(harness.state.decodes[0].landed) <= 3
+    assert [record.id for record in queue] == [3, 4, 5] and queue.gate == BATCH_SLOT
