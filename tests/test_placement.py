@@ -38,6 +38,8 @@ def world(*wanted, preset="conditional", **changes) -> tuple[ControllerHarness, 
     policy = Seen(wanted=list(wanted))
     sizes = {"prefill_blocks": 100, "decode_blocks": 100, "chunk_tokens": 64, "link": 1e6, "policy": policy, **changes}
     harness = ControllerHarness(preset, **sizes)
+    for decode in harness.state.decodes if changes.get("itl_target_s") else ():
+        decode.composer.late = 1.0  # no gap has been later than its model
     harness.tell(ev.Probed(None, PASSES, STEPS))
     return harness, policy
 

@@ -20,6 +20,8 @@ def world(preset: str, target_ms: float | None, fixed_ms=2, **changes) -> Contro
     target_s = None if target_ms is None else target_ms / 1000
     harness = ControllerHarness(preset, itl_target_s=target_s, **sizes)
     harness.pass_ns = fixed_ms * MS
+    for decode in harness.state.decodes if target_ms else ():
+        decode.composer.late = 1.0  # no gap has been later than its model
     steps = tuple((rows, 40 * rows, step_ns(rows)) for rows in (1, 2, 4, 3, 1, 4))
     passes = tuple((tokens, fixed_ms * MS + MS * tokens) for tokens in (8, 16, 64, 32))
     harness.tell(ev.Probed(None, passes, steps))
@@ -65,14 +67,15 @@ def test_no_more_rows_join_than_a_step_within_the_target_has():
     decode = harness.state.decodes[0]
     assert (len(decode.rows), len(decode.landed)) == (1, 5), "a step is under way"
     harness.tell(ev.Retune(harness.state.config.replace(itl_target_s=0.045)))
+    decode.composer.late = 1.0
     answer(harness)
     assert [*decode.rows] == [0, 1, 2] and [record.id for record in decode.landed] == [3, 4, 5]
     assert decode.landed.gate == BATCH_SLOT
 
 
-@pytest.mark.parametrize("slower, moves", [(1.0, False), (3.0, True)])
+@pytest.mark.parametrize("slower, moves", [(1.0, False), (15.0, True)])
 @pytest.mark.parametrize("preset, prompt", [("split", None), ("colocated", None), ("colocated", 200)])
-def test_steps_and_mixed_passes_later_than_their_own_model_says_count(preset, prompt, slower, moves):
+def test_steps_and_mixed_passes_count_that_are_later_than_their_model_and_target(preset, prompt, slower, moves):
     harness = world(preset, 200, chunk_tokens=32)
     steady(harness, 0)
     if prompt:
@@ -86,7 +89,7 @@ def test_steps_and_mixed_passes_later_than_their_own_model_says_count(preset, pr
 
 
 def test_a_second_token_long_after_the_first_counts():
-    harness = world("split", 200)
+    harness = world("split", 45)
     steady(harness, 0)
     answer(harness)
     harness.hand_off(1, prompt=8, new=60)
