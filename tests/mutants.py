@@ -33,16 +33,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PLAN, REASONS, REACH = ROOT / "disagg" / "plan", ROOT / "tests" / "mutants.txt", ROOT / "build" / "mutants.json"
 CORE = (
-    "batching blocks state controller decode_scheduler transfer link kv_transfers preemption prefill_scheduler "
-    "queues transfer_scheduler worker_state"
+    "batching blocks state controller decode_scheduler transfer link kv_transfers placement policy preemption "
+    "prefill_scheduler queues transfer_scheduler worker_state"
 )
 NAMES = (
-    "batching blocks config controller monitor fault_plan law link metrics preemption queues checked_simulation "
-    "model_checker stepper timeline traces transfer_scheduler why hardware workloads goodput tuning archive "
-    "batch_history receipt_plot run_diff block_map perfetto receipts twin"
+    "batching blocks config controller monitor fault_plan law queues placement target checked_simulation model_checker "
+    "stepper timeline traces transfer_scheduler why hardware goodput tuning archive batch_history receipt_plot "
+    "block_map perfetto receipts twin policies"
 )
 FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
-HEAVY = tuple(FILES[-8:])  # import the engine or the pictures: they come second
+HEAVY = tuple(FILES[-7:])  # import the engine or the pictures: they come second
+DECIDING = "policy placement kv_transfers prefill_scheduler decode_scheduler preemption batching controller"
+DECIDED = ("tests/test_target.py", "tests/test_policies.py")  # as their own files
 ENDLESS = "not every_order and not every_seed"  # minutes each
 SLOW_S, BUDGET_S = 3.0, 5.0  # of one test, and of all that a mutant meets; slower tests are left out
 QUIET = ["-q", "-x", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
@@ -194,7 +196,7 @@ class Reach:
 
     def pytest_sessionfinish(self, exitstatus):
         REACH.parent.mkdir(exist_ok=True)
-        ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"disagg", "__main__"}
+        ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"disagg", "benchmarks", "__main__"}
         outside = [name for name in sys.modules if name.split(".")[0] not in ours]
         REACH.write_text(json.dumps({"passed": exitstatus == 0, "outside": outside, "tests": self.tests}))
 
@@ -211,7 +213,7 @@ def tests_of(mutant: Mutant, module: str, reach: dict) -> tuple[list[str], float
         inside = {test for test, (_, entered) in reach.items() if any(f"{module}:" in name for name in entered)}
         inside |= {test for test in reach if test.split("::")[0] in naming}
     chosen, total = [], 0.0
-    own = f"tests/test_{module}.py"
+    own = (f"tests/test_{module}.py", *(DECIDED if module in DECIDING.split() else ()))
     for test in sorted(inside, key=lambda test: (not test.startswith(own), test.startswith(HEAVY), reach[test][0])):
         seconds = reach[test][0]
         if seconds <= SLOW_S and total + seconds <= BUDGET_S:
@@ -254,6 +256,8 @@ def main():
     os.chdir(ROOT)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     sys.path.insert(0, str(ROOT))
+    if missing := [file for file in FILES if not (ROOT / file).exists()]:
+        sys.exit(f"no such files of tests: {', '.join(missing)}; correct NAMES in {__file__}")
     if not fresh():
         print("which test enters which function …", flush=True)
         if in_a_child(lambda: pytest.main([*QUIET, "-k", ENDLESS, *FILES], plugins=[Reach()]), 1800):
@@ -262,6 +266,8 @@ def main():
     for name in reach["outside"]:  # once, before the first fork
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    if loaded := [name for name in sys.modules if name.startswith("disagg.")]:
+        sys.exit(f"{loaded[0]} is loaded before the first fork, so no mutant would be: leave out what imports it")
     reach = reach["tests"]
     gc.freeze()
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # a failure need not be made small

@@ -62,6 +62,20 @@ def test_blocking_hides_nothing_under_the_virtual_clock(route, ring_slots):
     assert free.results[0].token_ids == blocking.results[0].token_ids
 
 
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_a_receipt_counts_what_a_blocking_hand_off_holds_up_as_transfer(route):
+    free, blocking = (simulated(route=route, overlap=overlap) for overlap in (True, False))
+    bill = blocking.results[0].receipt
+    [passing] = [span for span in blocking.timeline.spans if span.kind == "prefill"]
+    stops = [line for line in bill.lines if line.name == "transfer"]
+    assert [(line.start_ns, line.end_ns - line.start_ns) for line in stops] == list(
+        zip(passing.hand_offs_ns, passing.waits_ns, strict=True)
+    )
+    assert bill.totals()["transfer"] == pytest.approx(blocking.overlap(0).exposed_s)
+    assert bill.totals()["prefill"] == pytest.approx(free.results[0].receipt.totals()["prefill"])
+    assert bill.unaccounted_s == 0
+
+
 def order(run: Run) -> Iterator[str]:
     """Hand-offs, landings and the controller's events, one after the other."""
     spans = run.timeline.spans

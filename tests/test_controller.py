@@ -405,6 +405,15 @@ def test_a_late_landing_changes_no_outcome():
     assert (harness.held(), harness.ended()) == ((0, 0, 0), {0: "cancelled"})
 
 
+def test_each_hand_off_goes_to_the_decode_worker_with_the_most_free_blocks():
+    harness = ControllerHarness("streamed", decode_workers=2, prefill_blocks=40, decode_blocks=20)
+    workers = []
+    for request, prompt in enumerate((20, 8, 6, 4)):
+        harness.hand_off(request, prompt)
+        workers.append(harness.state.records[request].decode_worker)
+    assert workers == [0, 1, 1, 1], "six blocks are taken there; three, then five here"
+
+
 # ---- one step ahead --------------------------------------------------------------------------------------------------
 
 
@@ -490,6 +499,14 @@ def test_a_deadline_never_moves():
     assert error == "watchdog: request 0: its bulk transfer of 2 blocks has not landed within 1 s"
 
 
+def test_a_hand_off_that_waits_for_blocks_has_no_deadline():
+    harness = ControllerHarness(decode_blocks=4).run_one(0, prompt=10, new=4).hand_off(1, prompt=10)
+    for token in (20, 21):
+        harness.now += SECOND - 9
+        harness.stepped(token)
+    assert harness.stage(1) == "handing off" and harness.ended() == {}
+
+
 def test_a_deadline_that_passes_makes_room_even_at_an_event_that_tells_nothing():
     harness = ControllerHarness(itl_target_s=9.0, max_batch=2)  # with a target two requests may be on their way
     for request in range(3):
@@ -565,6 +582,13 @@ def test_a_failed_step_fails_only_its_rows():
     harness.stepped(50)
     harness.land_all()
     assert harness.stage(1) == "running"
+
+
+def test_a_step_that_fails_leaves_its_place_to_the_next_request():
+    harness = ControllerHarness(max_batch=1).run_one(0).run_one(1)
+    assert harness.stage(1) == "landed"
+    harness.tell(ev.StepFailed(DECODE, 0, "boom"))
+    assert harness.stage(1) == "running" and harness.last(cmd.Decode).groups == ((1,),)
 
 
 def view(harness: ControllerHarness) -> tuple:

@@ -13,7 +13,7 @@ from disagg import Config, Request, Run, simulate
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.errors import EngineError, PolicyError
-from disagg.plan.policy import Decider, FirstCome, Option, Shortest, in_turn
+from disagg.plan.policy import Decider, EarliestDeadline, FirstCome, Option, Shortest, in_turn
 from disagg.plan.request import Stage, Waiting
 from disagg.trace.block_map import PageMap
 from disagg.twin.simulate import simulation_of
@@ -92,9 +92,9 @@ def test_the_shortest_goes_first_until_a_longer_one_has_waited_for_enough():
 def test_the_earliest_deadline_goes_first():
     harness = ControllerHarness("streamed", policy="deadline", prefill_blocks=100, decode_blocks=100)
     submit(harness, 9, prompt=40)
-    for request, deadline_s in enumerate((None, 9.0, 3.0, 40.0)):
+    for request, deadline_s in enumerate((None, 9.0, 3.0, 40.0, 30.5)):
         submit(harness, request, deadline_s=deadline_s)
-    assert [record.id for record in harness.state.prefills[0].queue] == [2, 1, 0, 3], "30 s where none is given"
+    assert [record.id for record in harness.state.prefills[0].queue] == [2, 1, 0, 4, 3], "30 s where none is given"
 
 
 def urgent() -> list[Request]:
@@ -346,6 +346,25 @@ def test_each_goes_the_way_with_the_shortest_estimate(sizes, link):
         assert (placed.way, record.prefill_worker, record.decode_worker) == (chosen.way, chosen.worker, chosen.onto)
         assert record.stays == (placed.way == "stay") == (record.prefill_worker == record.decode_worker)
         answer_all(harness)
+    assert harness.state.counts["stay"] + harness.state.counts["split"] == len(sizes)
+
+
+@pytest.mark.parametrize(
+    "preset, changes, probed",
+    [("split", {}, False), ("split", {"itl_target_s": 0.1}, True), ("split", {"policy": "deadline"}, True)]
+    + [("conditional", {}, True), ("paged", {"host_blocks": 8}, True)],
+)
+def test_rates_are_measured_before_the_first_request_where_something_is_decided_by_them(preset, changes, probed):
+    run = simulate(Config.preset(preset, **changes), [Request([1] * 8, 2)])
+    assert isinstance(run.log[0][1], ev.Probed) == probed
+
+
+@pytest.mark.parametrize("route", ["staged", "direct", "bulk"])
+def test_both_workers_of_conditional_hand_off_to_each_other(route):
+    policy = Forced(ways=("split",))
+    run = simulate(Config.preset("conditional", policy=policy, route=route), [Request([1] * 40, 4) for _ in range(4)])
+    assert [result.finish_reason for result in run.results] == ["length"] * 4
+    assert all("copy" in [s.kind for s in run.timeline.spans if n in s.requests] for n in range(4))
 
 
 def test_a_split_gets_the_blocks_of_both_its_workers_or_none():
@@ -374,6 +393,37 @@ def answer_all(harness: ControllerHarness):
             step = decode.steps[0]
             tokens, slots = (7,) * len(step.requests), (step.used_slots, step.padded_slots)
             harness.tell(ev.Stepped(decode.name, step.number, tokens, harness.now, harness.now + 1, *slots))
+
+
+@dataclass(frozen=True)
+class Sent(EarliestDeadline):
+    """Request 2 is prefilled on the other worker, all others stay on the first."""
+
+    name: str = "sent"
+
+    def choose(self, request, options, now_ns):
+        wanted = ("split", 1, 0) if request.id == 2 else ("stay", 0, 0)
+        return next(option for option in options if (option.way, option.worker, option.onto) == wanted)
+
+
+@pytest.mark.parametrize(
+    "deadline_s, prompt, first",
+    [(5.0, 6, 3), (20.0, 6, 2), (5.0, 60, 2)],
+    ids=["before it", "after it", "before it, for whom there are no blocks"],
+)
+def test_a_place_is_for_the_first_by_policy_landed_or_to_be_prefilled_there(deadline_s, prompt, first):
+    harness = conditional(policy=Sent(), max_batch=2, decode_blocks=18)
+    for request, new, until_s in ((0, 20, 1.0), (1, 40, 2.0), (2, 4, 9.0)):
+        submit(harness, request, new=new, deadline_s=until_s)
+        while harness.stage(request) not in ("landed", "running"):
+            answer_all(harness)
+    assert [*harness.state.decodes[0].rows] == [0, 1]
+    submit(harness, 3, prompt, deadline_s=deadline_s)
+    went = []
+    while not went:
+        answer_all(harness)
+        went = [request for request, waits in ((2, "landed"), (3, "queued")) if harness.stage(request) != waits]
+    assert went == [first] and 0 not in harness.state.records
 
 
 @pytest.mark.parametrize("ways", [("split",), ("stay",), ("split", "stay")])
@@ -534,6 +584,12 @@ def test_a_bad_policy_breaks_a_real_engine_in_words_and_never_hangs(name):
         assert "failed" in ended and set(ended) <= {"failed", "cancelled"}
         with pytest.raises(EngineError, match="policy 'bad' "):
             engine.submit(held_ones()[0])
+
+
+def test_shares_may_come_one_by_one():
+    decider = Decider(bad(share=lambda self, budget, seen: iter(in_turn(budget, seen))))
+    waiting = tuple(Waiting(request, 4, 4, 0, 4, 0, None, 0) for request in range(3))
+    assert decider.share(12, waiting) == [(0, 4), (1, 4), (2, 4)]
 
 
 def test_only_an_arrival_is_rejected():

@@ -105,6 +105,12 @@ class About:
             f"{claim}[{self.tried},{self.kind}]", value, unit, claim=claim, rivals=rivals, **asdict(self), **more
         )
 
+    def overlap(self, claim: str, run: Run, whole: Run | None = None, by_law: bool = False) -> Cell:
+        """H of a run over its dialled link, beside the same work handed off in one piece, and what the law gives."""
+        law = known(run.law(0)).hidden if by_law else None
+        rivals = {} if whole is None else {"split": hidden(whole)}
+        return self.cell(claim, hidden(run), rivals, law=law, link_gb_s=run.config.links[0].bandwidth / 1e9)
+
 
 def attention_of(run: Run) -> str:
     """Which kernels ran: as the run's machine line has them (old recordings do not), a library's only if a prompt was
@@ -132,6 +138,10 @@ def gains(
     faster = {name: rate / rates[over] for name, rate in rates.items()}
     for claim, gain in ((TTFT, shorter), (THROUGHPUT, faster)):
         yield about.cell(claim, gain[ours], {name: gain[name] for name in RIVALS if name in gain}, over=over)
+
+
+def gains_of(sides: Mapping[str, Run], about: About, over: str = ONE_BY_ONE, ours: str = OURS) -> Iterator[Cell]:
+    return gains(*waits_and_rates(sides), about, over, ours)
 
 
 def hidden(run: Run) -> float:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.claims import claims_file, measured, simulated
-from benchmarks.common import known
 from benchmarks.fixed_works import work_a
 from benchmarks.report.cell import (
     AS_WRITTEN,
@@ -22,8 +21,7 @@ from benchmarks.report.cell import (
     Cell,
     attention_of,
     gains,
-    hidden,
-    waits_and_rates,
+    gains_of,
 )
 from disagg.plan.request import Request
 from disagg.show import recordings
@@ -43,8 +41,7 @@ def recorded_overlap() -> Iterator[Cell]:
         run = runs[dial]
         about = About("recorded", AS_WRITTEN, f"{run.config.model}: one prompt of 2,048 tokens through host memory",
                       f"{run.machine}; {RECORDED_ON}", attention_of(run))  # fmt: skip
-        law, speed = known(run.law(0)).hidden, run.config.links[0].bandwidth
-        yield about.cell(claim, hidden(run), {}, law=law, link_gb_s=speed / 1e9)
+        yield about.overlap(claim, run, by_law=True)
 
 
 def recorded_gains() -> Iterator[Cell]:
@@ -52,8 +49,8 @@ def recorded_gains() -> Iterator[Cell]:
     split, rival = measured.there(recordings.pair("crowd")).values()
     words = f"{split.config.model}: {len(split.results)} requests, readers beside long prompts"
     of_pair = About("recorded", AS_WRITTEN, words, f"{split.machine}; {RECORDED_ON}", attention_of(split))
-    both = waits_and_rates({"split": split, RIVALS[0]: rival})
-    yield next(cell for cell in gains(*both, of_pair, over=RIVALS[0], ours="split") if cell.claim == TTFT)
+    both = gains_of({"split": split, RIVALS[0]: rival}, of_pair, over=RIVALS[0], ours="split")
+    yield next(cell for cell in both if cell.claim == TTFT)
     values, of_one = _rows("gpu", AS_WRITTEN, "work A")
     gain = values["dynamic_over_generate"]
     batched = gain / values["dynamic_over_generate_batch"]
@@ -92,9 +89,8 @@ def twin_overlap() -> Iterator[Cell]:
     about = by_twin(AS_WRITTEN, f"one prompt of {tokens} tokens, layer by layer")
     for claim in (SLOW, FAST):
         run = simulated.link_for(TARGETS[claim], tokens)
-        gb_s = run.config.links[0].bandwidth / 1e9
-        whole = simulated.handed_off("split", tokens, gb_s)
-        yield about.cell(claim, hidden(run), {"split": hidden(whole)}, law=known(run.law(0)).hidden, link_gb_s=gb_s)
+        whole = simulated.handed_off("split", tokens, run.config.links[0].bandwidth / 1e9)
+        yield about.overlap(claim, run, whole, by_law=True)
 
 
 def twin_sides(requests: list[Request], presets: Sequence[str], **changes: Any) -> dict[str, Run]:
@@ -108,7 +104,7 @@ def twin_sides(requests: list[Request], presets: Sequence[str], **changes: Any) 
 def twin_gain() -> Iterator[Cell]:
     requests = simulated.crowd(0.0)
     words = f"{len(requests)} prompts of 256 tokens at once, 64 new ones each, {simulated.ROWS[-1]} rows in a step"
-    yield from gains(*waits_and_rates(twin_sides(requests, (ONE_BY_ONE, *RIVALS, OURS))), by_twin(AS_WRITTEN, words))
+    yield from gains_of(twin_sides(requests, (ONE_BY_ONE, *RIVALS, OURS)), by_twin(AS_WRITTEN, words))
 
 
 def twin_together() -> Iterator[Cell]:
@@ -119,5 +115,5 @@ def twin_together() -> Iterator[Cell]:
     for claim in (SLOW, FAST):
         link = simulated.link_for(TARGETS[claim], simulated.PROMPTS[0]).config.links[0]
         found = twin_sides(requests, (OURS, "split"), link=link)
-        yield about.cell(claim, hidden(found[OURS]), {"split": hidden(found["split"])}, link_gb_s=link.bandwidth / 1e9)
-    yield from gains(*waits_and_rates(sides | found), about)
+        yield about.overlap(claim, found[OURS], found["split"])
+    yield from gains_of(sides | found, about)

@@ -24,10 +24,8 @@ from benchmarks.report.cell import (
     About,
     Cell,
     attention_of,
-    gains,
-    hidden,
+    gains_of,
     median_run,
-    waits_and_rates,
 )
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Request
@@ -77,9 +75,7 @@ class Here:
             asked = [stand.requests([tokens], 2, seed) for seed in range(stand.scale.repeats)]
             whole = [self.served("split", one, link=self.link(claim)) for one in asked]
             about = self.about(AS_WRITTEN, f"one prompt of {tokens} tokens through host memory", run)
-            law = known(run.law(0)).hidden
-            yield about.cell(claim, hidden(run), {"split": hidden(median_run(whole))}, law=law,
-                             link_gb_s=self.link(claim) / 1e9)  # fmt: skip
+            yield about.overlap(claim, run, median_run(whole), by_law=True)
 
     def served(self, preset: str, requests: list[Request], **live: Any) -> Run:
         """The requests on an engine with room for all, after a few short answers to warm it."""
@@ -102,7 +98,7 @@ class Here:
         count, prompt, new = self.crowd
         sides = self.sides(self.stand.requests([prompt] * count, new, seed=1), (ONE_BY_ONE, *RIVALS, OURS))
         words = f"{count} prompts of {prompt} tokens at once, {new} new ones each"
-        yield from gains(*waits_and_rates(sides), self.about(AS_WRITTEN, words, sides[OURS]))
+        yield from gains_of(sides, self.about(AS_WRITTEN, words, sides[OURS]))
 
     def together(self) -> Iterator[Cell]:
         """Work A on one configuration for all four numbers; the two overlaps need two speeds of its link."""
@@ -114,10 +110,8 @@ class Here:
             self.stand.say(f"{claim}: the same work")
             run, whole = (self.served(preset, requests, link=self.link(claim)) for preset in (OURS, "split"))
             about = self.about(ONE_SETTING, words, run)
-            yield about.cell(claim, hidden(run), {"split": hidden(whole)}, link_gb_s=self.link(claim) / 1e9)
-        yield from gains(
-            *waits_and_rates(sides | {OURS: run}), replace(about, setting=f"{about.setting}; the faster link")
-        )
+            yield about.overlap(claim, run, whole)
+        yield from gains_of(sides | {OURS: run}, replace(about, setting=f"{about.setting}; the faster link"))
 
 
 def here(say: Say, shape: str | None = None) -> Here:

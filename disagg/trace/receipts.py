@@ -7,7 +7,8 @@ Each line is an interval that was measured. Where several cover an instant, work
             step-boundary (the running step has to end first), device-busy (one device: others' prefill or decode),
             link-busy, ring-full, spilled, parked (in host memory, no block to go to), dispatch (command → start),
             notice (end → the controller's next act on it)
-    works   prefill (a chunk), recompute, transfer (what is exposed of it), spill, fetch, decode (whole steps)
+    works   prefill (a chunk), recompute, transfer (what is exposed of it: after the first token, and where a pass
+            stands still in a hand-off that blocks), spill, fetch, decode (whole steps)
 """
 
 from bisect import bisect_left
@@ -166,7 +167,10 @@ def _works(own: list[Span], first_token: int) -> Iterator[Line]:
     for span in own:
         match span.kind:
             case "prefill":
-                yield Line("recompute" if prefilled else "prefill", span.start_ns, span.end_ns, f"pass {span.index}")
+                name, what = "recompute" if prefilled else "prefill", f"pass {span.index}"
+                yield from (Line(name, start, end, what) for start, end in span.computing)
+                stops = zip(span.hand_offs_ns, span.waits_ns, strict=False)
+                yield from (Line("transfer", at, at + wait, what) for at, wait in stops)
                 prefilled = prefilled or span.end_ns >= first_token
             case "decode":
                 yield Line("decode", span.start_ns, span.end_ns, f"step {span.index}")
