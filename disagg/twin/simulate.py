@@ -42,7 +42,7 @@ def simulate(
         simulation.run()
     run = simulation.so_far()
     simulation.close()
-    if simulation.controller.broken:
+    if simulation.controller.broken_by_policy:
         broken = EngineError(f"the simulation is broken: {simulation.controller.broken}")
         broken.run = run
         raise broken
