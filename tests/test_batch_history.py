@@ -125,7 +125,13 @@ def test_reasons_follow_the_stages():
         came = [why for step in steps for why in step.joins.values()]
         went = [why for step in steps for why in step.leaves.values()]
         assert came.count(back) and went.count(out)
-        assert came.count("got its block") + came.count(back) + came.count("handed off") == len(came) == len(went)
+        assert came.count("parked") == sum(
+            [stage for _, stage in result.stages[at : at + 2]] == [Stage.PARKED, Stage.FETCHING]
+            for result in run.results
+            for at in range(len(result.stages))
+        )
+        known = ("got its block", "handed off", "parked", back)
+        assert sum(map(came.count, known)) == len(came) == len(went)
         ends = {(span.end_ns, request) for span in run.timeline.spans if span.groups for request in span.requests}
         stepped = sum((result.token_times_ns[-1], result.request) in ends for result in run.results)
         assert went.count("length") == stepped, "a last token may come from the prefill that computes again"

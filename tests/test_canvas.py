@@ -126,6 +126,17 @@ def test_node_steps_over_the_starts_and_ends_of_a_request(node):
     assert found == [10, 20, 30, 10, 10, 20]
 
 
+def test_node_knows_the_rows_that_decode_in_a_pass(node):
+    spans = [
+        Span("decode", "decode 0", 10, 20, (0,)),  # it came first, and still follows its pass
+        Span("prefill", "decode 0", 10, 20, (1,)),
+        Span("decode", "decode 0", 20, 30, (0,)),
+    ]
+    shown = "((spans) => { const [row] = spans.rows; return [row.spans, row.spans.map((span, i) => "
+    shown += "spans.rides(span, row.spans[i - 1], value[1]))]; })(fill(value[0]))"
+    assert node(shown, [chunk(spans), look()]) == [[1, 0, 2], [False, True, False]]
+
+
 def test_node_finds_a_long_span_that_began_long_before(node):
     short = [Span("decode", "decode 0", t, t + 1, (1,)) for t in range(1, 900)]
     spans = [Span("decode", "decode 0", 0, 1000, (0,)), *short]

@@ -96,6 +96,7 @@ def runs() -> dict[str, Run]:
         "cancelled later": trial({("event", 6): "cancel"}),
         "interrupted": trial({("event", 2): "interrupt"}, 3),
         "never begun": never,
+        "rejected": simulate(streamed.replace(policy="deadline"), [Request([1] * 20, 3, deadline_s=0.001)]),
     }
 
 

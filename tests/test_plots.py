@@ -16,6 +16,7 @@ from benchmarks.claims.report_figures import FIGURES, make, record
 from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
 from disagg.run.model.model import load_model
+from disagg.show.plots.block_plot import pages_over_time_picture
 from disagg.show.plots.gap_plot import gaps_picture
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES
 from disagg.show.plots.preset_plot import ADDS, Rung, ladder_picture
@@ -122,6 +123,25 @@ def test_parking_has_a_row_of_its_own():
     assert run.counts["parked"]
     labels = [t.get_text() for t in timeline_picture(run).figure.axes[0].get_yticklabels()]
     assert labels == ["prefill", "link to host", "parking", "link to decode", "decode"]
+    over_time = pages_over_time_picture(run)
+    assert f"{run.counts['parked']} times K/V were parked" in over_time.finding
+    glyphs = {line.get_label(): len(line.get_xdata()) for line in over_time.figure.axes[-1].lines}
+    assert glyphs["parked"] == run.counts["parked"] and glyphs["fetch"] == run.counts["fetches"]
+    run.timeline.spans.append(Span("spill", "spill 0", 0, MS, (0,)))  # the fourth kind, beside ticks
+    for projector in (False, True):
+        figure = timeline_picture(run, window_ms=(0, 300), projector=projector).figure
+        assert figure.draw_without_rendering() is None and figure.legends[0].get_window_extent().x0 > 0
+
+
+def test_what_was_rejected_is_said():
+    limits = [Request([1] * 40, 3, deadline_s=0.001), Request([1] * 40, 3)]
+    run = simulate(Config.preset("streamed", policy="deadline"), limits)
+    assert sentence(run).startswith("2 requests (1 rejected) in ")
+    assert sentence(run, times=False).startswith("2 requests (1 rejected), 80 prompt tokens, 3 new tokens; ")
+    assert sentence(run, 0).startswith("Request 0 is rejected by policy: its first token would come ")
+    assert sentence(run, 0, times=False) == "40 prompt tokens: the policy rejected it on arrival."
+    only = simulate(Config.preset("streamed", policy="deadline"), limits[:1] * 2)
+    assert sentence(only) == "2 requests (2 rejected); nothing was recorded."
 
 
 def test_hand_off_ticks_are_drawn_where_there_is_room():

@@ -1,6 +1,7 @@
 """What a policy decides, seen from outside: turns, ways, shares, parking; and what a bad policy does to a run."""
 
 import re
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,11 +10,11 @@ from engine_tools import answered, check_run, lengths, opened, overflowing, smal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg import Config, Request, Run, simulate
+from disagg import Config, Request, Run, check_policy, simulate
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.errors import EngineError, PolicyError
-from disagg.plan.policy import Decider, EarliestDeadline, FirstCome, Option, Shortest, in_turn
+from disagg.plan.policy import Decider, EarliestDeadline, FirstCome, Option, Shortest, in_turn, soonest
 from disagg.plan.request import Stage, Waiting
 from disagg.trace.block_map import PageMap
 from disagg.twin.simulate import simulation_of
@@ -525,6 +526,15 @@ class Odd:
     __hash__ = None
 
 
+class OddPriority(tuple):
+    """Neither read nor shown."""
+
+    def __iter__(self):
+        raise OSError
+
+    __repr__ = __iter__
+
+
 BAD = {
     "order raises": (bad(order=raising), "raised in order: KeyError: 'on purpose'"),
     "choose raises": (bad(choose=raising), "raised in choose: KeyError: 'on purpose'"),
@@ -547,6 +557,9 @@ BAD = {
     "less than none": (bad(share=lambda self, b, seen: [(seen[0].id, -1)]), "it takes shares up to what is left"),
     "more than is left": (bad(share=lambda self, b, seen: [(seen[0].id, 9999)]), "it takes shares up to what is left"),
     "over budget": (bad(share=lambda self, b, seen: [(r.id, r.left) for r in seen]), "from share; it takes at most "),
+    "order is odd": (bad(order=lambda *seen: OddPriority()), "from order; it takes a tuple of whole numbers"),
+    "share has no words": (bad(share=lambda *seen: OddPriority()), "returned a OddPriority whose repr raises OSError"),
+    "it exits": (bad(share=lambda *seen: sys.exit(3)), "raised in share: SystemExit: 3"),
     "nobody": (bad(share=lambda *seen: []), "lets nobody go on; these wait: request 0 (queued)"),
     "too little": (bad(share=half_a_block), "lets nobody go on; these wait: request 0 (queued)"),
     "nobody decodes": (
@@ -565,7 +578,9 @@ def held_ones() -> list[Request]:
 @pytest.mark.parametrize("preset", ["conditional", "colocated", "paged"])
 def test_a_bad_policy_is_named_and_ends_what_is_open(name, preset):
     policy, words = BAD[name]
-    run = simulate(Config.preset(preset, model="tiny", chunk_tokens=32, policy=policy), held_ones())
+    with pytest.raises(EngineError, match="the simulation is broken: policy 'bad' ") as caught:
+        simulate(Config.preset(preset, model="tiny", chunk_tokens=32, policy=policy), held_ones())
+    run = caught.value.run
     assert len(run.results) == 3
     for result in run.results:
         assert result.finish_reason in ("failed", ""), result  # "": it had not come yet
@@ -592,6 +607,26 @@ def test_shares_may_come_one_by_one():
     assert decider.share(12, waiting) == [(0, 4), (1, 4), (2, 4)]
 
 
+def test_checked_bad_policies_are_named_first_and_the_smallest_world_last():
+    for name in ("order raises", "a stranger", "twice", "nobody", "it exits"):
+        policy, words = BAD[name]
+        with pytest.raises(PolicyError, match="^policy 'bad' fails in world 0 of 3: policy 'bad' ") as caught:
+            check_policy(policy, worlds=3)
+        told = str(caught.value)
+        assert words.partition("; these wait")[0] in told and "once each: []" not in told, told
+        assert "\n" not in told and told.count(" tokens at ") == 1, "one request is enough"
+
+
+def test_equal_priorities_shares_that_are_yielded_and_rejections_without_a_deadline_are_no_breach():
+    alike = bad(order=lambda self, request: (len(range(request.id % 2)),))
+    yields = bad(share=lambda self, budget, seen: iter(in_turn(budget, seen)))
+    long = bad(choose=lambda self, r, ways, now: "too long" if r.prompt > 7 and not r.generated else soonest(ways))
+    for policy in (alike, yields, long):
+        check_policy(policy, worlds=60)
+    decider, waiting = Decider(alike), Waiting(4, 4, 4, 0, 4, 0, None, 0)
+    assert decider.order(waiting) == (0, 4) and decider.order(waiting._replace(id=5)) == (1, 5)
+
+
 def test_only_an_arrival_is_rejected():
     """Words are no way back for a request that has cost something."""
     decider = Decider(bad(choose=lambda self, request, options, now_ns: "no"))
@@ -613,5 +648,5 @@ def test_a_policy_object_survives_saving_and_loading_by_its_name(shown, tmp_path
     run.save(tmp_path / "run.jsonl.gz")
     loaded = Run.load(tmp_path / "run.jsonl.gz")
     assert loaded.config.policy.name == "my own" and loaded.placements == run.placements
-    again = simulate(loaded.config, requests)
-    assert "'my own' was an object of the recorded run" in again.results[0].error
+    with pytest.raises(EngineError, match="'my own' was an object of the recorded run"):
+        simulate(loaded.config, requests)

@@ -12,6 +12,7 @@ from disagg import Config, Engine, Request, diff
 from disagg.plan import events as ev
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import DifferenceError, DisaggError, EngineError
+from disagg.plan.policy import EarliestDeadline
 from disagg.plan.request import Job, Stage
 from disagg.trace.receipts import NAMES, Line, Receipt, _lay
 from disagg.trace.results import Result
@@ -204,6 +205,9 @@ def test_time_in_host_memory_has_its_line():
     spans = [Span("spill", "spill 0", 0, 50, (0,)), Span("fetch", "up 0", 120, 200, (0,))]
     found = bill(spans, (0, Stage.SPILLING), (50, Stage.SPILLED), (120, Stage.FETCHING))
     assert found == {"spill": (0, 50), "spilled": (50, 120), "fetch": (120, 200)}
+    spans = [Span("fetch", "up 0", 125, 200, (0,), ready_ns=123)]
+    found = bill(spans, (0, Stage.PARKED), (120, Stage.FETCHING))
+    assert found == {"parked": (0, 120), "dispatch": (120, 123), "fetch": (125, 200)}, "the way to the lane has a name"
 
 
 def test_a_row_does_not_wait_for_the_worker_that_computes_it_again_later():
@@ -252,6 +256,19 @@ def test_it_names_the_first_token_that_differs():
     assert [request.differs_at for request in diff(a, b).requests] == [None, None, None, 1, None, None]
     assert diff(a, b).finding.endswith("1 of 6 requests have other tokens, request 3 from token 2 on.")
     assert diff(a, short).requests[4].differs_at == len(short.results[4].token_ids)
+
+
+def test_what_one_run_rejected_is_left_out_and_named():
+    asked = mixed(6)
+    served = simulate(Config.preset("streamed", policy="deadline"), asked)
+    strict = simulate(Config.preset("streamed", policy=EarliestDeadline(ttft_s=0.4)), asked)
+    gone = [index for index, result in enumerate(strict.results) if result.finish_reason == "rejected"]
+    found = diff(strict, served)
+    assert 0 < len(gone) < 6 and [request.index for request in found.requests if request.rejected] == gone
+    named = f"all tokens are equal; one run rejected what the other served: {', '.join(map(str, gone))}."
+    assert found.finding.endswith(named)
+    kept = [r for index, r in enumerate(served.results) if index not in gone]
+    assert found.total.end_to_end_s.after_s == pytest.approx(sum(r.ended_ns - r.arrival_ns for r in kept) / 1e9)
 
 
 def test_it_prints_as_a_short_table():

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from test_plots import LATEX, hand_made, simulated
 
-from disagg import Config, Request, Timeline
+from disagg import Config, Request, Timeline, simulate
 from disagg.cli.terminal import GLYPHS, blocks, picture, watch, whole
 from disagg.show.player import Playhead
 from disagg.show.plots.live_arrays import Tape, gauges_of, rows_of
@@ -140,6 +140,18 @@ def test_a_frame_is_the_same_whatever_was_drawn_before():
     for at, window in ((10, 50), (400, 300), (90, None), (10, 50)):
         frame.png(tape, at, window)
     assert frame.png(tape, 200, 300) == fresh.png(tape, 200, 300)
+
+
+def test_rows_that_decode_in_a_pass_leave_most_of_it_in_sight():
+    run = simulate(Config.preset("colocated", chunk_tokens=64), [Request([1] * 40, 9), Request([1] * 128, 3, 0.3)])
+    tape, frame = framed(run)
+    passes = {span.start_ns for span in run.timeline.spans if span.kind == "prefill"}
+    rides = [span.start_ns in passes for span in run.timeline.spans if span.kind == "decode"]
+    assert tape.boxes("decode", 0, tape.end_ms)[:, 3].tolist() == rides and {True, False} == {*rides}
+    frame.draw(tape, tape.end_ms, (0, 1.01 * tape.end_ms))
+    heights = {round(path.get_extents().height, 2) for path in frame._boxes["decode"].get_paths()}
+    assert heights == {0.24, 0.72}
+    assert {round(path.get_extents().height, 2) for path in frame._boxes["prefill"].get_paths()} == {0.72}
 
 
 def test_lines_of_text_make_it_taller_and_are_no_markup():

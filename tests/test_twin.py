@@ -9,6 +9,7 @@ import pytest
 from engine_tools import before, opened, small, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 
 from benchmarks import twin_accuracy
 from benchmarks.day_process import _repeated
@@ -23,6 +24,7 @@ from disagg.plan.link import Link
 from disagg.show import on_record
 from disagg.show.calibrate import calibrate, calibration, fitted
 from disagg.show.overlay import overlay_picture
+from disagg.show.plots.palette import COLOURS
 from disagg.show.validate import Compared, HeldOut, predicted, validate
 from disagg.trace.results import Result, Run
 from disagg.trace.spans import Span
@@ -254,6 +256,17 @@ def test_the_prediction_is_drawn_over_the_run():
     assert picture.finding.startswith("Crowd: 24 requests; the twin is off by median TTFT 0 %")
     assert "H 0 points" in picture.alt and len(picture.png()) > 5000
     assert overlay_picture(compared, times=False).finding == "Crowd: 24 requests, measured and predicted."
+
+
+def test_the_prediction_shows_rows_that_decode_in_a_pass_above_it():
+    config = Config.preset("colocated", model="tiny", chunk_tokens=64)
+    run = simulate(config, [Request([1] * 40, 9), Request([1] * 128, 3, 0.1)])
+    figure = overlay_picture(Compared("two", run, run)).figure
+    drawn = {"prefill": set(), "decode": set()}
+    for boxes in figure.axes[0].collections[:4]:
+        kind = "prefill" if to_hex(boxes.get_facecolor()[0]).upper() == COLOURS["prefill"] else "decode"
+        drawn[kind] |= {round(path.get_extents().height, 2) for path in boxes.get_paths()}
+    assert drawn == {"prefill": {0.42}, "decode": {0.14, 0.42}}
 
 
 def test_the_collector_is_as_it_was_after_a_run():

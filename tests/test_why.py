@@ -14,6 +14,7 @@ from disagg.plan.blocks import Table
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.gates import LISTED, NAMED, named, open_in_words
+from disagg.plan.request import Finish
 from disagg.trace.describe import command_in_words, event_in_words, reason_in_words
 from disagg.trace.why import Wait, cycle_of, why
 from disagg.twin.simulated_engine import SimulatedEngine
@@ -200,7 +201,10 @@ def test_events_and_commands_read_as_sentences():
     ended = event_in_words(ev.Stepped(DECODE, 0, (12,), *worked, 7, 7))
     assert ended == "decode 0 ended step 0 after 1.5 ms: 1 rows, 7 slots read"
     ended = event_in_words(ev.Prefilled(PREFILL, 1, (11,), *worked))
-    assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 first tokens"
+    assert ended == "prefill 0 ended pass 1 after 1.5 ms with 1 token"
+    reason = "its prompt is too long"
+    gone = command_in_words(cmd.Ended(0, Finish.REJECTED, reason, 5, ()))
+    assert gone == "request 0 has ended: rejected (its prompt is too long)"
     assert event_in_words(ev.SourceRead(4)) == "the source of transfer 4 has been read"
     assert event_in_words(ev.TransferClosed(4)) == "the last copy of transfer 4 has ended"
     assert command_in_words(cmd.Broken("no memory")) == "broken: no memory"

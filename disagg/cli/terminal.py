@@ -85,7 +85,7 @@ def blocks(tape: Tape, row: int, window: tuple[float, float], at_ms: float, colu
     edges = np.linspace(*window, columns + 1)
     taken = np.zeros((len(COLOURS), columns))
     for index, kind in enumerate(COLOURS):
-        for start, end, place in tape.boxes(kind, window[0], at_ms):
+        for start, end, place, _ in tape.boxes(kind, window[0], at_ms):
             if place == row:
                 shared = np.minimum(edges[1:], min(end, at_ms)) - np.maximum(edges[:-1], start)
                 taken[index] += shared.clip(min=0)

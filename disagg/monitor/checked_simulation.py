@@ -41,6 +41,8 @@ Rows = list[tuple[int, int, tuple[int, ...]]]  # of a step: request, context, bl
 class CheckedSimulation(FaultySimulation):
     """`seed` draws the order of simultaneous events; `faults` are what goes wrong."""
 
+    may_reject = False  # may the policy reject requests without a deadline?
+
     def __init__(
         self,
         config: Config,
@@ -225,7 +227,8 @@ class CheckedSimulation(FaultySimulation):
             assert index in self.hurt, f"a bystander failed: {result}"
             assert str(index) in (result.error or ""), f"the failure does not name its request: {result.error}"
         elif result.finish_reason == "rejected":
-            assert self.jobs[index].deadline_s is not None, f"it has no deadline to miss: {result}"
+            due = self.may_reject or self.jobs[index].deadline_s is not None
+            assert due, f"it has no deadline to miss: {result}"
             assert f"request {index} is rejected" in (result.error or "") and not result.token_ids, result
         elif result.finish_reason == "cancelled":
             assert index in self.cancelled, f"it was not cancelled: {result}"

@@ -8,8 +8,9 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
@@ -22,6 +23,7 @@ from disagg.trace.results import Result
 
 WAITS = 20  # times its own time alone
 WORLDS = 10_000
+MOST_REQUESTS = 10  # of a world
 
 
 class World(NamedTuple):
@@ -56,7 +58,7 @@ def drawn(number: str) -> World:
     dice = random.Random(number)
     size, spread = dice.choice((1, 2, 4)), dice.choice((0, 500, 5000))
     jobs = []
-    for index in range(dice.randint(1, 10)):
+    for index in range(dice.randint(1, MOST_REQUESTS)):
         prompt = tuple(range(dice.choice((1, 3, 5, 8, 40))))
         jobs.append(Job(index, prompt, dice.choice((1, 2, 5, 20)), dice.randint(0, spread)))
     fit = max(blocks_for(len(job.prompt) + job.max_new_tokens, size) for job in jobs)
@@ -70,12 +72,21 @@ def fault_of(policy: Policy, world: World) -> str | None:
     """What is wrong with the policy in this world; None where nothing is."""
     try:
         config = Config.preset(world.preset, policy=AskedTwice(policy), **world.settings)
-        simulation = _simulated(config, world.jobs)
-        if simulation.controller.broken:
-            return simulation.controller.broken
+        simulation = _prepared(config, world.jobs)
+        if (problem := _fault_at_the_end(simulation)) is not None:
+            return problem
         return _longest_wait(config, world.jobs, simulation.results)
     except Exception as error:  # a detector, a check, or the policy itself
         return in_words(error)
+
+
+def _fault_at_the_end(simulation: CheckedSimulation) -> str | None:
+    """Runs it; why the controller broke comes before what detectors and checks find after that."""
+    try:
+        simulation.finish()
+    except Exception as error:
+        return simulation.controller.broken or in_words(error)
+    return simulation.controller.broken
 
 
 def shrunk(policy: Policy, world: World, problem: str) -> tuple[World, str]:
@@ -87,12 +98,13 @@ def shrunk(policy: Policy, world: World, problem: str) -> tuple[World, str]:
     return world, problem
 
 
-def _simulated(config: Config, jobs: Sequence[Job]) -> CheckedSimulation:
+def _prepared(config: Config, jobs: Sequence[Job]) -> CheckedSimulation:
     simulation = CheckedSimulation(config, SMALL, record=False)
+    simulation.may_reject = True
     for job in jobs:
         simulation.submit(job)
     simulation.seen["worker die"] = 1  # a policy may break the controller, which says why
-    return simulation.finish()
+    return simulation
 
 
 def _longest_wait(config: Config, jobs: Sequence[Job], results: dict[int, Result]) -> str | None:
@@ -115,7 +127,12 @@ def _longest_wait(config: Config, jobs: Sequence[Job], results: dict[int, Result
 def _alone_ns(config: Config, job: Job) -> int:
     """From its arrival to its end, where it is the only request."""
     only = replace(job, id=0, arrival_ns=0)
-    return _simulated(config.replace(policy="fcfs"), [only]).results[0].ended_ns
+    return _prepared(config.replace(policy="fcfs"), [only]).finish().results[0].ended_ns
+
+
+def _plain(answer: object) -> object:
+    """Of shares that are yielded a list, up to more of them than a world has requests."""
+    return list(islice(answer, MOST_REQUESTS + 1)) if isinstance(answer, Iterator) else answer
 
 
 class AskedTwice:
@@ -127,7 +144,7 @@ class AskedTwice:
 
     def _twice(self, decide: Callable[..., Any], name: str) -> Callable[..., Any]:
         def ask(*seen: object) -> object:
-            first, second = decide(*seen), decide(*seen)
+            first, second = (_plain(decide(*seen)) for _ in range(2))
             if first != second:
                 raise ValueError(
                     f"the same question had two answers, {first!r} and {second!r}: a policy keeps no state"

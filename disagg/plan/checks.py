@@ -27,6 +27,8 @@ def short(value: object) -> str:
         text = repr(value)
     except ValueError:
         text = "a number of thousands of digits"  # of which Python makes no text
+    except Exception as error:
+        text = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
     return text if len(text) <= 60 else text[:57] + "…"
 
 

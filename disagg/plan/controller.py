@@ -46,6 +46,7 @@ class Controller:
         self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
         self.decoding = DecodeScheduler(self.state, self.kv_transfers)
         self.broken: str | None = None
+        self.broken_by_policy = False
 
     def handle(self, event: ev.Event, now_ns: int) -> list[Command]:
         """Takes one event, returns the commands it leads to. A broken controller takes none."""
@@ -216,6 +217,6 @@ class Controller:
         """All open requests fail with this cause."""
         for record in list(self.state.records.values()):
             self.state.end(turn, record, Finish.FAILED, cause)
-        self.broken = cause
+        self.broken, self.broken_by_policy = cause, policy
         self.state.deadlines.clear()
         turn.commands.append(Broken(cause, policy))

@@ -40,7 +40,8 @@ class Policy(Protocol):
     def name(self) -> str: ...
 
     def order(self, request: Waiting) -> Priority:
-        """Smaller goes first: in prefill, on the links and onto the decode device. The last is preempted first."""
+        """Smaller goes first: in prefill, on the links and onto the decode device. The last is preempted first. Of
+        equal ones the earlier request goes first."""
         ...
 
     def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option | str:
@@ -143,8 +144,8 @@ class Decider:
 
     def order(self, request: Waiting) -> Priority:
         priority = self._ask("order", self.policy.order, request)
-        if isinstance(priority, tuple) and all(map(is_whole, priority)):
-            return priority
+        if type(priority) is tuple and all(map(is_whole, priority)):
+            return priority if priority[-1:] == (request.id,) else (*priority, request.id)  # no two are equal
         raise self._wrong("order", priority, "a tuple of whole numbers")
 
     def choose(self, request: Waiting, options: tuple[Option, ...], now_ns: int) -> Option | str:
@@ -162,12 +163,13 @@ class Decider:
             shares = self._ask("share", list, islice(shares, len(requests) + 1))
         try:
             found: list[Share] = [(request, amount) for request, amount in shares]  # type: ignore[attr-defined]  # checked here
-        except (TypeError, ValueError):
+        except Exception:
             raise self._wrong("share", shares, "pairs of a request and its share") from None
         left = {request.id: request.left for request in requests}
+        waiting = short(sorted(left))
         for request, amount in found:
             if not is_whole(request) or request not in left:
-                raise self._wrong("share", found, f"requests that wait, once each: {short(sorted(left))}")
+                raise self._wrong("share", found, f"requests that wait, once each: {waiting}")
             if not is_whole(amount) or not 0 <= amount <= left.pop(request):
                 raise self._wrong("share", found, f"shares up to what is left of request {request}")
         if sum(amount for _, amount in found) > budget:
@@ -177,7 +179,7 @@ class Decider:
     def _ask(self, method: str, decide: Callable[..., object], *seen: object) -> object:
         try:
             return decide(*seen)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             words = f"{type(error).__name__}: {error}"
             raise PolicyError(f"policy {short(self.name)} raised in {method}: {words}") from error
 

@@ -80,7 +80,7 @@ export class Spans {
     let from = row.reach.length;
     if (from === row.spans.length) return;
     while (from && this.start[row.spans[from - 1]] > this.start[row.spans[from]]) from = 0;
-    row.spans.sort((a, b) => this.start[a] - this.start[b]);
+    row.spans.sort((a, b) => this.start[a] - this.start[b] || this.kind[a] - this.kind[b]); // a pass, then its rows' step
     row.reach.length = 0;
     for (let i = 0, latest = 0; i < row.spans.length; i++) row.reach.push((latest = Math.max(latest, this.stop[row.spans[i]])));
   }
@@ -96,6 +96,12 @@ export class Spans {
 
   has(span, request) {
     return request === null || this.groups[this.group[span]].includes(request);
+  }
+
+  // Does step `i` decode its rows in a prefill pass, the span before it on its row?
+  rides(i, before, look) {
+    const kinds = before === undefined ? "" : `${look[this.kind[before]].kind} ${look[this.kind[i]].kind}`;
+    return kinds === "prefill decode" && this.start[i] === this.start[before];
   }
 
   // Starts and ends in order, of one request or of all.
@@ -225,10 +231,11 @@ export class TimelineView {
 
   // -- what a reader does
 
-  fit() { this.window(0, Math.max(1, this.spans.end * 1.01)); }
+  fit() { this.window(0, this.whole * 1.01); }
+  get whole() { return this.spans.end || 1e6; } // ns; without spans 1 ms
 
   window(low, high) {
-    const most = Math.max(1, this.spans.end * 1.2), span = Math.min(Math.max(high - low, 100), most);
+    const most = this.whole * 1.2, span = Math.min(Math.max(high - low, 100), most);
     this.low = Math.min(Math.max(low, -0.1 * span), Math.max(0, this.spans.end - 0.1 * span));
     this.high = this.low + span;
     this.redraw();
@@ -323,7 +330,9 @@ export class TimelineView {
     const found = row && event.offsetX >= LABELS ? [...this.spans.within(row, at - near, at + near)] : [];
     this.tip.hidden = !found.length;
     if (!found.length) return;
-    const i = found.find((k) => this.spans.start[k] <= at && at < this.spans.stop[k]) ?? found[0];
+    const here = found.filter((k) => this.spans.start[k] <= at && at < this.spans.stop[k]);
+    const above = (event.offsetY - AXIS) % ROW < (ROW - BOX) / 2 + BOX / 3; // there a mixed pass has its rows' step
+    const i = here.at(above ? -1 : 0) ?? found[0];
     const times = `start ${duration(this.spans.start[i])}, takes ${duration(this.spans.stop[i] - this.spans.start[i])}`;
     const more = found.length > 2 ? `; ${found.length} spans here, zoom in` : "";
     this.tip.textContent = `${row.name}: ${this.spans.words(i, this.look)}; ${times}${more}`;
@@ -391,19 +400,27 @@ export class TimelineView {
     this.spans.rows.forEach((row, i) => pen.fillText(row.name, 8, AXIS + (i + 0.5) * ROW, LABELS - 14));
   }
 
-  // Wide spans as boxes. Narrow ones share pixel columns, whose height says how much of that time was busy.
+  // Wide spans as boxes. Narrow ones share pixel columns, whose height says how much of that time was busy. A step whose
+  // rows decode in a pass takes the upper third of it.
   row(row, top, request) {
     const { pen, spans } = this, kinds = this.look.length, busy = new Float32Array((Math.ceil(this.width) + 1) * kinds);
     const scale = this.width / (this.high - this.low);
+    let before; // the span before on this row
     for (const i of spans.within(row, this.low, this.high)) {
+      const pass = spans.rides(i, before, this.look) ? before : null;
+      before = i;
       if (request !== null && !spans.has(i, request)) continue;
-      const left = (spans.start[i] - this.low) * scale, right = (spans.stop[i] - this.low) * scale;
-      if (right - left >= WIDE) this.box(spans.kind[i], LABELS + Math.max(left, -9), LABELS + Math.min(right, this.width + 9), top);
-      else for (let p = Math.max(0, Math.floor(left)); p <= right && p < this.width; p++)
-        busy[p * kinds + spans.kind[i]] += Math.min(right, p + 1) - Math.max(left, p);
+      const left = (spans.start[i] - this.low) * scale, right = (spans.stop[i] - this.low) * scale, tall = pass === null ? 1 : 1 / 3;
+      if (right - left >= WIDE)
+        this.box(spans.kind[i], LABELS + Math.max(left, -9), LABELS + Math.min(right, this.width + 9), top, tall * BOX);
+      else for (let p = Math.max(0, Math.floor(left)); p <= right && p < this.width; p++) {
+        const share = tall * (Math.min(right, p + 1) - Math.max(left, p));
+        busy[p * kinds + spans.kind[i]] += share;
+        if (pass !== null && (request === null || spans.has(pass, request))) busy[p * kinds + spans.kind[pass]] -= share;
+      }
     }
     for (let k = 0; k < busy.length; k++) {
-      if (!busy[k]) continue;
+      if (busy[k] <= 0) continue;
       const p = Math.floor(k / kinds), below = busy.slice(p * kinds, k).reduce((sum, share) => sum + share, 0);
       const tall = Math.max(3, Math.min(1, busy[k]) * BOX);
       pen.fillStyle = this.look[k % kinds].colour;
@@ -411,12 +428,12 @@ export class TimelineView {
     }
   }
 
-  box(kind, left, right, top) {
+  box(kind, left, right, top, tall = BOX) {
     const { pen } = this, edge = right - left > 4 ? 0.5 : 0;
-    pen.fillStyle = this.look[kind].colour, pen.fillRect(left, top, right - left - edge, BOX);
+    pen.fillStyle = this.look[kind].colour, pen.fillRect(left, top, right - left - edge, tall);
     if (right - left < HATCHED || !this.hatches[kind]) return;
     this.hatches[kind].setTransform(new DOMMatrix().translate(left, top)); // it moves with its box
-    pen.fillStyle = this.hatches[kind], pen.fillRect(left, top, right - left - edge, BOX);
+    pen.fillStyle = this.hatches[kind], pen.fillRect(left, top, right - left - edge, tall);
   }
 
   playhead() {

@@ -46,7 +46,8 @@ def page(run: Run) -> str:
         f"default-src 'none'; script-src '{_checksum(script)}'; style-src '{_checksum(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    title = f"disagg: {len(run.results)} requests, {run.config.route}" if run.results else "disagg: a run"
+    how = "conditional" if run.config.conditional else "colocated" if run.config.colocated else run.config.route
+    title = f"disagg: {len(run.results)} requests, {how}" if run.results else "disagg: a run"
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',

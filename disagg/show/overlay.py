@@ -12,7 +12,7 @@ from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, INK, LEGEND
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural, row_names
-from disagg.show.plots.timeline_plot import time_axis
+from disagg.show.plots.timeline_plot import RunView, time_axis
 from disagg.show.validate import Compared
 from disagg.trace.results import Run
 from disagg.trace.spans import Span
@@ -72,5 +72,6 @@ def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window:
     """Boxes at least a six-hundredth of the window wide."""
     starts = np.array([_ms(run, span.start_ns) for span in spans])
     widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], (window[1] - window[0]) / 600)
-    middles = np.array([y[span.place] + shift for span in spans])
-    return draw.boxes(starts, starts + widths, middles - TALL / 2, middles + TALL / 2)
+    middles, view = np.array([y[span.place] + shift for span in spans]), RunView(run, None)
+    lows = middles - TALL / 2 + TALL * 2 / 3 * np.array([view.rides(span) for span in spans])
+    return draw.boxes(starts, starts + widths, lows, middles + TALL / 2)

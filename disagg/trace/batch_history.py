@@ -18,7 +18,7 @@ from disagg.trace.spans import Span
 Stages = tuple[tuple[int, Stage], ...]  # of a result: (ns, stage) in order
 
 #: Why a row of a step was not in the one before.
-JOINS = ("handed off", "prefilled", "back from the host", "computed again", "got its block")
+JOINS = ("handed off", "prefilled", "parked", "back from the host", "computed again", "got its block")
 #: Why a row of a step is not in the next one.
 ENDS = tuple(finish.value for finish in Finish if finish is not Finish.REJECTED)
 LEAVES = (*ENDS, "spilled", "to be computed again", "waits for a block")
@@ -117,7 +117,7 @@ def _why_in(stages: Stages, turn: int) -> str:
     names = [stage for _, stage in stages[:turn]]
     came = names[-2] if len(names) > 1 else Stage.HANDING_OFF
     if came is Stage.FETCHING:
-        return "back from the host"
+        return "parked" if names[-3:-2] == [Stage.PARKED] else "back from the host"
     if came is Stage.RUNNING:
         return "got its block"
     if Stage.LANDED in names[:-1]:

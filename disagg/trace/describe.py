@@ -23,7 +23,8 @@ def event_in_words(event: ev.Event) -> str:
         case ev.Tick():
             return "time passed: deadlines are checked"
         case ev.Prefilled(worker, number, tokens):
-            return f"{worker} ended pass {number} after {_took(event)} with {len(tokens)} first tokens"
+            given = f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}"
+            return f"{worker} ended pass {number} after {_took(event)} with {given}"
         case ev.Stepped(worker, number, tokens):
             rows = f"{len(tokens)} rows, {event.padded_slots} slots read"
             return f"{worker} ended step {number} after {_took(event)}: {rows}"
@@ -66,7 +67,8 @@ def command_in_words(command: cmd.Command) -> str:
         case cmd.Emit():
             return f"a token each for requests {', '.join(map(str, command.requests))}"
         case cmd.Ended():
-            return f"request {command.request} has ended: {command.finish.value}"
+            error = f" ({command.error})" if command.error else ""
+            return f"request {command.request} has ended: {command.finish.value}{error}"
         case cmd.Preempted(choice):
             return f"request {choice.request} leaves its decode worker: {choice.arm.value}"
         case cmd.Placed():

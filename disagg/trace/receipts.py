@@ -195,6 +195,10 @@ def _waits(stay: Stay, own: list[Span], index: Index, worker: str) -> Iterator[L
             yield from _link_waits(stay, own, index)
             if stay.stage is Stage.HANDING_OFF:
                 yield from _gated("wanting", stay, index, "")
+            else:
+                first = next((s for s in own if s.kind in ("spill", "fetch") and s.ready_ns >= start), None)
+                if first is not None:
+                    yield Line("dispatch", start, min(end, first.ready_ns), first.place)
         case Stage.LANDED:
             place = next((s.place for s in own if s.kind == "decode" and s.start_ns >= start), worker)
             yield from _gated(f"{place} landed", stay, index, "step-boundary")

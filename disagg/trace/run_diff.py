@@ -43,16 +43,18 @@ class Changes:
 
 @dataclass(frozen=True)
 class RequestDifference:
-    """One request, by its place in the list that was served; `differs_at` is None where all tokens are equal."""
+    """One request, by its place in the list that was served; `differs_at` is None where all tokens are equal.
+    `rejected`: by one of the runs only, and so without anything to compare."""
 
     index: int
     changes: Changes
     differs_at: int | None
+    rejected: bool = False
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`total` sums over the requests that have the time in both runs."""
+    """`total` sums over the requests that both runs served, and that have the time in both."""
 
     requests: tuple[RequestDifference, ...]
     total: Changes
@@ -73,10 +75,12 @@ class Difference:
         return f"A request takes {1e3 * abs(by_s):.1f} ms {word} on average{cause}; {self._tokens()}."
 
     def _tokens(self) -> str:
+        rejected = [str(request.index) for request in self.requests if request.rejected]
+        but = f"; one run rejected what the other served: {', '.join(rejected)}" if rejected else ""
         if not self.differing:
-            return "all tokens are equal"
+            return f"all tokens are equal{but}"
         first, count = self.differing[0], f"{len(self.differing)} of {len(self.requests)} requests have other tokens"
-        return f"{count}, request {first.index} from token {(first.differs_at or 0) + 1} on"
+        return f"{count}, request {first.index} from token {(first.differs_at or 0) + 1} on{but}"
 
     def __str__(self) -> str:
         """As a table: milliseconds of a request on average, before, after and by how much."""
@@ -90,7 +94,7 @@ class Difference:
         return "\n".join(lines)
 
     def _mean_s(self, seconds: float) -> float:
-        return seconds / max(1, len(self.requests))
+        return seconds / max(1, sum(not request.rejected for request in self.requests))
 
 
 def diff(a: Run, b: Run) -> Difference:
@@ -103,8 +107,10 @@ def diff(a: Run, b: Run) -> Difference:
         if before.prompt_tokens != after.prompt_tokens:
             lengths = f"{before.prompt_tokens} tokens in one run and {after.prompt_tokens} in the other"
             raise DifferenceError(f"the prompt of request {index} has {lengths}; {advice}")
-        found.append(RequestDifference(index, _changes(before, after), _differs_at(before, after)))
-    return Difference(tuple(found), _sum([request.changes for request in found]))
+        rejected = (before.finish_reason == "rejected") != (after.finish_reason == "rejected")
+        differs_at = None if rejected else _differs_at(before, after)
+        found.append(RequestDifference(index, _changes(before, after), differs_at, rejected))
+    return Difference(tuple(found), _sum([request.changes for request in found if not request.rejected]))
 
 
 def _changes(before: Result, after: Result) -> Changes:

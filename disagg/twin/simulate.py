@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import DEFAULT_TOKENS, Config
-from disagg.plan.errors import ConfigError
+from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.intake import job_of
 from disagg.plan.request import Request, listed
 from disagg.trace.results import Run
@@ -30,7 +30,7 @@ def simulate(
 
     With `hardware` ("2xL4", "H100+L4", a twin.hardware.Hardware) times are predicted from the model's sizes; else
     `speeds` give them. With `record=False` the run has results and counts but no timeline. ConfigError for unknown
-    hardware, and where the model does not fit.
+    hardware, and where the model does not fit; EngineError, with the run so far, where the policy breaks it.
     """
     if hardware is None:
         simulation = simulation_of(SimulatedEngine, config, listed(requests), speeds or Speeds(), record=record)
@@ -42,6 +42,10 @@ def simulate(
         simulation.run()
     run = simulation.so_far()
     simulation.close()
+    if simulation.controller.broken_by_policy:
+        broken = EngineError(f"the simulation is broken: {simulation.controller.broken}")
+        broken.run = run
+        raise broken
     return run
 
 

@@ -68,6 +68,30 @@ def test_an_injected_script_does_not_run(open_page, address):
     assert len(page.complaints) == 2 and all("Content Security Policy" in text for text in page.complaints)
 
 
+def test_rows_that_decode_in_a_pass_stand_above_it(open_page, tmp_path, shot):
+    config = Config.preset("colocated", model="tiny", chunk_tokens=64)
+    run = simulate(config, [Request([1] * 40, 9), Request([1] * 128, 3, 0.3)])
+    mixed = next(span for span in run.timeline.spans if span.kind == "prefill" and span.requests == (1,))
+    page = open_page(run.to_html(tmp_path / "mixed.html").as_uri())
+    expect(page.locator("h1")).to_have_text("disagg: 2 requests, colocated")
+    page.locator("#scrub").fill(str(mixed.start_ns / 1e6))
+    expect(sentence(page)).to_contain_text("device: prefill pass")
+    expect(sentence(page)).to_contain_text("device: decode step")
+    canvas, tip = page.locator("#timeline canvas"), page.locator("#timeline > div > div").last
+    width = canvas.evaluate("node => node.clientWidth") - 112 - 8
+    middle = (mixed.start_ns + mixed.end_ns) / 2 - run.timeline.start_ns
+    x = 112 + middle / (1.01 * run.timeline.end_ns) * width
+    pixels(page)
+    column = canvas.evaluate("(node, x) => [...node.getContext('2d').getImageData(x, 0, 1, 60).data]", x)
+    box = canvas.bounding_box()
+    for y, word, blue in ((26 + 5 + 4, "decode step", False), (26 + 5 + 16, "prefill pass", True)):
+        assert (column[4 * y + 2] > column[4 * y + 1]) is blue, word
+        page.mouse.move(box["x"] + x, box["y"] + y)
+        expect(tip).to_contain_text(word)
+    shot(page, "page-mixed")
+    assert page.complaints == []
+
+
 def test_keys_alone(page, shot):
     canvas = page.locator("#timeline canvas")
     while not canvas.evaluate("node => node === document.activeElement"):

@@ -28,7 +28,7 @@ PADDING = "///"
 #: Rows under the columns: why rows come and why they go.
 REASONS = {
     "first, last step": ("handed off", "prefilled", "eos", "length", "cancelled", "failed"),
-    "host memory": ("back from the host", "spilled"),
+    "host memory": ("parked", "back from the host", "spilled"),
     "computed again": ("computed again", "to be computed again"),
     "waits for a block": ("got its block", "waits for a block"),
 }

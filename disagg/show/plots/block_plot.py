@@ -179,12 +179,12 @@ class Patchwork(NamedTuple):
 
 
 def pages_over_time_picture(run: Run, request: int | None = None, *, projector: bool = False) -> Picture:
-    """Blocks upwards, time to the right, a panel a memory; below, when requests were spilled, fetched, recomputed."""
+    """Blocks upwards, time to the right, a panel a memory; below, what became of requests without them."""
     view, size = BlockView(run), draw.font_size(projector)
     followed = view.request(request)
     window = (0.0, max(1e-3, 1e3 * view.seconds(view.map.end_ns)))
     talls = _talls(view, OVER_TIME_IN * size / 12)
-    head, strip, top, bottom = 0.028 * size, 0.055 * size, 0.03 * size, 0.05 * size
+    head, strip, top, bottom = 0.028 * size, 0.018 * size * len(paging_events(view)), 0.03 * size, 0.05 * size
     height = top + bottom + strip + 0.012 * size + sum(head + tall for tall in talls.values())
     figure, y, axes = draw.figure(height, projector), height - top, None
     left = 0.1 * size / figure.get_figwidth()
@@ -245,23 +245,27 @@ def _patches(axes: Axes, view: BlockView, boxes: list[Patchwork], followed: int 
 
 
 #: What happens to a request without blocks: its row in the strip, and its glyph.
-GLYPHS = {"spill": "v", "fetch": "^", "recompute": "o"}
+GLYPHS = {"spill": "v", "parked": "s", "fetch": "^", "recompute": "o"}
 
 
 def paging_events(view: BlockView) -> dict[str, list[tuple[int, int]]]:
-    """(instant, request) of every spill, fetch and recompute that was begun."""
-    found: dict[str, list[tuple[int, int]]] = {kind: [] for kind in GLYPHS}
+    """(instant, request) of every spill, fetch and recompute that was begun, and of all K/V that were parked, where
+    some were."""
+    some = view.run.counts.get("parked", 0)
+    found: dict[str, list[tuple[int, int]]] = {kind: [] for kind in GLYPHS if some or kind != "parked"}
     for decision in view.decisions:
         found[decision.choice.arm.value].append((decision.at_ns, decision.choice.request))
     for result in view.run.results:
-        found["fetch"] += [(at, result.request) for at, stage in result.stages if stage is Stage.FETCHING]
+        for kind, sought in (("fetch", Stage.FETCHING), ("parked", Stage.PARKED)):
+            found.get(kind, []).extend((at, result.request) for at, stage in result.stages if stage is sought)
     return {kind: sorted(events) for kind, events in found.items()}
 
 
 def _preemptions(axes: Axes, view: BlockView, size: float) -> None:
     """A row a kind; the request's number beside its glyph where there is room."""
     ms_per_px = np.diff(axes.get_xlim())[0] / axes.get_window_extent().width
-    for row, (kind, events) in enumerate(paging_events(view).items()):
+    found = paging_events(view)
+    for row, (kind, events) in enumerate(found.items()):
         taken = -np.inf
         times = [1e3 * view.seconds(at) for at, _ in events]
         axes.plot(times, [-row] * len(times), GLYPHS[kind], color=INK, markersize=0.6 * size, label=kind)
@@ -273,8 +277,8 @@ def _preemptions(axes: Axes, view: BlockView, size: float) -> None:
                 axes.text(x, -row, text, fontsize=size, color=INK, va="center", parse_math=False, clip_on=True)
                 taken = x + wide
     draw.plain(axes, size)
-    draw.rows(axes, GLYPHS)
-    axes.set_ylim(0.6 - len(GLYPHS), 0.6)
+    draw.rows(axes, found)
+    axes.set_ylim(0.6 - len(found), 0.6)
 
 
 def _run_words(view: BlockView, followed: int | None) -> str:
@@ -292,15 +296,18 @@ def _run_words(view: BlockView, followed: int | None) -> str:
         peaks.append(f"{view.names[pool]} {view.map.sizes[pool] - fewest_free} of {view.map.sizes[pool]}")
     choices = [decision.choice for decision in view.decisions]
     spills = sum(choice.arm is Arm.SPILL for choice in choices)
+    parked = view.run.counts.get("parked", 0)
+    held = f"Most blocks held at once: {', '.join(peaks)}"
+    held += f"; {plural(parked, 'time')} K/V were parked" if parked else ""
     if not choices:
-        return f"Most blocks held at once: {', '.join(peaks)}; no request lost its blocks."
+        return f"{held}; no request lost its blocks."
     words = f"{plural(len(choices), 'time')} a request lost its blocks: {spills} spilled, {len(choices) - spills} "
     both = [(c.spill_ns, c.recompute_ns) for c in choices if c.spill_ns is not None and c.recompute_ns is not None]
     costs = ""
     if both:
         spill, again = (sum(each) / len(both) / 1e9 for each in zip(*both, strict=True))
         costs = f" (on average {milliseconds(spill)} to spill and fetch against {milliseconds(again)})"
-    return f"Most blocks held at once: {', '.join(peaks)}; {words}computed again{costs}."
+    return f"{held}; {words}computed again{costs}."
 
 
 # ---- stepping --------------------------------------------------------------------------------------------------------

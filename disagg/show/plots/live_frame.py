@@ -126,8 +126,9 @@ class Frame:
             return
         start = np.maximum(boxes[:, 0], window[0])
         end = np.maximum(np.minimum(boxes[:, 1], at_ms), start + 1.6 * self._ms_per_px)
-        start, end, row = merged(start, end, boxes[:, 2], 4 * self._ms_per_px)
-        width, corners = end - start, draw.boxes(start, end, -row - TALL / 2, -row + TALL / 2)
+        start, end, halves = merged(start, end, 2 * boxes[:, 2] + boxes[:, 3], 4 * self._ms_per_px)
+        row, rides = np.divmod(halves, 2)
+        width, corners = end - start, draw.boxes(start, end, -row + TALL * (rides * 2 / 3 - 1 / 2), -row + TALL / 2)
         self._boxes[kind].set_verts(corners)
         self._boxes[kind].set_linewidth(np.where(width > 4 * self._ms_per_px, 0.8, 0.0).tolist())
         self._spans.draw_artist(self._boxes[kind])

@@ -68,6 +68,8 @@ def runs_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 def _counts_of_request(run: Run, index: int) -> str:
     result = run.results[index]
+    if result.finish_reason == "rejected":
+        return f"{plural(result.prompt_tokens, 'prompt token')}: the policy rejected it on arrival."
     passes, steps, copies = (_spans_of(run, result.request, kind) for kind in ("prefill", "decode", "copy"))
     start = (
         f"{plural(result.prompt_tokens, 'prompt token')}, {plural(len(result.token_ids), 'new token')}: "
@@ -81,6 +83,9 @@ def _counts_of_request(run: Run, index: int) -> str:
 
 def _times_of_request(run: Run, index: int) -> str:
     result, overlap = run.results[index], run.overlap(index)
+    if result.finish_reason == "rejected":
+        words = str(result.error)
+        return f"{words[:1].upper()}{words[1:]}."
     parts = [] if result.ttft_s is None else [f"Token 1 came after {milliseconds(result.ttft_s)}"]
     if overlap.share is not None:
         parts.append(
@@ -101,14 +106,14 @@ def _counts_of_run(run: Run) -> str:
     tokens = sum(len(r.token_ids) for r in run.results)
     copies = [s for s in run.timeline.spans if s.kind == "copy"]
     prompts = sum(r.prompt_tokens for r in run.results)
-    load = f"{plural(len(run.results), 'request')}, {plural(prompts, 'prompt token')}"
+    load = f"{_requests(run)}, {plural(prompts, 'prompt token')}"
     return f"{load}, {plural(tokens, 'new token')}; {_copies(copies)}."
 
 
 def _times_of_run(run: Run) -> str:
     seconds, overlap = (run.timeline.end_ns - run.timeline.start_ns) / 1e9, run.overlap()
     if not run.timeline.spans:
-        return f"{plural(len(run.results), 'request')}; nothing was recorded."
+        return f"{_requests(run)}; nothing was recorded."
     rows = row_names(run.timeline).items()
     busy = ", ".join(f"{name} {run.timeline.busy(place) / 1e9 / seconds:.0%}" for place, name in rows)
     hidden = "nothing was copied"
@@ -119,7 +124,12 @@ def _times_of_run(run: Run) -> str:
             f"{_cause(run, overlap.exposed_s)}{milliseconds(overlap.transfer_s)} of copying left "
             f"E = {milliseconds(overlap.exposed_s)} after tokens 1 (H = –)"
         )
-    return f"{plural(len(run.results), 'request')} in {seconds:.1f} s; busy: {busy}; {hidden}."
+    return f"{_requests(run)} in {seconds:.1f} s; busy: {busy}; {hidden}."
+
+
+def _requests(run: Run) -> str:
+    rejected = sum(result.finish_reason == "rejected" for result in run.results)
+    return plural(len(run.results), "request") + (f" ({rejected} rejected)" if rejected else "")
 
 
 def _cause(run: Run, exposed_s: float) -> str:

@@ -198,9 +198,10 @@ def time_axis(axes: Axes, window: tuple[float, float], size: float, words: str) 
 def _legend(figure: Figure, views: list[RunView], size: float) -> None:
     spans = [span for view in views for span in view.run.timeline.spans]
     words = LEGEND_MANY if any(span.kind == "copy" and span.count > 1 for span in spans) else LEGEND
-    if any(view.has_ticks for view in views):
-        words = {**words, "prefill": "prefill pass (tick: K/V of a layer are there)"}
     present = {COLOUR_OF[span.kind] for span in spans}
+    if any(view.has_ticks for view in views):
+        ticks = "tick: K/V of a layer are there" if len(present) < len(LEGEND) else "ticks: layers"  # no room for more
+        words = {**words, "prefill": f"prefill pass ({ticks})"}
     kind_legend(figure, {kind: word for kind, word in words.items() if kind in present}, size)
 
 
