@@ -68,7 +68,7 @@ def step_s(rows: int, tokens: int) -> float:
 
 def observe(composer: Composer, rows: int, tokens: int, seconds: float, gaps_s=()):
     """As the scheduler does after a step."""
-    composer.learn(composer.model, composer.model.predict(rows, tokens), rows, seconds, gaps_s)
+    composer.learn(rows, tokens / rows, seconds, gaps_s)
     composer.model.observe(rows, tokens, seconds)
 
 
@@ -82,8 +82,15 @@ def steady(composer: Composer, steps=400, slower=lambda step: 1.0):
     return gaps
 
 
-def taught(target_s: float) -> Composer:
+def on_time(target_s: float) -> Composer:
+    """One that expects no gap to be late."""
     composer = Composer(target_s, StepModel())
+    composer.late = 1.0
+    return composer
+
+
+def taught(target_s: float) -> Composer:
+    composer = on_time(target_s)
     for rows, tokens in ((1, 16), (4, 64), (4, 256)):
         observe(composer, rows, tokens, step_s(rows, tokens))
     return composer
@@ -97,10 +104,10 @@ def test_the_composer_fills_its_target_and_stays_under_it():
 
 
 def test_room_rounds_tokens_as_the_model_does():
-    composer = Composer(2.0, StepModel())
+    composer = on_time(2.0)
     composer.model.weights = [0.0, 0.25, 0.25]  # half a second a row of 1,000 tokens
     assert composer.room(1000, 64) == 4
-    composer = Composer(4.9, StepModel())
+    composer = on_time(4.9)
     composer.model.weights = [0.0, 0.0, 1000.0]  # a second a token
     assert composer.room(1.6, 64) == 2, "three rows read 4.8 tokens, which count as 5"
 
@@ -125,6 +132,39 @@ def test_it_settles_where_steps_become_slower_for_good():
     assert max(rows[-300:]) - min(rows[-300:]) <= 2 and 2 * step_s(rows[-1], 100 * rows[-1]) <= 0.2 < 4 * before[-1]
 
 
+def test_a_quiet_hour_and_gaps_of_one_row_teach_nothing():
+    """Only steps as full as they may be lower `late`; a second token that one row would have had as late is no miss."""
+    composer = taught(0.2)
+    composer.room(100, 64)
+    composer.late = 2.0
+    for _ in range(500):
+        observe(composer, 2, 200, step_s(2, 200))
+    assert composer.late == 2.0
+    composer.room(100, 2)
+    observe(composer, 2, 200, step_s(2, 200), [2 * step_s(1, 100)])
+    assert composer.late == 2.0 - Composer.GAIN
+    late = taught(0.03)  # one row takes 21 ms, so its second token may take 42
+    late.late = 1.5
+    late.room(100, 1)
+    observe(late, 1, 100, step_s(1, 100), [2 * step_s(1, 100)])
+    assert late.late == 1.5 - Composer.GAIN
+
+
+def test_work_beside_another_worker_takes_as_many_times_as_long_as_it_did():
+    model = StepModel()
+    for rows in (2, 4, 8, 2, 4, 8):
+        model.observe(rows, 100 * rows, step_s(rows, 100 * rows))
+    for _ in range(60):
+        model.observe(4, 400, 1.5 * step_s(4, 400), beside=True)
+        model.observe(1, 100, 0.5 * step_s(1, 100))
+    assert model.predict(8, 800, beside=True) == pytest.approx(1.5 * step_s(8, 800), rel=0.05)
+    assert model.predict(8, 800) == pytest.approx(step_s(8, 800), rel=0.05)
+    assert model.predict(1, 100) == pytest.approx(0.5 * step_s(1, 100), rel=0.05)
+    composer = Composer(0.12, model)
+    rows = composer.room(100, 64)
+    assert model.predict(rows, 100 * rows, beside=True) * composer.late <= 0.12, "room is left for a pass beside it"
+
+
 def test_second_tokens_count_as_gaps():
     """A tenth of the gaps is twice as long as a step: steps have to leave room for them."""
     calm, late = taught(0.2), taught(0.2)
@@ -141,7 +181,7 @@ def test_a_target_out_of_reach_leaves_one_row_and_no_tokens():
 
 
 def test_the_budget_of_a_mixed_pass_keeps_its_time_within_the_target():
-    composer, passes = Composer(0.1, StepModel()), StepModel()
+    composer, passes = on_time(0.1), StepModel()
     assert composer.budget(passes, 4, 512) == 512, "nothing is known yet"
     for rows, tokens in ((0, 16), (0, 64), (4, 64), (8, 256)):
         passes.observe(rows, tokens, 0.010 + 0.001 * rows + 0.0005 * tokens)
@@ -163,7 +203,7 @@ def test_a_row_that_joins_stands_in_the_bin_of_what_its_step_reads():
     worker = harness.state.decodes[0]
     for request, context in enumerate((7, 8)):
         worker.join(decoding(worker, request, context))
-    assert worker.issue(1, 0, True).groups == ((0,), (1,)), "they read 8 and 9"
+    assert worker.issue(1, 0, True, False).groups == ((0,), (1,)), "they read 8 and 9"
 
 
 def test_who_leaves_before_its_first_step_never_joins():
@@ -173,5 +213,5 @@ def test_who_leaves_before_its_first_step_never_joins():
     for record in records:
         worker.join(record)
     worker.leave(records[0])
-    command = worker.issue(1, 0, True)
+    command = worker.issue(1, 0, True, False)
     assert ([join.request for join in command.joins], command.left, command.groups) == ([1], (), ((1,),))

@@ -127,7 +127,8 @@ def test_rows_pay_for_a_prefill_beside_them_and_for_one_more_row():
     beside, away = policy.terms("stay", 0, 0), policy.terms("stay", 1, 1)
     over, back = policy.terms("split", 0, 1), policy.terms("split", 1, 0)
     prefills, decodes = "rows beside its prefill", "rows beside its decode"
-    assert beside[prefills] == over[prefills] == 2 * beside["prefill"] and away[prefills] == back[prefills] == 0
+    lost = beside["prefill"] - 1e9 * harness.state.decodes[0].step_s(2)  # in its one pass each of them has a token
+    assert beside[prefills] == over[prefills] == near(2 * lost) and away[prefills] == back[prefills] == 0
     assert beside[decodes] == back[decodes] > 0 == away[decodes] == over[decodes]
     row_ns = 1000 + 20 * 45  # a row more, of 40 tokens and five new ones
     assert beside[decodes] == pytest.approx(5 * row_ns * 2, rel=0.1)
@@ -196,3 +197,12 @@ def test_fetches_under_way_are_ahead_of_the_next_one():
     placed = [command for command in harness.log if isinstance(command, cmd.Placed)]
     first, second = (dict(each.options[0].terms) for each in placed)
     assert (first["copies ahead"], second["copies ahead"]) == (0, first["copy"]) and first["copy"] == 48_000
+
+
+def test_rows_elsewhere_pay_by_how_much_longer_they_take_beside_a_pass():
+    harness, policy = world(("stay", 0, 0), ("stay", 0, 0))
+    running(harness, (0, 1))
+    harness.state.decodes[1].speed.beside = 1.25
+    harness.submit(2, prompt=40, new=5)
+    away = policy.terms("stay", 1, 1)
+    assert away["rows beside its prefill"] == near(2 * 0.2 * away["prefill"]), "a fifth of that time, for two rows"

@@ -441,8 +441,8 @@ def at_the_door(copy_ns_per_byte: float, ns_per_token: int, **changes) -> Contro
     harness = parking(**changes)
     harness.prefilled(12)
     harness.land_all()
-    probed(harness, copy_ns_per_byte, ns_per_token)
-    harness.state.costs.prefill_ns_per_token = ns_per_token
+    harness.state.costs.copy_ns_per_byte = copy_ns_per_byte
+    harness.state.prefills[0].speed.weights = [0.0, 0.0, ns_per_token / 1e6]
     for token in (20, 21, 22):
         harness.stepped(token)
     return harness

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from disagg.plan.link import Link
 from disagg.plan.policy import POLICIES
-from disagg.plan.preemption import Arm, PreemptionCosts
+from disagg.plan.preemption import PreemptionCosts
 from disagg.plan.queues import Queue, chunk_stop
 from disagg.plan.request import Job, Record
 
@@ -111,36 +111,14 @@ def test_chunks_end_at_whole_blocks_or_at_the_target(start, target, budget, stop
     assert chunk_stop(start, target, budget, 4) == stop
 
 
-def choose(costs: PreemptionCosts, **changes):
-    given = {"host_room": True, "prefill_backlog": 0, "bytes_ahead": 0, **changes}
-    return costs.choose(1, 100, 1000, **given)
-
-
-def test_the_cheaper_arm_wins_and_ties_spill():
-    costs = PreemptionCosts(copy_ns_per_byte=1.0, prefill_ns_per_token=30.0)
-    assert (choose(costs).spill_ns, choose(costs).recompute_ns, choose(costs).arm) == (2000, 3000, Arm.SPILL)
-    costs.prefill_ns_per_token = 20.0
-    assert choose(costs).arm is Arm.SPILL
-    costs.prefill_ns_per_token = 19.9
-    assert choose(costs).arm is Arm.RECOMPUTE
-
-
-def test_no_host_room_and_no_known_prefill_speed():
-    costs = PreemptionCosts()
-    assert (choose(costs).recompute_ns, choose(costs).arm) == (None, Arm.SPILL)
-    assert (choose(costs, host_room=False).spill_ns, choose(costs, host_room=False).arm) == (None, Arm.RECOMPUTE)
-
-
-def test_backlogs_count():
-    costs = PreemptionCosts(copy_ns_per_byte=1.0, prefill_ns_per_token=30.0)
-    assert choose(costs, bytes_ahead=5000).arm is Arm.RECOMPUTE
-    assert choose(costs, bytes_ahead=5000, prefill_backlog=1000).arm is Arm.SPILL
-    assert choose(costs, prefill_backlog=10).recompute_ns == 3300
+def test_there_and_back_behind_what_pages_already():
+    costs = PreemptionCosts(copy_ns_per_byte=1.0)
+    assert (costs.spill_ns(1000, 0), costs.spill_ns(1000, 5000)) == (2000, 7000)
 
 
 def test_a_dialled_wire_costs_what_the_dial_says():
     costs = PreemptionCosts(out=Link(1e6, latency_s=1e-3, fixed_s=1e-4), back=Link(2e6), copy_ns_per_byte=0.1)
-    assert choose(costs).spill_ns == (1_000_000 + 1_000_000 + 100_000) + 500_000
+    assert costs.spill_ns(1000, 0) == (1_000_000 + 1_000_000 + 100_000) + 500_000
 
 
 def test_speeds_follow_what_was_measured():
@@ -148,13 +126,3 @@ def test_speeds_follow_what_was_measured():
     costs.observe_copy(100, 200)
     costs.observe_copy(0, 10**9)
     assert costs.copy_ns_per_byte == pytest.approx(1.2)
-    costs.observe_prefill(10, 1000)
-    costs.observe_prefill(10, 2000)
-    assert costs.prefill_ns_per_token == pytest.approx(120)
-
-
-def test_a_pass_of_one_token_does_not_stand_for_a_token_of_a_prompt():
-    costs = PreemptionCosts()
-    for tokens in (256, 256, 1, 256, 1):  # a pass takes 1,000 ns, and 10 more for each token
-        costs.observe_prefill(tokens, 1000 + 10 * tokens)
-    assert costs.prefill_ns_per_token < 20  # by passes it would be above 200

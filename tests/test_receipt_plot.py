@@ -165,9 +165,11 @@ def test_each_setting_is_a_line_over_its_slots(projector):
 
 def choices(prefill_ms: float, fixed_s: float, block: int = 1) -> list[Choice]:
     """Both copies take 2 ms a token."""
-    costs = PreemptionCosts(*[Link(1e6, fixed_s=fixed_s)] * 2, prefill_ns_per_token=prefill_ms * 1e6)
-    room = {"host_room": True, "prefill_backlog": 0, "bytes_ahead": 0}
-    return [costs.choose(0, tokens, -(-tokens // block) * block * 1000, **room) for tokens in range(1, 61)]
+    costs, found = PreemptionCosts(*[Link(1e6, fixed_s=fixed_s)] * 2), []
+    for tokens in range(1, 61):
+        spill_ns, again_ns = costs.spill_ns(-(-tokens // block) * block * 1000, 0), round(tokens * prefill_ms * 1e6)
+        found.append(Choice(0, tokens, spill_ns, again_ns, Arm.SPILL if spill_ns <= again_ns else Arm.RECOMPUTE))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import Part
 from disagg.plan.config import Config
-from disagg.plan.kv_transfers import PAGING
 from disagg.plan.request import Job, Stage
 from disagg.plan.state import ControllerState
+from disagg.plan.transfer import PAGING
 from disagg.plan.transfer_scheduler import Copy
 from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
 

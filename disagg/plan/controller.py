@@ -41,7 +41,7 @@ class Controller:
     ) -> None:
         self.state = ControllerState(config, layers, token_bytes, steps_in_flight, pads)
         self.placement = Placement(self.state)
-        self.kv_transfers = KVTransfers(self.state, self.placement.back)
+        self.kv_transfers = KVTransfers(self.state, self.placement.off, self.placement.back)
         self.notices = Notices(self.state, self.kv_transfers)
         self.prefilling = PrefillScheduler(self.state, self.kv_transfers)
         self.decoding = DecodeScheduler(self.state, self.kv_transfers)

@@ -96,12 +96,12 @@ class DecodeScheduler:
         beside = step.beside or self.state.beside(worker)
         model, tokens = mixed or (worker.speed, step.used_slots)
         if worker.composer:
-            most_s = worker.step_s + seconds
+            most_s = worker.last_s + seconds
             gaps_s = [min(most_s, (event.ended_ns - first_ns) / 1e9) for first_ns in firsts_ns]
             worker.composer.learn(rows, step.used_slots / rows, seconds, gaps_s)
         if mixed is None:
             model.observe(rows, tokens, seconds, beside)
-        worker.step_s = seconds
+        worker.last_s = seconds
 
     def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:
         """Visits the rows that need a block, leave their bin, or have had their last token."""

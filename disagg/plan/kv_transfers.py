@@ -6,26 +6,29 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from disagg.plan.blocks import Table, blocks_for
 from disagg.plan.checks import present
 from disagg.plan.commands import Assign, Preempted, Send, Turn, Worker
 from disagg.plan.policy import Option
-from disagg.plan.preemption import Arm
+from disagg.plan.preemption import Arm, Choice
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.transfer import LayerBlocks, Transfer
+from disagg.plan.transfer import PAGING, LayerBlocks, Transfer
 from disagg.plan.worker_state import DecodeWorkerState
 
 HOST = Worker("host", 0)
-PAGING = ("spill", "fetch")  # routes between a decode device and the host
 
 
 class KVTransfers:
-    def __init__(self, state: ControllerState, back: Callable[[Turn, Record], Option | None]) -> None:
-        """`back` says which way K/V in host memory take; None where their request has been rejected."""
-        self.state, self._back = state, back
+    def __init__(
+        self,
+        state: ControllerState,
+        off: Callable[[Turn, Record], Choice],
+        back: Callable[[Turn, Record], Option | None],
+    ) -> None:
+        """`off` says whether a preempted request's K/V are spilled, `back` which way those in host memory take."""
+        self.state, self._off, self._back = state, off, back
 
     def offer(self, turn: Turn, record: Record, stop: int, layers_ready: bool) -> None:
         """Sends the blocks up to token `stop`; the first call opens the hand-off."""
@@ -109,18 +112,7 @@ class KVTransfers:
 
     def preempt(self, turn: Turn, worker: DecodeWorkerState, record: Record) -> None:
         """Takes a request off its decode worker; its K/V are spilled or recomputed, whichever costs less."""
-        state, size = self.state, self.state.config.block_size
-        blocks = blocks_for(record.context, size)
-        paging = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
-        room, block_bytes = state.host.available >= blocks, size * state.token_bytes
-        again_ns, ahead = state.prefill_ns(record.context + 1 + state.backlog), paging * block_bytes
-        size = blocks * block_bytes
-        choice = state.costs.choose(
-            record.id, record.context, size, host_room=room, recompute_ns=again_ns, bytes_ahead=ahead
-        )
-        options = tuple(Option(way, 0, terms) for way, terms in choice.ways() if room or way == "recompute")
-        arm = state.policy.choose(record.seen(record.context), options, turn.now_ns)
-        choice = replace(choice, arm=Arm(arm.way if isinstance(arm, Option) else "recompute"))
+        state, choice = self.state, self._off(turn, record)
         costs = [None if ns is None else round(ns / 1e6, 1) for ns in (choice.spill_ns, choice.recompute_ns)]
         state.because(choice.arm.value, request=record.id, spill_ms=costs[0], recompute_ms=costs[1])
         state.counts["preemptions"] += 1
@@ -128,7 +120,7 @@ class KVTransfers:
         worker.leave(record)
         worker.landed.remove(record)
         if choice.arm is Arm.SPILL:
-            self._spill(turn, worker, record, blocks)
+            self._spill(turn, worker, record, blocks_for(record.context, state.config.block_size))
         else:
             self.recompute(turn, record)
 

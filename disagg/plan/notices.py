@@ -6,10 +6,10 @@ Notebook: notebooks/02_disaggregation.ipynb.
 
 from disagg.plan import events as ev
 from disagg.plan.commands import Turn
-from disagg.plan.kv_transfers import PAGING, KVTransfers
+from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.request import Stage
 from disagg.plan.state import ControllerState
-from disagg.plan.transfer import Transfer
+from disagg.plan.transfer import PAGING, Transfer
 
 
 class Notices:

@@ -7,10 +7,13 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 from collections import Counter
 
 from disagg.plan.blocks import blocks_for
+from disagg.plan.checks import present
 from disagg.plan.commands import Placed, Turn
 from disagg.plan.policy import Option
+from disagg.plan.preemption import Arm, Choice
 from disagg.plan.request import Finish, Record
 from disagg.plan.state import ControllerState
+from disagg.plan.transfer import PAGING
 from disagg.plan.worker_state import DecodeWorkerState, PrefillWorkerState
 
 Terms = tuple[tuple[str, int], ...]
@@ -49,14 +52,31 @@ class Placement:
 
     def back(self, turn: Turn, record: Record) -> Option | None:
         """K/V in host memory, for which decode has room: fetched, or computed again."""
-        state, context = self.state, record.context
+        state = self.state
         ahead = sum(t.blocks for t in state.transfers.values() if t.route == "fetch" and not t.aborted)
         size, costs = state.config.block_size * state.token_bytes, state.costs
-        copy = ("copy", costs.copy_ns(costs.back, blocks_for(context, state.config.block_size) * size))
+        copy = ("copy", costs.copy_ns(costs.back, blocks_for(record.context, state.config.block_size) * size))
         fetch = Option("fetch", 0, (copy, ("copies ahead", costs.copy_ns(costs.back, ahead * size))))
-        queue_ns, own_ns = state.prefill_ns(state.backlog), state.prefill_ns(context + 1)
-        terms = () if queue_ns is None or own_ns is None else (("queue", queue_ns), ("prefill", own_ns))
-        return self.decide(turn, record, (fetch, Option("recompute", 0, terms)))
+        return self.decide(turn, record, (fetch, self._again(record)))
+
+    def off(self, turn: Turn, record: Record) -> Choice:
+        """K/V of a request that leaves its decode worker: spilled (there and back, behind other paging) or computed
+        again, by policy."""
+        state, size = self.state, self.state.config.block_size * self.state.token_bytes
+        blocks = blocks_for(record.context, state.config.block_size)
+        ahead = sum(t.blocks for t in state.transfers.values() if t.route in PAGING)
+        again, spill_ns = self._again(record), state.costs.spill_ns(blocks * size, ahead * size)
+        spill = [Option("spill", 0, (("spill", spill_ns),))] if state.host.available >= blocks else []
+        arm = state.policy.choose(record.seen(record.context), (*spill, again), turn.now_ns)
+        way = Arm.SPILL if arm in spill else Arm.RECOMPUTE
+        return Choice(record.id, record.context, spill[0].ns if spill else None, again.ns, way)
+
+    def _again(self, record: Record) -> Option:
+        """Its K/V computed again, behind all that waits for prefill; no terms while no pass has been measured."""
+        worker, budget = self.state.prefills[0], self.state.config.chunk_tokens
+        parts = (("queue", self.state.backlog), ("prefill", record.context + 1))
+        terms = tuple((name, self._time_ns(worker, tokens, budget)) for name, tokens in parts)
+        return Option("recompute", 0, terms if self.state.speed_of(worker).seen else ())
 
     def _options(self, record: Record) -> tuple[Option, ...]:
         """Colocated, requests go round robin to the workers; with a choice, to any of them or split between two."""
@@ -84,14 +104,7 @@ class Placement:
             most, tokens = self.state.config.max_batch, len(record.job.prompt) + record.left
             _, per_row, per_token = decode.speed.weights
             row_s = max(0.0, per_row + per_token * tokens / 1000)
-            step_s = max(0.0, decode.speed.predict(min(rows + 1, most), round((rows + 1) * decode.mean_tokens())))
-            elsewhere = min(sum(here.values()) - beside, most * (len(self.state.decodes) - 1))
-            passes = -(-record.prefill_target // self.state.config.chunk_tokens) * self.state.config.mixed_passes
-            own_step_s = max(0.0, decode.speed.predict(min(beside, most), round(beside * decode.mean_tokens())))
-            lost_ns = max(0, terms[1][1] - round(1e9 * passes * own_step_s)) * min(
-                beside, most
-            )  # a pass gives each one
-            slowed_ns = terms[1][1] * elsewhere * (1 - 1 / decode.speed.beside)  # by a worker that computes elsewhere
+            step_s = decode.step_s(min(rows + 1, most))
             kept = decode.composer is not None  # budgets keep the gaps of the rows beside a prefill within the target
             busy = 0.0 if kept else min(self.state.prefills[decode.name.index].busy, 0.9)
             decode_s = record.left * step_s / (1 - busy)
@@ -99,10 +112,20 @@ class Placement:
                 ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
                 ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
                 ("decode", round(1e9 * decode_s)),
-                ("rows beside its prefill", 0 if kept else round(lost_ns + slowed_ns)),
+                ("rows beside its prefill", 0 if kept else self._lost_ns(record, prefill, terms[1][1], here)),
                 ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
             )
         return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)
+
+    def _lost_ns(self, record: Record, worker: PrefillWorkerState, own_ns: int, here: Counter[int | None]) -> int:
+        """What the rows of its worker lose by a prefill, in whose mixed passes they have a token each; and those of
+        other workers, which take longer meanwhile."""
+        decode, config = present(worker.decode), self.state.config
+        rows = min(here[decode.name.index], config.max_batch)
+        passes = -(-record.prefill_target // config.chunk_tokens) if config.mixed_passes else 0
+        elsewhere = sum(min(n, config.max_batch) for index, n in here.items() if index not in (None, decode.name.index))
+        slowed_ns = own_ns * (1 - 1 / decode.speed.beside)
+        return round(max(0, own_ns - passes * 1e9 * decode.step_s(rows)) * rows + slowed_ns * elsewhere)
 
     def _prefill(self, record: Record, worker: PrefillWorkerState, rows: int = 0) -> Terms:
         """Until its first token: the queue, and its own passes; nothing while no pass has been measured."""
@@ -119,7 +142,14 @@ class Placement:
         budget = config.chunk_tokens
         if rows and decode is not None and decode.composer:
             budget = max(config.block_size, decode.composer.budget(self.state.speed_of(worker), rows, budget))
-        return self.state.prefill_ns(tokens, worker, budget) or 0
+        return self._time_ns(worker, tokens, budget)
+
+    def _time_ns(self, worker: PrefillWorkerState, tokens: int, budget: int) -> int:
+        """Of passes of `budget` tokens, beside the rows of other workers; 0 while no pass has been measured."""
+        passes = -(-tokens // budget)
+        beside = any(decode.rows and decode is not worker.decode for decode in self.state.decodes)
+        seconds = passes * self.state.speed_of(worker).predict(0, tokens // max(1, passes), beside)
+        return max(0, round(1e9 * seconds))
 
     def _hand_off_ns(self, tokens: int, prefill_ns: int) -> int:
         """What its hand-off takes beyond its prefill, behind the hand-offs that are open."""

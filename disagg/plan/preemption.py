@@ -24,11 +24,6 @@ class Choice:
     recompute_ns: int | None  # None where no prefill speed is known yet
     arm: Arm
 
-    def ways(self) -> list[tuple[str, tuple[tuple[str, int], ...]]]:
-        """Each arm with its cost as an estimate's only term."""
-        costs = (Arm.SPILL, self.spill_ns), (Arm.RECOMPUTE, self.recompute_ns)
-        return [(arm.value, () if ns is None else ((arm.value, ns),)) for arm, ns in costs]
-
 
 @dataclass
 class PreemptionCosts:
@@ -48,16 +43,10 @@ class PreemptionCosts:
         if nbytes:
             self.hand_off_ns_per_byte += self.recent * (took_ns / nbytes - self.hand_off_ns_per_byte)
 
-    def choose(
-        self, request: int, tokens: int, nbytes: int, *, host_room: bool, recompute_ns: int | None, bytes_ahead: int
-    ) -> Choice:
-        """The cheaper arm: to compute again takes `recompute_ns`, and bytes in paging before its spill count too."""
-        spill = None
-        if host_room:
-            legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
-            spill = sum(self.copy_ns(link, size) for link, size in legs)
-        spills = spill is not None and (recompute_ns is None or spill <= recompute_ns)
-        return Choice(request, tokens, spill, recompute_ns, Arm.SPILL if spills else Arm.RECOMPUTE)
+    def spill_ns(self, nbytes: int, bytes_ahead: int) -> int:
+        """There and back, behind the bytes that are in paging."""
+        legs = (self.out, nbytes), (self.back, nbytes), (self.out, bytes_ahead)
+        return sum(self.copy_ns(link, size) for link, size in legs)
 
     def hand_off_ns(self, nbytes: int) -> int:
         """A hand-off on the slower of its links, or by measured ones, whichever is longer."""

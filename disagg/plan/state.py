@@ -235,14 +235,6 @@ class ControllerState:
         passes = any(other.passing and other is not worker and other.decode is not worker for other in self.prefills)
         return passes or any(other.steps and other is not decode for other in self.decodes)
 
-    def prefill_ns(self, tokens: int, worker: PrefillWorkerState | None = None, budget: int = 0) -> int | None:
-        """Time of the passes over so many tokens, of `budget` each; None while no pass has been measured."""
-        worker = worker or self.prefills[0]
-        speed, passes = self.speed_of(worker), -(-tokens // (budget or self.config.chunk_tokens))
-        beside = any(decode.rows and decode is not worker.decode for decode in self.decodes)
-        each_s = speed.predict(0, tokens // max(1, passes), beside)
-        return max(0, round(1e9 * passes * each_s)) if speed.seen else None
-
     @property
     def backlog(self) -> int:
         """Tokens that wait for prefill."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from disagg.plan.blocks import Part, Table
 from disagg.plan.request import Record
 
+PAGING = ("spill", "fetch")  # routes between a decode device and the host
+
 
 class LayerBlocks:
     """A set of (layer, block) pairs, kept as one bit set for each layer."""

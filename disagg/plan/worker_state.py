@@ -111,7 +111,7 @@ class DecodeWorkerState:
     left: list[int] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     grown: list[tuple[int, int]] = field(default_factory=list)
-    step_s: float = 0.0  # how long the last step took
+    last_s: float = 0.0  # how long the last step took
     _issued: Issued = Issued([], (), (), ())
 
     def room(self, max_batch: int) -> int:
@@ -124,6 +124,10 @@ class DecodeWorkerState:
         step_s = self.speed.predict(len(self.rows), tokens)
         last = self.next_step + int(seconds / step_s) if step_s > 0 else self.next_step
         return sum(row.last_step >= last for row in self.rows.values())
+
+    def step_s(self, rows: int) -> float:
+        """A step of so many rows like those that it has, in seconds."""
+        return max(0.0, self.speed.predict(rows, round(rows * self.mean_tokens())))
 
     def mean_tokens(self) -> float:
         """Mean context of a row."""
