@@ -108,14 +108,25 @@ class Placement:
             kept = decode.composer is not None  # budgets keep the gaps of the rows beside a prefill within the target
             busy = 0.0 if kept else min(self.state.prefills[decode.name.index].busy, 0.9)
             decode_s = record.left * step_s / (1 - busy)
+            wait_ns = 0 if stays else self._passes_beside_ns(record, decode, sum(ns for _, ns in terms))
             terms += (
                 ("hand-off", 0 if stays else self._hand_off_ns(record.prefill_target, terms[1][1])),
                 ("place in the batch", round(1e9 * max(0, rows + 1 - most) * decode_s / most)),
+                ("passes beside its decode", wait_ns),
                 ("decode", round(1e9 * decode_s)),
                 ("rows beside its prefill", 0 if kept else self._lost_ns(record, prefill, terms[1][1], here)),
                 ("rows beside its decode", round(1e9 * record.left * row_s * min(rows, most))),
             )
         return Option("stay" if stays else "split", prefill.name.index, terms, decode.name.index)
+
+    def _passes_beside_ns(self, record: Record, decode: DecodeWorkerState, after_ns: int) -> int:
+        """What it waits after a hand-off for the prompts that its decode worker still has to prefill then: a token
+        comes with each of their passes."""
+        worker, budget = self.state.prefills[decode.name.index], self.state.config.chunk_tokens
+        each_ns = self._time_ns(worker, budget, budget)
+        left_ns = max(0, self._queue_ns(worker) - after_ns)
+        passes = min(record.left, -(-left_ns // max(1, each_ns)))
+        return max(0, round(passes * (each_ns - 1e9 * decode.step_s(len(decode.rows) + 1))))
 
     def _lost_ns(self, record: Record, worker: PrefillWorkerState, own_ns: int, here: Counter[int | None]) -> int:
         """What the rows of its worker lose by a prefill, in whose mixed passes they have a token each; and those of
@@ -130,10 +141,14 @@ class Placement:
     def _prefill(self, record: Record, worker: PrefillWorkerState, rows: int = 0) -> Terms:
         """Until its first token: the queue, and its own passes; nothing while no pass has been measured."""
         own_ns = self._passes_ns(worker, record.prefill_target, rows)
+        parts = ("queue", self._queue_ns(worker, rows)), ("prefill", own_ns)
+        return parts if self.state.speed_of(worker).seen else ()
+
+    def _queue_ns(self, worker: PrefillWorkerState, rows: int = 0) -> int:
+        """Of the prompts that wait for it or are under way, shared with the workers that take from the same queue."""
         workers = [other for other in self.state.prefills if other.queue is worker.queue]
         tokens = worker.queue.tokens + sum(other.passing.tokens for other in workers if other.passing)
-        queue_ns = self._passes_ns(worker, tokens, rows) // len(workers)
-        return (("queue", queue_ns), ("prefill", own_ns)) if self.state.speed_of(worker).seen else ()
+        return self._passes_ns(worker, tokens, rows) // len(workers)
 
     def _passes_ns(self, worker: PrefillWorkerState, tokens: int, rows: int) -> int:
         """Time of the passes over so many tokens, whose budget a target may limit where rows decode beside them; 0 for
