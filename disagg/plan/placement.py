@@ -46,7 +46,7 @@ class Placement:
         if isinstance(choice, str):
             state.end(turn, record, Finish.REJECTED, f"request {record.id} is rejected by policy: {choice}")
             return None
-        costs = ", ".join(f"{option.way} {_in_ms(option.ns)}" for option in options)
+        costs = ", ".join(map(_in_words, options))
         state.because("place", request=record.id, way=choice.way, costs=costs)
         return choice
 
@@ -177,5 +177,9 @@ class Placement:
         return max(own_ns // state.layers, ahead_ns + own_ns - hidden_ns)
 
 
-def _in_ms(ns: int | None) -> str:
-    return "unknown" if ns is None else f"{ns / 1e6:.1f} ms"
+def _in_words(option: Option) -> str:
+    """The way with its time; where several workers can take it, with theirs."""
+    workers = "" if option.onto is None else f" on {option.worker}"
+    if option.way == "split" and option.onto is not None:
+        workers = f" from {option.worker} to {option.onto}"
+    return f"{option.way}{workers} {'unknown' if option.ns is None else f'{option.ns / 1e6:.1f} ms'}"
