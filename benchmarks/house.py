@@ -177,8 +177,8 @@ def suite(say: Say, root: Path = ROOT) -> Iterator[Row]:
     package, modules = files(root / "disagg"), read(root, *TOPS[:2])
     graph, fullest = arrows(modules), Counter(path.parent for path in package).most_common(1)[0]
     say("lines")
-    yield Row("core_lines", core_lines(root), "lines", 5300, note="plan and run without its folders, in ruff's layout")
-    yield Row("package_lines", lines(package), "lines", 22_000)
+    yield Row("core_lines", core_lines(root), "lines", 5900, note="plan and run without its folders, in ruff's layout")
+    yield Row("package_lines", lines(package), "lines", 22_800)
     yield Row("repo_lines", sum(lines(files(root / top)) for top in TOPS), "lines", 47_000)
     say("one request in a fresh process")
     opened = printed(root, Path(sys.executable).name, "-c", SERVE)

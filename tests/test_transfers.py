@@ -31,7 +31,7 @@ from disagg import Config, Link
 from disagg.plan.commands import Abort, Assign, Retuned, Send, Worker
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Landed, SourceRead, TransferClosed, TransferFailed, WorkerDied
-from disagg.plan.link import LaneName, cost_of
+from disagg.plan.link import LaneName
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.gpu.device import Scratch
 from disagg.run.gpu.link_dial import check_triton
@@ -41,6 +41,7 @@ from disagg.run.host_lane import HostLane
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.transfers import Departing, Transfers
 from disagg.twin.model_shapes import TINY
+from disagg.twin.route_cost import cost_of
 
 LAYERS = TINY["num_hidden_layers"]
 

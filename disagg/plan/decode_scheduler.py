@@ -10,7 +10,7 @@ from disagg.plan.commands import Decode, Emit, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT, WINDOW
 from disagg.plan.request import Finish, Record, Stage
-from disagg.plan.state import ControllerState
+from disagg.plan.state import ControllerState, beside
 from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState, Step
 
 Mixed = tuple[StepModel, int] | None  # of a mixed pass: its model, and its tokens of prompts
@@ -45,7 +45,7 @@ class DecodeScheduler:
 
     def issue(self, turn: Turn, worker: DecodeWorkerState, alone: bool, mixed: bool = False) -> Decode:
         """The command of the step at hand; a mixed pass carries it."""
-        command = worker.issue(self.state.new_id(), turn.now_ns, alone, self.state.beside(worker), pads=not mixed)
+        command = worker.issue(self.state.new_id(), turn.now_ns, alone, beside(self.state, worker), pads=not mixed)
         self.state.deadlines.start(turn, worker.steps[-1].id, worker)
         return command
 
@@ -93,14 +93,14 @@ class DecodeScheduler:
         """How long a step or mixed pass took teaches its model and the composer. A second token's wait for a place in
         the batch is not the step's doing: its gap counts as two steps at most."""
         seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
-        beside = step.beside or self.state.beside(worker)
+        shared = step.beside or beside(self.state, worker)
         model, tokens = mixed or (worker.speed, step.used_slots)
         if worker.composer:
             most_s = worker.last_s + seconds
             gaps_s = [min(most_s, (event.ended_ns - first_ns) / 1e9) for first_ns in firsts_ns]
             worker.composer.learn(rows, step.used_slots / rows, seconds, gaps_s)
         if mixed is None:
-            model.observe(rows, tokens, seconds, beside)
+            model.observe(rows, tokens, seconds, shared)
         worker.last_s = seconds
 
     def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:

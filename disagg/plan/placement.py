@@ -46,8 +46,7 @@ class Placement:
         if isinstance(choice, str):
             state.end(turn, record, Finish.REJECTED, f"request {record.id} is rejected by policy: {choice}")
             return None
-        costs = ", ".join(map(_in_words, options))
-        state.because("place", request=record.id, way=choice.way, costs=costs)
+        state.because("place", request=record.id, way=choice.way, options=options)
         return choice
 
     def back(self, turn: Turn, record: Record) -> Option | None:
@@ -175,11 +174,3 @@ class Placement:
         ahead_ns = state.costs.hand_off_ns(blocks * size)
         hidden_ns = 0 if state.config.route == "bulk" else prefill_ns
         return max(own_ns // state.layers, ahead_ns + own_ns - hidden_ns)
-
-
-def _in_words(option: Option) -> str:
-    """The way with its time; where several workers can take it, with theirs."""
-    workers = "" if option.onto is None else f" on {option.worker}"
-    if option.way == "split" and option.onto is not None:
-        workers = f" from {option.worker} to {option.onto}"
-    return f"{option.way}{workers} {'unknown' if option.ns is None else f'{option.ns / 1e6:.1f} ms'}"

@@ -12,7 +12,7 @@ from disagg.plan.commands import Chunk, Decode, Emit, Prefill, Turn
 from disagg.plan.kv_transfers import KVTransfers
 from disagg.plan.queues import BATCH_SLOT, WINDOW, chunk_stop
 from disagg.plan.request import Finish, Record, Stage
-from disagg.plan.state import ControllerState
+from disagg.plan.state import ControllerState, beside
 from disagg.plan.worker_state import Pass, PrefillWorkerState
 
 #: Stages between the queue and the batch.
@@ -46,7 +46,7 @@ class PrefillScheduler:
         """Issues the pass at hand; the rows of `step` decode in it, as chunks of one token."""
         if not worker.passing:
             return False
-        worker.passing = worker.passing._replace(step=step, beside=self.state.beside(worker))
+        worker.passing = worker.passing._replace(step=step, beside=beside(self.state, worker))
         self.state.deadlines.start(turn, worker.passing.id, worker)
         rows = present(worker.decode).row_chunks() if step else []
         turn.commands.append(Prefill(worker.name, worker.passing.id, (*chunks, *rows), turn.now_ns, step))
@@ -175,8 +175,8 @@ class PrefillScheduler:
                 cause = f"prefill of request {record.id} failed: {event.error}"
                 state.end_open(turn, record.id, Finish.FAILED, cause)
             return True
-        rows, beside = len(event.tokens) - sum(final for _, final in done.items), done.beside or state.beside(worker)
-        worker.observe(rows, done.tokens, event.started_ns, event.ended_ns, beside)
+        rows, shared = len(event.tokens) - sum(final for _, final in done.items), done.beside or beside(state, worker)
+        worker.observe(rows, done.tokens, event.started_ns, event.ended_ns, shared)
         finals = [record for record, final in done.items if final]
         pairs = zip(finals, event.tokens[: len(finals)], strict=True)
         first = [(record, token) for record, token in pairs if record.finish is None]

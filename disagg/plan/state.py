@@ -229,12 +229,6 @@ class ControllerState:
         """Its passes' speed; that of another worker while it has had none."""
         return max((worker, *self.prefills), key=lambda known: (known.speed.seen > 0, known is worker)).speed
 
-    def beside(self, worker: PrefillWorkerState | DecodeWorkerState) -> bool:
-        """Does a worker of another device compute now?"""
-        decode = worker.decode if isinstance(worker, PrefillWorkerState) else worker
-        passes = any(other.passing and other is not worker and other.decode is not worker for other in self.prefills)
-        return passes or any(other.steps and other is not decode for other in self.decodes)
-
     @property
     def backlog(self) -> int:
         """Tokens that wait for prefill."""
@@ -256,3 +250,10 @@ class ControllerState:
             pool.check()
         for table in chain.from_iterable(record.tables for record in self.records.values()):
             table.check()
+
+
+def beside(state: ControllerState, worker: PrefillWorkerState | DecodeWorkerState) -> bool:
+    """Does a worker of another device compute now?"""
+    decode = worker.decode if isinstance(worker, PrefillWorkerState) else worker
+    passes = any(other.passing and other is not worker and other.decode is not worker for other in state.prefills)
+    return passes or any(other.steps and other is not decode for other in state.decodes)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import Part
+from disagg.plan.policy import Option
 
 
 def event_in_words(event: ev.Event) -> str:
@@ -91,7 +92,17 @@ def _part(part: Part) -> str:
 
 def reason_in_words(rule: str, numbers: Mapping[str, object]) -> str:
     """Why the controller decided as it did: a rule that fired, and the numbers that it compared."""
-    return RULES[rule].format(**numbers)
+    options = numbers.get("options")
+    costs = ", ".join(map(_option_in_words, options)) if isinstance(options, tuple) else ""
+    return RULES[rule].format(**numbers, costs=costs)
+
+
+def _option_in_words(option: Option) -> str:
+    """The way with its time; where several workers can take it, with theirs."""
+    workers = "" if option.onto is None else f" on {option.worker}"
+    if option.way == "split" and option.onto is not None:
+        workers = f" from {option.worker} to {option.onto}"
+    return f"{option.way}{workers} {'unknown' if option.ns is None else f'{option.ns / 1e6:.1f} ms'}"
 
 
 RULES = {

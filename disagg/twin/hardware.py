@@ -16,8 +16,9 @@ from disagg.plan import link
 from disagg.plan.checks import short
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
-from disagg.plan.link import LaneName, LaneRole, RouteCost
+from disagg.plan.link import LaneName, LaneRole
 from disagg.twin.model_shapes import sizes_of
+from disagg.twin.route_cost import RouteCost
 from disagg.twin.work import Sizes, layers_flops
 
 DIALLED = 128  # prompt tokens of the layer that `Link.ratio` refers to

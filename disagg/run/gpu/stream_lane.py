@@ -15,7 +15,7 @@ import torch
 from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
-from disagg.plan.link import LaneName, LaneRole, RouteCost, cost_of
+from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.transfer_scheduler import Copy
 from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.gpu.device import Scratch
@@ -25,6 +25,7 @@ from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.lane import BaseLane, LaneOwner
 from disagg.run.model.text import first_line
+from disagg.twin.route_cost import RouteCost, cost_of
 
 AHEAD = 2  # copies on the streams at once: no gap on the link while the host handles the last one
 HAND_OFF = (LaneRole.DIRECT, LaneRole.DOWN)  # lanes that send prefill's K/V
