@@ -31,6 +31,7 @@ def names() -> dict[str, float | Callable]:
         "layers": model.layers,
         "weights": model.weights + model.head_weights,
         "gain": Composer.GAIN,
+        "first": Composer.FIRST,
         "H": simplest_hidden,
         "max": max,
         "min": min,
