@@ -175,6 +175,5 @@ class Composer:
         fixed, per_row, per_token = passes.weights
         if per_token <= 0:
             return most
-        return max(
-            0, min(most, int(1000 * (self.target_s / self.late / passes.beside - fixed - per_row * rows) / per_token))
-        )
+        left_s = self.target_s / self.late / passes.beside - fixed - per_row * rows
+        return max(0, min(most, int(1000 * left_s / per_token)))

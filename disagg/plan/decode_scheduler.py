@@ -4,7 +4,6 @@ Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
 from disagg.plan import events as ev
-from disagg.plan.batching import StepModel
 from disagg.plan.checks import present
 from disagg.plan.commands import Decode, Emit, Turn
 from disagg.plan.kv_transfers import KVTransfers
@@ -12,8 +11,6 @@ from disagg.plan.queues import BATCH_SLOT, WINDOW
 from disagg.plan.request import Finish, Record, Stage
 from disagg.plan.state import ControllerState, beside
 from disagg.plan.worker_state import DecodeWorkerState, Pass, PrefillWorkerState, Step
-
-Mixed = tuple[StepModel, int] | None  # of a mixed pass: its model, and its tokens of prompts
 
 
 class DecodeScheduler:
@@ -60,11 +57,11 @@ class DecodeScheduler:
             return
         tokens, slots = event.tokens[sum(final for _, final in done.items) :], (step.used_slots, step.padded_slots)
         stepped = ev.Stepped(worker.name, step.number, tokens, event.started_ns, event.ended_ns, *slots)
-        self.ended(turn, stepped, (prefill.speed, done.tokens))
+        self.ended(turn, stepped, mixed=True)
 
-    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: Mixed = None) -> bool:
+    def ended(self, turn: Turn, event: ev.Stepped | ev.StepFailed, mixed: bool = False) -> bool:
         """The oldest step in flight has ended: its tokens go out, and requests with their last one end, or all of them
-        fail. False: it is another step. Of a mixed pass come its model and its tokens of prompts."""
+        fail. False: it is another step. A mixed pass teaches its own model."""
         state, worker = self.state, self.state.decodes[event.worker.index]
         if state.is_anomaly(not worker.steps or worker.steps[0].number != event.step):
             return False
@@ -88,19 +85,17 @@ class DecodeScheduler:
         return True
 
     def _learn(
-        self, worker: DecodeWorkerState, step: Step, event: ev.Stepped, firsts_ns: list[int], mixed: Mixed
+        self, worker: DecodeWorkerState, step: Step, event: ev.Stepped, firsts_ns: list[int], mixed: bool
     ) -> None:
         """How long a step or mixed pass took teaches its model and the composer. A second token's wait for a place in
         the batch is not the step's doing: its gap counts as two steps at most."""
         seconds, rows = (event.ended_ns - event.started_ns) / 1e9, len(step.requests)
-        shared = step.beside or beside(self.state, worker)
-        model, tokens = mixed or (worker.speed, step.used_slots)
         if worker.composer:
             most_s = worker.last_s + seconds
             gaps_s = [min(most_s, (event.ended_ns - first_ns) / 1e9) for first_ns in firsts_ns]
             worker.composer.learn(rows, step.used_slots / rows, seconds, gaps_s)
-        if mixed is None:
-            model.observe(rows, tokens, seconds, shared)
+        if not mixed:
+            worker.speed.observe(rows, step.used_slots, seconds, step.beside or beside(self.state, worker))
         worker.last_s = seconds
 
     def _keep_rows(self, turn: Turn, worker: DecodeWorkerState) -> None:

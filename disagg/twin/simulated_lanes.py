@@ -1,6 +1,7 @@
 """A virtual clock, and under it the lanes that carry what a transfer scheduler decides."""
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ class VirtualClock:
         return True
 
 
-class SimulatedLanes(VirtualClock):
+class SimulatedLanes(VirtualClock, ABC):
     """The lanes of one machine, each with one copy at a time. The engine says how long one takes, and hears of what has
     landed."""
 
@@ -49,12 +50,13 @@ class SimulatedLanes(VirtualClock):
         self.busy_lanes: set[LaneName] = set()
         self.blocked: list[Callable[[], None]] = []  # of passes that wait in a hand-off: each looks whether it goes on
 
+    @abstractmethod
     def deliver(self, notice: Notice) -> None:
-        raise NotImplementedError
+        """Tells the engine what has landed."""
 
+    @abstractmethod
     def copy_ns(self, lane: LaneName, nbytes: int) -> int:
         """A copy on an undialled link."""
-        raise NotImplementedError
 
     def drive_lanes(self) -> None:
         """Starts a copy on every idle lane that has one ready; passes that no copy holds up go on."""
