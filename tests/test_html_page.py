@@ -50,7 +50,9 @@ def test_packed_bytes_are_few():
 
 def test_the_page_holds_every_span():
     run = simulated("paged")
-    lengths, members, group, kind, row, start, duration, index, count, nbytes = unpack(embedded(page(run), "columns"))
+    lengths, members, group, kind, row, start, duration, index, count, nbytes, waited, handed, marks = unpack(
+        embedded(page(run), "columns")
+    )
     members = iter(members)
     groups = [tuple(next(members) for _ in range(length)) for length in lengths]
     rows = sorted({span.place for span in run.timeline.spans}, key=run.timeline.places.index)
@@ -86,7 +88,7 @@ def test_nothing_from_outside_becomes_markup():
     run.results[0].prompt = LATEX
     text = page(run)
     assert "<img" not in text and "&lt;img src=x onerror=alert(1)&gt; &lt;/script&gt;" in text
-    assert text.count("</script>") == text.count("<script") == 4
+    assert text.count("</script>") == text.count("<script") == 5
 
 
 def test_names_in_the_data_cannot_end_their_script():
@@ -94,8 +96,8 @@ def test_names_in_the_data_cannot_end_their_script():
     run.timeline.moves.append(BlockMove(0, "</script>", "used", 7, (0,)))
     run.timeline.sizes["</script>"] = 1
     text = page(run)
-    assert text.count("</script>") == 4
-    assert json.loads(re.search('id="data">(.*?)</script>', text)[1])["pools"] == [["</script>", 1]]
+    assert text.count("</script>") == 5
+    assert json.loads(re.search('id="data">(.*?)</script>', text)[1])["flow"]["pools"][-1] == ["</script>", 1]
 
 
 def test_the_policy_allows_the_pages_own_script_and_style_and_nothing_else():

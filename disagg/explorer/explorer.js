@@ -1,7 +1,7 @@
 // The explorer's page: controls and permalink on one side, the worker with the twin on the other, the canvas between.
 // What comes from the address is text until Python has checked it; all text goes through textContent.
 
-import { Spans, TimelineView, element } from "./canvas.js";
+import { TimelineView, element } from "./canvas.js";
 
 const find = (id) => document.getElementById(id);
 const form = find("controls"), controls = [...form.elements].filter((one) => one.name);
@@ -73,7 +73,7 @@ function show(said, columns, id) {
   find("results").hidden = false;
   find("said").textContent = `${said.sentence} ${said.counts}`;
   view ??= new TimelineView(find("timeline"), said.look);
-  view.spans = new Spans();
+  view.forget();
   view.add(said.header, columns);
   if (view.request !== null && !view.spans.requests.includes(view.request)) view.choose(null);
   view.seek(view.at, false);

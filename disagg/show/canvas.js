@@ -3,11 +3,12 @@
 
 const LABELS = 112, AXIS = 26, ROW = 34, BOX = 24, LEGEND = 28; // CSS pixels: labels on the left, axis, rows, legend
 const WIDE = 2, HATCHED = 6; // narrower spans share pixels; a hatch on narrower boxes would only make them pale
-const PLAY_S = 10; // play crosses the visible stretch in this time
-const FONT = "12px system-ui, sans-serif";
-const THEMES = {
-  light: { paper: "#ffffff", ink: "#222222", line: "#dddddd", edge: "#ffffff", hatch: "rgba(255,255,255,0.65)" },
-  dark: { paper: "#161616", ink: "#eeeeee", line: "#3c3c3c", edge: "#161616", hatch: "rgba(0,0,0,0.5)" },
+const PLAY_S = 10; // play crosses the visible stretch in this time, or slower
+const SLOWER = { "speed 1": 1, "speed 1/4": 4, "speed 1/20": 20 };
+export const FONT = "12px system-ui, sans-serif";
+export const THEMES = {
+  light: { paper: "#ffffff", ink: "#222222", line: "#dddddd", edge: "#ffffff", hatch: "rgba(255,255,255,0.65)", soft: "#f5f6f8", frame: "#b0b4ba" },
+  dark: { paper: "#161616", ink: "#eeeeee", line: "#3c3c3c", edge: "#161616", hatch: "rgba(0,0,0,0.5)", soft: "#242629", frame: "#6a6f76" },
 };
 const KEYS = "Keys: , and . step to the last and next start or end of a span, Home and End; arrows pan, + and - zoom, " +
   "0 shows all; space plays; [ and ] choose a request, Escape shows all requests. Drag pans, a click sets the " +
@@ -39,7 +40,7 @@ export function unpack(bytes) {
 }
 
 // The first position in [0, length) at which `test` holds; it holds for all positions after it.
-function firstWhere(length, test) {
+export function firstWhere(length, test) {
   let low = 0, high = length;
   while (low < high) {
     const middle = (low + high) >> 1;
@@ -50,22 +51,25 @@ function firstWhere(length, test) {
 }
 
 export class Spans {
-  constructor() {
-    Object.assign(this, { length: 0, end: 0, groups: [], rows: [], requests: [] });
+  constructor(kinds = []) {
+    Object.assign(this, { kinds, length: 0, end: 0, groups: [], rows: [], requests: [] });
     this.group = [], this.kind = [], this.start = [], this.stop = [], this.index = [], this.count = [], this.nbytes = [];
+    this.ready = [], this.handOffs = []; // when a copy could begin; when a pass handed off each layer
   }
 
   // Takes a chunk; false where chunks before it are missing. Spans that are already here are passed over.
   take(header, bytes) {
     if (header.first > this.length) return false;
-    const [sizes, members, group, kind, row, start, duration, index, count, nbytes] = unpack(bytes);
+    const [sizes, members, group, kind, row, start, duration, index, count, nbytes, waited, handed, handOffs] = unpack(bytes);
     const base = this.groups.length, old = this.rows;
-    let at = 0;
+    let at = 0, mark = 0;
     for (const size of sizes) this.groups.push([...members.slice(at, (at += size))]);
     this.rows = header.rows.map(([place, name]) => ({ spans: [], reach: [], ...old.find((r) => r.place === place), place, name }));
+    const marks = Array.from(handed, (size) => handOffs.subarray(mark, (mark += size)));
     for (let i = this.length - header.first; i < start.length; i++) {
       this.group.push(base + group[i]), this.kind.push(kind[i]), this.start.push(start[i]);
       this.stop.push(start[i] + duration[i]), this.index.push(index[i]), this.count.push(count[i]);
+      this.ready.push(start[i] - waited[i]), this.handOffs.push(marks[i]);
       this.nbytes.push(nbytes[i]), this.rows[row[i]].spans.push(this.length++);
       this.end = Math.max(this.end, start[i] + duration[i]);
     }
@@ -167,9 +171,10 @@ export const element = (tag, parent, properties = {}, style = {}) => {
 };
 
 export class TimelineView {
-  // `changed` hears of what the reader moved: playhead, request or play button; `moved` of every move of the playhead.
+  // `changed` hears of what the reader moved: playhead, request or play button.
   constructor(parent, look, changed = () => {}) {
-    Object.assign(this, { look, changed, moved: () => {}, spans: new Spans(), low: 0, high: 1, at: 0, request: null, playing: false });
+    Object.assign(this, { look, changed, watchers: [], brackets: [], ghost: null, spans: null, low: 0, high: 1, at: 0, request: null, playing: false });
+    this.forget();
     this.off = new AbortController(); // ends every listener at once
     this.root = element("div", parent, {}, { position: "relative", font: FONT });
     this.bar = element("div", this.root, {}, { display: "flex", flexWrap: "wrap", gap: "4px", margin: "4px 0" });
@@ -181,6 +186,8 @@ export class TimelineView {
     button("end", "to the end (End)", () => this.seek(this.spans.end));
     button("−", "zoom out (-)", () => this.zoom(2)), button("+", "zoom in (+)", () => this.zoom(0.5));
     button("all", "the whole timeline (0)", () => this.fit());
+    this.speed = element("select", this.bar, { ariaLabel: "speed" });
+    for (const [name, slower] of Object.entries(SLOWER)) this.speed.append(new Option(name, slower));
     this.chooser = element("select", this.bar, { ariaLabel: "request", onchange: () => this.choose(this.chooser.value) });
     this.canvas = element("canvas", this.root, { tabIndex: 0 }, { display: "block", width: "100%", touchAction: "none" });
     this.canvas.setAttribute("role", "application");
@@ -190,6 +197,12 @@ export class TimelineView {
       position: "absolute", pointerEvents: "none", padding: "3px 6px", border: "1px solid", maxWidth: "320px", zIndex: 2 });
     this.listen();
   }
+
+  // Begins anew, as for another run.
+  forget() { this.spans = new Spans(this.look.map(({ kind }) => kind)); }
+
+  // `act` is called whenever this view is drawn.
+  watch(act) { this.watchers.push(act); }
 
   listen() {
     const on = (target, names, act) => names.split(" ").forEach((name) => target.addEventListener(name, act, { signal: this.off.signal }));
@@ -253,7 +266,6 @@ export class TimelineView {
     if (this.at < this.low || this.at > this.high) this.window(this.at - 0.1 * span, this.at + 0.9 * span);
     this.say();
     this.redraw();
-    this.moved();
     if (tell) this.changed(this);
   }
 
@@ -275,7 +287,7 @@ export class TimelineView {
     let last = performance.now();
     const tick = (now) => {
       if (!this.playing) return;
-      this.seek(this.at + ((this.high - this.low) * (now - last)) / 1e3 / PLAY_S, false);
+      this.seek(this.at + ((this.high - this.low) * (now - last)) / 1e3 / PLAY_S / this.speed.value, false);
       last = now;
       if (this.at >= this.spans.end) this.play(false);
       else requestAnimationFrame(tick);
@@ -381,10 +393,13 @@ export class TimelineView {
       this.row(row, AXIS + i * ROW + (ROW - BOX) / 2, null);
       pen.globalAlpha = 1;
       if (this.request !== null) this.row(row, AXIS + i * ROW + (ROW - BOX) / 2, this.request);
+      this.shade(row.place, AXIS + (i + 1) * ROW - 5);
     });
+    for (const bracket of this.brackets) this.bracket(bracket);
     this.playhead();
     pen.restore();
     this.legend(height - LEGEND / 2);
+    this.watchers.forEach((act) => act());
     if (this.spans.length && !this.drawn) this.drawn = performance.mark("timeline drawn");
   }
 
@@ -436,6 +451,26 @@ export class TimelineView {
     pen.fillStyle = this.hatches[kind], pen.fillRect(left, top, right - left - edge, tall);
   }
 
+  // What another run did in this row, as a grey line under it.
+  shade(place, y) {
+    const { pen, ghost } = this, row = ghost?.rows.find((known) => known.place === place);
+    pen.fillStyle = "#8a9099";
+    for (const i of row ? ghost.within(row, this.low, this.high) : [])
+      pen.fillRect(this.x(ghost.start[i]), y, Math.max(1, this.x(ghost.stop[i]) - this.x(ghost.start[i])), 4);
+  }
+
+  // A measured stretch of a row, with its words.
+  bracket({ place, start, end, words }) {
+    const { pen, colours } = this, i = this.spans.rows.findIndex((row) => row.place === place);
+    const y = AXIS + i * ROW + 4.5, x0 = this.x(start), x1 = this.x(end), room = pen.measureText(words).width + 8;
+    if (i < 0) return;
+    pen.strokeStyle = colours.ink, pen.lineWidth = 1.5;
+    pen.beginPath(), pen.moveTo(x0, y + 7), pen.lineTo(x0, y), pen.lineTo(x1, y), pen.lineTo(x1, y + 7), pen.stroke();
+    const x = x1 - x0 > room ? (x0 + x1) / 2 - room / 2 : Math.min(x1 + 3, LABELS + this.width - room);
+    pen.fillStyle = colours.paper, pen.fillRect(x, y + 4, room, 14);
+    pen.fillStyle = colours.ink, pen.fillText(words, x + 4, y + 12);
+  }
+
   playhead() {
     const { pen, colours } = this, x = Math.round(this.x(this.at)) + 0.5, bottom = AXIS + ROW * this.spans.rows.length;
     pen.strokeStyle = pen.fillStyle = colours.ink, pen.lineWidth = 1.5;
@@ -469,27 +504,3 @@ function hatch(pen, name, colour) {
   brush.stroke();
   return pen.createPattern(tile, "repeat");
 }
-
-// ---- the live widget: anywidget calls this for every place where the widget is shown ------------------------------------
-
-function render({ model, el }) {
-  const view = new TimelineView(el, model.get("look"), () => {
-    model.set("at_ms", view.at / 1e6), model.set("request", view.request), model.set("playing", view.playing);
-    model.save_changes();
-  });
-  const bytes = (data) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-  const ask = () => model.send({ have: view.spans.length });
-  const hear = (header, buffers) => view.add(header, bytes(buffers[0])) || ask();
-  const seek = () => Math.abs(view.at / 1e6 - model.get("at_ms")) > 1e-9 && view.seek(model.get("at_ms") * 1e6, false);
-  const choose = () => view.choose(model.get("request"), false), play = () => view.play(model.get("playing"), false);
-  const heard = { "msg:custom": hear, "change:at_ms": seek, "change:request": choose, "change:playing": play };
-  for (const [name, act] of Object.entries(heard)) model.on(name, act);
-  view.add(model.get("header"), bytes(model.get("columns")));
-  seek(), choose(), play(), ask(); // what came after the widget was made
-  return () => {
-    for (const [name, act] of Object.entries(heard)) model.off(name, act);
-    view.close();
-  };
-}
-
-export default { render };

@@ -1,48 +1,42 @@
-"""The timeline as a live widget: zoom, hover, scrub and step, by mouse or by keys. Needs the extra `live`."""
+"""The one live widget: flow, timeline, curve and figures of a run with one playhead, under what can be turned."""
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-from disagg.show.columns import SpanColumns, look
-from disagg.show.plots.summaries import numbers_of, sentence
-from disagg.trace.results import Run
-from disagg.trace.spans import Span
-from disagg.trace.timeline import Timeline
+import anywidget
+import traitlets
 
-try:
-    import anywidget
-    import traitlets
-except ImportError as error:
-    raise ImportError(
-        'the canvas needs anywidget, which is not installed: pip install "disagg[live]". '
-        "Everything else works without it; timeline_picture(run) draws the same timeline."
-    ) from error
+from disagg.show.columns import look
+from disagg.show.html_page import HERE, joined
 
 
-class TimelineCanvas(anywidget.AnyWidget):
-    """Spans of a run or a timeline. `at_ms` is the playhead, `request` the highlighted one (None: all)."""
+class Canvas(anywidget.AnyWidget):
+    """Shows answers of a scene (show/scene.py). `at_ms` is the playhead, `request` the highlighted one (None: all).
+    `asked(id, settings, act)` hears what a reader turns or presses."""
 
-    _esm = Path(__file__).with_name("canvas.js").read_text("utf-8")
+    _esm = joined("canvas.js", "flow.js", "instrument.js")
+    _css = (HERE / "instrument.css").read_text("utf-8")
+    spec = traitlets.Dict().tag(sync=True)
     look: traitlets.List = traitlets.List().tag(sync=True)
-    header = traitlets.Dict().tag(sync=True)
-    columns = traitlets.Bytes().tag(sync=True)
+    said = traitlets.Dict().tag(sync=True)
+    columns: traitlets.List = traitlets.List().tag(sync=True)
     at_ms = traitlets.Float(0.0).tag(sync=True)
     playing = traitlets.Bool(False).tag(sync=True)
     request = traitlets.Int(None, allow_none=True).tag(sync=True)
 
-    def __init__(self, shown: Run | Timeline) -> None:
-        timeline = shown.timeline if isinstance(shown, Run) else shown
-        numbers = numbers_of(shown) if isinstance(shown, Run) else {}
-        self._spans = SpanColumns(timeline.start_ns, numbers)
-        self._spans.add(timeline.spans)
-        self._counts = f" {sentence(shown, times=False)}" if isinstance(shown, Run) and shown.results else ""
-        header, columns = self._spans.chunk()
-        super().__init__(look=look(), header=header, columns=columns)
-        self.on_msg(self._asked)
+    def __init__(
+        self, spec: dict, said: dict, columns: list[bytes], asked: Callable[..., object] | None = None
+    ) -> None:
+        super().__init__(spec=spec, look=look(), said=said, columns=columns)
+        self.asked = asked
+        self.on_msg(self._heard)
 
-    def extend(self, spans: Iterable[Span]) -> None:
-        self._send_from(self._spans.add(spans))
+    def show(self, said: dict, columns: list[bytes], asked: int = 0) -> None:
+        """An answer: to the question of this number, or by itself. It stays for views that open later."""
+        with self.hold_sync():
+            self.said, self.columns = {**said, "id": asked}, columns
+
+    def refuse(self, words: str, asked: int = 0) -> None:
+        self.send({"id": asked, "refusal": words})
 
     def play(self) -> None:
         """Moves the playhead; the visible part takes ten seconds."""
@@ -55,21 +49,6 @@ class TimelineCanvas(anywidget.AnyWidget):
         """Moves the playhead to a time since the run's start."""
         self.at_ms = float(ms)
 
-    def _asked(self, widget: object, content: object, buffers: object) -> None:
-        """A view that is new or missed a message reports how many spans it has."""
-        have = content.get("have") if isinstance(content, dict) else None
-        if isinstance(have, int) and 0 <= have < len(self._spans.spans):
-            self._send_from(have)
-
-    def _send_from(self, first: int) -> None:
-        header, columns = self._spans.chunk(first)
-        self.send(header, [columns])
-
-    def __repr__(self) -> str:
-        return f"Timeline to zoom, hover and step, rows: {', '.join(self._spans.rows.values())}.{self._counts}"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        """The widget, and the sentence in its place without a kernel."""
-        widget: Any = super()  # mypy knows its type only where anywidget is installed
-        data, metadata = widget._repr_mimebundle_(**kwargs)
-        return {**data, "text/plain": repr(self)}, metadata
+    def _heard(self, widget: object, content: object, buffers: object) -> None:
+        if self.asked is not None and isinstance(content, dict) and isinstance(content.get("id"), int):
+            self.asked(content["id"], content.get("settings"), content.get("act"))

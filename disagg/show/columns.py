@@ -4,8 +4,10 @@ neighbours, each a variable-length integer (7 bits a byte, the lowest first; the
 
 from collections.abc import Iterable, Sequence
 
-from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND
+from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES, LEGEND, REQUESTS
 from disagg.show.plots.summaries import row_names, runs_of
+from disagg.trace.flow import GONE, HOST, QUEUE, Flow
+from disagg.trace.results import Run
 from disagg.trace.spans import BlockMove, Span
 from disagg.trace.timeline import Timeline
 
@@ -77,6 +79,9 @@ class SpanColumns:
         yield [span.index for span in spans]
         yield [span.count for span in spans]
         yield [span.nbytes for span in spans]
+        yield [span.start_ns - (span.ready_ns or span.start_ns) for span in spans]
+        yield [len(span.hand_offs_ns) for span in spans]
+        yield [at_ns - self._start_ns for span in spans for at_ns in span.hand_offs_ns]
 
 
 def move_columns(moves: Sequence[BlockMove], pools: list[str], start_ns: int, numbers: dict[int, int]) -> bytes:
@@ -91,3 +96,37 @@ def move_columns(moves: Sequence[BlockMove], pools: list[str], start_ns: int, nu
         [first for found in runs for first, _ in found],
         [count for found in runs for _, count in found],
     ])  # fmt: skip
+
+
+def flow_columns(run: Run) -> tuple[dict, list[bytes]]:
+    """What flow.js draws beside the spans: (names and sizes, [columns of requests and ring, columns of blocks])."""
+    flow, start_ns, sizes = Flow(run), run.timeline.start_ns, run.timeline.sizes
+    places = [QUEUE, *flow.workers, HOST, GONE]
+    stays = [visit for visits in flow.visits for visit in visits]
+    pools = sorted(({*sizes} | {move.pool for move in run.timeline.moves}) - {"ring"}, key=_way)
+    packed = pack([
+        [len(visits) for visits in flow.visits],
+        [visit.at_ns - start_ns for visit in stays],
+        [places.index(visit.place) for visit in stays],
+        [len(result.token_times_ns) for result in run.results],
+        [at_ns - start_ns for result in run.results for at_ns in result.token_times_ns],
+        [at_ns - start_ns for at_ns, _ in flow.ring],
+        [held for _, held in flow.ring],
+    ])  # fmt: skip
+    header = {
+        "places": places,
+        "workers": flow.workers,
+        "lanes": list(flow.lanes),
+        "layers": flow.layers,
+        "ring": sizes.get("ring", 0),
+        "pools": [[pool, sizes.get(pool, 0)] for pool in pools],
+        "requests": list(REQUESTS),
+    }
+    moves = sorted(run.timeline.moves, key=lambda move: move.at_ns)
+    return header, [packed, move_columns(moves, pools, start_ns, flow.numbers)]
+
+
+def _way(pool: str) -> tuple[int, str]:
+    """Memories in the order in which K/V pass them."""
+    role = pool.split(" ")[0]
+    return {"prefill": 0, "host": 1, "decode": 2}.get(role, 3), pool

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from disagg.plan.errors import EngineError
-from disagg.show.columns import SpanColumns, look, move_columns
+from disagg.show.columns import SpanColumns, flow_columns, look
 from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.summaries import milliseconds, numbers_of, sentence
 from disagg.trace.files import whole
@@ -41,7 +42,7 @@ def to_html(run: Run, path: str | os.PathLike[str]) -> Path:
 
 def page(run: Run) -> str:
     style = (HERE / "page.css").read_text("utf-8")
-    script = "\n".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "page.js"))
+    script = joined("canvas.js", "flow.js", "page.js")
     policy = (
         f"default-src 'none'; script-src '{_checksum(script)}'; style-src '{_checksum(style)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -54,6 +55,7 @@ def page(run: Run) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{style}</style></head><body>",
         f"<h1>{escape(title)}</h1><p>{escape(sentence(run))} {escape(sentence(run, times=False))}</p>",
+        '<h2>The system, moving</h2><div id="flow"></div>',
         "<h2>Timeline</h2><noscript><p>The timeline and the blocks need JavaScript; the rest does not.</p></noscript>"
         '<div id="timeline"></div>',
         "<h2>Blocks over time</h2><p>Full: used; half: in flight; crossed: quarantined; empty: free. The number is the "
@@ -68,6 +70,12 @@ def page(run: Run) -> str:
     return "\n".join(parts)
 
 
+def joined(*names: str) -> str:
+    """Modules of this folder as one, in which the names that they import from each other are known."""
+    texts = ((HERE / name).read_text("utf-8") for name in names)
+    return "\n".join(re.sub(r"^import .* from \"\./.*;\n", "", text, flags=re.MULTILINE) for text in texts)
+
+
 def _checksum(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -77,12 +85,10 @@ def _data(run: Run) -> Iterable[str]:
     spans = SpanColumns(timeline.start_ns, numbers)
     spans.add(timeline.spans)
     header, columns = spans.chunk()
-    pools = sorted({move.pool for move in timeline.moves}, key=lambda name: (name.startswith("decode"), name))
-    sizes = [[pool, timeline.sizes.get(pool, 0)] for pool in pools]
-    data = json.dumps({"look": look(), "header": header, "pools": sizes}).replace("<", "\\u003c")
-    moves = move_columns(timeline.moves, pools, timeline.start_ns, numbers)
+    flow, (flows, moves) = flow_columns(run)
+    data = json.dumps({"look": look(), "header": header, "flow": flow}).replace("<", "\\u003c")
     yield f'<script type="application/json" id="data">{data}</script>'
-    for name, packed in (("columns", columns), ("moves", moves)):
+    for name, packed in (("columns", columns), ("flows", flows), ("moves", moves)):
         yield f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
 
 

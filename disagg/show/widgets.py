@@ -73,7 +73,7 @@ class InCell:
         """Closes every part; a second call does nothing."""
         close_widgets(*parts_of(self.panel))
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict | tuple[dict, dict]:
         return {**self.panel._repr_mimebundle_(), "text/plain": repr(self)}
 
 

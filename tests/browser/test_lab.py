@@ -14,11 +14,11 @@ LinkSlider(run_with_link)
 """
 CANVAS = """
 from disagg import Config, Request, simulate
-from disagg.show.canvas import TimelineCanvas
+from disagg.show import flow
 run = simulate(Config.preset("staged", model="tiny", link=0.05e9), [Request([1] * 100, 8, 0.1 * i) for i in range(3)])
-late = [run.timeline.spans.pop() for _ in range(3)]
-canvas = TimelineCanvas(run)
-canvas
+shown = flow(run)
+canvas = shown.panel
+shown
 """
 
 
@@ -46,15 +46,15 @@ def test_the_link_slider_by_mouse_and_by_keys(lab, open_page, shot):
 
 
 def test_the_canvas_follows_the_kernel_and_the_kernel_the_canvas(lab, open_page, shot):
-    cells = [CANVAS, "canvas.extend(late); canvas.seek(100); canvas.request = 1", "print('now at', canvas.at_ms)"]
+    cells = [CANVAS, "canvas.seek(100); canvas.request = 1", "print('now at', canvas.at_ms)"]
     book = Notebook(open_page(lab.notebook("canvas", cells)))
     book.run_all(until="now at 100.0")
     view = book.page.locator(".jp-OutputArea").first
     expect(view.get_by_label("request", exact=True)).to_have_value("1")
     expect(view).to_contain_text("At 100.0 ms, request 1:")
-    spans = view.locator("canvas").get_attribute("aria-label")
+    spans = view.get_by_role("application").get_attribute("aria-label")
     shot(book.page, "lab-canvas")
-    view.locator("canvas").focus()
+    view.get_by_role("application").focus()
     book.page.keyboard.press("Home")
     book.page.keyboard.press("Escape")
     expect(view).to_contain_text("At 0.00 ms:")

@@ -1,12 +1,11 @@
 """What pictures of memories share: their names, a colour and number a request, and sentences on who holds what."""
 
 from disagg.plan.preemption import Arm
+from disagg.show.plots.palette import REQUESTS
 from disagg.show.plots.summaries import milliseconds, numbers_of, plural
 from disagg.trace.block_map import Decision, PageMap, decisions
 from disagg.trace.results import Run
 
-#: Eight light colours of Paul Tol's, which people with any colour vision can tell apart, under dark numbers.
-REQUESTS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")
 FOLLOWED, PALE = REQUESTS[0], "#E4E4E4"  # far enough apart in greyscale
 STATE_NAMES = {"free": "free", "in_flight": "in flight", "used": "used", "quarantined": "quarantined"}
 
@@ -20,7 +19,7 @@ class BlockView:
         self.decisions = decisions(run.results, run.choices)
         self.pools = [pool for pool in self.map.sizes if self.map.touched(pool)]
         roles = [pool.split()[0] for pool in self.map.sizes]
-        self.names = {pool: _memory(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
+        self.names = {pool: memory_name(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
 
     def colour(self, owner: int | None, followed: int | None) -> str:
         if followed is not None:
@@ -38,7 +37,7 @@ class BlockView:
         return None if index is None else self.run.results[index].request
 
 
-def _memory(pool: str, several: bool) -> str:
+def memory_name(pool: str, several: bool) -> str:
     role, _, number = pool.partition(" ")
     return "host memory" if role == "host" else f"{role} device {number}" if several else f"{role} device"
 

@@ -9,5 +9,9 @@ HATCHES = {"prefill": "", "link": "///", "decode": "...", "paging": "xxx"}
 COLOUR_OF = {"prefill": "prefill", "copy": "link", "decode": "decode", "spill": "paging", "fetch": "paging"}
 LEGEND = {"prefill": "prefill pass", "link": "copy of a layer", "decode": "decode step", "paging": "spill or fetch"}
 
+#: A request's colour by its number, in every view: eight light colours of Paul Tol's, which people with any colour
+#: vision can tell apart, under dark numbers.
+REQUESTS = ("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00")
+
 INK = "#222222"
 FAINT = (1.0, 1.0, 1.0, 0.6)  # of hatches and ticks on a colour
