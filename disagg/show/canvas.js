@@ -192,7 +192,8 @@ export class TimelineView {
     this.canvas = element("canvas", this.root, { tabIndex: 0 }, { display: "block", width: "100%", touchAction: "none" });
     this.canvas.setAttribute("role", "application");
     this.sentence = element("p", this.root, { ariaLive: "polite" }, { minHeight: "2.6em", margin: "4px 0" });
-    element("p", this.root, { textContent: KEYS }, { margin: "4px 0", opacity: 0.85 });
+    const keys = element("details", this.root, {}, { margin: "4px 0", opacity: 0.85 });
+    element("summary", keys, { textContent: "keys and mouse" }), element("p", keys, { textContent: KEYS }, { margin: "4px 0" });
     this.tip = element("div", this.root, { hidden: true }, {
       position: "absolute", pointerEvents: "none", padding: "3px 6px", border: "1px solid", maxWidth: "320px", zIndex: 2 });
     this.listen();

@@ -184,8 +184,8 @@ export class FlowView {
     }, top);
     if (wide < NARROW) {
       const full = wide - 2;
-      boxes.queue = { x: 1, y: 1, width: full, height: 2 * LINE + PAD };
-      let y = stack(senders, 1, full, 2 * LINE + PAD + GAP + 1);
+      boxes.queue = { x: 1, y: 1, width: full, height: 2 * LINE + 2 * PAD };
+      let y = stack(senders, 1, full, 2 * LINE + 2 * PAD + GAP + 1);
       if (staged) y = stack(["host"], 1, full, y + 2 * GAP) + GAP;
       return { boxes, height: stack(decodes, 1, full, y + (staged ? 0 : 2 * GAP)) };
     }

@@ -39,8 +39,9 @@ function blockWords(pool) {
 
 function open() {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const view = new TimelineView(document.getElementById("timeline"), data.look);
-  const flow = new FlowView(document.getElementById("flow"), view), slider = document.getElementById("scrub");
+  const slider = document.getElementById("scrub"), tied = (view) => (slider.value = view.at / 1e6);
+  const view = new TimelineView(document.getElementById("timeline"), data.look, tied);
+  const flow = new FlowView(document.getElementById("flow"), view);
   view.add(data.header, read("columns"));
   flow.show(data.flow, read("flows"), read("moves"));
   const blocks = flow.flow.blocks;
@@ -51,7 +52,7 @@ function open() {
     return { pool, canvas, words: element("p", part) };
   });
   view.watch(() => {
-    slider.value = view.at / 1e6, slider.ariaValueText = duration(view.at);
+    tied(view), slider.ariaValueText = duration(view.at);
     blocks.seek(view.at);
     for (const { pool, canvas, words } of parts) {
       drawBlocks(pool, canvas, view.request, view.colours, data.flow.requests);

@@ -66,7 +66,7 @@ def test_the_canvas_follows_the_kernel_and_the_kernel_the_canvas(lab, open_page,
 
 def test_the_canvas_in_the_dark_theme(lab, open_page, shot):
     book = Notebook(open_page(lab.notebook("dark", [CANVAS])))
-    book.run_all(until="At 0.00 ms:")
+    book.run_all(until="At 903.6 ms:")
     look = "() => document.querySelector('.jp-OutputArea canvas').toDataURL()"
     before = book.page.evaluate(look)
     book.page.get_by_role("menuitem", name="Settings", exact=True).click()
