@@ -83,7 +83,10 @@ export class InstrumentView {
     this.timeline.redraw(), this.tell();
   }
 
-  act(name) { this.ask(++this.asked, this.settings, name); }
+  act(name) {
+    if (!this.pinned) this.pin(); // the simulated run stays beside the real one
+    this.ask(++this.asked, this.settings, name);
+  }
 
   // -- asking and being answered: one question at a time, and then only the newest
 
@@ -127,7 +130,7 @@ export class InstrumentView {
     if (timeline.request !== null && !timeline.spans.requests.includes(timeline.request)) timeline.choose(null);
     this.flow?.show(said.flow, packed, moves);
     this.curve?.show(said.curve);
-    timeline.seek(id || timeline.at ? timeline.at : said.at ?? timeline.spans.end / 2, false);
+    timeline.seek(said.at ?? (id || timeline.at ? timeline.at : timeline.spans.end / 2), false);
     this.tell();
   }
 
