@@ -137,7 +137,8 @@ class Instrument(InCell):
 
 def followed(engine: Engine, requests: list[Request], show: Callable[[Run], object]) -> Run:
     """Serves requests, and shows the run so far a few times a second; raises what ended it."""
-    serving, seen = Serving(engine, requests), {}
+    serving = Serving(engine, requests)
+    seen: dict[int, Result] = {}
     while not serving.wait(LIVE_S):
         seen |= {handle.so_far.request: handle.so_far for handle in engine.open_handles()}
         show(so_far(engine, seen))

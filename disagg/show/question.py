@@ -22,7 +22,7 @@ READY = "Type a question and press Ask, or Enter."
 
 
 class Ask(InCell):
-    """`engine` is the one that answers (asking for it waits until it is loaded), `last` the run of the last question."""
+    """`engine` is the one that answers, once it is loaded; `last` is the run of the last question."""
 
     def __init__(self, config: Config, tokens: int) -> None:
         self._config, self._tokens, self._waiting, self._error = config, tokens, "", ""
