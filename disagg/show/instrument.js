@@ -10,7 +10,7 @@ const SILENT = "Nothing answers: the kernel was restarted, or is busy with anoth
 export class InstrumentView {
   // `ask(id, settings)` has to lead to `take(id, answer, columns)` or `refuse(id, words)`; `changed` hears of playhead and request.
   constructor(parent, spec, look, ask, changed = () => {}) {
-    Object.assign(this, { spec, ask, changed, asked: 0, pending: false, wanted: null, past: [], pinned: null, shown: null, longest: 0 });
+    Object.assign(this, { spec, ask, changed, asked: 0, pending: false, wanted: null, past: [], pinned: null, shown: null, longest: 0, patience: SILENT_MS, linked: () => {} });
     this.root = element("div", parent, { className: "instrument", view: this }, { font: FONT });
     if (spec.title) element("div", this.root, { className: "title", textContent: spec.title });
     this.form = element("form", this.root, { className: "controls", onsubmit: (event) => event.preventDefault() });
@@ -72,7 +72,7 @@ export class InstrumentView {
 
   link() {
     this.address.hidden = false, this.address.value = new URLSearchParams(this.settings).toString();
-    this.address.select(), navigator.clipboard?.writeText(this.address.value).catch(() => {});
+    this.linked(this.settings), this.address.select(), navigator.clipboard?.writeText(this.address.value).catch(() => {});
   }
 
   pin() {
@@ -101,7 +101,7 @@ export class InstrumentView {
     const settings = this.wanted;
     this.wanted = null, (this.since = performance.now());
     clearTimeout(this.silence);
-    this.silence = setTimeout(() => ((this.pending = false), this.complain(SILENT)), SILENT_MS);
+    this.silence = setTimeout(() => ((this.pending = false), this.complain(SILENT)), this.patience);
     this.ask(++this.asked, settings);
   }
 
