@@ -3,8 +3,25 @@
 from disagg.course.exercise import exercise
 
 
-def step_waste(bins: list[list[int]]) -> int:
-    return sum(len(lengths) * max(lengths) - sum(lengths) for lengths in bins)
+def best_bound(lengths: list[int]) -> int:
+    return min(sorted(lengths), key=lambda bound: slots_read(lengths, bound))
+
+
+def slots_read(lengths: list[int], bound: int) -> int:
+    bins = [n for n in lengths if n <= bound], [n for n in lengths if n > bound]
+    return sum(len(rows) * max(rows) for rows in bins if rows)
+
+
+def even_halves(lengths: list[int]) -> int:
+    return sorted(lengths)[(len(lengths) - 1) // 2]
+
+
+def below_the_longest(lengths: list[int]) -> int:
+    return sorted(lengths)[-2]
+
+
+def least_share_in_first(lengths: list[int]) -> int:
+    return min(sorted(lengths), key=lambda bound: slots_read([n for n in lengths if n <= bound], bound))
 
 
 def steps_saved(steps: list[int], places: int) -> int:
@@ -20,11 +37,6 @@ def rows_allowed(
 ) -> int:
     rows = int((target / late - fixed) // (per_row + per_slot * length))
     return max(1, min(rows, most))
-
-
-def waste_in_one_bin(bins: list[list[int]]) -> int:
-    rows = [length for lengths in bins for length in lengths]
-    return len(rows) * max(rows) - sum(rows)
 
 
 def places_saved(steps: list[int], places: int) -> int:
@@ -50,23 +62,53 @@ def taken_in_turn(steps: list[int], places: int) -> int:
 
 EXERCISES = [
     exercise(
-        step_waste,
-        "Slots that attention reads for nothing in one step; bins is a list of lists of lengths.",
-        "Each bin is read as rows × its longest; what its rows do not fill is padding.",
-        (([[20, 24, 30, 90, 110, 400]],), ([[20, 24, 30], [90, 110], [400]],), ([[5]],), ([[3, 5], [8, 8, 9]],)),
-        waste_in_one_bin,
-        "that pads each row to the longest of the whole step; a bin has a longest of its own",
-        lambda bins: sum(len(b) * max(b) for b in bins),
-        "those are all slots read; take off those with a token",
-        lambda bins: sum(max(b) - min(b) for b in bins),
-        "every row of a bin is padded to the longest, not only the shortest row",
-        lambda bins: step_waste(bins) / sum(len(b) * max(b) for b in bins),
-        "that is the share; the exercise asks how many slots",
+        best_bound,
+        """
+        **1. Where to put the bound** (3 or 4 lines; a design). You may have two bins: rows of up to `bound`
+        tokens, and the longer ones. Each bin is read as rows × its longest. Which of the `lengths` is the best
+        bound, so that as few slots as possible are read? Of equal ones give the smallest.
+
+        ```text
+        bound = 3       ■■        ■■■        two bins: 2 × 3 + 1 × 8 = 14 slots
+                        ■■■       ■■■■■■■■   bound = 2: 1 × 2 + 2 × 8 = 18
+        ```
+
+        Skeleton: `def best_bound(lengths): ...`
+        """,
+        (
+            "You need no formula: there are only as many bounds to try as there are lengths.",
+            "For one bound: part the lengths in two lists, and add up len(rows) × max(rows) of those that are "
+            "not empty.",
+            "min(sorted(lengths), key=that sum): it takes the first of equal ones.",
+        ),
+        (
+            ([2, 3, 8],),
+            ([20, 24, 30, 90, 110, 400],),
+            ([10, 20, 90, 100, 100, 100],),
+            ([7, 7, 7],),
+            ([10, 20, 30, 40],),
+            ([5, 50, 60, 70, 80, 90],),
+        ),
+        even_halves,
+        "as many rows on both sides says nothing about their lengths",
+        below_the_longest,
+        "one long row alone is not always the most that can be saved",
+        least_share_in_first,
+        "that looks at the first bin only; the rows above the bound are padded to their own longest",
+        lambda lengths: max(sorted(lengths), key=lambda bound: slots_read(lengths, bound)),
+        "that reads as much as possible: look for the least",
+        lambda lengths: min(slots_read(lengths, bound) for bound in lengths),
+        "that is how many slots are read; the exercise asks for the bound",
     ),
     exercise(
         steps_saved,
         "Steps that are saved when a finished answer leaves at once and the next in line takes its place.",
-        "Static: add up the longest of each batch. At once: keep the step at which each place is free again.",
+        (
+            "A place is free again when its answer has ended, whoever sits beside it.",
+            "Static: the sum over groups of `places` answers of the longest. At once: keep for each place when "
+            "it is free.",
+            "For each answer in order: ends[ends.index(min(ends))] += its steps. The run is over at max(ends).",
+        ),
         (([10, 2, 2, 2], 2), ([5, 5, 5, 5], 2), ([3, 30, 3, 3, 3, 20, 3, 3], 4), ([7, 1, 4, 9, 2], 3), ([6, 2, 9], 1)),
         places_saved,
         "those are places that held nobody; the exercise asks for steps",
@@ -82,7 +124,11 @@ EXERCISES = [
     exercise(
         rows_allowed,
         "Rows of equal length that keep `late` × their step within the target: at least one, at most `most`.",
-        "late × (fixed + rows × (per_row + per_slot × length)) is at most the target. Times are whole microseconds.",
+        (
+            "How long may a step take, so that `late` times as long is still within the target?",
+            "A step may take target / late. The fixed part goes off first, the rest is for rows.",
+            "(target / late - fixed) // (per_row + per_slot × length), then no fewer than 1 and no more than `most`.",
+        ),
         (
             (150_000, 1.0, 60_000, 6_000, 20, 100, 32),
             (150_000, 1.25, 60_000, 6_000, 20, 100, 32),
@@ -117,3 +163,5 @@ EXERCISES = [
         "a row reads `length` slots in every step, not one",
     ),
 ]
+
+QUIZ = ()

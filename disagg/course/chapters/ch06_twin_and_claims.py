@@ -28,7 +28,11 @@ EXERCISES = [
     exercise(
         even_tokens,
         "The least number of prompt tokens for which a pass computes as long as it reads its weights, or longer.",
-        "Computing takes 2 · W · tokens / (products · flops_per_s), reading itemsize · W / (reading · bytes_per_s).",
+        (
+            "The number of weights stands on both sides: what is left when it is gone?",
+            "2 × tokens / (products × flops_per_s) is at least itemsize / (reading × bytes_per_s).",
+            "Solve for tokens, and round up with math.ceil: half a token can't be prefilled.",
+        ),
         ((2, 121e12, 0.66, 300e9, 0.75), (2, 989e12, 0.5, 3350e9, 0.8), (4, 0.1e12, 0.83, 11e9, 0.9)),
         lambda itemsize, flops, products, rate, reading: math.ceil(itemsize * flops / (2 * rate)),
         "those are the peaks of a data sheet; each is reached to its own share",
@@ -44,7 +48,11 @@ EXERCISES = [
     exercise(
         fitted_share,
         "The share of a peak for which the squares of the relative errors have the least sum.",
-        "With r = counted / took a relative error is r / share - 1. Set the derivative of the sum of squares to 0.",
+        (
+            "Write down the sum of squares for two works before you think of many.",
+            "With r = counted / took and s = 1 / share, the sum of (r × s - 1)² has to be least over s.",
+            "Its derivative is 0 where s × sum(r²) = sum(r). And the share is 1 / s.",
+        ),
         (([10, 20, 40], [25, 30, 50]), ([3, 3, 3], [4, 5, 6]), ([1, 2], [4, 2.5]), ([5, 500, 50], [8, 900, 60])),
         lambda counted, took: sum(counted) / sum(took),
         "so a long work counts more than a short one: make the relative errors small, not the seconds",
@@ -60,7 +68,12 @@ EXERCISES = [
     exercise(
         gain_factors,
         "What sharing steps, a second device, and splitting each multiply the tokens a second by.",
-        "From `baseline` to `colocated`, from there to `two_colocated`, and from there to `dynamic`.",
+        (
+            "Between two neighbours of the chain exactly one thing changes.",
+            "Divide each rate by that of the preset just before it: colocated by baseline, and so on.",
+            "The last factor is dynamic / two_colocated: both have two devices. The product of all is dynamic / "
+            "baseline.",
+        ),
         (
             ({"baseline": 10, "colocated": 40, "two_colocated": 80, "dynamic": 50},),
             ({"baseline": 16, "colocated": 20, "two_colocated": 32, "dynamic": 48},),
@@ -84,3 +97,5 @@ EXERCISES = [
         "upside down: a gain is what comes later over what was before",
     ),
 ]
+
+QUIZ = ()

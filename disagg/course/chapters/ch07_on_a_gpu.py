@@ -3,8 +3,9 @@
 from disagg.course.exercise import exercise
 
 
-def step_floor_ms(weight_bytes: float, token_bytes: float, contexts: list[int], bytes_per_s: float) -> float:
-    return 1e3 * (weight_bytes + token_bytes * sum(contexts)) / bytes_per_s
+def readers_on(memory: int, per_ms: int, gap: int, weights: int, row: int) -> tuple[int, str]:
+    held, read = (memory - weights) // row, (per_ms * gap - weights) // row
+    return max(0, min(held, read)), "memory" if held < read else "gap"
 
 
 def eager_us(host: int, kernels: list[int]) -> int:
@@ -42,28 +43,61 @@ def launched_from_zero(host: int, kernels: list[int]) -> int:
 
 EXERCISES = [
     exercise(
-        step_floor_ms,
-        "Milliseconds that the bytes of a decode step take; contexts has a number of tokens for each row.",
-        "Bytes of the weights, once, and of the K/V of all rows; divide by bytes a second.",
+        readers_on,
+        """
+        **1. How many readers?** (2 lines; a design). All readers of a GPU have the same context, whose K/V take
+        `row` MB; the weights take `weights` MB. Two limits: everything has to fit into `memory` MB, and a step,
+        at the floor, may take at most `gap` ms where memory gives `per_ms` MB a ms. How many readers, and which
+        limit is it: `"memory"` or `"gap"`? Give a pair. (Where both say the same, say `"gap"`. Where not even
+        the weights are in time or have room, there are 0 readers.)
+
+        ```text
+        memory    |■■■■■■ weights ■■■■■■|▒row▒|▒row▒|▒row▒|▒row▒|▒
+        gap       |■■■■■■ weights ■■■■■■|▒row▒|▒row▒|                per_ms × gap can be read
+        ```
+
+        Skeleton: `def readers_on(memory, per_ms, gap, weights, row): ...`
+        """,
         (
-            (16e9, 131_072, [1024], 4e12),
-            (16e9, 131_072, [1024] * 16, 4e12),
-            (2e9, 32_768, [100, 4000, 9000], 1e12),
-            (1e9, 50_000, [10], 2e11),
+            "Each limit is a number of MB. What is in those MB besides the rows?",
+            "Both hold the weights once, whatever the number of rows: take them off, and divide by `row`.",
+            "(memory - weights) // row and (per_ms × gap - weights) // row. The smaller one counts, and never below 0.",
         ),
-        lambda weights, token, contexts, speed: 1e3 * (weights * len(contexts) + token * sum(contexts)) / speed,
-        "the rows share the weights: a step reads them once, however many rows it has",
-        lambda weights, token, contexts, speed: 1e3 * weights / speed,
-        "each row also reads the K/V of every token that it looks back on",
-        lambda weights, token, contexts, speed: 1e3 * (weights + token * len(contexts)) / speed,
-        "a row reads the K/V of all tokens of its context, not of one",
-        lambda weights, token, contexts, speed: (weights + token * sum(contexts)) / speed,
-        "those are seconds; the exercise asks for milliseconds",
+        (
+            (24_000, 300, 60, 16_000, 134),
+            (80_000, 3_000, 30, 16_000, 134),
+            (80_000, 2_000, 10, 16_000, 1_074),
+            (20_000, 300, 50, 16_000, 134),
+            (20_000, 2_000, 10, 16_000, 500),
+        ),
+        lambda memory, per_ms, gap, weights, row: ((memory - weights) // row, "memory"),
+        "those have room; but can a step read all of it within the gap?",
+        lambda memory, per_ms, gap, weights, row: (max(0, (per_ms * gap - weights) // row), "gap"),
+        "those are read in time; but do all of them have room?",
+        lambda memory, per_ms, gap, weights, row: (
+            min(memory // row, per_ms * gap // row),
+            "memory" if memory < per_ms * gap else "gap",
+        ),
+        "the weights need room too, and are read in every step",
+        lambda memory, per_ms, gap, weights, row: (
+            min(memory, per_ms * gap) // (weights + row),
+            "memory" if memory < per_ms * gap else "gap",
+        ),
+        "the rows share the weights: they are there, and are read, once",
+        lambda memory, per_ms, gap, weights, row: (
+            min((memory - weights) // row, (per_ms * gap - weights) // row),
+            readers_on(memory, per_ms, gap, weights, row)[1],
+        ),
+        "there are no negative readers: where the weights alone are too much, give 0",
     ),
     exercise(
         eager_us,
         "When the last kernel ends: the host launches one every `host` µs, the device runs them in order.",
-        "A kernel begins when the one before has ended and its own launch is over, whichever is later.",
+        (
+            "Draw two rows, host and device, and mark what each kernel waits for.",
+            "Launch number n is over at n × host. The kernel before is over at `end`.",
+            "For number, device in enumerate(kernels, 1): end = max(end, number × host) + device.",
+        ),
         ((10, [3, 3, 3, 3]), (10, [40, 40, 40]), (10, [5, 60, 5, 5]), (8, [1]), (4, [9, 1, 1, 1, 1, 30])),
         lambda host, kernels: sum(host + device for device in kernels),
         "host and device work at the same time: the next launch does not wait for the kernel before",
@@ -77,7 +111,11 @@ EXERCISES = [
     exercise(
         decode_sms,
         "How many SMs decode gets: of the splits whose gap is at most `limit`, the one that keeps most of prefill.",
-        "Keep the rows whose gap is at most `limit`; of those, which has the largest share? None, if none is left.",
+        (
+            "First sort out, then choose: which rows keep the promise?",
+            "Keep the rows with gap <= limit. Among them the largest share of prefill counts.",
+            "max over the rows left, with key=lambda row: row[2], and its first entry; None if no row is left.",
+        ),
         (
             ([(10, 40, 0.9), (20, 25, 0.8), (30, 20, 0.6)], 25),
             ([(10, 40, 0.9), (20, 25, 0.8), (30, 20, 0.6)], 22),
@@ -95,3 +133,5 @@ EXERCISES = [
         "the gap has to stay within `limit` first, and where no split does that the answer is None",
     ),
 ]
+
+QUIZ = ()

@@ -27,8 +27,8 @@ def says(bug: str, turned: bool = False) -> Callable[[str], str]:
     return lambda asked: dict(zip(("bug", "before", "after"), (bug, *edge), strict=True))[asked]
 
 
-def case(letter: str, hint: str, turned: str, *wrong: str) -> Exercise:
-    """`turned` is the hint for the right bug with its edge the other way round; `wrong` has other bugs and hints."""
+def case(letter: str, hints: tuple[str, ...], turned: str, *wrong: str) -> Exercise:
+    """`turned` are the words for the right bug with its edge turned round; `wrong` has other bugs and their words."""
     bug = case_of(letter)
     right = says(bug)
 
@@ -38,7 +38,7 @@ def case(letter: str, hint: str, turned: str, *wrong: str) -> Exercise:
     answer.__name__ = f"case_{letter}"
     mistakes = [says(words) if words in bugs() else words for words in wrong]
     task = f"Case {letter.upper()}: the bug, and the two moments whose order was not kept."
-    return exercise(answer, task, hint, ASKED, says(bug, turned=True), turned, *mistakes)
+    return exercise(answer, task, hints, ASKED, says(bug, turned=True), turned, *mistakes)
 
 
 _AS_THEY_HAPPENED = "the bug is found; you named the moments as they happened, and the edge says how they should have"
@@ -46,7 +46,11 @@ _AS_THEY_HAPPENED = "the bug is found; you named the moments as they happened, a
 EXERCISES = [
     case(
         "a",
-        "Compare, for request 0, when its blocks were free and until when it was copied.",
+        (
+            "Which line of the receipt is longer than it should be, and whose copy is still on the link then?",
+            "Compare, for request 0, when its blocks were free and until when it was copied.",
+            "Request 1 got blocks that a copy still read: the copy's end had to come before they were free.",
+        ),
         _AS_THEY_HAPPENED,
         "ends twice",
         "near: but no decode step had begun when request 0 was cancelled; what else touched its blocks?",
@@ -55,7 +59,11 @@ EXERCISES = [
     ),
     case(
         "b",
-        "A copy failed early. Who knew, and what did request 0 wait for in all that time?",
+        (
+            "Look for the long line of the receipt, in which nobody works.",
+            "A copy failed early. Who knew, and what did request 0 wait for in all that time?",
+            "The failure stood in a log only. What has to happen before whoever waits for that copy may stop waiting?",
+        ),
         "the bug is found; but its waiting must not end before somebody tells it why",
         "two-sided",
         "request 1 went through, so no memory was short; only one request waited",
@@ -64,7 +72,11 @@ EXERCISES = [
     ),
     case(
         "c",
-        "When did the first step begin, and when did the last piece land? What was told twice?",
+        (
+            "One thing was told twice. Should that change anything?",
+            "When did the first step begin, and when did the last piece land?",
+            "Whoever adds one for each notice reaches 16 with 15 pieces. What has to be complete before decode starts?",
+        ),
         _AS_THEY_HAPPENED,
         "partial",
         "the edge is right; but no copy failed here: 16 of 16 pieces came, and one was told twice",
@@ -73,7 +85,11 @@ EXERCISES = [
     ),
     case(
         "d",
-        "Who holds blocks of the prefill device and wants those of decode? And who the other way round?",
+        (
+            "Draw an arrow from each request to the one that holds what it waits for.",
+            "Who holds blocks of the prefill device and wants those of decode? And who the other way round?",
+            "A request that is to be computed again should hold nothing meanwhile: what comes before what?",
+        ),
         "the bug is found; waiting first and giving up after is just what they all did",
         "lost notice",
         "no copy failed, and no notice is missing: each of them waits for blocks that another one holds",
@@ -82,7 +98,11 @@ EXERCISES = [
     ),
     case(
         "e",
-        "The event was over, and the bytes were not there. Where in the stream does the event stand?",
+        (
+            "An event is over when what was put into the stream before it is over.",
+            "The event was over, and the bytes were not there. Where in the stream does the event stand?",
+            "It was recorded before the copy was put in. Which of the two has to be in the stream first?",
+        ),
         "the bug is found; an event covers what is in the stream before it, so which one goes first?",
         "partial",
         "near: but no copy failed here; each was over before it had begun, as far as its event says",
@@ -91,7 +111,11 @@ EXERCISES = [
     ),
     case(
         "f",
-        "100 tokens are in 7 blocks of 16. How many pieces of four layers is that, and how many were copied?",
+        (
+            "Divide the prompt into blocks, and look at the last one.",
+            "100 tokens are in 7 blocks of 16. How many pieces of four layers is that, and how many were copied?",
+            "Four pieces were never sent: those of the block that is not full. When may a hand-off count as whole?",
+        ),
         "the bug is found; the hand-off was called whole before the rest was sent, so turn the edge round",
         "partial",
         "no copy failed: four pieces, one of each layer, were never sent at all",
@@ -99,3 +123,5 @@ EXERCISES = [
         "no notice came twice; 24 pieces were due by what the sender said, and 24 came",
     ),
 ]
+
+QUIZ = ()

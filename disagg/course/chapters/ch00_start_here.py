@@ -1,0 +1,3 @@
+"""Questions of notebooks/00_start_here.ipynb."""
+
+QUIZ = ()
