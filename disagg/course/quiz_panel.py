@@ -31,7 +31,7 @@ class Quiz(InCell):
         return Verdict(f"{self.chapter}, question {number}, {letter}", right, words)
 
     @cached_property
-    def panel(self) -> ipywidgets.VBox:  # type: ignore[override]
+    def panel(self) -> ipywidgets.VBox:
         return ipywidgets.VBox([self._asked(number) for number in range(1, len(self.questions) + 1)])
 
     def _asked(self, number: int) -> ipywidgets.VBox:

@@ -1,8 +1,9 @@
-"""Exercises of notebooks/01_baseline.ipynb."""
+"""Exercises and questions of notebooks/01_baseline.ipynb."""
 
 import math
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def computed_again(prompt: int, new: int) -> int:
@@ -142,4 +143,63 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "c",
+        "On the paper machine a step of 16 rows takes a third longer than a step of one. Why not 16 times as long?",
+        "the 16 rows are computed one after the other, but each of them is faster",
+        "They go through the model together. What is shared is what has to be read for them.",
+        "the rows share their K/V",
+        "Each row has a text of its own, and so its own K/V to read.",
+        "the weights are read once for all rows, and reading is the limit",
+        "Left of the ridge the time is that of the bytes. 16 rows add their K/V and FLOPs, and the weights, which "
+        "are nearly all bytes, stay the same.",
+    ),
+    ask(
+        "a",
+        "Suppose an engine keeps no K and V. What happens as an answer grows?",
+        "each gap is about as long as a prefill of the text so far",
+        "Nothing is kept, so each token needs a pass over all tokens before it. Gaps grow with the text.",
+        "only the TTFT gets longer, since prefill makes all K and V of the text",
+        "Token 1 needs a pass over the prompt in either case. The TTFT is what stays.",
+        "nothing, as long as compute is not the limit",
+        "A pass over hundreds of tokens is right of the ridge: compute becomes the limit just because of it.",
+    ),
+    ask(
+        "b",
+        "Readers read along, and a long prompt arrives. You halve `chunk_tokens`. What happens?",
+        "gaps and the prompt's TTFT both get shorter",
+        "The prompt needs more passes now, and each has its fixed price and carries the rows again. Somebody pays.",
+        "the longest gap gets shorter, the prompt's TTFT longer",
+        "A pass is shorter, so readers get their tokens sooner. The prompt needs twice as many passes, each with "
+        "its fixed price and the rows.",
+        "nothing: the prompt has as many tokens as before",
+        "The tokens are the same, but readers get one token a pass. What counts for them is how long a pass is.",
+        "the longest gap gets longer, for there are more passes",
+        "A gap is one pass, not all of them. More passes are shorter ones.",
+    ),
+    ask(
+        "b",
+        "A chunk and the readers' rows go through in one mixed pass, where they could take turns. What does that "
+        "spare, and cost?",
+        "it spares the FLOPs of the rows, and costs memory",
+        "Every row is computed in either case. Look at what is read.",
+        "it spares reading the weights for a step, and rows wait for the whole pass",
+        "Chunk and rows share one reading of the weights. In return each row's token comes only when the pass, "
+        "with its chunk, has ended.",
+        "it spares the newcomer a step between two chunks, and costs nothing at all",
+        "The newcomer's pass carries the rows, so it is a little longer than without them; and the rows sit in it "
+        "to its end.",
+    ),
+    ask(
+        "a",
+        '"Put enough rows into a step, and compute becomes the limit in any case." What is wrong with it?',
+        "rows bring K/V of their own: with long contexts reading grows faster",
+        "If a row's K/V take longer to read than its FLOPs to compute, every row that joins makes the step more of "
+        "a reader.",
+        "nothing: the rows share the weights, so each one adds FLOPs and hardly any bytes",
+        "They share the weights, and they do not share K/V. For a long context the K/V are the larger part.",
+        "a step never does enough FLOPs",
+        "With short contexts it does: from some number of rows on a step lies right of the ridge.",
+    ),
+)

@@ -1,6 +1,7 @@
-"""Exercises of notebooks/02_disaggregation.ipynb."""
+"""Exercises and questions of notebooks/02_disaggregation.ipynb."""
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def tokens_at(count: int, step: int, prefill: int, arrival: int) -> list[int]:
@@ -132,4 +133,59 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "b",
+        "`split` sends all K/V after prefill. The prompt gets twice as long. What does that do to the second-token "
+        "gap?",
+        "nothing: how long the prompt is shows in the TTFT, and only there",
+        "The TTFT doubles too, by the prefill. But K/V of twice as many tokens have to cross the link before token 2.",
+        "the copy in it doubles, the step in it hardly changes",
+        "The gap is copy plus one step. The bytes grow with the tokens; a step reads a few more of them.",
+        "it doubles, copy and step",
+        "A step reads all weights in any case; some more tokens of context are little beside that.",
+    ),
+    ask(
+        "c",
+        "In the crowd of the `guests`, why do answers on `split` not pause while a long prompt is computed?",
+        "the prompt is cut into chunks",
+        "It is the rival whose passes carry chunks and rows. Here the rows are somewhere else.",
+        "decode has a higher priority on the device",
+        "On one device a pass that runs is not stopped. Nobody has to be preferred if they never meet.",
+        "it is computed on a device on which nobody decodes",
+        "Steps go on below, prefill above. They meet once, at the hand-off.",
+    ),
+    ask(
+        "a",
+        "Sixteen short questions, long answers. Why does `two_colocated` beat `split` in every column?",
+        "nearly all work is decode, and `split` has one device for it",
+        "Sixteen rows sit in every step of one device, while the other one is busy for 9 % of the time. The rival "
+        "has eight on each.",
+        "the hand-off of a short prompt takes longer than its prefill, sixteen times",
+        "Short prompts have few K/V. In the picture *transfer* is a thin line.",
+        "short prompts cannot be split",
+        "They can, and they were. It only does not help them.",
+    ),
+    ask(
+        "d",
+        "When does splitting pay against two devices that each do everything?",
+        "whenever the link is fast enough",
+        "A fast link makes the hand-off cheap. It gives no work to a device that has none.",
+        "when many prompts arrive at the same moment",
+        "Then prompts queue for one device that prefills, where the rival has two.",
+        "always: prefill and decode want different machines",
+        "Here both machines are alike, and in two of three crowds the rival was better.",
+        "when long prompts come among running answers, and both roles have work",
+        "Then the rival's rows sit in long passes, and the split's do not; and neither of its devices is idle.",
+    ),
+    ask(
+        "c",
+        '"`split` gives twice the tokens a second of `colocated`, so splitting the phases doubles it." What is wrong?',
+        "tokens a second cannot be compared between presets",
+        "They can, on the same requests. But look at what was used for each.",
+        "the hand-off is not in the figure, and it is what a user waits for",
+        "It is: the time of the run has all of it in it.",
+        "`split` has two devices: its rival has to have two as well",
+        "Against `two_colocated` only the splitting differs. A second device alone may well bring the double.",
+    ),
+)

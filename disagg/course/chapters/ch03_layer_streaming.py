@@ -1,6 +1,7 @@
-"""Exercises of notebooks/03_layer_streaming.ipynb."""
+"""Exercises and questions of notebooks/03_layer_streaming.ipynb."""
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def exposed_uneven(ready: list[float], x: float, token_1: float) -> float:
@@ -118,4 +119,61 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "b",
+        "10 layers, c = 4 ms to compute one, x = 6 ms to copy one, no tail. How long is E?",
+        "6 ms: only the last layer is exposed",
+        "That would be so if the link kept up. It falls behind by 2 ms between every two layers.",
+        "24 ms",
+        "E = x + (L - 1) × (x - c) = 6 + 9 × 2. The link never rests from the first layer on.",
+        "60 ms: all copies",
+        "All copies take 60 ms, but the first one starts after 4 ms of 40. 36 ms of them are hidden.",
+        "20 ms: 2 ms for each layer",
+        "What queues is 2 ms between two layers, so nine times; and the last layer's own copy comes on top.",
+    ),
+    ask(
+        "a",
+        "c = x. Then the link becomes ten times as fast. What happens to H and E?",
+        "H stays, E falls to a tenth",
+        "H is at its ceiling 1 - 1/L from c = x on: one layer of L is exposed. How long that one takes is E.",
+        "H rises to nearly 100 %, E stays",
+        "The last layer is computed last, so its copy is always outside: one of L. Its time does shrink.",
+        "both stay: the link kept up before",
+        "It did, and so nothing queued. But the last copy is exposed in both cases, and is now a tenth as long.",
+        "H rises and E falls, each tenfold",
+        "H cannot exceed 1 - 1/L without a tail, and it was there already.",
+    ),
+    ask(
+        "c",
+        "A run of many requests says H = 97 % and W = 60 %. How can both be true?",
+        "one of them is measured wrongly",
+        "They ask different questions. Which copies does each of them count, and what does it compare them with?",
+        "40 % of the requests were not streamed: their K/V left in one piece after token 1",
+        "Then their copies after token 1 would count in H too, and it would be lower.",
+        "copies such as spills and fetches went on while nothing was in prefill",
+        "W asks of all copying how much of it ran beside a prefill. H asks only of hand-offs what was not waited "
+        "for. Paging counts in W alone.",
+    ),
+    ask(
+        "b",
+        "Six requests on `split`: W is high and H is 0. Who is content, and who is not?",
+        "users are, since their copies overlap with prefill; the devices are idle",
+        "W is about devices: while K/V travel some prefill runs, so they are busy. H is about what a request waits "
+        "for.",
+        "devices are busy, and each user waits for a whole copy",
+        "While one request's K/V travel, the next one is in prefill. That helps nobody who waits for token 2.",
+        "nobody: H = 0 says that nothing overlaps",
+        "Copies and prefills do overlap, of different requests. That is what W says.",
+    ),
+    ask(
+        "a",
+        "A layer's bytes take 6 ms, c is 10 ms. With 8 ms of fixed cost two layers a copy are best. And with none?",
+        "one: the link keeps up alone, and the last copy is shortest",
+        "6 ms are below 10: nothing queues. Then only the last copy is exposed, and a smaller one ends sooner.",
+        "two, as before",
+        "They were needed to share the fixed cost. Without it one layer a copy keeps up, and E is 6 ms, not 12.",
+        "thirty: one copy has the least overhead",
+        "Then E is 30 × 6 ms: all of it after prefill.",
+    ),
+)

@@ -1,8 +1,9 @@
-"""Exercises of notebooks/04_cpu_paging.ipynb."""
+"""Exercises and questions of notebooks/04_cpu_paging.ipynb."""
 
 import math
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def steps_until_full(lengths: list[int], block_size: int, blocks: int) -> int:
@@ -170,4 +171,65 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "c",
+        "The ring is full. What stops, and what goes on?",
+        "everything stops until a slot is free",
+        "Only who needs a slot has to wait. What can be done without one?",
+        "prefill stops at once, since its K/V have nowhere to go",
+        "They have: the blocks that they were written to. Prefill goes on until it has no free blocks.",
+        "hop one waits; prefill computes on while it has blocks, hop two and decode go on",
+        "Hop two is what empties slots. K/V stay on the prefill device meanwhile; if its blocks run out, the next "
+        "prompt waits too.",
+    ),
+    ask(
+        "b",
+        "A hand-off by way of the host. When can the prefill device give the request's blocks to another one?",
+        "as soon as token 1 is there",
+        "Layers may still wait there for a slot. Whoever got the blocks would write over K/V that were not sent yet.",
+        "when prefill has ended and the last layer has left for the ring",
+        "Nothing reads them after that. What is still in the ring has slots there, and goes on by itself.",
+        "when all layers have landed on decode, and its first step has read them",
+        "That is later than needed: from the ring on, nobody reads the blocks of prefill.",
+    ),
+    ask(
+        "a",
+        "A row is spilled to make room. When are its blocks on the decode device free? And those of a row that ends?",
+        "when the copy has ended; when no step that reads them still runs",
+        "A block is free when nothing reads or writes it any more. Until then both ends of a copy are held.",
+        "both at once: they are not needed any more",
+        "The copy still reads the one, and a step in flight may read the other. Given away now, they would be "
+        "written over.",
+        "when the row is fetched again; when its caller has read the whole answer",
+        "Then a spill would make no room at all, and a slow reader would hold memory.",
+    ),
+    ask(
+        "b",
+        "What is the difference between K/V that are parked and K/V that are spilled?",
+        "parked ones are in host memory, spilled ones are thrown away",
+        "Both are in host memory. Thrown away are the K/V that are computed again.",
+        "parked ones had no place on decode yet; spilled ones had, and lost it",
+        "Parking takes them from the prefill device for the next prompt, on a way they had to go anyway. A spill "
+        "takes decode's blocks from a row.",
+        "none: two names for a wait in host memory",
+        "They wait in the same place. But one frees prefill and the other decode, and a spill costs two copies "
+        "that nobody had planned.",
+        "parking makes the last token come sooner, spilling does not",
+        "Decode is what parked requests wait for, and it gets no faster. What comes sooner is token 1 of the next "
+        "prompt.",
+    ),
+    ask(
+        "d",
+        "The link to host memory becomes half as fast. What happens to the length from which a spill pays?",
+        "nothing: both ways take longer",
+        "Computing again needs no link. Only one of the two costs changes.",
+        "it gets shorter, since copies of short contexts are cheaper",
+        "They are, and still dearer than before. A context has to be longer, not shorter.",
+        "it doubles, since copies take twice as long",
+        "A token saves a prefill less two copies. What is left of that depends on both, so there is no fixed factor.",
+        "it gets longer, or there is none any more",
+        "A spilled token saves less now, so it takes more tokens to pay for the fixed costs. If it saves nothing, "
+        "recomputing always wins.",
+    ),
+)

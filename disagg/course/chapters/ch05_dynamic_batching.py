@@ -1,6 +1,7 @@
-"""Exercises of notebooks/05_dynamic_batching.ipynb."""
+"""Exercises and questions of notebooks/05_dynamic_batching.ipynb."""
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def best_bound(lengths: list[int]) -> int:
@@ -164,4 +165,64 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "b",
+        'With 8 bins 41 % of the slots read are padding. "So 8 bins are bad." What is wrong with it?',
+        "41 % must be a mistake: bins make padding less",
+        "It is no mistake. The share is of what is read, and that has become small.",
+        "the share is of little: far fewer slots are read in all",
+        "Most of the padding is gone. What is left is a large part of a small number, and each further bin costs a "
+        "call of attention.",
+        "padding costs nothing, since the slots that are padding hold no token",
+        "Attention reads such slots like all others. What helps is that there are far fewer of them.",
+    ),
+    ask(
+        "c",
+        "Target 150 ms, `late` = 1.2. A step of 8 rows takes 124 ms, one of 9 rows 132 ms. How many rows, and what "
+        "does `late` do?",
+        "9 rows, as 132 ms are within 150 ms; `late` has no part in that",
+        "The rule is that `late` × the step stays within the target, and 1.2 × 132 is 158 ms.",
+        "8 rows; it falls when gaps come late, so that the next step may have more rows",
+        "Late gaps mean that too many rows joined. `late` has to go the other way.",
+        "8 rows; it rises if more than one gap in a hundred is over the target",
+        "1.2 × 124 is 149 ms. `late` goes up with late gaps and slowly down after full steps without one, until "
+        "one gap in a hundred is late.",
+    ),
+    ask(
+        "b",
+        "A rush of requests gets a target for its gaps. Gaps become short. Where did the waiting go?",
+        "it is gone: shorter steps are less work, and less work means less waiting",
+        "Each step has fewer rows, so more steps are needed, and each reads all weights. There is no less work.",
+        "to the front: requests wait for a place, so the TTFT is longer",
+        "The receipts say *batch-slot*. Whoever is in the batch reads smoothly, the others wait for it; and fewer "
+        "tokens come in all.",
+        "to the link: K/V wait to be sent",
+        "A target says how many rows may share a step. No copy gets longer by it.",
+    ),
+    ask(
+        "a",
+        "How does `conditional` decide whether a request stays on one device or is split?",
+        "by an estimate of its own time and of what it takes from others, for each way",
+        "It adds up queue, prefill, hand-off and decode of each way, and what the rows beside it would lose, and "
+        "takes the least.",
+        "it keeps prompts below a fixed length, and splits longer ones",
+        "Length is in the estimate, but so are queues, the link, and who decodes where. The same prompt may go "
+        "either way.",
+        "it splits as long as the link is idle",
+        "An idle link makes the hand-off cheap. Whether there is somebody to be spared by it is another matter.",
+        "it keeps three of four requests, to balance the devices",
+        "In this chapter nine of twelve stayed. That came out of the estimates of this load; another load gives "
+        "another number.",
+    ),
+    ask(
+        "c",
+        "Passes and steps took turns, now passes are mixed. Which figure of this chapter's table gets worse?",
+        "the tokens a second of all requests",
+        "They rise: a mixed pass reads the weights once for a chunk and all rows.",
+        "the p99 of the gaps",
+        "It gets shorter: no row waits for a pass and then for a step as well.",
+        "the second-token gap",
+        "A fresh row sits at once in the pass of somebody else's prompt, and that is longer than a step.",
+    ),
+)

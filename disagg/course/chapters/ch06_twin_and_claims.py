@@ -1,9 +1,10 @@
-"""Exercises of notebooks/06_twin_and_claims.ipynb."""
+"""Exercises and questions of notebooks/06_twin_and_claims.ipynb."""
 
 import math
 import statistics
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def even_tokens(itemsize: int, flops_per_s: float, products: float, bytes_per_s: float, reading: float) -> float:
@@ -98,4 +99,59 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "b",
+        "All predicted TTFTs are below the measured ones. What helps?",
+        "to average over more runs, until errors cancel",
+        "An average makes noise small. This error has the same sign each time, and an average keeps it.",
+        "to find what the price list leaves out",
+        "Errors with one sign are a bias: some part of a pass is not in the prices. The picture shows where the "
+        "boxes part.",
+        "nothing is wrong as long as H is right",
+        "H is a share and is easily right. Whoever plans by the TTFT is misled each time, in the same direction.",
+    ),
+    ask(
+        "a",
+        "25 GbE costs two L4s nothing and two H100s half of their hiding. Why?",
+        "the H100 computes a layer faster, so c/x is smaller",
+        "x stayed, c shrank. The same link is behind a fast device and keeps up with a slow one.",
+        "the H100 has to send more bytes",
+        "K/V have the same bytes on both: the model is the same.",
+        "the H100 cannot use so slow a link, and waits for it all the time",
+        "It does use it, for as many bytes a second as the L4. What differs is the time it has to hide them in.",
+    ),
+    ask(
+        "c",
+        "Under a tight TPOT limit the split has several times the goodput of its rival. What makes that gain vanish?",
+        "more requests",
+        "Goodput is already the highest rate at which limits are kept. It is a number of the limit, not of one rate.",
+        "a faster link",
+        "The split's link is not its problem here; a faster one could only help it.",
+        "a limit that is less than twice as wide",
+        "With room for a slower token now and then, the rival keeps its promise too. No hardware has changed.",
+    ),
+    ask(
+        "b",
+        '"The pipeline gives 20 × the tokens a second of one request at a time." What do you ask first?',
+        "whether the link was fast enough",
+        "It was, or the gain would be less. The question is what else differs from the rival.",
+        "what one device gives that shares its steps and splits nothing",
+        "`colocated` gives nearly as much on one device. So the gain is that of shared steps, and no evidence for "
+        "splitting.",
+        "on which GPU it was measured, and how many of its FLOPs were really used",
+        "That matters for every number. But on the same GPU too, the rival decides what the factor says.",
+    ),
+    ask(
+        "d",
+        "On the map the split wins with prompts of middle length. Why does it lose where prompts are longer still?",
+        "their K/V are so many that the link is busy for longer than the answer takes",
+        "A link carries any number of bytes, in its time. Without any limit of the link it loses there too.",
+        "long prompts do not disturb others",
+        "They do, and the more the longer they are. That is what the split removes.",
+        "their decode steps are too long",
+        "Steps are alike in both. Look at where prompts have to wait.",
+        "they queue for the one device that prefills, and the rival has two",
+        "What they spare the others is less than what they wait for each other.",
+    ),
+)

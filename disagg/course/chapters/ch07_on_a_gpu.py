@@ -1,6 +1,7 @@
-"""Exercises of notebooks/07_on_a_gpu.ipynb."""
+"""Exercises and questions of notebooks/07_on_a_gpu.ipynb."""
 
 from disagg.course.exercise import exercise
+from disagg.course.questions import ask
 
 
 def readers_on(memory: int, per_ms: int, gap: int, weights: int, row: int) -> tuple[int, str]:
@@ -134,4 +135,57 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "b",
+        "16 rows with a context of 1,024 tokens become 16 rows with 8,192. Which part of the floor grows?",
+        "the weights: longer texts need more of them",
+        "A step reads every weight once, whatever it is used for.",
+        "the K/V: eight times as many bytes for each row",
+        "K/V are read for each token that a row looks back on. The weights are as before, so the floor grows by "
+        "less than eight.",
+        "none: the floor depends on the number of rows",
+        "It depends on rows and contexts: the bytes are weights plus K/V of all tokens of all rows.",
+    ),
+    ask(
+        "c",
+        "Eager: 400 kernels of 10 µs, and 50 µs of the host for each. You buy a GPU that takes 5 µs a kernel. The "
+        "step?",
+        "half as long: the device does the work",
+        "The device waits for launches in most of that time. It would only wait longer.",
+        "a tenth shorter: the device's part of the time is half as long",
+        "They run at the same time. Only the slower of the two is the length of the step.",
+        "practically as long: the host takes 400 × 50 µs",
+        "20 ms for launches, and the last kernel behind them. One launch for all, a graph, is what helps here.",
+    ),
+    ask(
+        "b",
+        "Two workers on one GPU, each with a stream. Decode's stream gets the highest priority. Why do gaps stay long?",
+        "priority is for copies, not for kernels",
+        "It is for kernels, and it does choose which one comes next. But next is not now.",
+        "a kernel that runs is not taken off its SMs",
+        "A large product fills all SMs, and each of hundreds of small kernels of a step waits until some are free.",
+        "the link is full of K/V, so decode waits for its copies",
+        "Both workers are on one GPU and share its memory. What they wait for is SMs.",
+    ),
+    ask(
+        "a",
+        "Decode gets a quarter of the SMs. Why does a step not take four times as long?",
+        "it is limited by memory, and a quarter of the SMs reads more than a quarter",
+        "Decode needs bytes more than FLOPs, and memory is not divided. A few SMs can ask for a large part of it.",
+        "it does take four times as long, and prefill makes up for that by ending sooner",
+        "In the recording the gaps stay near those alone. FLOPs, which are divided by four, are not what a step lacks.",
+        "the weights are divided, too",
+        "Decode reads all weights in each step, with any number of SMs.",
+    ),
+    ask(
+        "c",
+        "Two hops of x = 2c each hide a larger share of the copying than one. Does the user wait less?",
+        "yes: more is hidden, so less is exposed",
+        "H is a share, and its whole has doubled. E is what is waited for.",
+        "it is the same: the hops work at the same time, on different layers",
+        "They do. But the last layer has to cross both, one after the other.",
+        "no: E is longer by one copy, and twice as much is copied",
+        "E = 2x + (L - 1)(x - c) against x + (L - 1)(x - c). So never print H alone.",
+    ),
+)

@@ -1,10 +1,11 @@
-"""Exercises of notebooks/08_bug_lab.ipynb: which bug was it, and what had to come before what?"""
+"""Exercises and questions of notebooks/08_bug_lab.ipynb: which bug was it, and what had to come before what?"""
 
 from collections.abc import Callable
 
 from disagg.course.buglab.bugs import bugs
 from disagg.course.buglab.mysteries import case_of
 from disagg.course.exercise import Exercise, exercise
+from disagg.course.questions import ask
 
 ASKED = (("bug",), ("before",), ("after",))
 
@@ -124,4 +125,57 @@ EXERCISES = [
     ),
 ]
 
-QUIZ = ()
+QUIZ = (
+    ask(
+        "c",
+        "A user presses Stop while K/V of the request are on the link. When may its blocks go to somebody else?",
+        "at once: nobody needs the answer any more",
+        "Nobody needs it, but a copy still reads or writes the blocks. The next owner's K/V would be mixed with it.",
+        "when the user has been told that the answer is over for good",
+        "Telling is good, and has nothing to do with what touches the blocks.",
+        "when the last copy that reads or writes them has ended",
+        "Ending is not freeing. Until then the blocks are kept back: quarantined.",
+    ),
+    ask(
+        "b",
+        "16 pieces are due, and the network tells one of them twice. How does decode know that all have come?",
+        "it counts to 17, to be sure",
+        "Which piece comes twice, and how often, is not known before. A count can always be wrong.",
+        "it keeps which pieces came, and compares with those due",
+        "In a set a second notice of the same piece changes nothing. A count of 16 may be 15 pieces.",
+        "it waits some time after the 16th notice",
+        "Time is no order: on a slow day the missing piece comes after it.",
+    ),
+    ask(
+        "a",
+        "An event is recorded, then the copy is put on the stream. Why does every test on a laptop pass?",
+        "there everything is done at once, so the copy happens to be over",
+        "The edge is missing, but nothing is late. On a GPU the event is over while the copy still waits.",
+        "there are no events on a laptop",
+        "The code runs there as well, with events that are over at once. That is what hides the bug.",
+        "the checksums find the copy that is missing, and it is made once more",
+        "They compare, and can only refuse. And they too see what is there at once on a laptop.",
+    ),
+    ask(
+        "d",
+        "Six requests wait for each other's blocks. Which change ends that for good?",
+        "a longer time until they give up",
+        "A circle of waits does not end by itself. They would only wait longer.",
+        "more blocks",
+        "Then it takes more requests, or longer answers, and happens again, under load.",
+        "the oldest one goes first, whatever the younger ones are doing",
+        "It waits for blocks that a younger one holds, first in the queue or not.",
+        "who has to wait for other blocks gives up its own first",
+        "Then nobody holds what another waits for, and there is no circle.",
+    ),
+    ask(
+        "b",
+        '"All tests are green, and no request has failed in a month. So no order is broken." What is wrong?',
+        "a month is too short",
+        "A year would show as little, if the error shows in no error.",
+        "most such bugs show no error: an answer just becomes nonsense",
+        "Seven of the ten in this chapter do so. Somebody has to keep books of their own and compare.",
+        "nothing: a broken order ends in an error sooner or later, and there was none",
+        "It ends in whatever bytes are there. A model makes some words of any of them.",
+    ),
+)
