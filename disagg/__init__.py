@@ -53,4 +53,12 @@ def _to_html(run: Run, path: str | os.PathLike[str]) -> object:
     return to_html(run, path)
 
 
+def _repr_html(run: Run) -> str:
+    """At a cell's end: its sentence, its timeline, and where its requests' time went."""
+    from disagg.show.plots.run_card import run_card
+
+    return run_card(run)
+
+
+Run._repr_html_ = _repr_html  # type: ignore[attr-defined]
 Run.to_html = _to_html  # type: ignore[attr-defined]  # pictures are made by show/, which results do not import

@@ -90,6 +90,15 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        config, end = self.config, "closed" if self._core.closed else "open"
+        where = (
+            f"on {config.decode_device}"
+            if config.colocated
+            else (f"from {config.prefill_device} to {config.decode_device}, route {config.route}")
+        )
+        return f"Engine of {config.model} {where}: {f'broken, {self.broken}' if self.broken else end}"
+
     @property
     def config(self) -> Config:
         """The settings as they are now."""

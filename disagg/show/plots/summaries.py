@@ -134,12 +134,11 @@ def _requests(run: Run) -> str:
 
 def _cause(run: Run, exposed_s: float) -> str:
     """What the larger part of E was, by the requests' receipts; nothing where they name no such wait."""
-    served = [result for result in run.results if result.request >= 0]
-    if not served or not all(result.timeline is not None and result.finish_reason for result in served):
+    if not run.has_receipts:
         return ""
-    waits = run.receipts()
+    waits, served = run.receipts(), sum(result.request >= 0 for result in run.results)
     name = max(_CAUSES, key=lambda name: waits.get(name, 0.0))
-    return f"{_CAUSES[name]}: " if waits.get(name, 0.0) * len(served) > exposed_s / 2 else ""
+    return f"{_CAUSES[name]}: " if waits.get(name, 0.0) * served > exposed_s / 2 else ""
 
 
 _CAUSES = {
