@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from disagg.imported_later import imported_later
 from disagg.plan.config import Config
+from disagg.plan.errors import DisaggError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.trace.results import Result, Run
@@ -60,5 +61,13 @@ def _repr_html(run: Run) -> str:
     return run_card(run)
 
 
+def _render_traceback(error: DisaggError) -> list[str]:
+    """In a notebook, without the frames of this package."""
+    from disagg.show.short_traceback import render
+
+    return render(error)
+
+
+DisaggError._render_traceback_ = _render_traceback  # type: ignore[attr-defined]
 Run._repr_html_ = _repr_html  # type: ignore[attr-defined]
 Run.to_html = _to_html  # type: ignore[attr-defined]  # pictures are made by show/, which results do not import
