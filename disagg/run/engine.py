@@ -31,6 +31,7 @@ from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
 from disagg.run.open_engines import check_fork
+from disagg.run.rebound import close_rebound
 from disagg.run.serving import ServedRun
 from disagg.trace.results import Result, Run
 from disagg.trace.why import why
@@ -59,6 +60,7 @@ class Engine:
         check_fork(config.threads)
         if model is not None:
             check_named(config, model)
+        close_rebound(self)
         torch.set_num_threads(config.threads)
         share_the_interpreter()
         self.model = model or load(config, config.decode_device)
@@ -113,6 +115,11 @@ class Engine:
     def broken(self) -> str | None:
         """Why nothing is served any more; None while all is well."""
         return self._core.broken
+
+    @property
+    def idle(self) -> bool:
+        """Open, and without a request."""
+        return not (self._core.closed or self._core.broken or self._core.handles or self._serving)
 
     # ---- what users call ---------------------------------------------------------------------------------------------
 
