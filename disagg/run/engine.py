@@ -143,9 +143,9 @@ class Engine:
         return handle
 
     def serve(self, requests: Iterable[Request], record: bool = True) -> Run:
-        """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns; so
-        does a `close` by another thread; `run.interrupted` is set then. With `record=False` the run has no timeline,
-        only results and counts.
+        """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns (in a
+        notebook *Run All* stops with the cell); so does a `close` by another thread; `run.interrupted` is set then.
+        With `record=False` the run has no timeline, only results and counts.
 
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """

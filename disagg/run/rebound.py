@@ -3,9 +3,10 @@ one is the notebook's history of outputs, or a widget; nobody can close it any m
 """
 
 import gc
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
+
+from disagg.run.notebook import shell
 
 if TYPE_CHECKING:
     from disagg.run.engine import Engine
@@ -15,26 +16,24 @@ _BUILT: "weakref.WeakKeyDictionary[Engine, bool]" = weakref.WeakKeyDictionary() 
 
 def close_rebound(new: "Engine") -> None:
     """Closes those without a name and without a request, and says so. Plain Python has no such history."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is None:
+    if (notebook := shell()) is None:
         return
-    named = {id(value) for name, value in list(shell.user_ns.items()) if not name.startswith("_")}
+    named = {id(value) for name, value in list(notebook.user_ns.items()) if not name.startswith("_")}
     for ref in _BUILT.keyrefs():
         if (engine := ref()) is None:
             continue
         if id(engine) in named:
             _BUILT[engine] = True
-        elif _BUILT[engine] and engine.idle and not _kept(engine, shell):
+        elif _BUILT[engine] and engine.idle and not _kept(engine, notebook):
             nbytes = sum(cache.bytes for cache in engine.executor.caches.values())
             print(f"Closed an engine that no variable names any more; it held {nbytes / 1e6:.0f} MB of K/V.")
             engine.close()
     _BUILT[new] = False
 
 
-def _kept(engine: "Engine", shell: Any) -> bool:
+def _kept(engine: "Engine", notebook: Any) -> bool:
     """Does a container hold it, or an object of the notebook's own?"""
-    ours = [shell.user_ns, shell.user_ns_hidden, shell.user_ns.get("Out")]
+    ours = [notebook.user_ns, notebook.user_ns_hidden, notebook.user_ns.get("Out")]
     for holder in gc.get_referrers(engine):
         if isinstance(holder, dict) and not any(holder is one for one in ours):
             owners = [owner for owner in gc.get_referrers(holder) if getattr(owner, "__dict__", None) is holder]
