@@ -202,9 +202,16 @@ def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], 
         if result.arrival_ns <= at_ns:
             count = sum(at <= at_ns for at in result.token_times_ns)
             ended = bool(result.finish_reason) and result.ended_ns <= at_ns
-            state = result.finish_reason if ended else "" if count else "waits for token 1"
-            start = f"{number}  {plural(count, 'token')}{', ' if state else ''}{state}: "
-            lines.append(start + tail(text_of(result, count, ended, decode), COLUMNS - len(start)))
+            if not (count or ended):
+                lines.append(f"{number}  no token yet")
+                continue
+            start = f"{number}  {plural(count, 'token')}{f', {result.finish_reason}' if ended else ''}: "
+            text = (
+                result.error
+                if ended and result.error
+                else tail(text_of(result, count, ended, decode), COLUMNS - len(start))
+            )
+            lines.append(f"{start}{text}"[:COLUMNS])
     return tuple(lines[-LINES:])
 
 
