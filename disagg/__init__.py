@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from disagg.imported_later import imported_later
 from disagg.plan.config import Config
+from disagg.plan.errors import DisaggError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.trace.results import Result, Run
@@ -53,4 +54,20 @@ def _to_html(run: Run, path: str | os.PathLike[str]) -> object:
     return to_html(run, path)
 
 
+def _repr_html(run: Run) -> str:
+    """At a cell's end: its sentence, its timeline, and where its requests' time went."""
+    from disagg.show.plots.run_card import run_card
+
+    return run_card(run)
+
+
+def _render_traceback(error: DisaggError) -> list[str]:
+    """In a notebook, without the frames of this package."""
+    from disagg.show.short_traceback import render
+
+    return render(error)
+
+
+DisaggError._render_traceback_ = _render_traceback  # type: ignore[attr-defined]
+Run._repr_html_ = _repr_html  # type: ignore[attr-defined]
 Run.to_html = _to_html  # type: ignore[attr-defined]  # pictures are made by show/, which results do not import

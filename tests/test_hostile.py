@@ -157,7 +157,7 @@ def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
         main.main()
     assert f"Recorded on {make.MARKUP[0]}." in capsys.readouterr().out
     tape = Tape(run.timeline, {"prefill 0": make.MARKUP[0]})
-    assert gauges_of(run.timeline) == [] and tape.gates(1.0) == [f"wanting: {make.MARKUP[2]}"]
+    assert gauges_of(run.timeline) == [] and tape.gates(1.0) == [f"needs blocks: {make.MARKUP[2]}"]
 
 
 PREFIX = [[1, "queued"], [2, "prefilling"]]

@@ -16,6 +16,7 @@ from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.show import live, panel, player, replay, watch
 from disagg.show.live import tail, text_lines
 from disagg.show.widgets import no_math
+from disagg.trace.results import Result
 
 TAGS = LATEX + "\n<b>[red]"
 
@@ -223,7 +224,7 @@ def test_replay_steps_scrubs_and_plays():
     assert shown.texts[0].value.startswith("0  1 token: 1")
     shown.buttons[1].click()
     settle(shown)
-    assert shown.playhead.at_ms == 8 and shown.texts[0].value.startswith("0  0 tokens, waits for token 1")
+    assert shown.playhead.at_ms == 8 and shown.texts[0].value.startswith("0  no token yet")
     shown.close()
 
 
@@ -257,3 +258,18 @@ def test_the_words_of_the_package_are_found_and_others_not():
     assert {watch, panel, replay} == {getattr(disagg.show, name) for name in ("watch", "panel", "replay")}
     with pytest.raises(AttributeError, match="wach"):
         _ = disagg.show.wach
+
+
+def test_a_request_that_failed_says_why_and_the_dial_has_the_name_that_the_error_gives():
+    with opened(small("streamed", decode_blocks=8)) as engine:
+        shown = panel(engine, [Request([5] * 60, 40, ignore_eos=True)])
+        engine.retune(decode_blocks=1)
+        shown.buttons[0].click()
+        settle(shown)
+        words = shown.words.value
+        shown.close()
+    name = words.split("raise ")[1].split()[0].strip(".,;")
+    assert name in {control.description for control in shown.source.dials.controls.values()}, words
+    failed = Result(0, 60, 0, [7], [5], finish_reason="failed", error="needs 7 blocks; raise decode_blocks", ended_ns=9)
+    assert text_lines([failed], 10, None) == ("0  1 token, failed: needs 7 blocks; raise decode_blocks",)
+    assert text_lines([failed], 4, None) == ("0  no token yet",)

@@ -144,6 +144,18 @@ def test_what_was_rejected_is_said():
     assert sentence(only) == "2 requests (2 rejected); nothing was recorded."
 
 
+def test_what_failed_is_said_with_its_cause():
+    slow = simulate(Config.preset("streamed", link=2e3, watchdog_s=0.5), [Request([1] * 40, 3)] * 3)
+    assert {result.finish_reason for result in slow.results} == {"failed"}
+    cause = " Failure of request 0: watchdog: request 0: its direct transfer of 3 blocks has not landed within 0.5 s."
+    assert sentence(slow).startswith("3 requests (3 failed) in ") and sentence(slow).endswith(f".{cause}")
+    assert sentence(slow, 0).endswith(cause) and "Failure of request 2: " in sentence(slow, 2)
+    assert sentence(slow, times=False).startswith("3 requests (3 failed), 120 prompt tokens, 3 new tokens; ")
+    slow.results[1].finish_reason = "cancelled"
+    assert sentence(slow).startswith("3 requests (2 failed, 1 cancelled) in ")
+    assert "Failure" not in sentence(slow, 1)
+
+
 def test_hand_off_ticks_are_drawn_where_there_is_room():
     def ticks(picture):
         lines = [c for c in picture.figure.axes[0].collections if c.get_label() == "hand-off"]

@@ -16,8 +16,9 @@ from test_plots import LATEX, hand_made, simulated
 
 from disagg import Config, Request, Timeline, simulate
 from disagg.cli.terminal import GLYPHS, blocks, picture, watch, whole
+from disagg.plan.config import PRESETS
 from disagg.show.player import Playhead
-from disagg.show.plots.live_arrays import Tape, gauges_of, rows_of
+from disagg.show.plots.live_arrays import Tape, gauges_of, kinds_of, rows_of
 from disagg.show.plots.live_frame import Frame, merged, short_names, short_turns, staircase, window_for
 from disagg.show.plots.palette import COLOUR_OF, COLOURS
 from disagg.show.plots.summaries import row_names
@@ -122,7 +123,7 @@ def test_values_hold_from_their_mark_on_and_gates_are_words():
     assert tape.most("batch 0") == 8 and tape.most("unknown") == 1
     timeline = Timeline([], 0, [Mark(5, "gate wanting", "no-block"), Mark(9_000_000, "gate wanting", "")])
     tape = Tape(timeline, {})
-    assert tape.gates(1) == ["wanting: no-block"] and tape.gates(10) == [] == gauges_of(timeline)
+    assert tape.gates(1) == ["needs blocks: no-block"] and tape.gates(10) == [] == gauges_of(timeline)
 
 
 def test_a_frame_shows_every_colour_up_to_the_playhead_and_none_after():
@@ -210,6 +211,17 @@ def test_short_turns_end_with_the_picture():
 
 def test_names_lose_a_number_that_tells_nothing():
     assert short_names(["prefill 0 queue", "batch 0", "batch 1"]) == ["prefill queue", "batch 0", "batch 1"]
+    assert short_names(["decode 0 landed", "wanting"]) == ["landed, waits", "needs blocks"]
+    assert short_names(["decode 0 landed", "decode 1 landed"]) == ["landed, waits 0", "landed, waits 1"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_legend_names_the_kinds_that_a_preset_has(preset):
+    config = Config.preset(preset, decode_blocks=8, host_blocks=24 * bool(Config.preset(preset).host_blocks))
+    run = simulate(config, [Request([1] * 40, 60) for _ in range(6)])
+    named, drawn = set(kinds_of(rows_of(config))), {COLOUR_OF[span.kind] for span in run.timeline.spans}
+    assert drawn - {"paging"} == named - {"paging"} and drawn <= named
+    assert ("paging" in named) == bool(config.host_blocks)
 
 
 def test_the_playhead_follows_plays_and_stands():

@@ -9,9 +9,9 @@ from rich.text import Text
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.show.live import WINDOW_MS, Look, Serving, end_of, text_lines
-from disagg.show.plots.live_arrays import Tape, gauges_of
+from disagg.show.plots.live_arrays import Tape, gauges_of, kinds_of
 from disagg.show.plots.live_frame import gauge_words, short_names, window_for
-from disagg.show.plots.palette import COLOURS, LEGEND
+from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.summaries import row_names, sentence
 from disagg.trace.results import Run
 
@@ -75,7 +75,8 @@ def picture(
             Text(short), sparks(tape, name, window, at_ms, columns), Text(" " + gauge_words(tape, name, at_ms))
         )
     table.add_row(Text("s"), scale(window, columns))
-    legend = Text("  ").join(Text(f"{GLYPHS[kind]} {LEGEND[kind]}", style=COLOURS[kind]) for kind in GLYPHS)
+    kinds = kinds_of(tape.rows).items()
+    legend = Text("  ").join(Text(f"{GLYPHS[kind]} {words}", style=COLOURS[kind]) for kind, words in kinds)
     texts = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
     return Group(legend, table, *texts)
 

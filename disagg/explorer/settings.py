@@ -10,8 +10,8 @@ from disagg.plan.checks import short
 from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import PRESETS as LINKS
-from disagg.plan.policy import POLICIES
 from disagg.plan.request import Request
+from disagg.trace.describe import POLICY_WORDS
 from disagg.twin.hardware import DEVICES
 from disagg.twin.model_shapes import RANDOM, SHAPES
 from disagg.twin.workloads import Lengths, poisson
@@ -65,7 +65,6 @@ _PRESETS = {
     "two_colocated": "the rival: two devices, each does everything",
 }
 _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
-_POLICIES = {"fcfs": "first come, first served", "shortest": "shortest first", "deadline": "earliest deadline first"}
 
 #: Name in a permalink → what can be chosen. The names stay, so that old links work.
 CONTROLS: dict[str, OptionList | StepRange] = {
@@ -78,7 +77,7 @@ CONTROLS: dict[str, OptionList | StepRange] = {
         "link between the two", "25gbe",
         {OWN: "what the devices have"} | {name: f"{name}, {rate / 1e9:g} GB/s" for name, rate in LINKS.items()},
     ),
-    "policy": OptionList("policy", "fcfs", {name: _POLICIES[name] for name in POLICIES}),
+    "policy": OptionList("policy", "fcfs", POLICY_WORDS),
     "requests": StepRange("requests", 100, 10, 300, 10),
     "rate": StepRange("arrivals a second", 10, 1, 64),
     "prompt": StepRange("median prompt, tokens", 800, 50, 4000, 50),

@@ -6,7 +6,7 @@ from disagg.course.scenes import SCENES
 from disagg.explorer.settings import ExplorerSettings
 from disagg.plan.errors import DisaggError
 from disagg.show.columns import SpanColumns, flow_columns, look
-from disagg.show.plots.summaries import milliseconds, row_names, sentence
+from disagg.show.plots.summaries import NO_ANSWER, milliseconds, row_names, sentence
 from disagg.trace.metrics import Percentiles
 from disagg.trace.results import Run
 from disagg.twin.replay import in_lines
@@ -92,7 +92,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
     metrics, overlap = run.metrics(TTFT_LIMIT_S, TPOT_LIMIT_S), run.overlap()
     none = "–" if overlap.transfer_s else "nothing copied"
     hidden, wall = (none if share is None else f"{share:.0%}" for share in (overlap.share, overlap.wall))
+    ends = ", ".join(f"{count} {reason}" for reason, count in metrics.finished.items() if reason in NO_ANSWER)
     return [
+        *([("requests without an answer", ends)] if ends else []),
         ("TTFT, half and 99 % of the requests within", _half_and_most(metrics.ttft_s)),
         ("second-token gap, likewise", _half_and_most(metrics.second_token_gap_s)),
         ("TPOT, likewise", _half_and_most(metrics.tpot_s)),

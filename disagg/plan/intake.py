@@ -39,7 +39,8 @@ def _ids(request: Request, limits: Limits, encode: Callable[[str], list[int]] | 
     if not isinstance(request.prompt, str):
         return tuple(request.prompt)
     if encode is None:
-        raise RequestError("simulate takes prompts as token ids: it has no tokenizer")
+        what = "the simulator takes prompts as token ids, for it has no tokenizer"
+        raise RequestError(f"{what}; give it engine.model.encode(text), or [1] * 60")
     try:
         ids = tuple(encode(request.prompt))
     except (UnicodeError, TypeError) as error:  # half of a surrogate pair

@@ -31,6 +31,7 @@ from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
 from disagg.run.open_engines import check_fork
+from disagg.run.rebound import close_rebound
 from disagg.run.serving import ServedRun
 from disagg.trace.results import Result, Run
 from disagg.trace.why import why
@@ -59,6 +60,7 @@ class Engine:
         check_fork(config.threads)
         if model is not None:
             check_named(config, model)
+        close_rebound(self)
         torch.set_num_threads(config.threads)
         share_the_interpreter()
         self.model = model or load(config, config.decode_device)
@@ -90,6 +92,15 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        config, end = self.config, "closed" if self._core.closed else "open"
+        where = (
+            f"on {config.decode_device}"
+            if config.colocated
+            else (f"from {config.prefill_device} to {config.decode_device}, route {config.route}")
+        )
+        return f"Engine of {config.model} {where}: {f'broken, {self.broken}' if self.broken else end}"
+
     @property
     def config(self) -> Config:
         """The settings as they are now."""
@@ -104,6 +115,11 @@ class Engine:
     def broken(self) -> str | None:
         """Why nothing is served any more; None while all is well."""
         return self._core.broken
+
+    @property
+    def idle(self) -> bool:
+        """Open, and without a request."""
+        return not (self._core.closed or self._core.broken or self._core.handles or self._serving)
 
     # ---- what users call ---------------------------------------------------------------------------------------------
 
@@ -127,9 +143,9 @@ class Engine:
         return handle
 
     def serve(self, requests: Iterable[Request], record: bool = True) -> Run:
-        """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns; so
-        does a `close` by another thread; `run.interrupted` is set then. With `record=False` the run has no timeline,
-        only results and counts.
+        """Serves requests at their arrival times and waits for all. An interrupt ends what is open, and returns (in a
+        notebook *Run All* stops with the cell); so does a `close` by another thread; `run.interrupted` is set then.
+        With `record=False` the run has no timeline, only results and counts.
 
         RequestError before anything starts where one of them can't be served; EngineError if the engine breaks.
         """

@@ -21,6 +21,9 @@ class Handle:
         self._tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ended = Latch()
 
+    def __repr__(self) -> str:
+        return repr(self.so_far)
+
     def __iter__(self) -> Iterator[str]:
         """Text as tokens come; it can be read once."""
         pieces = self._model.text.detokenizer()

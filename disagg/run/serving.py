@@ -8,6 +8,7 @@ from disagg.plan.request import Finish, Job, Request
 from disagg.run.clock import now_ns
 from disagg.run.handle import Handle
 from disagg.run.loop import EngineLoop
+from disagg.run.notebook import tell_interrupt
 from disagg.trace.results import Result, Run
 
 NewHandle = Callable[[Request, Job, int], Handle]  # of a request that arrives at this time, in ns
@@ -19,6 +20,7 @@ class ServedRun:
     def __init__(self, loop: EngineLoop, requests: list[Request], jobs: list[Job], new_handle: NewHandle) -> None:
         self._loop, self._requests, self._jobs, self._new_handle = loop, requests, jobs, new_handle
         self._handles: dict[int, Handle] = {}
+        self._told = True  # no interrupt that the caller's notebook has to hear of
 
     def run(self, record: bool) -> Run:
         """To the end of all, or of what is open when it is interrupted; EngineError if the engine breaks."""
@@ -41,6 +43,8 @@ class ServedRun:
             error = EngineError(f"the engine is broken and must be rebuilt: {core.broken}")
             error.run = run
             raise error
+        if not self._told:
+            tell_interrupt(run)
         return run
 
     def _serve(self, start_ns: int) -> bool:
@@ -63,6 +67,7 @@ class ServedRun:
                 handle.cancel()
             for handle in self._handles.values():
                 handle.result()
+            self._told = False
         return interrupted
 
     def _submit(self, index: int, arrival_ns: int) -> None:

@@ -9,6 +9,7 @@ import ipywidgets
 from disagg.plan.policy import POLICIES
 from disagg.run.engine import Engine
 from disagg.show.widgets import SPEEDS, close_widgets, link_name
+from disagg.trace.describe import POLICY_WORDS
 
 BINS = ((), (64, 128), (64, 128, 256, 512, 1024))
 
@@ -22,7 +23,7 @@ class Dials:
         self._choices: dict[str, tuple[list, Callable[[Any], str], str]] = {
             "link": (with_now(SPEEDS, config.link), link_name, "Speed of the emulated link"),
             "bins": (with_now(BINS, config.bins), bins_name, "Rows of like length share a step"),
-            "policy": (list(POLICIES), str, "Who is served first"),
+            "policy": (list(POLICIES), POLICY_WORDS.__getitem__, "Who is served first"),
         }
         self.controls = {}
         for name, (values, words, tip) in self._choices.items():
@@ -30,11 +31,12 @@ class Dials:
             now = values.index(getattr(config, name))
             look = dict(description=name, tooltip=tip, layout=wide)
             self.controls[name] = ipywidgets.Dropdown(options=options, value=now, **look)
-        for name, label, tip in (
-            ("decode_blocks", "blocks", "Blocks of the decode pool that may be used"),
-            ("max_batch", "batch", "Most rows of a decode step"),
+        for name, tip in (
+            ("decode_blocks", "Blocks of the decode pool that may be used; a request that needs more fails"),
+            ("max_batch", "Most rows of a decode step"),
         ):
-            most, look = getattr(config, name), dict(description=label, tooltip=tip, layout=wide)
+            look = dict(description=name, tooltip=tip, layout=wide, style={"description_width": "initial"})
+            most = getattr(config, name)
             self.controls[name] = ipywidgets.IntSlider(value=most, min=1, max=most, continuous_update=False, **look)
         self.box = ipywidgets.HBox(list(self.controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
 
@@ -68,4 +70,4 @@ def with_now(values: Iterable, now: object) -> list:
 
 
 def bins_name(bins: tuple[int, ...]) -> str:
-    return ", ".join(map(str, bins)) or "one"
+    return ", ".join(map(str, bins)) or "one for all"

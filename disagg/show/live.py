@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from disagg.plan.request import Request, listed
 from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
+from disagg.run.notebook import tell_interrupt
 from disagg.run.threads import Joinable
 from disagg.show.plots.live_arrays import Tape, in_order, rows_of
 from disagg.show.plots.live_frame import COLUMNS, Frame
@@ -36,16 +37,19 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
     serving = Open(engine) if requests is None else Serving(engine, requests)
     look, subject = Look(engine), "open requests" if requests is None else plural(len(requests), "request")
     words = f"Live timeline of {subject}; rows from the top: {', '.join(look.tape.rows.values())}."
-    screen = Screen(words)
+    screen, interrupted = Screen(words), False
     try:
         while not serving.wait(1 / updates_per_s):
             look.follow()
             screen.show(look.png(), f"{words} {look.alt()}")
     except KeyboardInterrupt:
         serving.stop()
+        interrupted = True
     run = serving.run(look)
     picture = timeline_picture(run)
     screen.show(picture.png(), picture.alt)
+    if interrupted:
+        tell_interrupt(run)
     return run
 
 
@@ -198,9 +202,16 @@ def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], 
         if result.arrival_ns <= at_ns:
             count = sum(at <= at_ns for at in result.token_times_ns)
             ended = bool(result.finish_reason) and result.ended_ns <= at_ns
-            state = result.finish_reason if ended else "" if count else "waits for token 1"
-            start = f"{number}  {plural(count, 'token')}{', ' if state else ''}{state}: "
-            lines.append(start + tail(text_of(result, count, ended, decode), COLUMNS - len(start)))
+            if not (count or ended):
+                lines.append(f"{number}  no token yet")
+                continue
+            start = f"{number}  {plural(count, 'token')}{f', {result.finish_reason}' if ended else ''}: "
+            text = (
+                result.error
+                if ended and result.error
+                else tail(text_of(result, count, ended, decode), COLUMNS - len(start))
+            )
+            lines.append(f"{start}{text}"[:COLUMNS])
     return tuple(lines[-LINES:])
 
 

@@ -94,7 +94,8 @@ def reason_in_words(rule: str, numbers: Mapping[str, object]) -> str:
     """Why the controller decided as it did: a rule that fired, and the numbers that it compared."""
     options = numbers.get("options")
     costs = ", ".join(map(_option_in_words, options)) if isinstance(options, tuple) else ""
-    return RULES[rule].format(**numbers, costs=costs)
+    policy = POLICY_WORDS.get(str(numbers.get("policy")), numbers.get("policy"))
+    return RULES[rule].format(**{**numbers, "policy": policy}, costs=costs)
 
 
 def _option_in_words(option: Option) -> str:
@@ -105,6 +106,12 @@ def _option_in_words(option: Option) -> str:
     return f"{option.way}{workers} {'unknown' if option.ns is None else f'{option.ns / 1e6:.1f} ms'}"
 
 
+#: The policies that a Config can name.
+POLICY_WORDS = {
+    "fcfs": "first come, first served",
+    "shortest": "shortest first",
+    "deadline": "earliest deadline first",
+}
 RULES = {
     "admit": "request {request} starts prefill: it takes {need} of the {available} free blocks of {pool}",
     "admit: no slot": "request {request} stays in its queue: {ahead} requests are on their way to {limit} places "
@@ -121,7 +128,7 @@ RULES = {
     "join: no slot": "request {request} has landed and waits: the batch has {rows} of at most {limit} rows",
     "grow": "request {request} takes one more block of {pool} for its token {context}; {available} were free",
     "grow: no block": "request {request} needs a block of {pool} for its token {context}, and none is free",
-    "preempt": "request {victim} makes room for request {request}: it is the last by policy {policy}",
+    "preempt": "request {victim} makes room for request {request}: by policy ({policy}) it is the last",
     "spill": "request {request} is spilled: {spill_ms} ms there and back, against {recompute_ms} ms to recompute",
     "recompute": "request {request} is computed again: {recompute_ms} ms, against {spill_ms} ms to spill and fetch",
     "end": "request {request} ends ({finish}); its blocks {blocks}",

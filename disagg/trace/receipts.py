@@ -82,7 +82,7 @@ class Receipt:
         ]
         return Receipt(self.request, start_ns, end_ns, tuple(cut))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """As a table: name, milliseconds, share, how often."""
         counts = {name: sum(line.name == name for line in self.lines) for name in self.totals()}
         rows = [f"request {self.request}: {1e3 * self.total_s:.1f} ms"]

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from disagg.plan.batching import Padding
@@ -40,6 +41,13 @@ class Result:
     seat: int | None = None  # the decode worker it was on last
     prompt: str = ""  # as it was given; "" where it was given as token ids
     timeline: Timeline | None = field(default=None, repr=False, compare=False)  # what was recorded meanwhile
+
+    def __repr__(self) -> str:
+        """Counts and the text's beginning: the same on every machine."""
+        count, end = len(self.token_ids), self.finish_reason or "not ended yet"
+        tokens = f"{count} new token{'' if count == 1 else 's'}"
+        text = f", {shorten(self.text, 60, placeholder=' …')!r}" if self.text else ""
+        return f"Request {self.request}: {tokens}, {end}{f' ({self.error})' if self.error else ''}{text}"
 
     @property
     def receipt(self) -> "Receipt":
@@ -105,6 +113,13 @@ class Run:
     interrupted: bool = False
     machine: str = ""  # on which it was measured, in words
     placements: list[Placed] = field(default_factory=list)  # split or stay, fetch or recompute: each way's estimate
+
+    def __repr__(self) -> str:
+        """Counts alone: the same on every machine."""
+        ends = Counter(result.finish_reason or "open" for result in self.results)
+        words = ", ".join(f"{count} {end}" for end, count in ends.items()) or "none"
+        tokens = sum(len(result.token_ids) for result in self.results)
+        return f"Run: {len(self.results)} requests ({words}), {tokens} new tokens; {self.timeline}"
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording of everything but `log` and logits; packed where the name ends in .gz. FileError."""
@@ -177,6 +192,12 @@ class Run:
             padding_waste=self.padding.waste,
             counts=dict(self.counts),
         )
+
+    @property
+    def has_receipts(self) -> bool:
+        """Was every request that began recorded to its end?"""
+        served = [result for result in self.results if result.request >= 0]
+        return bool(served) and all(result.recorded and result.finish_reason for result in served)
 
     def receipts(self) -> dict[str, float]:
         """Mean seconds of a request by name: where the milliseconds went."""

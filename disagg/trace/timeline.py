@@ -50,6 +50,10 @@ class Timeline:
     sizes: dict[str, int] = field(default_factory=dict)  # memory or ring → its blocks or slots
     _index: tuple[tuple[object, ...], Index] | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        places = f" on {', '.join(self.places)}" if self.spans else ""
+        return f"Timeline of {len(self.spans)} spans{places}"
+
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Writes a recording: JSON lines, packed where the name ends in .gz. Whole or not at all; FileError."""
         from disagg.trace import archive

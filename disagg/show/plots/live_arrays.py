@@ -3,7 +3,7 @@ so whole lists are copied, which the interpreter does in one go.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from disagg.plan.config import Config
 from disagg.plan.transfer_scheduler import TransferScheduler
-from disagg.show.plots.palette import COLOUR_OF, COLOURS
+from disagg.show.plots.palette import COLOUR_OF, COLOURS, LEGEND
 from disagg.show.plots.summaries import row_names
 from disagg.trace.spans import Span
 from disagg.trace.timeline import Kept, Timeline
@@ -84,7 +84,7 @@ class Tape:
         """What holds each queue at an instant, in words."""
         named = sorted(name for name in self._marks if name.startswith("gate "))
         held = {name.removeprefix("gate "): self.value(name, at_ms) for name in named}
-        return [f"{name}: {gate}" for name, gate in held.items() if gate]
+        return [f"{said(name)}: {gate}" for name, gate in held.items() if gate]
 
     def most(self, name: str) -> int:
         """What a gauge's full height stands for: the pool's size, or the largest value seen, as a power of two."""
@@ -100,6 +100,11 @@ class Tape:
         return float(max(edges[edges < at_ms - 1e-6], default=0.0))
 
 
+SAID = {"wanting": "needs blocks"}
+#: A kind of work → whose it is: the first words of places.
+ROLES = {"prefill": {"prefill"}, "link": {"direct", "down", "up"}, "decode": {"decode"}, "paging": {"spill", "park"}}
+
+
 def rows_of(config: Config) -> dict[str, str]:
     """The rows of a config before anything ran: its workers and lanes, with the names that pictures use."""
     workers = [f"prefill {i}" for i in range(config.prefill_workers)]
@@ -112,6 +117,21 @@ def rows_of(config: Config) -> dict[str, str]:
 def gauges_of(timeline: Timeline) -> list[str]:
     """What was counted: queues, batches, the ring, free blocks, in this order; gates are named, not counted."""
     return in_order({mark.name for mark in timeline.marks.copy() if not mark.name.startswith("gate ")})
+
+
+def said(name: str) -> str:
+    """A mark's name as a reader knows it."""
+    return SAID.get(
+        name,
+        f"landed, waits{name.removeprefix('decode').removesuffix(' landed')}" if name.endswith(" landed") else name,
+    )
+
+
+def kinds_of(rows: Mapping[str, str]) -> dict[str, str]:
+    """The legend of what these rows can hold."""
+    roles = {place.split()[0] for place in rows}
+    roles |= {"prefill" for name in rows.values() if name.startswith("device")}  # a worker that does both
+    return {kind: words for kind, words in LEGEND.items() if roles & ROLES[kind]}
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -22,8 +22,8 @@ from matplotlib.path import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from disagg.show.plots import draw
-from disagg.show.plots.live_arrays import Tape
-from disagg.show.plots.palette import COLOURS, FAINT, HATCHES, INK, LEGEND
+from disagg.show.plots.live_arrays import Tape, kinds_of, said
+from disagg.show.plots.palette import COLOURS, FAINT, HATCHES, INK
 from disagg.show.plots.timeline_plot import HATCH_PX, TALL, kind_legend, time_axis
 
 DPI = 100  # one pixel a point of the page: a quarter of the work of a still picture
@@ -110,7 +110,7 @@ class Frame:
         if self._counts is not None:
             self._counts.add_artist(self._fills)
         self._spans.tick_params(labelbottom=self._counts is None)
-        kind_legend(self.figure, LEGEND, draw.FONT_PT)
+        kind_legend(self.figure, kinds_of(self.rows), draw.FONT_PT)
 
     def _draw_background(self, window: tuple[float, float]) -> None:
         for axes in filter(None, (self._spans, self._counts)):
@@ -205,7 +205,7 @@ def staircase(times: np.ndarray, heights: np.ndarray, end: float, base: float, t
 def short_names(names: list[str]) -> list[str]:
     """Without the number where there is only one of a kind."""
     plain = [" ".join(word for word in name.split() if not word.isdecimal()) for name in names]
-    return [plain[i] if plain.count(plain[i]) == 1 else name for i, name in enumerate(names)]
+    return [said(plain[i] if plain.count(plain[i]) == 1 else name) for i, name in enumerate(names)]
 
 
 def gauge_words(tape: Tape, name: str, at_ms: float) -> str:

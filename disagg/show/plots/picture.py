@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -37,6 +38,10 @@ class Picture:
         """Writes the PNG, whole or not at all. FileError."""
         with whole(path) as file:
             file.write(self.png())
+
+    def as_html(self) -> str:
+        source, width = base64.b64encode(self.png()).decode(), round(100 * self.figure.get_figwidth())
+        return f'<img alt="{escape(self.alt)}" width="{width}" src="data:image/png;base64,{source}">'
 
     def __repr__(self) -> str:
         return self.finding

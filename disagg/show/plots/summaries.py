@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable
 from itertools import groupby
+from textwrap import shorten
 
-from disagg.trace.results import Run
+from disagg.trace.results import Result, Run
 from disagg.trace.spans import Span
 from disagg.trace.timeline import Timeline
+
+NO_ANSWER = ("rejected", "failed", "cancelled")
 
 
 def sentence(run: Run, request: int | None = None, times: bool = True) -> str:
@@ -99,7 +102,7 @@ def _times_of_request(run: Run, index: int) -> str:
         parts.append("nothing was copied")
     if result.second_token_gap_s is not None:
         parts.append(f"token 2 came {milliseconds(result.second_token_gap_s)} after token 1")
-    return ("; ".join(parts) or f"The request {result.finish_reason} without a token") + "."
+    return ("; ".join(parts) or f"The request {result.finish_reason} without a token") + f".{_failure([result])}"
 
 
 def _counts_of_run(run: Run) -> str:
@@ -113,7 +116,7 @@ def _counts_of_run(run: Run) -> str:
 def _times_of_run(run: Run) -> str:
     seconds, overlap = (run.timeline.end_ns - run.timeline.start_ns) / 1e9, run.overlap()
     if not run.timeline.spans:
-        return f"{_requests(run)}; nothing was recorded."
+        return f"{_requests(run)}; nothing was recorded.{_failure(run.results)}"
     rows = row_names(run.timeline).items()
     busy = ", ".join(f"{name} {run.timeline.busy(place) / 1e9 / seconds:.0%}" for place, name in rows)
     hidden = "nothing was copied"
@@ -124,22 +127,30 @@ def _times_of_run(run: Run) -> str:
             f"{_cause(run, overlap.exposed_s)}{milliseconds(overlap.transfer_s)} of copying left "
             f"E = {milliseconds(overlap.exposed_s)} after tokens 1 (H = –)"
         )
-    return f"{_requests(run)} in {seconds:.1f} s; busy: {busy}; {hidden}."
+    return f"{_requests(run)} in {seconds:.1f} s; busy: {busy}; {hidden}.{_failure(run.results)}"
 
 
 def _requests(run: Run) -> str:
-    rejected = sum(result.finish_reason == "rejected" for result in run.results)
-    return plural(len(run.results), "request") + (f" ({rejected} rejected)" if rejected else "")
+    """How many, and how many of them have no whole answer."""
+    ends = [result.finish_reason for result in run.results if result.finish_reason in NO_ANSWER]
+    words = ", ".join(f"{ends.count(end)} {end}" for end in NO_ANSWER if end in ends)
+    return plural(len(run.results), "request") + (f" ({words})" if words else "")
+
+
+def _failure(results: list[Result]) -> str:
+    """Why a request failed: the first one that did."""
+    failed = [result for result in results if result.finish_reason == "failed"]
+    words = shorten(str(failed[0].error), 200, placeholder=" …").rstrip(".") if failed else ""
+    return f" Failure of request {failed[0].request}: {words}." if failed else ""
 
 
 def _cause(run: Run, exposed_s: float) -> str:
     """What the larger part of E was, by the requests' receipts; nothing where they name no such wait."""
-    served = [result for result in run.results if result.request >= 0]
-    if not served or not all(result.timeline is not None and result.finish_reason for result in served):
+    if not run.has_receipts:
         return ""
-    waits = run.receipts()
+    waits, served = run.receipts(), sum(result.request >= 0 for result in run.results)
     name = max(_CAUSES, key=lambda name: waits.get(name, 0.0))
-    return f"{_CAUSES[name]}: " if waits.get(name, 0.0) * len(served) > exposed_s / 2 else ""
+    return f"{_CAUSES[name]}: " if waits.get(name, 0.0) * served > exposed_s / 2 else ""
 
 
 _CAUSES = {
