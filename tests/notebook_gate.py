@@ -23,7 +23,7 @@ IGNORED_CELLS: dict[str, set[str]] = {
     "02_disaggregation.ipynb": {"real-receipts"},
     "03_layer_streaming.ipynb": {"real"},
     "04_cpu_paging.ipynb": {"real-ring"},
-    "05_dynamic_batching.ipynb": {"real-bins", "real-target", "real-ladder"},
+    "05_dynamic_batching.ipynb": {"real-target"},
     "06_twin_and_claims.ipynb": {"calibrate", "foretell", "measure", "errors"},
     "07_on_a_gpu.ipynb": {"live-steps", "live-timelines", "live-staged"},
 }
