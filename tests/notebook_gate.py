@@ -20,7 +20,6 @@ MAX_BYTES = 500_000
 IGNORED_CELLS: dict[str, set[str]] = {
     "00_start_here.ipynb": {"machine", "times", "times-two", "progress"},
     "01_baseline.ipynb": {"ceilings", "roof-own", "real-batching", "real-long"},
-    "02_disaggregation.ipynb": {"real-receipts"},
     "03_layer_streaming.ipynb": {"real"},
     "04_cpu_paging.ipynb": {"real-ring"},
     "05_dynamic_batching.ipynb": {"real-bins", "real-target", "real-ladder"},
