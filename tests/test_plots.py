@@ -25,7 +25,6 @@ from disagg.show.plots.roofline import (
     Point,
     Sizes,
     Work,
-    beside_picture,
     measure_ceilings,
     prefill_work,
     roofline_picture,
@@ -396,18 +395,6 @@ def test_roofline_says_the_limit_of_each_point():
     lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
     assert lines["one row"] == [[0.01, 10 / 200.0 / 1e9]]
     assert lines["prefill"] == [[100.0, 100.0 / 1e9]]  # on the roof
-    assert picture.png()
-
-
-def test_measured_bars_stand_beside_predicted_ones():
-    passes = {"8 tokens": (0.1, 0.15), "9 tokens": (0.1, 0.2)}
-    picture = beside_picture({"prefill": passes, "decode": {"1": (1.0, 3.0)}})
-    assert picture.finding == (
-        "Prefill took 1.5 to 2.0 times as long as predicted (2 cases). "
-        "Decode took 3.0 to 3.0 times as long as predicted (1 case)."
-    )
-    widths = [round(bar.get_width()) for bar in picture.figure.axes[0].patches]
-    assert widths == [100, 150, 100, 200]
     assert picture.png()
 
 

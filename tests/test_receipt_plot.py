@@ -95,6 +95,16 @@ def test_bars_of_presets_are_their_mean_receipts_works_first():
     assert finding == f"A request takes least time with {low} and most with {high}."
 
 
+def test_bars_keep_one_unit_however_long_a_run_takes():
+    runs = {f"{n} tokens": simulate(Config.preset("colocated"), [Request([7] * 32, n)]) for n in (8, 200)}
+    picture = receipts_picture(runs)
+    totals = [1e3 * sum(run.receipts().values()) for run in runs.values()]
+    assert totals[0] < 10_000 < totals[1]
+    ends = [note.get_text() for note in picture.figure.axes[0].texts if note.get_text().endswith("ms")]
+    assert ends == [f"{total:.0f} ms" for total in totals]
+    assert all(f"{total:.0f} ms, of which" in picture.finding for total in totals)
+
+
 def test_a_difference_goes_left_and_right_and_sums_up():
     a, b = crowded("split", host_blocks=0), crowded("paged", host_blocks=40)
     picture = diff_picture("split", a, "paged", b)

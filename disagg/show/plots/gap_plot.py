@@ -1,10 +1,11 @@
-"""Gaps between tokens over time: a point a token, as high as the reader waited for it.
+"""Gaps between tokens over time: each point is a token, as high as its reader waited for it.
 Notebooks: notebooks/01_baseline.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
 from collections.abc import Iterable
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS
@@ -18,7 +19,7 @@ TALL_IN = 0.105  # of a panel, by points of the font
 
 
 def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, projector: bool = False) -> Picture:
-    """A panel a run on one scale; `requests` are the results whose gaps are drawn (None: all)."""
+    """One panel for each run, on one scale; `requests` are the results whose gaps are drawn (None: all)."""
     size = draw.font_size(projector)
     numbers = {name: range(len(run.results)) if requests is None else requests for name, run in runs.items()}
     chosen = {name: [(i, run.results[i]) for i in numbers[name]] for name, run in runs.items()}
@@ -40,14 +41,15 @@ def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, pro
             )
             axes.plot(times, gaps, MARKERS[index % len(MARKERS)], label=f"request {index}", **look)
         axes.set_ylim(0, 1.1 * highest)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
         draw.names(axes, size, y="gap, ms")
         draw.names(axes, size, title=name, weight="bold", parse_math=False)
         axes.tick_params(labelbottom=name == list(runs)[-1])
     assert axes is not None, "no run was given"
-    time_axis(axes, axes.get_xlim(), size, "since the start; a point a token, a shape a request")
+    time_axis(axes, axes.get_xlim(), size, "since the start; each point is a token, each shape a request")
     longest = {name: max((gap for _, r in results for gap in r.itl_s), default=0.0) for name, results in chosen.items()}
     finding = "Longest gap: " + ", ".join(f"{name} {milliseconds(gap)}" for name, gap in longest.items()) + "."
-    return Picture(figure, f"Gaps between tokens over time, a panel a run. {finding}", finding)
+    return Picture(figure, f"Gaps between tokens over time, one panel for each run. {finding}", finding)
 
 
 def gaps_beside(run: Run, indices: Iterable[int]) -> tuple[list[float], list[float]]:

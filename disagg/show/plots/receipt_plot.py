@@ -167,7 +167,7 @@ def _bar(axes: Axes, y: float, bill: dict[str, float], size: float) -> None:
         if text:
             draw.tag(axes, x + ms / 2, y, text, size, 1.5)
         x += ms
-    draw.note(axes, milliseconds(x / 1e3), (x, y), (5, 0), size, annotation_clip=False)
+    draw.note(axes, f"{x:.0f} ms", (x, y), (5, 0), size, annotation_clip=False)
 
 
 def _receipts_words(bills: dict[str, dict[str, float]], times: bool) -> str:
@@ -179,7 +179,7 @@ def _receipts_words(bills: dict[str, dict[str, float]], times: bool) -> str:
         return f"A request takes least time with {low} and most with {high}."
     waits = {name: sum(s for wait, s in bill.items() if wait not in WORKS) for name, bill in bills.items()}
     ends = dict.fromkeys((low, high))
-    parts = [f"{name} {milliseconds(totals[name])}, of which {milliseconds(waits[name])} waiting" for name in ends]
+    parts = [f"{name} {1e3 * totals[name]:.0f} ms, of which {1e3 * waits[name]:.0f} ms waiting" for name in ends]
     return f"A request takes on average: {'; '.join(parts)} (least and most of {plural(len(bills), 'run')})."
 
 

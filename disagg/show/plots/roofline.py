@@ -12,7 +12,6 @@ import torch
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.summaries import plural
 from disagg.trace.results import Run
 from disagg.twin.work import Sizes, Work, prefill_work, step_work
 
@@ -119,32 +118,3 @@ def _point_words(ceilings: Ceilings, point: Point) -> str:
     if point.seconds is None:
         return f"{words}, {1e3 * least:.0f} ms at least."
     return f"{words}; {1e3 * point.seconds:.0f} ms measured, {least / point.seconds:.0%} of the ceiling."
-
-
-def beside_picture(pairs: dict[str, dict[str, tuple[float, float]]], *, projector: bool = False) -> Picture:
-    """Predicted (hatched) and measured seconds as bars; a panel for "prefill", one for "decode", a pair of bars a name.
-
-    beside_picture({"prefill": {"64 tokens": (0.14, 0.21)}, "decode": {"1 row": (0.04, 0.05)}})
-    """
-    size, rows = draw.font_size(projector), max(len(panel) for panel in pairs.values())
-    figure, panels = draw.panels(len(pairs), 0.046 * rows + 0.085, 0.1, projector, wspace=0.3)
-    for axes, (kind, panel) in zip(panels, pairs.items(), strict=True):
-        draw.plain(axes, size)
-        longest = 1e3 * max(max(pair) for pair in panel.values())
-        for row, (predicted, measured) in enumerate(panel.values()):
-            for y, value, colour in ((-row + 0.2, predicted, None), (-row - 0.2, measured, kind)):
-                draw.bar(axes, y, 1e3 * value, f"{1e3 * value:.0f}", longest, colour, 0.36, size)
-        axes.set_xlim(0, 1.18 * longest)
-        draw.rows(axes, panel)
-        axes.set_ylim(0.55 - rows, 0.55)
-        draw.names(axes, size, "ms", title=f"{kind} (hatched: predicted)")
-    finding = " ".join(_panel_words(kind, panel) for kind, panel in pairs.items())
-    cases = [(kind, name, *pair) for kind, panel in pairs.items() for name, pair in panel.items()]
-    each = " ".join(f"{kind} {name}: {1e3 * p:.1f} and {1e3 * m:.1f} ms." for kind, name, p, m in cases)
-    return Picture(figure, f"Predicted and measured times side by side. {finding} {each}", finding)
-
-
-def _panel_words(kind: str, panel: dict[str, tuple[float, float]]) -> str:
-    factors = [measured / predicted for predicted, measured in panel.values()]
-    cases = plural(len(panel), "case")
-    return f"{kind.capitalize()} took {min(factors):.1f} to {max(factors):.1f} times as long as predicted ({cases})."
