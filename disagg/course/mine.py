@@ -1,165 +1,183 @@
 """`my_disagg`: the engine that a student builds through the course. `check_mine` looks at a piece, `serve` runs all.
 
-A piece that is right is kept in my_disagg.py beside the notebooks, for the next chapter. Where one is open, or kept by
-nobody, the ready one of pieces.py stands in.
+A piece that is right is kept in my_disagg.py beside the notebooks, for later chapters. Where one is empty or wrong, the
+ready one stands in.
 """
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import ast
+import dis
+import inspect
+import re
+import runpy
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import torch
 
-from disagg.course.bridge import OneRow, Rows, best
+from disagg.course import bridge
+from disagg.course.exercise import Verdict
+from disagg.course.piece_checks import CHECKS
 from disagg.course.pieces import READY
-from disagg.plan.blocks import blocks_for
-from disagg.plan.config import Config
-from disagg.plan.errors import EngineError
-from disagg.plan.link import Link
-from disagg.plan.request import Request
+from disagg.course.student_engine import Row, Serving, Setting, twin
+from disagg.plan.errors import ConfigError, FileError
 from disagg.run.model.model import Model
+from disagg.trace.files import whole
 from disagg.trace.results import Run
-from disagg.twin.simulate import Speeds, simulate
-from disagg.twin.simulated_lanes import VirtualClock
 
-SIZE = 16  # tokens of a block
+FILE = "my_disagg.py"
+HEAD = """# My own engine. check_mine keeps here what is right, piece by piece.
+from __future__ import annotations
 
+import math
 
-@dataclass
-class Row:
-    """A request on its way; `parts` counts what decode waits for: each layer that landed, and token 1."""
-
-    id: int
-    prompt: list[int]
-    new: int
-    ends: tuple[int, ...]  # token ids that end an answer
-    table: Any
-    tokens: list[int] = field(default_factory=list)
-    times_ns: list[int] = field(default_factory=list)
-    parts: int = 0
-
-    @property
-    def done(self) -> bool:
-        return len(self.tokens) == self.new or self.tokens[-1] in self.ends
-
-    def say(self, token: int, at_ns: int) -> None:
-        self.tokens.append(token)
-        self.times_ns.append(at_ns)
+import torch
+"""
+PIECE = "\n\n# piece: "
+EMPTY = {"RESUME", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}  # what a body of `...` compiles to
 
 
-class Setting(NamedTuple):
-    """Of a serve: places in the batch, bounds of the bins, ns between arrivals, bytes a second of each link, blocks."""
-
-    places: int = 4
-    bounds: tuple[int, ...] = (48,)
-    every_ns: int = 200_000_000
-    bandwidth: float = 20e6
-    blocks: int = 64
-
-
-class Serving(VirtualClock):
-    """Prefill → queue → ring → queue → blocks → decode. The model computes, `speeds` say how long it takes."""
-
-    def __init__(self, pieces: dict[str, Any], model: Model, setting: Setting) -> None:
-        super().__init__()
-        self.mine, self.model, self.setting, shape = {**READY, **pieces}, model, setting, model.shape
-        self.speeds = Speeds(layers=shape.layers, token_bytes=shape.token_bytes)
-        self.down, self.up, self.ring = self.mine["queue"](), self.mine["queue"](), self.mine["ring"]()
-        self.free = list(range(setting.blocks))  # of the decode memory
-        self.memory = torch.zeros(shape.layers, 2, setting.blocks * SIZE, shape.kv_heads, shape.head_dim)
-        self.arrived: deque[Row] = deque()
-        self.landed: list[Row] = []
-        self.batch: list[Row] = []
-        self.held: dict[int, dict] = {}  # K/V on the prefill device, by request and layer
-        self.slot: dict[tuple[int, int], int] = {}  # of the ring
-        self.rows: list[Row] = []
-        self.prefilling = self.stepping = False
-
-    def serve(self, prompts: Sequence[list[int]], new: int) -> list[Row]:
-        for number, prompt in enumerate(prompts):
-            row = Row(number, prompt, new, self.model.eos_ids, self.mine["table"](self.free, SIZE))
-            self.rows.append(row)
-            self.at(number * self.setting.every_ns, self.arrived.append, row)
-        while self.step():
-            self.go_on()
-        if open_rows := [row.id for row in self.rows if not row.tokens or not row.done]:
-            raise EngineError(f"nothing is left to do, and these have not ended: {open_rows}; which piece lost them?")
-        return self.rows
-
-    def go_on(self) -> None:
-        """Whatever can start, starts."""
-        if self.arrived and not self.prefilling and self.arrived[0].table.add(len(self.arrived[0].prompt)):
-            self.prefill(self.arrived.popleft())
-        if self.ring.free and (copy := self.down.take(self.now_ns)):
-            request, layer, takes = copy
-            self.slot[request, layer] = self.ring.put(self.held[request].pop(layer))
-            self.at(self.now_ns + takes, self.up.put, request, layer, takes)
-        if copy := self.up.take(self.now_ns):
-            self.at(self.now_ns + copy[2], self.land, *copy[:2])
-        if not self.stepping:
-            self.decode()
-
-    def prefill(self, row: Row) -> None:
-        self.prefilling, tokens, layers = True, len(row.prompt), self.model.layers
-        plan = OneRow(self.model, self.mine["cache"]())
-        wanted = torch.tensor([tokens - 1])
-        token = best(self.model.logits(plan, torch.tensor(row.prompt), torch.arange(tokens), wanted))[0]
-        self.held[row.id] = plan.held
-        lead, between, tail = self.speeds.pass_ns([(0, tokens)], 1, False)
-        nbytes = blocks_for(tokens, SIZE) * SIZE * self.model.shape.layer_token_bytes  # whole blocks travel
-        takes = Link(self.setting.bandwidth).occupancy_ns(nbytes)
-        for layer in range(layers):
-            self.at(self.now_ns + lead + layer * between, self.down.put, row.id, layer, takes)
-        self.at(self.now_ns + lead + (layers - 1) * between + tail, self.prefilled, row, token)
-
-    def prefilled(self, row: Row, token: int) -> None:
-        self.prefilling = False
-        row.say(token, self.now_ns)
-        self.part(row)
-
-    def land(self, request: int, layer: int) -> None:
-        """Out of the ring, into the slots of the request's blocks."""
-        row = self.rows[request]
-        keys, values = self.ring.take(self.slot.pop((request, layer)))
-        self.memory[layer][:, row.table.slots()] = torch.stack([keys, values])
-        self.part(row)
-
-    def part(self, row: Row) -> None:
-        row.parts += 1
-        if row.parts == self.model.layers + 1:
-            self.landed.append(row)
-
-    def decode(self) -> None:
-        """The student's batch takes a step: rows that left give their blocks back, the others get a slot each."""
-        before, self.batch = self.batch, self.mine["batch"](self.batch, self.landed, self.setting.places)
-        for row in before:
-            if row not in self.batch:
-                row.table.give_back()
-        if not self.batch:
-            return
-        for row in self.batch:
-            if not row.table.add(1):
-                raise EngineError(f"no block for request {row.id}: all {self.setting.blocks} are held; give it more")
-        slots = [row.table.slots() for row in self.batch]
-        groups = self.mine["bins"]([len(row) for row in slots], self.setting.bounds)
-        plan = Rows(self.model, self.memory, slots, groups)
-        ids = torch.tensor([row.tokens[-1] for row in self.batch])
-        places = torch.tensor([len(row) - 1 for row in slots])
-        padded = sum(len(group) * max(len(slots[row]) for row in group) for group in groups)
-        self.stepping, took = True, self.speeds.step_ns(len(slots), padded, False)
-        self.at(self.now_ns + took, self.stepped, best(self.model.call(plan, ids, places)))
-
-    def stepped(self, tokens: list[int]) -> None:
-        self.stepping = False
-        for row, token in zip(self.batch, tokens, strict=True):
-            row.say(token, self.now_ns)
+def check_mine(name: str, piece: Any) -> Verdict:
+    """Is this piece right? Says what is wrong first, or keeps it."""
+    if name not in CHECKS:
+        raise ValueError(f"there is no piece {name!r}; known: {', '.join(CHECKS)}")
+    if wrong := wrong_with(name, piece):
+        return Verdict(name, False, wrong)
+    return Verdict(name, True, _keep(name, piece))
 
 
-def twin(rows: Sequence[Row], model: Model, setting: Setting) -> Run:
-    """The package's own controller on the same work."""
-    link, shape = Link(setting.bandwidth), model.shape
-    config = Config.preset("staged", model=model.name, link=link, ring_slots=2, block_size=SIZE, bins=setting.bounds)
-    asked = [Request(row.prompt, len(row.tokens), row.id * setting.every_ns / 1e9, ignore_eos=True) for row in rows]
-    config = config.replace(max_batch=setting.places, decode_blocks=setting.blocks)
-    return simulate(config, asked, Speeds(layers=shape.layers, token_bytes=shape.token_bytes))
+def wrong_with(name: str, piece: Any) -> str | None:
+    """What is wrong with a piece; None: nothing."""
+    if not callable(piece):
+        return f"give the piece itself, as in check_mine({name!r}, {name}); got {piece!r}"
+    if empty := next((part.__qualname__ for part in parts(piece) if is_empty(part)), None):
+        return f"{empty} is still empty; the ready one stands in"
+    try:
+        return CHECKS[name](piece)
+    except Exception as error:
+        last = inspect.trace()[-1]
+        return f"it raises {type(error).__name__} in {last.function}, line {last.lineno}: {error}"
+
+
+def parts(piece: Any) -> list[FunctionType]:
+    """A function itself, or the functions of a class."""
+    return [part for part in (vars(piece).values() if inspect.isclass(piece) else [piece]) if inspect.isfunction(part)]
+
+
+def is_empty(function: FunctionType) -> bool:
+    return {step.opname for step in dis.get_instructions(function)} <= EMPTY
+
+
+def usable(name: str, piece: Any) -> Any:
+    """The piece where it is right, else the ready one."""
+    return READY[name] if wrong_with(name, piece) else piece
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def source_of(piece: Any) -> str:
+    """As `inspect.getsource`, which does not find a class of a notebook."""
+    lines, _ = inspect.findsource(parts(piece)[0])
+    kinds = ast.FunctionDef | ast.ClassDef
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    found = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == piece.__name__]
+    return textwrap.dedent("".join(lines[found[-1].lineno - 1 : found[-1].end_lineno]))
+
+
+def _keep(name: str, piece: Any) -> str:
+    """Writes the piece into the file, and looks whether it is right there too."""
+    try:
+        source = source_of(piece)
+    except (OSError, SyntaxError, IndexError) as error:
+        return f"right; its source can't be found ({type(error).__name__}), so {FILE} does not have it"
+    before = sources()
+    try:
+        _write(before | {name: source})
+    except FileError:
+        return f"right; {FILE} can't be written here, so the next chapter takes the ready one"
+    try:
+        wrong = wrong_with(name, kept()[name])
+    except FileError as error:
+        wrong = str(error)
+    if wrong:
+        _write(before)
+        return f"right; but not kept, for alone {wrong}. What it uses has to stand in the same class or function"
+    return f"right, in {lines_of(source)} lines, kept in {FILE}"
+
+
+def _write(pieces: dict[str, str]) -> None:
+    with whole(FILE) as file:
+        file.write((HEAD + "".join(f"{PIECE}{name}\n{source.strip()}\n" for name, source in pieces.items())).encode())
+
+
+def sources() -> dict[str, str]:
+    """The source of each piece in the file."""
+    if not Path(FILE).is_file():
+        return {}
+    found = re.split(r"^# piece: (\w+)\n", Path(FILE).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {name: source.strip() + "\n" for name, source in zip(found[1::2], found[2::2], strict=True)}
+
+
+def kept() -> dict[str, Any]:
+    """The pieces in the file. FileError where it does not run."""
+    known = sources()
+    try:
+        names = runpy.run_path(FILE) if known else {}
+        return {name: names[re.findall(r"^(?:def|class) (\w+)", known[name], re.MULTILINE)[-1]] for name in known}
+    except Exception as error:
+        raise FileError(f"{FILE} does not run: {type(error).__name__}: {error}. Mend that line, or delete it") from None
+
+
+def lines_of(source: str) -> int:
+    return sum(bool(line.strip()) for line in source.splitlines())
+
+
+# ---- the engine ------------------------------------------------------------------------------------------------------
+
+
+def write(model: Model, prompt: list[int], new: int, cache: Callable[[], Any] | None = None) -> bridge.Written:
+    """Greedy tokens of the real model, with a student's cache, or without one."""
+    return bridge.write(model, prompt, new, cache and usable("cache", cache))
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a student's engine wrote, when, and what the package's `simulate` needs for the same work."""
+
+    rows: list[Row]
+    twin: Run
+    mine: tuple[str, ...]  # pieces of the student's
+
+    def __repr__(self) -> str:
+        """A line a request: ms of token 1, of token 2 and of the last one, and those of simulate."""
+        lines = ["request  tokens  token 1     token 2     last (ms; simulate in brackets)"]
+        for row, result in zip(self.rows, self.twin.results, strict=True):
+            pairs = list(zip(row.times_ns, result.token_times_ns, strict=False))
+            shown = [pairs[0], pairs[min(1, len(pairs) - 1)], pairs[-1]]
+            times = "  ".join(f"{a / 1e6:4.0f} ({b / 1e6:.0f})" for a, b in shown)
+            lines.append(f"{row.id:7}  {len(row.tokens):6}  {times}")
+        return "\n".join(lines)
+
+
+def serve(pieces: dict[str, Any], prompts: Sequence[list[int]], model: Model, new: int = 12, **setting: Any) -> Served:
+    """Runs prompts through the pieces; ready ones stand in for those that are missing or not right yet."""
+    if new < 2:
+        raise ConfigError(f"new is {new}; an answer of one token never leaves prefill, so ask for 2 or more")
+    mine = {name: piece for name, piece in pieces.items() if not wrong_with(name, piece)}
+    how = Setting(**setting)
+    with torch.inference_mode():
+        rows = Serving({**READY, **mine}, model, how).serve(prompts, new)
+    return Served(rows, twin(rows, model, how), tuple(mine))
+
+
+def reference(model: Model, prompts: Sequence[list[int]], new: int = 12) -> list[list[int]]:
+    """What Hugging Face's own `generate` answers, greedily."""
+    module: Any = model.reference()
+    with torch.inference_mode():
+        how = dict(max_new_tokens=new, do_sample=False, pad_token_id=0)
+        ids = [torch.tensor([prompt]) for prompt in prompts]
+        return [module.generate(x, attention_mask=torch.ones_like(x), **how)[0, x.shape[1] :].tolist() for x in ids]

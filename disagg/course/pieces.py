@@ -3,7 +3,6 @@ what is still open. Times are whole numbers of any unit.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ def attention(query: list[float], keys: list[list[float]], values: list[list[flo
     """One head: `query` and each key and value have `size` numbers; so has what comes back."""
     scores = [sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(len(query)) for key in keys]
     weights = [math.exp(score) for score in scores]
-    return [sum(w * v for w, v in zip(weights, column, strict=True)) / sum(weights) for column in zip(*values)]
+    shares = [weight / sum(weights) for weight in weights]
+    return [sum(s * v for s, v in zip(shares, column, strict=True)) for column in zip(*values, strict=True)]
 
 
 class ReadyCache:
@@ -110,7 +110,7 @@ def bins(lengths: Sequence[int], bounds: Sequence[int]) -> list[list[int]]:
     """Row numbers, bin by bin, without empty bins; a bin holds lengths up to its bound, the last one all others."""
     groups: list[list[int]] = [[] for _ in range(len(bounds) + 1)]
     for row, length in enumerate(lengths):
-        groups[bisect_left(bounds, length)].append(row)
+        groups[sum(length > bound for bound in bounds)].append(row)
     return [group for group in groups if group]
 
 
