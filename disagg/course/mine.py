@@ -20,9 +20,9 @@ import torch
 
 from disagg.course import bridge
 from disagg.course.exercise import Verdict
-from disagg.course.piece_checks import CHECKS
+from disagg.course.piece_checks import CHECKS, hand_off, steps_of
 from disagg.course.pieces import READY
-from disagg.course.student_engine import Row, Serving, Setting, twin
+from disagg.course.student_engine import Hops, Row, Serving, Setting, twin
 from disagg.plan.errors import ConfigError, FileError
 from disagg.run.model.model import Model
 from disagg.trace.files import whole
@@ -52,14 +52,15 @@ def check_mine(name: str, piece: Any) -> Verdict:
 def wrong_with(name: str, piece: Any) -> str | None:
     """What is wrong with a piece; None: nothing."""
     if not callable(piece):
-        return f"give the piece itself, as in check_mine({name!r}, {name}); got {piece!r}"
+        return f"give the piece itself, as in check_mine({name!r}, …); got {piece!r}"
     if empty := next((part.__qualname__ for part in parts(piece) if is_empty(part)), None):
         return f"{empty} is still empty; the ready one stands in"
     try:
         return CHECKS[name](piece)
     except Exception as error:
-        last = inspect.trace()[-1]
-        return f"it raises {type(error).__name__} in {last.function}, line {last.lineno}: {error}"
+        own = {part.__code__ for part in parts(piece)}
+        where = [f" in {step.function}, line {step.lineno}" for step in inspect.trace() if step.frame.f_code in own]
+        return f"it raises {type(error).__name__}{where[-1] if where else ''}: {error}"
 
 
 def parts(piece: Any) -> list[FunctionType]:
@@ -100,9 +101,9 @@ def _keep(name: str, piece: Any) -> str:
     except FileError:
         return f"right; {FILE} can't be written here, so the next chapter takes the ready one"
     try:
-        wrong = wrong_with(name, kept()[name])
-    except FileError as error:
-        wrong = str(error)
+        wrong = wrong_with(name, _run()[name])
+    except Exception as error:
+        wrong = f"it raises {type(error).__name__}: {error}"
     if wrong:
         _write(before)
         return f"right; but not kept, for alone {wrong}. What it uses has to stand in the same class or function"
@@ -124,16 +125,28 @@ def sources() -> dict[str, str]:
 
 def kept() -> dict[str, Any]:
     """The pieces in the file. FileError where it does not run."""
-    known = sources()
     try:
-        names = runpy.run_path(FILE) if known else {}
-        return {name: names[re.findall(r"^(?:def|class) (\w+)", known[name], re.MULTILINE)[-1]] for name in known}
+        return _run()
     except Exception as error:
-        raise FileError(f"{FILE} does not run: {type(error).__name__}: {error}. Mend that line, or delete it") from None
+        raise FileError(f"{FILE} does not run ({type(error).__name__}: {error}); mend it, or delete it") from None
+
+
+def _run() -> dict[str, Any]:
+    known = sources()
+    names = runpy.run_path(FILE) if known else {}
+    return {name: names[re.findall(r"^(?:def|class) (\w+)", known[name], re.MULTILINE)[-1]] for name in known}
 
 
 def lines_of(source: str) -> int:
     return sum(bool(line.strip()) for line in source.splitlines())
+
+
+def my_lines() -> str:
+    """How many lines the file has of each piece, and which ready ones stand in."""
+    counts = {name: lines_of(source) for name, source in sources().items() if name in CHECKS}
+    written = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none yet"
+    open_ones = ", ".join(name for name in CHECKS if name not in counts) or "none"
+    return f"lines of yours: {sum(counts.values())} ({written}); ready ones that stand in: {open_ones}"
 
 
 # ---- the engine ------------------------------------------------------------------------------------------------------
@@ -142,6 +155,18 @@ def lines_of(source: str) -> int:
 def write(model: Model, prompt: list[int], new: int, cache: Callable[[], Any] | None = None) -> bridge.Written:
     """Greedy tokens of the real model, with a student's cache, or without one."""
     return bridge.write(model, prompt, new, cache and usable("cache", cache))
+
+
+def steps(next_batch: Callable, needs: list[int], places: int) -> list[list[int]]:
+    """Who is in each step, where answer n needs `needs[n]` of them."""
+    return [rows for rows in steps_of(usable("batch", next_batch), needs, places) if rows]
+
+
+def landings(queue: Callable[[], Any], ring: Callable[[], Any] | None = None) -> dict[int, int]:
+    """When (ms) the last layer of each request landed, in the hand-off that `check_mine` plays."""
+    hops = Hops(queue, ring)
+    hand_off(hops, "staged" if ring else "streamed")
+    return {request: end // 1_000_000 for lane, request, _, _, end in hops.copies if lane != "down"}
 
 
 @dataclass(frozen=True)

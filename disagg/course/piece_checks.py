@@ -22,6 +22,7 @@ from disagg.twin.simulate import simulate
 from disagg.twin.simulated_engine import Speeds
 
 Wrong = str | None
+Copied = tuple[int, str, int, int, int]  # start, lane, request, layer, end
 
 
 def wrong_attention(piece: Callable) -> Wrong:
@@ -62,7 +63,7 @@ def wrong_cache(piece: Callable) -> Wrong:
                 return f"{had}, and update gives back the {name} {part.flatten().tolist()}"
     left = len(piece().update(0, keys, -keys)[0])
     if left != 1:
-        return f"a second cache begins with {left - 1} tokens of the first: keep them in the object, not in its class"
+        return f"a second cache begins with {left - 1} tokens of the first; each request has a cache of its own"
     ids = list(range(40, 60))
     cached, plain = write(tiny(), ids, 8, piece), write(tiny(), ids, 8)
     if cached.tokens != plain.tokens:
@@ -77,7 +78,7 @@ def tiny() -> Model:
 
 def wrong_batch(piece: Callable) -> Wrong:
     for needs, places in (([3, 1, 4, 2], 2), ([2, 2, 1, 1, 5], 3), ([1], 4), ([2, 1, 2], 1)):
-        mine, ours = (_batches(function, needs, places) for function in (piece, next_batch))
+        mine, ours = (steps_of(function, needs, places) for function in (piece, next_batch))
         for step, (found, wanted) in enumerate(zip(mine, ours, strict=False)):
             if found != wanted:
                 what = f"answers of {needs} steps, {places} places: step {step} has rows"
@@ -85,26 +86,26 @@ def wrong_batch(piece: Callable) -> Wrong:
     return None
 
 
-def _batches(piece: Callable, needs: list[int], places: int) -> list[list[int]]:
-    """The row numbers of each step, until nothing is left (a step more than any piece needs)."""
+def steps_of(piece: Callable, needs: list[int], places: int) -> list[list[int]]:
+    """The row numbers of each step; as many steps as there would be without sharing, the last ones empty."""
     rows = [_Answer(number, left) for number, left in enumerate(needs)]
     waiting, batch = list(rows), list[_Answer]()
     steps = []
-    for _ in range(sum(needs) + 1):
+    for _ in range(sum(needs)):
         batch = list(piece(batch, waiting, places))
         steps.append([row.number for row in batch])
         for row in batch:
-            row.left -= 1
+            row._left -= 1
     return steps
 
 
 class _Answer(SimpleNamespace):
     def __init__(self, number: int, left: int) -> None:
-        super().__init__(number=number, left=left)
+        super().__init__(number=number, _left=left)
 
     @property
     def done(self) -> bool:
-        return self.left <= 0
+        return self._left <= 0
 
 
 def wrong_queue(piece: Callable) -> Wrong:
@@ -123,23 +124,27 @@ def wrong_ring(piece: Callable) -> Wrong:
 
 
 def _first_copy_apart(hops: Hops, preset: str) -> Wrong:
-    """Three requests, the last two of which share a pass, over a link half as fast as the compute; simulate's copies
-    against these."""
-    speeds, x_ns = Speeds(layers=6, tail=0), 40_000_000
-    nbytes = 16 * speeds.token_bytes // speeds.layers
-    config = Config.preset(preset, link=Link(nbytes / x_ns * 1e9), ring_slots=2, block_size=16)
-    run = simulate(config, [Request([7] * 16, 2, arrival_s=at) for at in (0, 0.01, 0.01)], speeds)
-    spans = [span for span in run.timeline.spans if span.kind == "copy"]
-    theirs = sorted((s.start_ns, s.place.split()[0], s.requests[0], s.index, s.end_ns) for s in spans)
-    for span in sorted(spans, key=lambda span: (span.ready_ns, span.requests, span.index)):
-        if not span.place.startswith("up"):
-            hops.at(span.ready_ns, hops.put, span.requests[0], span.index, x_ns)
-    hops.run()
+    theirs = hand_off(hops, preset)
     mine = sorted((start, lane, request, layer, end) for lane, request, layer, start, end in hops.copies)
     for number, (found, wanted) in enumerate(zip(mine, theirs, strict=False)):
         if found != wanted:
             return f"copy {number}, yours: {_copy(*found)}; simulate: {_copy(*wanted)}"
     return None if len(mine) == len(theirs) else f"{len(mine)} copies leave; simulate has {len(theirs)}"
+
+
+def hand_off(hops: Hops, preset: str) -> list[Copied]:
+    """Three requests of 6 layers, the last two of which share a pass, over links that take 40 ms a layer; gives the
+    copies of simulate."""
+    speeds, x_ns = Speeds(layers=6, tail=0), 40_000_000
+    nbytes = 16 * speeds.token_bytes // speeds.layers
+    config = Config.preset(preset, link=Link(nbytes / x_ns * 1e9), ring_slots=2, block_size=16)
+    run = simulate(config, [Request([7] * 16, 2, arrival_s=at) for at in (0, 0.01, 0.01)], speeds)
+    spans = [span for span in run.timeline.spans if span.kind == "copy"]
+    for span in sorted(spans, key=lambda span: (span.ready_ns, span.requests, span.index)):
+        if not span.place.startswith("up"):
+            hops.at(span.ready_ns, hops.put, span.requests[0], span.index, x_ns)
+    hops.run()
+    return sorted((s.start_ns, s.place.split()[0], s.requests[0], s.index, s.end_ns) for s in spans)
 
 
 def _copy(start: int, lane: str, request: int, layer: int, end: int) -> str:

@@ -89,13 +89,17 @@ class Hops(VirtualClock):
             if self.ring is None:
                 self.at(now + takes, self.land, request, layer, data)
             else:
-                self.at(now + takes, self._up, *copy, self.ring.put(data))
+                if (slot := self.ring.put(data)) is None:
+                    raise EngineError(f"the ring has slots {self.ring.free} free, and put gives None")
+                self.at(now + takes, self._up, *copy, slot)
         if copy := self.up.take(now):
             request, layer, takes = copy
             self._fly("up", *copy)
             self.at(now + takes, self._out, request, layer)
 
     def _fly(self, lane: str, request: int, layer: int, takes: int) -> None:
+        if any(copy[:3] == (lane, request, layer) for copy in self.copies):
+            raise EngineError(f"layer {layer} of request {request} takes the same link ({lane}) a second time")
         self.copies.append((lane, request, layer, self.now_ns, self.now_ns + takes))
 
     def _up(self, request: int, layer: int, takes: int, slot: int) -> None:
