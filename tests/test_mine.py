@@ -8,7 +8,7 @@ import torch
 from engine_tools import generated, prompt_of, tiny
 
 from disagg.course import mine, piece_checks
-from disagg.course.pieces import READY, ReadyCache, ReadyQueue, ReadyRing, ReadyTable, attention, bins, next_batch
+from disagg.course.pieces import READY, ReadyCache, ReadyQueue, ReadyRing, ReadyTable, attend_one, bins, next_batch
 from disagg.course.student_engine import Serving, Setting, twin
 from disagg.plan.errors import ConfigError, EngineError, FileError
 
@@ -78,10 +78,25 @@ def test_blocks_are_used_again_and_prefill_waits_for_them():
 def test_an_answer_that_outgrows_the_memory_says_so():
     with pytest.raises(EngineError, match="no block for request 0: all 2 are held"):
         mine.serve({}, [prompt_of(30)], tiny(), 8, blocks=2)
-    with pytest.raises(EngineError, match=r"these have not ended: \[0\]"):
-        mine.serve({}, [prompt_of(40)], tiny(), 8, blocks=2)
-    with pytest.raises(ConfigError, match="new is 1"):
-        mine.serve({}, [prompt_of(30)], tiny(), 1)
+    assert mine.serve({}, [prompt_of(30)], tiny(), 8, blocks=3).rows[0].done
+
+
+@pytest.mark.parametrize(
+    ("length", "new", "setting", "words"),
+    [
+        (30, 1, {}, "new is 1"), (0, 4, {}, r"prompts of \[0\] tokens"), (9, 4, {"places": 0}, "64 blocks, 0 places"),
+        (40, 4, {"blocks": 2}, r"prompts of \[40\] tokens, 2 blocks"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_can_serve_nobody_says_so(length, new, setting, words):
+    with pytest.raises(ConfigError, match=words):
+        mine.serve({}, [prompt_of(length)], tiny(), new, **setting)
+
+
+def test_rows_that_a_piece_lost_are_named():
+    engine = Serving({**READY, "batch": lambda batch, waiting, places: []}, tiny(), Setting())
+    with pytest.raises(EngineError, match=r"these have not ended: \[0\]"), torch.inference_mode():
+        engine.serve(prompts()[:1], 4)
 
 
 def test_a_first_token_that_ends_the_answer_gives_its_blocks_back(monkeypatch):
@@ -116,7 +131,7 @@ def test_steps_and_landings_are_those_of_the_ready_pieces():
 
 
 def not_scaled(query, keys, values):
-    return attention([2 * q for q in query], keys, values)
+    return attend_one([2 * q for q in query], keys, values)
 
 
 def unweighted(query, keys, values):
@@ -283,9 +298,9 @@ def lengths_not_rows(lengths, bounds):
 
 
 BROKEN = [
-    ("attention", not_scaled, "torch computes ["),
-    ("attention", unweighted, "gives ["),
-    ("attention", lambda query, keys, values: [[1.0]], "torch computes [5.0, 7.0]"),
+    ("attention", not_scaled, ", torch ["),
+    ("attention", unweighted, "yours gives ["),
+    ("attention", lambda query, keys, values: [[1.0]], "torch [5.0, 7.0]"),
     ("attention", lambda query, keys, values: 1 / 0, "it raises ZeroDivisionError in <lambda>, line "),
     ("cache", Shared, "begins with 5 tokens of the first"),
     ("cache", Newest, "given keys [1, 2, 3, 4], and update gives back the keys [4.0]"),

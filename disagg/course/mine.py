@@ -22,7 +22,8 @@ from disagg.course import bridge
 from disagg.course.exercise import Verdict
 from disagg.course.piece_checks import CHECKS, hand_off, steps_of
 from disagg.course.pieces import READY
-from disagg.course.student_engine import Hops, Row, Serving, Setting, twin
+from disagg.course.student_engine import SIZE, Hops, Row, Serving, Setting, twin
+from disagg.plan.blocks import blocks_for
 from disagg.plan.errors import ConfigError, FileError
 from disagg.run.model.model import Model
 from disagg.trace.files import whole
@@ -37,7 +38,7 @@ import math
 import torch
 """
 PIECE = "\n\n# piece: "
-EMPTY = {"RESUME", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}  # what a body of `...` compiles to
+EMPTY = {"RESUME", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST", "NOP"}  # what a body of `...` compiles to
 
 
 def check_mine(name: str, piece: Any) -> Verdict:
@@ -194,6 +195,9 @@ def serve(pieces: dict[str, Any], prompts: Sequence[list[int]], model: Model, ne
         raise ConfigError(f"new is {new}; an answer of one token never leaves prefill, so ask for 2 or more")
     mine = {name: piece for name, piece in pieces.items() if not wrong_with(name, piece)}
     how = Setting(**setting)
+    if not all(prompts) or blocks_for(max(map(len, prompts)), SIZE) > how.blocks or how.places < 1:
+        sizes = f"prompts of {[len(prompt) for prompt in prompts]} tokens, {how.blocks} blocks, {how.places} places"
+        raise ConfigError(f"{sizes}: each prompt needs a token, its blocks of {SIZE} tokens, and a place")
     with torch.inference_mode():
         rows = Serving({**READY, **mine}, model, how).serve(prompts, new)
     return Served(rows, twin(rows, model, how), tuple(mine))

@@ -34,7 +34,8 @@ def wrong_attention(piece: Callable) -> Wrong:
         q, k, v = (torch.tensor(x, dtype=torch.float64) for x in ([query], keys, values))
         wanted, found = F.scaled_dot_product_attention(q, k, v)[0].tolist(), piece(query, keys, values)
         if not _close(found, wanted):
-            return f"attention({query}, {keys}, {values}) gives {_short(found)}; torch computes {_short(wanted)}"
+            given = f"query {query}, keys {keys}, values {values}"
+            return f"{given}: yours gives {_short(found)}, torch {_short(wanted)}"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def attention(query: list[float], keys: list[list[float]], values: list[list[float]]) -> list[float]:
+def attend_one(query: list[float], keys: list[list[float]], values: list[list[float]]) -> list[float]:
     """One head: `query` and each key and value have `size` numbers; so has what comes back."""
     scores = [sum(q * k for q, k in zip(query, key, strict=True)) / math.sqrt(len(query)) for key in keys]
     weights = [math.exp(score) for score in scores]
@@ -115,7 +115,7 @@ def bins(lengths: Sequence[int], bounds: Sequence[int]) -> list[list[int]]:
 
 
 READY = {
-    "attention": attention,
+    "attention": attend_one,
     "cache": ReadyCache,
     "batch": next_batch,
     "queue": ReadyQueue,
