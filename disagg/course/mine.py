@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from disagg.course import bridge
-from disagg.course.exercise import Verdict
+from disagg.course.checking import Verdict
 from disagg.course.piece_checks import CHECKS, hand_off, steps_of
 from disagg.course.pieces import READY
 from disagg.course.student_engine import SIZE, Hops, Row, Serving, Setting, twin
