@@ -8,12 +8,12 @@ import ipywidgets
 import pytest
 from engine_tools import LIMIT_S, before, joined, opened, small, started, threads
 from interrupts import interrupt_main
-from test_plots import LATEX, hand_made, simulated
+from test_plots import LATEX, simulated
 
 import disagg.show
 from disagg import Engine, Link, Request
 from disagg.plan.errors import ConfigError, EngineError, RequestError
-from disagg.show import live, panel, player, replay, watch
+from disagg.show import live, panel, player, watch
 from disagg.show.live import tail, text_lines
 from disagg.show.widgets import no_math
 from disagg.trace.results import Result
@@ -210,40 +210,12 @@ def test_a_worker_that_fails_shows_its_sentence(monkeypatch):
         shown.close()
 
 
-def test_replay_steps_scrubs_and_plays():
-    shown = replay(hand_made())
-    shown.buttons[0].click()
-    settle(shown)
-    shown.time.value = round(1000 * 9 / shown.source.end_ms)
-    settle(shown)
-    assert shown.playhead.at_ms == pytest.approx(9, abs=0.1) and not shown.playhead.playing
-    shown.buttons[2].click()
-    settle(shown)
-    assert shown.playhead.at_ms == 10 and shown.time.value == round(1000 * 10 / shown.source.end_ms)
-    assert shown.clock.value.startswith("0.01 s of ")
-    assert shown.texts[0].value.startswith("0  1 token: 1")
-    shown.buttons[1].click()
-    settle(shown)
-    assert shown.playhead.at_ms == 8 and shown.texts[0].value.startswith("0  no token yet")
-    shown.close()
-
-
-@pytest.mark.parametrize("preset", ["colocated", "paged"])
-def test_replay_of_a_simulated_run_ends_with_every_token(preset):
-    run = simulated(preset)
-    shown = replay(run, speed=1e9)
-    until(shown, lambda: shown.playhead.at_ms == shown.source.end_ms)
-    settle(shown)
-    assert [label.value.split(":")[0] for label in shown.texts[:3]] == [f"{i}  5 tokens, length" for i in range(3)]
-    assert repr(shown).startswith("Replay of 3 requests: Pause, Back, Step; speed 1e+09; rows ")
-    shown.close()
-
-
 def test_every_control_has_words():
-    shown = replay(hand_made())
-    for control in (*shown.buttons, shown.speed, shown.time):
-        assert control.description and control.tooltip
-    shown.close()
+    with opened(small()) as engine:
+        shown = panel(engine, asked())
+        for control in (*shown.buttons, shown.speed, shown.time):
+            assert control.description and control.tooltip
+        shown.close()
 
 
 def test_lines_hold_one_line_of_plain_letters():
@@ -255,7 +227,7 @@ def test_lines_hold_one_line_of_plain_letters():
 
 
 def test_the_words_of_the_package_are_found_and_others_not():
-    assert {watch, panel, replay} == {getattr(disagg.show, name) for name in ("watch", "panel", "replay")}
+    assert {watch, panel} == {getattr(disagg.show, name) for name in ("watch", "panel")}
     with pytest.raises(AttributeError, match="wach"):
         _ = disagg.show.wach
 

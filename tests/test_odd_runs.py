@@ -133,7 +133,7 @@ def test_a_view_shows_an_odd_run_or_says_why_not(view, run, monkeypatch):
 
 def test_views_are_found():
     """The control."""
-    assert {"batch_plot.batches", "block_plot.microscope", "player.replay", "timeline_plot.timeline_picture",
+    assert {"batch_plot.batches", "block_plot.microscope", "timeline_plot.timeline_picture",
             "gap_plot.gaps_picture", "receipt_plot.diff_picture", "receipt_plot.receipt_picture", "html_page.page",
             "summaries.sentence"} <= views().keys()  # fmt: skip
 

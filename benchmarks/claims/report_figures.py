@@ -4,6 +4,7 @@
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,19 +18,21 @@ from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.show import recordings
 from disagg.show.example_prompts import QUESTIONS
-from disagg.show.live import LINES
-from disagg.show.player import RunSource
+from disagg.show.plots import draw
+from disagg.show.plots.flow_plot import busiest, flow_picture
 from disagg.show.plots.law_plot import law_picture
+from disagg.show.plots.palette import INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.preset_plot import Rung, ladder_picture
 from disagg.show.plots.summaries import sentence
 from disagg.show.plots.timeline_plot import timeline_picture
 from disagg.trace.files import folder as made
 from disagg.trace.files import whole
+from disagg.trace.flow import Flow
 from disagg.trace.results import Run
 
 RECORDING = recordings.FOLDER / "seven_questions.jsonl.gz"
-FRAMES, SPEED, LAST_S = 90, 0.5, 3.0  # of the film; half as fast as the run was; how long its last frame stays
+FRAMES, FILM_S, LAST_S = 48, 8.0, 3.0  # of the film; how long it takes, and its last frame stays
 
 
 def record(path: str | Path = RECORDING, model: str = "smollm2", new_tokens: int = 24) -> Run:
@@ -61,17 +64,39 @@ class Film(NamedTuple):
             images[0].save(file, format="gif", save_all=True, append_images=images[1:], duration=each, loop=0)
 
 
-def film(run: Run, decode: Callable[[list[int]], str] | None = None) -> Film:
-    """The whole run in one window of time."""
-    source = RunSource(run, decode)
-    end_ms = max(1.0, source.end_ms)
+def film(run: Run) -> Film:
+    """The system moving over its timeline: it opens where most is under way, and closes on what was hidden."""
+    flow, start_ns, end_ms = Flow(run), run.timeline.start_ns, (run.timeline.end_ns - run.timeline.start_ns) / 1e6
+    opening = (busiest(flow) - start_ns) / 1e6
+    line = timeline_picture(run)
+    axes = line.figure.axes[0]
+    times = [opening, *(end_ms * number / FRAMES for number in range(1, FRAMES + 1))]
     frames = []
-    for number in range(1, FRAMES + 1):
-        at_ms = end_ms * number / FRAMES
-        lines = source.lines(at_ms)
-        padded = (*lines, *[""] * (min(LINES, len(run.results)) - len(lines)))  # every frame as tall as the last
-        frames.append(source.frame.png(source.tape, at_ms, 1.02 * end_ms, padded))
-    return Film(frames, end_ms / FRAMES / SPEED / 1e3, sentence(run))
+    for at_ms in times:
+        moment = flow_picture(run, at_ms)
+        head = axes.axvline(at_ms, color=INK, linewidth=1.5)
+        last = at_ms == times[-1]
+        frames.append(_stacked(moment, line, _strip(sentence(run) if last else moment.finding)))
+        head.remove()
+    return Film(frames, FILM_S / len(times), sentence(run))
+
+
+def _strip(words: str) -> Picture:
+    figure = draw.blank(0.62)
+    figure.text(0.012, 0.5, textwrap.fill(words, 104), fontsize=draw.FONT_PT, va="center", color=INK, parse_math=False)
+    return Picture(figure, words, words)
+
+
+def _stacked(*pictures: Picture) -> bytes:
+    """Pictures of one width above each other, as one PNG."""
+    images = [Image.open(io.BytesIO(picture.png(fast=True))).convert("RGB") for picture in pictures]
+    whole_page, y = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white"), 0
+    for image in images:
+        whole_page.paste(image, (0, y))
+        y += image.height
+    out = io.BytesIO()
+    whole_page.quantize(64, dither=Image.Dither.NONE).save(out, format="png")
+    return out.getvalue()
 
 
 # ---- of a recording, and of measured rows ----------------------------------------------------------------------------
@@ -83,17 +108,8 @@ def first_run(recording: Path = RECORDING) -> Picture:
 
 
 def demo_gif(recording: Path = RECORDING) -> Film:
-    """The same questions as a film: spans, queues and answers as they come, at half speed."""
-    run = Run.load(recording)
-    return film(run, _decoder(run.config.model))
-
-
-def _decoder(model: str) -> Callable[[list[int]], str]:
-    from disagg.run.model.text import ByteText
-    from disagg.run.model.tokenizer_text import TokenizerText
-    from disagg.run.model.weights import convert_smollm2
-
-    return ByteText().decode if model == "tiny" else TokenizerText(convert_smollm2(), chat=False).decode
+    """The same questions as a film: layers are computed and leave, blocks fill, rows share steps."""
+    return film(Run.load(recording))
 
 
 def demo() -> Picture:

@@ -1,6 +1,6 @@
 """Draws runs from timelines and metrics, and drives an Engine; it never touches a worker.
 
-from disagg.show import watch, panel, replay, stepper, microscope, batches
+from disagg.show import ask, flow, instrument, watch, panel, stepper, microscope, batches
 """
 
 from disagg.imported_later import imported_later
@@ -8,7 +8,6 @@ from disagg.imported_later import imported_later
 _WORDS = {  # no module has such a name: its import would replace the function
     "watch": "disagg.show.live",  # a run as it goes
     "panel": "disagg.show.player",  # the same with controls that stay live
-    "replay": "disagg.show.player",  # a recorded run
     "ask": "disagg.show.question",  # a question to the model, as it is answered
     "flow": "disagg.show.instruments",  # a run as it flows through the system
     "instrument": "disagg.show.instruments",  # controls over a scene

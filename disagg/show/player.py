@@ -1,4 +1,4 @@
-"""A player with buttons for a running engine or a finished run. Callbacks only put a wish into an inbox; one thread
+"""A panel with buttons for a running engine. Callbacks only put a wish into an inbox; one thread
 takes wishes, moves the playhead, draws, and sleeps until the next wish if nothing moves.
 """
 
@@ -14,27 +14,21 @@ from disagg.plan.request import Request, listed
 from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
 from disagg.show.dials import Dials
-from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of, text_lines
-from disagg.show.plots.live_arrays import Tape, gauges_of
-from disagg.show.plots.live_frame import Frame
-from disagg.show.plots.summaries import plural, row_names
+from disagg.show.live import LINES, WINDOW_MS, Look, Serving, end_of
+from disagg.show.plots.live_arrays import Tape
+from disagg.show.plots.summaries import plural
 from disagg.show.widgets import InCell, no_math, row, tight_labels
 from disagg.trace.results import Run
 
 UPDATES_PER_S = 8
 SPEEDS = {"live": None, "1": 1.0, "1/2": 0.5, "1/5": 0.2, "1/20": 0.05}
 PARTS = 1000  # of the time slider: if its range grew, front ends would send rounded old values back
-_OPEN: dict[int, "Player"] = {}  # by engine or run: a new panel closes the old one
+_OPEN: dict[int, "Player"] = {}  # by engine: a new panel closes the old one
 
 
 def panel(engine: Engine, requests: Iterable[Request]) -> "Player":
     """Start serves the requests; pause, step, scrub and slow motion move the view, and the engine goes on."""
     return Player(LiveSource(engine, listed(requests)), engine)
-
-
-def replay(run: Run, speed: float = 1.0, decode: Callable[[list[int]], str] | None = None) -> "Player":
-    """Plays a recorded run. `decode`, such as `engine.model.decode_text`, gives the text of an open request."""
-    return Player(RunSource(run, decode), run, speed)
 
 
 class Playhead:
@@ -60,30 +54,6 @@ class Playhead:
 
     def scrub(self, at_ms: float) -> None:
         self.at_ms, self.playing = at_ms, False
-
-
-class RunSource:
-    """A run that is over."""
-
-    title, over, dials, last = "Replay", True, None, None
-
-    def __init__(self, run: Run, decode: Callable[[list[int]], str] | None) -> None:
-        rows = row_names(run.timeline)
-        self.tape, self.frame = Tape(run.timeline, rows), Frame(rows, gauges_of(run.timeline))
-        self.what, self._results, self._decode = plural(len(run.results), "request"), run.results, decode
-
-    def follow(self) -> None:
-        """Nothing is new."""
-
-    @property
-    def end_ms(self) -> float:
-        return end_of(self.tape, self._results)
-
-    def lines(self, at_ms: float) -> tuple[str, ...]:
-        return text_lines(self._results, self.tape.origin_ns + round(1e6 * at_ms), self._decode)
-
-    def close(self) -> None:
-        """Nothing runs."""
 
 
 class LiveSource:
@@ -135,9 +105,9 @@ class LiveSource:
 class Player(InCell):
     """The controls, the picture, and lines of text. `last` of a panel is the last Run; `close()` ends everything."""
 
-    def __init__(self, source: RunSource | LiveSource, key: object, speed: float | None = None) -> None:
+    def __init__(self, source: LiveSource, key: object) -> None:
         self.source, self._key = source, key
-        self.playhead = Playhead(speed)
+        self.playhead = Playhead()
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._closed, self._error = False, ""
         self._written = 0  # the ticker's last value of the time slider
@@ -181,23 +151,17 @@ class Player(InCell):
 
     def _make_widgets(self) -> None:
         actions = {
+            "Start": ("Serve the requests", self._start),
             "Pause": ("Stop or move the playhead", lambda: self.playhead.play(self.source.end_ms)),
             "Back": ("To where the span before begins or ends", partial(self._step, False)),
             "Step": ("To where the next span begins or ends", partial(self._step, True)),
         }
-        speeds = SPEEDS.copy()
-        if isinstance(self.source, LiveSource):
-            actions = {"Start": ("Serve the requests", self._start), **actions}
-        else:
-            del speeds["live"]
         self.buttons = [ipywidgets.Button(description=name, tooltip=tip) for name, (tip, _) in actions.items()]
         self._pause = self.buttons[list(actions).index("Pause")]
         for button, (_, action) in zip(self.buttons, actions.values(), strict=True):
             button.on_click(lambda _, action=action: self._by_hand(action))
-        if self.playhead.speed not in speeds.values():
-            speeds[f"{self.playhead.speed:g}"] = self.playhead.speed
-        options = [(name, index) for index, name in enumerate(speeds)]  # None can't be an option's value
-        self._speeds = list(speeds.values())
+        options = [(name, index) for index, name in enumerate(SPEEDS)]  # None can't be an option's value
+        self._speeds = list(SPEEDS.values())
         now, narrow = self._speeds.index(self.playhead.speed), ipywidgets.Layout(width="180px")
         look = dict(description="speed", tooltip="Slow motion of the recording", layout=narrow)
         self.speed = ipywidgets.Dropdown(options=options, value=now, **look)
@@ -209,10 +173,8 @@ class Player(InCell):
         self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px"))
         self.words, *self.texts = tight_labels(1 + LINES)
         title = ipywidgets.Label(f"{self.source.title} of {self.source.what}")
-        controls = [title, row(*self.buttons, self.speed), row(self.time, self.clock)]
-        if self.source.dials:
-            controls.append(self.source.dials.box)
-            self.source.dials.connect(self._by_hand)
+        controls = [title, row(*self.buttons, self.speed), row(self.time, self.clock), self.source.dials.box]
+        self.source.dials.connect(self._by_hand)
         self.panel = ipywidgets.VBox([*controls, self.image, self.words, *self.texts])
 
     def _by_hand(self, action: Callable[[], object]) -> None:
@@ -276,7 +238,6 @@ class Player(InCell):
     # ---- wishes ------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        assert isinstance(self.source, LiveSource), "only the panel of an engine has a button Start"
         self.source.start()
         self.playhead.playing, self.playhead.speed = True, self._speeds[self.speed.value]
 
