@@ -16,7 +16,6 @@ from test_plots import LATEX, hand_made, simulated
 
 from disagg import Config, Request, Timeline, simulate
 from disagg.cli.terminal import GLYPHS, blocks, picture, watch, whole
-from disagg.plan.config import PRESETS
 from disagg.show.player import Playhead
 from disagg.show.plots.live_arrays import Tape, gauges_of, kinds_of, rows_of
 from disagg.show.plots.live_frame import Frame, merged, short_names, short_turns, staircase, window_for
