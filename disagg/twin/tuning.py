@@ -198,7 +198,10 @@ class Search:
 
     def attempt(self, candidate: Candidate, least: int | None) -> int | None:
         """The candidate's step; NOTHING if it misses the `least` one; None if it is skipped, with the reason kept."""
-        self.say(f"{len(self.trials) + 1}: {candidate.place}, {candidate.arrangement}")
+        config = candidate.config
+        route = "" if config.colocated else f", {config.route}, {config.layers_per_copy} layers a copy"
+        budgets = f"chunks of {config.chunk_tokens:,}, {config.max_batch} rows{route}"
+        self.say(f"{len(self.trials) + 1}: {candidate.place}, {candidate.arrangement}: {budgets}")
         why, found = candidate.refused, None
         try:
             if not why:
