@@ -253,7 +253,7 @@ def claims(
         return
     found = ledger.refresh() if refresh else ledger.problems()
     if not check:
-        output.table(ledger.COLUMNS, ledger.table())
+        output.say_as_it_is(*ledger.listed())
     output.say_plainly(*found)
     output.end([ledger.conclusion(found)] if found else ())
     output.say_plainly(ledger.conclusion(found))

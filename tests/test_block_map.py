@@ -15,7 +15,7 @@ from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
 from disagg.show.plots.block_plot import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
-from disagg.show.plots.block_words import BlockView
+from disagg.show.plots.block_words import PALE, BlockView
 from disagg.trace.block_map import Held, PageMap, decisions
 from disagg.trace.spans import BlockMove
 from disagg.trace.timeline import Timeline
@@ -263,6 +263,13 @@ def test_a_followed_request_is_named(scope):
     assert repr(scope) == (
         f"Microscope of blocks: slider at move {scope.slider.value}, following request 5; buttons Back and Step."
     )
+
+
+def test_a_followed_request_keeps_its_colour_and_the_others_turn_pale(small):
+    view = BlockView(small)
+    for owner in view.numbers:
+        assert view.colour(owner, owner) == view.colour(owner, None) != PALE
+        assert view.colour(owner, owner + 1) == view.colour(None, None) == PALE
 
 
 def test_the_panel_stands_for_itself_as_text(scope):

@@ -24,7 +24,6 @@ from disagg.plan.errors import FileError
 from disagg.trace.files import whole
 
 REFRESH = "python -m benchmarks claims --refresh"
-COLUMNS = ("claim", "verdict", "backed by", "numbers")
 BACKED = {"measured": "a bench", "found": "twin or recording", "worked": "arithmetic", "cell": "a compared cell"}
 
 
@@ -98,9 +97,14 @@ def kept(root: Path = ROOT) -> dict[str, dict]:
 # ---- showing ---------------------------------------------------------------------------------------------------------
 
 
-def table() -> list[tuple[str, ...]]:
-    """The ledger as it is stored, a claim a row."""
-    return [(row["id"], row["verdict"], BACKED[row["kind"]], ", ".join(row["numbers"])) for row in kept().values()]
+def listed() -> list[str]:
+    """The ledger as it is stored: of each claim what backs it, the words that state it, and the command."""
+    found = []
+    for row in kept().values():
+        found.append(f"{row['id']}: {row['verdict']}, by {BACKED[row['kind']]}; in {row['file']}:")
+        found += [f"    {one_line(quote)}" for quote in row["quotes"]]
+        found.append(f"    $ {row['command']}")
+    return found
 
 
 def one(name: str) -> dict:

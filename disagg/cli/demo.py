@@ -16,15 +16,15 @@ LENGTHS = (48, 200, 32, 120, 256, 64, 160, 96)  # tokens of the prompts
 NEW_TOKENS, SPACING_S = 24, 0.25
 
 
-def climb(model: Model, link: float, progress: Callable[[str], None]) -> dict[str, Run]:
-    """Serves the workload on every preset; `progress` gets each preset's name when it is done."""
+def climb(model: Model, link: float, landed: Callable[[dict[str, Run]], None]) -> dict[str, Run]:
+    """Serves the workload on every preset; `landed` gets the runs so far after each."""
     inputs = enumerate(prompts(model, list(LENGTHS)))
     requests = [Request(prompt, NEW_TOKENS, SPACING_S * index, ignore_eos=True) for index, prompt in inputs]
     runs = {}
     for preset in PRESETS:
         with Engine(Config.preset(preset, model=model.name, link=link), model=model) as engine:
             runs[preset] = engine.serve(requests)
-        progress(preset)
+        landed(runs)
     return runs
 
 
@@ -35,15 +35,23 @@ def same_tokens(runs: dict[str, Run]) -> dict[str, bool]:
     return {name: found == reference for name, found in tokens.items()}
 
 
-def cells(runs: dict[str, Run]) -> list[tuple[str, ...]]:
-    """The ladder as a table's rows: medians of TTFT and of the second token's gap, tokens/s, H, and same tokens?"""
-    found: list[tuple[str, ...]] = []
-    for name, same in same_tokens(runs).items():
-        rung = Rung.of(name, runs[name])
-        hidden = "–" if rung.hidden is None else f"{rung.hidden:.2f}"
-        times = f"{rung.ttft_s:.2f} s", f"{1e3 * present(rung.second_token_gap_s):.0f} ms"
-        found.append((name, *times, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO"))
-    return found
+def line(*cells: str) -> str:
+    """A row of the ladder's table, as wide as any other."""
+    return "".join(
+        (cells[0].ljust(13), *(cell.rjust(wide) for cell, wide in zip(cells[1:], (8, 9, 10, 7, 14), strict=True)))
+    )
+
+
+HEAD = line("preset", "TTFT", "gap 2", "tokens/s", "H", "tokens equal")
+
+
+def last_rung(runs: dict[str, Run]) -> str:
+    """The last run as a line: medians of TTFT and of the second token's gap, tokens/s, H, and same tokens?"""
+    name, same = list(same_tokens(runs).items())[-1]
+    rung = Rung.of(name, runs[name])
+    hidden = "–" if rung.hidden is None else f"{rung.hidden:.2f}"
+    times = f"{rung.ttft_s:.2f} s", f"{1e3 * present(rung.second_token_gap_s):.0f} ms"
+    return line(name, *times, f"{rung.tokens_per_s:.1f}", hidden, "yes" if same else "NO")
 
 
 def rows(runs: dict[str, Run]) -> list[Row]:

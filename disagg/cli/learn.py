@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from disagg.cli import output
 from disagg.cli.output import JsonFile, app, out_file
@@ -38,18 +37,16 @@ def demo(
 ) -> None:
     """Climbs the ladder of presets on one workload: the same tokens, other times."""
     from disagg.cli import demo as ladder
-    from disagg.plan.config import PRESETS
     from disagg.run.model.model import load_model
     from disagg.show.plots.preset_plot import ladder_picture
 
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=output.console, disable=not output.console.is_terminal) as progress:
-        task = progress.add_task("loading the model", total=len(PRESETS))
-        model = load_model("smollm2")
-        progress.update(task, description="the ladder")
-        runs = ladder.climb(model, link_gb_s * 1e9, lambda name: progress.update(task, advance=1, description=name))
     title = f"{len(ladder.LENGTHS)} requests, {ladder.NEW_TOKENS} tokens each, link {link_gb_s:g} GB/s"
-    output.table(("preset", "TTFT", "gap 2", "tokens/s", "H", "tokens equal"), ladder.cells(runs), title)
+    with output.saying() as say:
+        say("loading the model")
+        model = load_model("smollm2")
+        output.say_as_it_is(title, ladder.HEAD)
+        say("the ladder: each preset serves the same requests")
+        runs = ladder.climb(model, link_gb_s * 1e9, lambda runs: output.say_as_it_is(ladder.last_rung(runs)))
     drawn = ladder_picture(runs)
     drawn.save(picture)
     output.say_plainly(drawn.finding)

@@ -206,11 +206,8 @@ def text_lines(results: list[Result], at_ns: int, decode: Callable[[list[int]], 
                 lines.append(f"{number}  no token yet")
                 continue
             start = f"{number}  {plural(count, 'token')}{f', {result.finish_reason}' if ended else ''}: "
-            text = (
-                result.error
-                if ended and result.error
-                else tail(text_of(result, count, ended, decode), COLUMNS - len(start))
-            )
+            text = (result.error or "") if ended else ""
+            text = text or tail(text_of(result, count, ended, decode), COLUMNS - len(start))
             lines.append(f"{start}{text}"[:COLUMNS])
     return tuple(lines[-LINES:])
 

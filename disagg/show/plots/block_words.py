@@ -6,7 +6,7 @@ from disagg.show.plots.summaries import milliseconds, numbers_of, plural
 from disagg.trace.block_map import Decision, PageMap, decisions
 from disagg.trace.results import Run
 
-FOLLOWED, PALE = REQUESTS[0], "#E4E4E4"  # far enough apart in greyscale
+PALE = "#E4E4E4"  # of blocks that are nobody's, or not of the request that is followed
 STATE_NAMES = {"free": "free", "in_flight": "in flight", "used": "used", "quarantined": "quarantined"}
 
 
@@ -22,9 +22,9 @@ class BlockView:
         self.names = {pool: memory_name(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
 
     def colour(self, owner: int | None, followed: int | None) -> str:
-        if followed is not None:
-            return FOLLOWED if owner == followed else PALE
-        return PALE if owner is None else REQUESTS[self.number(owner) % len(REQUESTS)]
+        if owner is None or followed not in (None, owner):
+            return PALE
+        return REQUESTS[self.number(owner) % len(REQUESTS)]
 
     def number(self, owner: int) -> int:
         """Its place among the results; a request of another caller keeps the engine's number."""

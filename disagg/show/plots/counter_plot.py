@@ -74,7 +74,7 @@ def counters(run: Run) -> list[CounterSteps]:
 #: What is counted, in the order of a request's life: a word of the mark's name → what a student reads, and the colour.
 KINDS = {
     "queue": ("waiting for prefill", "prefill"),
-    "wanting": ("wanting blocks", "link"),
+    "wanting": ("needing blocks", "link"),
     "ring": ("ring slots held", "link"),
     "landed": ("landed, waiting", "decode"),
     "batch": ("rows in batch", "decode"),
@@ -102,7 +102,7 @@ def _steps(axes: Axes, row: CounterSteps, end_ms: float, size: float) -> None:
 
 
 def counters_words(run: Run, rows: list[CounterSteps]) -> str:
-    queues = [row for row in rows if row.name.startswith(("waiting", "landed", "wanting"))]
+    queues = [row for row in rows if row.name.startswith(("waiting", "landed", "needing"))]
     batches = [max(row.values) for row in rows if row.name.startswith("rows")]
     memories = [row for row in rows if row.name.startswith("free")]
     full = [row.name.removeprefix("free blocks, ") for row in memories if not min(row.values)]

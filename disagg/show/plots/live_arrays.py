@@ -100,7 +100,6 @@ class Tape:
         return float(max(edges[edges < at_ms - 1e-6], default=0.0))
 
 
-SAID = {"wanting": "needs blocks"}
 #: A kind of work → whose it is: the first words of places.
 ROLES = {"prefill": {"prefill"}, "link": {"direct", "down", "up"}, "decode": {"decode"}, "paging": {"spill", "park"}}
 
@@ -121,10 +120,9 @@ def gauges_of(timeline: Timeline) -> list[str]:
 
 def said(name: str) -> str:
     """A mark's name as a reader knows it."""
-    return SAID.get(
-        name,
-        f"landed, waits{name.removeprefix('decode').removesuffix(' landed')}" if name.endswith(" landed") else name,
-    )
+    if name.endswith(" landed"):
+        return f"landed, waits{name.removeprefix('decode').removesuffix(' landed')}"
+    return "needs blocks" if name == "wanting" else name
 
 
 def kinds_of(rows: Mapping[str, str]) -> dict[str, str]:
