@@ -140,7 +140,7 @@ def receipts_picture(runs: dict[str, Run], *, times: bool = True, projector: boo
         _bar(axes, -y, bill, size)
     draw.plain(axes, size)
     draw.rows(axes, bills, parse_math=False)
-    time_axis(axes, (0, longest), size, "of a request on average; works first, then waits; values in ms")
+    draw.names(axes, size, "ms of a request on average; works first, then waits")
     handles = [Patch(**_style(name), label=name) for name in present]
     draw.legend(figure, size, handles, 0.01, 0.1, loc="upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
     finding = _receipts_words(bills, times)
