@@ -390,6 +390,14 @@ def test_pieces_of_the_file_run_together(folder):
     assert mine.my_lines().endswith("stand in: none") and sum(lines.values()) <= 150
 
 
+def test_a_chapter_takes_the_files_piece_or_the_ready_one():
+    assert mine.own("bins") is READY["bins"]
+    mine.check_mine("bins", bins)
+    assert mine.own("bins").__module__ == "<run_path>" and mine.own("cache") is ReadyCache
+    Path(mine.FILE).write_text(Path(mine.FILE).read_text().replace("return [group", "return groups or [group"))
+    assert mine.own("bins") is READY["bins"]
+
+
 def test_a_second_answer_takes_the_place_of_the_first():
     mine.check_mine("bins", bins)
     first = mine.sources()

@@ -132,6 +132,11 @@ def kept() -> dict[str, Any]:
         raise FileError(f"{FILE} does not run ({type(error).__name__}: {error}); mend it, or delete it") from None
 
 
+def own(name: str) -> Any:
+    """The file's piece where it is right, else the ready one."""
+    return usable(name, kept().get(name, READY[name]))
+
+
 def _run() -> dict[str, Any]:
     known = sources()
     names = runpy.run_path(FILE) if known else {}
