@@ -9,7 +9,7 @@ from engine_tools import generated, prompt_of, tiny
 
 from disagg.course import mine, piece_checks
 from disagg.course.pieces import READY, ReadyCache, ReadyQueue, ReadyRing, ReadyTable, attend_one, bins, next_batch
-from disagg.course.student_engine import Serving, Setting, twin
+from disagg.course.student_engine import MyServing, MySetting, twin
 from disagg.plan.errors import ConfigError, EngineError, FileError
 
 LENGTHS = (5, 16, 17, 30, 44, 31, 9, 33)
@@ -53,8 +53,8 @@ def test_reference_is_what_generate_answers():
 
 
 def test_every_copy_is_simulates_own():
-    setting = Setting(bandwidth=2e5, bounds=())
-    engine = Serving(READY, tiny(), setting)
+    setting = MySetting(bandwidth=2e5, bounds=())
+    engine = MyServing(READY, tiny(), setting)
     with torch.inference_mode():
         rows = engine.serve(prompts()[:3], 4)
     spans = [span for span in twin(rows, tiny(), setting).timeline.spans if span.kind == "copy"]
@@ -94,7 +94,7 @@ def test_a_setting_that_can_serve_nobody_says_so(length, new, setting, words):
 
 
 def test_rows_that_a_piece_lost_are_named():
-    engine = Serving({**READY, "batch": lambda batch, waiting, places: []}, tiny(), Setting())
+    engine = MyServing({**READY, "batch": lambda batch, waiting, places: []}, tiny(), MySetting())
     with pytest.raises(EngineError, match=r"these have not ended: \[0\]"), torch.inference_mode():
         engine.serve(prompts()[:1], 4)
 
@@ -102,14 +102,14 @@ def test_rows_that_a_piece_lost_are_named():
 def test_a_first_token_that_ends_the_answer_gives_its_blocks_back(monkeypatch):
     first = generated(prompts()[0], 1)[0]
     monkeypatch.setattr(tiny(), "eos_ids", (first,))
-    engine = Serving(READY, tiny(), Setting())
+    engine = MyServing(READY, tiny(), MySetting())
     with torch.inference_mode():
         rows = engine.serve(prompts()[:1], 6)
     assert rows[0].tokens == [first] and sorted(engine.free) == list(range(64))
 
 
 def test_all_blocks_and_slots_are_free_in_the_end():
-    engine = Serving(READY, tiny(), Setting(places=2))
+    engine = MyServing(READY, tiny(), MySetting(places=2))
     with torch.inference_mode():
         engine.serve(prompts(), 6)
     engine.decode()  # the step that would come next sends the last rows away
@@ -388,6 +388,14 @@ def test_pieces_of_the_file_run_together(folder):
     lines = {name: mine.lines_of(source) for name, source in mine.sources().items()}
     assert mine.my_lines().startswith(f"lines of yours: {sum(lines.values())} (attention ")
     assert mine.my_lines().endswith("stand in: none") and sum(lines.values()) <= 150
+
+
+def test_a_chapter_takes_the_files_piece_or_the_ready_one():
+    assert mine.own("bins") is READY["bins"]
+    mine.check_mine("bins", bins)
+    assert mine.own("bins").__module__ == "<run_path>" and mine.own("cache") is ReadyCache
+    Path(mine.FILE).write_text(Path(mine.FILE).read_text().replace("return [group", "return groups or [group"))
+    assert mine.own("bins") is READY["bins"]
 
 
 def test_a_second_answer_takes_the_place_of_the_first():

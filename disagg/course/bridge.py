@@ -28,7 +28,7 @@ class OneRow(Plan):
         return attend_segment(query, keys, values, mask, False, options)
 
 
-class Rows(Plan):
+class MyRows(Plan):
     """One token each of some requests. `slots` has, row by row, those of its tokens in `memory` [layers, 2, slots, KV
     heads, size], the new token's last; attention reads each group of rows up to its longest."""
 

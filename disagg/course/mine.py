@@ -22,7 +22,7 @@ from disagg.course import bridge
 from disagg.course.checking import Verdict
 from disagg.course.piece_checks import CHECKS, hand_off, steps_of
 from disagg.course.pieces import READY
-from disagg.course.student_engine import SIZE, Hops, Row, Serving, Setting, twin
+from disagg.course.student_engine import SIZE, Hops, MyRow, MyServing, MySetting, twin
 from disagg.plan.blocks import blocks_for
 from disagg.plan.errors import ConfigError, FileError
 from disagg.run.model.model import Model
@@ -132,6 +132,11 @@ def kept() -> dict[str, Any]:
         raise FileError(f"{FILE} does not run ({type(error).__name__}: {error}); mend it, or delete it") from None
 
 
+def own(name: str) -> Any:
+    """The file's piece where it is right, else the ready one."""
+    return usable(name, kept().get(name, READY[name]))
+
+
 def _run() -> dict[str, Any]:
     known = sources()
     names = runpy.run_path(FILE) if known else {}
@@ -171,10 +176,10 @@ def landings(queue: Callable[[], Any], ring: Callable[[], Any] | None = None) ->
 
 
 @dataclass(frozen=True)
-class Served:
+class MyServed:
     """What a student's engine wrote, when, and what the package's `simulate` needs for the same work."""
 
-    rows: list[Row]
+    rows: list[MyRow]
     twin: Run
     mine: tuple[str, ...]  # pieces of the student's
 
@@ -189,18 +194,20 @@ class Served:
         return "\n".join(lines)
 
 
-def serve(pieces: dict[str, Any], prompts: Sequence[list[int]], model: Model, new: int = 12, **setting: Any) -> Served:
+def serve(
+    pieces: dict[str, Any], prompts: Sequence[list[int]], model: Model, new: int = 12, **setting: Any
+) -> MyServed:
     """Runs prompts through the pieces; ready ones stand in for those that are missing or not right yet."""
     if new < 2:
         raise ConfigError(f"new is {new}; an answer of one token never leaves prefill, so ask for 2 or more")
     mine = {name: piece for name, piece in pieces.items() if not wrong_with(name, piece)}
-    how = Setting(**setting)
+    how = MySetting(**setting)
     if not all(prompts) or blocks_for(max(map(len, prompts)), SIZE) > how.blocks or how.places < 1:
         sizes = f"prompts of {[len(prompt) for prompt in prompts]} tokens, {how.blocks} blocks, {how.places} places"
         raise ConfigError(f"{sizes}: each prompt needs a token, its blocks of {SIZE} tokens, and a place")
     with torch.inference_mode():
-        rows = Serving({**READY, **mine}, model, how).serve(prompts, new)
-    return Served(rows, twin(rows, model, how), tuple(mine))
+        rows = MyServing({**READY, **mine}, model, how).serve(prompts, new)
+    return MyServed(rows, twin(rows, model, how), tuple(mine))
 
 
 def reference(model: Model, prompts: Sequence[list[int]], new: int = 12) -> list[list[int]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from disagg.course.bridge import OneRow, Rows, best
+from disagg.course.bridge import MyRows, OneRow, best
 from disagg.plan.blocks import blocks_for
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
@@ -23,7 +23,7 @@ SIZE = 16  # tokens of a block
 
 
 @dataclass
-class Row:
+class MyRow:
     """A request on its way; `parts` counts what decode waits for: each layer that landed, and token 1."""
 
     id: int
@@ -44,7 +44,7 @@ class Row:
         self.times_ns.append(at_ns)
 
 
-class Setting(NamedTuple):
+class MySetting(NamedTuple):
     """Of a serve: places in the batch, bounds of the bins, ns between arrivals, bytes a second of each link, blocks."""
 
     places: int = 4
@@ -110,25 +110,25 @@ class Hops(VirtualClock):
         self.land(request, layer, self.ring.take(self.slot.pop((request, layer))))
 
 
-class Serving(Hops):
+class MyServing(Hops):
     """Prefill → hops → blocks → decode. The model computes, `speeds` say how long it takes."""
 
-    def __init__(self, pieces: dict[str, Any], model: Model, setting: Setting) -> None:
+    def __init__(self, pieces: dict[str, Any], model: Model, setting: MySetting) -> None:
         super().__init__(pieces["queue"], pieces["ring"])
         self.mine, self.model, self.setting, shape = pieces, model, setting, model.shape
         self.speeds = Speeds(layers=shape.layers, token_bytes=shape.token_bytes)
         self.free = list(range(setting.blocks))  # of the decode memory
         self.memory = torch.zeros(shape.layers, 2, setting.blocks * SIZE, shape.kv_heads, shape.head_dim)
-        self.arrived: deque[Row] = deque()
-        self.landed: list[Row] = []
-        self.batch: list[Row] = []
+        self.arrived: deque[MyRow] = deque()
+        self.landed: list[MyRow] = []
+        self.batch: list[MyRow] = []
         self.held: dict[int, dict] = {}  # K/V on the prefill device, by request and layer
-        self.rows: list[Row] = []
+        self.rows: list[MyRow] = []
         self.prefilling = self.stepping = False
 
-    def serve(self, prompts: Sequence[list[int]], new: int) -> list[Row]:
+    def serve(self, prompts: Sequence[list[int]], new: int) -> list[MyRow]:
         for number, prompt in enumerate(prompts):
-            row = Row(number, prompt, new, self.model.eos_ids, self.mine["table"](self.free, SIZE))
+            row = MyRow(number, prompt, new, self.model.eos_ids, self.mine["table"](self.free, SIZE))
             self.rows.append(row)
             self.at(number * self.setting.every_ns, self.arrived.append, row)
         self.run()
@@ -146,7 +146,7 @@ class Serving(Hops):
     def read(self, request: int, layer: int) -> Any:
         return self.held[request].pop(layer)
 
-    def prefill(self, row: Row) -> None:
+    def prefill(self, row: MyRow) -> None:
         self.prefilling, tokens, layers = True, len(row.prompt), self.model.layers
         plan = OneRow(self.model, self.mine["cache"]())
         wanted = torch.tensor([tokens - 1])
@@ -159,7 +159,7 @@ class Serving(Hops):
             self.at(self.now_ns + lead + layer * between, self.put, row.id, layer, takes)
         self.at(self.now_ns + lead + (layers - 1) * between + tail, self.prefilled, row, token)
 
-    def prefilled(self, row: Row, token: int) -> None:
+    def prefilled(self, row: MyRow, token: int) -> None:
         self.prefilling = False
         row.say(token, self.now_ns)
         self.part(row)
@@ -170,7 +170,7 @@ class Serving(Hops):
         self.memory[layer][:, row.table.slots()] = torch.stack(data)
         self.part(row)
 
-    def part(self, row: Row) -> None:
+    def part(self, row: MyRow) -> None:
         """With the last part it may join the batch, unless token 1 has ended it."""
         row.parts += 1
         if row.parts == self.model.layers + 1:
@@ -189,7 +189,7 @@ class Serving(Hops):
                 raise EngineError(f"no block for request {row.id}: all {self.setting.blocks} are held; give it more")
         slots = [row.table.slots() for row in self.batch]
         groups = self.mine["bins"]([len(row) for row in slots], self.setting.bounds)
-        plan = Rows(self.model, self.memory, slots, groups)
+        plan = MyRows(self.model, self.memory, slots, groups)
         ids = torch.tensor([row.tokens[-1] for row in self.batch])
         places = torch.tensor([len(row) - 1 for row in slots])
         padded = sum(len(group) * max(len(slots[row]) for row in group) for group in groups)
@@ -202,7 +202,7 @@ class Serving(Hops):
             row.say(token, self.now_ns)
 
 
-def twin(rows: Sequence[Row], model: Model, setting: Setting) -> Run:
+def twin(rows: Sequence[MyRow], model: Model, setting: MySetting) -> Run:
     """The package's own controller on the same work."""
     link, shape = Link(setting.bandwidth), model.shape
     config = Config.preset("staged", model=model.name, link=link, ring_slots=2, block_size=SIZE, bins=setting.bounds)
