@@ -18,6 +18,7 @@ from benchmarks.suites import app
 from disagg.cli import demo
 from disagg.plan.errors import FileError
 from disagg.plan.link import PRESETS
+from disagg.run.model.model import load_model
 from disagg.twin import hardware
 from disagg.twin.simulate import Speeds
 
@@ -205,6 +206,21 @@ def test_what_is_measured_is_what_the_demo_serves():
     told = claims_file.load().measured["demo"]["workload"]
     assert told["prompt_tokens"] == list(demo.LENGTHS)
     assert (told["new_tokens"], told["spacing_s"]) == (demo.NEW_TOKENS, demo.SPACING_S)
+
+
+def test_the_ladder_is_printed_a_rung_at_a_time(monkeypatch):
+    monkeypatch.setattr(demo, "PRESETS", ("colocated", "split", "streamed"))
+    lines: list[str] = []
+    runs = demo.climb(load_model("tiny"), 1e8, lambda runs: lines.append(demo.last_rung(runs)))
+    assert [line.split()[0] for line in lines] == list(runs) == ["colocated", "split", "streamed"]
+    assert {len(line) for line in (*lines, demo.HEAD)} == {61}
+    assert all(line.endswith(" yes") for line in lines) and " – " in lines[0] and "–" not in lines[2]
+
+
+def test_the_list_of_claims_has_words_and_commands():
+    lines = ledger.listed()
+    assert sum(line.startswith("    $ ") for line in lines) == len(ledger.kept())
+    assert all(f"    {one_line(quote)}" in lines for row in ledger.kept().values() for quote in row["quotes"])
 
 
 def test_the_reports_numbers_are_given_by_what_the_ledger_says():

@@ -74,7 +74,8 @@ def test_it_says_why_with_the_numbers_compared():
     stepper = Stepper(tight("paged"), requests(20))
     words = "\n".join(str(stepper.at(number)) for number in range(len(stepper)))
     for rule in ("starts prefill: it takes", "waits for decode 0:", "joins the batch as row", "makes room for request",
-                 "(first come, first served) it is the last", "is spilled:", "takes one more block", "ends (length)"):  # fmt: skip
+                 "(first come, first served) it is the last", "is spilled:", "takes one more block",
+                 "ends (length)"):  # fmt: skip
         assert rule in words, rule
     costs = re.findall(r"is spilled: ([\d.]+) ms there and back, against ([\d.]+) ms", words)
     assert costs and all(float(spill) < float(recompute) for spill, recompute in costs)

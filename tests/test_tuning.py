@@ -62,7 +62,9 @@ def test_every_trial_runs_again_from_its_row(found):
 
 
 def test_the_same_seed_gives_the_same_trials(found):
-    one, other = (tune(SOME, "1xL4", SLO, EIGHT, seed=7).trials for _ in range(2))
+    said: list[str] = []
+    one, other = (tune(SOME, "1xL4", SLO, EIGHT, seed=7, say=said.append).trials for _ in range(2))
+    assert len(set(said)) == len(one) and said[0] == f"1: {one[0].words}", "each line names what it tries"
     assert one == other and one[0] == found.trials[0], "times do not depend on which tokens were drawn"
 
 

@@ -49,6 +49,16 @@ class Candidate:
         return Candidate(self.config.replace(**changes), self.hardware)
 
 
+def in_words(place: str, arrangement: str, config: Config) -> str:
+    """An arrangement with the settings that are tried."""
+    words = f"{place}, {arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
+    if config.colocated:
+        return words
+    layers = "" if config.layers_per_copy is None else f", {config.layers_per_copy} layers a copy"
+    ring = f" through {config.ring_slots} slots" if config.route == "staged" else ""
+    return f"{words}, {config.route}{ring}{layers}"
+
+
 def base_of(config: Config | str | os.PathLike[str], hardware: Hardware) -> Config:
     """A Config unchanged; for a model's name, a config for these devices: GPUs use bfloat16. ConfigError."""
     if isinstance(config, Config):

@@ -23,7 +23,7 @@ from disagg.trace.results import Run
 from disagg.twin.goodput import FARTHEST, Goodput, Load, Probe, Slo, TooShort, goodput
 from disagg.twin.hardware import Hardware
 from disagg.twin.model_shapes import vocab_of
-from disagg.twin.search_space import Candidate, arrangements, base_of, settings, starts
+from disagg.twin.search_space import Candidate, arrangements, base_of, in_words, settings, starts
 from disagg.twin.simulate import simulate
 from disagg.twin.traces import Arrival
 
@@ -59,15 +59,7 @@ class Trial:
     @property
     def words(self) -> str:
         """The arrangement and its relevant settings, in words."""
-        config = self.config
-        words = (
-            f"{self.hardware}, {self.arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
-        )
-        if config.colocated:
-            return words
-        layers = "" if config.layers_per_copy is None else f", {config.layers_per_copy} layers a copy"
-        ring = f" through {config.ring_slots} slots" if config.route == "staged" else ""
-        return f"{words}, {config.route}{ring}{layers}"
+        return in_words(self.hardware, self.arrangement, self.config)
 
 
 def trial_of(row: Mapping[str, Any]) -> Trial:
@@ -198,10 +190,7 @@ class Search:
 
     def attempt(self, candidate: Candidate, least: int | None) -> int | None:
         """The candidate's step; NOTHING if it misses the `least` one; None if it is skipped, with the reason kept."""
-        config = candidate.config
-        route = "" if config.colocated else f", {config.route}, {config.layers_per_copy} layers a copy"
-        budgets = f"chunks of {config.chunk_tokens:,}, {config.max_batch} rows{route}"
-        self.say(f"{len(self.trials) + 1}: {candidate.place}, {candidate.arrangement}: {budgets}")
+        self.say(f"{len(self.trials) + 1}: {in_words(candidate.place, candidate.arrangement, candidate.config)}")
         why, found = candidate.refused, None
         try:
             if not why:
