@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from disagg import simulate
 from disagg.cli import main
+from disagg.course.scenes import SCENES
 from disagg.explorer import pyodide
+from disagg.explorer.chapters import CHAPTERS
 from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList
 from disagg.explorer.site import NOT_MEASURED, accuracy, build, index, package
 from disagg.explorer.twin import Desk, Twin, facts, shown
@@ -119,7 +121,8 @@ desk = Desk()
 assert not desk.begin('{"requests": "10"}')
 while desk.advance(1000):
     pass
-print(len(desk.answer()[1]))
+assert len(desk.play("03", '{"x": "20"}')[1]) == 3 and "x must be one of" in desk.play("03", '{"x": "3"}')[0]
+print(len(desk.answer()[1][0]))
 """
 
 
@@ -130,6 +133,7 @@ def test_what_goes_into_the_browser_runs_alone(tmp_path):
     assert {n for n in names if not n.startswith(("disagg/plan/", "disagg/trace/", "disagg/twin/"))} == {
         "disagg/__init__.py", "disagg/imported_later.py", "disagg/show/__init__.py", "disagg/show/columns.py",
         "disagg/show/plots/__init__.py", "disagg/show/plots/palette.py", "disagg/show/plots/summaries.py",
+        "disagg/show/scene.py", "disagg/course/__init__.py", "disagg/course/scenes.py",
         "disagg/explorer/__init__.py", "disagg/explorer/settings.py", "disagg/explorer/twin.py",
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-I", "-S", "-c", ALONE, str(packed)], capture_output=True, text=True)
@@ -142,6 +146,8 @@ def test_the_folder_has_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert written == {
         "index.html", "explorer.css", "explorer.js", "worker.js", "canvas.js", "page.css", "disagg.zip", "start.json",
+        "flow.js", "instrument.js", "instrument.css", "chapter.js", *(f"scene-{name}.json" for name in SCENES),
+        *(f"{name}.html" for name in CHAPTERS),
         *(f"pyodide/{name}" for name in pyodide.NAMES),
     }  # fmt: skip
     start = json.loads((folder / "start.json").read_bytes())

@@ -2,12 +2,13 @@
 // What comes from the address is text until Python has checked it; all text goes through textContent.
 
 import { TimelineView, element } from "./canvas.js";
+import { FlowView } from "./flow.js";
 
 const find = (id) => document.getElementById(id);
 const form = find("controls"), controls = [...form.elements].filter((one) => one.name);
 const starts = Object.fromEntries(controls.map((one) => [one.name, one.value]));
 const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
-let asked = 0, view = null, shown = null, kept = null, late = 0, since = 0;
+let asked = 0, view = null, flow = null, shown = null, kept = null, late = 0, since = 0;
 
 // ---- settings: controls and address --------------------------------------------------------------------------------
 
@@ -73,8 +74,10 @@ function show(said, columns, id) {
   find("results").hidden = false;
   find("said").textContent = `${said.sentence} ${said.counts}`;
   view ??= new TimelineView(find("timeline"), said.look);
+  flow ??= new FlowView(find("flow"), view);
   view.forget();
-  view.add(said.header, columns);
+  view.add(said.header, columns[0]);
+  flow.show(said.flow, columns[1], columns[2]);
   if (view.request !== null && !view.spans.requests.includes(view.request)) view.choose(null);
   view.seek(view.at, false);
   table();
@@ -86,7 +89,7 @@ function show(said, columns, id) {
 async function showStart() {
   const { said, columns } = await (await fetch("start.json")).json();
   if (shown || asked > 1) return;
-  show(said, Uint8Array.from(atob(columns), (c) => c.charCodeAt(0)));
+  show(said, columns.map((column) => Uint8Array.from(atob(column), (c) => c.charCodeAt(0))));
   find("said").append(" Computed when this page was built; Python is loading (12 MB), and then answers what you choose.");
 }
 

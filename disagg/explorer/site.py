@@ -1,6 +1,5 @@
 """Builds the explorer: a folder that any static host can serve. Nothing in it asks for anything outside the folder."""
 
-import base64
 import io
 import json
 import shutil
@@ -10,7 +9,8 @@ from html import escape
 from pathlib import Path
 
 import disagg
-from disagg.explorer import pyodide
+from disagg.course.scenes import SCENES
+from disagg.explorer import chapters, pyodide
 from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList, StepRange
 from disagg.explorer.twin import Twin, shown
 from disagg.plan.errors import FileError
@@ -26,10 +26,12 @@ NOT_MEASURED = (
     "shorter gaps, where a curve bends), and no figure to its last digit."
 )
 WINGS = ("plan", "trace", "twin")  # pure Python as a whole
-_BESIDE = ("columns", "plots/__init__", "plots/palette", "plots/summaries", "__init__")  # of show
+_BESIDE = ("columns", "plots/__init__", "plots/palette", "plots/summaries", "scene", "__init__")  # of show
 BESIDE = ["__init__.py", "imported_later.py", *(f"explorer/{name}.py" for name in ("__init__", "settings", "twin"))]
 BESIDE += [f"show/{name}.py" for name in _BESIDE]
-COPIED = [PACKAGE / "show/canvas.js", PACKAGE / "show/page.css", *HERE.glob("*.css"), *HERE.glob("*.js")]
+BESIDE += ["course/__init__.py", "course/scenes.py"]
+_SHOWN = ("canvas.js", "flow.js", "instrument.js", "instrument.css", "page.css")
+COPIED = [*(PACKAGE / "show" / name for name in _SHOWN), *HERE.glob("*.css"), *HERE.glob("*.js")]
 
 
 def build(folder: Path, cache: Path | None, ledger: Path = LEDGER) -> Path:
@@ -39,6 +41,7 @@ def build(folder: Path, cache: Path | None, ledger: Path = LEDGER) -> Path:
     if not (folder / "disagg.zip").exists() and any(folder.iterdir()):
         raise FileError(f"{folder} holds something else than an explorer; name a new folder")
     files = {"index.html": index(accuracy(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
+    files |= chapters.pages() | {f"scene-{name}.json": chapters.scene_file(name) for name in SCENES}
     files |= {path.name: path.read_bytes() for path in COPIED}
     if cache is not None:
         files |= {f"pyodide/{name}": content for name, content in pyodide.files(cache).items()}
@@ -66,7 +69,7 @@ def package() -> bytes:
 def start() -> bytes:
     """What the page shows while Python is still loading: the answer to the settings of the start."""
     answer, columns = shown(Twin(ExplorerSettings.parse({})).run())
-    return json.dumps({"said": answer, "columns": base64.b64encode(columns).decode()}).encode()
+    return chapters.packed({"said": answer}, columns)
 
 
 def index(measured: list[str]) -> str:

@@ -2,9 +2,10 @@
 
 import json
 
+from disagg.course.scenes import SCENES
 from disagg.explorer.settings import ExplorerSettings
 from disagg.plan.errors import DisaggError
-from disagg.show.columns import SpanColumns, look
+from disagg.show.columns import SpanColumns, flow_columns, look
 from disagg.show.plots.summaries import NO_ANSWER, milliseconds, row_names, sentence
 from disagg.trace.metrics import Percentiles
 from disagg.trace.results import Run
@@ -51,24 +52,40 @@ class Desk:
         assert self._twin is not None, "advance comes after begin"
         return self._twin.advance(actions)
 
-    def answer(self) -> tuple[str, bytes]:
+    def answer(self) -> tuple[str, list[bytes]]:
         """Once nothing is left to happen: JSON of sentences and figures, and the columns of what is drawn."""
         assert self._twin is not None, "answer comes after begin"
         self._run = self._twin.run()
         answer, columns = shown(self._run)
         return json.dumps(answer), columns
 
+    def play(self, scene: str, given: str) -> tuple[str, list[bytes]]:
+        """A setting of a chapter's scene as JSON: what its instrument shows, or a refusal."""
+        try:
+            settings = SCENES[scene].settings(json.loads(given))
+            said, columns = SCENES[scene].answer(SCENES[scene].run(**settings), settings)
+        except DisaggError as error:
+            return json.dumps({"refusal": str(error)}), []
+        return json.dumps(said), columns
+
     def log(self) -> bytes:
         return in_lines(self._run.log) if self._run else b""
 
 
-def shown(run: Run) -> tuple[dict, bytes]:
-    """What the page draws and says: a dict of plain values, and the spans as columns."""
+def shown(run: Run) -> tuple[dict, list[bytes]]:
+    """What the page draws and says: a dict of plain values, and columns of spans, of the flow and of blocks."""
     spans = SpanColumns(run.timeline.start_ns)
     spans.add(run.timeline.spans)
     header, columns = spans.chunk()
-    answer = {"look": look(), "header": header, "sentence": sentence(run), "counts": sentence(run, times=False)}
-    return {**answer, "facts": facts(run)}, columns
+    flow, more = flow_columns(run)
+    answer = {
+        "look": look(),
+        "header": header,
+        "flow": flow,
+        "sentence": sentence(run),
+        "counts": sentence(run, times=False),
+    }
+    return {**answer, "facts": facts(run)}, [columns, *more]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -25,8 +25,13 @@ const lookUp = () => new Promise((go) => ((inbox.port1.onmessage = go), inbox.po
 async function run() {
   running = true;
   while (wanted) {
-    const { id, settings } = wanted;
+    const { id, settings } = wanted, question = wanted;
     wanted = null;
+    if (question.scene) {
+      play(question);
+      await lookUp();
+      continue;
+    }
     const refusal = desk.begin(JSON.stringify(settings));
     if (refusal) {
       postMessage({ id, refusal });
@@ -39,10 +44,18 @@ async function run() {
   running = false;
 }
 
+// A setting of an instrument: small enough to be answered in one go.
+function play({ id, view, scene, settings }) {
+  const found = desk.play(scene, JSON.stringify(settings)), [said, columns] = found.toJs();
+  found.destroy();
+  const { refusal, ...rest } = JSON.parse(said);
+  postMessage({ id, view, scene, refusal, said: rest, columns }, columns.map((column) => column.buffer));
+}
+
 function answer(id) {
   const found = desk.answer(), [said, columns] = found.toJs();
   found.destroy();
-  postMessage({ id, said: JSON.parse(said), columns }, [columns.buffer]);
+  postMessage({ id, said: JSON.parse(said), columns }, columns.map((column) => column.buffer));
 }
 
 function log(id) {

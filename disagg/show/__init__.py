@@ -9,6 +9,7 @@ _WORDS = {  # no module has such a name: its import would replace the function
     "watch": "disagg.show.live",  # a run as it goes
     "panel": "disagg.show.player",  # the same with controls that stay live
     "replay": "disagg.show.player",  # a recorded run
+    "ask": "disagg.show.question",  # a question to the model, as it is answered
     "flow": "disagg.show.instruments",  # a run as it flows through the system
     "instrument": "disagg.show.instruments",  # controls over a scene
     "stepper": "disagg.show.stepping",  # the controller, one event at a time

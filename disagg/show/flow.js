@@ -56,6 +56,7 @@ export class Flow {
     const [visits, times, place, tokens, tokenTimes, ringAt, ringHeld] = unpack(packed);
     this.visits = parted(visits, times, place), this.tokens = parted(tokens, tokenTimes).map(([times]) => times);
     Object.assign(this, { ringAt, ringHeld, blocks: new Blocks(header.pools, unpack(moves)) });
+    this.end = Math.max(0, ...times, this.blocks.at.at(-1) ?? 0);
     this.prefills = new Set(spans.rows.filter((row) => row.spans.some((i) => this.kind(i) === "prefill")).map((row) => row.place));
   }
 
@@ -158,7 +159,9 @@ export class FlowView {
   }
 
   show(header, packed, moves) {
-    this.flow = new Flow(header, packed, moves, this.timeline.spans);
+    const { spans } = this.timeline;
+    this.flow = new Flow(header, packed, moves, spans);
+    spans.end = Math.max(spans.end, this.flow.end); // blocks become free after the last step
     this.redraw();
   }
 

@@ -10,7 +10,7 @@ const SILENT = "Nothing answers: the kernel was restarted, or is busy with anoth
 export class InstrumentView {
   // `ask(id, settings)` has to lead to `take(id, answer, columns)` or `refuse(id, words)`; `changed` hears of playhead and request.
   constructor(parent, spec, look, ask, changed = () => {}) {
-    Object.assign(this, { spec, ask, changed, asked: 0, pending: false, wanted: null, past: [], pinned: null, shown: null, longest: 0 });
+    Object.assign(this, { spec, ask, changed, asked: 0, pending: false, wanted: null, past: [], pinned: null, shown: null, longest: 0, patience: SILENT_MS, linked: () => {} });
     this.root = element("div", parent, { className: "instrument", view: this }, { font: FONT });
     if (spec.title) element("div", this.root, { className: "title", textContent: spec.title });
     this.form = element("form", this.root, { className: "controls", onsubmit: (event) => event.preventDefault() });
@@ -72,7 +72,7 @@ export class InstrumentView {
 
   link() {
     this.address.hidden = false, this.address.value = new URLSearchParams(this.settings).toString();
-    this.address.select(), navigator.clipboard?.writeText(this.address.value).catch(() => {});
+    this.linked(this.settings), this.address.select(), navigator.clipboard?.writeText(this.address.value).catch(() => {});
   }
 
   pin() {
@@ -83,7 +83,10 @@ export class InstrumentView {
     this.timeline.redraw(), this.tell();
   }
 
-  act(name) { this.ask(++this.asked, this.settings, name); }
+  act(name) {
+    if (!this.pinned) this.pin(); // the simulated run stays beside the real one
+    this.ask(++this.asked, this.settings, name);
+  }
 
   // -- asking and being answered: one question at a time, and then only the newest
 
@@ -98,7 +101,7 @@ export class InstrumentView {
     const settings = this.wanted;
     this.wanted = null, (this.since = performance.now());
     clearTimeout(this.silence);
-    this.silence = setTimeout(() => ((this.pending = false), this.complain(SILENT)), SILENT_MS);
+    this.silence = setTimeout(() => ((this.pending = false), this.complain(SILENT)), this.patience);
     this.ask(++this.asked, settings);
   }
 
@@ -127,7 +130,7 @@ export class InstrumentView {
     if (timeline.request !== null && !timeline.spans.requests.includes(timeline.request)) timeline.choose(null);
     this.flow?.show(said.flow, packed, moves);
     this.curve?.show(said.curve);
-    timeline.seek(id || timeline.at ? timeline.at : said.at ?? timeline.spans.end / 2, false);
+    timeline.seek(said.at ?? (id || timeline.at ? timeline.at : timeline.spans.end / 2), false);
     this.tell();
   }
 

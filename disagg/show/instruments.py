@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets
 
 from disagg.plan.errors import DisaggError
+from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
 from disagg.show.live import Serving
@@ -102,24 +103,23 @@ class Instrument(InCell):
     def _serve(self) -> None:
         """Shows what is there a few times a second, and at the end the run beside the simulated one."""
         assert self.engine is not None and self.scene.world is not None, "serve checks both"
-        settings, world = dict(self.settings), self.scene.world(**self.settings)
+        world = self.scene.world(**self.settings)
         try:
             with Engine(world.config.replace(model=self.engine.config.model), model=self.engine.model) as engine:
-                serving = Serving(engine, list(world.requests))
-                seen: dict[int, Result] = {}
-                while not serving.wait(LIVE_S):
-                    seen |= {handle.so_far.request: handle.so_far for handle in engine.open_handles()}
-                    self._show_real(so_far(engine, seen), settings, "On the real engine so far: ")
-                run = self.real = serving.run()
-            self._show_real(run, settings, "On the real engine: ")
+                run = self.real = followed(
+                    engine,
+                    list(world.requests),
+                    lambda run: self.see(run, "On the real engine so far: "),
+                )
+            self.see(run, "On the real engine: ")
         except Exception as error:
             self._face.refuse(f"The engine could not serve it: {type(error).__name__}: {error}")
 
-    def _show_real(self, run: Run, settings: Mapping[str, Any], words: str) -> None:
-        said, columns = self.scene.answer(run, settings)
-        self._face.show(
-            {**said, "sentence": words + said["sentence"], "at": run.timeline.end_ns - run.timeline.start_ns}, columns
-        )
+    def see(self, run: Run, words: str = "") -> None:
+        """Shows another run, such as one that is under way; the playhead stands at its end."""
+        said, columns = self.scene.answer(run, self.settings)
+        end = run.timeline.end_ns - run.timeline.start_ns
+        self._face.show({**said, "sentence": words + said["sentence"], "at": end}, columns)
 
     def __repr__(self) -> str:
         turned = ", ".join(f"{c.label} {self.settings[name]}" for name, c in self.scene.controls.items())
@@ -133,6 +133,16 @@ class Instrument(InCell):
         picture = flow_picture(self.run, part=self.scene.part)
         pictures, more = picture._repr_mimebundle_()
         return {**data, **pictures, "text/plain": repr(self)}, {**metadata, **more}
+
+
+def followed(engine: Engine, requests: list[Request], show: Callable[[Run], object]) -> Run:
+    """Serves requests, and shows the run so far a few times a second; raises what ended it."""
+    serving = Serving(engine, requests)
+    seen: dict[int, Result] = {}
+    while not serving.wait(LIVE_S):
+        seen |= {handle.so_far.request: handle.so_far for handle in engine.open_handles()}
+        show(so_far(engine, seen))
+    return serving.run()
 
 
 def so_far(engine: Engine, seen: Mapping[int, Result]) -> Run:

@@ -206,3 +206,15 @@ def test_a_run_on_the_real_engine_beside_the_simulated_one(lab, open_page, shot)
     view.get_by_role("button", name="Serve it for real").click()
     expect(view.locator(".sentence")).to_contain_text("On the real engine: Token 1 came after", timeout=30_000)
     shot(book.page, "instrument-real")
+
+
+def test_a_question_is_answered_while_its_bars_grow(lab, open_page, shot):
+    cell = "from disagg.show import ask\nquestion = ask(model='tiny')\nquestion"
+    book = Notebook(open_page(lab.notebook("ask", [cell, "print('engine:', question.engine.config.route)"])))
+    book.run_all(until="engine: staged")
+    view = book.page.locator(".jp-OutputArea").first
+    view.get_by_role("textbox").fill("Why is grass green? <b>x</b>")
+    view.get_by_role("button", name="Ask", exact=True).click()
+    expect(view.locator(".instrument .sentence")).to_contain_text("Token 1 came after", timeout=30_000)
+    expect(view.locator(".flow canvas")).to_be_visible()
+    shot(book.page, "ask")
