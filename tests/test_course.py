@@ -1,6 +1,9 @@
-"""The course's own machinery: every exercise knows its answer and its mistakes; a guess stands beside the answer."""
+"""The course's own machinery: every exercise knows its answer, its mistakes and three hints; every question knows why
+each of its options is right or wrong; a guess stands beside the answer.
+"""
 
 import gc
+import inspect
 import json
 import math
 from pathlib import Path
@@ -10,8 +13,10 @@ import nbformat
 import numpy as np
 import pytest
 
-from disagg.course import check, exercise, predict, progress
-from disagg.course.exercise import FILE, Exercise, exercises
+from disagg.course import check, checking, exercise, hint, predict, progress, quiz
+from disagg.course.catalogue import FILE, chapters, exercises, question_name, quizzes
+from disagg.course.exercise import Exercise
+from disagg.course.old_exercises import OLD, REPLACED
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 ALL = pytest.mark.parametrize("task", exercises().values(), ids=lambda task: task.name)
@@ -22,6 +27,7 @@ MISTAKES = [(task, *wrong) for task in exercises().values() for wrong in task.wr
 def folder(tmp_path, monkeypatch):
     """Each test has a progress file of its own, and leaves no widget."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checking, "_told", {})
     yield tmp_path
     ipywidgets.Widget.close_all()
 
@@ -45,26 +51,61 @@ def test_the_reference_passes(task):
 
 
 @ALL
-@pytest.mark.parametrize("skeleton", [nothing, fails])
-def test_a_skeleton_fails_with_a_useful_hint(task, skeleton):
-    verdict = check(task.name, skeleton)
-    assert not verdict.right and repr(verdict).startswith(f"✗ {task.name}: not yet. {task.name}(")
-    assert " is expected. " in verdict.words and verdict.words.endswith(task.hint)
-    assert {nothing: "gives None", fails: "an error (NotImplementedError: write me)"}[skeleton] in verdict.words
+@pytest.mark.parametrize("skeleton", [nothing, fails, lambda *arguments: ...])
+def test_under_a_skeleton_stands_only_that_it_is_empty(task, skeleton):
+    words = f"✗ {task.name}: not yet. {task.name} is still empty: it returns nothing yet"
+    assert repr(check(task.name, skeleton)) == words
+    assert repr(hint(task.name)).startswith("Try first"), "an empty function is no try"
 
 
-@pytest.mark.parametrize(("task", "mistake", "hint"), MISTAKES, ids=[task.name for task, *_ in MISTAKES])
-def test_a_known_mistake_gets_its_own_hint(task, mistake, hint):
-    assert task.verdict(mistake) == (False, hint)
+@pytest.mark.parametrize(("task", "mistake", "words"), MISTAKES, ids=[task.name for task, *_ in MISTAKES])
+def test_a_known_mistake_is_named_under_the_first_case_that_fails(task, mistake, words):
+    verdict = check(task.name, mistake)
+    assert not verdict.right and verdict.words.startswith(f"not yet. {task.name}(")
+    assert verdict.words.endswith(f' is expected ({words}). hint("{task.name}") helps.')
 
 
 @ALL
 def test_mistakes_differ_from_each_other_and_from_the_answer(task):
-    behaviours = [tuple(repr(exercise._call(f, a)) for a in task.cases) for f in (task.answer, *dict(task.wrong))]
+    functions = [task.answer, *dict(task.wrong), *filter(None, [task.broken])]
+    behaviours = [tuple(repr(exercise._call(f, a)) for a in task.cases) for f in functions]
     assert len(set(behaviours)) == len(behaviours), "two of them can't be told apart on these cases"
-    hints = [task.hint, *(hint for _, hint in task.wrong)]
-    assert len(set(hints)) == len(hints) >= 3
-    assert all(len(hint.split()) >= 4 for hint in hints)
+    words = [*task.hints, *(words for _, words in task.wrong)]
+    assert len(set(words)) == len(words) and len(task.wrong) >= 2
+    assert all(len(each.split()) >= 4 for each in words)
+
+
+@ALL
+def test_three_hints_come_after_a_wrong_answer_one_more_a_call(task):
+    assert len(task.hints) == 3
+    check(task.name, lambda *arguments: "wrong")
+    for shown in (1, 2, 3, 3):
+        lines = repr(hint(task.name)).splitlines()
+        assert lines == [f"{number} of 3: {words}" for number, words in enumerate(task.hints[:shown], 1)]
+
+
+@pytest.mark.parametrize("task", [task for task in exercises().values() if task.broken], ids=lambda task: task.name)
+def test_a_repair_is_given_with_its_bug_and_says_no_more(task):
+    code = task.task.partition("```python")[2].partition("```")[0]
+    given = {}
+    exec(code, given)
+    found = task.verdict(given[task.name])
+    assert not found.right and not found.tried and "does what it did" in found.words
+    assert [exercise._call(task.broken, a) for a in task.cases] == [given[task.name](*a) for a in task.cases]
+
+
+@pytest.mark.parametrize("name", REPLACED.values())
+def test_the_text_of_a_new_exercise_names_its_arguments(name):
+    task = exercises()[name]
+    for argument in inspect.signature(task.answer).parameters:
+        assert f"`{argument}`" in task.task, argument
+
+
+def test_an_old_exercise_is_kept_only_while_a_notebook_checks_it():
+    assert set(REPLACED) == set(OLD) and set(REPLACED.values()) < set(exercises()) and not set(OLD) & set(exercises())
+    for old in OLD.values():
+        assert check(old.name, old.answer).right
+        assert f'check(\\"{old.name}\\"' in (NOTEBOOKS / f"{old.chapter}.ipynb").read_text(), f"delete {old.name}"
 
 
 @ALL
@@ -81,11 +122,10 @@ def test_checking_leaves_the_cases_as_they_are(task):
 
 @ALL
 def test_chapter_and_solution_check_it(task):
-    """The chapter has the skeleton and its hint stored, the solution the tick."""
+    """The chapter has the skeleton stored as not solved, the solution the tick."""
+    name = {new: old for old, new in REPLACED.items()}.get(task.name, task.name)
     chapter, solution = NOTEBOOKS / f"{task.chapter}.ipynb", NOTEBOOKS / "solutions" / f"{task.chapter}.ipynb"
-    if not chapter.exists():
-        pytest.skip(f"{chapter.name} is not written yet")
-    for path, sign in ((chapter, f"✗ {task.name}: not yet."), (solution, f"✓ {task.name}: right")):
+    for path, sign in ((chapter, f"✗ {name}: not yet."), (solution, f"✓ {name}: right")):
         said = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
         assert any(sign in repr(output.get("data", output.get("text"))) for output in said), path.name
 
@@ -97,25 +137,33 @@ def total(numbers):
     return sum(numbers)
 
 
-TASK = Exercise("total", "x", "Add them.", total, (([1, 2],), ([],)), ((len, "that counts them"),), "Add all.")
+HINTS = ("Look at them.", "Add two.", "Add all.")
+TASK = Exercise("total", "x", "Add them.", total, (([1, 2],), ([],)), ((len, "that counts them"),), HINTS)
 
 
 @pytest.mark.parametrize("given", [None, 3, "total", ...])
 def test_what_is_no_function_is_reported(given):
-    assert TASK.verdict(given) == (False, f"give the function itself, as in check('total', total); got {given!r}")
+    words = f"give the function itself, as in check('total', total); got {given!r}"
+    assert TASK.verdict(given) == (False, words, False)
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="there is no exercise 'kv_byte'; known: .*kv_bytes"):
-        check("kv_byte", total)
+    for ask in (lambda: check("tokens_ad", total), lambda: hint("tokens_ad")):
+        with pytest.raises(ValueError, match="there is no exercise 'tokens_ad'; known: .*tokens_at"):
+            ask()
 
 
-def test_another_difference_shows_the_first_case_and_the_hint():
-    words = "total([1, 2]) gives 4, and 3 is expected. Add all."
-    assert TASK.verdict(lambda numbers: sum(numbers) + 1) == (False, words)
-    assert TASK.verdict(lambda numbers: numbers.clear())[1].startswith("total([1, 2]) gives None, and 3")
-    assert "gives an error (ZeroDivisionError: division by zero)" in TASK.verdict(lambda numbers: 1 / 0)[1]
-    assert "TypeError" in TASK.verdict(lambda: 3)[1]
+def test_another_difference_shows_the_first_case():
+    words = 'total([1, 2]) gives 4, and 3 is expected. hint("total") helps.'
+    assert TASK.verdict(lambda numbers: sum(numbers) + 1) == (False, words, True)
+    assert TASK.verdict(lambda numbers: numbers.clear() or "").words.startswith("total([1, 2]) gives , and 3")
+    assert "gives an error (ZeroDivisionError: division by zero)" in TASK.verdict(lambda numbers: 1 / 0).words
+    assert "TypeError" in TASK.verdict(lambda: 3).words
+
+
+def test_a_function_that_is_empty_only_at_times_is_a_try():
+    found = TASK.verdict(lambda numbers: None if numbers else 0)
+    assert found.tried and found.words.startswith("total([1, 2]) gives None, and 3 is expected")
 
 
 def test_an_interrupt_is_an_interrupt():
@@ -146,17 +194,20 @@ FIRST = next(iter(exercises().values()))
 
 
 def test_progress_grows_by_what_is_right(folder):
-    assert str(progress()) == f"0 of {len(exercises())} exercises solved."
+    assert str(progress()) == f"0 of {len(exercises())} exercises solved; 0 of 45 questions answered."
     check(FIRST.name, nothing)
     assert not (folder / FILE).exists()
     check(FIRST.name, FIRST.answer)
-    assert str(progress()) == f"1 of {len(exercises())} exercises solved: {FIRST.name}."
+    done = f"1 of {len(exercises())} exercises solved: {FIRST.name}; "
+    assert str(progress()) == done + "0 of 45 questions answered."
+    assert quiz("03").answer(1, quizzes()["03"][0].right).right
+    assert str(progress()) == done + "1 of 45 questions answered."
     check(FIRST.name, nothing)
     assert "1 of" in str(progress()), "solved once is solved"
     assert [path.name for path in folder.iterdir()] == [FILE], "no draft is left"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"7", b'{"a": 1}', b"\xff\xfe", b'[1, null, ["kv_bytes"], "gone"]',
+@pytest.mark.parametrize("content", [b"", b"{", b"7", b'{"a": 1}', b"\xff\xfe", b'[1, null, ["tokens_at"], "gone"]',
                                      b"[" * 100_000])  # fmt: skip
 def test_a_file_that_cannot_be_read_counts_as_none(folder, content):
     (folder / FILE).write_bytes(content)
@@ -176,9 +227,10 @@ def test_progress_picture_has_a_box_an_exercise(projector):
     check(FIRST.name, FIRST.answer)
     axes = progress(projector).figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts}
+    numbers = {str(number) for number in range(1, 6)}
     names = {f"✓ {FIRST.name}", *set(exercises()) - {FIRST.name}}
-    assert set(texts) == names | {task.chapter for task in exercises().values()}
-    assert len(axes.patches) == len(exercises())
+    assert set(texts) == names | numbers | set(chapters())
+    assert len(axes.patches) == len(exercises()) + 45
     full = [box for box in axes.patches if box.get_facecolor()[3]]
     assert len(full) == 1
     figure = axes.figure
@@ -186,6 +238,93 @@ def test_progress_picture_has_a_box_an_exercise(projector):
     for text in texts.values():
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.width, f"{text.get_text()} is cut off"
+
+
+# ---- quizzes --------------------------------------------------------------------------------------------------------
+
+QUESTIONS = [
+    pytest.param(question, id=question_name(chapter, number))
+    for chapter, questions in quizzes().items()
+    for number, question in enumerate(questions, 1)
+]
+
+
+def test_each_chapter_has_five_questions():
+    assert list(quizzes()) == [f"0{number}" for number in range(9)]
+    assert {len(questions) for questions in quizzes().values()} == {5}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_one_option_is_right_and_each_is_explained(question):
+    assert 3 <= len(question.options) <= 4 and question.right in tuple(question.letters)
+    texts = [text for option in question.options for text in option]
+    assert len(set(texts)) == len(texts) and all(texts)
+    assert all(len(said) <= 100 for said, _ in question.options), "a radio button does not wrap"
+    assert all(len(why.split()) >= 5 and len(why) <= 400 for _, why in question.options)
+
+
+def test_the_right_letter_can_not_be_guessed():
+    letters = [question.right for questions in quizzes().values() for question in questions]
+    assert all(letters.count(letter) >= 6 for letter in "abc") and letters.count("d") >= 3
+    longest = sum(
+        max(q.options, key=lambda option: len(option[0])) == q.options[q.letters.index(q.right)]
+        for questions in quizzes().values()
+        for q in questions
+    )
+    assert longest <= len(letters) // 2, "the longest option is too often the right one"
+
+
+def test_an_answer_is_explained_and_a_right_one_remembered(folder):
+    question = quizzes()["04"][1]
+    for letter, (_, why) in zip(question.letters, question.options, strict=True):
+        verdict = quiz("04").answer(2, letter)
+        right = letter == question.right
+        assert repr(verdict) == f"{'✓' if right else '✗'} 04, question 2, {letter}: {why}"
+        assert (folder / FILE).exists() or not right
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def test_an_answer_that_is_not_there_is_refused_in_words():
+    with pytest.raises(ValueError, match="no quiz '3'; there are 00, 01"):
+        quiz("3")
+    for number in (0, 6, "1"):
+        with pytest.raises(ValueError, match="there are 1 to 5"):
+            quiz("03").answer(number, "a")
+    for letter in ("e", "", "ab", 1):
+        with pytest.raises(ValueError, match="there are a, b, c"):
+            quiz("03").answer(1, letter)
+
+
+def test_where_it_can_not_be_kept_a_right_answer_says_so(folder):
+    (folder / FILE).mkdir()
+    assert "can't be written here" in quiz("03").answer(1, quizzes()["03"][0].right).words
+
+
+def test_the_panel_takes_an_answer_and_changes_it_and_its_text_gives_nothing_away():
+    gc.collect()
+    before = len(ipywidgets.widgets.widget._instances)
+    panel, question = quiz("03"), quizzes()["03"][0]
+    bundle = panel._repr_mimebundle_()
+    sentence = bundle["text/plain"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert not any(text in sentence for each in quizzes()["03"] for option in each.options for text in option)
+    *_, buttons, words = panel.panel.children[0].children
+    assert isinstance(buttons, ipywidgets.RadioButtons) and buttons.value is None, "keys work, and nothing is chosen"
+    for letter in question.letters:
+        buttons.value = letter
+        said = " ".join(label.value for label in words.children)
+        assert said.startswith(repr(panel.answer(1, letter))[:80])
+    assert repr(panel) == sentence
+    panel.close()
+    panel.close()
+    assert len(ipywidgets.widgets.widget._instances) == before
+
+
+def test_printed_it_shows_all_questions_and_no_answer():
+    printed = str(quiz("05"))
+    for number, question in enumerate(quizzes()["05"], 1):
+        assert f"{number}. {question.text}" in printed
+        assert all(said in printed and why not in printed for said, why in question.options)
 
 
 # ---- guesses --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hostile import make
 
 from disagg import Config, Link, Request, Timeline, simulate
 from disagg.cli import main, output
-from disagg.course import exercise
+from disagg.course import catalogue
 from disagg.plan.errors import ConfigError, FileError, ModelError, RequestError, TraceError
 from disagg.run.model import weights
 from disagg.run.model.folder_checks import check_folder
@@ -383,24 +383,24 @@ def test_a_gguf_that_is_not_the_pinned_one_is_never_parsed(name, tmp_path, monke
 @pytest.mark.parametrize("name", make.progress())
 def test_a_broken_progress_file_counts_as_none_and_is_written_again(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path(exercise.FILE).write_bytes(make.progress()[name])
-    assert exercise._solved() == set()
-    assert exercise._remember(next(iter(exercise.exercises())))
-    assert len(exercise._solved()) == 1 and os.listdir(tmp_path) == [exercise.FILE]
+    Path(catalogue.FILE).write_bytes(make.progress()[name])
+    assert catalogue.solved() == set()
+    assert catalogue.remember(next(iter(catalogue.exercises())))
+    assert len(catalogue.solved()) == 1 and os.listdir(tmp_path) == [catalogue.FILE]
 
 
 def test_progress_never_waits_for_a_pipe_nor_writes_through_a_link(tmp_path, monkeypatch):
-    first = next(iter(exercise.exercises()))
+    first = next(iter(catalogue.exercises()))
     (tmp_path / "mine").write_text("precious")
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)
-    os.mkfifo(exercise.FILE)
-    assert exercise._solved() == set() and exercise._remember(first) and exercise._solved() == {first}
-    Path(exercise.FILE).unlink()
-    for link in (exercise.FILE, exercise.FILE + ".draft", f"{exercise.FILE}.{os.getpid()}.draft"):
+    os.mkfifo(catalogue.FILE)
+    assert catalogue.solved() == set() and catalogue.remember(first) and catalogue.solved() == {first}
+    Path(catalogue.FILE).unlink()
+    for link in (catalogue.FILE, catalogue.FILE + ".draft", f"{catalogue.FILE}.{os.getpid()}.draft"):
         Path(link).symlink_to(tmp_path / "mine")
-    assert exercise._remember(first) and (tmp_path / "mine").read_text() == "precious"
+    assert catalogue.remember(first) and (tmp_path / "mine").read_text() == "precious"
 
 
 # ---- what people type ------------------------------------------------------------------------------------------------

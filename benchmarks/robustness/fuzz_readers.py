@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from benchmarks.robustness.architectures import make_tiny
 from benchmarks.robustness.file_mutation import mutated, other_numbers
-from disagg.course import exercise
+from disagg.course import catalogue
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, EngineError, FileError, ModelError, RequestError, TraceError
 from disagg.plan.link import Link
@@ -249,19 +249,19 @@ def _read_settings(path: Path) -> None:
 
 
 def _progress(folder: Path) -> list[Path]:
-    path = folder / exercise.FILE
-    path.write_text(json.dumps(sorted(exercise.exercises())[:4]))
+    path = folder / catalogue.FILE
+    path.write_text(json.dumps(sorted(catalogue.exercises())[:4]))
     return [path]
 
 
 def _read_progress(path: Path) -> None:
     """A file that can't be read counts as none; a new solution is remembered all the same."""
-    first, path = next(iter(exercise.exercises())), path.resolve()
+    first, path = next(iter(catalogue.exercises())), path.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        shutil.copy(path, exercise.FILE)
-        exercise._solved()
-        exercise._remember(first)
-        if first not in exercise._solved():
+        shutil.copy(path, catalogue.FILE)
+        catalogue.solved()
+        catalogue.remember(first)
+        if first not in catalogue.solved():
             raise AssertionError("a solved exercise was not remembered")
 
 

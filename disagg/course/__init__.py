@@ -1,10 +1,17 @@
-"""What the notebooks need beside the workbench itself: exercises that check themselves, and guesses before answers.
+"""What the notebooks need beside the workbench itself: exercises that check themselves, and guesses before answers,
+and questions at a chapter's end.
 
-from disagg.course import check, predict, progress
+from disagg.course import check, hint, predict, progress, quiz
 """
 
 from disagg.imported_later import imported_later
 
-_WORDS = {"check": "disagg.course.exercise", "progress": "disagg.course.exercise", "predict": "disagg.course.guess"}
+_WORDS = {
+    "check": "disagg.course.checking",
+    "hint": "disagg.course.checking",
+    "quiz": "disagg.course.quiz_panel",
+    "progress": "disagg.course.how_far",
+    "predict": "disagg.course.guess",
+}
 __all__ = [*_WORDS]
-__getattr__ = imported_later(__name__, _WORDS)  # `predict` needs ipywidgets, which the bug lab does without
+__getattr__ = imported_later(__name__, _WORDS)  # `predict` and `quiz` need ipywidgets, which the bug lab does without

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from disagg.course.buglab.bugs import BugOutcome, bugs, run_bug
-from disagg.course.exercise import exercises
+from disagg.course.catalogue import exercises
 from disagg.trace.results import Run
 
 CASES = {

@@ -1,0 +1,58 @@
+"""`check` tries a learner's function; `hint` helps once it was wrong, a step more at each call."""
+
+from dataclasses import dataclass
+
+from disagg.course.catalogue import NOT_KEPT, exercises, remember
+from disagg.course.exercise import Exercise
+from disagg.course.old_exercises import OLD
+
+_told: dict[str, int] = {}  # hints that were asked for, of each exercise that had a wrong answer in this session
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `check` and a quiz show."""
+
+    name: str
+    right: bool
+    words: str
+
+    def __repr__(self) -> str:
+        return f"{'✓' if self.right else '✗'} {self.name}: {self.words}"
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What `hint` shows."""
+
+    words: str
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+def check(name: str, given: object) -> Verdict:
+    """Does this function do what the exercise asks? Says so, or shows the first case in which it does not."""
+    outcome = _task(name).verdict(given)
+    if outcome.right:
+        return Verdict(name, True, outcome.words + ("" if remember(name) else NOT_KEPT))
+    if outcome.tried:
+        _told.setdefault(name, 0)
+    return Verdict(name, False, f"not yet. {outcome.words}")
+
+
+def hint(name: str) -> Hints:
+    """One hint after the first wrong answer, and one more at each call."""
+    hints = _task(name).hints
+    if name not in _told:
+        return Hints(f'Try first: write something, and let check("{name}", {name}) say what it does. Then come back.')
+    _told[name] = min(_told[name] + 1, len(hints))
+    lines = [f"{number} of {len(hints)}: {words}" for number, words in enumerate(hints[: _told[name]], 1)]
+    return Hints("\n".join(lines))
+
+
+def _task(name: str) -> Exercise:
+    known = exercises()
+    if name not in known | OLD:
+        raise ValueError(f"there is no exercise {name!r}; known: {', '.join(known)}")
+    return (known | OLD)[name]
