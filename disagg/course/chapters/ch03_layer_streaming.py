@@ -146,14 +146,14 @@ QUIZ = (
     ),
     ask(
         "c",
-        "A run of many requests says H = 97 % and W = 60 %. How can both be true?",
-        "one of them is measured wrongly",
-        "They ask different questions. Which copies does each of them count, and what does it compare them with?",
-        "40 % of the requests were not streamed: their K/V left in one piece after token 1",
-        "Then their copies after token 1 would count in H too, and it would be lower.",
-        "copies such as spills and fetches went on while nothing was in prefill",
-        "W asks of all copying how much of it ran beside a prefill. H asks only of hand-offs what was not waited "
-        "for. Paging counts in W alone.",
+        "One request goes over two hops, one link after the other, and its H is above W. Why?",
+        "H counts the copies of all requests, W those of one",
+        "It is the other way round: H is of a request and what it waits for, W of all that was copied in the run.",
+        "the second link is the faster one, so it has no part in E",
+        "Both are alike. And the last layer has to cross the second one after token 1: that is part of E.",
+        "while both links are at work, H counts two copies, W one stretch of time",
+        "The hops also hide behind each other. W asks only how long anything was copied, and for how much of that time "
+        "prefill ran.",
     ),
     ask(
         "b",

@@ -221,15 +221,15 @@ QUIZ = (
     ),
     ask(
         "d",
-        "The link to host memory becomes half as fast. What happens to the length from which a spill pays?",
-        "nothing: both ways take longer",
-        "Computing again needs no link. Only one of the two costs changes.",
-        "it gets shorter, since copies of short contexts are cheaper",
-        "They are, and still dearer than before. A context has to be longer, not shorter.",
-        "it doubles, since copies take twice as long",
-        "A token saves a prefill less two copies. What is left of that depends on both, so there is no fixed factor.",
-        "it gets longer, or there is none any more",
-        "A spilled token saves less now, so it takes more tokens to pay for the fixed costs. If it saves nothing, "
-        "recomputing always wins.",
+        "Some requests lost their blocks and were computed again, none was spilled. H is 98 %, W 72 %. How is that?",
+        "H is above W in any case, by what the tail hides",
+        "It need not be: in chapter 03 six requests on `split` had a high W, and an H of 0.",
+        "28 % of the requests were not streamed: their K/V left in one piece after prefill",
+        "Then they would have waited for these copies after token 1, and H would be lower.",
+        "W counts the time for which K/V lay on the prefill device, too",
+        "W is about copies alone. K/V that lie somewhere and wait are not on a link.",
+        "those computed again were handed off a second time, and that counts in W alone",
+        "H asks what was left of a request's first hand-off when token 1 was there. The second ones waited for blocks "
+        "on decode and ran when no prefill did. No H knows them.",
     ),
 )

@@ -174,7 +174,7 @@ QUIZ = (
         "it is limited by memory, and a quarter of the SMs reads more than a quarter",
         "Decode needs bytes more than FLOPs, and memory is not divided. A few SMs can ask for a large part of it.",
         "it does take four times as long, and prefill makes up for that by ending sooner",
-        "In the recording the gaps stay near those alone. FLOPs, which are divided by four, are not what a step lacks.",
+        "Its steps do get slower beside a prompt. But only FLOPs are divided by four, and a step does not lack those.",
         "the weights are divided, too",
         "Decode reads all weights in each step, with any number of SMs.",
     ),
