@@ -38,7 +38,7 @@ class Quiz(InCell):
         question, words = self.questions[number - 1], self._words[number - 1]
         lines = textwrap.wrap(no_math(f"{number}. {question.text}"), COLUMNS)  # a Label does not wrap
         options = [(no_math(said), letter) for said, letter in question.lettered()]
-        look = dict(value=None, tooltip=question.text, layout=ipywidgets.Layout(width="auto"))
+        look = dict(value=None, tooltip=question.text, layout=ipywidgets.Layout(width="max-content"))
         buttons = ipywidgets.RadioButtons(options=options, **look)
         buttons.observe(lambda change: words.say(repr(self.answer(number, change.new))), "value")
         return ipywidgets.VBox([*map(ipywidgets.Label, lines), buttons, words.box])
