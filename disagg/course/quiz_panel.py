@@ -1,4 +1,4 @@
-"""The five questions at a chapter's end, to be answered with the keyboard or by a call."""
+"""The five questions at a chapter's end, answered by mouse, by keys (Tab leads on, Space chooses) or by a call."""
 
 import textwrap
 from functools import cached_property
