@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.claims.arithmetic import evaluated
-from benchmarks.claims.chapters import CHAPTERS
 from benchmarks.claims.claims_file import ROOT, Claim, ClaimsFile, load
 from benchmarks.claims.evidence import Finding, digest
 from benchmarks.claims.measured import RECORDED, measured
@@ -45,7 +44,7 @@ def finding(claim: Claim, listed: ClaimsFile, root: Path = ROOT) -> Finding:
 @cache
 def found(name: str) -> Finding:
     """What the twin or a recording gives. FileError."""
-    functions = {**TWIN, **RECORDED, **CHAPTERS}
+    functions = {**TWIN, **RECORDED}
     if name not in functions:
         raise FileError(f"{name!r} is no finding; known: {', '.join(functions)}")
     return functions[name]()
