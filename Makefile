@@ -60,19 +60,19 @@ lab: setup ## open the notebooks in JupyterLab
 	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 # Voila serves one notebook without its code. It makes a token itself and prints the link with it.
-show: setup ## the live panel alone on a page, for a projector; on 127.0.0.1 behind a token
+show: setup ## three scenes for a projector, on a page of their own; on 127.0.0.1 behind a token
 	@$(pip) install -c constraints.txt -e '.[show]'
-	@echo 'show: the panel on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
-	@$(py) -m voila notebooks/panel.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --Voila.auto_token=True \
+	@echo 'show: the scenes on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
+	@$(py) -m voila notebooks/show.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --Voila.auto_token=True \
 	  --MultiKernelManager.default_kernel_name=python3
 
 # reveal.js comes inside the package sphinx-revealjs, of which nothing else is used: hence --no-deps.
 slides: setup ## every notebook as a reveal.js deck in build/slides, one file each, without its live cells
 	@$(pip) install --no-deps -c constraints.txt sphinx-revealjs
-	@$(py) -m disagg slides $(filter-out notebooks/panel.ipynb notebooks/solutions/%,$(notebooks))
+	@$(py) -m disagg slides $(filter-out notebooks/panel.ipynb notebooks/show.ipynb notebooks/solutions/%,$(notebooks))
 
 # npm fetches Pyodide once into build/cache; what was fetched is checked against a digest.
-site: $(stamp) ## the explorer in build/site: a static page on which the simulator runs in the browser
+site: $(stamp) ## explorer and chapters in build/site: static pages on which the simulator runs in the browser
 	@$(py) -m disagg site
 
 explorer: site ## the explorer on localhost

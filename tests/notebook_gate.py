@@ -24,8 +24,14 @@ IGNORED_CELLS: dict[str, set[str]] = {
     "04_cpu_paging.ipynb": {"real-ring"},
     "05_dynamic_batching.ipynb": {"real-target"},
     "06_twin_and_claims.ipynb": {"calibrate", "foretell", "measure", "errors"},
+    "my_disagg.ipynb": {"mine-lines"},
+    "solutions/my_disagg.ipynb": {"mine-lines"},
     "07_on_a_gpu.ipynb": {"live-steps", "live-timelines", "live-staged"},
 }
+
+# What a chapter may have at most: a screen holds no more, and neither does an hour.
+WORDS, CODE_CELLS, COLUMNS, PRINTED = 2_200, 26, 88, 12
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -67,6 +73,7 @@ def problems(path: Path) -> list[str]:
 
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     found += _whole_notebook(listed_as(path), notebook, cells)
+    found += _form(listed_as(path), notebook.cells, cells)
     for cell in cells:
         found += [f"cell {cell.id}: {problem}" for problem in _one_cell(cell)]
     return found
@@ -94,6 +101,24 @@ def _whole_notebook(name, notebook, cells):
         yield f"IGNORED_CELLS lists {sorted(allowed - ignored)}, which are not ignored cells here"
     if not any(cell.outputs for cell in cells if cell.id not in ignored):
         yield "no stored output that nbval would compare"
+
+
+def _form(name, every, cells):
+    """Words of prose (drawings, code and quiz apart) and cells of a chapter; width and length of what a cell shows."""
+    if name == "panel.ipynb" or name.startswith("solutions/"):
+        return
+    prose = (FENCED.sub("", cell.source) for cell in every if cell.cell_type == "markdown" and cell.id != "quiz-words")
+    words = sum(len(text.split()) for text in prose)
+    if name[:1].isdigit() and words > WORDS:
+        yield f"it has {words:,} words of prose; the limit is {WORDS:,}"
+    if name[:1].isdigit() and len(cells) > CODE_CELLS:
+        yield f"it has {len(cells)} cells of code; the limit is {CODE_CELLS}"
+    for cell in cells:
+        if (widest := max(map(len, cell.source.splitlines()))) > COLUMNS:
+            yield f"cell {cell.id}: a line of {widest} columns; the limit is {COLUMNS}"
+        printed = ["".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in cell.outputs]
+        if (longest := max((text.count("\n") + 1 for text in map(str.rstrip, printed)), default=0)) > PRINTED:
+            yield f"cell {cell.id}: it prints {longest} lines; the limit is {PRINTED}"
 
 
 def _nbval_ignores(cell):

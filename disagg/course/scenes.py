@@ -13,6 +13,7 @@ from disagg.show.scene import Choice, Curve, Numbers, Scene, World
 from disagg.trace.law import Law
 from disagg.trace.metrics import Percentiles
 from disagg.trace.results import Run
+from disagg.trace.spans import Span
 from disagg.twin.hardware import DEVICES, Costs, Hardware
 from disagg.twin.model_shapes import sizes_of
 from disagg.twin.simulate import simulate
@@ -250,7 +251,16 @@ def _batch(first: int, second: int, target: int, places: int, policy: str) -> Wo
 def _batch_facts(run: Run, **settings: Any) -> list[tuple[str, str]]:
     steps = [span for span in run.timeline.spans if span.kind == "decode"]
     rows = max((span.count for span in steps), default=0)
-    return [("padding", f"{run.padding.waste:.0%}"), ("steps", str(len(steps))), ("most rows in a step", str(rows))]
+    return [
+        ("padding", f"{run.padding.waste:.0%}"),
+        ("steps", str(len(steps))),
+        ("most rows in a step", str(rows)),
+        _longest(steps),
+    ]
+
+
+def _longest(steps: Sequence[Span]) -> tuple[str, str]:
+    return "longest step", milliseconds(max((step.end_ns - step.start_ns for step in steps), default=0) / 1e9)
 
 
 BATCH = of(

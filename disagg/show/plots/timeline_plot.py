@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, FAINT, HATCHES, INK, LEGEND
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.summaries import numbers_of, row_names, sentence, short_list
+from disagg.show.plots.summaries import milliseconds, numbers_of, row_names, sentence, short_list
 from disagg.trace.results import Run
 from disagg.trace.spans import Span
 
@@ -172,13 +172,15 @@ class RunView:
         token_1 = self.run.timeline.prefill_end_ns(request)
         if token_1 is None:
             return
-        at, exposed_ms = self.ms(token_1), 1e3 * self.run.timeline.overlap(request).exposed_s
+        found = self.run.timeline.overlap(request)
+        at, exposed_ms = self.ms(token_1), 1e3 * found.exposed_s
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
-        draw.note(axes, "token 1", (at, 1), (0, 3), size, "y", ha="center", va="baseline")
+        hidden = "" if found.share is None else f", H {found.share:.0%}"
+        words = f"token 1, then E {milliseconds(found.exposed_s)}{hidden}" if found.transfer_s else "token 1"
+        late = at > 0.55 * axes.get_xlim()[1]
+        draw.note(axes, words, (at, 1), (0, 3), size, "y", ha="right" if late else "left", va="baseline")
         if exposed_ms > 2 * ms_per_px:
             axes.axvspan(at, at + exposed_ms, color=INK, alpha=0.08, linewidth=0, zorder=0)
-        if exposed_ms > 14 * size * ms_per_px:
-            draw.note(axes, "exposed", (at + exposed_ms / 2, 1), (0, 3), size, "y", ha="center", va="baseline")
 
     def _end_ms(self) -> float:
         """The run's end; for one request a little after its second token, or what came last."""
