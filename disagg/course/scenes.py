@@ -141,14 +141,14 @@ BLOCKS = TOKENS // 16
 LAYER_BYTES = TOKENS * 1536
 
 
-def _hand_off(layers: int, x: float, tail: int, group: int) -> Run:
+def _hand_off(layers: int, x: float, tail: int, group: int, fixed: int) -> Run:
     speeds = Speeds(layers, layers * 1536, 0, C_MS * MS * layers // TOKENS, tail=tail * MS)
-    link = Link(LAYER_BYTES / (x / 1e3))
+    link = Link(LAYER_BYTES / (x / 1e3), fixed_s=fixed / 1e3)
     config = Config.preset("streamed", link=link, layers_per_copy=min(group, layers))
     return simulate(config, [asked(TOKENS, 4)], speeds)
 
 
-def _law(run: Run, layers: int, x: float, tail: int, group: int) -> Curve:
+def _law(run: Run, layers: int, **settings: Any) -> Curve:
     """H over c/x for these layers, without and with tail and groups; and where the run stands."""
     ratios = [0.05 * step for step in range(1, 81)]
 
@@ -156,16 +156,25 @@ def _law(run: Run, layers: int, x: float, tail: int, group: int) -> Curve:
         return Law(layers, C_MS / 1e3, (C_MS / 1e3 / ratio,), **more).hidden
 
     lines = {f"{layers} layers": [(ratio, hidden(ratio)) for ratio in ratios]}
-    if tail or group > 1:
-        more = {"tail_s": tail / 1e3, "layers_per_copy": min(group, layers)}
+    if settings["tail"] or settings["group"] > 1:
+        law = _law_of(layers, **settings)
+        more = {"tail_s": law.tail_s, "layers_per_copy": law.layers_per_copy}
         lines["with tail and groups"] = [(ratio, hidden(ratio, **more)) for ratio in ratios]
     found = run.overlap(0)
-    return Curve("c/x: the link is faster to the right", "H", lines, {"this run": (C_MS / x, found.hidden or 0.0)})
+    here = C_MS * layers / (1e3 * found.transfer_s)  # x: a layer's share of all copying, fixed costs too
+    return Curve("c/x: the link is faster to the right", "H", lines, {"this run": (here, found.hidden or 0.0)})
 
 
-def _law_facts(run: Run, layers: int, x: float, tail: int, group: int) -> list[tuple[str, str]]:
-    law = Law(layers, C_MS / 1e3, (x / 1e3,), tail / 1e3, min(group, layers))
-    return [("the law says E", milliseconds(law.exposed_s)), ("copies", str(len(run.timeline.hand_off(0))))]
+def _law_of(layers: int, x: float, tail: int, group: int, fixed: int) -> Law:
+    group = min(group, layers)
+    copies = -(-layers // group)
+    return Law(layers, C_MS / 1e3, ((x + fixed * copies / layers) / 1e3,), tail / 1e3, group)
+
+
+def _law_facts(run: Run, **settings: Any) -> list[tuple[str, str]]:
+    law = _law_of(**settings)
+    words = "the law says E" if law.copies * law.layers_per_copy == law.layers else "the law, were all copies alike: E"
+    return [(words, milliseconds(law.exposed_s)), ("copies", str(len(run.timeline.hand_off(0))))]
 
 
 HAND_OFF = Scene(
@@ -174,7 +183,8 @@ HAND_OFF = Scene(
         "layers": Numbers("layers L", 30, (2, 8, 12, 24, 28, 30, 48, 80)),
         "x": Numbers("a layer's copy x, ms", 14, (2.5, 4, 5, 6, 8, 10, 12, 14, 16, 20, 40)),
         "tail": Numbers("tail, ms", 0, (0, 4, 8, 12, 20, 40)),
-        "group": Numbers("layers a copy", 1, (1, 2, 3, 5, 6, 10, 15, 30)),
+        "group": Numbers("layers in each copy", 1, (1, 2, 3, 5, 6, 10, 15, 30)),
+        "fixed": Numbers("fixed cost of a copy, ms", 0, (0, 1, 2, 4, 8, 16)),
     },
     _hand_off,
     _law_facts,

@@ -177,8 +177,11 @@ class RunView:
         draw.note(axes, "token 1", (at, 1), (0, 3), size, "y", ha="center", va="baseline")
         if exposed_ms > 2 * ms_per_px:
             axes.axvspan(at, at + exposed_ms, color=INK, alpha=0.08, linewidth=0, zorder=0)
-        if exposed_ms > 14 * size * ms_per_px:
-            draw.note(axes, "exposed", (at + exposed_ms / 2, 1), (0, 3), size, "y", ha="center", va="baseline")
+            words = f"E = {exposed_ms:.0f} ms"
+            if exposed_ms > 14 * size * ms_per_px:  # room in the shade, else beside the other words
+                draw.note(axes, words, (at + exposed_ms / 2, 1), (0, 3), size, "y", ha="center", va="baseline")
+            else:
+                draw.note(axes, words, (at, 1), (2.6 * size, 3), size, "y", ha="left", va="baseline")
 
     def _end_ms(self) -> float:
         """The run's end; for one request a little after its second token, or what came last."""
