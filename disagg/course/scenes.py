@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from disagg.plan.config import Config
+from disagg.plan.errors import ConfigError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.show.plots.summaries import milliseconds, plural
@@ -148,14 +149,14 @@ BLOCKS = TOKENS // 16
 LAYER_BYTES = TOKENS * 1536
 
 
-def _hand_off(layers: int, x: float, tail: int, group: int) -> Run:
+def _hand_off(layers: int, x: float, tail: int, group: int, fixed: int) -> Run:
     speeds = Speeds(layers, layers * 1536, 0, C_MS * MS * layers // TOKENS, tail=tail * MS)
-    link = Link(LAYER_BYTES / (x / 1e3))
+    link = Link(LAYER_BYTES / (x / 1e3), fixed_s=fixed / 1e3)
     config = Config.preset("streamed", link=link, layers_per_copy=min(group, layers))
     return simulate(config, [asked(TOKENS, 4)], speeds)
 
 
-def _law(run: Run, layers: int, x: float, tail: int, group: int) -> Curve:
+def _law(run: Run, layers: int, **settings: Any) -> Curve:
     """H over c/x for these layers, without and with tail and groups; and where the run stands."""
     ratios = [0.05 * step for step in range(1, 81)]
 
@@ -163,16 +164,25 @@ def _law(run: Run, layers: int, x: float, tail: int, group: int) -> Curve:
         return Law(layers, C_MS / 1e3, (C_MS / 1e3 / ratio,), **more).hidden
 
     lines = {f"{layers} layers": [(ratio, hidden(ratio)) for ratio in ratios]}
-    if tail or group > 1:
-        more = {"tail_s": tail / 1e3, "layers_per_copy": min(group, layers)}
+    if settings["tail"] or settings["group"] > 1:
+        law = _law_of(layers, **settings)
+        more = {"tail_s": law.tail_s, "layers_per_copy": law.layers_per_copy}
         lines["with tail and groups"] = [(ratio, hidden(ratio, **more)) for ratio in ratios]
     found = run.overlap(0)
-    return Curve("c/x: the link is faster to the right", "H", lines, {"this run": (C_MS / x, found.hidden or 0.0)})
+    here = C_MS * layers / (1e3 * found.transfer_s)  # x: a layer's share of all copying, fixed costs too
+    return Curve("c/x: the link is faster to the right", "H", lines, {"this run": (here, found.hidden or 0.0)})
 
 
-def _law_facts(run: Run, layers: int, x: float, tail: int, group: int) -> list[tuple[str, str]]:
-    law = Law(layers, C_MS / 1e3, (x / 1e3,), tail / 1e3, min(group, layers))
-    return [("the law says E", milliseconds(law.exposed_s)), ("copies", str(len(run.timeline.hand_off(0))))]
+def _law_of(layers: int, x: float, tail: int, group: int, fixed: int) -> Law:
+    group = min(group, layers)
+    copies = -(-layers // group)
+    return Law(layers, C_MS / 1e3, ((x + fixed * copies / layers) / 1e3,), tail / 1e3, group)
+
+
+def _law_facts(run: Run, **settings: Any) -> list[tuple[str, str]]:
+    law = _law_of(**settings)
+    words = "the law says E" if law.copies * law.layers_per_copy == law.layers else "the law, were all copies alike: E"
+    return [(words, milliseconds(law.exposed_s)), ("copies", str(len(run.timeline.hand_off(0))))]
 
 
 HAND_OFF = Scene(
@@ -181,7 +191,8 @@ HAND_OFF = Scene(
         "layers": Numbers("layers L", 30, (2, 8, 12, 24, 28, 30, 48, 80)),
         "x": Numbers("a layer's copy x, ms", 14, (2.5, 4, 5, 6, 8, 10, 12, 14, 16, 20, 40)),
         "tail": Numbers("tail, ms", 0, (0, 4, 8, 12, 20, 40)),
-        "group": Numbers("layers a copy", 1, (1, 2, 3, 5, 6, 10, 15, 30)),
+        "group": Numbers("layers in each copy", 1, (1, 2, 3, 5, 6, 10, 15, 30)),
+        "fixed": Numbers("fixed cost of a copy, ms", 0, (0, 1, 2, 4, 8, 16)),
     },
     _hand_off,
     _law_facts,
@@ -282,22 +293,31 @@ BATCH = of(
 
 # ---- 06: hardware that you do not have -------------------------------------------------------------------------------
 
+LINKS = {
+    "own": "the devices' own (NVLink or PCIe)",
+    "100gbe": "Ethernet, 100 Gbit/s",
+    "25gbe": "Ethernet, 25 Gbit/s",
+    "1gbe": "Ethernet, 1 Gbit/s",
+}
 
-def _predicted(hardware: str, preset: str, rate: float, ttft: float, tpot: int) -> Run:
-    config = Config.preset(
-        preset, model="random-llama3-8b", dtype="bfloat16", prefill_device="cuda", decode_device="cuda:1"
-    )
+
+def _predicted(hardware: str, preset: str, link: str, rate: float, **limits: Any) -> Run:
+    if preset == "two_colocated" and "+" in hardware:
+        raise ConfigError("two_colocated needs two devices alike; choose 2 × L4 or 2 × H100, or another arrangement")
+    gpus = {"dtype": "bfloat16", "prefill_device": "cuda", "decode_device": "cuda:1"}
+    config = Config.preset(preset, model="random-llama3-8b", link=None if link == "own" else link, **gpus)
     lengths = (700, 1_600, 300, 2_400)
     requests = [asked(lengths[i % 4], 24 + 16 * (i % 3), i / rate) for i in range(16)]
     return simulate(config, requests, hardware=hardware)
 
 
-def _limits(run: Run, hardware: str, preset: str, rate: float, ttft: float, tpot: int) -> list[tuple[str, str]]:
-    kept = run.metrics(ttft, tpot / 1e3).attainment or 0.0
-    return [("within both limits", f"{kept:.0%}"), ("goodput", f"{kept * rate:.1f} requests a second")]
+def _limits(run: Run, ttft: float, tpot: int, **settings: Any) -> list[tuple[str, str]]:
+    metrics = run.metrics(ttft, tpot / 1e3)
+    tpot_ms = milliseconds(metrics.tpot_s.p50 or 0)
+    return [("median TPOT", tpot_ms), ("within both limits", f"{metrics.attainment or 0.0:.0%}")]
 
 
-def _costs_of(run: Run, hardware: str, preset: str, rate: float, ttft: float, tpot: int) -> Curve:
+def _costs_of(run: Run, hardware: str, **settings: Any) -> Curve:
     """How long a pass takes by its tokens, on the device that prefills."""
     found = Hardware.parse(hardware)
     device = found.decode if run.config.colocated else found.prefill
@@ -315,6 +335,7 @@ PREDICTED = Scene(
             | {"H100+L4": "H100 for prefill, L4 for decode"},
         ),
         "preset": Choice("arrangement", "streamed", ARRANGED),
+        "link": Choice("link", "own", LINKS),
         "rate": Numbers("arrivals a second", 4, (1, 2, 4, 6, 8, 12, 16, 24)),
         "ttft": Numbers("TTFT limit, s", 1, (0.1, 0.2, 0.3, 0.5, 1, 2, 4)),
         "tpot": Numbers("TPOT limit, ms", 40, (10, 15, 20, 30, 40, 60, 100)),

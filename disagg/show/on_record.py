@@ -16,7 +16,7 @@ from disagg.twin.model_shapes import sizes_of
 
 
 def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
-    """Staged dials that the fit has not seen, by dial."""
+    """Staged runs that the fit has not seen, from the fastest link on. A run's dial is x/c; its name says c/x."""
     dials, crowd = recordings.staged(folder), recordings.timelines(folder)
     if isinstance(dials, recordings.Missing):
         return dials
@@ -24,7 +24,8 @@ def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
         return crowd
     quiet = dials.pop(0.0)
     found = fit([crowd["Colocated"], quiet])
-    return [Compared(f"Dial {dial:g}", run, predicted(grouped(run), asked(run), found)) for dial, run in dials.items()]
+    twins = {dial: predicted(grouped(run), asked(run), found) for dial, run in dials.items()}
+    return [Compared(f"At c/x {1 / dial:g}", run, twins[dial]) for dial, run in sorted(dials.items())]
 
 
 def grouped(run: Run) -> Run:

@@ -32,13 +32,11 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
     window = (0.0, max(1e-3, *(_ms(run, run.timeline.end_ns) for run in (compared.real, compared.twin))))
     axes.set_xlim(window)
     y = {place: -row for row, place in enumerate(rows)}
-    solid = draw.look(edgecolors="white", linewidths=0.4)
-    hatched = draw.look(edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
-    for run, shift, look in ((compared.real, TALL / 2, solid), (compared.twin, -TALL / 2, hatched)):
+    for run, shift in ((compared.real, TALL / 2), (compared.twin, -TALL / 2)):
         for kind in dict.fromkeys(COLOUR_OF.values()):
             spans = [span for span in run.timeline.spans if COLOUR_OF[span.kind] == kind and span.place in y]
             if spans:
-                boxes = _boxes(run, spans, y, shift, window)
+                boxes, look = _boxes(run, spans, y, shift, window), _look(spans, window, shift < 0)
                 axes.add_collection(PolyCollection(boxes, facecolors=COLOURS[kind], **look))
     axes.hlines(list(y.values()), *window, color=INK, linewidth=0.6)
     draw.rows(axes, rows.values())
@@ -46,7 +44,7 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
     time_axis(axes, window, size, "since the start; measured above each line, predicted below")
     kinds = {COLOUR_OF[span.kind] for span in compared.real.timeline.spans}
     patches = [Patch(color=COLOURS[kind], label=words) for kind, words in LEGEND.items() if kind in kinds]
-    patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted"))
+    patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted (hatched or pale)"))
     figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)
     finding = in_words(compared) if times else f"{_subject(compared)}, measured and predicted."
     return Picture(figure, f"Two timelines on one axis, row by row: {finding}", finding)
@@ -66,6 +64,16 @@ def _subject(compared: Compared) -> str:
 
 def _ms(run: Run, at_ns: int) -> float:
     return (at_ns - run.timeline.start_ns) / 1e6
+
+
+def _look(spans: list[Span], window: tuple[float, float], predicted: bool) -> dict[str, Any]:
+    """What was predicted is hatched; pale where boxes are so narrow that edges and hatches would be a moiré."""
+    narrow = 1e-6 * float(np.median([span.end_ns - span.start_ns for span in spans])) < (window[1] - window[0]) / 100
+    if narrow:
+        return draw.look(linewidths=0, alpha=0.5 if predicted else 1)
+    if predicted:
+        return draw.look(edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
+    return draw.look(edgecolors="white", linewidths=0.4)
 
 
 def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window: tuple[float, float]) -> Any:

@@ -175,8 +175,7 @@ class RunView:
         found = self.run.timeline.overlap(request)
         at, exposed_ms = self.ms(token_1), 1e3 * found.exposed_s
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
-        hidden = "" if found.share is None else f", H {found.share:.0%}"
-        words = f"token 1, then E {milliseconds(found.exposed_s)}{hidden}" if found.transfer_s else "token 1"
+        words = f"token 1, then E = {milliseconds(found.exposed_s)}" if found.transfer_s else "token 1"
         late = at > 0.55 * axes.get_xlim()[1]
         draw.note(axes, words, (at, 1), (0, 3), size, "y", ha="right" if late else "left", va="baseline")
         if exposed_ms > 2 * ms_per_px:
