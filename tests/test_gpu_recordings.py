@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from benchmarks.gpu import fixture, notebook, record, sharing
 from benchmarks.suites import app
+from disagg.course import recorded
 from disagg.plan.errors import ConfigError, EngineError, FileError
-from disagg.plan.link import Link
 from disagg.run.gpu import machine
 from disagg.show import recordings
 from disagg.show.plots.floor_plot import steps_picture
 from disagg.show.plots.gap_plot import gaps_beside
-from disagg.show.plots.law_plot import dials_picture
+from disagg.show.plots.law_plot import dials_picture, ratio
 from disagg.show.recordings import RUNGS, StepTime, StepTimes
 from disagg.show.report import Failed, LeftOut
 from disagg.trace.results import Run
@@ -328,9 +328,11 @@ def test_dials_stand_beside_their_law(folder):
     runs = recordings.staged(folder)
     picture = dials_picture(runs)
     law, measured = picture.figure.axes[0].lines
-    assert list(measured.get_ydata()) == [100 * run.overlap(0).hidden for run in runs.values()]
-    assert list(law.get_ydata()) == [100 * run.law(0).hidden for run in runs.values()]
-    words = r"H is .* % at dial 0 and .* % at dial 4; 2 dials, at most .* percentage points off the law\."
+    faster = sorted(runs.values(), key=ratio)
+    assert list(measured.get_xdata()) == [ratio(run) for run in faster], "the faster link stands to the right"
+    assert list(measured.get_ydata()) == [100 * run.overlap(0).hidden for run in faster]
+    assert list(law.get_ydata()) == [100 * run.law(0).hidden for run in faster]
+    words = r"H is .* % at c/x = .* and .* % at .*; 2 runs, at most .* percentage points off the law\."
     assert re.fullmatch(words, str(picture))
 
 
@@ -360,7 +362,7 @@ def test_live_says_that_there_is_no_gpu():
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("part", "words"), [("steps", "2 rows: the floor"), ("timelines", "SM split: 12 requests"), ("staged", "at dial 4")]
+    ("part", "words"), [("steps", "2 rows: the floor"), ("timelines", "SM split: 12 requests"), ("staged", "H is ")]
 )
 def test_live_measures_and_draws(monkeypatch, part, words):
     monkeypatch.setattr(notebook, "at_hand", lambda: True)
@@ -374,37 +376,38 @@ def test_live_says_what_went_wrong(monkeypatch):
     assert repr(notebook.live("steps", shape="tiny")) == "EngineError: out of memory"
 
 
-def test_the_slider_plays_the_recording_of_its_dial(folder, monkeypatch):
-    monkeypatch.setattr(recordings, "FOLDER", folder)
-    monkeypatch.setattr(notebook, "at_hand", lambda: False)
-    dial_run = notebook.StagedDial()
-    spans = {dial: run.timeline.spans for dial, run in recordings.staged().items()}
-    assert dial_run(notebook.link_of(4)).timeline.spans == spans[4.0]
-    assert dial_run(notebook.link_of(0)).timeline.spans == spans[0.0]
-    with pytest.raises(FileError, match="no run was recorded at x/c = 1; recorded: 0, 4"):
-        dial_run(Link.ratio(1))
-    dial_run.close()
+def test_an_instrument_of_dials_steps_through_what_was_recorded(folder):
+    """Each position is one recording at the c/x that it measured; between two of them there is none."""
+    runs = recordings.staged(folder)
+    scene = recorded.dials(runs)
+    speeds = scene.controls["speed"].values
+    assert speeds == sorted(speeds) and len(speeds) == len(runs), "the faster link stands to the right"
+    for speed in speeds:
+        said, _ = scene.answer(scene.run(speed=speed), {"speed": speed})
+        run = scene.run(speed=speed)
+        assert speed == pytest.approx(ratio(run), rel=0.01) and run in list(runs.values())
+        facts = dict(said["facts"])
+        assert facts["H by the law"] == f"{run.law(0).hidden:.1%}"
+        assert facts["link"] == ("pinned memory as it is" if run is runs[0.0] else "held back to c/x = 0.25")
+        assert said["curve"]["points"] == [["this run", [speed, run.overlap(0).hidden]]]
+    with pytest.raises(ConfigError, match="speed must be one of"):
+        scene.settings({"speed": (speeds[0] + speeds[1]) / 2})
+    assert f"recorded on {runs[0.0].machine.split(',')[0]}" in scene.title
 
 
-def test_the_slider_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
-    monkeypatch.setattr(notebook, "at_hand", lambda: False)
-    with pytest.raises(FileError, match="record-gpu --only staged"):
-        notebook.StagedDial()(None)
-
-
-@on_cpu
-def test_with_a_gpu_the_slider_serves(monkeypatch):
-    monkeypatch.setattr(notebook, "at_hand", lambda: True)
-    dial_run = notebook.StagedDial("tiny")
-    try:
-        slow, plain = dial_run(notebook.link_of(4)), dial_run(None)
-        assert slow.config.links[0].dialled and not plain.config.links[0].dialled
-        assert len(slow.timeline.hand_off(slow.results[0].request)) == 2 * dial_run._stand.model.layers
-    finally:
-        dial_run.close()
-        dial_run.close()
-    assert dial_run._stand is None
+def test_an_instrument_of_a_shared_gpu_shows_gaps_and_what_prefill_keeps(folder):
+    runs = recordings.timelines(folder)
+    scene = recorded.sharing(runs)
+    assert list(scene.controls["arrangement"].options) == list(runs) == list(recordings.ARRANGEMENTS.values())
+    turns = recorded.long_prompts_s(runs["Colocated"])
+    for name, run in runs.items():
+        said, _ = scene.answer(scene.run(arrangement=name), {"arrangement": name})
+        assert dict(said["facts"])["prefill kept"] == f"{turns / recorded.long_prompts_s(run):.0%}"
+        gap, *prompts = said["brackets"]
+        waits = [wait for result in run.results[: recorded.READERS] for wait in result.itl_s[1:]]
+        assert (gap["end"] - gap["start"]) / 1e9 == pytest.approx(max(waits))
+        assert [one["place"] for one in prompts] == ([] if name == "Colocated" else ["prefill 0"])
+    assert scene.run(arrangement="Streams").timeline.spans == runs["Streams"].timeline.spans
 
 
 # ---- the notebook ----------------------------------------------------------------------------------------------------
@@ -426,8 +429,9 @@ def run_cells() -> dict[str, str]:
 
 DRAWN = {
     "rungs": "1 row: the floor is", "rungs-check": "How many floors does an eager step of one row take? You guessed",
-    "share": "Colocated: 12 requests in", "gaps": "Longest gap: Colocated", "shared": "the gaps alone? You guessed",
-    "dials": "H is ", "dials-check": "dial 4",
+    "opening": "12 requests", "share": "Colocated: 12 requests in", "shared": "over gaps alone? You guessed",
+    "sharing": "One GPU for two phases, recorded on", "dial": "Two hops through pinned memory, recorded on",
+    "dials": "asked for 0.250",
 }  # fmt: skip
 
 
@@ -448,7 +452,7 @@ def test_the_notebook_runs_without_any(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     said = run_cells()
     assert said["whence"].count("record-gpu --only") == 3
-    for cell in set(DRAWN) - {"dials-check"}:
+    for cell in DRAWN:
         assert said[cell].endswith("measures and writes this part."), cell
     assert "✗ decode_sms: not yet." in said["exercise-split"]
 

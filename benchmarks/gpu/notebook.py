@@ -5,19 +5,15 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.common import known
-from benchmarks.gpu import record, streaming
+from benchmarks.gpu import record
 from benchmarks.gpu.fixture import Stand
-from disagg.plan.errors import DisaggError, FileError
-from disagg.plan.link import Link
-from disagg.run.engine import Engine
+from disagg.plan.errors import DisaggError
 from disagg.show import recordings
 from disagg.show.plots.floor_plot import steps_picture
 from disagg.show.plots.law_plot import dials_picture
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.timeline_plot import compare_picture
 from disagg.show.report import LeftOut
-from disagg.trace.results import Run
 
 SHAPE = "llama3-1b"  # small enough for most GPUs; its weights are random
 
@@ -68,48 +64,3 @@ _LIVE: dict[str, Callable[[Stand], Picture | Words]] = {
     "timelines": _timelines,
     "staged": lambda stand: dials_picture(dict(record.staged_runs(stand))),
 }
-
-
-# ---- the slider ------------------------------------------------------------------------------------------------------
-
-
-def link_of(dial: float) -> Link | None:
-    """The link on which a layer's hop takes `dial` of its compute; None for pinned memory as it is."""
-    return Link.ratio(1 / dial) if dial else None
-
-
-class StagedDial:
-    """`dial(link)` gives the run of one prompt over the staged route: on the GPU at hand, or else from a recording."""
-
-    def __init__(self, shape: str = SHAPE) -> None:
-        self.shape = shape
-        self._stand: Stand | None = None
-        self._engine: Engine | None = None
-        self._compute_s = 0.0
-
-    def __call__(self, link: Link | None) -> Run:
-        dial = 1 / known(link.compute_ratio) if link else 0.0
-        return self._served(dial) if at_hand() else self._recorded(dial)
-
-    def _recorded(self, dial: float) -> Run:
-        runs = recordings.staged()
-        if isinstance(runs, recordings.Missing):
-            raise FileError(repr(runs))
-        near = min(runs, key=lambda recorded: abs(recorded - dial))
-        if abs(near - dial) > 0.01:
-            raise FileError(f"no run was recorded at x/c = {dial:g}; recorded: {', '.join(f'{d:g}' for d in runs)}")
-        return runs[near]
-
-    def _served(self, dial: float) -> Run:
-        if self._stand is None or self._engine is None:
-            self._stand = self._stand or _stand(self.shape)
-            self._engine = streaming.staged_engine(self._stand)
-            self._compute_s, _ = streaming.compute_alone(self._stand, self._engine)
-        ((_, _, runs),) = streaming.over_dials(self._stand, self._engine, {"": dial}, self._compute_s)
-        return runs[-1]
-
-    def close(self) -> None:
-        """Gives the GPU back. Closing twice does nothing."""
-        if self._stand is not None:
-            self._stand.close()
-            self._stand = self._engine = None

@@ -106,6 +106,7 @@ class Scene:
     world: Callable[..., World] | None = None
     part: str = ""
     views: Sequence[str] = field(default=VIEWS)
+    brackets: Callable[..., Sequence[dict[str, Any]]] | None = None  # in place of E and the second-token gap
 
     def settings(self, given: Mapping[str, object] = {}) -> dict[str, Any]:
         """One value a control; what is left out is as at the start. ConfigError."""
@@ -132,7 +133,8 @@ class Scene:
             "header": header,
             "flow": flow,
         }
-        said |= {"brackets": brackets(run), "settings": {name: _text(value) for name, value in settings.items()}}
+        marked = self.brackets(run, **settings) if self.brackets else brackets(run)
+        said |= {"brackets": marked, "settings": {name: _text(value) for name, value in settings.items()}}
         if self.curve:
             said["curve"] = self.curve(run, **settings).as_json()
         return said, [columns, *more]
@@ -180,13 +182,14 @@ def brackets(run: Run, most: int = 3) -> list[dict[str, Any]]:
         times, copies = result.token_times_ns, run.timeline.hand_off(result.request)
         if copies and times and (last := max(copies, key=lambda span: span.end_ns)).end_ns > times[0]:
             words = f"E {milliseconds((last.end_ns - times[0]) / 1e9)}"
-            found.append(_bracket(last.place, times[0] - start_ns, last.end_ns - start_ns, words))
+            found.append(bracket(last.place, times[0] - start_ns, last.end_ns - start_ns, words))
         steps = (s for s in run.timeline.spans if s.kind == "decode" and result.request in s.requests)
         if len(times) > 1 and (step := next(steps, None)):
             words = f"gap {milliseconds((times[1] - times[0]) / 1e9)}"
-            found.append(_bracket(step.place, times[0] - start_ns, times[1] - start_ns, words))
+            found.append(bracket(step.place, times[0] - start_ns, times[1] - start_ns, words))
     return found
 
 
-def _bracket(place: str, start: int, end: int, words: str) -> dict[str, Any]:
+def bracket(place: str, start: int, end: int, words: str) -> dict[str, Any]:
+    """A stretch of a row of the timeline, in ns since the run's start, with its words."""
     return {"place": place, "start": start, "end": end, "words": words}

@@ -1,4 +1,4 @@
-"""The law as a curve: H over c/x for one hop, and what was measured beside it; and H over a dial for two hops.
+"""The law as a curve: H over c/x for one hop, and what was measured beside it; and the same for two hops.
 Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -67,32 +67,40 @@ def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
 
 
 def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:
-    """H of request 0 by dial (a layer's hop in its compute), and the law with each run's own c, x and tail."""
-    measured, law = _hidden(runs)
+    """H of request 0 over the c/x that each run measured, two hops; and the law with each run's own c, x and tail."""
+    points = _hidden(runs)
+    ratios, measured, law = ([point[i] for point in points] for i in range(3))
     size, figure, axes = draw.single(0.27, 0.065, 0.05, 0.035, projector)
-    look = draw.look(color=COLOURS["link"], linewidth=3, marker="_", markersize=size, markeredgewidth=3)
-    axes.plot(list(law), list(law.values()), label="law, with the run's own c, x and tail", **look)
-    _rings(axes, list(measured), list(measured.values()), "o", "measured", size)
+    axes.plot(ratios, law, label="law, with the run's own c, x and tail", color=COLOURS["link"], linewidth=3)
+    _rings(axes, ratios, measured, "o", "measured", size)
     draw.plain(axes, size, across=True)
-    axes.set_ylim(min([0, *measured.values(), *law.values()]), 108)
-    draw.names(axes, size, "dial: a layer's hop over its compute, x/c (slower wire to the right)", "H in %")
+    axes.set_ylim(min([0, *measured, *law]), 108)
+    draw.names(axes, size, "c/x, compute of a layer over one hop of it (faster link to the right)", "H in %")
     draw.legend(figure, size)
-    first, last = min(measured), max(measured)
-    off = max(abs(measured[dial] - law[dial]) for dial in runs)
+    off = max(abs(found - predicted) for _, found, predicted in points)
     finding = (
-        f"H is {measured[first]:.1f} % at dial {first:g} and {measured[last]:.1f} % at dial {last:g}; "
-        f"{plural(len(runs), 'dial')}, at most {off:.1f} percentage points off the law."
+        f"H is {measured[0]:.1f} % at c/x = {ratios[0]:.2f} and {measured[-1]:.1f} % at {ratios[-1]:.2f}; "
+        f"{plural(len(runs), 'run')}, at most {off:.1f} percentage points off the law."
     )
-    each = ", ".join(f"{measured[dial]:.1f} (law {law[dial]:.1f}) at {dial:g}" for dial in runs)
-    return Picture(figure, f"H in percent over the dial, two hops. {finding} {each}.", finding)
+    each = ", ".join(f"{found:.1f} (law {predicted:.1f}) at {at:.2f}" for at, found, predicted in points)
+    return Picture(figure, f"H in percent over c/x, two hops. {finding} {each}.", finding)
 
 
-def _hidden(runs: Mapping[float, Run]) -> tuple[dict[float, float], dict[float, float]]:
-    """H of each run's request 0 in percent, as measured and by the law. EngineError where it means nothing."""
-    measured, law = {}, {}
+def ratio(run: Run) -> float:
+    """c/x of request 0's hand-off, as the run measured it; x is the slower hop. EngineError without a hand-off."""
+    law = run.law(0) if run.results else None
+    if law is None:
+        raise EngineError("c/x means nothing: no hand-off of a request 0 was recorded")
+    return law.compute_s / max(law.hops_s)
+
+
+def _hidden(runs: Mapping[float, Run]) -> list[tuple[float, float, float]]:
+    """(c/x, H as measured, H by the law) of each run's request 0, the slowest link first; H in percent. EngineError
+    where it means nothing."""
+    points = []
     for dial, run in runs.items():
         hidden, predicted = (run.overlap(0).hidden, run.law(0)) if run.results else (None, None)
         if hidden is None or predicted is None:
             raise EngineError(f"H at dial {dial:g} means nothing: no hand-off of a request 0 was recorded")
-        measured[dial], law[dial] = 100 * hidden, 100 * predicted.hidden
-    return measured, law
+        points.append((ratio(run), 100 * hidden, 100 * predicted.hidden))
+    return sorted(points)

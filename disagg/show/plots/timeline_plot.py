@@ -20,6 +20,7 @@ from disagg.trace.spans import Span
 LEGEND_MANY = {**LEGEND, "link": "copy of layers"}
 TALL = 0.72  # of a row
 TICK_PX = 4  # hand-off ticks closer than this would run together
+SPARSE = 0.15  # of a stretch that is busy
 HATCH_PX = 6  # a hatch on narrower boxes would only make them pale
 
 
@@ -163,6 +164,8 @@ class RunView:
             )
             for group in (list(alike) for _, alike in groupby(spans, key=together)):
                 start, end = max(low, self.ms(group[0].start_ns)), min(high, self.ms(max(s.end_ns for s in group)))
+                if sum(s.end_ns - s.start_ns for s in group) / 1e6 < SPARSE * (end - start):
+                    continue  # a number between boxes would belong to none of them
                 text = short_list(sorted({self.numbers.get(r, r) for span in group for r in span.requests}))
                 if (end - start) / ms_per_px > (0.9 * len(text) + 1.2) * size:
                     draw.tag(axes, (start + end) / 2, y[place], text, size, 1.5, clip_on=True)
