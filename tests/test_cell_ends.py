@@ -45,7 +45,7 @@ def test_a_receipt_is_a_table(run):
 
 def test_an_engine_its_handles_and_unrecorded_runs_have_words():
     with opened(small("staged")) as engine:
-        assert repr(engine) == "Engine of tiny from cpu to cpu, route staged: open"
+        assert repr(engine) == "Engine of tiny on cpu and cpu: open"
         handle = engine.submit(lengths((20, 3))[0])
         handle.result()
         assert re.fullmatch(r"Request 0: 3 new tokens, length(, '.*')?", repr(handle), re.DOTALL)

@@ -17,7 +17,6 @@ from disagg import Config, Request, simulate
 from disagg.course import check, checking, exercise, hint, predict, progress, quiz
 from disagg.course.catalogue import FILE, chapters, exercises, question_name, quizzes
 from disagg.course.exercise import Exercise
-from disagg.course.old_exercises import OLD, REPLACED
 from disagg.trace.intervals import intersection, length, union
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -96,18 +95,15 @@ def test_a_repair_is_given_with_its_bug_and_says_no_more(task):
     assert [exercise._call(task.broken, a) for a in task.cases] == [given[task.name](*a) for a in task.cases]
 
 
-@pytest.mark.parametrize("name", REPLACED.values())
-def test_the_text_of_a_new_exercise_names_its_arguments(name):
+PUZZLES = ("computed_again", "chunk_for", "tokens_at", "longest_prompt", "exposed_uneven", "steps_until_full",
+           "left_prefill", "best_bound", "readers_on")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUZZLES)
+def test_the_text_of_a_puzzle_names_its_arguments(name):
     task = exercises()[name]
     for argument in inspect.signature(task.answer).parameters:
         assert f"`{argument}`" in task.task, argument
-
-
-def test_an_old_exercise_is_kept_only_while_a_notebook_checks_it():
-    assert set(REPLACED) == set(OLD) and set(REPLACED.values()) < set(exercises()) and not set(OLD) & set(exercises())
-    for old in OLD.values():
-        assert check(old.name, old.answer).right
-        assert f'check(\\"{old.name}\\"' in (NOTEBOOKS / f"{old.chapter}.ipynb").read_text(), f"delete {old.name}"
 
 
 @ALL
@@ -125,7 +121,7 @@ def test_checking_leaves_the_cases_as_they_are(task):
 @ALL
 def test_chapter_and_solution_check_it(task):
     """The chapter has the skeleton stored as not solved, the solution the tick."""
-    name = {new: old for old, new in REPLACED.items()}.get(task.name, task.name)
+    name = task.name
     chapter, solution = NOTEBOOKS / f"{task.chapter}.ipynb", NOTEBOOKS / "solutions" / f"{task.chapter}.ipynb"
     for path, sign in ((chapter, f"✗ {name}: not yet."), (solution, f"✓ {name}: right")):
         said = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]

@@ -20,11 +20,11 @@ KINDS = ("number", "constant", "slider default", "sentence")
 IGNORED = {"nbval-ignore-output", "nbval-skip"}
 
 #: Calls in which a number is where a slider starts, or how far it goes: which keyword, and which position.
-SLIDERS = {"LinkSlider": ("value", 2), "predict": ("high", 2), "replay": ("speed", 1)}
+SLIDERS = {"predict": ("high", 2)}
 #: Calls whose numbers decide what is served, and so what is counted; before any other.
 DECISIVE = ("Request", "serve", "simulate", "replace")
 #: Calls whose numbers set times, which no compared cell may show.
-TIMES = {"Link", "ratio", "LinkSlider", "predict", "replay", "sleep", "round", "retune", "panel", "watch"}
+TIMES = {"Link", "ratio", "predict", "replay", "sleep", "round", "retune", "panel", "watch"}
 TIME_KEYWORDS = {"link", "arrival_s", "width", "seed", "indent", "digits", "timeout_s", "updates_per_s", "threads"}
 
 

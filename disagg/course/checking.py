@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from disagg.course.catalogue import NOT_KEPT, exercises, remember
 from disagg.course.exercise import Exercise
-from disagg.course.old_exercises import OLD
 
 _told: dict[str, int] = {}  # hints that were asked for, of each exercise that had a wrong answer in this session
 
@@ -53,6 +52,6 @@ def hint(name: str) -> Hints:
 
 def _task(name: str) -> Exercise:
     known = exercises()
-    if name not in known | OLD:
+    if name not in known:
         raise ValueError(f"there is no exercise {name!r}; known: {', '.join(known)}")
-    return (known | OLD)[name]
+    return known[name]

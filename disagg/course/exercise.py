@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 
-class Outcome(NamedTuple):
+class Judged(NamedTuple):
     """What a given function is worth; `tried` is False where nothing was written yet."""
 
     right: bool
@@ -30,24 +30,24 @@ class Exercise:
     hints: tuple[str, ...]  # a nudge, a step, nearly the line
     broken: Callable | None = None  # what a task of repair starts with
 
-    def verdict(self, given: object) -> Outcome:
+    def verdict(self, given: object) -> Judged:
         if not callable(given):
             words = f"give the function itself, as in check({self.name!r}, {self.name}); got {given!r}"
-            return Outcome(False, words, tried=False)
+            return Judged(False, words, tried=False)
         found = [_call(given, arguments) for arguments in self.cases]
         if all(map(_is_empty, found)):
-            return Outcome(False, f"{self.name} is still empty: it returns nothing yet", tried=False)
+            return Judged(False, f"{self.name} is still empty: it returns nothing yet", tried=False)
         if self.broken and self._is_like(self.broken, found):
             words = f"{self.name} does what it did: look for a case in which that is wrong, and repair it"
-            return Outcome(False, words, tried=False)
+            return Judged(False, words, tried=False)
         wanted = [self.answer(*arguments) for arguments in self.cases]
         first = next((i for i, pair in enumerate(zip(found, wanted, strict=True)) if not _same(*pair)), None)
         if first is None:
-            return Outcome(True, f"right, on {len(self.cases)} cases")
+            return Judged(True, f"right, on {len(self.cases)} cases")
         arguments = ", ".join(map(repr, self.cases[first]))
         mistake = next((f" ({words})" for made, words in self.wrong if self._is_like(made, found)), "")
         shown = f"{self.name}({arguments}) gives {found[first]}, and {wanted[first]} is expected{mistake}"
-        return Outcome(False, f'{shown}. hint("{self.name}") helps.')
+        return Judged(False, f'{shown}. hint("{self.name}") helps.')
 
     def _is_like(self, other: Callable, found: list) -> bool:
         return all(_same(each, _call(other, arguments)) for each, arguments in zip(found, self.cases, strict=True))

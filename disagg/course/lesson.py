@@ -1,6 +1,7 @@
 """Three scenes of five minutes for a projector, each on a page of 1,280 × 720. Lesson plan: docs/teaching.md."""
 
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets
 
@@ -9,7 +10,7 @@ from disagg.show.instruments import Instrument
 from disagg.show.widgets import InCell
 
 #: The tab's title → its scene, and the settings at which the lesson begins.
-LESSON = {
+LESSON: dict[str, tuple[str, dict[str, Any]]] = {
     "Hide the copy": ("03", {"x": 40}),
     "The CPU as buffer": ("04", {}),
     "Who shares a step": ("05", {}),

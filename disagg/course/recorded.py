@@ -10,7 +10,7 @@ from typing import Any
 from disagg.show.plots.gap_plot import gaps_beside
 from disagg.show.plots.law_plot import ratio
 from disagg.show.plots.summaries import milliseconds
-from disagg.show.scene import Choice, Curve, Numbers, Scene, bracket
+from disagg.show.scene import Curve, Menu, Numbers, Scene, bracket
 from disagg.trace.metrics import percentile
 from disagg.trace.results import Run
 from disagg.trace.spans import Span
@@ -79,7 +79,7 @@ def sharing(runs: Mapping[str, Run]) -> Scene:
 
     title = f"One GPU for two phases, recorded on {machine(runs)}"
     start = next(iter(runs))
-    controls = {"arrangement": Choice("arrangement", start, words)}
+    controls = {"arrangement": Menu("arrangement", start, words)}
     return Scene(title, controls, lambda arrangement: runs[arrangement], figures, brackets=_waits, part="decode")
 
 

@@ -10,7 +10,7 @@ from disagg.plan.errors import ConfigError
 from disagg.plan.link import Link
 from disagg.plan.request import Request
 from disagg.show.plots.summaries import milliseconds, plural
-from disagg.show.scene import Choice, Curve, Numbers, Scene, World
+from disagg.show.scene import Curve, Menu, Numbers, Scene, Setup
 from disagg.trace.law import Law
 from disagg.trace.metrics import Percentiles
 from disagg.trace.results import Run
@@ -25,7 +25,7 @@ MB_PER_S = (2, 5, 10, 20, 50, 100, 200)
 MS = 1_000_000  # ns
 
 
-def of(title: str, controls: dict, world: Callable[..., World], **more: Any) -> Scene:
+def of(title: str, controls: dict, world: Callable[..., Setup], **more: Any) -> Scene:
     """A scene whose worlds run on the round costs of `Speeds`."""
     return Scene(title, controls, lambda **s: simulate((w := world(**s)).config, w.requests), world=world, **more)
 
@@ -37,8 +37,8 @@ def asked(prompt: int, new: int, at_s: float = 0.0) -> Request:
 # ---- 00: one request over a link -------------------------------------------------------------------------------------
 
 
-def _one_request(link: float) -> World:
-    return World(Config.preset("streamed", link=1e6 * link), [asked(113, 6)])
+def _one_request(link: float) -> Setup:
+    return Setup(Config.preset("streamed", link=1e6 * link), [asked(113, 6)])
 
 
 ONE_REQUEST = of(
@@ -88,7 +88,7 @@ CHUNKS = Scene(
     {
         "rows": Numbers("rows that decode", 8, (1, 2, 4, 8, 16, 32, 48)),
         "chunk": Numbers("chunk, tokens", 512, (64, 128, 256, 512, 1024, 2048)),
-        "device": Choice("device", "L4", {name: name for name in ("L4", "A100", "H100")}),
+        "device": Menu("device", "L4", {name: name for name in ("L4", "A100", "H100")}),
     },
     _readers,
     _chunk_facts,
@@ -107,10 +107,10 @@ ARRANGED = {
 }
 
 
-def _crowd(preset: str, rate: float, prompt: int, answer: int, link: float) -> World:
+def _crowd(preset: str, rate: float, prompt: int, answer: int, link: float) -> Setup:
     lengths = (0.5, 1.5, 0.75, 1.25)  # of the prompt: the same crowd for everybody
     crowd = [asked(round(prompt * lengths[i % 4]), answer, i / rate) for i in range(12)]
-    return World(Config.preset(preset, link=1e6 * link), crowd)
+    return Setup(Config.preset(preset, link=1e6 * link), crowd)
 
 
 def _against_rival(run: Run, preset: str, **crowd: Any) -> list[tuple[str, str]]:
@@ -131,7 +131,7 @@ def _later(run: Run) -> str:
 CROWD = of(
     "Your own crowd: twelve requests",
     {
-        "preset": Choice("arrangement", "split", ARRANGED),
+        "preset": Menu("arrangement", "split", ARRANGED),
         "rate": Numbers("arrivals a second", 1, (0.25, 0.5, 1, 1.5, 2, 3, 5)),
         "prompt": Numbers("prompt, tokens", 200, (20, 50, 100, 200, 400, 800)),
         "answer": Numbers("answer, tokens", 32, (2, 4, 8, 16, 32, 64)),
@@ -204,10 +204,10 @@ HAND_OFF = Scene(
 # ---- 04: K/V by way of host memory -----------------------------------------------------------------------------------
 
 
-def _paging(slots: int, latency: int, blocks: int, host: int, link: float) -> World:
+def _paging(slots: int, latency: int, blocks: int, host: int, link: float) -> Setup:
     wire = Link(1e6 * link, latency_s=latency / 1e3)
     config = Config.preset("paged", ring_slots=slots, decode_blocks=blocks, host_blocks=host, link=(wire, wire))
-    return World(config, [asked(40 + 24 * (i % 3), 30, 0.25 * i) for i in range(6)])
+    return Setup(config, [asked(40 + 24 * (i % 3), 30, 0.25 * i) for i in range(6)])
 
 
 def _crossing(run: Run, slots: int, latency: int, blocks: int, host: int, link: float) -> Curve:
@@ -252,11 +252,11 @@ PAGING = of(
 TAIL = (24, 40, 18, 160, 30, 22, 64, 28, 420, 20, 36, 90)  # tokens of prompts: mostly short, a few long
 
 
-def _batch(first: int, second: int, target: int, places: int, policy: str) -> World:
+def _batch(first: int, second: int, target: int, places: int, policy: str) -> Setup:
     bins = tuple(sorted({edge for edge in (first, second) if edge}))
     limit = target / 1e3 if target else None
     config = Config.preset("dynamic", bins=bins, itl_target_s=limit, max_batch=places, policy=policy)
-    return World(config, [asked(length, 16 + 8 * (i % 3), 0.1 * i) for i, length in enumerate(TAIL)])
+    return Setup(config, [asked(length, 16 + 8 * (i % 3), 0.1 * i) for i, length in enumerate(TAIL)])
 
 
 def _batch_facts(run: Run, **settings: Any) -> list[tuple[str, str]]:
@@ -281,7 +281,7 @@ BATCH = of(
         "second": Numbers("second bin ends at", 0, (0, 64, 96, 128, 192, 256, 512)),
         "target": Numbers("ITL target, ms (0: none)", 0, (0, 90, 110, 130, 150, 200, 300)),
         "places": Numbers("places in a step", 32, (1, 2, 4, 8, 12, 32)),
-        "policy": Choice(
+        "policy": Menu(
             "policy", "fcfs", {"fcfs": "first come", "shortest": "shortest first", "deadline": "earliest deadline"}
         ),
     },
@@ -330,12 +330,12 @@ def _costs_of(run: Run, hardware: str, **settings: Any) -> Curve:
 PREDICTED = Scene(
     "Hardware that you do not have: sixteen requests to a model of 8 billion parameters",
     {
-        "hardware": Choice(
+        "hardware": Menu(
             "hardware", "2xA100", {f"2x{name}": f"2 × {name}" for name in ("L4", "A10", "A100", "H100", "H200")}
             | {"H100+L4": "H100 for prefill, L4 for decode"},
         ),
-        "preset": Choice("arrangement", "streamed", ARRANGED),
-        "link": Choice("link", "own", LINKS),
+        "preset": Menu("arrangement", "streamed", ARRANGED),
+        "link": Menu("link", "own", LINKS),
         "rate": Numbers("arrivals a second", 4, (1, 2, 4, 6, 8, 12, 16, 24)),
         "ttft": Numbers("TTFT limit, s", 1, (0.1, 0.2, 0.3, 0.5, 1, 2, 4)),
         "tpot": Numbers("TPOT limit, ms", 40, (10, 15, 20, 30, 40, 60, 100)),

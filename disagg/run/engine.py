@@ -27,11 +27,11 @@ from disagg.run.gpu.thread_priority import share_the_interpreter
 from disagg.run.handle import Handle
 from disagg.run.loop import EngineLoop
 from disagg.run.machine.devices import check_devices
+from disagg.run.machine.notebook import close_rebound
 from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
 from disagg.run.open_engines import check_fork
-from disagg.run.rebound import close_rebound
 from disagg.run.serving import ServedRun
 from disagg.trace.results import Result, Run
 from disagg.trace.why import why
@@ -93,13 +93,9 @@ class Engine:
         self.close()
 
     def __repr__(self) -> str:
-        config, end = self.config, "closed" if self._core.closed else "open"
-        where = (
-            f"on {config.decode_device}"
-            if config.colocated
-            else (f"from {config.prefill_device} to {config.decode_device}, route {config.route}")
-        )
-        return f"Engine of {config.model} {where}: {f'broken, {self.broken}' if self.broken else end}"
+        config, state = self.config, "closed" if self._core.closed else "open"
+        devices = config.decode_device if config.colocated else f"{config.prefill_device} and {config.decode_device}"
+        return f"Engine of {config.model} on {devices}: {f'broken, {self.broken}' if self.broken else state}"
 
     @property
     def config(self) -> Config:

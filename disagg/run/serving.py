@@ -8,7 +8,7 @@ from disagg.plan.request import Finish, Job, Request
 from disagg.run.clock import now_ns
 from disagg.run.handle import Handle
 from disagg.run.loop import EngineLoop
-from disagg.run.notebook import tell_interrupt
+from disagg.run.machine.notebook import tell_interrupt
 from disagg.trace.results import Result, Run
 
 NewHandle = Callable[[Request, Job, int], Handle]  # of a request that arrives at this time, in ns

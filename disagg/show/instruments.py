@@ -19,7 +19,7 @@ from disagg.show.plots.flow_plot import flow_picture
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import sentence
 from disagg.show.plots.timeline_plot import timeline_picture
-from disagg.show.scene import VIEWS, Choice, Control, Scene
+from disagg.show.scene import VIEWS, Control, Menu, Scene
 from disagg.show.widgets import InCell, no_math, row
 from disagg.trace.results import Result, Run
 from disagg.trace.timeline import Timeline
@@ -155,7 +155,7 @@ def so_far(engine: Engine, seen: Mapping[int, Result]) -> Run:
 
 def _at(control: Control, value: object) -> int:
     """The place of a setting among those that can be chosen."""
-    return list(control.options if isinstance(control, Choice) else control.values).index(value)
+    return list(control.options if isinstance(control, Menu) else control.values).index(value)
 
 
 class Pictures:

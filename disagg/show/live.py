@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from disagg.plan.request import Request, listed
 from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
-from disagg.run.notebook import tell_interrupt
+from disagg.run.machine.notebook import tell_interrupt
 from disagg.run.threads import Joinable
 from disagg.show.plots.live_arrays import Tape, in_order, rows_of
 from disagg.show.plots.live_frame import COLUMNS, Frame

@@ -42,7 +42,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Menu:
     """One of some names, each with its words."""
 
     label: str
@@ -59,7 +59,7 @@ class Choice:
         return {"label": self.label, "options": list(self.options.items()), "at": names.index(self.default)}
 
 
-Control = Numbers | Choice
+Control = Numbers | Menu
 
 
 def _in_words(values: Sequence[float]) -> str:
@@ -86,7 +86,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class World:
+class Setup:
     """What a setting of a scene serves: `simulate` and a real engine take the same."""
 
     config: Config
@@ -103,7 +103,7 @@ class Scene:
     run: Callable[..., Run]
     figures: Callable[..., Sequence[tuple[str, str]]] | None = None
     curve: Callable[..., Curve] | None = None
-    world: Callable[..., World] | None = None
+    world: Callable[..., Setup] | None = None
     part: str = ""
     views: Sequence[str] = field(default=VIEWS)
     brackets: Callable[..., Sequence[dict[str, Any]]] | None = None  # in place of E and the second-token gap

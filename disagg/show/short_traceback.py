@@ -7,11 +7,10 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-import disagg
 from disagg.plan.errors import DisaggError
 
 #: Whose frames go: this package, the standard library, and installed packages.
-OURS = (str(Path(disagg.__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+OURS = (str(Path(__file__).parents[1]), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
 
 
 def render(error: DisaggError) -> list[str]:

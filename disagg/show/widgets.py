@@ -1,16 +1,12 @@
-"""Parts of all panels, and a slider on a function that also works without it. A panel computes nothing itself, and no
-Output widget draws. Notebook: notebooks/00_start_here.ipynb.
-"""
+"""Parts of all panels. A panel computes nothing itself, and no Output widget draws."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import ipywidgets
 
 from disagg.plan.link import Link
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.timeline_plot import timeline_picture
-from disagg.trace.results import Run
 
 #: Bytes a second, each about twice the previous; None is the link without a dial.
 SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
@@ -120,45 +116,3 @@ class PicturePanel(InCell):
     def close(self) -> None:
         self.words.close()
         super().close()
-
-
-class LinkSlider(PicturePanel):
-    """A slider, a Run button and the picture of the last run. `run_with_link(link)` gives back a Run."""
-
-    title = "One request over a link you choose"
-
-    def __init__(self, run_with_link: Callable[[Dial], Run], values: Sequence = SPEEDS, value: Dial = 20e6) -> None:
-        if value not in values:
-            raise ValueError(f"the slider starts at {link_name(value)}, which is not among its values")
-        self._run_with_link, self._values = run_with_link, tuple(values)
-        self.last: Run | None = None
-        options = [(link_name(v), index) for index, v in enumerate(self._values)]  # None can't be an option's value
-        look = dict(description="link speed", continuous_update=False, layout=ipywidgets.Layout(width="520px"))
-        self.slider = ipywidgets.SelectionSlider(options=options, value=self._values.index(value), **look)
-        tip = "Serve the request again over this link"
-        self.button = ipywidgets.Button(description="Run", button_style="primary", tooltip=tip)
-        self._arrange(self.title, self.slider, self.button)
-        self.words.say("Choose a speed, then press Run. Arrow keys move the slider; Tab leads on to Run.")
-        self.button.on_click(lambda button: self.run())
-
-    @property
-    def link(self) -> Dial:
-        return self._values[self.slider.value]
-
-    def run(self) -> None:
-        """Runs over the chosen link and shows the picture, as the button does."""
-        name = link_name(self.link)
-        self.button.disabled = True
-        self.words.say(f"{name}: running …")
-        try:
-            self._show(self._picture, f"{name}: ")
-        finally:
-            self.button.disabled = False
-
-    def _picture(self) -> Picture:
-        self.last = self._run_with_link(self.link)
-        return timeline_picture(self.last, 0)
-
-    def __repr__(self) -> str:
-        names = ", ".join(map(link_name, self._values))
-        return f"{self.title}: slider at {link_name(self.link)} (of {names}), and a button Run."

@@ -19,14 +19,14 @@ QUEUE, HOST, GONE = "queue", "host", "gone"
 IN_HOST = (Stage.SPILLING, Stage.SPILLED, Stage.PARKED, Stage.FETCHING)
 
 
-class Visit(NamedTuple):
+class Whereabouts(NamedTuple):
     """From this instant on the request is at a place: the queue, a worker, host memory, or gone."""
 
     at_ns: int
     place: str
 
 
-class Pass(NamedTuple):
+class PassNow(NamedTuple):
     """A prefill pass under way; `done` of its layers are computed (0 where the run has no marks of layers)."""
 
     requests: tuple[int, ...]
@@ -43,12 +43,12 @@ class Flight(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Moment:
+class Instant:
     """Requests by their place among the results; workers, lanes and memories by name."""
 
     at_ns: int
     here: dict[str, list[int]]  # place → requests
-    passes: dict[str, Pass]
+    passes: dict[str, PassNow]
     steps: dict[str, tuple[int, ...]]
     flights: dict[str, Flight]  # lane → its latest copy under way
     ready: dict[str, int]  # lane → layers that wait for it
@@ -87,13 +87,13 @@ class Flow:
     def lanes(self) -> list[str]:
         return list(dict.fromkeys(span.place for span in self.timeline.spans if span.place not in self.workers))
 
-    def at(self, at_ns: int) -> Moment:
+    def at(self, at_ns: int) -> Instant:
         here: dict[str, list[int]] = {}
         for index, stays in enumerate(self.visits):
             before = bisect_right(stays, at_ns, key=lambda visit: visit.at_ns)
             if before and stays[before - 1].place != GONE:
                 here.setdefault(stays[before - 1].place, []).append(index)
-        passes: dict[str, Pass] = {}
+        passes: dict[str, PassNow] = {}
         steps: dict[str, tuple[int, ...]] = {}
         flights: dict[str, Flight] = {}
         ready: dict[str, int] = {}
@@ -104,7 +104,7 @@ class Flow:
                 continue
             requests = tuple(self.numbers.get(request, request) for request in span.requests)
             if span.kind == "prefill":
-                passes[span.place] = Pass(requests, bisect_right(span.hand_offs_ns, at_ns))
+                passes[span.place] = PassNow(requests, bisect_right(span.hand_offs_ns, at_ns))
             elif span.kind == "decode":
                 steps[span.place] = requests
             else:
@@ -113,12 +113,12 @@ class Flow:
         held = bisect_right(self.ring, at_ns, key=lambda mark: mark[0])
         tokens = [bisect_right(result.token_times_ns, at_ns) for result in self.run.results]
         ring = self.ring[held - 1][1] if held else 0
-        return Moment(at_ns, here, passes, steps, flights, ready, ring, tokens)
+        return Instant(at_ns, here, passes, steps, flights, ready, ring, tokens)
 
 
-def visits(result: Result, own: list[Span]) -> Iterator[Visit]:
+def visits(result: Result, own: list[Span]) -> Iterator[Whereabouts]:
     """Where a request is from when on, by its own passes and steps; a place that it keeps is told once."""
-    stays = [Visit(at_ns, _place(stage, at_ns, result, own)) for at_ns, stage in result.stages]
+    stays = [Whereabouts(at_ns, _place(stage, at_ns, result, own)) for at_ns, stage in result.stages]
     for _, same in groupby(stays, key=lambda visit: visit.place):
         yield next(same)
 

@@ -3,15 +3,6 @@
 from lab import Notebook
 from playwright.sync_api import expect
 
-LINK_SLIDER = """
-from disagg import Config, Engine, Request
-from disagg.show.widgets import LinkSlider
-engine = Engine(Config.preset("streamed", model="tiny"))
-def run_with_link(link):
-    engine.retune(link=link)
-    return engine.serve([Request("<b>Why</b>?", max_new_tokens=4)])
-LinkSlider(run_with_link)
-"""
 CANVAS = """
 from disagg import Config, Request, simulate
 from disagg.show import flow
@@ -20,29 +11,6 @@ shown = flow(run)
 canvas = shown.panel
 shown
 """
-
-
-def test_the_link_slider_by_mouse_and_by_keys(lab, open_page, shot):
-    book = Notebook(open_page(lab.notebook("slider", [LINK_SLIDER])))
-    book.run_all(until="Choose a speed, then press Run.")
-    book.button("Run").click()
-    expect(book.output).to_contain_text("20 MB/s: Token 1 came after", timeout=30_000)
-    first = book.picture()
-
-    book.drag(book.slider, -400)
-    expect(book.output).to_contain_text("2 MB/s")
-    book.button("Run").click()
-    expect(book.output).to_contain_text(" 2 MB/s: Token 1 came after", timeout=30_000)
-    second = book.picture()
-    assert second != first
-
-    book.slider.focus()
-    book.page.keyboard.press("ArrowRight")
-    book.page.keyboard.press("ArrowRight")
-    book.press("Run")
-    expect(book.output).to_contain_text("10 MB/s: Token 1 came after", timeout=30_000)
-    assert book.picture() != second
-    shot(book.page, "lab-slider")
 
 
 def test_the_canvas_follows_the_kernel_and_the_kernel_the_canvas(lab, open_page, shot):

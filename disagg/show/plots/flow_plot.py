@@ -11,7 +11,7 @@ from disagg.show.plots.palette import COLOURS, INK, REQUESTS
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import milliseconds, plural, short_list
 from disagg.trace.block_map import PageMap
-from disagg.trace.flow import HOST, QUEUE, Flow, Moment
+from disagg.trace.flow import HOST, QUEUE, Flow, Instant
 from disagg.trace.results import Run
 
 TALL, GAP = 1.62, 0.1  # of a device's box, and between boxes; inches at 12 points
@@ -64,7 +64,7 @@ def busiest(flow: Flow) -> int:
     return max(middles, key=under_way, default=flow.timeline.start_ns)
 
 
-def flow_words(flow: Flow, now: Moment) -> str:
+def flow_words(flow: Flow, now: Instant) -> str:
     """What happens at that instant, in a sentence."""
     parts = [f"{_who(waiting)} in the queue"] if (waiting := now.here.get(QUEUE)) else []
     for worker in flow.workers:
@@ -102,7 +102,7 @@ def _source(flow: Flow, lane: str) -> str:
     return sender if role != "spill" and sender in flow.workers else f"decode {number}"
 
 
-def _target(flow: Flow, lane: str, now: Moment) -> str:
+def _target(flow: Flow, lane: str, now: Instant) -> str:
     """A direct lane leads to the worker that its request goes to next."""
     role, number = lane.split()
     if role == "up":
@@ -145,7 +145,7 @@ def _boxes(columns: dict[str, list[str]], width: float, height: float, scale: fl
 
 class Painter:
     def __init__(
-        self, axes: Axes, flow: Flow, now: Moment, boxes: dict[str, Box], blocks: PageMap, part: str, size: float
+        self, axes: Axes, flow: Flow, now: Instant, boxes: dict[str, Box], blocks: PageMap, part: str, size: float
     ) -> None:
         self.axes, self.flow, self.now, self.boxes, self.part, self.size = axes, flow, now, boxes, part, size
         self.blocks, self.held = blocks, blocks.at(now.at_ns)
