@@ -42,7 +42,7 @@ class Guess(InCell):
             axes.text(max(0, value), row, f"  {_plain(value)}", va="center", fontsize=size, color=INK)
         axes.set_yticks([1, 0], ["guess", "answer"])
         axes.set_xlim(min(0, answer, self.value), 1.15 * max(self.value, answer, 1e-9))
-        axes.xaxis.get_major_locator().set_params(integer=isinstance(self.slider, ipywidgets.IntSlider))
+        axes.locator_params(axis="x", integer=isinstance(self.slider, ipywidgets.IntSlider))
         draw.names(axes, size, self.unit, parse_math=False)
         guess, right = f"{_plain(self.value)} {self.unit}", f"{_plain(answer)} {self.unit}"
         words = f"{self.question} You guessed {guess}; the answer is {right}."
