@@ -242,6 +242,7 @@ def test_a_trace_is_repeated_behind_its_end(count):
 def test_recordings_of_a_gpu_are_predicted_that_the_fit_has_not_seen():
     compared = on_record.compared()
     assert len(compared) == 7 and all(each.errors()["tpot_p50"] < 25 for each in compared)
+    assert [compared[0].name, compared[-1].name] == ["At c/x 4", "At c/x 0.25"]
     missing = on_record.compared(on_record.recordings.FOLDER / "nowhere")
     assert not missing and "record-gpu" in repr(missing)
 
