@@ -18,6 +18,7 @@ from disagg.course.buglab.mysteries import CASES, SUSPECTS, case_of, mystery, st
 from disagg.course.buglab.replays import marks, replays, run_of
 from disagg.course.buglab.scenes import SPEEDS, LabWorld, Listener, Played, Simulated, Streams
 from disagg.course.chapters import ch08_bug_lab as chapter
+from disagg.show.plots.timeline_plot import timeline_picture
 
 NAMES = list(bugs())
 EACH = pytest.mark.parametrize("name", NAMES)
@@ -277,3 +278,12 @@ def test_the_chapter_names_all_suspects_and_moments():
     cells = nbformat.read(Path(__file__).parent.parent / "notebooks" / "08_bug_lab.ipynb", 4).cells
     table = next(cell.source for cell in cells if cell.id == "moments")
     assert list(SUSPECTS) == NAMES and all(f"| `{name}` | {words} |" in table for name, words in MOMENTS.items())
+
+
+def test_a_picture_draws_each_mark_and_says_so():
+    """An instant is a line through its row, a stretch a bracket over it."""
+    run = run_of("A")
+    picture = timeline_picture(run, window_ms=(0, 70), marks=marks("A", run, found=True))
+    instant, stretch = (list(line.get_xdata()) for line in picture.figure.axes[0].lines[-2:])
+    assert instant == [20] * 4 and stretch == pytest.approx([20, 20, 26.1, 26.1])
+    assert str(picture).endswith("Marked: 0 cancelled, its blocks free. Marked: freed before the copies ended.")
