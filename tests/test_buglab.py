@@ -6,15 +6,19 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
 from benchmarks.robustness import buglab as bench
 from disagg.course.buglab.bugs import MOMENTS, bug, bugs, run_bug
-from disagg.course.buglab.mysteries import CASES, case_of, mystery, story
+from disagg.course.buglab.mysteries import CASES, SUSPECTS, case_of, mystery, story
+from disagg.course.buglab.replays import marks, replays, run_of
 from disagg.course.buglab.scenes import SPEEDS, LabWorld, Listener, Played, Simulated, Streams
 from disagg.course.chapters import ch08_bug_lab as chapter
+from disagg.show.plots.timeline_plot import timeline_picture
 
 NAMES = list(bugs())
 EACH = pytest.mark.parametrize("name", NAMES)
@@ -219,7 +223,7 @@ def test_the_story_is_shown_after_a_solution():
 @pytest.mark.parametrize("letter", CASES)
 def test_a_mystery_names_neither_bug_nor_detector(letter):
     shown, one = str(mystery(letter)), bugs()[case_of(letter)]
-    assert shown.startswith(f"Case {letter}. {one.symptom}") and len(shown.splitlines()) >= 3
+    assert shown.startswith(f"Case {letter}. {one.symptom}") and 2 <= len(shown.splitlines()) <= 12
     for name in (one.detector, one.name, one.replacement.__name__):
         assert not re.search(rf"\b{name}\b", shown), name
 
@@ -227,3 +231,59 @@ def test_a_mystery_names_neither_bug_nor_detector(letter):
 def test_an_unknown_case_lists_the_known_ones():
     with pytest.raises(ValueError, match="there is no case 'Z'; there are A, B, C, D, E, F"):
         mystery("Z")
+
+
+def answers() -> dict:
+    return {task.name: task.answer for task in chapter.EXERCISES}
+
+
+@pytest.mark.parametrize("letter", CASES)
+def test_a_replay_brackets_the_symptom_and_after_the_solution_the_edge(letter):
+    """Until then neither the facts nor a bracket name the edge; afterwards one bracket is new."""
+    closed, opened = replays(), replays(**{f"case_{letter.lower()}": answers()[f"case_{letter.lower()}"]})
+    run, edge = run_of(letter), bugs()[case_of(letter)].edge
+    before, after = (scene.answer(scene.run(case=letter), {"case": letter})[0] for scene in (closed, opened))
+    assert (
+        dict(before["facts"])["the missing edge"] == "not found yet"
+        and dict(after["facts"])["the missing edge"] == edge
+    )
+    assert before["brackets"] == marks(letter, run) and after["brackets"] == marks(letter, run, found=True)
+    fresh = [mark for mark in after["brackets"] if mark not in before["brackets"]]
+    assert len(fresh) == 1 and before["brackets"], "the edge is one bracket, and the symptom is always there"
+    rows = {span.place for span in run.timeline.spans}
+    assert all(mark["place"] in rows and 0 <= mark["start"] <= mark["end"] for mark in after["brackets"])
+
+
+def test_the_edges_stand_where_the_facts_say():
+    """Case A: the blocks were free at 20 ms, and the last copy into them ended at 26.1; C: decode began at 34.1 ms."""
+    edge = {letter: marks(letter, run_of(letter), found=True)[-1] for letter in CASES}
+    assert (edge["A"]["start"], edge["A"]["end"]) == (20_000_000, 26_100_000)
+    assert (edge["C"]["start"], edge["C"]["end"]) == (34_100_000, 42_100_000)
+    assert edge["B"]["start"] == 26_100_000, "where the copy that failed would have ended"
+
+
+def test_a_second_answer_that_is_true_as_well_hears_which_edge_is_meant():
+    hints = {
+        "case_c": ("counted", "all landed", "hand-off whole"),
+        "case_f": ("last block", "all landed", "decode starts"),
+    }
+    for task in chapter.EXERCISES:
+        if task.name in hints:
+            given = dict(zip(("bug", "before", "after"), hints[task.name], strict=True))
+            right, words = task.verdict(given.__getitem__)
+            assert not right and "that edge was broken as well" in words
+
+
+def test_the_chapter_names_all_suspects_and_moments():
+    cells = nbformat.read(Path(__file__).parent.parent / "notebooks" / "08_bug_lab.ipynb", 4).cells
+    table = next(cell.source for cell in cells if cell.id == "moments")
+    assert list(SUSPECTS) == NAMES and all(f"| `{name}` | {words} |" in table for name, words in MOMENTS.items())
+
+
+def test_a_picture_draws_each_mark_and_says_so():
+    """An instant is a line through its row, a stretch a bracket over it."""
+    run = run_of("A")
+    picture = timeline_picture(run, window_ms=(0, 70), marks=marks("A", run, found=True))
+    instant, stretch = (list(line.get_xdata()) for line in picture.figure.axes[0].lines[-2:])
+    assert instant == [20] * 4 and stretch == pytest.approx([20, 20, 26.1, 26.1])
+    assert str(picture).endswith("Marked: 0 cancelled, its blocks free. Marked: freed before the copies ended.")

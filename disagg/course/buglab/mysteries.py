@@ -16,7 +16,20 @@ CASES = {
     "E": "event first",
     "F": "last block",
 }
-LOOK_AT = {"A": 1, "B": 0, "C": 0, "D": 2, "F": 0}  # whose receipt
+LOOK_AT = {"B": 0}  # whose receipt
+#: The ten, in a line each.
+SUSPECTS = {
+    "event first": "an event is recorded before the copy that it stands for",
+    "parked early": "a hand-off on its way to host memory gives its blocks away",
+    "rows let go": "a row that ends frees its blocks, though a step still writes them",
+    "partial": "a copy that failed is taken for one that landed",
+    "freed early": "a request that ends frees its blocks, though a copy still uses them",
+    "two-sided": "a request that waits for blocks keeps those that it has elsewhere",
+    "lost notice": "a failure is written to the log, and nobody else is told",
+    "counted": "notices are counted, whichever they are",
+    "last block": "what does not fill a block is not sent",
+    "ends twice": "a request that has ended is ended once more",
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +46,9 @@ class Mystery:
         return self.found.run
 
     def __str__(self) -> str:
-        lines = [f"Case {self.letter}. {self.symptom}", "", *(f"  {fact}" for fact in self.found.facts)]
+        lines = [f"Case {self.letter}. {self.symptom}", *(f"  {fact}" for fact in self.found.facts)]
         if self.letter in LOOK_AT and self.run is not None:
-            lines += ["", *str(self.run.results[LOOK_AT[self.letter]].receipt).splitlines()]
+            lines += str(self.run.results[LOOK_AT[self.letter]].receipt).splitlines()
         return "\n".join(lines)
 
 
@@ -52,10 +65,15 @@ def case_of(letter: str) -> str:
     return CASES[letter.upper()]
 
 
+def solved(letter: str, given: Callable) -> bool:
+    """Is this the answer to the case?"""
+    return exercises()[f"case_{letter.lower()}"].verdict(given)[0]
+
+
 def story(letter: str, given: Callable) -> str:
     """Where the bug comes from and what caught it, once the bug is found: `given` is the answer to the exercise."""
     one = bugs()[case_of(letter)]
-    if not exercises()[f"case_{letter.lower()}"].verdict(given)[0]:
+    if not solved(letter, given):
         return f"Solve case {letter.upper()} first: its story names the bug."
     violation = run_bug(one.name).breach
     lines = [

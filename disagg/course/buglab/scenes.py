@@ -202,7 +202,7 @@ def fact_of(run: Run, result: Result) -> str:
     if copies:
         count = sum(span.count * span.blocks for span in copies)
         last = max(span.end_ns for span in copies)
-        due = SPEEDS.layers * blocks_for(result.prompt_tokens, run.config.block_size)
+        due = pieces_due(run, result)
         copied = f"{count} of {due}" if count <= due else f"{count}"  # more: it was computed again
         words.append(f"{copied} pieces copied, the last until {last / 1e6:.1f} ms")
     steps = [span.start_ns for span in spans if span.kind == "decode"]
@@ -214,6 +214,11 @@ def fact_of(run: Run, result: Result) -> str:
     elif (freed := last_freed_ns(run, number)) is not None:
         words.append(f"its blocks free at {freed / 1e6:.1f} ms")
     return "; ".join(words)
+
+
+def pieces_due(run: Run, result: Result) -> int:
+    """A piece is one layer of one block."""
+    return SPEEDS.layers * blocks_for(result.prompt_tokens, run.config.block_size)
 
 
 def last_freed_ns(run: Run, request: int) -> int | None:

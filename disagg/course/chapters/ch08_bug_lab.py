@@ -28,7 +28,12 @@ def says(bug: str, turned: bool = False) -> Callable[[str], str]:
     return lambda asked: dict(zip(("bug", "before", "after"), (bug, *edge), strict=True))[asked]
 
 
-def case(letter: str, hints: tuple[str, ...], turned: str, *wrong: str) -> Exercise:
+def near(bug: str, before: str, after: str) -> Callable[[str], str]:
+    """The bug with another edge, which was broken as well."""
+    return lambda asked: {"bug": bug, "before": before, "after": after}[asked]
+
+
+def case(letter: str, hints: tuple[str, ...], turned: str, *wrong: str | Callable) -> Exercise:
     """`turned` are the words for the right bug with its edge turned round; `wrong` has other bugs and their words."""
     bug = case_of(letter)
     right = says(bug)
@@ -37,7 +42,7 @@ def case(letter: str, hints: tuple[str, ...], turned: str, *wrong: str) -> Exerc
         return Hidden(right(asked))
 
     answer.__name__ = f"case_{letter}"
-    mistakes = [says(words) if words in bugs() else words for words in wrong]
+    mistakes = [says(words) if isinstance(words, str) and words in bugs() else words for words in wrong]
     task = f"Case {letter.upper()}: the bug, and the two moments whose order was not kept."
     return exercise(answer, task, hints, ASKED, says(bug, turned=True), turned, *mistakes)
 
@@ -81,6 +86,8 @@ EXERCISES = [
         _AS_THEY_HAPPENED,
         "partial",
         "the edge is right; but no copy failed here: 16 of 16 pieces came, and one was told twice",
+        near("counted", "all landed", "hand-off whole"),
+        "that edge was broken as well, on the way; the case asks for its end: what did decode do too early?",
         "last block",
         "nothing was left behind: all 16 pieces were copied, the last ones too late",
     ),
@@ -118,6 +125,8 @@ EXERCISES = [
             "Four pieces were never sent: those of the block that is not full. When may a hand-off count as whole?",
         ),
         "the bug is found; the hand-off was called whole before the rest was sent, so turn the edge round",
+        near("last block", "all landed", "decode starts"),
+        "that edge was broken as well, in the end; the case asks where it began: what did the sender leave out?",
         "partial",
         "no copy failed: four pieces, one of each layer, were never sent at all",
         "counted",

@@ -2,7 +2,9 @@
 Notebook: notebooks/00_start_here.ipynb.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,9 +34,12 @@ def timeline_picture(
     times: bool = True,
     projector: bool = False,
     title: str = "",
+    marks: Sequence[Mapping[str, Any]] = (),
 ) -> Picture:
-    """The run, or the way of result `request` up to its second token. `times=False` keeps times out of the finding."""
-    return _pictures({title: run}, request, window_ms, projector, sentence(run, request, times))
+    """The run, or the way of result `request` up to its second token. `times=False` keeps times out of the finding.
+    `marks` are brackets (show/scene.py): stretches of rows with their words."""
+    found = " ".join([sentence(run, request, times), *(f"Marked: {mark['words']}." for mark in marks)])
+    return _pictures({title: run}, request, window_ms, projector, found, marks)
 
 
 def compare_picture(
@@ -56,7 +61,12 @@ def compare_picture(
 
 
 def _pictures(
-    runs: dict[str, Run], request: int | None, window_ms: tuple[float, float] | None, projector: bool, finding: str
+    runs: dict[str, Run],
+    request: int | None,
+    window_ms: tuple[float, float] | None,
+    projector: bool,
+    finding: str,
+    marks: Sequence[Mapping[str, Any]] = (),
 ) -> Picture:
     size = draw.font_size(projector)
     views = [RunView(run, request) for run in runs.values()]
@@ -75,6 +85,7 @@ def _pictures(
         axes = figure.add_axes(box, sharex=axes)
         axes.set_xlim(window)
         view.draw(axes, size)
+        view.mark(axes, size, marks)
         if name:
             up = (y + tall) / height + 0.04 * size / 72 / height
             figure.text(0.012, up, name, fontsize=size, weight="bold", color=INK, va="bottom", parse_math=False)
@@ -123,6 +134,23 @@ class RunView:
             self._numbers(axes, y, ms_per_px, size)
         draw.rows(axes, self.rows.values())
         draw.plain(axes, size)
+
+    def mark(self, axes: Axes, size: float, marks: Sequence[Mapping[str, Any]]) -> None:
+        """Brackets over stretches of rows; an instant is a line through its row."""
+        y, (low, high) = {place: -row for row, place in enumerate(self.rows)}, axes.get_xlim()
+        for one in marks:
+            start, end = (self.ms(one[edge] + self.run.timeline.start_ns) for edge in ("start", "end"))
+            top, foot = y[one["place"]] + 0.47, y[one["place"]] - TALL / 2 * (start == end)
+            x = [start, start, min(end, high), min(end, high)]
+            axes.plot(x, [foot, top, top, foot], color=INK, linewidth=2, solid_capstyle="butt", zorder=5)
+            wide = (min(end, high) - start) / (high - low) > 0.3
+            left = start > (low + high) / 2
+            x_words = (start + min(end, high)) / 2 if wide else start if left else min(end, high)
+            side = "center" if wide else "right" if left else "left"
+            white = dict(facecolor="white", edgecolor="none", pad=1)
+            how = draw.look(ha=side, zorder=6, bbox=white, parse_math=False)
+            by = (0 if wide else -5 if left else 5, 0)
+            draw.note(axes, one["words"], (x_words, y[one["place"]] + 0.35), by, 0.8 * size, **how)
 
     def _boxes(self, axes: Axes, kind: str, spans: list[Span], y: dict, ms_per_px: float) -> None:
         starts = np.array([self.ms(span.start_ns) for span in spans])
