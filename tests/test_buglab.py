@@ -270,8 +270,8 @@ def test_a_second_answer_that_is_true_as_well_hears_which_edge_is_meant():
     for task in chapter.EXERCISES:
         if task.name in hints:
             given = dict(zip(("bug", "before", "after"), hints[task.name], strict=True))
-            right, words = task.verdict(given.__getitem__)
-            assert not right and "that edge was broken as well" in words
+            found = task.verdict(given.__getitem__)
+            assert not found.right and "that edge was broken as well" in found.words
 
 
 def test_the_chapter_names_all_suspects_and_moments():

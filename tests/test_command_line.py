@@ -15,7 +15,6 @@ from rich.cells import cell_len
 from test_plots import simulated
 
 from benchmarks import suites
-from benchmarks.claims import ledger
 from disagg.cli import learn, main, output
 from disagg.plan.errors import FileError
 from disagg.show import report as bench_rows
@@ -177,7 +176,6 @@ def long_rows():
 def test_every_table_of_the_commands_fits(width, capsys, monkeypatch, place):
     monkeypatch.setattr(output, "console", output.Console(width=width))
     bench_rows.show(long_rows(), output.console, "bench, suite cpu")
-    output.table(ledger.COLUMNS, ledger.table())
     output.table(("", ""), [("attention", "many words " * 30)])
     row = ("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "as measured")
     output.table(COLUMNS, [row] * 2)

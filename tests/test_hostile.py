@@ -147,7 +147,7 @@ def test_markup_stays_text_everywhere(tmp_path, monkeypatch, capsys):
     path.write_bytes(make.with_markup())
     run = Run.load(path)
     html = page(run)
-    assert "<img" not in html and html.count("<script") == html.count("</script>") == 4
+    assert "<img" not in html and html.count("<script") == html.count("</script>") == 5
     assert timeline_picture(run).png().startswith(b"\x89PNG"), "no formula is set, and none is refused"
     run.timeline.to_perfetto(tmp_path / "trace.json")
     json.loads((tmp_path / "trace.json").read_text("utf-8"))
@@ -446,7 +446,7 @@ def test_counts_beyond_all_counting_are_refused():
 
 
 def test_no_script_of_ours_makes_markup_of_text_or_asks_for_anything_outside():
-    """The explorer asks for two files that lie beside it."""
+    """Explorer and chapters ask for files that lie beside them."""
     scripts = sorted((ROOT / "disagg").rglob("*.js"))
     assert len(scripts) >= 2
     words = (
@@ -464,7 +464,8 @@ def test_no_script_of_ours_makes_markup_of_text_or_asks_for_anything_outside():
         text = path.read_text("utf-8")
         assert not [word for word in words if word in text], path.name
         asked += [(path.name, what) for what in re.findall(r"\b(?:fetch|import)\((.*?)\)", text)]
-    assert asked == [("explorer.js", '"start.json"'), ("worker.js", 'new URL("./disagg.zip", import.meta.url')]
+    beside = [("chapter.js", "`scene-${scene}.json`"), ("explorer.js", '"start.json"')]
+    assert asked == [*beside, ("worker.js", 'new URL("./disagg.zip", import.meta.url')]
 
 
 def test_html_widgets_stand_in_files_that_escape():

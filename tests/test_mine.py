@@ -361,7 +361,7 @@ def empty(lengths, bounds):
 @pytest.mark.parametrize(("name", "piece", "part"), [("cache", MyCache, "MyCache.update"), ("bins", empty, "empty")])
 def test_a_skeleton_is_called_empty_and_the_ready_piece_stands_in(name, piece, part):
     verdict = mine.check_mine(name, piece)
-    assert repr(verdict) == f"✗ {name}: not yet. {part} is still empty; the ready one stands in"
+    assert repr(verdict) == f"✗ {name}: {part} is still empty; the ready one stands in"
     assert mine.usable(name, piece) is READY[name]
     found = mine.serve({name: piece}, prompts()[:2], tiny(), 4)
     assert found.mine == () and [row.tokens for row in found.rows] == [generated(p, 4) for p in prompts()[:2]]
