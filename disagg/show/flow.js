@@ -155,7 +155,7 @@ export class FlowView {
     this.canvas.setAttribute("role", "img");
     this.sizes = new ResizeObserver(() => this.redraw());
     this.sizes.observe(this.canvas);
-    timeline.watch(() => this.redraw());
+    timeline.watch(() => this.flow && this.draw()); // in the timeline's own frame
   }
 
   show(header, packed, moves) {
