@@ -43,11 +43,11 @@ from disagg.run import engine as engine_file
 from disagg.run import executor as executor_file
 from disagg.run import inbox as inbox_file
 from disagg.run import loop as loop_file
-from disagg.run import open_engines
 from disagg.run import serving as serving_file
 from disagg.run.decode_worker import DecodeStage
 from disagg.run.handle import Handle
 from disagg.run.kv_cache import KVCache
+from disagg.run.machine import open_engines
 from disagg.run.model.model import Model
 from disagg.run.threads import Joinable
 from disagg.trace.results import Run

@@ -34,9 +34,9 @@ from disagg.plan.errors import ConfigError, EngineError, RequestError
 from disagg.plan.gates import LISTED
 from disagg.run import inbox as inbox_file
 from disagg.run import loop as loop_file
-from disagg.run import open_engines
 from disagg.run.clock import now_ns
 from disagg.run.decode_worker import DecodeStage
+from disagg.run.machine import open_engines
 from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import load_model
 from disagg.run.prefill_worker import PrefillStage

@@ -12,7 +12,7 @@ for cell in sys.argv[1:]:
 """
 START = """
 from disagg import Config, Engine, Request
-from disagg.run.open_engines import OPEN
+from disagg.run.machine.open_engines import OPEN
 from disagg.show import panel
 class Own: pass
 kept, own, handles = [], [], []

@@ -14,7 +14,7 @@ from disagg.plan.errors import EngineError, RequestError, in_words
 from disagg.plan.request import Job
 from disagg.run.executor import Executor
 from disagg.run.handle import Handle, OpenHandles
-from disagg.run.open_engines import FORKED
+from disagg.run.machine.open_engines import FORKED
 from disagg.run.threads import Latch
 from disagg.trace.recorder import Recorder
 

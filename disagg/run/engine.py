@@ -28,10 +28,10 @@ from disagg.run.handle import Handle
 from disagg.run.loop import EngineLoop
 from disagg.run.machine.devices import check_devices
 from disagg.run.machine.notebook import close_rebound
+from disagg.run.machine.open_engines import check_fork
 from disagg.run.machine.sizes import Settings
 from disagg.run.model.model import Model
 from disagg.run.model.shared import check_named, load
-from disagg.run.open_engines import check_fork
 from disagg.run.serving import ServedRun
 from disagg.trace.results import Result, Run
 from disagg.trace.why import why

@@ -22,8 +22,8 @@ from disagg.run.gpu.machine import in_words as machine_in_words
 from disagg.run.gpu.thread_priority import ask_for_short_slices
 from disagg.run.handle import Handle
 from disagg.run.inbox import Call, EndSignal, Inbox
+from disagg.run.machine.open_engines import FORKED, OPEN, held_in_words
 from disagg.run.model.model import Model
-from disagg.run.open_engines import FORKED, OPEN, held_in_words
 from disagg.run.reports import Post, Reports
 from disagg.run.threads import Joinable, Latch
 from disagg.trace.recorder import Recorder
