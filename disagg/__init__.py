@@ -68,6 +68,6 @@ def _render_traceback(error: DisaggError) -> list[str]:
     return render(error)
 
 
-DisaggError._render_traceback_ = _render_traceback  # type: ignore[attr-defined]
-Run._repr_html_ = _repr_html  # type: ignore[attr-defined]
+DisaggError._render_traceback_ = _render_traceback  # type: ignore[attr-defined]  # plan/ knows no notebook
+Run._repr_html_ = _repr_html  # type: ignore[attr-defined]  # as below
 Run.to_html = _to_html  # type: ignore[attr-defined]  # pictures are made by show/, which results do not import

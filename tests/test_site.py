@@ -19,11 +19,12 @@ from disagg.cli import main
 from disagg.course.scenes import SCENES
 from disagg.explorer import pyodide
 from disagg.explorer.chapters import CHAPTERS
-from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList
+from disagg.explorer.settings import CONTROLS, ExplorerSettings
 from disagg.explorer.site import NOT_MEASURED, accuracy, build, index, package
 from disagg.explorer.twin import Desk, Twin, facts, shown
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, FileError
+from disagg.show.scene import Menu
 from disagg.twin.replay import in_lines
 
 FEW = {"requests": "10", "answer": "8"}
@@ -57,7 +58,7 @@ def test_bad_settings_are_refused_in_words(given, words):
         ExplorerSettings.parse(given)
 
 
-@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, OptionList)])
+@pytest.mark.parametrize("name", [name for name, control in CONTROLS.items() if isinstance(control, Menu)])
 def test_every_choice_can_be_run_or_says_why_not(name):
     for value in CONTROLS[name].options:
         try:
@@ -188,7 +189,7 @@ def test_every_control_has_a_label_and_its_start():
     page = index(["nobody knows"])
     for name, control in CONTROLS.items():
         assert f'<label for="{name}">{control.label}</label>' in page
-        selected = f'value="{control.default}"' + (" selected" if isinstance(control, OptionList) else "")
+        selected = f'value="{control.default}"' + (" selected" if isinstance(control, Menu) else "")
         assert selected in page, name
     assert "Pyodide</em> 0.29.5 (Mozilla Public License 2.0" in page and "<p>nobody knows</p>" in page
 

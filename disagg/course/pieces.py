@@ -85,7 +85,7 @@ class ReadyTable:
     """The blocks of one request. `free` lists the free blocks of the memory, which all requests share."""
 
     def __init__(self, free: list[int], size: int) -> None:
-        self.free, self.size, self.blocks, self.tokens = free, size, [], 0  # type: ignore[var-annotated]
+        self.free, self.size, self.blocks, self.tokens = free, size, [], 0  # type: ignore[var-annotated]  # as a student writes it
 
     def add(self, tokens: int) -> bool:
         """Room for so many more; False, and nothing is taken, where there are too few blocks."""

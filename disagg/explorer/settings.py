@@ -11,6 +11,7 @@ from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import PRESETS as LINKS
 from disagg.plan.request import Request
+from disagg.show.scene import Menu
 from disagg.trace.describe import POLICY_WORDS
 from disagg.twin.hardware import DEVICES
 from disagg.twin.model_shapes import RANDOM, SHAPES
@@ -19,18 +20,6 @@ from disagg.twin.workloads import Lengths, poisson
 OWN = "own"  # the link that the devices have
 SPREAD = 0.7  # of prompts' and answers' lengths
 MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
-
-
-@dataclass(frozen=True)
-class OptionList:
-    label: str
-    default: str
-    options: Mapping[str, str]
-
-    def read(self, name: str, text: str) -> str:
-        if text not in self.options:
-            raise ConfigError(f"{name} {short(text)} is unknown; known: {', '.join(self.options)}")
-        return text
 
 
 @dataclass(frozen=True)
@@ -67,17 +56,17 @@ _PRESETS = {
 _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
 
 #: Name in a permalink → what can be chosen. The names stay, so that old links work.
-CONTROLS: dict[str, OptionList | StepRange] = {
-    "preset": OptionList("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
-    "model": OptionList("model", "llama3-8b", {name: name for name in SHAPES}),
-    "hardware": OptionList(
+CONTROLS: dict[str, Menu | StepRange] = {
+    "preset": Menu("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
+    "model": Menu("model", "llama3-8b", {name: name for name in SHAPES}),
+    "hardware": Menu(
         "hardware", "2xA100", _DEVICES | {pair: pair.replace("+", " for prefill, ") + " for decode" for pair in MIXED}
     ),
-    "link": OptionList(
+    "link": Menu(
         "link between the two", "25gbe",
         {OWN: "what the devices have"} | {name: f"{name}, {rate / 1e9:g} GB/s" for name, rate in LINKS.items()},
     ),
-    "policy": OptionList("policy", "fcfs", POLICY_WORDS),
+    "policy": Menu("policy", "fcfs", POLICY_WORDS),
     "requests": StepRange("requests", 100, 10, 300, 10),
     "rate": StepRange("arrivals a second", 10, 1, 64),
     "prompt": StepRange("median prompt, tokens", 800, 50, 4000, 50),

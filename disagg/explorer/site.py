@@ -11,9 +11,10 @@ from pathlib import Path
 import disagg
 from disagg.course.scenes import SCENES
 from disagg.explorer import chapters, pyodide
-from disagg.explorer.settings import CONTROLS, ExplorerSettings, OptionList, StepRange
+from disagg.explorer.settings import CONTROLS, ExplorerSettings, StepRange
 from disagg.explorer.twin import Twin, shown
 from disagg.plan.errors import FileError
+from disagg.show.scene import Menu
 from disagg.trace.files import folder as made
 from disagg.trace.files import whole
 
@@ -101,11 +102,11 @@ def accuracy(ledger: Path) -> list[str]:
 
 def _controls() -> Iterable[str]:
     for name, control in CONTROLS.items():
-        field = _select(name, control) if isinstance(control, OptionList) else _slider(name, control)
+        field = _select(name, control) if isinstance(control, Menu) else _slider(name, control)
         yield f'<div class="control"><label for="{name}">{escape(control.label)}</label>{field}</div>'
 
 
-def _select(name: str, control: OptionList) -> str:
+def _select(name: str, control: Menu) -> str:
     options = "".join(
         f'<option value="{escape(value)}"{" selected" * (value == control.default)}>{escape(words)}</option>'
         for value, words in control.options.items()

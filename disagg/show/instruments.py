@@ -27,7 +27,7 @@ from disagg.trace.timeline import Timeline
 try:
     from disagg.show.canvas import Canvas
 except ImportError:  # anywidget is missing: pictures take its place
-    Canvas = None  # type: ignore[assignment,misc]
+    Canvas = None  # type: ignore[assignment,misc]  # the class is asked for with `is None`
 
 SERVE = "Serve it for real"
 LIVE_S = 0.25  # between two looks at an engine that serves

@@ -66,7 +66,7 @@ def test_flow_and_timeline_have_one_playhead_and_every_width(open_page, tmp_path
     assert page.complaints == []
 
 
-def test_twenty_requests_move_at_fifty_frames_a_second(open_page, tmp_path):
+def test_each_frame_of_twenty_requests_is_drawn(open_page, tmp_path):
     """Drawing alone is measured: a headless browser may give fewer frames than it could draw."""
     page = open_page(crowd("paged").to_html(tmp_path / "run.html").as_uri())
     each = page.evaluate(
