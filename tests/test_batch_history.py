@@ -12,7 +12,7 @@ from disagg.plan import events as ev
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import EngineError
 from disagg.plan.request import Job, Stage
-from disagg.show.plots.batch_plot import REASONS, batch_picture, batches, batches_picture
+from disagg.show.plots.batch_plot import REASONS, batch_picture, batches_picture
 from disagg.trace.batch_history import ENDS, JOINS, LEAVES, batch_steps, padding_of
 from disagg.trace.results import Result, Run
 from disagg.trace.spans import Span
@@ -211,21 +211,8 @@ def test_one_step_has_a_bar_a_row():
     assert all(f"{row.request} = {row.length}" in picture.alt for row in step.rows)
 
 
-def test_the_panel_steps_through_the_run():
-    run = crowded(count=6)
-    panel, steps = batches(run), batch_steps(run)
-    assert panel.slider.max == len(steps) - 1
-    panel.forth.click()
-    said = str(panel.words)
-    assert said.startswith(f"Step {steps[1].number} on decode 0: ") and panel.image.value[:4] == b"\x89PNG"
-    assert repr(panel) == "Decode batches: slider at step 1; buttons Back and Step."
-    panel.close()
-    panel.close()
-    assert panel.slider.comm is None
-
-
 def test_a_run_without_steps_has_a_picture():
     run = simulate(Config.preset("staged"), [Request([1, 2, 3], 1)])
     assert batches_picture(run).finding == "No decode step was recorded." and batches_picture(run).png()
     with pytest.raises(EngineError, match="no decode step, .*: each answer ended with its first token"):
-        batches(run)
+        batch_picture(run, 0)

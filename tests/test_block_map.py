@@ -6,15 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import PolyCollection
-from test_plots import LATEX
 
 from disagg import Config, Request, simulate
 from disagg.plan.blocks import STATES
 from disagg.plan.config import PRESETS
-from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
-from disagg.show.plots.block_plot import STATE_HATCH, microscope, page_map_picture, pages_over_time_picture, patchwork
+from disagg.show.plots.block_plot import STATE_HATCH, page_map_picture, pages_over_time_picture, patchwork
 from disagg.show.plots.block_words import PALE, BlockView
 from disagg.trace.block_map import Held, PageMap, decisions
 from disagg.trace.spans import BlockMove
@@ -222,81 +220,8 @@ def test_runs_without_paging_or_without_requests_have_pictures_too():
         assert picture.finding and picture.png()
 
 
-# ---- the microscope --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small():
-    return crowded(count=8, host_blocks=40, decode_blocks=20)
-
-
-@pytest.fixture
-def scope(small):
-    scope = microscope(small)
-    yield scope
-    scope.close()
-
-
-def words(panel) -> str:
-    return str(panel.words)
-
-
-def test_step_and_back_move_by_one_change_and_stop_at_the_ends(scope, small):
-    changes = PageMap(small.timeline).changes
-    assert scope.back.disabled and scope.slider.max == len(changes) - 1
-    scope.forth.click()
-    scope.forth.click()
-    assert words(scope).startswith(f"At {changes[2] / 1e9:.3f} s, blocks held: ")
-    scope.back.click()
-    assert scope.slider.value == 1 and not scope.back.disabled
-    scope.slider.value = scope.slider.max
-    assert scope.forth.disabled
-    scope.step(1)
-    assert scope.slider.value == scope.slider.max
-
-
-def test_a_followed_request_is_named(scope):
-    scope.slider.value = scope.slider.max // 2  # where several requests hold blocks
-    drawn = bytes(scope.image.value)
-    scope.choice.value = 6
-    assert "request 5 holds" in words(scope) and bytes(scope.image.value) != drawn
-    assert repr(scope) == (
-        f"Microscope of blocks: slider at move {scope.slider.value}, following request 5; buttons Back and Step."
-    )
-
-
-def test_a_followed_request_keeps_its_colour_and_the_others_turn_pale(small):
-    view = BlockView(small)
+def test_a_followed_request_keeps_its_colour_and_the_others_turn_pale():
+    view = BlockView(crowded(count=8, host_blocks=40, decode_blocks=20))
     for owner in view.numbers:
         assert view.colour(owner, owner) == view.colour(owner, None) != PALE
         assert view.colour(owner, owner + 1) == view.colour(None, None) == PALE
-
-
-def test_the_panel_stands_for_itself_as_text(scope):
-    bundle = scope._repr_mimebundle_()
-    assert bundle["text/plain"] == repr(scope)
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == scope.panel.model_id
-
-
-def test_an_error_is_shown_as_text_and_the_panel_goes_on(scope):
-    draw, scope._draw = scope._draw, lambda number, choice: (_ for _ in ()).throw(ValueError(LATEX))
-    scope.forth.click()
-    assert words(scope).startswith("ValueError: ") and "$" not in words(scope)
-    scope._draw = draw
-    scope.forth.click()
-    assert words(scope).startswith("At ")
-
-
-def test_closing_closes_every_part_and_may_be_repeated(scope):
-    parts = [scope.panel, scope.slider, scope.back, scope.forth, scope.choice, scope.words.box, scope.image]
-    parts += scope.words.box.children
-    scope.close()
-    scope.close()
-    assert all(part.comm is None for part in parts)
-
-
-def test_nothing_recorded_is_reported():
-    with pytest.raises(EngineError, match="no request was served"):
-        microscope(simulate(Config.preset("staged"), []))
-    with pytest.raises(EngineError, match="record=True"):
-        microscope(simulate(Config.preset("staged"), [Request([1] * 9, 2)], record=False))

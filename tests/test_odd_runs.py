@@ -21,16 +21,15 @@ from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.errors import ConfigError, DisaggError, EngineError
 from disagg.show import panel, stepper, watch
-from disagg.show.player import Player
+from disagg.show.instruments import Instrument
 from disagg.show.plots.batch_plot import batch_picture
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.slides import Slides
 from disagg.show.plots.summaries import sentence
 from disagg.trace.results import Result, Run
 from disagg.twin.simulate import simulation_of
 from disagg.twin.simulated_engine import Speeds
 
-SHOWN = (Picture, Slides, Player, Film, Group, str)
+SHOWN = (Picture, Instrument, Film, Group, str)
 GIVEN = {"index": 0, "at_s": 0.0, "width": 80, "a_name": "one", "b_name": "other"}  # what a view asks for besides runs
 NO_WORDS = re.compile(r"to -\d|\bNone\b|\bnan\b|\binf\b|rows \.|of 0\.0 rows|, \.")
 
@@ -48,7 +47,7 @@ def views() -> dict[str, object]:
 
 def is_view(view) -> bool:
     shown = inspect.signature(view).return_annotation
-    names = [str(kind) for kind in (*SHOWN, "Player")]
+    names = [str(kind) for kind in SHOWN]
     return str(shown) in names and arguments(view, runs()["one token"]) is not None
 
 
@@ -104,8 +103,6 @@ def words_of(shown) -> list[str]:
     if isinstance(shown, Picture):
         assert shown.png().startswith(b"\x89PNG")
         return [shown.alt, shown.finding, *(text.get_text() for text in shown.figure.texts)]
-    if isinstance(shown, Slides):
-        return [repr(shown), *(label.value for label in shown.words.box.children)]
     if isinstance(shown, Group):
         console = Console(width=80, file=None)
         with console.capture() as out:
@@ -113,7 +110,7 @@ def words_of(shown) -> list[str]:
         return [out.get()]
     if isinstance(shown, str):
         return [re.sub(r"<(script|style).*?</\1>", "", shown, flags=re.DOTALL)]
-    return [repr(shown) if isinstance(shown, Player) else shown.finding]
+    return [repr(shown) if isinstance(shown, Instrument) else shown.finding]
 
 
 @pytest.mark.parametrize("run", runs())
@@ -133,7 +130,7 @@ def test_a_view_shows_an_odd_run_or_says_why_not(view, run, monkeypatch):
 
 def test_views_are_found():
     """The control."""
-    assert {"batch_plot.batches", "block_plot.microscope", "timeline_plot.timeline_picture",
+    assert {"instruments.flow", "timeline_plot.timeline_picture",
             "gap_plot.gaps_picture", "receipt_plot.diff_picture", "receipt_plot.receipt_picture", "html_page.page",
             "summaries.sentence"} <= views().keys()  # fmt: skip
 
@@ -158,7 +155,7 @@ def test_the_stepper_of_no_request_says_so(preset):
     with pytest.raises(ConfigError, match="it has no request"):
         stepper(Config.preset(preset), [])
     view = stepper(Config.preset(preset), [Request([1] * 9, 1)])
-    assert not NO_WORDS.search(view.words.value + view.table.value + repr(view))
+    assert not NO_WORDS.search(str(view.scene.answer(view.run, view.settings)[0]["words"]) + repr(view))
     view.close()
 
 

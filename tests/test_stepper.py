@@ -12,7 +12,7 @@ from disagg import Config, Request
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError
 from disagg.plan.events import Probed
-from disagg.show.stepping import _table, _words, stepper
+from disagg.show import stepper
 from disagg.twin.simulate import simulate
 from disagg.twin.stepper import EVERY, Moment, Stepper
 
@@ -131,42 +131,41 @@ def view():
 
 
 def cells(view) -> dict[str, list[str]]:
-    rows = re.findall(r"<tr>(.*?)</tr>", view.table.value)[1:]
-    texts = [[re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
-    return {text[0]: text[1:] for text in texts}
+    return {name: [before, after] for name, before, after in said(view)["rows"]}
+
+
+def said(view) -> dict:
+    return view.scene.answer(view.run, view.settings)[0]
 
 
 def test_it_starts_at_the_first_event_and_says_why(view):
-    assert "1 of 237, at 0.0 ms: request 0 arrived: 60 prompt tokens" in view.words.value
-    assert "because request 0 starts prefill: it takes 4 of the 24 free blocks of prefill 0" in view.words.value
-    assert cells(view)["request 0"] == ["–", "▸ prefilling, 0 tokens; blocks: prefill 0–3; decode 0–3"]
-    assert view._repr_mimebundle_()["text/plain"] == repr(view)
-    assert repr(view) == "The controller one event at a time: 237 events, buttons Back and Step."
+    assert "1 of 237, at 0.0 ms: request 0 arrived: 60 prompt tokens" in said(view)["words"][0]
+    assert "because request 0 starts prefill: it takes 4 of the 24 free blocks of prefill 0" in said(view)["words"]
+    assert cells(view)["request 0"] == ["–", "prefilling, 0 tokens; blocks: prefill 0–3; decode 0–3"]
+    assert view._repr_mimebundle_()[0]["text/plain"] == repr(view)
+    assert repr(view).startswith("The controller, one event at a time: event 1. 6 requests, ")
 
 
-def test_step_and_back_are_inverse(view):
-    first = view.words.value, view.table.value
-    view.step_button.click()
-    view.step_button.click()
-    second = view.words.value, view.table.value
-    assert second != first and view.slider.value == 2
-    view.back_button.click()
-    view.step_button.click()
-    assert (view.words.value, view.table.value) == second
-    view.slider.value = 0
-    assert (view.words.value, view.table.value) == first
-    view.back_button.click()
-    assert view.slider.value == 0, "stays at the first"
-    view.slider.value = len(view.stepper) - 1
-    view.step_button.click()
-    assert view.slider.value == len(view.stepper) - 1
+def test_forth_and_back_are_inverse_and_the_playhead_goes_along(view):
+    first = said(view)
+    view.set(event=3)
+    third = said(view)
+    assert third != first and third["at"] >= first["at"] == 0
+    view.set(event=237)
+    assert said(view)["words"][0].startswith("237 of 237") and said(view)["at"] > third["at"]
+    view.set(event=3)
+    assert said(view) == third
+    view.reset()
+    assert said(view) == first
+    with pytest.raises(ConfigError, match="event must be a whole number from 1 to 237; got 238"):
+        view.set(event=238)
 
 
-def test_only_what_changed_is_marked(view):
-    for number in range(0, len(view.stepper), 20):
-        view.slider.value = number
-        for before, after in cells(view).values():
-            assert after.startswith("▸ ") == (before != after.removeprefix("▸ "))
+def test_a_row_is_what_the_event_before_left(view):
+    view.set(event=20)
+    after = {name: row[1] for name, row in cells(view).items()}
+    view.set(event=21)
+    assert {name: row[0] for name, row in cells(view).items() if row[0] != "–"} == after
 
 
 def test_two_decode_workers_have_two_rows():
@@ -175,18 +174,17 @@ def test_two_decode_workers_have_two_rows():
     view.close()
 
 
-def test_text_that_could_be_html_is_escaped(view):
+def test_text_that_could_be_html_stays_text(view, monkeypatch):
+    monkeypatch.setattr("disagg.show.instruments.Canvas", None)
     tag = "<img src=x onerror=alert(1)>"
-    moment = view.stepper.at(3)
+    moment = Stepper(view.run.config, requests(1)).at(0)
     struck = replace(moment, event=tag, why=(tag,), commands=(tag,), state={**moment.state, "pools": {tag: POOL}})
-    shown = _words(struck, 9) + _table(moment, struck)
-    assert "<img" not in shown and shown.count("&lt;img src=x") == 4
-
-
-def test_a_fork_gives_both_futures(view):
-    view.slider.value = 50
-    kept, changed = view.fork(max_batch=1)
-    assert changed.timeline.end_ns > kept.timeline.end_ns
+    monkeypatch.setattr(Stepper, "at", lambda self, number: struck if number else moment)
+    pictures = stepper(view.run.config, requests(1))
+    pictures.set(event=2)
+    words = pictures._face.words.value
+    pictures.close()
+    assert "<img" not in words and words.count("&lt;img src=x") == 4
 
 
 def test_a_run_that_is_probed_begins_with_its_first_request():

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from benchmarks.robustness.architectures import make_tiny
 from benchmarks.robustness.file_mutation import mutated, other_numbers
+from disagg.cli.tape import Tape, gauges_of
 from disagg.course import catalogue
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError, EngineError, FileError, ModelError, RequestError, TraceError
@@ -28,7 +29,6 @@ from disagg.show.html_page import page
 from disagg.show.plots import summaries
 from disagg.show.plots.block_words import BlockView
 from disagg.show.plots.counter_plot import counters
-from disagg.show.plots.live_arrays import Tape, gauges_of
 from disagg.show.recordings import RUNGS, StepTime, StepTimes
 from disagg.trace.batch_history import batch_steps
 from disagg.trace.results import Run
@@ -90,8 +90,7 @@ def _use(path: Path) -> None:
         run.law(index), run.overlap(index), summaries.sentence(run, index)
     tape = Tape(run.timeline, summaries.row_names(run.timeline))
     for name in gauges_of(run.timeline):
-        tape.most(name), tape.steps(name, 0, tape.end_ms), tape.value(name, tape.end_ms)
-    tape.gates(tape.end_ms), tape.next_edge(0, True)
+        tape.most(name), tape.value(name, tape.end_ms)
     with contextlib.suppress(EngineError):  # a request without a receipt says so
         run.receipts()
 

@@ -1,31 +1,36 @@
 """The timeline as letters: `python -m disagg watch`. Each kind has a glyph of its own, so that colour is not needed."""
 
+from math import floor
+
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from disagg.cli.tape import Tape, gauges_of, kinds_of, rows_of, said
 from disagg.plan.request import Request
+from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
-from disagg.show.live import WINDOW_MS, Look, Serving, end_of, text_lines
-from disagg.show.plots.live_arrays import Tape, gauges_of, kinds_of
-from disagg.show.plots.live_frame import gauge_words, short_names, window_for
 from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.summaries import row_names, sentence
-from disagg.trace.results import Run
+from disagg.show.serving import Serving, follow, text_lines
+from disagg.trace.results import Result, Run
 
 GLYPHS = {"prefill": "█", "link": "▒", "decode": "▄", "paging": "x"}
 LEVELS = " ▁▂▃▄▅▆▇█"
+WINDOW_MS = 6000.0
 NAMES, VALUES = 15, 13  # columns of a row's name, and of a gauge's value
 
 
 def watch(engine: Engine, requests: list[Request], console: Console, updates_per_s: float = 8) -> Run:
     """Serves requests and draws meanwhile; an interrupt ends them. Without a terminal, one picture is printed."""
-    serving, look = Serving(engine, requests), Look(engine)
+    serving = Serving(engine, requests)
     try:
         if console.is_terminal:
-            _animate(serving, look, console, 1 / updates_per_s)
+            with Live(console=console, auto_refresh=False, transient=True) as live:
+                animation = Animation(engine, console.width)
+                follow(serving, engine, lambda run: live.update(animation.frame(run), refresh=True), 1 / updates_per_s)
         while not serving.wait(1.0):
             pass
     except KeyboardInterrupt:
@@ -35,13 +40,23 @@ def watch(engine: Engine, requests: list[Request], console: Console, updates_per
     return run
 
 
-def _animate(serving: Serving, look: Look, console: Console, every_s: float) -> None:
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        while not serving.wait(every_s):
-            look.follow()
-            lines = look.lines(at_ms := look.now_ms)
-            gauges = look.frame.gauges
-            live.update(picture(look.tape, gauges, at_ms, WINDOW_MS, lines, console.width), refresh=True)
+class Animation:
+    """Frames of a run that is under way; a tape takes only what is new of its timeline."""
+
+    def __init__(self, engine: Engine, width: int) -> None:
+        self._engine, self._width = engine, width
+        self._rows = rows_of(engine.config)
+        self._tape: Tape | None = None
+
+    def frame(self, run: Run) -> Group:
+        timeline = self._engine.recorder.timeline
+        if self._tape is None or self._tape.timeline is not timeline:
+            self._tape = Tape(timeline, self._rows)
+        tape, decode = self._tape, self._engine.model.decode_text
+        tape.follow()
+        at_ms = tape.ms(now_ns())
+        lines = text_lines(run.results, now_ns(), decode)
+        return picture(tape, gauges_of(timeline), at_ms, WINDOW_MS, lines, self._width)
 
 
 def whole(run: Run, width: int) -> Group:
@@ -51,6 +66,11 @@ def whole(run: Run, width: int) -> Group:
     lines = text_lines(run.results, tape.origin_ns + round(1e6 * end_ms) + 1, None)
     drawn = picture(tape, gauges_of(run.timeline), end_ms, end_ms, lines, width, still=True)
     return Group(drawn, Text(sentence(run)))
+
+
+def end_of(tape: Tape, results: list[Result]) -> float:
+    """The end of the last span and request, in ms."""
+    return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
 
 
 def picture(
@@ -86,7 +106,7 @@ def blocks(tape: Tape, row: int, window: tuple[float, float], at_ms: float, colu
     edges = np.linspace(*window, columns + 1)
     taken = np.zeros((len(COLOURS), columns))
     for index, kind in enumerate(COLOURS):
-        for start, end, place, _ in tape.boxes(kind, window[0], at_ms):
+        for start, end, place in tape.boxes(kind, window[0], at_ms):
             if place == row:
                 shared = np.minimum(edges[1:], min(end, at_ms)) - np.maximum(edges[:-1], start)
                 taken[index] += shared.clip(min=0)
@@ -112,3 +132,26 @@ def scale(window: tuple[float, float], columns: int) -> Text:
     left, middle, right = (f"{ms / 1e3:.3g}" for ms in (window[0], sum(window) / 2, window[1]))
     half = columns // 2
     return Text(f"{left:<{half}}{middle:<{columns - half - len(right)}}{right}")
+
+
+def window_for(at_ms: float, window_ms: float | None) -> tuple[float, float]:
+    """The window that shows an instant: all so far, up to the next doubling, or a page that moves on by halves."""
+    if window_ms is None:
+        end = 100.0
+        while end < at_ms:
+            end *= 2
+        return 0.0, end
+    start = max(0, floor(at_ms / (window_ms / 2)) - 1) * window_ms / 2
+    return start, start + window_ms
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Without the number where there is only one of a kind."""
+    plain = [" ".join(word for word in name.split() if not word.isdecimal()) for name in names]
+    return [said(plain[i] if plain.count(plain[i]) == 1 else name) for i, name in enumerate(names)]
+
+
+def gauge_words(tape: Tape, name: str, at_ms: float) -> str:
+    """3, or 12 of 64 where there is a size."""
+    size = tape.timeline.sizes.get(name.removeprefix("free "))
+    return f"{tape.value(name, at_ms)}" + (f" of {size}" if size else "")

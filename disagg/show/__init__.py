@@ -1,19 +1,17 @@
 """Draws runs from timelines and metrics, and drives an Engine; it never touches a worker.
 
-from disagg.show import ask, flow, instrument, watch, panel, stepper, microscope, batches
+from disagg.show import ask, flow, instrument, watch, panel, stepper
 """
 
 from disagg.imported_later import imported_later
 
 _WORDS = {  # no module has such a name: its import would replace the function
     "watch": "disagg.show.live",  # a run as it goes
-    "panel": "disagg.show.player",  # the same with controls that stay live
+    "panel": "disagg.show.live",  # the same with dials that change the engine
     "ask": "disagg.show.question",  # a question to the model, as it is answered
     "flow": "disagg.show.instruments",  # a run as it flows through the system
     "instrument": "disagg.show.instruments",  # controls over a scene
     "stepper": "disagg.show.stepping",  # the controller, one event at a time
-    "microscope": "disagg.show.plots.block_plot",  # the blocks of every memory
-    "batches": "disagg.show.plots.batch_plot",  # the decode batch of each step
 }
 __all__ = [*_WORDS]
 __getattr__ = imported_later(__name__, _WORDS)  # they need torch and ipywidgets

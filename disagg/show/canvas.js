@@ -180,9 +180,10 @@ export class TimelineView {
     this.bar = element("div", this.root, {}, { display: "flex", flexWrap: "wrap", gap: "4px", margin: "4px 0" });
     const button = (text, title, act) => element("button", this.bar, { type: "button", textContent: text, title, onclick: act });
     button("start", "to the first span (Home)", () => this.seek(0));
-    button("back", "to the last start or end of a span (,)", () => this.step(-1));
+    button("back", "to the one before (,)", () => this.step(-1));
     this.player = button("play", "cross the visible stretch in 10 s (space)", () => this.play(!this.playing));
-    button("step", "to the next start or end of a span (.)", () => this.step(1));
+    button("step", "to the next one (.)", () => this.step(1));
+    this.stop = element("select", this.bar, { ariaLabel: "what back and step go to", hidden: true });
     button("end", "to the end (End)", () => this.seek(this.spans.end));
     button("−", "zoom out (-)", () => this.zoom(2)), button("+", "zoom in (+)", () => this.zoom(0.5));
     button("all", "the whole timeline (0)", () => this.fit());
@@ -270,7 +271,18 @@ export class TimelineView {
     if (tell) this.changed(this);
   }
 
-  step(direction) { this.play(false), this.seek(this.spans.step(this.at, direction, this.request)); }
+  // Names of what back and step go to, each with its times; without times, every start and end of a span.
+  offer(stops) {
+    const names = Object.keys(stops).filter((name) => !stops[name] || stops[name].length), chosen = this.stop.value;
+    this.stops = stops, this.stop.hidden = names.length < 2;
+    this.stop.replaceChildren(...names.map((name) => new Option(name, name)));
+    if (names.includes(chosen)) this.stop.value = chosen;
+  }
+
+  step(direction) {
+    const times = this.stops?.[this.stop.value], found = times && (direction > 0 ? times.find((at) => at > this.at) : times.findLast((at) => at < this.at));
+    this.play(false), this.seek(times ? found ?? this.at : this.spans.step(this.at, direction, this.request));
+  }
 
   choose(request, tell = true) {
     this.request = request === "" || request === null ? null : Number(request);

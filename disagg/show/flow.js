@@ -85,6 +85,19 @@ export class Flow {
     return now;
   }
 
+  stops() {
+    const sorted = (times) => [...new Set(times)].sort((a, b) => a - b), gone = this.places.indexOf("gone");
+    const starts = (...kinds) => sorted([...this.spans.start].filter((_, i) => kinds.includes(this.kind(i))));
+    return {
+      "every start and end": null,
+      "a layer leaves": starts("copy"),
+      "a token": sorted(this.tokens.flatMap((times) => [...times])),
+      "a spill or fetch": starts("spill", "fetch"),
+      "blocks change hands": sorted(this.blocks.at),
+      "a request is done": sorted(this.visits.flatMap(([times, place]) => [...times].filter((_, k) => place[k] === gone))),
+    };
+  }
+
   share(i, ns) { return (ns - this.spans.start[i]) / (this.spans.stop[i] - this.spans.start[i]); }
 
   // Where each layer of a request's hand-off is: null (not copied), "waits", "moves" or "left".
@@ -162,6 +175,7 @@ export class FlowView {
     const { spans } = this.timeline;
     this.flow = new Flow(header, packed, moves, spans);
     spans.end = Math.max(spans.end, this.flow.end); // blocks become free after the last step
+    this.timeline.offer(this.flow.stops());
     this.redraw();
   }
 

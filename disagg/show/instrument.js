@@ -59,7 +59,7 @@ export class InstrumentView {
     button("Reset", "to the setting at the start", () => (this.past.push(this.settings), this.put(this.initial)));
     this.pinner = button("Pin this", "keep this run in grey behind the next ones", () => this.pin());
     button("Link", "the setting as text", () => this.link());
-    for (const [name, title] of Object.entries(this.spec.acts ?? {})) button(name, title, () => this.act(name));
+    for (const [name, title] of Object.entries(this.spec.acts ?? {})) this.actor = button(name, title, () => this.act(name));
     this.address = element("input", bar, { readOnly: true, hidden: true, ariaLabel: "the setting as text" });
   }
 
@@ -143,6 +143,20 @@ export class InstrumentView {
       const fact = element("span", facts, { textContent: `${name} ` });
       element("b", fact, { textContent: value });
       if (old.has(name)) element("span", fact, { className: "ghost", textContent: ` (pinned: ${old.get(name)})` });
+    }
+    if (this.actor) this.actor.textContent = shown.act ?? this.actor.textContent;
+    this.beside(shown);
+  }
+
+  // The answers so far, or the words and the table of a moment.
+  beside({ texts = [], words = [], rows = [] }) {
+    for (const text of texts) element("p", this.figures, { className: "answer", textContent: text });
+    words.forEach((text, k) => element("p", this.figures, { className: k ? "why" : "sentence", textContent: text }));
+    if (!rows.length) return;
+    const table = element("table", this.figures, { className: "state" });
+    for (const [name, before, after] of [["", "before", "after"], ...rows]) {
+      const line = element("tr", table, { className: name && before !== after ? "changed" : "" });
+      for (const text of [name, before, after]) element(name ? "td" : "th", line, { textContent: text });
     }
   }
 

@@ -11,8 +11,8 @@ from disagg.plan.config import Config
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
-from disagg.show.instruments import Instrument, followed
-from disagg.show.scene import Scene
+from disagg.show.instruments import Instrument, flow
+from disagg.show.serving import Serving, follow
 from disagg.show.widgets import InCell, row
 from disagg.trace.results import Run
 
@@ -86,7 +86,9 @@ class Ask(InCell):
         while self._waiting:
             question, self._waiting = self._waiting, ""
             try:
-                self.last = followed(self.engine, [Request(question, self._tokens)], self._show)
+                serving = Serving(self.engine, [Request(question, self._tokens)])
+                follow(serving, self.engine, self._show)
+                self.last = serving.run()
                 self._show(self.last)
             except Exception as error:
                 self.answer.value = f"<b>{escape(f'{type(error).__name__}: {error}')}</b>"
@@ -98,7 +100,7 @@ class Ask(InCell):
         words = result.text or self.engine.model.decode_text(result.token_ids)
         self.answer.value = f"<div style='font-size:1.15em;line-height:1.4'>{escape(words)}</div>"
         if self._view is None:
-            self._view = Instrument(Scene("", {}, lambda: run, views=("flow", "timeline")))
+            self._view = flow(run)
             self.panel.children = (*self.panel.children, self._view.panel)
         else:
             self._view.see(run)

@@ -86,6 +86,15 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """Words and a table (what, before, after) beside a run, and where the playhead goes: ns since its start."""
+
+    words: Sequence[str]
+    rows: Sequence[tuple[str, str, str]]
+    at_ns: int
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a setting of a scene serves: `simulate` and a real engine take the same."""
 
@@ -107,6 +116,7 @@ class Scene:
     part: str = ""
     views: Sequence[str] = field(default=VIEWS)
     brackets: Callable[..., Sequence[dict[str, Any]]] | None = None  # in place of E and the second-token gap
+    notes: Callable[..., Notes] | None = None
 
     def settings(self, given: Mapping[str, object] = {}) -> dict[str, Any]:
         """One value a control; what is left out is as at the start. ConfigError."""
@@ -137,6 +147,9 @@ class Scene:
         said |= {"brackets": marked, "settings": {name: _text(value) for name, value in settings.items()}}
         if self.curve:
             said["curve"] = self.curve(run, **settings).as_json()
+        if self.notes:
+            found = self.notes(run, **settings)
+            said |= {"words": list(found.words), "rows": [list(row) for row in found.rows], "at": found.at_ns}
         return said, [columns, *more]
 
 

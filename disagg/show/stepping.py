@@ -4,81 +4,42 @@ stepper(Config.preset("paged", decode_blocks=12), [Request([1] * 60, 8), Request
 """
 
 from collections.abc import Sequence
-from html import escape
-from typing import Any
-
-import ipywidgets
 
 from disagg.plan.config import Config
 from disagg.plan.request import Request
+from disagg.show.instruments import Instrument, instrument
 from disagg.show.plots.summaries import plural, short_list
-from disagg.show.widgets import InCell, row
+from disagg.show.scene import Notes, Numbers, Scene
 from disagg.trace.results import Run
 from disagg.twin.stepper import Moment, Stepper
 
-STYLE = "text-align:left;padding:0 12px 0 0;vertical-align:top;line-height:1.35"
 
-
-class StepperView(InCell):
-    """A panel over a `Stepper` (twin/stepper). `step()` and `back()` do what the buttons do."""
-
-    def __init__(self, stepper: Stepper) -> None:
-        self.stepper = stepper
-        wide, last = ipywidgets.Layout(width="520px"), max(1, len(stepper) - 1)
-        self.back_button = ipywidgets.Button(description="Back", tooltip="To the event before")
-        tip = "Give the controller its next event"
-        self.step_button = ipywidgets.Button(description="Step", button_style="primary", tooltip=tip)
-        self.slider = ipywidgets.IntSlider(description="event", min=0, max=last, continuous_update=False, layout=wide)
-        self.words, self.table = ipywidgets.HTML(), ipywidgets.HTML()
-        controls = row(self.back_button, self.step_button, self.slider)
-        self.panel = ipywidgets.VBox([controls, self.words, self.table])
-        self.step_button.on_click(lambda button: self.step())
-        self.back_button.on_click(lambda button: self.back())
-        self.slider.observe(lambda change: self._show(change["new"]), names="value")
-        self._show(0)
-
-    def step(self) -> None:
-        self.slider.value = min(self.slider.value + 1, len(self.stepper) - 1)
-
-    def back(self) -> None:
-        self.slider.value = max(self.slider.value - 1, 0)
-
-    def fork(self, **changes: Any) -> tuple[Run, Run]:
-        """Both runs from this moment on: unchanged, and with other settings."""
-        return self.stepper.fork(**changes)
-
-    def __repr__(self) -> str:
-        return f"The controller one event at a time: {plural(len(self.stepper), 'event')}, buttons Back and Step."
-
-    def _show(self, number: int) -> None:
-        moment = self.stepper.go(number)
-        before = self.stepper.at(number - 1) if number else None
-        self.words.value, self.table.value = _words(moment, len(self.stepper)), _table(before, moment)
-
-
-def stepper(config: Config, requests: Sequence[Request]) -> StepperView:
+def stepper(config: Config, requests: Sequence[Request]) -> Instrument:
     """Steps through a simulated run of these requests (prompts as token ids)."""
-    return StepperView(Stepper(config, requests))
+    steps = Stepper(config, requests)
+    steps.at(0)  # a run without a moment is refused
+    controls = {"event": Numbers("event", 1, range(1, len(steps) + 1))}
+    whole = steps.run()
+
+    def beside(run: Run, event: int) -> Notes:
+        return notes(steps, event - 1, run.timeline.start_ns)
+
+    return instrument(Scene("The controller, one event at a time", controls, lambda event: whole, notes=beside))
 
 
-def _words(moment: Moment, length: int) -> str:
-    head = f"<b>{moment.number + 1} of {length}, at {moment.at_ns / 1e6:.1f} ms: {escape(moment.event)}</b>"
-    whys = "".join(f"<li>because {escape(why)}</li>" for why in moment.why)
-    commands = "".join(f"<li>→ {escape(command)}</li>" for command in moment.commands)
-    return f"{head}<ul style='margin:2px 0;line-height:1.4'>{whys or '<li>no rule fired</li>'}{commands}</ul>"
+def notes(steps: Stepper, number: int, start_ns: int) -> Notes:
+    """The event, why, and what followed; with a row for each queue, memory, link, batch and request."""
+    moment, before = steps.at(number), steps.at(number - 1) if number else None
+    words = [f"{number + 1} of {len(steps)}, at {moment.at_ns / 1e6:.1f} ms: {moment.event}"]
+    words += [f"because {why}" for why in moment.why] or ["no rule fired"]
+    words += [f"→ {command}" for command in moment.commands]
+    return Notes(words, changes(before, moment), moment.at_ns - start_ns)
 
 
-def _table(before: Moment | None, after: Moment) -> str:
-    """A row for each queue, memory, link, batch and request; changes are bold and marked."""
+def changes(before: Moment | None, after: Moment) -> list[tuple[str, str, str]]:
+    """(what, before, after); "–" where it was not there."""
     old, new = rows_of(before.state) if before else {}, rows_of(after.state)
-    head = "".join(f"<th style='{STYLE}'>{title}</th>" for title in ("", "before", "after"))
-    lines = []
-    for name in dict.fromkeys((*new, *old)):
-        was, now = old.get(name, "–"), new.get(name, "–")
-        shown = escape(now) if was == now else f"<b>▸ {escape(now)}</b>"
-        cells = (escape(name), escape(was), shown)
-        lines.append("<tr>" + "".join(f"<td style='{STYLE}'>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    return [(name, old.get(name, "–"), new.get(name, "–")) for name in dict.fromkeys((*new, *old))]
 
 
 def rows_of(state: dict) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """Parts of all panels. A panel computes nothing itself, and no Output widget draws."""
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import ipywidgets
 
 from disagg.plan.link import Link
-from disagg.show.plots.picture import Picture
 
 #: Bytes a second, each about twice the previous; None is the link without a dial.
 SPEEDS = (2e6, 5e6, 10e6, 20e6, 50e6, 100e6, 200e6, None)
@@ -93,26 +92,3 @@ class TextLines:
 
     def __str__(self) -> str:
         return " ".join(label.value for label in self.box.children)
-
-
-class PicturePanel(InCell):
-    """Controls and a sentence above a picture."""
-
-    def _arrange(self, title: str, *controls: ipywidgets.Widget) -> None:
-        self.words = TextLines()
-        self.image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px", display="none"))
-        self.panel = ipywidgets.VBox([ipywidgets.Label(title), row(*controls), self.words.box, self.image])
-
-    def _show(self, draw: Callable[[], Picture], start: str = "") -> None:
-        """Shows a picture and its finding; an error is shown as text, and the panel stays usable."""
-        try:
-            picture = draw()
-            self.image.value = picture.png()
-            self.image.layout.display = None
-            self.words.say(start + picture.finding)
-        except Exception as error:  # nothing else shows a callback's exception
-            self.words.say(f"{start}{type(error).__name__}: {error}")
-
-    def close(self) -> None:
-        self.words.close()
-        super().close()

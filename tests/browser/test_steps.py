@@ -1,4 +1,4 @@
-"""Stepping in a real JupyterLab: the controller's events, a live panel, the microscope; by mouse and by keys."""
+"""Stepping in a real JupyterLab: the controller's events, a panel that serves, back and step of the flow."""
 
 import re
 
@@ -18,11 +18,13 @@ from disagg.show import panel
 engine = Engine(Config.preset("staged", model="tiny", link=2e6))
 panel(engine, [Request("<img src=x onerror=alert(1)> why?", 60, 0.2 * i, ignore_eos=True) for i in range(4)])
 """
-MICROSCOPE = """
+FLOW = """
 from disagg import Config, Request, simulate
-from disagg.show import microscope
+from disagg.show import flow
 config = Config.preset("paged", link=0.05e9, decode_blocks=24, host_blocks=24, prefill_blocks=24)
-microscope(simulate(config, [Request([1] * 60, 20, arrival_s=0.1 * i) for i in range(6)]))
+run = simulate(config, [Request([1] * 60, 20, arrival_s=0.1 * i) for i in range(6)])
+shown = flow(run)
+shown
 """
 
 
@@ -31,24 +33,19 @@ def test_the_stepper(lab, open_page, shot, zoom):
     size = {"width": 1280 // zoom, "height": 720 // zoom}
     book = Notebook(open_page(lab.notebook(f"stepper{zoom}", [STEPPER]), viewport=size, device_scale_factor=zoom))
     book.run_all(until="1 of 237, at 0.0 ms: request 0 arrived")
-    expect(book.output).to_contain_text("▸", use_inner_text=True)
-    book.button("Step").click()
-    expect(book.output).to_contain_text("2 of 237")
-    second = book.output.inner_text()
-    book.button("Step").click()
-    expect(book.output).to_contain_text("3 of 237")
-    book.button("Back").click()
-    expect(book.output).to_contain_text("2 of 237")
-    assert book.output.inner_text() == second, "back shows the same words"
-    book.slider.focus()
+    slider, said = book.output.locator("input[type=range]"), book.output.locator(".figures")
+    slider.focus()
+    book.page.keyboard.press("ArrowRight")
+    expect(said).to_contain_text("2 of 237")
+    second = said.inner_text()
+    book.page.keyboard.press("ArrowRight")
+    expect(said).to_contain_text("3 of 237")
+    book.page.keyboard.press("ArrowLeft")
+    expect(said).to_contain_text("2 of 237")
+    assert said.inner_text() == second, "back shows the same words"
     book.page.keyboard.press("End")
-    expect(book.output).to_contain_text("237 of 237")
-    book.slider.focus()
-    book.page.keyboard.press("Home")
-    expect(book.output).to_contain_text("1 of 237")
-    book.button("Back").focus()
-    book.press("Step")
-    expect(book.output).to_contain_text("2 of 237")
+    expect(said).to_contain_text("237 of 237")
+    expect(said.locator("tr.changed").first).to_be_visible()
     shot(book.page, f"lab-stepper-{zoom}")
     assert not book.page.complaints or "error" not in " ".join(book.page.complaints).lower()
 
@@ -56,33 +53,28 @@ def test_the_stepper(lab, open_page, shot, zoom):
 def test_the_panel(lab, open_page, shot):
     book = Notebook(open_page(lab.notebook("panel", [PANEL])))
     book.run_all(until="Live panel of 4 requests")
-    before = book.picture()
-    book.button("Start").click()
-    expect(book.output).to_contain_text("length: ", timeout=60_000)
+    book.button("Serve it for real").click()
+    expect(book.output).to_contain_text("On the real engine so far", timeout=60_000)
+    book.output.locator("select[name=policy]").select_option("shortest first")
     expect(book.output).to_contain_text(re.compile("3  60 tokens, length"), timeout=60_000)
-    shot(book.page, "lab-panel")
-    done = book.picture()
-    assert done != before
-    time_slider = book.output.locator(".noUi-handle").first
-    time_slider.focus()
-    book.page.keyboard.press("Home")
-    expect(book.output).not_to_contain_text("60 tokens, length")
-    assert book.picture() != done
-    book.press("Step")
-    book.page.wait_for_timeout(500)
-    stepped = book.picture()
-    book.press("Step")
-    book.page.wait_for_timeout(500)
-    assert book.picture() != stepped
+    expect(book.button("Serve it for real")).to_be_visible()
     assert not [text for text in book.page.complaints if "dialog" in text], "a prompt stays text"
-    shot(book.page, "lab-panel-back")
+    shot(book.page, "lab-panel")
 
 
-def test_the_microscope(lab, open_page, shot):
-    book = Notebook(open_page(lab.notebook("microscope", [MICROSCOPE])))
-    book.run_all(until="Microscope of blocks")
-    first = book.picture()
+def test_back_and_step_go_to_what_was_chosen(lab, open_page, shot):
+    book = Notebook(open_page(lab.notebook("stops", [FLOW])))
+    book.run_all(until="6 requests in ")
+    stops, sentence = book.output.get_by_label("what back and step go to"), book.output.locator("p[aria-live]")
+    assert "a request is done" in stops.inner_text() and "a spill or fetch" in stops.inner_text()
+    book.button("start").click()
+    stops.select_option("a request is done")
+    before = sentence.inner_text()
+    seen = []
     for _ in range(3):
-        book.button("Step").click()
-    expect(book.output.locator("img").first).not_to_have_attribute("src", first)
-    shot(book.page, "lab-microscope")
+        book.button("step").click()
+        seen.append(sentence.inner_text())
+    assert len({before, *seen}) == 4
+    book.button("back").click()
+    expect(sentence).to_have_text(seen[1])
+    shot(book.page, "lab-stops")

@@ -17,7 +17,6 @@ from disagg.plan.errors import EngineError
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.slides import Slides
 from disagg.show.plots.summaries import numbers_of, plural, why_none
 from disagg.trace.batch_history import ENDS, BatchRow, BatchStep, batch_steps, padding_of
 from disagg.trace.results import Run
@@ -178,17 +177,6 @@ def _deep(step: BatchStep) -> float:
 def _row_words(step: BatchStep, row: BatchRow) -> str:
     joins, leaves = step.joins.get(row.request), step.leaves.get(row.request)
     return f"{row.length}" + (f"  ▲ {joins}" if joins else "") + (f"  ▽ {leaves}" if leaves else "")
-
-
-def batches(run: Run) -> Slides:
-    """One decode step as bars, with a slider over all steps of the run."""
-    found, numbers = _steps_of(run), numbers_of(run)
-    deep = max(map(_deep, found))
-
-    def draw(number: int, choice: int) -> Picture:
-        return _step_picture(found[number], numbers, run.config.bins, deep, False)
-
-    return Slides("Decode batches", len(found), draw, "step")
 
 
 def _steps_of(run: Run) -> list[BatchStep]:

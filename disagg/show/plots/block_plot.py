@@ -1,4 +1,4 @@
-"""The microscope: every block of every memory at an instant, and over the run; colours are requests, hatches states.
+"""The page map: every block of every memory at an instant, and over the run; colours are requests, hatches states.
 Blocks that were never used in the run are only counted. Notebook: notebooks/04_cpu_paging.ipynb.
 """
 
@@ -14,7 +14,6 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from disagg.plan.errors import EngineError
 from disagg.plan.preemption import Arm
 from disagg.plan.request import Stage
 from disagg.show.plots import draw
@@ -29,8 +28,7 @@ from disagg.show.plots.block_words import (
 )
 from disagg.show.plots.palette import INK
 from disagg.show.plots.picture import Picture
-from disagg.show.plots.slides import Slides
-from disagg.show.plots.summaries import milliseconds, plural, runs_of, why_none
+from disagg.show.plots.summaries import milliseconds, plural, runs_of
 from disagg.show.plots.timeline_plot import time_axis
 from disagg.trace.block_map import Held
 from disagg.trace.results import Run
@@ -311,16 +309,3 @@ def _run_words(view: BlockView, followed: int | None) -> str:
 
 
 # ---- stepping --------------------------------------------------------------------------------------------------------
-
-
-def microscope(run: Run) -> Slides:
-    """The map with a slider over every instant at which a block changed, and a request to follow."""
-    view = BlockView(run)
-    if not view.map.changes:
-        raise EngineError(f"Microscope of blocks: {why_none(run, 'move of a block')}")
-    requests = ("all requests", *(f"request {index}" for index in range(len(run.results))))
-
-    def draw(number: int, choice: int) -> Picture:
-        return _map_picture(view, view.map.changes[number], choice - 1 if choice else None, False)
-
-    return Slides("Microscope of blocks", len(view.map.changes), draw, "move", requests)

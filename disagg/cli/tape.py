@@ -28,7 +28,6 @@ class Tape:
         self.end_ms = 0.0
         self._row = {place: row for row, place in enumerate(rows)}
         self._boxes = {kind: array("d") for kind in COLOURS}
-        self._passes: dict[str, int] = {}  # place → when its last pass began
         self._marks: dict[str, tuple[array, list]] = {}
         self._last: dict[str, object] = {}
         self.follow()
@@ -37,18 +36,12 @@ class Tape:
         for span in self._newer("spans", self.timeline.spans):
             if span.place in self._row and span.end_ns > self.origin_ns:
                 start, end = self.ms(span.start_ns), self.ms(span.end_ns)
-                self._boxes[COLOUR_OF[span.kind]].extend((start, end, self._row[span.place], self._rides(span)))
+                self._boxes[COLOUR_OF[span.kind]].extend((start, end, self._row[span.place]))
                 self.end_ms = max(self.end_ms, end)
         for mark in self._newer("marks", self.timeline.marks):
             times, values = self._marks.setdefault(mark.name, (array("d"), []))
             times.append(self.ms(mark.at_ns))
             values.append(mark.value)
-
-    def _rides(self, span: Span) -> bool:
-        """Do its rows decode in the pass that was recorded just before it?"""
-        if span.kind == "prefill":
-            self._passes[span.place] = span.start_ns
-        return span.kind == "decode" and self._passes.get(span.place) == span.start_ns
 
     def _newer(self, name: str, entries: Kept[T]) -> list[T]:
         last = self._last.get(name)
@@ -61,18 +54,9 @@ class Tape:
         return (at_ns - self.origin_ns) / 1e6
 
     def boxes(self, kind: str, low: float, high: float) -> np.ndarray:
-        """[n, 4]: start, end and row of the spans of a colour that share time with [low, high); and 1 for a step
-        whose rows decode in a pass."""
-        boxes = np.array(self._boxes[kind]).reshape(-1, 4)
+        """[n, 3]: start, end and row of the spans of a colour that share time with [low, high)."""
+        boxes = np.array(self._boxes[kind]).reshape(-1, 3)
         return boxes[(boxes[:, 1] > low) & (boxes[:, 0] < high)]
-
-    def steps(self, name: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-        """From when on a counted thing had which value, within [low, high]; the first one holds at `low`."""
-        marked, values = self._marks.get(name, (array("d"), []))
-        times = np.array(marked)
-        first, last = (int(np.searchsorted(times, at, "right")) for at in (low, high))
-        first = max(0, first - 1)
-        return np.maximum(times[first:last], low), np.array(values[first:last])
 
     def value(self, name: str, at_ms: float) -> int | str:
         """What was counted or named at an instant; 0 where nothing was marked before."""
@@ -80,24 +64,11 @@ class Tape:
         index = np.searchsorted(np.array(times), at_ms, "right")
         return values[index - 1] if index else 0
 
-    def gates(self, at_ms: float) -> list[str]:
-        """What holds each queue at an instant, in words."""
-        named = sorted(name for name in self._marks if name.startswith("gate "))
-        held = {name.removeprefix("gate "): self.value(name, at_ms) for name in named}
-        return [f"{said(name)}: {gate}" for name, gate in held.items() if gate]
-
     def most(self, name: str) -> int:
         """What a gauge's full height stands for: the pool's size, or the largest value seen, as a power of two."""
         if size := self.timeline.sizes.get(name.removeprefix("free ")):
             return size
         return 1 << max(0, max(self._marks.get(name, ((), [1]))[1], default=1) - 1).bit_length()
-
-    def next_edge(self, at_ms: float, forward: bool) -> float:
-        """Where the nearest span begins or ends, after or before an instant; the tape's end or 0 where none does."""
-        edges = np.concatenate([np.array(boxes).reshape(-1, 4)[:, :2].ravel() for boxes in self._boxes.values()])
-        if forward:
-            return float(min(edges[edges > at_ms + 1e-6], default=self.end_ms))
-        return float(max(edges[edges < at_ms - 1e-6], default=0.0))
 
 
 #: A kind of work → whose it is: the first words of places.
