@@ -1,4 +1,4 @@
-"""Page maps: an instant looked up equals a replay up to it; blocks are conserved; the microscope shows them."""
+"""Page maps: an instant looked up equals a replay up to it; blocks are conserved."""
 
 import random
 
