@@ -79,7 +79,9 @@ def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
 
 def test_stored_recordings_can_be_read_and_come_from_a_gpu():
     found = sorted(recordings.FOLDER.glob("gpu_*"))
-    assert len(found) == 4 + 8, "steps, three arrangements and eight dials; `python -m benchmarks record-gpu` on a GPU"
+    assert len(found) == 4 + 6 + 8, (
+        "steps, three arrangements, six splits and eight dials; `python -m benchmarks record-gpu` on a GPU"
+    )
     assert sum(path.stat().st_size for path in found) <= 2_000_000
     for path in found:
         holds = StepTimes.load(path) if path.name == recordings.STEPS_FILE else Run.load(path)
@@ -408,6 +410,16 @@ def test_an_instrument_of_a_shared_gpu_shows_gaps_and_what_prefill_keeps(folder)
         assert (gap["end"] - gap["start"]) / 1e9 == pytest.approx(max(waits))
         assert [one["place"] for one in prompts] == ([] if name == "Colocated" else ["prefill 0"])
     assert scene.run(arrangement="Streams").timeline.spans == runs["Streams"].timeline.spans
+
+
+def test_an_instrument_of_splits_steps_through_what_was_recorded(folder):
+    run = recordings.timelines(folder)["SM split"]
+    runs = {32.0: run, 16.0: run}
+    scene = recorded.splits(runs)
+    said, _ = scene.answer(scene.run(sms=32), {"sms": 32})
+    assert scene.run(sms=32) is run and scene.controls["sms"].values == [32, 16]
+    assert dict(said["facts"])["long prompts read in"] == f"{recorded.long_prompts_s(run):.2f} s"
+    assert said["curve"]["points"] == [["32 SMs", [32, 1.0]]], "both are the best"
 
 
 # ---- the notebook ----------------------------------------------------------------------------------------------------

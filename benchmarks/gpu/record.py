@@ -65,6 +65,13 @@ def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
         yield name, named(run) if isinstance(run, Run) else run
 
 
+def splits(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
+    """The same by how many SMs decode has for itself."""
+    stand.join(True)
+    for sms, run in sharing.by_split(stand):
+        yield sms, named(run) if isinstance(run, Run) else run
+
+
 def staged_runs(stand: Stand) -> Iterator[tuple[float, Run]]:
     """One prompt over the staged route at each dial: of the repeats the one with the median H."""
     stand.join(True)
@@ -143,6 +150,7 @@ def _written(runs: Callable[[Stand], Iterator[tuple[Any, Run | LeftOut]]], file:
 ONE_GPU: dict[str, Write] = {
     "steps": _write_steps,
     "timelines": _written(side_by_side, recordings.timeline_file),
+    "splits": _written(splits, recordings.split_file),
     "staged": _written(staged_runs, recordings.staged_file),
 }
 TWO_GPUS: dict[str, Write] = {

@@ -107,6 +107,8 @@ def beside(
 #: How a GPU is shared: the preset, and whether decode has SMs of its own.
 ARRANGEMENTS = {"colocated": ("colocated", False), "streams": ("streamed", False), "sm_split": ("streamed", True)}
 
+SPLITS = (16, 32, 48, 64, 80, 104)  # SMs of decode; prefill has the others
+
 
 def mixed(stand: Stand) -> list[Request]:
     """Readers who decode, and long prompts that arrive together a little later."""
@@ -117,19 +119,29 @@ def mixed(stand: Stand) -> list[Request]:
 
 def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
     """The same work in each arrangement; an arrangement that this device can't have is left out with its reason."""
+    for name, (preset, split) in ARRANGEMENTS.items():
+        yield name, arranged(stand, name, preset, stand.split if split else {})
+
+
+def by_split(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
+    """The same work by how many SMs decode has for itself."""
+    for sms in SPLITS:
+        yield sms, arranged(stand, f"{sms} SMs for decode", "streamed", {"sm_split": sms})
+
+
+def arranged(stand: Stand, name: str, preset: str, split: dict[str, int]) -> Run | LeftOut:
+    """Readers beside long prompts, served by an engine of this preset."""
     requests = mixed(stand)
     lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
-    for name, (preset, split) in ARRANGEMENTS.items():
-        try:
-            engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests),
-                                  **(stand.split if split else {}))  # fmt: skip
-            for index in range(2):  # the first run of an engine also pays for start-up
-                stand.say(f"readers beside long prompts, {name}, {index + 1} of 2")
-                run = engine.serve(requests)
-            yield name, run
-        except DisaggError as error:
-            stand.close()
-            yield name, Failed.of(name, error)
+    try:
+        engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests), **split)
+        for index in range(2):  # the first run of an engine also pays for start-up
+            stand.say(f"readers beside long prompts, {name}, {index + 1} of 2")
+            run = engine.serve(requests)
+        return run
+    except DisaggError as error:
+        stand.close()
+        return Failed.of(name, error)
 
 
 # ---- beside hand-offs ------------------------------------------------------------------------------------------------

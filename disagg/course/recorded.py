@@ -66,21 +66,46 @@ def sharing(runs: Mapping[str, Run]) -> Scene:
     words = {name: WORKERS[name].format(run.config.sm_split) for name, run in runs.items()}
 
     def figures(run: Run, arrangement: str) -> list[tuple[str, str]]:
-        p99 = [percentile(gaps, 0.99) for gaps in gaps_beside(run, range(READERS))]
-        beside, alone = ("no such gap" if gap is None else f"{1e3 * gap:.1f} ms" for gap in p99)
-        took, first = long_prompts_s(run), long_prompts_s(next(iter(runs.values())))
-        return [
-            ("recorded on", machine(runs)),
-            ("gap p99 beside long prompts", beside),
-            ("gap p99 alone", alone),
-            ("long prompts read in", f"{took:.2f} s"),
-            ("prefill kept", f"{first / took:.0%}"),
-        ]
+        first = long_prompts_s(next(iter(runs.values())))
+        return [*_shared(run), ("prefill kept", f"{first / long_prompts_s(run):.0%}")]
 
     title = f"One GPU for two phases, recorded on {machine(runs)}"
     start = next(iter(runs))
     controls = {"arrangement": Menu("arrangement", start, words)}
     return Scene(title, controls, lambda arrangement: runs[arrangement], figures, brackets=_waits, part="decode")
+
+
+def splits(runs: Mapping[float, Run]) -> Scene:
+    """Recordings of the same requests by how many SMs decode has for itself."""
+    steps = [int(sms) for sms in runs]
+    gaps = {sms: percentile(gaps_beside(runs[sms], range(READERS))[0], 0.99) or 0.0 for sms in steps}
+    took = {sms: long_prompts_s(runs[sms]) for sms in steps}
+
+    def curve(run: Run, sms: int) -> Curve:
+        lines = {
+            "gap p99 beside long prompts": [(n, gap / min(gaps.values())) for n, gap in gaps.items()],
+            "time of the long prompts": [(n, time / min(took.values())) for n, time in took.items()],
+        }
+        here = {f"{sms} SMs": (sms, gaps[sms] / min(gaps.values()))}
+        return Curve("SMs of decode; prefill has the others", "÷ the best of these", lines, here)
+
+    title = f"One GPU split by SMs, recorded on {machine(runs)}"
+    controls = {"sms": Numbers("SMs for decode", steps[0], steps)}
+    return Scene(
+        title, controls, lambda sms: runs[sms], lambda run, sms: _shared(run), curve, part="decode",
+        brackets=lambda run, sms: _waits(run, ""),
+    )  # fmt: skip
+
+
+def _shared(run: Run) -> list[tuple[str, str]]:
+    p99 = [percentile(gaps, 0.99) for gaps in gaps_beside(run, range(READERS))]
+    beside, alone = ("no such gap" if gap is None else f"{1e3 * gap:.1f} ms" for gap in p99)
+    return [
+        ("recorded on", machine({0: run})),
+        ("gap p99 beside long prompts", beside),
+        ("gap p99 alone", alone),
+        ("long prompts read in", f"{long_prompts_s(run):.2f} s"),
+    ]
 
 
 def long_passes(run: Run) -> list[Span]:

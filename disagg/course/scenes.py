@@ -274,6 +274,18 @@ def _longest(steps: Sequence[Span]) -> tuple[str, str]:
     return "longest step", milliseconds(max((step.end_ns - step.start_ns for step in steps), default=0) / 1e9)
 
 
+def _lengths(run: Run, first: int, second: int, **settings: Any) -> Curve:
+    """How many of the prompts are no longer than so many tokens; the bins' ends are lines to drag."""
+    ordered = sorted(TAIL)
+    stairs = [(0.0, 0.0)]
+    for count, length in enumerate(ordered):
+        stairs += [(length, count), (length, count + 1)]
+    handles = {"first": first, "second": second}
+    return Curve(
+        "tokens of a prompt: drag the ends of the bins", "requests up to it", {"prompts": stairs}, {}, handles=handles
+    )
+
+
 BATCH = of(
     "Who shares a step? Twelve requests, most of them short",
     {
@@ -287,6 +299,7 @@ BATCH = of(
     },
     _batch,
     figures=_batch_facts,
+    curve=_lengths,
     part="decode",
 )
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import ipywidgets
 
+from disagg.show.plots.curve_plot import curve_picture
 from disagg.show.plots.flow_plot import flow_picture
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.timeline_plot import timeline_picture
@@ -43,8 +44,8 @@ class Pictures:
             control.observe(lambda change: self._turned(), "value")
             self.controls[one["name"]] = control
         self.words, self.note = ipywidgets.HTML(), ipywidgets.HTML(f"<small>{escape(NO_CANVAS)}</small>")
-        views = [view for view in spec["views"] if view != "curve"]
-        self.images = {view: ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="900px")) for view in views}
+        wide_image = ipywidgets.Layout(width="900px")
+        self.images = {view: ipywidgets.Image(format="png", layout=wide_image) for view in spec["views"]}
         buttons = [ipywidgets.Button(description=name) for name in ("Reset", *spec.get("acts", ()))]
         buttons[0].on_click(lambda button: self._reset([one["at"] for one in spec["controls"]]))
         self.actor = buttons[-1] if "acts" in spec else None
@@ -80,9 +81,14 @@ class Pictures:
         self.words.value = "<br>".join((escape(said["sentence"]), facts, *map(escape, lines)))
         if self.actor is not None:
             self.actor.description = said.get("act", SERVE)
-        draws: dict[str, Callable[[Run], Picture]] = {"flow": flow_picture, "timeline": timeline_picture}
+        run = self._instrument.shown
+        draws: dict[str, Callable[[], Picture]] = {
+            "flow": lambda: flow_picture(run),
+            "timeline": lambda: timeline_picture(run),
+            "curve": lambda: curve_picture(said["curve"]),
+        }
         for view, image in self.images.items():
-            image.value = draws[view](self._instrument.shown).png(fast=True)
+            image.value = draws[view]().png(fast=True)
 
     def refuse(self, words: str, asked: int = 0) -> None:
         self.words.value = f"<b>{escape(words)}</b>"

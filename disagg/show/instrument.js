@@ -24,7 +24,7 @@ export class InstrumentView {
     this.timeline = new TimelineView(views, look, () => this.changed(this));
     this.timeline.root.hidden = !spec.views.includes("timeline");
     if (spec.views.includes("flow")) this.flow = new FlowView(flowAt, this.timeline, spec.part);
-    if (spec.views.includes("curve")) this.curve = new CurveView(element("div", views, { className: "curve" }), this.timeline);
+    if (spec.views.includes("curve")) this.curve = new CurveView(element("div", views, { className: "curve" }), this.timeline, (name, x) => this.pull(name, x));
     this.initial = this.settings;
   }
 
@@ -86,6 +86,14 @@ export class InstrumentView {
   act(name) {
     if (!this.pinned) this.pin(); // the simulated run stays beside the real one
     this.ask(++this.asked, this.settings, name);
+  }
+
+  // A handle of the curve that is dragged to `x`: its control takes the nearest of its values.
+  pull(name, x) {
+    const one = this.inputs.find((input) => input.name === name), { values } = this.spec.controls.find((control) => control.name === name);
+    const nearest = values.reduce((best, value) => (Math.abs(value - x) < Math.abs(best - x) ? value : best));
+    if (one.get() === String(nearest)) return;
+    this.past.push(this.settings), one.set(nearest), this.want();
   }
 
   // -- asking and being answered: one question at a time, and then only the newest
@@ -167,13 +175,28 @@ export class InstrumentView {
   }
 }
 
-// Lines in a plane, and the point that moves on them; the pinned run's point stays in grey.
+// Lines in a plane, and the point that moves on them; the pinned run's point stays in grey. `pulled(name, x)` hears of
+// handles: upright lines that are dragged.
 class CurveView {
-  constructor(parent, timeline) {
-    Object.assign(this, { timeline, plane: null, ghost: null });
+  constructor(parent, timeline, pulled) {
+    Object.assign(this, { timeline, pulled, plane: null, ghost: null, held: null });
     this.canvas = element("canvas", parent, {}, { display: "block", width: "100%", height: "190px" });
     this.canvas.setAttribute("role", "img");
     timeline.watch(() => this.plane && this.draw());
+    this.canvas.onpointerdown = (event) => {
+      this.held = this.near(event.offsetX);
+      if (this.held) this.canvas.setPointerCapture(event.pointerId);
+    };
+    this.canvas.onpointermove = (event) => {
+      this.canvas.style.cursor = this.held || this.near(event.offsetX) ? "ew-resize" : "";
+      if (this.held) this.pulled(this.held, this.value(event.offsetX));
+    };
+    this.canvas.onpointerup = this.canvas.onpointercancel = () => (this.held = null);
+  }
+
+  near(x) {
+    const [found] = (this.plane?.handles ?? []).map(([name, at]) => [name, Math.abs(this.across(at) - x)]).sort((a, b) => a[1] - b[1]);
+    return found?.[1] < 12 ? found[0] : null;
   }
 
   show(plane) { this.plane = plane; }
@@ -184,10 +207,11 @@ class CurveView {
     canvas.width = Math.round(wide * ratio), canvas.height = Math.round(tall * ratio);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0), (pen.font = FONT), (pen.textBaseline = "middle");
     pen.fillStyle = paper, pen.fillRect(0, 0, wide, tall);
-    const every = [...plane.lines.flatMap(([, line]) => line), ...plane.points.map(([, point]) => point)];
+    const every = [...plane.lines.flatMap(([, line]) => line), ...plane.points.map(([, point]) => point), ...plane.handles.map(([, at]) => [at, 0])];
     const scale = plane.log ? Math.log10 : (value) => value, xs = every.map(([x]) => scale(x)), ys = every.map(([, y]) => y);
     const low = Math.min(...xs), high = Math.max(...xs, low + 1e-9), most = 1.08 * Math.max(...ys, 1e-9), least = Math.min(0, ...ys);
     const x = (value) => left + ((scale(value) - low) / (high - low)) * (wide - left - right);
+    this.across = x, (this.value = (at) => low + ((at - left) / (wide - left - right)) * (high - low));
     const y = (value) => tall - foot - ((value - least) / (most - least)) * (tall - foot - top);
     pen.strokeStyle = grid, pen.fillStyle = ink, pen.lineWidth = 1;
     for (const at of ticks(least, most, 4)) {
@@ -208,6 +232,13 @@ class CurveView {
       pen.fillStyle = ink, pen.fillText(name, Math.min(x(a), wide - right - pen.measureText(name).width), Math.max(top + 12, y(b) - 10));
     });
     pen.setLineDash([]);
+    for (const [name, at] of plane.handles) {
+      const mark = x(at);
+      pen.strokeStyle = pen.fillStyle = "#D55E00", pen.lineWidth = 3;
+      pen.beginPath(), pen.moveTo(mark, top), pen.lineTo(mark, tall - foot), pen.stroke();
+      pen.beginPath(), pen.roundRect(mark - 7, tall - foot - 26, 14, 22, 4), pen.fill();
+      pen.fillStyle = ink, pen.fillText(`${name} ${at}`, Math.min(mark + 10, wide - right - pen.measureText(`${name} ${at}`).width), tall - foot - 14);
+    }
     for (const [name, [a, b]] of [...(ghost?.points.map(([, point]) => ["pinned", point]) ?? []), ...plane.points]) {
       pen.fillStyle = name === "pinned" ? "#9aa0a6" : "#D55E00";
       pen.beginPath(), pen.arc(x(a), y(b), 6, 0, 7), pen.fill();

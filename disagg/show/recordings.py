@@ -41,6 +41,11 @@ def staged_file(dial: float | str) -> str:
     return f"gpu_staged_{dial if isinstance(dial, str) else f'{dial:g}'}.jsonl.gz"
 
 
+def split_file(sms: int | str) -> str:
+    """`sms` are those of decode."""
+    return f"gpu_split_{sms}.jsonl.gz"
+
+
 def pair_file(name: str) -> str:
     return f"pair_{name}.jsonl.gz"
 
@@ -88,12 +93,21 @@ def _runs(folder: Path, names: dict[str, str], part: str, pair: bool) -> dict[st
 
 def staged(folder: Path | None = None) -> dict[float, Run] | Missing:
     """One prompt over the staged route, by dial: the run with the median H."""
-    found = {}
-    for path in (folder or FOLDER).glob(staged_file("*")):
-        dial = path.name.removeprefix("gpu_staged_").removesuffix(".jsonl.gz")
-        if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", dial):
-            found[float(dial)] = Run.load(path)
-    return dict(sorted(found.items())) if found else Missing("staged", [staged_file("*")])
+    return _numbered(folder or FOLDER, staged_file("*"), "staged")
+
+
+def splits(folder: Path | None = None) -> dict[float, Run] | Missing:
+    """The same requests on one GPU split by SMs, by how many of them decode has."""
+    return _numbered(folder or FOLDER, split_file("*"), "splits")
+
+
+def _numbered(folder: Path, pattern: str, part: str) -> dict[float, Run] | Missing:
+    start, end = pattern.split("*")
+    numbers = {path.name.removeprefix(start).removesuffix(end): path for path in folder.glob(pattern)}
+    found = {
+        float(text): Run.load(path) for text, path in numbers.items() if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", text)
+    }
+    return dict(sorted(found.items())) if found else Missing(part, [pattern])
 
 
 def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:

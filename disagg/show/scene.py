@@ -71,18 +71,27 @@ def _in_words(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines in a plane and the points that the run stands at. Logarithmic to the right with `log`."""
+    """Lines in a plane and the points that the run stands at. Logarithmic to the right with `log`. `handles` are
+    controls that are dragged in the plane: name → where its line stands."""
 
     x: str
     y: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
     points: Mapping[str, tuple[float, float]]
     log: bool = False
+    handles: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         lines = [[name, [list(point) for point in line]] for name, line in self.lines.items()]
         points = [[name, list(point)] for name, point in self.points.items()]
-        return {"x": self.x, "y": self.y, "lines": lines, "points": points, "log": self.log}
+        return {
+            "x": self.x,
+            "y": self.y,
+            "lines": lines,
+            "points": points,
+            "log": self.log,
+            "handles": [*self.handles.items()],
+        }
 
 
 @dataclass(frozen=True)
