@@ -124,9 +124,10 @@ def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
 
 
 def by_split(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
-    """The same work by how many SMs decode has for itself."""
-    for sms in SPLITS:
-        yield sms, arranged(stand, f"{sms} SMs for decode", "streamed", {"sm_split": sms})
+    """The same work by how many SMs decode has for itself; one run where a device has no SMs."""
+    for sms in SPLITS if stand.split else SPLITS[:1]:
+        split = {"sm_split": sms} if stand.split else {}
+        yield sms, arranged(stand, f"{sms} SMs for decode", "streamed", split)
 
 
 def arranged(stand: Stand, name: str, preset: str, split: dict[str, int]) -> Run | LeftOut:
