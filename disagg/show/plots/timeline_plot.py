@@ -32,14 +32,12 @@ def timeline_picture(
     *,
     window_ms: tuple[float, float] | None = None,
     times: bool = True,
-    projector: bool = False,
-    title: str = "",
     marks: Sequence[Mapping[str, Any]] = (),
 ) -> Picture:
     """The run, or the way of result `request` up to its second token. `times=False` keeps times out of the finding.
     `marks` are brackets (show/scene.py): stretches of rows with their words."""
     found = " ".join([sentence(run, request, times), *(f"Marked: {mark['words']}." for mark in marks)])
-    return _pictures({title: run}, request, window_ms, projector, found, marks)
+    return _pictures({"": run}, request, window_ms, found, marks)
 
 
 def compare_picture(
@@ -48,7 +46,6 @@ def compare_picture(
     *,
     window_ms: tuple[float, float] | None = None,
     times: bool = True,
-    projector: bool = False,
 ) -> Picture:
     """Runs under each other on one scale of time, each with its name."""
     if times:
@@ -57,26 +54,25 @@ def compare_picture(
         exposed = {name: run.overlap(request).exposed_s for name, run in runs.items()}
         most, least = max(exposed, key=exposed.__getitem__), min(exposed, key=exposed.__getitem__)
         finding = f"More copying is left after token 1 with {most} than with {least}."
-    return _pictures(runs, request, window_ms, projector, finding)
+    return _pictures(runs, request, window_ms, finding)
 
 
 def _pictures(
     runs: dict[str, Run],
     request: int | None,
     window_ms: tuple[float, float] | None,
-    projector: bool,
     finding: str,
     marks: Sequence[Mapping[str, Any]] = (),
 ) -> Picture:
-    size = draw.font_size(projector)
+    size = draw.FONT_PT
     views = [RunView(run, request) for run in runs.values()]
     assert views, "no run was given"
     window = window_ms or (0.0, max(1e-3, max(view.end_ms for view in views)))
     heads = [0.03 * size if name or view.only else 0.0 for name, view in zip(runs, views, strict=True)]
     talls = [0.042 * size * max(1, len(view.rows)) for view in views]
     height = 0.08 * size + sum(heads) + sum(talls) + 0.02 * size * (len(views) - 1)
-    figure = draw.figure(height, projector)
-    left, right = 0.115 * size / figure.get_figwidth(), 0.87 if any(view.facts() for view in views) else 0.975
+    figure = draw.blank(height)
+    left, right = 0.115 * size / draw.WIDTH_IN, 0.87 if any(view.facts() for view in views) else 0.975
     y = height - 0.03 * size
     axes: Axes | None = None
     for name, view, head, tall in zip(runs, views, heads, talls, strict=True):
@@ -139,25 +135,24 @@ class RunView:
     def facts(self) -> dict[str, str]:
         """Beside a row, what was measured there: when token 1 came, how much of the copying was hidden, and the gap
         before token 2; of several requests the longest gap."""
-        found, spans = {}, self.run.timeline.spans
-        copies = [span.place for span in spans if span.kind == "copy"]
+        place_of: dict[str, list[str]] = {kind: [] for kind in COLOUR_OF}
+        for span in self.run.timeline.spans:
+            place_of[span.kind].append(span.place)
+        found = {}
+        if self.only and self.only.ttft_s is not None:
+            found = {place: f"TTFT\n{milliseconds(self.only.ttft_s)}" for place in place_of["prefill"]}
         overlap = self.run.overlap(None if self.only is None else self.run.results.index(self.only))
-        if copies and overlap.hidden is not None:
+        if place_of["copy"] and overlap.hidden is not None:
             share = "–" if overlap.share is None else f"{overlap.share:.0%}"
-            found[next(place for place in self.rows if place in copies)] = f"H = {share}"
-        for place in self.rows:
-            steps = [span for span in spans if span.place == place and span.kind == "decode"]
-            if steps and (words := self._gap({request for span in steps for request in span.requests})):
-                found[place] = words
-            elif self.only and self.only.ttft_s is not None and any(s.place == place for s in spans if s.kind == "prefill"):
-                found[place] = f"TTFT\n{milliseconds(self.only.ttft_s)}"
-        return found
+            found[next(place for place in self.rows if place in place_of["copy"])] = f"H = {share}"
+        return found | {place: words for place in set(place_of["decode"]) if (words := self._gap(place))}
 
-    def _gap(self, requests: set[int]) -> str:
+    def _gap(self, place: str) -> str:
         if self.only is not None:
             gap = self.only.second_token_gap_s
             return "" if gap is None else f"second-token\ngap {milliseconds(gap)}"
-        gaps = [gap for result in self.run.results if result.request in requests for gap in result.itl_s]
+        here = {r for s in self.run.timeline.spans if (s.place, s.kind) == (place, "decode") for r in s.requests}
+        gaps = [gap for result in self.run.results if result.request in here for gap in result.itl_s]
         return f"longest gap\n{milliseconds(max(gaps))}" if gaps else ""
 
     def mark(self, axes: Axes, size: float, marks: Sequence[Mapping[str, Any]]) -> None:
