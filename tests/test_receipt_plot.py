@@ -174,6 +174,12 @@ def test_each_setting_is_a_line_over_its_slots():
     assert picture.png()[:4] == b"\x89PNG"
 
 
+def test_turns_too_near_for_two_numbers_have_one():
+    """Spilling wins from 26 on, loses at 33 alone: the number is that from where on it wins for good."""
+    texts = costs_picture(choices(4, 0.02, 16)).figure.axes[0].texts
+    assert [text.get_text() for text in texts] == ["34 tokens", "26 tokens"]
+
+
 def choices(prefill_ms: float, fixed_s: float, block: int = 1) -> list[Choice]:
     """Both copies take 2 ms a token."""
     costs, found = PreemptionCosts(*[Link(1e6, fixed_s=fixed_s)] * 2), []

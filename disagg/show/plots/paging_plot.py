@@ -64,11 +64,12 @@ def costs_picture(choices: Sequence[Choice]) -> Picture:
 
 
 def _turns(axes: Axes, choices: list[Choice]) -> None:
-    """A number where the cheaper way changes."""
-    for before, after in zip(choices, choices[1:], strict=False):
-        if before.arm is not after.arm:
-            words, how = f"{after.tokens} tokens", draw.look(ha="left", va="baseline", gid=draw.FACT)
-            draw.note(axes, words, (after.tokens, 0), (3, 6), SIZE, "y", **how)
+    """A number where the cheaper way changes; the last change before others that are too near for a number."""
+    room, free = 0.12 * (choices[-1].tokens - choices[0].tokens), float("inf")
+    for before, after in zip(choices[-2::-1], choices[:0:-1], strict=True):
+        if before.arm is not after.arm and after.tokens + room <= free:
+            words, free = f"{after.tokens} tokens", after.tokens
+            draw.note(axes, words, (free, 0), (3, 6), SIZE, "y", va="baseline", gid=draw.FACT)
 
 
 def _costs_words(choices: list[Choice]) -> str:

@@ -15,7 +15,7 @@ from disagg.trace.files import whole
 DPI = 200  # shown 900 points wide: two pixels a point, sharp on both kinds of screen
 
 #: Light and dark change places, hues stay: a white drawing on a dark page.
-_DARK = "filter:invert(.95) hue-rotate(180deg) brightness(1.35)"
+_DARK = "filter:invert(.94) hue-rotate(180deg) brightness(1.12)"
 _IN_DARK = '[data-jp-theme-light="false"]'
 _ABOVE = ".jp-OutputArea-child:has(+.jp-OutputArea-child .picture-says) img"
 STYLE = (
