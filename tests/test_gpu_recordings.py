@@ -311,9 +311,8 @@ def test_a_gpu_is_named_with_driver_and_torch(monkeypatch):
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("projector", [False, True])
-def test_steps_are_bars_beside_their_floor(projector):
-    picture = steps_picture(made_up(), projector=projector)
+def test_steps_are_bars_beside_their_floor():
+    picture = steps_picture(made_up())
     assert picture.finding == (
         "1 row: the floor is 1 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50. "
         "64 rows: the floor is 2 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50."

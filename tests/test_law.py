@@ -139,22 +139,14 @@ def test_the_finding_says_how_far_points_are_from_the_law():
         "The law for 30 layers rises with c/x to 96.7 % at c = x and stays there; "
         "simulated: 2 points, at most 3.1 percentage points off."
     )
-    assert picture.finding in picture.alt and "48.3 % at 0.50" in picture.alt
+    words = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert picture.finding in picture.alt and {"48 %", "94 %", "at most 3.1 points off the law"} <= set(words)
 
 
 def test_without_times_the_finding_is_the_same_for_every_measurement():
     near, far = ({"this machine": [(0.5, h)]} for h in (0.5, 0.1))
     assert law_picture(near, 30).finding != law_picture(far, 30).finding
     assert law_picture(near, 30, times=False).finding == law_picture(far, 30, times=False).finding
-
-
-def test_plain_pairs_are_measured_ones():
-    picture = law_picture([(0.5, 0.4)], 2)
-    assert "measured" in lines(picture)
-    assert picture.finding == (
-        "The law for 2 layers rises with c/x to 50.0 % at c = x and stays there; "
-        "measured: 1 point, at most 15.0 percentage points off."
-    )
 
 
 def test_names_are_drawn_as_text_and_nothing_is_no_error():
@@ -167,5 +159,5 @@ def test_letters_and_colour():
     def size(picture):
         return picture.figure.axes[0].xaxis.label.get_fontsize()
 
-    assert (size(law_picture({}, 30)), size(law_picture({}, 30, projector=True))) == (12, 18)
+    assert size(law_picture({}, 30)) == 12
     assert lines(law_picture({}, 30))["law, 30 layers"].get_color() == COLOURS["link"]

@@ -2,7 +2,6 @@
 
 import ast
 import io
-import re
 from pathlib import Path
 
 import matplotlib
@@ -18,7 +17,9 @@ from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
 from disagg.run.model.model import load_model
 from disagg.show.plots.block_plot import pages_over_time_picture
+from disagg.show.plots.draw import FACT
 from disagg.show.plots.gap_plot import gaps_picture
+from disagg.show.plots.law_plot import law_picture
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES
 from disagg.show.plots.preset_plot import ADDS, Rung, ladder_picture
 from disagg.show.plots.roofline import (
@@ -32,7 +33,7 @@ from disagg.show.plots.roofline import (
     seconds_of,
     step_work,
 )
-from disagg.show.plots.summaries import first_landed_early, plural, row_names, sentence, short_list
+from disagg.show.plots.summaries import first_landed_early, milliseconds, plural, row_names, sentence, short_list
 from disagg.show.plots.timeline_plot import compare_picture, timeline_picture
 from disagg.trace.results import Result, Run
 from disagg.trace.spans import Span
@@ -128,9 +129,8 @@ def test_parking_has_a_row_of_its_own():
     glyphs = {line.get_label(): len(line.get_xdata()) for line in over_time.figure.axes[-1].lines}
     assert glyphs["parked"] == run.counts["parked"] and glyphs["fetch"] == run.counts["fetches"]
     run.timeline.spans.append(Span("spill", "spill 0", 0, MS, (0,)))  # the fourth kind, beside ticks
-    for projector in (False, True):
-        figure = timeline_picture(run, window_ms=(0, 300), projector=projector).figure
-        assert figure.draw_without_rendering() is None and figure.legends[0].get_window_extent().x0 > 0
+    figure = timeline_picture(run, window_ms=(0, 300)).figure
+    assert figure.draw_without_rendering() is None and figure.legends[0].get_window_extent().x0 > 0
 
 
 def test_what_was_rejected_is_said():
@@ -165,22 +165,47 @@ def test_hand_off_ticks_are_drawn_where_there_is_room():
     assert ticks(timeline_picture(hand_made(), window_ms=(0, 5000))) == 0
 
 
+def facts(picture) -> list[str]:
+    """Words in the drawing that say what was found."""
+    found = [text for axes in picture.figure.axes for text in axes.texts if text.get_gid() == FACT]
+    return [text.get_text().replace("\n", " ") for text in found if text.get_visible()]
+
+
+def numbers(run, **how) -> set[str]:
+    texts = timeline_picture(run, **how).figure.axes[0].texts
+    return {text.get_text() for text in texts if text.get_gid() != FACT}
+
+
 def test_numbers_are_those_of_the_results():
     run = simulated("staged")
-    texts = {text.get_text() for text in timeline_picture(run, window_ms=(0, 10)).figure.axes[0].texts}
-    assert "0" in texts
+    assert "0" in numbers(run, window_ms=(0, 10))
     run = hand_made()
-    assert not timeline_picture(run).figure.axes[0].texts, "one request needs no number"
+    assert not numbers(run), "one request needs no number"
     run.results.insert(0, Result(6, 5, 0, finish_reason="cancelled"))
-    texts = {text.get_text() for text in timeline_picture(run).figure.axes[0].texts}
-    assert texts == {"1"}, "the engine's id is 7, but it is result 1 of this run"
+    assert numbers(run) == {"1"}, "the engine's id is 7, but it is result 1 of this run"
 
 
-def test_exposed_time_is_named_where_one_request_is_shown():
-    texts = [text.get_text() for text in timeline_picture(hand_made(), 0).figure.axes[0].texts]
-    assert any(re.fullmatch(r"token 1, then E = [1-9]\d* ms", text) for text in texts), texts
-    texts = [text.get_text() for text in timeline_picture(hand_made(exposed_ms=0), 0).figure.axes[0].texts]
-    assert "token 1, then E = 0 ms" in texts
+def test_h_e_and_gaps_stand_beside_what_they_measure():
+    """By hand: 10 ms of copying, 5 of them after token 1 at 10 ms; token 2 at 20. A crowd's gaps are the longest."""
+    for picture in (timeline_picture(hand_made(), 0), timeline_picture(hand_made())):
+        rows = {text.xy[1]: text.get_text() for text in picture.figure.axes[0].texts if text.xy[0] == 1}
+        assert rows == {0: "TTFT\n10 ms", -1: "H = 50%", -2: "second-token\ngap 10 ms"}
+        bracket = picture.figure.axes[0].lines[1]
+        assert "token 1, then E = 5 ms" in facts(picture) and list(bracket.get_xdata()) == [10, 10, 15, 15]
+    assert "token 1, then E = 0 ms" in facts(timeline_picture(hand_made(exposed_ms=0)))
+    run = simulated("two_colocated", 4)
+    longest = [milliseconds(max(max(result.itl_s) for result in run.results[i::2])) for i in (0, 1)]
+    assert facts(timeline_picture(run)) == [f"longest gap {words}" for words in longest]
+
+
+def test_above_a_question_a_picture_gives_nothing_away():
+    words = "Two runs of one request, one above the other."
+    told = compare_picture({"near": hand_made(1), "far": hand_made(30)}, 0)
+    assert "H = 50%" not in words and facts(told)
+    asking = told.asking(words)
+    assert not facts(asking) and asking.finding == asking.alt == words
+    law = law_picture({"here": [(0.5, 0.4)]}, 30).asking(words)
+    assert not facts(law)
 
 
 def test_the_finding_states_what_the_data_say():
@@ -237,17 +262,19 @@ def test_the_bundle_holds_png_alt_text_and_the_finding_and_same_data_give_same_b
     assert (tmp_path / "a.png").read_bytes() == timeline_picture(hand_made()).png()
 
 
-def test_projector_letters_are_larger():
-    def size(picture):
-        return picture.figure.axes[0].get_yticklabels()[0].get_fontsize()
-
-    assert size(timeline_picture(hand_made())) == 12
-    assert size(timeline_picture(hand_made(), projector=True)) == 18
+def test_a_cell_shows_the_png_and_below_it_the_sentence(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata=None: shown.append((data, metadata)))
+    picture = timeline_picture(hand_made()).asking("Who waits <here>?")
+    picture._ipython_display_()
+    (drawn, metadata), (below, none) = shown
+    assert drawn.keys() == {"image/png", "text/plain"} and metadata["image/png"]["alt"] == picture.alt and none is None
+    assert below.keys() == {"text/html"}, "a terminal has the sentence once"
+    assert below["text/html"].endswith('<div class="picture-says">Who waits &lt;here&gt;?</div>')
 
 
 def test_names_from_outside_are_drawn_as_text():
     compare_picture({LATEX: hand_made(), "b": hand_made()}, 0).png()  # mathtext would raise
-    timeline_picture(hand_made(), title=LATEX).png()
     ladder_picture({LATEX: hand_made()}).png()
 
 
@@ -396,6 +423,7 @@ def test_roofline_says_the_limit_of_each_point():
     lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
     assert lines["one row"] == [[0.01, 10 / 200.0 / 1e9]]
     assert lines["prefill"] == [[100.0, 100.0 / 1e9]]  # on the roof
+    assert facts(picture) == ["≥ 10000 ms", "200000 ms, 50% of the roof"]
     assert picture.png()
 
 
@@ -413,6 +441,7 @@ def test_seconds_of_takes_spans_of_that_kind_and_count():
 def test_gaps_show_who_waited_for_the_long_prompt():
     runs = {"whole": _run(256), "in chunks": _run(32)}
     picture = gaps_picture(runs, [0])
+    assert facts(picture) == [f"longest gap {milliseconds(max(run.results[0].itl_s))}" for run in runs.values()]
     longest = {name: max(run.results[0].itl_s) for name, run in runs.items()}
     assert longest["whole"] > 2 * longest["in chunks"]
     for name, gap in longest.items():

@@ -12,14 +12,16 @@ from disagg.plan.link import Link
 from disagg.plan.preemption import Arm, Choice, PreemptionCosts
 from disagg.show.plots.counter_plot import counters, counters_picture
 from disagg.show.plots.paging_plot import costs_picture, ring_picture
-from disagg.show.plots.receipt_plot import INKS, diff_picture, receipt_picture, receipts_picture
+from disagg.show.plots.palette import COLOURS, HATCHES
+from disagg.show.plots.receipt_plot import GREY, INKS, PALE, SOLID, diff_picture, receipt_picture, receipts_picture
 from disagg.show.plots.summaries import milliseconds
 from disagg.trace.receipts import NAMES, WORKS
 
 
-def test_works_are_solid_and_waits_hatched_each_in_its_own_way():
-    assert tuple(INKS) == NAMES
-    assert all(bool(ink.hatch) == (name not in WORKS) for name, ink in INKS.items())
+def test_works_are_drawn_as_in_a_timeline_and_waits_pale_each_in_its_own_way():
+    assert set(INKS) == set(NAMES)
+    assert all(ink.hatch and ink.face in (GREY, *PALE.values()) for name, ink in INKS.items() if name not in WORKS)
+    assert {INKS[name] for name in SOLID} == {(COLOURS[kind], HATCHES[kind]) for kind in COLOURS}
     assert len(set(INKS.values())) == len(NAMES)
 
 
@@ -56,7 +58,7 @@ def test_a_receipts_sentence_states_what_the_data_say():
     waits = {name: s for name, s in bill.totals().items() if name not in WORKS}
     longest = max(waits, key=waits.get)
     assert f"of waits (most: {longest}, {milliseconds(waits[longest])})" in picture.finding
-    assert all(f"{name} {1e3 * seconds:.1f} ms" in picture.alt for name, seconds in bill.totals().items())
+    assert picture.finding in picture.alt
 
 
 def test_without_times_a_finding_is_the_same_at_every_speed():
@@ -89,10 +91,8 @@ def test_bars_of_presets_are_their_mean_receipts_works_first():
         ordered = [name in WORKS for name, _ in sorted(own, key=lambda pair: pair[1].get_x())]
         assert ordered == sorted(ordered, reverse=True), "works from the left, then waits"
     totals = {name: sum(run.receipts().values()) for name, run in runs.items()}
-    low, high = min(totals, key=totals.get), max(totals, key=totals.get)
+    low = min(totals, key=totals.get)
     assert f"{low} {milliseconds(totals[low])}" in picture.finding
-    finding = receipts_picture(runs, times=False).finding
-    assert finding == f"A request takes least time with {low} and most with {high}."
 
 
 def test_bars_keep_one_unit_however_long_a_run_takes():
@@ -100,7 +100,7 @@ def test_bars_keep_one_unit_however_long_a_run_takes():
     picture = receipts_picture(runs)
     totals = [1e3 * sum(run.receipts().values()) for run in runs.values()]
     assert totals[0] < 10_000 < totals[1]
-    ends = [note.get_text() for note in picture.figure.axes[0].texts if note.get_text().endswith("ms")]
+    ends = [note.get_text().split("\n")[0] for note in picture.figure.axes[0].texts if " ms" in note.get_text()]
     assert ends == [f"{total:.0f} ms" for total in totals]
     assert all(f"{total:.0f} ms, of which" in picture.finding for total in totals)
 
@@ -115,7 +115,7 @@ def test_a_difference_goes_left_and_right_and_sums_up():
         assert width == pytest.approx(1e3 * (after.get(name, 0) - before.get(name, 0)))
     assert set(widths) == {*before, *after}
     largest = max(widths, key=lambda name: abs(widths[name]))
-    assert f"most changes in {largest}" in diff_picture("split", a, "paged", b, times=False).finding
+    assert f"most changes in {largest}" in picture.finding
     assert diff_picture("a", a, "b", a).finding == "A request takes as long with b as with a."
 
 
@@ -144,7 +144,9 @@ def test_counters_are_the_marks(preset):
     drawn = sorted(list(zip(row.times_ms, row.values, strict=True)) for row in rows)
     assert drawn == sorted(steps for steps in marked.values() if max(value for _, value in steps))
     assert len(picture.figure.axes) == len(rows) == len({row.name for row in rows})
-    assert all(f"{row.name}: {row.extreme}" in picture.alt for row in rows)
+    assert [[text.get_text() for text in axes.texts] for axes in picture.figure.axes] == [
+        [row.name, row.extreme] for row in rows
+    ]
     assert picture.png()[:4] == b"\x89PNG"
 
 
@@ -160,9 +162,8 @@ def test_counters_name_the_full_memory_and_the_longest_queue():
 EXPOSED = {"no latency": {1: 182.0, 2: 66.0, 8: 66.0}, "latency": {1: 782.0, 2: 366.0, 8: 86.0}}
 
 
-@pytest.mark.parametrize("projector", [False, True])
-def test_each_setting_is_a_line_over_its_slots(projector):
-    picture = ring_picture(EXPOSED, projector=projector)
+def test_each_setting_is_a_line_over_its_slots():
+    picture = ring_picture(EXPOSED)
     axes = picture.figure.axes[0]
     assert [list(line.get_ydata()) for line in axes.lines] == [list(line.values()) for line in EXPOSED.values()]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "8"]
@@ -171,6 +172,12 @@ def test_each_setting_is_a_line_over_its_slots(projector):
         "latency: 782 ms with 1 slot, 366 ms with 2 slots, 86 ms with 8 slots."
     )
     assert picture.png()[:4] == b"\x89PNG"
+
+
+def test_turns_too_near_for_two_numbers_have_one():
+    """Spilling wins from 26 on, loses at 33 alone: the number is that from where on it wins for good."""
+    texts = costs_picture(choices(4, 0.02, 16)).figure.axes[0].texts
+    assert [text.get_text() for text in texts] == ["34 tokens", "26 tokens"]
 
 
 def choices(prefill_ms: float, fixed_s: float, block: int = 1) -> list[Choice]:
@@ -210,4 +217,4 @@ def test_both_costs_are_drawn_and_the_cheaper_spill_shaded():
     ]
     shaded = sum(patch.get_width() for patch in axes.patches)
     assert shaded == sum(choice.arm is Arm.SPILL for choice in made[:-1])
-    assert "At 60 tokens: 160 ms to spill and fetch, 240 ms to compute again." in picture.alt
+    assert [text.get_text() for text in axes.texts] == ["20 tokens"], "where the cheaper way changes"

@@ -11,7 +11,7 @@ from disagg.show.plots.summaries import plural
 from disagg.show.plots.timeline_plot import time_axis
 from disagg.trace.results import Run
 
-TALL_IN, GAP_IN = 0.033, 0.008  # of a row, by points of the font
+TALL_IN, ROW_IN = 0.396, 0.492  # of a row, and with the space below it
 
 
 class CounterSteps(NamedTuple):
@@ -31,26 +31,22 @@ class CounterSteps(NamedTuple):
         return f"{which} {value:,}{limit}"
 
 
-def counters_picture(run: Run, *, window_ms: tuple[float, float] | None = None, projector: bool = False) -> Picture:
+def counters_picture(run: Run) -> Picture:
     """A row a counter, in the order of a request's life; at the right the value that matters."""
-    rows, size = counters(run), draw.font_size(projector)
+    rows, size = counters(run), draw.FONT_PT
     end_ms = max(1e-3, (run.timeline.end_ns - run.timeline.start_ns) / 1e6)
-    window = window_ms or (0.0, end_ms)
-    tall, gap, top, foot = TALL_IN * size, GAP_IN * size, 0.015 * size, 0.05 * size
-    height = top + foot + max(1, len(rows)) * (tall + gap)
-    figure, y, axes = draw.figure(height, projector), height - top, None
-    left = 0.16 * size / figure.get_figwidth()
-    for row in rows:
-        y -= tall
-        axes = figure.add_axes((left, y / height, 0.765 - left, tall / height), sharex=axes, xlim=window)
+    height = 0.78 + max(1, len(rows)) * ROW_IN
+    figure, axes = draw.blank(height), None
+    for number, row in enumerate(rows):
+        y = height - 0.18 - number * ROW_IN - TALL_IN
+        box = (0.213, y / height, 0.552, TALL_IN / height)
+        axes = figure.add_axes(box, sharex=axes, xlim=(0.0, end_ms))
         _steps(axes, row, end_ms, size)
-        y -= gap
     if axes is not None:
         axes.tick_params(labelbottom=True)
-        time_axis(axes, window, size, "since the start")
-    extremes = "; ".join(f"{row.name}: {row.extreme}" for row in rows)
-    finding = counters_words(run, rows)
-    return Picture(figure, f"Counters over time, a row each. {extremes or 'Nothing was counted'}. {finding}", finding)
+        time_axis(axes, (0.0, end_ms), size, "since the start")
+    finding = _in_words(rows)
+    return Picture(figure, f"Counters over time, a row each. {finding}", finding)
 
 
 def counters(run: Run) -> list[CounterSteps]:
@@ -101,7 +97,7 @@ def _steps(axes: Axes, row: CounterSteps, end_ms: float, size: float) -> None:
     draw.note(axes, row.extreme, (1, 0.5), (6, 0), size, "xy", ha="left")
 
 
-def counters_words(run: Run, rows: list[CounterSteps]) -> str:
+def _in_words(rows: list[CounterSteps]) -> str:
     queues = [row for row in rows if row.name.startswith(("waiting", "landed", "needing"))]
     batches = [max(row.values) for row in rows if row.name.startswith("rows")]
     memories = [row for row in rows if row.name.startswith("free")]

@@ -15,6 +15,7 @@ from disagg.show.plots.palette import COLOURS, HATCHES, INK
 WIDTH_IN = 9.0
 FONT_PT, PROJECTOR_PT = 12, 18
 GRID = "#DDDDDD"
+FACT = "fact"  # the gid of words that say what was found: `Picture.asking` leaves them out
 
 
 def blank(height_in: float, width_in: float = WIDTH_IN) -> Figure:
@@ -38,23 +39,23 @@ def room(
     return figure.add_axes((left, foot, right - left, max(0.0, 1 - foot - top_in / height)), **more)
 
 
-def single(
-    height: float, left: float, foot: float, top: float, projector: bool, right: float = 0.975
-) -> tuple[int, Figure, Axes]:
-    """The size of letters, a figure, and axes that fill it; lengths in inches by points of the font."""
-    size = font_size(projector)
-    page = figure(height * size, projector)
-    return size, page, room(page, left * size, foot * size, top * size, right)
+def single(height_in: float, left_in: float, foot_in: float, top_in: float) -> tuple[Figure, Axes]:
+    """A figure, and axes with a grid that fill it but for these inches."""
+    page = blank(height_in)
+    axes = room(page, left_in, foot_in, top_in)
+    plain(axes, FONT_PT, across=True)
+    return page, axes
 
 
-def panels(count: int, height: float, left: float, projector: bool, wspace: float) -> tuple[Figure, list[Axes]]:
-    """Panels beside each other; `height` and `left` in inches by points of the font."""
-    size = font_size(projector)
-    wide = figure(height * size, projector)
-    found = wide.subplots(1, count, squeeze=False)[0]
-    left, foot, top = left * size / wide.get_figwidth(), 0.05 / height, 1 - 0.035 / height
-    wide.subplots_adjust(left, foot, 0.985, top, wspace=wspace)
-    return wide, list(found)
+def panels(
+    count: int, height_in: float, left_in: float, foot_in: float, top_in: float, right: float
+) -> tuple[Figure, list[Axes]]:
+    """Panels beside each other, with the rows of the first."""
+    page = blank(height_in)
+    found = page.subplots(1, count, squeeze=False, sharey=True)[0]
+    sides = left_in / WIDTH_IN, foot_in / height_in, right, 1 - top_in / height_in
+    page.subplots_adjust(*sides, wspace=0.12)
+    return page, list(found)
 
 
 def look(**how: Any) -> dict[str, Any]:

@@ -10,15 +10,13 @@ from disagg.show.plots.summaries import plural
 from disagg.show.recordings import RUNGS, StepTimes
 
 
-def steps_picture(steps: StepTimes, *, projector: bool = False) -> Picture:
+def steps_picture(steps: StepTimes) -> Picture:
     """Median steps of each rung in ms, and in floors."""
-    size = draw.font_size(projector)
-    height = 0.045 * (len(RUNGS) + 1) + 0.085
-    figure, panels = draw.panels(len(steps.batches), height, 0.095, projector, wspace=0.12)
+    height = 0.54 * (len(RUNGS) + 1) + 1.02
+    figure, panels = draw.panels(len(steps.batches), height, 1.14, 0.6, 0.42, 0.985)
     for axes, rows in zip(panels, steps.batches, strict=True):
-        _panel(axes, steps, rows, size)
-        if axes is not panels[0]:
-            axes.tick_params(labelleft=False)
+        _panel(axes, steps, rows, draw.FONT_PT)
+    draw.rows(panels[0], ["floor", *RUNGS])
     finding = " ".join(_words(steps, rows) for rows in steps.batches)
     return Picture(figure, f"Decode steps in ms, a bar a rung, above them the floor. {finding}", finding)
 
@@ -31,7 +29,6 @@ def _panel(axes: Axes, steps: StepTimes, rows: int, size: float) -> None:
         kind, floors = (None, "") if name == "floor" else ("decode", f" ({_plain(steps.over_floor(name, rows))}×)")
         draw.bar(axes, -row, ms, f"{ms:.3g}{floors}", longest, kind, 0.7, size)
     axes.set_xlim(0, 1.75 * longest)
-    draw.rows(axes, bars)
     draw.names(axes, size, "ms a step", title=plural(rows, "row"))
 
 

@@ -15,39 +15,35 @@ from disagg.show.plots.timeline_plot import time_axis
 from disagg.trace.results import Run
 
 MARKERS = "o^sDvP"
-TALL_IN = 0.105  # of a panel, by points of the font
+SIZE = draw.FONT_PT
+HEAD_IN, TALL_IN, FOOT_IN = 0.36, 1.26, 0.6
+LOOK = draw.look(color=COLOURS["decode"], markersize=0.5 * SIZE, markerfacecolor="none", markeredgewidth=1.4)
 
 
-def gaps_picture(runs: dict[str, Run], requests: list[int] | None = None, *, projector: bool = False) -> Picture:
-    """One panel for each run, on one scale; `requests` are the results whose gaps are drawn (None: all)."""
-    size = draw.font_size(projector)
-    numbers = {name: range(len(run.results)) if requests is None else requests for name, run in runs.items()}
-    chosen = {name: [(i, run.results[i]) for i in numbers[name]] for name, run in runs.items()}
-    head, foot, tall = 0.03 * size, 0.05 * size, TALL_IN * size
-    height = len(runs) * (head + tall) + foot
-    figure, y = draw.figure(height, projector), height
+def gaps_picture(runs: dict[str, Run], requests: Iterable[int]) -> Picture:
+    """One panel for each run, on one scale, with the gaps of these results."""
+    chosen = {name: [(index, run.results[index]) for index in requests] for name, run in runs.items()}
+    longest = {name: max((gap for _, r in results for gap in r.itl_s), default=0.0) for name, results in chosen.items()}
+    height = len(runs) * (HEAD_IN + TALL_IN) + FOOT_IN
+    figure, y = draw.blank(height), height
     axes: Axes | None = None
-    left = 0.09 * size / figure.get_figwidth()
-    highest = max((1e3 * gap for results in chosen.values() for _, r in results for gap in r.itl_s), default=1.0)
     for name, run in runs.items():
-        y -= head + tall
-        axes = figure.add_axes((left, y / height, 0.975 - left, tall / height), sharex=axes)
-        draw.plain(axes, size, across=True)
+        y -= HEAD_IN + TALL_IN
+        axes = figure.add_axes((0.12, y / height, 0.855, TALL_IN / height), sharex=axes)
+        draw.plain(axes, SIZE, across=True)
         for index, result in chosen[name]:
             times = [(at_ns - run.timeline.start_ns) / 1e6 for at_ns in result.token_times_ns[1:]]
-            gaps = [1e3 * gap for gap in result.itl_s]
-            look = draw.look(
-                color=COLOURS["decode"], markersize=0.5 * size, markerfacecolor="none", markeredgewidth=1.4
-            )
-            axes.plot(times, gaps, MARKERS[index % len(MARKERS)], label=f"request {index}", **look)
-        axes.set_ylim(0, 1.1 * highest)
+            marker, gaps = MARKERS[index % len(MARKERS)], [1e3 * gap for gap in result.itl_s]
+            axes.plot(times, gaps, marker, label=f"request {index}", **LOOK)
+        axes.set_ylim(0, 1.1 * (1e3 * max(longest.values()) or 1.0))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        draw.names(axes, size, y="gap, ms")
-        draw.names(axes, size, title=name, weight="bold", parse_math=False)
+        draw.names(axes, SIZE, y="gap, ms")
+        draw.names(axes, SIZE, title=name, weight="bold", parse_math=False)
+        words, how = f"longest gap {milliseconds(longest[name])}", draw.look(ha="right", va="baseline", gid=draw.FACT)
+        draw.note(axes, words, (1, 1), (0, 6), SIZE, "xy", **how)
         axes.tick_params(labelbottom=name == list(runs)[-1])
     assert axes is not None, "no run was given"
-    time_axis(axes, axes.get_xlim(), size, "since the start; each point is a token, each shape a request")
-    longest = {name: max((gap for _, r in results for gap in r.itl_s), default=0.0) for name, results in chosen.items()}
+    time_axis(axes, axes.get_xlim(), SIZE, "since the start; each point is a token, each shape a request")
     finding = "Longest gap: " + ", ".join(f"{name} {milliseconds(gap)}" for name, gap in longest.items()) + "."
     return Picture(figure, f"Gaps between tokens over time, one panel for each run. {finding}", finding)
 

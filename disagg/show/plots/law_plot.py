@@ -3,8 +3,10 @@ Notebooks: notebooks/03_layer_streaming.ipynb and notebooks/07_on_a_gpu.ipynb.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from disagg.plan.errors import EngineError
 from disagg.show.plots import draw
@@ -14,76 +16,68 @@ from disagg.show.plots.summaries import plural
 from disagg.trace.law import simplest_hidden
 from disagg.trace.results import Run
 
+SIZE = draw.FONT_PT
 MARKERS = ("o", "s", "^", "D")
 Point = tuple[float, float]  # c/x, and H as a fraction
 
 
-def law_picture(
-    points: Mapping[str, Iterable[Point]] | Iterable[Point], layers: int, *, times: bool = True, projector: bool = False
-) -> Picture:
-    """Points of (c/x, H) on the law of so many layers, by name. `times=False` keeps what was measured out of the
-    finding."""
-    named = points if isinstance(points, Mapping) else {"measured": points}
-    series = {name: list(pairs) for name, pairs in named.items()}
-    size, figure, axes = draw.single(0.27, 0.065, 0.05, 0.035, projector)
-    _curve(axes, layers, series, size)
-    for marker, (name, pairs) in zip(MARKERS * len(series), series.items(), strict=False):
-        _rings(axes, [r for r, _ in pairs], [100 * h for _, h in pairs], marker, name, size)
-    draw.legend(figure, size)
-    each = [f"{name}: " + ", ".join(f"{100 * h:.1f} % at {r:.2f}" for r, h in pairs) for name, pairs in series.items()]
-    alt = f"H in percent over c/x. {_words(layers, series, True)} {'. '.join(each)}{'.' * bool(each)}"
-    return Picture(figure, alt, _words(layers, series, times))
-
-
-def _rings(axes: Axes, x: list[float], y: list[float], marker: str, name: str, size: float) -> None:
-    look = draw.look(markersize=0.75 * size, color="none", markeredgecolor=INK, markeredgewidth=1.8)
-    axes.plot(x, y, marker, label=name, zorder=3, **look)
-
-
-def _curve(axes: Axes, layers: int, series: dict[str, list[Point]], size: float) -> None:
-    """The law: a ramp up to c = x, and the ceiling."""
-    ratios = [ratio for pairs in series.values() for ratio, _ in pairs]
-    heights = [100 * hidden for pairs in series.values() for _, hidden in pairs]
-    right, ceiling = 1.06 * max([2.0, *ratios]), 100 * simplest_hidden(layers, 1)
-    axes.plot([0, 1, right], [0, ceiling, ceiling], color=COLOURS["link"], linewidth=3, label=f"law, {layers} layers")
+def law_picture(points: Mapping[str, Iterable[Point]], layers: int, *, times: bool = True) -> Picture:
+    """Points of (c/x, H) by name on the law of so many layers: a ramp up to c = x, and the ceiling. `times=False` keeps
+    what was measured out of the finding."""
+    series = {name: list(pairs) for name, pairs in points.items()}
+    off = {name: [100 * abs(h - simplest_hidden(layers, r)) for r, h in pairs] for name, pairs in series.items()}
+    right = 1.06 * max([2.0, *(ratio for pairs in series.values() for ratio, _ in pairs)])
+    ceiling = 100 * simplest_hidden(layers, 1)
+    law = [(0.0, 0.0), (1.0, ceiling), (right, ceiling)]
+    figure, axes = _drawn(f"law, {layers} layers", law, series, max([0.0, *chain(*off.values())]), "its copy")
     axes.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
-    draw.note(axes, "c = x", (1, 0), (6, 8), size, "y", va="baseline")
+    draw.note(axes, "c = x", (1, 0), (6, 8), SIZE, "y", va="baseline")
     words = f"ceiling 1 − 1/{layers} = {ceiling:.1f} %"
-    draw.note(axes, words, (right, ceiling), (-4, -8), size, ha="right", va="top")
-    draw.plain(axes, size, across=True)
+    draw.note(axes, words, (right, ceiling), (-4, -8), SIZE, ha="right", va="top")
     axes.set_xlim(0, right)
-    axes.set_ylim(min([0, *heights]), 108)
-    draw.names(axes, size, "c/x, compute of a layer over its copy (faster link to the right)", "H in %")
-
-
-def _words(layers: int, series: dict[str, list[Point]], times: bool) -> str:
-    law = f"The law for {plural(layers, 'layer')} rises with c/x to {100 * simplest_hidden(layers, 1):.1f} % at c = x"
-    parts = []
+    said = [f"The law for {plural(layers, 'layer')} rises with c/x to {ceiling:.1f} % at c = x and stays there"]
     for name, pairs in series.items():
-        away = max((100 * abs(h - simplest_hidden(layers, r)) for r, h in pairs), default=0.0)
-        off = f", at most {away:.1f} percentage points off" if times and pairs else ""
-        parts.append(f"{name}: {plural(len(pairs), 'point')}{off}")
-    return "; ".join([f"{law} and stays there", *parts]) + "."
+        far = f", at most {max(off[name]):.1f} percentage points off" if times and pairs else ""
+        said.append(f"{name}: {plural(len(pairs), 'point')}{far}")
+    finding = "; ".join(said) + "."
+    return Picture(figure, f"H in percent over c/x. {finding}", finding)
 
 
-def dials_picture(runs: Mapping[float, Run], *, projector: bool = False) -> Picture:
+def dials_picture(runs: Mapping[float, Run]) -> Picture:
     """H of request 0 over the c/x that each run measured, two hops; and the law with each run's own c, x and tail."""
     points = _hidden(runs)
     ratios, measured, law = ([point[i] for point in points] for i in range(3))
-    size, figure, axes = draw.single(0.27, 0.065, 0.05, 0.035, projector)
-    axes.plot(ratios, law, label="law, with the run's own c, x and tail", color=COLOURS["link"], linewidth=3)
-    _rings(axes, ratios, measured, "o", "measured", size)
-    draw.plain(axes, size, across=True)
-    axes.set_ylim(min([0, *measured, *law]), 108)
-    draw.names(axes, size, "c/x, compute of a layer over one hop of it (faster link to the right)", "H in %")
-    draw.legend(figure, size)
     off = max(abs(found - predicted) for _, found, predicted in points)
+    series = {"measured": [(r, h / 100) for r, h, _ in points]}
+    name = "law, with the run's own c, x and tail"
+    figure, _ = _drawn(name, list(zip(ratios, law, strict=True)), series, off, "one hop of it")
     finding = (
         f"H is {measured[0]:.1f} % at c/x = {ratios[0]:.2f} and {measured[-1]:.1f} % at {ratios[-1]:.2f}; "
         f"{plural(len(runs), 'run')}, at most {off:.1f} percentage points off the law."
     )
-    each = ", ".join(f"{found:.1f} (law {predicted:.1f}) at {at:.2f}" for at, found, predicted in points)
-    return Picture(figure, f"H in percent over c/x, two hops. {finding} {each}.", finding)
+    return Picture(figure, f"H in percent over c/x, two hops. {finding}", finding)
+
+
+def _drawn(
+    name: str, law: list[Point], series: Mapping[str, list[Point]], off: float, copy: str
+) -> tuple[Figure, Axes]:
+    """The law as a line, a ring a measured point, and how far the points are off; a single series has its values."""
+    figure, axes = draw.single(3.24, 0.78, 0.6, 0.42)
+    axes.plot(*zip(*law, strict=True), color=COLOURS["link"], linewidth=3, label=name)
+    look = draw.look(markersize=0.75 * SIZE, color="none", markeredgecolor=INK, markeredgewidth=1.8)
+    for marker, (label, pairs) in zip(MARKERS * len(series), series.items(), strict=False):
+        heights = [100 * h for _, h in pairs]
+        axes.plot([r for r, _ in pairs], heights, marker, label=label, zorder=3, **look)
+        for at in zip((r for r, _ in pairs), heights, strict=True):
+            if len(series) == 1:
+                draw.note(axes, f"{at[1]:.0f} %", at, (-7, 8), 0.8 * SIZE, ha="right", gid=draw.FACT)
+    if any(series.values()):
+        words = f"at most {off:.1f} points off the law"
+        draw.note(axes, words, (1, 0), (-6, 12), SIZE, "xy", ha="right", gid=draw.FACT)
+    axes.set_ylim(min([0, *(h for _, h in law), *(100 * h for pairs in series.values() for _, h in pairs)]), 112)
+    draw.names(axes, SIZE, f"c/x, compute of a layer over {copy} (faster link to the right)", "H in %")
+    draw.legend(figure, SIZE)
+    return figure, axes
 
 
 def ratio(run: Run) -> float:

@@ -5,7 +5,6 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from disagg.plan.preemption import Arm, Choice
 from disagg.show.plots import draw
@@ -13,13 +12,13 @@ from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural
 
+SIZE = draw.FONT_PT
 LINES = (("link", "o", "-"), ("prefill", "s", "--"), ("decode", "^", ":"), ("paging", "D", "-."))
 
 
-def ring_picture(exposed_ms: dict[str, dict[int, float]], *, projector: bool = False) -> Picture:
+def ring_picture(exposed_ms: dict[str, dict[int, float]]) -> Picture:
     """Exposed time over the slots of the ring, a line a setting: name → slots → ms."""
-    size = draw.font_size(projector)
-    figure, axes = _axes(size, projector, 3.0)
+    figure, axes = draw.single(3.0, 0.84, 0.6, 0.12)
     counts = sorted({slots for line in exposed_ms.values() for slots in line})
     lowest = {slots: min(line[slots] for line in exposed_ms.values() if slots in line) for slots in counts}
     highest = max(value for line in exposed_ms.values() for value in line.values()) or 1
@@ -27,13 +26,14 @@ def ring_picture(exposed_ms: dict[str, dict[int, float]], *, projector: bool = F
         places, values = [counts.index(slots) for slots in line], list(line.values())
         axes.plot(places, values, dash, marker=marker, color=COLOURS[colour], linewidth=2, markersize=8, label=name)
         for slots, value in line.items():
-            up, va = (-8, "top") if value == lowest[slots] else (8, "bottom")
-            draw.note(axes, f"{value:.0f}", (counts.index(slots), value), (0, up), size, ha="center", va=va)
+            at, (up, va) = (counts.index(slots), value), (-8, "top") if value == lowest[slots] else (8, "bottom")
+            draw.note(axes, f"{value:.0f}", at, (0, up), SIZE, ha="center", va=va, gid=draw.FACT)
     axes.set_xticks(range(len(counts)), [str(slots) for slots in counts])
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.1 * highest])
     axes.set_ylim(-0.15 * highest, 1.2 * highest)
     axes.set_xlim(-0.3, len(counts) - 0.7)
-    _words(axes, "slots of the ring", "ms exposed (E)", size)
+    draw.names(axes, SIZE, "slots of the ring", "ms exposed (E)")
+    axes.legend(frameon=False, fontsize=SIZE, loc="best")
     words = "; ".join(
         f"{name}: " + ", ".join(f"{value:.0f} ms with {plural(slots, 'slot')}" for slots, value in line.items())
         for name, line in exposed_ms.items()
@@ -42,10 +42,10 @@ def ring_picture(exposed_ms: dict[str, dict[int, float]], *, projector: bool = F
     return Picture(figure, f"Lines of exposed time, slots of the ring to the right. {finding}", finding)
 
 
-def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Picture:
+def costs_picture(choices: Sequence[Choice]) -> Picture:
     """Both costs of a preemption over the tokens of the request; shaded where it is cheaper to spill."""
-    size, choices = draw.font_size(projector), sorted(choices, key=lambda choice: choice.tokens)
-    figure, axes = _axes(size, projector, 3.4)
+    choices = sorted(choices, key=lambda choice: choice.tokens)
+    figure, axes = draw.single(3.4, 0.84, 0.6, 0.136)
     tokens = [choice.tokens for choice in choices]
     spill_ms = [choice.spill_ns / 1e6 for choice in choices if choice.spill_ns is not None]
     again_ms = [choice.recompute_ns / 1e6 for choice in choices if choice.recompute_ns is not None]
@@ -56,13 +56,20 @@ def costs_picture(choices: Sequence[Choice], *, projector: bool = False) -> Pict
             axes.axvspan(choice.tokens - 0.5, after - 0.5, color=COLOURS["paging"], alpha=0.12, linewidth=0, zorder=0)
     axes.set_xlim(tokens[0], tokens[-1])
     axes.set_ylim(0)
-    _words(axes, "tokens of context (shaded: it is cheaper to spill)", "ms", size)
+    draw.names(axes, SIZE, "tokens of context (shaded: it is cheaper to spill)", "ms")
+    axes.legend(frameon=False, fontsize=SIZE, loc="upper left")
+    _turns(axes, choices)
     finding = _costs_words(choices)
-    alt = (
-        f"Two lines of cost over the length of the context. {finding} At {tokens[-1]} tokens: "
-        f"{spill_ms[-1]:.0f} ms to spill and fetch, {again_ms[-1]:.0f} ms to compute again."
-    )
-    return Picture(figure, alt, finding)
+    return Picture(figure, f"Two lines of cost over the length of the context. {finding}", finding)
+
+
+def _turns(axes: Axes, choices: list[Choice]) -> None:
+    """A number where the cheaper way changes; the last change before others that are too near for a number."""
+    room, free = 0.12 * (choices[-1].tokens - choices[0].tokens), float("inf")
+    for before, after in zip(choices[-2::-1], choices[:0:-1], strict=True):
+        if before.arm is not after.arm and after.tokens + room <= free:
+            words, free = f"{after.tokens} tokens", after.tokens
+            draw.note(axes, words, (free, 0), (3, 6), SIZE, "y", va="baseline", gid=draw.FACT)
 
 
 def _costs_words(choices: list[Choice]) -> str:
@@ -78,15 +85,3 @@ def _costs_words(choices: list[Choice]) -> str:
         return f"{words}; above, it changes with the length up to {choices[-1].tokens} tokens."
     between = f"; up to {again[-1]} it changes with the length" if lasting > spills[0] else ""
     return f"{words}{between}; from {lasting} on it costs less to spill and fetch."
-
-
-def _axes(size: float, projector: bool, tall_in: float) -> tuple[Figure, Axes]:
-    figure = draw.figure(tall_in * size / 12, projector)
-    axes = draw.room(figure, 0.07 * size, 0.05 * size, 0.04 * tall_in * size / 12, 0.97)
-    draw.plain(axes, size, across=True)
-    return figure, axes
-
-
-def _words(axes: Axes, right: str, up: str, size: float) -> None:
-    draw.names(axes, size, right, up)
-    axes.legend(frameon=False, fontsize=size, loc="best")

@@ -18,9 +18,10 @@ from disagg.twin.workloads import Lengths, poisson
 KINDS = {True: ("s", "no split: each device does both"), False: ("o", "prefill and decode apart")}
 
 
-def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
+def front_picture(found: Tuning) -> Picture:
     """A point a trial with its goodput, and a line along the front; a shape says whether it splits."""
-    size, figure, axes = draw.single(0.29, 0.075, 0.05, 0.035, projector)
+    figure, axes = draw.single(3.48, 0.9, 0.6, 0.42)
+    size = draw.FONT_PT
     front, measured = found.front, [trial for trial in found.trials if trial.per_s]
     line = draw.look(color=INK, linewidth=2, label="front", drawstyle="steps-post", zorder=2)
     axes.plot([t.cost for t in front], [t.goodput for t in front], **line)
@@ -30,7 +31,7 @@ def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
             axes.plot([t.cost for t in some], [t.goodput for t in some], marker, label=label, zorder=3, **look)
     for trial in front:
         at, by = (trial.cost, trial.goodput), (-0.7 * size, 0.2 * size)
-        draw.note(axes, trial.arrangement, at, by, size, ha="right", va="bottom")
+        draw.note(axes, f"{trial.arrangement}: {trial.per_s:.3g}", at, by, size, ha="right", va="bottom")
     _frame(axes, measured, found, size)
     draw.legend(figure, size, ncols=3)
     finding = front_in_words(found)
@@ -39,7 +40,6 @@ def front_picture(found: Tuning, *, projector: bool = False) -> Picture:
 
 
 def _frame(axes: Axes, measured: list[Trial], found: Tuning, size: float) -> None:
-    draw.plain(axes, size, across=True)
     most = max((trial.cost for trial in measured), default=1.0)
     axes.set_xlim(0, 1.08 * most)
     axes.set_ylim(0, 1.15 * max((trial.goodput for trial in measured), default=1.0))

@@ -9,9 +9,19 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from disagg.show.plots.draw import FACT
 from disagg.trace.files import whole
 
 DPI = 200  # shown 900 points wide: two pixels a point, sharp on both kinds of screen
+
+#: Light and dark change places, hues stay: a white drawing on a dark page.
+_DARK = "filter:invert(.94) hue-rotate(180deg) brightness(1.12)"
+_IN_DARK = '[data-jp-theme-light="false"]'
+_ABOVE = ".jp-OutputArea-child:has(+.jp-OutputArea-child .picture-says) img"
+STYLE = (
+    "<style>.picture-says{max-width:900px;font-size:.92em;line-height:1.35;margin:0 0 .6em}"
+    f"{_IN_DARK} {_ABOVE},{_IN_DARK} img.picture{{{_DARK}}}</style>"
+)
 
 
 @dataclass
@@ -41,10 +51,25 @@ class Picture:
 
     def as_html(self) -> str:
         source, width = base64.b64encode(self.png()).decode(), round(100 * self.figure.get_figwidth())
-        return f'<img alt="{escape(self.alt)}" width="{width}" src="data:image/png;base64,{source}">'
+        return f'<img class="picture" alt="{escape(self.alt)}" width="{width}" src="data:image/png;base64,{source}">'
+
+    def asking(self, words: str) -> "Picture":
+        """The same above a question: without the numbers that answer it, and with these words in place of its own."""
+        for artist in self.figure.findobj(lambda artist: artist.get_gid() == FACT):
+            artist.set_visible(False)
+        return Picture(self.figure, words, words)
 
     def __repr__(self) -> str:
         return self.finding
+
+    def _ipython_display_(self) -> None:
+        """The PNG, which every front end shows, and below it the sentence. HTML with both would need the PNG in it,
+        which nbval would compare, and GitHub leave out."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_()
+        display(data, metadata=metadata, raw=True)
+        display({"text/html": f'{STYLE}<div class="picture-says">{escape(self.finding)}</div>'}, raw=True)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
         data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.finding}

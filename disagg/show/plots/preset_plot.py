@@ -49,16 +49,13 @@ class Column(NamedTuple):
     colour: str
 
 
-def ladder_picture(rungs: Iterable[Rung] | dict[str, Run], *, projector: bool = False) -> Picture:
+def ladder_picture(rungs: Iterable[Rung] | dict[str, Run]) -> Picture:
     """Bars for TTFT, second-token gap, tokens a second and H, a row a preset; takes Rungs, or runs by preset name."""
     rungs = [Rung.of(*pair) for pair in rungs.items()] if isinstance(rungs, dict) else list(rungs)
-    size, columns = draw.font_size(projector), _columns(rungs)
-    figure = draw.figure((0.03 * len(rungs) + 0.075) * size, projector)
-    panels = figure.subplots(1, len(columns), sharey=True)
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(0.125 * size / width, 0.01 / height, 0.99, 1 - 0.052 * size / height, wspace=0.12)
+    columns = _columns(rungs)
+    figure, panels = draw.panels(len(columns), 0.36 * len(rungs) + 0.9, 1.5, 0.01, 0.624, 0.99)
     for axes, column in zip(panels, columns, strict=True):
-        _bars(axes, column, size)
+        _bars(axes, column, draw.FONT_PT)
     draw.rows(panels[0], [rung.name for rung in rungs], parse_math=False)
     finding = _finding(rungs)
     return Picture(figure, f"Bars for {len(rungs)} presets. {_table_in_words(rungs)} {finding}", finding)

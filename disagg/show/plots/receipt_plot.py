@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from disagg.plan.errors import RequestError
 from disagg.show.plots import draw
-from disagg.show.plots.palette import COLOURS, INK
+from disagg.show.plots.palette import COLOURS, FAINT, HATCHES, INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import milliseconds, plural
 from disagg.show.plots.timeline_plot import time_axis
@@ -19,6 +19,7 @@ from disagg.trace.results import Result, Run
 
 GREY = "#EEEEEE"
 PALE = {"prefill": "#D3E5F0", "link": "#FBEBCC", "decode": "#CDEBE2", "paging": "#F6E6EE"}
+SOLID = {"prefill": "prefill", "transfer": "link", "decode": "decode", "spill": "paging"}
 
 
 class Ink(NamedTuple):
@@ -28,25 +29,25 @@ class Ink(NamedTuple):
 
 #: How each name is drawn; every wait has a hatch of its own.
 INKS = {
-    "submission": Ink(GREY, ".."), "queue": Ink(PALE["prefill"], "///"), "batch-slot": Ink(PALE["decode"], "|||"),
-    "no-block": Ink(PALE["decode"], "xxx"), "prefill": Ink(COLOURS["prefill"], ""), "recompute": Ink("#003F63", ""),
-    "link-busy": Ink(PALE["link"], "///"), "ring-full": Ink(PALE["link"], "ooo"), "transfer": Ink(COLOURS["link"], ""),
+    **{name: Ink(COLOURS[kind], HATCHES[kind]) for name, kind in SOLID.items()},
+    "recompute": Ink("#003F63", ""), "fetch": Ink("#8A4A71", ""),
+    "submission": Ink(GREY, ".."), "dispatch": Ink(GREY, "///"), "notice": Ink(GREY, "\\\\\\"),
+    "queue": Ink(PALE["prefill"], "///"), "link-busy": Ink(PALE["link"], "///"), "ring-full": Ink(PALE["link"], "ooo"),
+    "batch-slot": Ink(PALE["decode"], "|||"), "no-block": Ink(PALE["decode"], "xxx"),
     "step-boundary": Ink(PALE["decode"], "---"), "device-busy": Ink(PALE["decode"], "\\\\\\"),
-    "decode": Ink(COLOURS["decode"], ""), "spill": Ink(COLOURS["paging"], ""), "spilled": Ink(PALE["paging"], "+++"),
-    "parked": Ink(PALE["paging"], "..."),
-    "fetch": Ink("#8A4A71", ""), "dispatch": Ink(GREY, "///"), "notice": Ink(GREY, "\\\\\\"),
+    "spilled": Ink(PALE["paging"], "+++"), "parked": Ink(PALE["paging"], "..."),
 }  # fmt: skip
-ROW_IN = 0.026  # height of a row, by points of the font
+SIZE, ROW_IN = draw.FONT_PT, 0.312
 
 
 # ---- one request -----------------------------------------------------------------------------------------------------
 
 
-def receipt_picture(result: Result, *, times: bool = True, projector: bool = False) -> Picture:
+def receipt_picture(result: Result, *, times: bool = True) -> Picture:
     """One request's lines as a strip, and below it a row a name, each with its milliseconds; tokens 1 and 2 marked."""
-    bill, size = result.receipt, draw.font_size(projector)
+    bill = result.receipt
     names = list(bill.totals())
-    figure, axes = _rows_figure(len(names) + 1, size, projector, 0.115, 0.86)
+    figure, axes = _rows_figure(len(names) + 1, 1.38, 0.86)
     window = (0.0, max(1e-3, 1e3 * bill.total_s))
     axes.set_xlim(window)
     totals = {"receipt": bill.total_s, **bill.totals()}
@@ -56,27 +57,24 @@ def receipt_picture(result: Result, *, times: bool = True, projector: bool = Fal
         for y in (0, -row):
             axes.broken_barh(spans, (y - 0.38, 0.76), **_style(name), label=name)
     for y, seconds in enumerate(totals.values()):
-        draw.note(axes, milliseconds(seconds), (1, -y), (6, 0), size, "x")
-    _tokens(axes, result, size)
-    draw.plain(axes, size)
+        draw.note(axes, milliseconds(seconds), (1, -y), (6, 0), SIZE, "x", gid=draw.FACT)
+    _tokens(axes, result, SIZE)
+    draw.plain(axes, SIZE)
     draw.rows(axes, totals)
-    time_axis(axes, window, size, "since the request arrived")
-    _kinds(figure, size)
-    finding = receipt_words(result, times)
-    alt = f"Receipt of one request, time to the right. {receipt_words(result)} {_in_words(bill.totals())}"
-    return Picture(figure, alt, finding)
+    time_axis(axes, window, SIZE, "since the request arrived")
+    _kinds(figure)
+    alt = f"Receipt of one request, time to the right. {receipt_words(result)}"
+    return Picture(figure, alt, receipt_words(result, times))
 
 
-def _rows_figure(rows: int, size: float, projector: bool, left: float, right: float) -> tuple[Figure, Axes]:
-    """A figure with room for so many rows; `left` in inches by points of the font."""
-    top, foot = 0.055 * size, 0.05 * size
-    figure = draw.figure(top + foot + ROW_IN * size * rows, projector)
-    return figure, draw.room(figure, left * size, foot, top, right)
+def _rows_figure(rows: int, left_in: float, right: float) -> tuple[Figure, Axes]:
+    figure = draw.blank(1.26 + ROW_IN * rows)
+    return figure, draw.room(figure, left_in, 0.6, 0.66, right)
 
 
 def _style(name: str, line: float = 0.0) -> dict:
     ink = INKS[name]
-    return dict(facecolor=ink.face, edgecolor="white" if name in WORKS else "#777777", hatch=ink.hatch, linewidth=line)
+    return dict(facecolor=ink.face, edgecolor=FAINT if name in WORKS else "#777777", hatch=ink.hatch, linewidth=line)
 
 
 def _tokens(axes: Axes, result: Result, size: float) -> None:
@@ -118,34 +116,28 @@ def _most(kind: str, sums: dict[str, float]) -> str:
     return f"{milliseconds(sum(sums.values()))} of {kind} (most: {first}, {milliseconds(sums[first])})"
 
 
-def _in_words(sums: dict[str, float]) -> str:
-    parts = [f"{'work' if name in WORKS else 'wait'} {name} {1e3 * seconds:.1f} ms" for name, seconds in sums.items()]
-    return ", ".join(parts) + "."
-
-
 # ---- presets ---------------------------------------------------------------------------------------------------------
 
 
-def receipts_picture(runs: dict[str, Run], *, times: bool = True, projector: bool = False) -> Picture:
+def receipts_picture(runs: dict[str, Run]) -> Picture:
     """A bar a run, mean milliseconds of a request by name: works from the left, then waits, values where they fit."""
-    bills, size = {name: _ordered(run.receipts()) for name, run in runs.items()}, draw.font_size(projector)
+    bills = {name: _ordered(run.receipts()) for name, run in runs.items()}
     present = [name for name in _ORDER if any(name in bill for bill in bills.values())]
     columns = 4
-    top, row, foot = 0.0215 * size * -(-len(present) // columns) + 0.015 * size, 0.05 * size, 0.05 * size
-    figure = draw.figure(top + foot + row * len(bills), projector)
-    axes = draw.room(figure, 0.135 * size, foot, top, 0.88)
+    top = 0.258 * -(-len(present) // columns) + 0.18
+    figure = draw.blank(top + 0.6 + 0.6 * len(bills))
+    axes = draw.room(figure, 1.62, 0.6, top, 0.83)
     longest = max((1e3 * sum(bill.values()) for bill in bills.values()), default=0) or 1.0
     axes.set_xlim(0, longest)
     for y, bill in enumerate(bills.values()):
-        _bar(axes, -y, bill, size)
-    draw.plain(axes, size)
+        _bar(axes, -y, bill, SIZE)
+    draw.plain(axes, SIZE)
     draw.rows(axes, bills, parse_math=False)
-    draw.names(axes, size, "ms of a request on average; works first, then waits")
+    draw.names(axes, SIZE, "ms of a request on average; works first, then waits")
     handles = [Patch(**_style(name), label=name) for name in present]
-    draw.legend(figure, size, handles, 0.01, 0.1, loc="upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
-    finding = _receipts_words(bills, times)
-    each = " ".join(f"{name}: {_in_words(bill)}" for name, bill in bills.items())
-    return Picture(figure, f"Where the milliseconds went, a bar a run. {finding} {each}", finding)
+    draw.legend(figure, SIZE, handles, 0.01, 0.1, loc="upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
+    finding = _receipts_words(bills)
+    return Picture(figure, f"Where the milliseconds went, a bar a run. {finding}", finding)
 
 
 _ORDER = (*(name for name in NAMES if name in WORKS), *(name for name in NAMES if name not in WORKS))
@@ -167,49 +159,54 @@ def _bar(axes: Axes, y: float, bill: dict[str, float], size: float) -> None:
         if text:
             draw.tag(axes, x + ms / 2, y, text, size, 1.5)
         x += ms
-    draw.note(axes, f"{x:.0f} ms", (x, y), (5, 0), size, annotation_clip=False)
+    waits = 1e3 * _waits(bill)
+    words = f"{x:.0f} ms" + (f"\n{waits:.0f} waiting" if waits >= 0.5 else "")
+    draw.note(axes, words, (x, y), (5, 0), size, annotation_clip=False, gid=draw.FACT)
 
 
-def _receipts_words(bills: dict[str, dict[str, float]], times: bool) -> str:
+def _waits(bill: dict[str, float]) -> float:
+    return sum(seconds for name, seconds in bill.items() if name not in WORKS)
+
+
+def _receipts_words(bills: dict[str, dict[str, float]]) -> str:
     totals = {name: sum(bill.values()) for name, bill in bills.items()}
     if not totals:
         return "No runs were given."
     low, high = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
-    if not times:
-        return f"A request takes least time with {low} and most with {high}."
-    waits = {name: sum(s for wait, s in bill.items() if wait not in WORKS) for name, bill in bills.items()}
-    ends = dict.fromkeys((low, high))
-    parts = [f"{name} {1e3 * totals[name]:.0f} ms, of which {1e3 * waits[name]:.0f} ms waiting" for name in ends]
+    parts = [
+        f"{name} {1e3 * totals[name]:.0f} ms, of which {1e3 * _waits(bills[name]):.0f} ms waiting"
+        for name in dict.fromkeys((low, high))
+    ]
     return f"A request takes on average: {'; '.join(parts)} (least and most of {plural(len(bills), 'run')})."
 
 
 # ---- two runs --------------------------------------------------------------------------------------------------------
 
 
-def diff_picture(a_name: str, a: Run, b_name: str, b: Run, *, times: bool = True, projector: bool = False) -> Picture:
+def diff_picture(a_name: str, a: Run, b_name: str, b: Run) -> Picture:
     """What a request spends less (left) and more (right) in `b` than in `a`, by name; both on the same requests."""
     _check_same(a_name, a, b_name, b)
-    before, after, size = a.receipts(), b.receipts(), draw.font_size(projector)
+    before, after, size = a.receipts(), b.receipts(), SIZE
     names = [name for name in NAMES if name in before or name in after]
     change = {name: 1e3 * (after.get(name, 0.0) - before.get(name, 0.0)) for name in names}
-    figure, axes = _rows_figure(len(names) + 1, size, projector, 0.125, 0.975)
+    figure, axes = _rows_figure(len(names) + 1, 1.5, 0.975)
     rows = {"all": sum(change.values()), **change}
     furthest = max(map(abs, rows.values())) or 1.0
     axes.set_xlim(-1.35 * furthest, 1.35 * furthest)
     for y, (name, ms) in enumerate(rows.items()):
         axes.barh(-y, ms, 0.72, **(draw.look(color="#444444") if name == "all" else _style(name, 0.8)), label=name)
         side = -1 if ms < 0 else 1
-        draw.note(axes, f"{_signed(ms)} ms", (ms, -y), (6 * side, 0), size, ha="right" if side < 0 else "left")
+        how = draw.look(ha="right" if side < 0 else "left", gid=draw.FACT)
+        draw.note(axes, f"{_signed(ms)} ms", (ms, -y), (6 * side, 0), size, **how)
     axes.axvline(0, color=INK, linewidth=1.0)
     draw.plain(axes, size)
     draw.rows(axes, rows)
     draw.names(axes, size, "ms of a request on average")
     for at, ha, words in ((0.0, "left", f"◂ less time with {b_name}"), (1.0, "right", f"more time with {b_name} ▸")):
         draw.note(axes, words, (at, 1), (0, 4), size, "xy", ha=ha, va="baseline", parse_math=False)
-    _kinds(figure, size)
-    finding = _diff_words(a_name, b_name, change, times)
-    each = ", ".join(f"{name} {1e3 * before.get(name, 0):.1f} to {1e3 * after.get(name, 0):.1f} ms" for name in names)
-    return Picture(figure, f"What changed from {a_name} to {b_name}, by name. {finding} {each}.", finding)
+    _kinds(figure)
+    finding = _diff_words(a_name, b_name, change)
+    return Picture(figure, f"What changed from {a_name} to {b_name}, by name. {finding}", finding)
 
 
 def _check_same(a_name: str, a: Run, b_name: str, b: Run) -> None:
@@ -221,13 +218,11 @@ def _check_same(a_name: str, a: Run, b_name: str, b: Run) -> None:
         )
 
 
-def _diff_words(a_name: str, b_name: str, change: dict[str, float], times: bool) -> str:
+def _diff_words(a_name: str, b_name: str, change: dict[str, float]) -> str:
     total, largest = sum(change.values()), max(change, key=lambda name: abs(change[name]), default=None)
     if largest is None or not change[largest]:
         return f"A request takes as long with {b_name} as with {a_name}."
     more = "more" if total > 0 else "less"
-    if not times:
-        return f"A request takes {more} time with {b_name} than with {a_name}; most changes in {largest}."
     return (
         f"With {b_name} a request takes {abs(total):.0f} ms {more} than with {a_name}; "
         f"most changes in {largest} ({_signed(change[largest])} ms)."
@@ -238,9 +233,9 @@ def _signed(ms: float) -> str:
     return f"{ms:+.0f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _kinds(figure: Figure, size: float) -> None:
+def _kinds(figure: Figure) -> None:
     handles = [
         Patch(facecolor="#555555", linewidth=0, label="work"),
         Patch(facecolor=GREY, edgecolor="#777777", linewidth=0, hatch="///", label="wait"),
     ]
-    draw.legend(figure, size, handles, pad=0.1, handlelength=1.6)
+    draw.legend(figure, SIZE, handles, pad=0.1, handlelength=1.6)

@@ -70,10 +70,10 @@ class Point(NamedTuple):
     seconds: float | None = None
 
 
-def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool = False) -> Picture:
+def roofline_picture(ceilings: Ceilings, points: list[Point]) -> Picture:
     """Both ceilings over FLOPs a byte. A point without seconds stands under its ceiling as a ring, on the roof."""
-    size, figure, axes = draw.single(0.3, 0.095, 0.05, 0.009, projector)
-    draw.plain(axes, size, across=True)
+    figure, axes = draw.single(3.6, 1.14, 0.6, 0.108)
+    size = draw.FONT_PT
     axes.set_xscale("log")
     axes.set_yscale("log")
     intensities = [ceilings.ridge, *(point.work.intensity for point in points)]
@@ -93,6 +93,9 @@ def roofline_picture(ceilings: Ceilings, points: list[Point], *, projector: bool
         look = draw.look(markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face, markeredgewidth=2)
         axes.plot([x], [y], marker, label=point.name, **look)
         draw.note(axes, point.name, (x, y), (0.7 * size, -0.9 * size), size)
+        least, taken = point.work.seconds(ceilings), point.seconds
+        words = f"≥ {1e3 * least:.0f} ms" if taken is None else f"{1e3 * taken:.0f} ms, {least / taken:.0%} of the roof"
+        draw.note(axes, words, (x, y), (0.7 * size, -2 * size), 0.85 * size, gid=draw.FACT)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda value, _: "")

@@ -2,6 +2,7 @@
 
 from html import escape
 
+from disagg.show.plots.picture import STYLE
 from disagg.show.plots.receipt_plot import receipts_picture
 from disagg.show.plots.summaries import sentence
 from disagg.show.plots.timeline_plot import timeline_picture
@@ -15,4 +16,4 @@ def run_card(run: Run) -> str:
         pictures.append(timeline_picture(run))
         if run.has_receipts:
             pictures.append(receipts_picture({"requests": run}))
-    return f"<p>{escape(sentence(run))}</p>" + "".join(picture.as_html() for picture in pictures)
+    return f"{STYLE}<p>{escape(sentence(run))}</p>" + "".join(picture.as_html() for picture in pictures)

@@ -32,14 +32,12 @@ def timeline_picture(
     *,
     window_ms: tuple[float, float] | None = None,
     times: bool = True,
-    projector: bool = False,
-    title: str = "",
     marks: Sequence[Mapping[str, Any]] = (),
 ) -> Picture:
     """The run, or the way of result `request` up to its second token. `times=False` keeps times out of the finding.
     `marks` are brackets (show/scene.py): stretches of rows with their words."""
     found = " ".join([sentence(run, request, times), *(f"Marked: {mark['words']}." for mark in marks)])
-    return _pictures({title: run}, request, window_ms, projector, found, marks)
+    return _pictures({"": run}, request, window_ms, found, marks)
 
 
 def compare_picture(
@@ -48,7 +46,6 @@ def compare_picture(
     *,
     window_ms: tuple[float, float] | None = None,
     times: bool = True,
-    projector: bool = False,
 ) -> Picture:
     """Runs under each other on one scale of time, each with its name."""
     if times:
@@ -57,33 +54,30 @@ def compare_picture(
         exposed = {name: run.overlap(request).exposed_s for name, run in runs.items()}
         most, least = max(exposed, key=exposed.__getitem__), min(exposed, key=exposed.__getitem__)
         finding = f"More copying is left after token 1 with {most} than with {least}."
-    return _pictures(runs, request, window_ms, projector, finding)
+    return _pictures(runs, request, window_ms, finding)
 
 
 def _pictures(
     runs: dict[str, Run],
     request: int | None,
     window_ms: tuple[float, float] | None,
-    projector: bool,
     finding: str,
     marks: Sequence[Mapping[str, Any]] = (),
 ) -> Picture:
-    size = draw.font_size(projector)
+    size = draw.FONT_PT
     views = [RunView(run, request) for run in runs.values()]
+    assert views, "no run was given"
     window = window_ms or (0.0, max(1e-3, max(view.end_ms for view in views)))
-    row, head, top, bottom = 0.042 * size, 0.03 * size, 0.03 * size, 0.05 * size
-    heads = [head if name or request is not None else 0.0 for name in runs]
-    talls = [row * max(1, len(view.rows)) for view in views]
-    height = top + bottom + sum(heads) + sum(talls) + 0.02 * size * (len(views) - 1)
-    figure = draw.figure(height, projector)
-    left = 0.115 * size / figure.get_figwidth()
-    y = height - top
+    heads = [0.03 * size if name or view.only else 0.0 for name, view in zip(runs, views, strict=True)]
+    talls = [0.042 * size * max(1, len(view.rows)) for view in views]
+    height = 0.08 * size + sum(heads) + sum(talls) + 0.02 * size * (len(views) - 1)
+    figure = draw.blank(height)
+    left, right = 0.115 * size / draw.WIDTH_IN, 0.87 if any(view.facts() for view in views) else 0.975
+    y = height - 0.03 * size
     axes: Axes | None = None
-    for name, view, title, tall in zip(runs, views, heads, talls, strict=True):
-        y -= title + tall
-        box = (left, y / height, 0.975 - left, tall / height)
-        axes = figure.add_axes(box, sharex=axes)
-        axes.set_xlim(window)
+    for name, view, head, tall in zip(runs, views, heads, talls, strict=True):
+        y -= head + tall
+        axes = figure.add_axes((left, y / height, right - left, tall / height), sharex=axes, xlim=window)
         view.draw(axes, size)
         view.mark(axes, size, marks)
         if name:
@@ -91,7 +85,7 @@ def _pictures(
             figure.text(0.012, up, name, fontsize=size, weight="bold", color=INK, va="bottom", parse_math=False)
         axes.tick_params(labelbottom=view is views[-1])
         y -= 0.02 * size
-    assert axes is not None, "no run was given"
+    assert axes is not None
     since = "since the start" if request is None else "since the request arrived"
     many = "; numbers are requests" if any(len(run.results) > 1 for run in runs.values()) else ""
     time_axis(axes, window, size, since + many)
@@ -106,6 +100,7 @@ class RunView:
 
     def __init__(self, run: Run, request: int | None) -> None:
         self.run, self.result = run, None if request is None else run.results[request]
+        self.only = run.results[0] if request is None and len(run.results) == 1 else self.result
         self.origin_ns = run.timeline.start_ns if self.result is None else self.result.arrival_ns
         self.rows = row_names(run.timeline)
         self.numbers = numbers_of(run)
@@ -128,12 +123,37 @@ class RunView:
             if spans:
                 self._boxes(axes, kind, spans, y, ms_per_px)
         self._ticks(axes, y, ms_per_px)
-        if self.result is not None:
-            self._exposure(axes, ms_per_px, size, self.result.request)
+        if self.only is not None:
+            self._exposure(axes, ms_per_px, size, self.only.request)
+        for place, words in self.facts().items():
+            draw.note(axes, words, (1, y[place]), (8, 0), 0.9 * size, "x", gid=draw.FACT, linespacing=1.05)
         if len(self.run.results) > 1:
             self._numbers(axes, y, ms_per_px, size)
         draw.rows(axes, self.rows.values())
         draw.plain(axes, size)
+
+    def facts(self) -> dict[str, str]:
+        """Beside a row, what was measured there: when token 1 came, how much of the copying was hidden, and the gap
+        before token 2; of several requests the longest gap."""
+        place_of: dict[str, list[str]] = {kind: [] for kind in COLOUR_OF}
+        for span in self.run.timeline.spans:
+            place_of[span.kind].append(span.place)
+        found = {}
+        if self.only and self.only.ttft_s is not None:
+            found = {place: f"TTFT\n{milliseconds(self.only.ttft_s)}" for place in place_of["prefill"]}
+        overlap = self.run.overlap(None if self.only is None else self.run.results.index(self.only))
+        if place_of["copy"] and overlap.hidden is not None:
+            share = "–" if overlap.share is None else f"{overlap.share:.0%}"
+            found[next(place for place in self.rows if place in place_of["copy"])] = f"H = {share}"
+        return found | {place: words for place in set(place_of["decode"]) if (words := self._gap(place))}
+
+    def _gap(self, place: str) -> str:
+        if self.only is not None:
+            gap = self.only.second_token_gap_s
+            return "" if gap is None else f"second-token\ngap {milliseconds(gap)}"
+        here = {r for s in self.run.timeline.spans if (s.place, s.kind) == (place, "decode") for r in s.requests}
+        gaps = [gap for result in self.run.results if result.request in here for gap in result.itl_s]
+        return f"longest gap\n{milliseconds(max(gaps))}" if gaps else ""
 
     def mark(self, axes: Axes, size: float, marks: Sequence[Mapping[str, Any]]) -> None:
         """Brackets over stretches of rows; an instant is a line through its row."""
@@ -208,9 +228,12 @@ class RunView:
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         words = f"token 1, then E = {milliseconds(found.exposed_s)}" if found.transfer_s else "token 1"
         late = at > 0.55 * axes.get_xlim()[1]
-        draw.note(axes, words, (at, 1), (0, 3), size, "y", ha="right" if late else "left", va="baseline")
+        how = draw.look(ha="right" if late else "left", va="baseline", gid=draw.FACT)
+        draw.note(axes, words, (at, 1), (0, 3), size, "y", **how)
         if exposed_ms > 2 * ms_per_px:
-            axes.axvspan(at, at + exposed_ms, color=INK, alpha=0.08, linewidth=0, zorder=0)
+            end = min(at + exposed_ms, axes.get_xlim()[1])
+            axes.axvspan(at, end, color=INK, alpha=0.08, linewidth=0, zorder=0)
+            axes.plot([at, at, end, end], [0.4, 0.47, 0.47, 0.4], color=INK, linewidth=2, solid_capstyle="butt")
 
     def _end_ms(self) -> float:
         """The run's end; for one request a little after its second token, or what came last."""
