@@ -1,12 +1,15 @@
 """The scenes of `make show`: what the lesson plan says is what they show."""
 
+import json
+import re
 from pathlib import Path
 
 import disagg
 from disagg.course.lesson import LESSON, lesson
 from disagg.course.scenes import SCENES
 
-PLAN = (Path(disagg.__file__).parents[1] / "docs" / "teaching.md").read_text("utf-8")
+ROOT = Path(disagg.__file__).parents[1]
+PLAN = (ROOT / "docs" / "teaching.md").read_text("utf-8")
 
 
 def test_each_scene_is_a_tab_and_stands_in_the_plan():
@@ -39,3 +42,12 @@ def test_the_plan_tells_what_moves():
     ]
     assert steps[1] < steps[0] and promised[1].metrics().ttft_s.p50 > free[1].metrics().ttft_s.p50
     assert figures("05", first=48)[1].padding.waste < free[1].padding.waste
+
+
+def test_the_plan_has_the_minutes_that_the_chapters_tell_their_readers():
+    own = {}
+    for path in (ROOT / "notebooks").glob("0?_*.ipynb"):
+        opening = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+        own[path.stem] = re.findall(r"\*\*Time:\*\* about (\d+) minutes", opening)
+    planned = dict(re.findall(r"^\| `(0\d_\w+)` \| (\d+) \|", PLAN, re.MULTILINE))
+    assert len(planned) == 9 and own == {name: [minutes] for name, minutes in planned.items()}

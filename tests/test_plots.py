@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 import disagg
-from benchmarks.claims.report_figures import FIGURES, make, record
+from benchmarks.claims.report_figures import FIGURES, RECORDING, make, record, stage
 from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
 from disagg.run.model.model import load_model
@@ -337,16 +337,26 @@ def test_headline_pictures_say_every_number():
     assert picture.png() == picture.png()
 
 
-def test_the_film_of_a_run_grows_and_stays_small(tmp_path, recording):
+def test_the_film_opens_on_a_busy_system_and_closes_on_what_was_hidden(tmp_path, recording):
     path = make("demo_gif", tmp_path, recording=recording)
     assert path.name == "demo.gif" and path.stat().st_size < 2_000_000
     with Image.open(path) as shown:
-        assert shown.n_frames > 30 and shown.info["loop"] == 0
+        assert shown.n_frames > 30 and shown.info["loop"] == 0 and shown.info["duration"] == 1500
         first, sizes = shown.convert("RGB").tobytes(), set()
         for number in range(shown.n_frames):
             shown.seek(number)
             sizes.add(shown.size)
         assert shown.convert("RGB").tobytes() != first and shown.info["duration"] == 3000 and len(sizes) == 1
+
+
+def test_the_film_tells_a_request_s_way_stage_by_stage():
+    run = Run.load(RECORDING)
+    way = run.results[0]
+    told, landed = run.timeline.prefill_end_ns(way.request), max(s.end_ns for s in run.timeline.hand_off(way.request))
+    instants = [way.arrival_ns, told, landed]
+    assert told < landed
+    words = [stage(run, 0, (at - way.arrival_ns) / 1e6) for at in instants]
+    assert [said.split()[0] for said in words] == ["Prefill", "Token", "All"]
 
 
 def test_words():

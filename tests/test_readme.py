@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import suites
+from disagg.cli import main
 from disagg.show.validate import HELD_OUT
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,27 @@ def test_the_blocks_of_a_short_page_run(page):
 def test_pages_with_python_are_these():
     pages = [path for path in (README, *(ROOT / "docs").glob("*.md")) if "\n```python\n" in path.read_text("utf-8")]
     assert sorted(pages) == sorted([README, PYTHON, DEVICES])
+
+
+def test_the_readme_is_short_and_its_blocks_fit_a_narrow_page():
+    text = README.read_text("utf-8")
+    assert len(text.split()) <= 1800
+    fenced = re.findall(r"^```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(fenced) == 3 and not [line for block in fenced for line in block.splitlines() if len(line) > 80]
+
+
+def test_every_command_stands_on_its_page_and_what_pages_call_is_there():
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    names = {"disagg": listed(main.app), "benchmarks": listed(suites.app)}
+    for program, commands in names.items():
+        assert commands == set(re.findall(rf"`python -m {program} ([a-z][a-z-]*)", page))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for path in (README, *(ROOT / "docs").glob("*.md")):
+        assert set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text("utf-8"), re.MULTILINE)) <= targets, path.name
+
+
+def listed(app) -> set[str]:
+    return {one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands if not one.hidden}
 
 
 def test_every_link_to_a_file_leads_to_one():

@@ -32,7 +32,8 @@ from disagg.trace.flow import Flow
 from disagg.trace.results import Run
 
 RECORDING = recordings.FOLDER / "seven_questions.jsonl.gz"
-FRAMES, FILM_S, LAST_S = 48, 8.0, 3.0  # of the film; how long it takes, and its last frame stays
+FRAMES, FILM_S = 48, 8.0  # of the film, and how long it takes
+OPENING_S, LAST_S = 1.5, 3.0  # the first and the last frame stay
 
 
 def record(path: str | Path = RECORDING, model: str = "smollm2", new_tokens: int = 24) -> Run:
@@ -50,7 +51,7 @@ def record(path: str | Path = RECORDING, model: str = "smollm2", new_tokens: int
 
 
 class Film(NamedTuple):
-    """A run as it goes on: frames as PNGs, and the sentence of the run that they show."""
+    """A run as it goes on: frames as PNGs, and the sentence of the last one."""
 
     frames: list[bytes]
     frame_s: float
@@ -59,31 +60,43 @@ class Film(NamedTuple):
     def save(self, path: str | Path) -> None:
         """Writes a GIF, whole or not at all; a frame holds only what differs from the one before."""
         images = [Image.open(io.BytesIO(frame)) for frame in self.frames]
-        each = [round(1e3 * self.frame_s)] * (len(images) - 1) + [round(1e3 * LAST_S)]
+        each = [round(1e3 * one) for one in (OPENING_S, *[self.frame_s] * (len(images) - 2), LAST_S)]
         with whole(path) as file:
             images[0].save(file, format="gif", save_all=True, append_images=images[1:], duration=each, loop=0)
 
 
-def film(run: Run) -> Film:
-    """The system moving over its timeline: it opens where most is under way, and closes on what was hidden."""
-    flow, start_ns, end_ms = Flow(run), run.timeline.start_ns, (run.timeline.end_ns - run.timeline.start_ns) / 1e6
-    opening = (busiest(flow) - start_ns) / 1e6
-    line = timeline_picture(run)
-    axes = line.figure.axes[0]
+def film(run: Run, request: int = 0) -> Film:
+    """The way of one result in slow motion: it opens where most is under way, and closes on what was hidden."""
+    line, result = timeline_picture(run, request), run.results[request]
+    axes, before_ms = line.figure.axes[0], (result.arrival_ns - run.timeline.start_ns) / 1e6
+    end_ms = axes.get_xlim()[1]
+    opening = min(end_ms, max(0.0, (busiest(Flow(run)) - result.arrival_ns) / 1e6))
     times = [opening, *(end_ms * number / FRAMES for number in range(1, FRAMES + 1))]
+    slower = f"The way of request {request}, {max(1, round(FILM_S / end_ms * 1e3))} times as slow as it was."
+    words = [slower, *(stage(run, request, at_ms) for at_ms in times[1:-1]), sentence(run, request)]
     frames = []
-    for at_ms in times:
-        moment = flow_picture(run, at_ms)
-        head = axes.axvline(at_ms, color=INK, linewidth=1.5)
-        last = at_ms == times[-1]
-        frames.append(_stacked(moment, line, _strip(sentence(run) if last else moment.finding)))
+    for at_ms, said in zip(times, words, strict=True):
+        head = axes.axvline(at_ms, color=INK, linewidth=2.5)
+        frames.append(_stacked(flow_picture(run, before_ms + at_ms), line, _strip(said)))
         head.remove()
-    return Film(frames, FILM_S / len(times), sentence(run))
+    return Film(frames, FILM_S / FRAMES, words[-1])
+
+
+def stage(run: Run, request: int, at_ms: float) -> str:
+    """What the request waits for, so long after it arrived."""
+    result = run.results[request]
+    at_ns = result.arrival_ns + round(1e6 * at_ms)
+    landed_ns = max((copy.end_ns for copy in run.timeline.hand_off(result.request)), default=0)
+    if at_ns < (run.timeline.prefill_end_ns(result.request) or 0):
+        return f"Prefill reads prompt {request}, layer after layer. What is ready leaves over the link meanwhile."
+    if at_ns < landed_ns:
+        return f"Token 1 is out. Token 2 waits for the K/V of {request} that are still on their way: that is E."
+    return f"All K/V of request {request} have landed. Decode writes on, while prefill reads the next prompts."
 
 
 def _strip(words: str) -> Picture:
     figure = draw.blank(0.62)
-    figure.text(0.012, 0.5, textwrap.fill(words, 104), fontsize=draw.FONT_PT, va="center", color=INK, parse_math=False)
+    figure.text(0.012, 0.5, textwrap.fill(words, 92), fontsize=draw.FONT_PT, va="center", color=INK, parse_math=False)
     return Picture(figure, words, words)
 
 
@@ -95,7 +108,7 @@ def _stacked(*pictures: Picture) -> bytes:
         whole_page.paste(image, (0, y))
         y += image.height
     out = io.BytesIO()
-    whole_page.quantize(64, dither=Image.Dither.NONE).save(out, format="png")
+    whole_page.quantize(256, dither=Image.Dither.NONE).save(out, format="png")
     return out.getvalue()
 
 
@@ -108,7 +121,7 @@ def first_run(recording: Path = RECORDING) -> Picture:
 
 
 def demo_gif(recording: Path = RECORDING) -> Film:
-    """The same questions as a film: layers are computed and leave, blocks fill, rows share steps."""
+    """The first of these questions as a film: its layers are computed and leave, and the next prompts follow."""
     return film(Run.load(recording))
 
 
