@@ -20,7 +20,7 @@ MAX_BYTES = 500_000
 IGNORED_CELLS: dict[str, set[str]] = {
     "00_start_here.ipynb": {"machine", "times", "times-two", "progress"},
     "01_baseline.ipynb": {"ceilings", "roof-own", "real-batching", "real-long"},
-    "03_layer_streaming.ipynb": {"real"},
+    "03_layer_streaming.ipynb": {"real", "real-fresh"},
     "04_cpu_paging.ipynb": {"real-ring"},
     "05_dynamic_batching.ipynb": {"real-target"},
     "06_twin_and_claims.ipynb": {"calibrate", "foretell", "measure", "errors"},

@@ -75,8 +75,8 @@ CHANGED = {
     "a stored output": ((BOOK_2, "'decode 0': '60%'", "'decode 0': '59%'"), ("does not print '60 %'",)),
     "a measured row": (("figures/measured/demo.json", '"value": 4.58', '"value": 4.55'), ("claim ladder: quotes",)),
     "the id of a claim": (
-        ("benchmarks/claims/claims.toml", "[claim.01-kv]", "[claim.01-notes]"),
-        ("claim 01-notes: id", "has claim 01-kv"),
+        ("benchmarks/claims/claims.toml", "[claim.01-ridge]", "[claim.01-notes]"),
+        ("claim 01-notes: id", "has claim 01-ridge"),
     ),
 }
 

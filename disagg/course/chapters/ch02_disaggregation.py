@@ -157,7 +157,7 @@ QUIZ = (
     ),
     ask(
         "a",
-        "Sixteen short questions, long answers. Why does `two_colocated` beat `split` in every column?",
+        "Sixteen short questions, long answers. Why does `two_colocated` beat `split` in nearly every column?",
         "nearly all work is decode, and `split` has one device for it",
         "Sixteen rows sit in every step of one device, while the other one is busy for 9 % of the time. The rival "
         "has eight on each.",

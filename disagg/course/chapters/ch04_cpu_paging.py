@@ -85,7 +85,7 @@ EXERCISES = [
         ),
         (([6, 4], 4, 5), ([16], 16, 1), ([36, 113, 17], 16, 13), ([36, 113, 17], 16, 20), ([5, 5, 5], 1, 20)),
         all_in_one_buffer,
-        "free slots in the last block of one row are of no use to another row",
+        "what is free in the last block of one row is of no use to another row",
         lambda lengths, size, blocks: steps_until_full(lengths, size, blocks) + 1,
         "the step that needs one block too many does not run",
         lambda lengths, size, blocks: steps_until_full([sum(lengths)], size, blocks),
@@ -93,7 +93,7 @@ EXERCISES = [
         lambda lengths, size, blocks: steps_until_full([length + 1 for length in lengths], size, blocks),
         "a block that is just full is enough until the next token comes",
         lambda lengths, size, blocks: size * (blocks - sum(-(-length // size) for length in lengths)),
-        "that counts the slots of the free blocks; they go to several rows, and the last blocks have empty slots too",
+        "that counts the tokens that the free blocks hold; they go to several rows, and the last blocks have room, too",
     ),
     exercise(
         left_prefill,
@@ -209,11 +209,11 @@ QUIZ = (
         "What is the difference between K/V that are parked and K/V that are spilled?",
         "parked ones are in host memory, spilled ones are thrown away",
         "Both are in host memory. Thrown away are the K/V that are computed again.",
-        "parked ones had no place on decode yet; spilled ones had, and lost it",
+        "parked ones had no blocks on decode yet; spilled ones had, and lost them",
         "Parking takes them from the prefill device for the next prompt, on a way they had to go anyway. A spill "
         "takes decode's blocks from a row.",
         "none: two names for a wait in host memory",
-        "They wait in the same place. But one frees prefill and the other decode, and a spill costs two copies "
+        "Both wait there. But one frees prefill and the other decode, and a spill costs two copies "
         "that nobody had planned.",
         "parking makes the last token come sooner, spilling does not",
         "Decode is what parked requests wait for, and it gets no faster. What comes sooner is token 1 of the next "
