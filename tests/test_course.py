@@ -192,11 +192,12 @@ FIRST = next(iter(exercises().values()))
 
 
 def test_progress_grows_by_what_is_right(folder):
-    assert str(progress()) == f"0 of {len(exercises())} exercises solved; 0 of 45 questions answered."
+    none = f"0 of {len(exercises())} exercises solved; 0 of 7 pieces built; 0 of 45 questions answered."
+    assert str(progress()) == none
     check(FIRST.name, nothing)
     assert not (folder / FILE).exists()
     check(FIRST.name, FIRST.answer)
-    done = f"1 of {len(exercises())} exercises solved: {FIRST.name}; "
+    done = f"1 of {len(exercises())} exercises solved: {FIRST.name}; 0 of 7 pieces built; "
     assert str(progress()) == done + "0 of 45 questions answered."
     assert quiz("03").answer(1, quizzes()["03"][0].right).right
     assert str(progress()) == done + "1 of 45 questions answered."
