@@ -24,14 +24,14 @@ def reports(seed: int, per_s: float = 4, count: int = 70) -> list[Request]:
     return requests_of(poisson(count, per_s, Lengths(8192, 0.3), Lengths(100, 0.3), seed=seed), vocab=32_000)
 
 
-def served(way: str, chunk: int, requests: Sequence[Request]) -> list[Result]:
-    """By a preset on the pair, by the H100 alone, or by two servers that know nothing of each other."""
+def served(way: str, chunk: int, requests: Sequence[Request], hardware: str = PAIR) -> list[Result]:
+    """By a preset on two devices, by the H100 alone, or by two servers that know nothing of each other."""
     if way == "H100 alone":
         return _alone("1xH100", chunk, requests)
     if way == "5 to 1 by hand":
         most = [request for number, request in enumerate(requests) if number % BY_HAND]
         return [*_alone("1xH100", chunk, most), *_alone("1xA100", min(chunk, 256), requests[::BY_HAND])]
-    return _run(way, chunk, requests, PAIR, "cuda:1")
+    return _run(way, chunk, requests, hardware, "cuda:1")
 
 
 def kept(results: Sequence[Result], ttft_s: float, tpot_s: float) -> float:
@@ -46,5 +46,5 @@ def _alone(device: str, chunk: int, requests: Sequence[Request]) -> list[Result]
 
 def _run(preset: str, chunk: int, requests: Sequence[Request], hardware: str, decode: str) -> list[Result]:
     where = {"prefill_device": "cuda:0", "decode_device": decode, "model": "random-llama3-8b", "dtype": "bfloat16"}
-    config = Config.preset(preset, chunk_tokens=chunk, **where)
+    config = Config.preset(preset, chunk_tokens=chunk, itl_target_s=None, **where)
     return list(simulate(config, requests, hardware=hardware, record=False).results)
