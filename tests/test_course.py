@@ -17,6 +17,7 @@ from disagg import Config, Request, simulate
 from disagg.course import check, checking, exercise, hint, predict, progress, quiz
 from disagg.course.catalogue import FILE, chapters, exercises, question_name, quizzes
 from disagg.course.exercise import Exercise
+from disagg.course.piece_hints import HINTS
 from disagg.trace.intervals import intersection, length, union
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -192,11 +193,12 @@ FIRST = next(iter(exercises().values()))
 
 
 def test_progress_grows_by_what_is_right(folder):
-    assert str(progress()) == f"0 of {len(exercises())} exercises solved; 0 of 45 questions answered."
+    none = f"0 of {len(exercises())} exercises solved; 0 of 7 pieces built; 0 of 45 questions answered."
+    assert str(progress()) == none
     check(FIRST.name, nothing)
     assert not (folder / FILE).exists()
     check(FIRST.name, FIRST.answer)
-    done = f"1 of {len(exercises())} exercises solved: {FIRST.name}; "
+    done = f"1 of {len(exercises())} exercises solved: {FIRST.name}; 0 of 7 pieces built; "
     assert str(progress()) == done + "0 of 45 questions answered."
     assert quiz("03").answer(1, quizzes()["03"][0].right).right
     assert str(progress()) == done + "1 of 45 questions answered."
@@ -227,8 +229,8 @@ def test_progress_picture_has_a_box_an_exercise(projector):
     texts = {text.get_text(): text for text in axes.texts}
     numbers = {str(number) for number in range(1, 6)}
     names = {f"✓ {FIRST.name}", *set(exercises()) - {FIRST.name}}
-    assert set(texts) == names | numbers | set(chapters())
-    assert len(axes.patches) == len(exercises()) + 45
+    assert set(texts) == names | numbers | set(chapters()) | set(HINTS) | {"my_disagg"}
+    assert len(axes.patches) == len(exercises()) + 45 + len(HINTS)
     full = [box for box in axes.patches if box.get_facecolor()[3]]
     assert len(full) == 1
     figure = axes.figure

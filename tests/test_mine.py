@@ -7,7 +7,8 @@ import pytest
 import torch
 from engine_tools import generated, prompt_of, tiny
 
-from disagg.course import mine, piece_checks
+from disagg.course import checking, hint, mine, piece_checks, progress
+from disagg.course.piece_hints import HINTS
 from disagg.course.pieces import READY, ReadyCache, ReadyQueue, ReadyRing, ReadyTable, attend_one, bins, next_batch
 from disagg.course.student_engine import MyServing, MySetting, twin
 from disagg.plan.errors import ConfigError, EngineError, FileError
@@ -337,8 +338,21 @@ def test_a_broken_piece_is_told_with_numbers_and_not_kept(name, piece, words):
     assert not Path(mine.FILE).exists() and mine.usable(name, piece) is READY[name]
 
 
-def test_every_piece_has_a_broken_one():
-    assert {name for name, *_ in BROKEN} == set(piece_checks.CHECKS) == set(READY)
+def test_every_piece_has_a_broken_one_and_three_hints():
+    assert {name for name, *_ in BROKEN} == set(piece_checks.CHECKS) == set(READY) == set(HINTS)
+    assert {len(hints) for hints in HINTS.values()} == {3}
+
+
+def test_a_piece_has_hints_once_it_was_wrong_and_counts_once_it_is_right(monkeypatch):
+    monkeypatch.setattr(checking, "_told", {})
+    mine.check_mine("bins", lambda lengths, bounds: ...)
+    assert str(hint("bins")).startswith("Try first: write something, and let check_mine(")
+    assert mine.check_mine("bins", below).words.endswith('hint("bins") helps.')
+    shown = [str(hint("bins")) for _ in range(3)]
+    assert [len(lines.splitlines()) for lines in shown] == [1, 2, 3]
+    assert "0 of 7 pieces built" in str(progress())
+    assert mine.check_mine("bins", READY["bins"]).right
+    assert "1 of 7 pieces built" in str(progress())
 
 
 # ---- skeletons, and the file ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""All exercises and questions of the course, and which of them are solved: a small file beside the notebooks."""
+"""All exercises, pieces and questions of the course, and which are solved: a small file beside the notebooks."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from disagg.course.exercise import Exercise
+from disagg.course.piece_hints import HINTS
 from disagg.course.questions import Question
 from disagg.plan.errors import FileError
 from disagg.trace.files import whole
@@ -44,13 +45,28 @@ def quizzes() -> dict[str, tuple[Question, ...]]:
     return {chapter[:2]: module.QUIZ for chapter, module in chapters().items()}
 
 
+def hints_of(name: str) -> tuple[str, tuple[str, ...]]:
+    """The call that tries this exercise or piece, and its three hints."""
+    if name in HINTS:
+        return f'check_mine("{name}", …)', HINTS[name]
+    if name not in exercises():
+        known = ", ".join([*exercises(), *HINTS])
+        raise ValueError(f"there is no exercise or piece {name!r}; known: {known}")
+    return f'check("{name}", {name})', exercises()[name].hints
+
+
+def piece_name(name: str) -> str:
+    """How a piece of my_disagg is called in the file."""
+    return f"piece {name}"
+
+
 def question_name(chapter: str, number: int) -> str:
     """How a question is called in the file."""
     return f"quiz {chapter}.{number}"
 
 
 def solved() -> set[str]:
-    """Names in the file that are exercises or questions; a file that can't be read counts as none."""
+    """Names in the file that are exercises, pieces or questions; a file that can't be read counts as none."""
     try:
         if not Path(FILE).is_file():  # a pipe would be waited for
             return set()
@@ -73,4 +89,9 @@ def remember(name: str) -> bool:
 
 def _known() -> set[str]:
     numbered = {chapter: range(1, len(questions) + 1) for chapter, questions in quizzes().items()}
-    return {*exercises(), *(question_name(chapter, n) for chapter, numbers in numbered.items() for n in numbers)}
+    pieces = map(piece_name, HINTS)
+    return {
+        *exercises(),
+        *pieces,
+        *(question_name(chapter, n) for chapter, numbers in numbered.items() for n in numbers),
+    }

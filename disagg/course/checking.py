@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from disagg.course.catalogue import NOT_KEPT, exercises, remember
+from disagg.course.catalogue import NOT_KEPT, exercises, hints_of, remember
 from disagg.course.exercise import Exercise
 
 _told: dict[str, int] = {}  # hints that were asked for, of each exercise that had a wrong answer in this session
@@ -36,15 +36,20 @@ def check(name: str, given: object) -> Verdict:
     if outcome.right:
         return Verdict(name, True, outcome.words + ("" if remember(name) else NOT_KEPT))
     if outcome.tried:
-        _told.setdefault(name, 0)
+        tried(name)
     return Verdict(name, False, f"not yet. {outcome.words}")
 
 
+def tried(name: str) -> None:
+    """There was a wrong answer, so hints may be asked for."""
+    _told.setdefault(name, 0)
+
+
 def hint(name: str) -> Hints:
-    """One hint after the first wrong answer, and one more at each call."""
-    hints = _task(name).hints
+    """One hint after the first wrong answer, and one more at each call; of an exercise, or a piece of my_disagg."""
+    check_it, hints = hints_of(name)
     if name not in _told:
-        return Hints(f'Try first: write something, and let check("{name}", {name}) say what it does. Then come back.')
+        return Hints(f"Try first: write something, and let {check_it} say what it does. Then come back.")
     _told[name] = min(_told[name] + 1, len(hints))
     lines = [f"{number} of {len(hints)}: {words}" for number, words in enumerate(hints[: _told[name]], 1)]
     return Hints("\n".join(lines))

@@ -1,9 +1,12 @@
 """What is solved of the course, as a picture."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from disagg.course.catalogue import chapters, exercises, question_name, quizzes, solved
+from disagg.course.catalogue import chapters, exercises, piece_name, question_name, quizzes, solved
+from disagg.course.piece_hints import HINTS
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
@@ -12,33 +15,42 @@ WIDTH, SMALL = 6.0, 0.3  # of a row's exercises together, and of a question
 
 
 def progress(projector: bool = False) -> Picture:
-    """A row a chapter: a box an exercise, a small one a question, full and ticked where it is solved."""
+    """A row a chapter: a box an exercise, a small one a question, full and ticked where it is solved; last, the pieces
+    of my_disagg."""
     done, size = solved(), draw.font_size(projector)
-    figure = draw.figure(0.0375 * size * len(chapters()) + 0.3, projector)
+    rows = [*chapters(), "my_disagg"]
+    figure = draw.figure(0.0375 * size * len(rows) + 0.3, projector)
     left = 0.17 * size / figure.get_figwidth()
     axes = figure.add_axes((left, 0.02, 0.99 - left, 0.96))
     axes.set_axis_off()
-    for row, chapter in enumerate(chapters()):
+    for row, chapter in enumerate(rows):
         axes.text(-0.05, -row, chapter, ha="right", va="center", fontsize=size, color=INK)
         names = [task.name for task in exercises().values() if task.chapter == chapter]
-        for column, name in enumerate(names):
-            width = WIDTH / len(names)
-            _box(axes, column * width, row, width, name, name in done, size)
-        for number in range(1, len(quizzes()[chapter[:2]]) + 1):
+        _boxes(axes, row, [(name, name in done) for name in names], size)
+        for number in range(1, len(quizzes().get(chapter[:2], ())) + 1):
             right = question_name(chapter[:2], number) in done
             _box(axes, WIDTH + (number - 0.5) * SMALL, row, SMALL, str(number), right, size)
+    _boxes(axes, len(rows) - 1, [(name, piece_name(name) in done) for name in HINTS], size)
     axes.set_xlim(0, WIDTH + 5.5 * SMALL)
-    axes.set_ylim(0.5 - len(chapters()), 0.5)
+    axes.set_ylim(0.5 - len(rows), 0.5)
     finding = _in_words(done)
     return Picture(figure, finding, finding)
 
 
 def _in_words(done: set[str]) -> str:
     names = [name for name in exercises() if name in done]
+    pieces = [name for name in HINTS if piece_name(name) in done]
     questions = sum(map(len, quizzes().values()))
     which = ": " + ", ".join(names) if names else ""
-    answered = f"{len(done) - len(names)} of {questions} questions answered"
-    return f"{len(names)} of {len(exercises())} exercises solved{which}; {answered}."
+    answered = f"{len(done) - len(names) - len(pieces)} of {questions} questions answered"
+    built = f"{len(pieces)} of {len(HINTS)} pieces built"
+    return f"{len(names)} of {len(exercises())} exercises solved{which}; {built}; {answered}."
+
+
+def _boxes(axes: Axes, row: int, names: Sequence[tuple[str, bool]], size: float) -> None:
+    """Side by side over the width of a row."""
+    for column, (name, done) in enumerate(names):
+        _box(axes, column * WIDTH / len(names), row, WIDTH / len(names), name, done, size)
 
 
 def _box(axes: Axes, x: float, row: int, width: float, name: str, done: bool, size: float) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from disagg.course import bridge
-from disagg.course.checking import Verdict
+from disagg.course.catalogue import NOT_KEPT, piece_name, remember
+from disagg.course.checking import Verdict, tried
 from disagg.course.piece_checks import CHECKS, hand_off, steps_of
 from disagg.course.pieces import READY
 from disagg.course.student_engine import SIZE, Hops, MyRow, MyServing, MySetting, twin
@@ -46,8 +47,11 @@ def check_mine(name: str, piece: Any) -> Verdict:
     if name not in CHECKS:
         raise ValueError(f"there is no piece {name!r}; known: {', '.join(CHECKS)}")
     if wrong := wrong_with(name, piece):
-        return Verdict(name, False, wrong)
-    return Verdict(name, True, _keep(name, piece))
+        if not callable(piece) or any(map(is_empty, parts(piece))):
+            return Verdict(name, False, wrong)
+        tried(name)
+        return Verdict(name, False, f'{wrong}. hint("{name}") helps.')
+    return Verdict(name, True, _keep(name, piece) + ("" if remember(piece_name(name)) else NOT_KEPT))
 
 
 def wrong_with(name: str, piece: Any) -> str | None:

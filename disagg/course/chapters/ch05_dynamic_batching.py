@@ -212,7 +212,7 @@ QUIZ = (
         "it splits as long as the link is idle",
         "An idle link makes the hand-off cheap. Whether there is somebody to be spared by it is another matter.",
         "it keeps three of four requests, to balance the devices",
-        "In this chapter nine of twelve stayed. That came out of the estimates of this load; another load gives "
+        "In this chapter ten of twelve stayed. That came out of the estimates of this load; another load gives "
         "another number.",
     ),
     ask(

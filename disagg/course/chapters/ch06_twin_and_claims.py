@@ -123,13 +123,15 @@ QUIZ = (
     ),
     ask(
         "c",
-        "Under a tight TPOT limit the split has several times the goodput of its rival. What makes that gain vanish?",
+        "Under a tight TPOT limit, with chunks of 2,048 tokens, the split has several times the goodput of its rival. "
+        "What makes that gain vanish?",
         "more requests",
         "Goodput is already the highest rate at which limits are kept. It is a number of the limit, not of one rate.",
         "a faster link",
         "The split's link is not its problem here; a faster one could only help it.",
-        "a limit that is less than twice as wide",
-        "With room for a slower token now and then, the rival keeps its promise too. No hardware has changed.",
+        "a limit that is less than twice as wide, or smaller chunks",
+        "With room for a slower token now and then, the rival keeps its promise too. Smaller chunks do it as well, "
+        "under the old limit.",
     ),
     ask(
         "b",
