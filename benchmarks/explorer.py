@@ -74,7 +74,7 @@ def until_answered(page: Any, count: int = 1) -> list[float]:
     deadline = time.monotonic() + WAIT_S
     while len(took := page.evaluate("performance.getEntriesByName('answered').map((one) => one.duration)")) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no answer within {WAIT_S} s: {page.locator('#refusal').text_content()}")
+            raise TimeoutError(f"no answer within {WAIT_S} s: {page.locator('.instrument .refused').first.text_content()}")
         page.wait_for_timeout(20)
     return took
 
@@ -93,7 +93,7 @@ def firsts_s(browser: Any, address: str) -> tuple[float, float]:
 
 def answers_s(page: Any, moves: int) -> list[float]:
     """From a key on the slider of arrivals to the picture, 100 requests."""
-    page.locator("#rate").focus()
+    page.locator("[name=rate]").focus()
     for move in range(moves):
         page.keyboard.press("ArrowRight")
         took = until_answered(page, 2 + move)
