@@ -230,7 +230,7 @@ def test_a_question_is_explained_once_it_is_answered(open_page, address):
 
 CUT = """() => [...document.querySelectorAll("#explorer :is(b, output, select, .sentence, .ghost)")].filter((node) => {
   const { left, right } = node.getBoundingClientRect();
-  return left < 0 || right > innerWidth || node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).display !== "inline";
+  return left < 0 || right > innerWidth;
 }).map((node) => node.textContent)"""
 
 
