@@ -126,7 +126,7 @@ def slider_ms(browser: Any, address: str, moves: int = 60) -> list[float]:
     text = Path(FOLDER / "03.html").read_text("utf-8").replace('data-scene="03"', 'data-scene="04"')
     page.route("**/03.html", lambda route: route.fulfill(body=text, content_type="text/html"))
     page.goto(f"{address}03.html")
-    page.evaluate(DRAG, 0)
+    page.locator(".instrument").first.wait_for()
     while not page.evaluate("performance.getEntriesByName('python ready').length"):
         page.wait_for_timeout(50)
     took = page.evaluate(DRAG, moves + 5)[5:]  # the first ones warm Python up
