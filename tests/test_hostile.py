@@ -463,8 +463,8 @@ def test_no_script_of_ours_makes_markup_of_text_or_asks_for_anything_outside():
         text = path.read_text("utf-8")
         assert not [word for word in words if word in text], path.name
         asked += [(path.name, what) for what in re.findall(r"\b(?:fetch|import)\((.*?)\)", text)]
-    beside = [("chapter.js", "`scene-${scene}.json`"), ("explorer.js", '"start.json"')]
-    assert asked == [*beside, ("worker.js", 'new URL("./disagg.zip", import.meta.url')]
+    beside = ("pages.js", "`scene-${place.dataset.scene}.json`")
+    assert asked == [beside, ("worker.js", 'new URL("./disagg.zip", import.meta.url')]
 
 
 def test_html_widgets_stand_in_files_that_escape():

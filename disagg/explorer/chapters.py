@@ -10,14 +10,18 @@ from typing import Any
 
 from markdown_it import MarkdownIt  # what rich reads Markdown with, so it is there already
 
+from disagg.course.catalogue import quizzes
+from disagg.course.questions import Question
 from disagg.course.scenes import SCENES
 from disagg.plan.errors import FileError
 from disagg.show.columns import look
+from disagg.show.scene import Scene
 
 NOTEBOOKS = Path("notebooks")
 CHAPTERS = {"00": "00_start_here", "02": "02_disaggregation", "03": "03_layer_streaming", "05": "05_dynamic_batching"}
 SCENE = re.compile(r'SCENES\["(\d\d)"\]')
-NEEDS_PYTHON = re.compile(r"^(check|hint|quiz|progress|check_mine)\(", re.MULTILINE)
+NEEDS_PYTHON = re.compile(r"^(check|hint|progress|check_mine)\(", re.MULTILINE)
+QUIZ = re.compile(r'^quiz\("(\d\d)"\)', re.MULTILINE)
 ASK = re.compile(r"\bask\(")
 RECORDED = (
     "Pictures and printed lines were made when the notebook was stored, with the real model where its text says so. "
@@ -50,21 +54,20 @@ def page(name: str, path: Path) -> str:
     return template
 
 
-def scene_file(name: str) -> bytes:
+def scene_file(scene: Scene) -> bytes:
     """What an instrument shows while Python is still loading: its controls, and the answer to the start."""
-    scene, settings = SCENES[name], SCENES[name].settings()
+    settings = scene.settings()
     said, columns = scene.answer(scene.run(**settings), settings)
-    return packed({"spec": scene.as_json(), "look": look(), "said": said}, columns)
-
-
-def packed(said: dict[str, Any], columns: list[bytes]) -> bytes:
-    return json.dumps({**said, "columns": [base64.b64encode(column).decode() for column in columns]}).encode()
+    packed = [base64.b64encode(column).decode() for column in columns]
+    return json.dumps({"spec": scene.as_json(), "look": look(), "said": said, "columns": packed}).encode()
 
 
 def _cell(cell: dict[str, Any]) -> Iterator[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         yield _markdown(source)
+    elif asked := QUIZ.search(source):
+        yield from map(_question, range(1, 99), quizzes()[asked[1]])
     elif NEEDS_PYTHON.search(source) or "exercise" in cell["metadata"].get("tags", []):
         yield '<p class="needs">An exercise stands here in the notebook, where Python can check it.</p>'
     else:
@@ -76,6 +79,18 @@ def _cell(cell: dict[str, Any]) -> Iterator[str]:
             yield f'<p class="needs">{NO_MODEL}</p><div class="scene" data-scene="00"></div>'
         else:
             yield from _outputs(cell["outputs"])
+
+
+def _question(number: int, question: Question) -> str:
+    """Its options, each with the words that the page's script shows once it is chosen."""
+    options = "".join(
+        f'<label><input type="radio" name="question-{number}" value="{letter}" '
+        f'data-why="{escape(question.why(letter))}"> {escape(said)}</label>'
+        for said, letter in question.lettered()
+    )
+    legend = f"<legend>{number}. {escape(question.text)}</legend>"
+    why = '<p class="why" role="status"></p>'
+    return f'<fieldset class="question" data-right="{question.right}">{legend}{options}{why}</fieldset>'
 
 
 def _markdown(text: str) -> str:

@@ -1,6 +1,5 @@
 """What can be chosen in the explorer, in one table: the page's controls, permalinks and checks all follow it."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +10,7 @@ from disagg.plan.config import PRESETS, Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import PRESETS as LINKS
 from disagg.plan.request import Request
-from disagg.show.scene import Menu
+from disagg.show.scene import Control, Menu, Numbers
 from disagg.trace.describe import POLICY_WORDS
 from disagg.twin.hardware import DEVICES
 from disagg.twin.model_shapes import RANDOM, SHAPES
@@ -20,26 +19,6 @@ from disagg.twin.workloads import Lengths, poisson
 OWN = "own"  # the link that the devices have
 SPREAD = 0.7  # of prompts' and answers' lengths
 MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
-
-
-@dataclass(frozen=True)
-class StepRange:
-    """A whole number in steps."""
-
-    label: str
-    default: int
-    least: int
-    most: int
-    step: int = 1
-
-    def read(self, name: str, text: str) -> int:
-        value = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
-        if value is None or not self.least <= value <= self.most or (value - self.least) % self.step:
-            steps = "" if self.step == 1 else f" in steps of {self.step}"
-            raise ConfigError(
-                f"{name} must be a whole number from {self.least} to {self.most}{steps}; got {short(text)}"
-            )
-        return value
 
 
 _PRESETS = {
@@ -56,7 +35,7 @@ _PRESETS = {
 _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
 
 #: Name in a permalink → what can be chosen. The names stay, so that old links work.
-CONTROLS: dict[str, Menu | StepRange] = {
+CONTROLS: dict[str, Control] = {
     "preset": Menu("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
     "model": Menu("model", "llama3-8b", {name: name for name in SHAPES}),
     "hardware": Menu(
@@ -67,11 +46,11 @@ CONTROLS: dict[str, Menu | StepRange] = {
         {OWN: "what the devices have"} | {name: f"{name}, {rate / 1e9:g} GB/s" for name, rate in LINKS.items()},
     ),
     "policy": Menu("policy", "fcfs", POLICY_WORDS),
-    "requests": StepRange("requests", 100, 10, 300, 10),
-    "rate": StepRange("arrivals a second", 10, 1, 64),
-    "prompt": StepRange("median prompt, tokens", 800, 50, 4000, 50),
-    "answer": StepRange("median answer, tokens", 32, 1, 128),
-    "seed": StepRange("seed of the load", 0, 0, 99),
+    "requests": Numbers("requests", 100, range(10, 301, 10)),
+    "rate": Numbers("arrivals a second", 10, range(1, 65)),
+    "prompt": Numbers("median prompt, tokens", 800, range(50, 4001, 50)),
+    "answer": Numbers("median answer, tokens", 32, range(1, 129)),
+    "seed": Numbers("seed of the load", 0, range(100)),
 }  # fmt: skip
 
 

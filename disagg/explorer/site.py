@@ -4,17 +4,13 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
 import disagg
-from disagg.course.scenes import SCENES
 from disagg.explorer import chapters, pyodide
-from disagg.explorer.settings import CONTROLS, ExplorerSettings, StepRange
-from disagg.explorer.twin import Twin, shown
+from disagg.explorer.twin import SHOWN
 from disagg.plan.errors import FileError
-from disagg.show.scene import Menu
 from disagg.trace.files import folder as made
 from disagg.trace.files import whole
 
@@ -41,8 +37,8 @@ def build(folder: Path, cache: Path | None, ledger: Path = LEDGER) -> Path:
     made(folder)
     if not (folder / "disagg.zip").exists() and any(folder.iterdir()):
         raise FileError(f"{folder} holds something else than an explorer; name a new folder")
-    files = {"index.html": index(accuracy(ledger)).encode(), "disagg.zip": package(), "start.json": start()}
-    files |= chapters.pages() | {f"scene-{name}.json": chapters.scene_file(name) for name in SCENES}
+    files = {"index.html": index(accuracy(ledger)).encode(), "disagg.zip": package()}
+    files |= chapters.pages() | {f"scene-{name}.json": chapters.scene_file(scene) for name, scene in SHOWN.items()}
     files |= {path.name: path.read_bytes() for path in COPIED}
     if cache is not None:
         files |= {f"pyodide/{name}": content for name, content in pyodide.files(cache).items()}
@@ -67,17 +63,10 @@ def package() -> bytes:
     return packed.getvalue()
 
 
-def start() -> bytes:
-    """What the page shows while Python is still loading: the answer to the settings of the start."""
-    answer, columns = shown(Twin(ExplorerSettings.parse({})).run())
-    return chapters.packed({"said": answer}, columns)
-
-
 def index(measured: list[str]) -> str:
-    """The page, with its controls and with what is known of the twin's error."""
+    """The page, with what is known of the twin's error."""
     template = (HERE / "index.html").read_text("utf-8")
     parts = {
-        "controls": "\n".join(_controls()),
         "accuracy": "\n".join(f"<p>{escape(text)}</p>" for text in measured),
         "version": escape(disagg.__version__),
         "pyodide": escape(pyodide.VERSION),
@@ -98,24 +87,3 @@ def accuracy(ledger: Path) -> list[str]:
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise FileError(f"{ledger} is no claims ledger: {type(error).__name__}: {error}") from None
     return found or [NOT_MEASURED]
-
-
-def _controls() -> Iterable[str]:
-    for name, control in CONTROLS.items():
-        field = _select(name, control) if isinstance(control, Menu) else _slider(name, control)
-        yield f'<div class="control"><label for="{name}">{escape(control.label)}</label>{field}</div>'
-
-
-def _select(name: str, control: Menu) -> str:
-    options = "".join(
-        f'<option value="{escape(value)}"{" selected" * (value == control.default)}>{escape(words)}</option>'
-        for value, words in control.options.items()
-    )
-    return f'<select id="{name}" name="{name}">{options}</select>'
-
-
-def _slider(name: str, control: StepRange) -> str:
-    return (
-        f'<output for="{name}">{control.default}</output><input type="range" id="{name}" name="{name}" '
-        f'min="{control.least}" max="{control.most}" step="{control.step}" value="{control.default}">'
-    )

@@ -1,18 +1,23 @@
 """One run of the twin in slices, what the page shows of it, and what the page's worker calls."""
 
 import json
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from disagg.course.scenes import SCENES
-from disagg.explorer.settings import ExplorerSettings
-from disagg.plan.errors import DisaggError
-from disagg.show.columns import SpanColumns, flow_columns, look
+from disagg.explorer.settings import CONTROLS, ExplorerSettings
+from disagg.plan.errors import ConfigError, DisaggError
 from disagg.show.plots.summaries import NO_ANSWER, milliseconds, row_names, sentence
+from disagg.show.scene import Scene
 from disagg.trace.metrics import Percentiles
 from disagg.trace.results import Run
+from disagg.twin.model_shapes import RANDOM
 from disagg.twin.replay import in_lines
 from disagg.twin.simulate import simulation_on
 
 TTFT_LIMIT_S, TPOT_LIMIT_S = 1.0, 0.05
+ADVICE = re.compile(r"[.;] take .*", re.IGNORECASE | re.DOTALL)  # to those who write Python
 
 
 class Twin:
@@ -20,7 +25,10 @@ class Twin:
 
     def __init__(self, settings: ExplorerSettings) -> None:
         """ConfigError where these settings can't be: a model that does not fit says by how many bytes."""
-        self.world = simulation_on(settings.hardware, settings.config, settings.asked)
+        try:
+            self.world = simulation_on(settings.hardware, settings.config, settings.asked)
+        except ConfigError as error:
+            raise ConfigError(_on_the_page(str(error))) from None
 
     def advance(self, actions: int) -> bool:
         """Lets so many things happen; False where nothing is left to."""
@@ -32,6 +40,27 @@ class Twin:
         return self.world.so_far()
 
 
+def _on_the_page(words: str) -> str:
+    """A refusal whose advice is one of the page's controls."""
+    better = "Choose a slower link, or GPUs" if words.startswith("link") else "Choose another device or a smaller model"
+    return ADVICE.sub(f". {better}", words.removeprefix(RANDOM))
+
+
+class Explorer(Scene):
+    """A load of many requests on devices that are chosen: other figures count than those of a chapter's few."""
+
+    def facts(self, run: Run, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return facts(run)
+
+    def answer(self, run: Run, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        said, columns = super().answer(run, settings)
+        return {**said, "counts": sentence(run, times=False)}, columns
+
+
+EXPLORER = Explorer("", CONTROLS, lambda **chosen: Twin(ExplorerSettings(**chosen)).run(), views=("flow", "timeline"))
+SHOWN = {**SCENES, "explorer": EXPLORER}
+
+
 class Desk:
     """What the page's worker calls, with texts as JSON. One run at a time: `begin` drops what was under way; the last
     answer stays until there is another."""
@@ -40,52 +69,35 @@ class Desk:
         self._twin: Twin | None = None
         self._run: Run | None = None
 
-    def begin(self, given: str) -> str:
-        """Settings as JSON of names and texts; returns why they are refused, or nothing."""
+    def begin(self, name: str, given: str) -> str:
+        """Settings of a scene as JSON; returns why they are refused, or nothing. Only the explorer's run is so long
+        that it comes in slices."""
+        scene = SHOWN[name]
         try:
-            self._twin = Twin(ExplorerSettings.parse(json.loads(given)))
+            settings = scene.settings(json.loads(given))
+            if scene is EXPLORER:
+                self._twin = Twin(ExplorerSettings(**settings))
+            else:
+                self._twin, self._run = None, scene.run(**settings)
         except DisaggError as error:
             return str(error)
+        self._asked = scene, settings
         return ""
 
     def advance(self, actions: int) -> bool:
-        assert self._twin is not None, "advance comes after begin"
-        return self._twin.advance(actions)
+        return self._twin is not None and self._twin.advance(actions)
 
     def answer(self) -> tuple[str, list[bytes]]:
         """Once nothing is left to happen: JSON of sentences and figures, and the columns of what is drawn."""
-        assert self._twin is not None, "answer comes after begin"
-        self._run = self._twin.run()
-        answer, columns = shown(self._run)
-        return json.dumps(answer), columns
-
-    def play(self, scene: str, given: str) -> tuple[str, list[bytes]]:
-        """A setting of a chapter's scene as JSON: what its instrument shows, or a refusal."""
-        try:
-            settings = SCENES[scene].settings(json.loads(given))
-            said, columns = SCENES[scene].answer(SCENES[scene].run(**settings), settings)
-        except DisaggError as error:
-            return json.dumps({"refusal": str(error)}), []
+        if self._twin is not None:
+            self._run = self._twin.run()
+        assert self._run is not None, "answer comes after begin"
+        scene, settings = self._asked
+        said, columns = scene.answer(self._run, settings)
         return json.dumps(said), columns
 
     def log(self) -> bytes:
         return in_lines(self._run.log) if self._run else b""
-
-
-def shown(run: Run) -> tuple[dict, list[bytes]]:
-    """What the page draws and says: a dict of plain values, and columns of spans, of the flow and of blocks."""
-    spans = SpanColumns(run.timeline.start_ns)
-    spans.add(run.timeline.spans)
-    header, columns = spans.chunk()
-    flow, more = flow_columns(run)
-    answer = {
-        "look": look(),
-        "header": header,
-        "flow": flow,
-        "sentence": sentence(run),
-        "counts": sentence(run, times=False),
-    }
-    return {**answer, "facts": facts(run)}, [columns, *more]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -95,13 +107,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
     ends = ", ".join(f"{count} {reason}" for reason, count in metrics.finished.items() if reason in NO_ANSWER)
     return [
         *([("requests without an answer", ends)] if ends else []),
-        ("TTFT, half and 99 % of the requests within", _half_and_most(metrics.ttft_s)),
+        ("TTFT, half and 99 % within", _half_and_most(metrics.ttft_s)),
         ("second-token gap, likewise", _half_and_most(metrics.second_token_gap_s)),
         ("TPOT, likewise", _half_and_most(metrics.tpot_s)),
         ("new tokens a second", f"{metrics.tokens_per_s:.0f}"),
-        (f"requests within TTFT {TTFT_LIMIT_S:g} s and TPOT {milliseconds(TPOT_LIMIT_S)}", f"{metrics.attainment:.0%}"),
-        ("H, share of the copying that hides behind prefill", hidden),
-        ("W, share of the copying time in which prefill computes", wall),
+        (f"TTFT ≤ {TTFT_LIMIT_S:g} s and TPOT ≤ {milliseconds(TPOT_LIMIT_S)}", f"{metrics.attainment:.0%}"),
+        ("H, copying that hides behind prefill", hidden),
+        ("W, copying time in which prefill computes", wall),
         ("E, copying left after tokens 1, all requests", milliseconds(overlap.exposed_s)),
         *((f"{name} busy", f"{metrics.busy[place]:.0%}") for place, name in row_names(run.timeline).items()),
     ]

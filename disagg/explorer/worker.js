@@ -3,7 +3,8 @@
 import { loadPyodide } from "./pyodide/pyodide.mjs";
 
 const SLICE = 1500; // actions between two looks into the inbox: some tens of milliseconds
-let desk, wanted = null, running = false;
+let desk, running = false;
+const wanted = new Map(); // view → its newest question
 
 async function load() {
   const [python, packed] = await Promise.all([
@@ -24,51 +25,37 @@ const lookUp = () => new Promise((go) => ((inbox.port1.onmessage = go), inbox.po
 
 async function run() {
   running = true;
-  while (wanted) {
-    const { id, settings } = wanted, question = wanted;
-    wanted = null;
-    if (question.scene) {
-      play(question);
-      await lookUp();
-      continue;
-    }
-    const refusal = desk.begin(JSON.stringify(settings));
-    if (refusal) {
-      postMessage({ id, refusal });
-      continue;
-    }
-    while (!wanted && desk.advance(SLICE)) await lookUp();
-    if (!wanted) answer(id);
+  while (wanted.size) {
+    const [question] = wanted.values();
+    wanted.delete(question.view);
+    await answer(question);
     await lookUp();
   }
   running = false;
 }
 
-// A setting of an instrument: small enough to be answered in one go.
-function play({ id, view, scene, settings }) {
-  const found = desk.play(scene, JSON.stringify(settings)), [said, columns] = found.toJs();
-  found.destroy();
-  const { refusal, ...rest } = JSON.parse(said);
-  postMessage({ id, view, scene, refusal, said: rest, columns }, columns.map((column) => column.buffer));
-}
-
-function answer(id) {
+// A newer wish of the same view ends the run; it is answered in its turn.
+async function answer({ id, view, scene, settings }) {
+  const refusal = desk.begin(scene, JSON.stringify(settings));
+  if (refusal) return postMessage({ id, view, refusal });
+  while (!wanted.has(view) && desk.advance(SLICE)) await lookUp();
+  if (wanted.has(view)) return;
   const found = desk.answer(), [said, columns] = found.toJs();
   found.destroy();
-  postMessage({ id, said: JSON.parse(said), columns }, columns.map((column) => column.buffer));
+  postMessage({ id, view, said: JSON.parse(said), columns }, columns.map((column) => column.buffer));
 }
 
-function log(id) {
+function log() {
   const found = desk.log(), bytes = found.toJs();
   found.destroy();
-  postMessage({ id, log: bytes }, [bytes.buffer]);
+  postMessage({ log: bytes }, [bytes.buffer]);
 }
 
 const ready = load();
 ready.then(() => postMessage({ ready: true }), (error) => postMessage({ broken: String(error).slice(-400) }));
 onmessage = async ({ data }) => {
   await ready;
-  if (data.log) return log(data.id);
-  wanted = data;
+  if (data.log) return log();
+  wanted.set(data.view, data);
   if (!running) run().catch((error) => postMessage({ broken: String(error).slice(-400) }));
 };

@@ -173,7 +173,7 @@ export const element = (tag, parent, properties = {}, style = {}) => {
 export class TimelineView {
   // `changed` hears of what the reader moved: playhead, request or play button.
   constructor(parent, look, changed = () => {}) {
-    Object.assign(this, { look, changed, watchers: [], brackets: [], ghost: null, spans: null, low: 0, high: 1, at: 0, request: null, playing: false });
+    Object.assign(this, { look, changed, watchers: [], brackets: [], ghost: null, spans: null, low: 0, high: 1, least: 0, at: 0, request: null, playing: false });
     this.forget();
     this.off = new AbortController(); // ends every listener at once
     this.root = element("div", parent, {}, { position: "relative", font: FONT });
@@ -247,7 +247,7 @@ export class TimelineView {
   // -- what a reader does
 
   fit() { this.window(0, this.whole * 1.01); }
-  get whole() { return this.spans.end || 1e6; } // ns; without spans 1 ms
+  get whole() { return Math.max(this.spans.end, this.least) || 1e6; } // ns; without spans 1 ms
 
   window(low, high) {
     const most = this.whole * 1.2, span = Math.min(Math.max(high - low, 100), most);
@@ -386,7 +386,8 @@ export class TimelineView {
   draw() {
     const light = document.body.dataset.jpThemeLight, dark = light ? light === "false" : this.dark.matches;
     const colours = (this.colours = THEMES[dark ? "dark" : "light"]), ratio = devicePixelRatio || 1;
-    const height = AXIS + ROW * Math.max(1, this.spans.rows.length) + LEGEND, wide = this.canvas.clientWidth;
+    const wide = this.canvas.clientWidth, pen = (this.pen = this.canvas.getContext("2d")), entries = this.entries(wide);
+    const below = AXIS + ROW * Math.max(1, this.spans.rows.length), height = below + LEGEND * (1 + (entries.at(-1)?.line ?? 0));
     Object.assign(this.root.style, { colorScheme: dark ? "dark" : "light", color: colours.ink });
     Object.assign(this.tip.style, { background: colours.paper });
     this.canvas.style.height = `${height}px`;
@@ -394,7 +395,6 @@ export class TimelineView {
     const size = [Math.round(wide * ratio), Math.round(height * ratio)];
     if (this.canvas.width !== size[0]) this.canvas.width = size[0];
     if (this.canvas.height !== size[1]) this.canvas.height = size[1];
-    const pen = (this.pen = this.canvas.getContext("2d"));
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.fillStyle = colours.paper, pen.fillRect(0, 0, wide, height);
     pen.font = FONT, pen.textBaseline = "middle";
@@ -411,7 +411,7 @@ export class TimelineView {
     for (const bracket of this.brackets) this.bracket(bracket);
     this.playhead();
     pen.restore();
-    this.legend(height - LEGEND / 2);
+    this.legend(below + LEGEND / 2, entries);
     this.watchers.forEach((act) => act());
     if (this.spans.length && !this.drawn) this.drawn = performance.mark("timeline drawn");
   }
@@ -491,14 +491,24 @@ export class TimelineView {
     pen.beginPath(), pen.moveTo(x - 6, AXIS - 10), pen.lineTo(x + 6, AXIS - 10), pen.lineTo(x, AXIS - 2), pen.fill();
   }
 
-  legend(y) {
-    const present = new Set(this.spans.kind.slice(0, 5000)), seen = new Set();
-    let x = LABELS;
-    for (const [k, kind] of this.look.entries()) {
-      if (seen.has(kind.name) || !this.look.some((other, o) => other.name === kind.name && present.has(o))) continue;
-      seen.add(kind.name), this.box(k, x, x + 22, y - BOX / 2 + 1);
-      this.pen.fillStyle = this.colours.ink, this.pen.fillText(kind.words, x + 28, y + 1);
-      x += 28 + this.pen.measureText(kind.words).width + 18;
+  // What the legend names, and where; it takes more lines where it is narrow.
+  entries(wide) {
+    const present = new Set(this.spans.kind.slice(0, 5000)), shown = new Set(this.look.filter((_, k) => present.has(k)).map(({ name }) => name));
+    const indent = wide < 500 ? 8 : LABELS, found = [];
+    let x = indent, line = 0;
+    this.pen.font = FONT;
+    for (const name of shown) {
+      const k = this.look.findIndex((kind) => kind.name === name), room = 28 + this.pen.measureText(this.look[k].words).width;
+      if (x > indent && x + room > wide) (x = indent), line++;
+      found.push({ k, x, line }), (x += room + 18);
+    }
+    return found;
+  }
+
+  legend(y, entries) {
+    for (const { k, x, line } of entries) {
+      this.box(k, x, x + 22, y + line * LEGEND - BOX / 2 + 1);
+      this.pen.fillStyle = this.colours.ink, this.pen.fillText(this.look[k].words, x + 28, y + line * LEGEND + 1);
     }
   }
 }

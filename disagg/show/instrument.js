@@ -133,8 +133,8 @@ export class InstrumentView {
     const [spans, packed, moves] = columns, { timeline } = this, zoomed = this.longest && timeline.high < this.longest;
     timeline.forget(), timeline.add(said.header, spans);
     timeline.brackets = said.brackets;
-    this.longest = Math.max(this.longest, 1.01 * timeline.spans.end); // the axis stays, so that longer looks longer
-    if (!zoomed) timeline.window(0, this.longest);
+    this.keepAxis();
+    if (!zoomed) timeline.fit();
     if (timeline.request !== null && !timeline.spans.requests.includes(timeline.request)) timeline.choose(null);
     this.flow?.show(said.flow, packed, moves);
     this.curve?.show(said.curve);
@@ -142,10 +142,21 @@ export class InstrumentView {
     this.tell();
   }
 
+  // The axis stays, so that longer looks longer.
+  keepAxis() { this.timeline.least = this.longest = Math.max(this.longest, this.timeline.spans.end); }
+
+  // Where the pinned run's settings are others than the present ones.
+  pinnedWords() {
+    const text = ({ name, options = [] }, { settings }) => options.find(([value]) => value === settings[name])?.[1] ?? settings[name];
+    const other = this.spec.controls.filter(({ name }) => this.pinned.said.settings[name] !== this.shown.settings[name]);
+    return `Pinned: ${other.map((one) => `${one.label} ${text(one, this.pinned.said)}`).join("; ") || "the present settings"}.`;
+  }
+
   tell() {
     const { shown, pinned } = this, old = new Map(pinned?.said.facts ?? []);
     this.figures.replaceChildren();
     element("p", this.figures, { className: "sentence", textContent: shown.sentence });
+    if (pinned) element("p", this.figures, { className: "ghost", textContent: this.pinnedWords() });
     const facts = element("div", this.figures, { className: "facts" });
     for (const [name, value] of shown.facts) {
       const fact = element("span", facts, { textContent: `${name} ` });

@@ -13,10 +13,13 @@ from benchmarks.explorer import (  # fmt: skip
     served,
     until_answered,
 )
+from disagg.course.catalogue import quizzes
 from disagg.explorer.settings import CONTROLS
 from disagg.explorer.site import build
 
 FEW = {"requests": "10"}
+VIEW = "document.querySelector('.instrument').view"
+SENTENCE, ALERT = "#explorer .sentence", "#explorer .refused"
 LONG = 60_000  # a busy machine may take so many ms to start Python
 
 
@@ -51,8 +54,8 @@ def page(opened, address):
     """With ten requests, answered, at the beginning of each test."""
     opened.evaluate("history.replaceState(null, '', '#')")
     go(opened, FEW)
-    expect(opened.locator("body")).to_have_attribute("aria-busy", "false", timeout=LONG)
-    expect(opened.locator("#said")).to_contain_text("10 requests in")
+    expect(opened.locator(".instrument")).to_have_attribute("aria-busy", "false", timeout=LONG)
+    expect(opened.locator(SENTENCE)).to_contain_text("10 requests in")
     opened.evaluate("performance.clearMeasures()")
     yield opened
     assert [url for url in opened.requests if not url.startswith((address, "data:", f"blob:{address[:17]}"))] == []
@@ -68,9 +71,9 @@ def go(page, given: dict[str, str]):
 
 
 def test_it_shows_a_run_and_asks_for_nothing_outside_its_folder(page, shot):
-    expect(page.locator("#timeline canvas")).to_be_visible()
-    expect(page.locator("#numbers th").first).to_be_attached()
-    expect(page.locator("#numbers")).to_contain_text("second-token gap")
+    expect(page.locator(".views canvas").last).to_be_visible()
+    expect(page.locator("#explorer .facts b").first).to_be_visible()
+    expect(page.locator("#explorer .facts")).to_contain_text("second-token gap")
     expect(page.locator("#about ~ p").nth(1)).to_contain_text("of what two cores of an AMD EPYC")
     assert any(url.endswith("pyodide.asm.wasm") for url in page.requests), "the worker's requests are seen too"
     shot(page, "explorer-light")
@@ -86,12 +89,12 @@ def test_the_start_is_shown_while_python_loads(open_page, address, shot):
     """The folder holds that answer; Python's own is the same."""
     page = open_page(address)
     expect(page.locator("#said")).to_contain_text("Computed when this page was built")
-    told, before = page.locator("#said").text_content(), page.locator("#numbers").text_content()
+    before = page.locator("#explorer .figures").text_content()
     expect(page.locator("#log")).to_be_disabled()
     shot(page, "explorer-start")
     until_answered(page)
-    assert told.startswith(page.locator("#said").text_content())
-    assert page.locator("#numbers").text_content() == before
+    assert page.locator("#explorer .figures").text_content() == before
+    expect(page.locator("#said")).to_contain_text("99912 prompt tokens")
     expect(page.locator("#log")).to_be_enabled()
     assert page.complaints == []
 
@@ -103,32 +106,33 @@ def test_keys_alone(page, shot):
         name = page.evaluate("document.activeElement.name ?? ''")
         seen += [name] * (name in CONTROLS)
     assert seen == list(CONTROLS)
-    before = page.locator("#said").text_content()
-    page.locator("#rate").focus()
+    before = page.locator(SENTENCE).text_content()
+    page.locator("[name=rate]").focus()
     page.keyboard.press("End")
-    expect(page.locator("output[for=rate]")).to_have_text("64")
-    expect(page.locator("#said")).not_to_have_text(before, timeout=LONG)
+    expect(page.locator("label:has([name=rate]) output")).to_have_text("64")
+    expect(page.locator(SENTENCE)).not_to_have_text(before, timeout=LONG)
     assert page.locator("#said").get_attribute("aria-live") == "polite"
-    assert page.locator("#rate").evaluate("node => node.labels[0].textContent") == CONTROLS["rate"].label
+    assert page.locator("[name=rate]").evaluate("node => node.labels[0].textContent") == CONTROLS["rate"].label + " 64"
     shot(page, "explorer-keys")
 
 
 def test_a_permalink_holds_the_settings(open_page, address, page):
-    page.locator("#preset").select_option("split")
-    page.locator("#hardware").select_option("H100+L4")
+    page.locator("[name=preset]").select_option("split")
+    page.locator("[name=hardware]").select_option("H100+L4")
     page.wait_for_url("**preset=split&*")  # the address follows a moment later
-    link = page.locator("#permalink").evaluate("node => node.href")
+    page.get_by_role("button", name="Link").click()
+    link = page.get_by_label("the setting as text").input_value()
     assert link == page.url and "hardware=H100%2BL4" in link and "preset=split" in link
     other = open_page(link)
-    expect(other.locator("#said")).to_have_text(page.locator("#said").text_content(), timeout=LONG)
-    expect(other.locator("#hardware")).to_have_value("H100+L4")
+    expect(other.locator(SENTENCE)).to_have_text(page.locator(SENTENCE).text_content(), timeout=LONG)
+    expect(other.locator("[name=hardware]")).to_have_value("H100+L4")
     assert log_of(other) == expected_log({**FEW, "preset": "split", "hardware": "H100+L4"})
 
 
 def test_an_address_that_changes_is_followed(page):
     go(page, {"requests": "20"})
-    expect(page.locator("#said")).to_contain_text("20 requests in", timeout=LONG)
-    expect(page.locator("#requests")).to_have_value("20")
+    expect(page.locator(SENTENCE)).to_contain_text("20 requests in", timeout=LONG)
+    expect(page.locator("[name=requests]")).to_have_value("20")
 
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -145,37 +149,36 @@ EVIL = "<img src=x onerror=alert(1)>"
     ],
 )
 def test_a_bad_link_is_refused_in_words(page, hash, words):
-    before = page.locator("#said").text_content()
+    before = page.locator(SENTENCE).text_content()
     page.evaluate("hash => { location.hash = hash }", hash)
-    expect(page.locator("#refusal")).to_contain_text(words, timeout=LONG)
+    expect(page.locator(ALERT)).to_contain_text(words, timeout=LONG)
     expect(page.locator("#said")).to_have_text("The picture still shows the last settings that can be.")
-    assert page.locator("#refusal img").count() == 0
+    assert page.locator(f"{ALERT} img").count() == 0
     go(page, FEW)
-    expect(page.locator("#said")).to_have_text(before, timeout=LONG)
-    expect(page.locator("#refusal")).to_be_hidden()
+    expect(page.locator(SENTENCE)).to_have_text(before, timeout=LONG)
+    expect(page.locator(ALERT)).to_be_hidden()
 
 
 def test_a_bad_link_is_refused_at_the_start_too(open_page, address):
     page = open_page(f"{address}#seed=100")
-    expect(page.locator("#refusal")).to_contain_text("seed must be a whole number from 0 to 99", timeout=LONG)
-    expect(page.locator("#seed")).to_have_value("0")
-    expect(page.locator("#timeline canvas")).to_have_count(0)
-    page.locator("#requests").fill("10")
-    expect(page.locator("#said")).to_contain_text("10 requests in", timeout=LONG)
+    expect(page.locator(ALERT)).to_contain_text("seed must be a whole number from 0 to 99", timeout=LONG)
+    expect(page.locator("[name=seed]")).to_have_value("0")
+    page.locator("[name=requests]").press("Home")
+    expect(page.locator(SENTENCE)).to_contain_text("10 requests in", timeout=LONG)
 
 
 WISH = """(wishes) => {
-  const wish = ([name, value]) => Object.assign(document.getElementById(name), { value });
-  for (const one of wishes) {
-    Object.entries(one).forEach(wish);
-    document.getElementById("rate").dispatchEvent(new Event("input", { bubbles: true }));
+  const { view } = document.querySelector(".instrument");
+  for (const wish of wishes) {
+    view.inputs.forEach((one) => wish[one.name] && one.set(wish[one.name]));
+    view.want();
   }
 }"""
 
 
 def test_of_many_wishes_the_last_is_answered(page):
     page.evaluate(WISH, [{"rate": str(n), "requests": str(10 * n)} for n in range(1, 21)])
-    expect(page.locator("#said")).to_contain_text("200 requests in", timeout=LONG)
+    expect(page.locator(SENTENCE)).to_contain_text("200 requests in", timeout=LONG)
     assert page.evaluate("performance.getEntriesByName('answered').length") < 4
 
 
@@ -183,22 +186,69 @@ def test_a_newer_wish_ends_a_run_that_is_under_way(page):
     """The worker is heard directly: it never answers the long one."""
     page.evaluate("window.heard.length = 0")
     page.evaluate(WISH, [{"requests": "300", "preset": "staged"}])
-    page.wait_for_timeout(100)  # it has begun
+    page.wait_for_timeout(1100)  # so long it may take
     page.evaluate(WISH, [{"requests": "20", "preset": "split"}])
-    expect(page.locator("#said")).to_contain_text("20 requests in", timeout=LONG)
+    expect(page.locator(SENTENCE)).to_contain_text("20 requests in", timeout=LONG)
     assert page.evaluate("window.heard.length") == 1
 
 
-def test_two_answers_stand_side_by_side(page):
-    page.get_by_role("button", name="Keep these to compare").click()
-    page.locator("#link").select_option("1gbe")
+def test_a_pinned_run_stays_with_its_settings_and_its_timeline(page, shot):
+    """Both runs on one axis: the longer one sets it, and what is done to the one timeline is done to the other."""
+    page.get_by_role("button", name="Pin this").click()
+    page.locator("[name=link]").select_option("1gbe")
     until_answered(page, 1)
-    assert page.locator("#numbers tr").first.locator("th").all_text_contents() == ["", "now", "kept"]
-    gap = page.locator("#numbers tr", has_text="second-token gap").locator("td").all_text_contents()
-    assert len(gap) == 2 and gap[0] != gap[1]
-    page.get_by_role("button", name="Back to the start").click()
-    expect(page.locator("#said")).to_contain_text("100 requests in", timeout=LONG)
-    expect(page.locator("#link")).to_have_value(CONTROLS["link"].default)
+    expect(page.locator("#explorer .figures > .ghost")).to_have_text("Pinned: link between the two 25gbe, 3.125 GB/s.")
+    gap = page.locator("#explorer .facts > span", has_text="second-token gap")
+    assert gap.locator("b").text_content() not in gap.locator(".ghost").text_content()
+    expect(page.get_by_role("heading", name="The pinned run, on the same axis")).to_be_visible()
+    page.evaluate(f"() => {{ {VIEW}.timeline.zoom(0.5, 0); {VIEW}.second.seek(1e8) }}")
+    page.wait_for_function(f"() => {VIEW}.second.high === {VIEW}.timeline.high")
+    assert page.evaluate(f"{VIEW}.timeline.at === 1e8 && {VIEW}.second.at === 1e8")
+    assert page.evaluate(
+        f"{VIEW}.second.spans === {VIEW}.pinned.spans && {VIEW}.second.spans !== {VIEW}.timeline.spans"
+    )
+    assert page.evaluate(f"{VIEW}.timeline.whole === Math.max({VIEW}.second.spans.end, {VIEW}.timeline.spans.end)")
+    shot(page, "explorer-pinned")
+    page.get_by_role("button", name="Unpin").click()
+    expect(page.locator("#explorer .beside")).to_be_hidden()
+    page.get_by_role("button", name="Reset").click()
+    expect(page.locator(SENTENCE)).to_contain_text("10 requests in", timeout=LONG)
+    expect(page.locator("[name=link]")).to_have_value(CONTROLS["link"].default)
+
+
+def test_a_question_is_explained_once_it_is_answered(open_page, address):
+    page = open_page(f"{address}03.html")
+    first, question = page.locator(".question").first, quizzes()["03"][0]
+    wrong = next(letter for letter in question.letters if letter != question.right)
+    expect(first.locator(".why")).to_be_hidden()
+    for letter, verdict in ((wrong, "Not this one: "), (question.right, "Right: ")):
+        first.locator(f"[value={letter}]").check()
+        expect(first.locator(".why")).to_have_text(verdict + question.why(letter))
+    expect(page.locator(".why").nth(1)).to_be_hidden()
+    assert page.complaints == []
+
+
+CUT = """() => [...document.querySelectorAll("#explorer :is(b, output, select, .sentence, .ghost)")].filter((node) => {
+  const { left, right } = node.getBoundingClientRect();
+  return left < 0 || right > innerWidth;
+}).map((node) => node.textContent)"""
+
+
+@pytest.mark.parametrize("wide", [1280, 390])
+def test_the_numbers_stand_on_the_first_screen_and_the_legend_is_whole(open_page, address, shot, wide):
+    page = open_page(permalink(address, {**FEW, "preset": "paged"}), viewport={"width": wide, "height": 800})
+    expect(page.locator(SENTENCE)).to_contain_text("10 requests in", timeout=LONG)
+    page.get_by_role("button", name="Pin this").click()
+    sliders, figures = (page.locator(f"#explorer {part}").bounding_box() for part in (".controls", ".facts"))
+    assert sliders["y"] < figures["y"] + 100 < 800, "the first of them at the least"
+    assert wide < 900 or figures["x"] > sliders["x"] + sliders["width"] - 1, "beside the sliders where there is room"
+    assert page.evaluate(CUT) == []
+    ends = page.evaluate(f"{VIEW}.timeline.entries({wide} - 24).map(({{ k, x }}) => x + 28 + "
+                         f"{VIEW}.timeline.pen.measureText({VIEW}.timeline.look[k].words).width)")  # fmt: skip
+    assert len(ends) > 2 and max(ends) < wide - 24
+    names = page.locator(".instrument button").all_text_contents()
+    assert len(set(names)) == len(names) - len(page.locator(".beside button").all_text_contents()), "no two alike"
+    shot(page, f"explorer-numbers-{wide}")
 
 
 def test_an_injected_script_does_not_run(open_page, address):
@@ -223,9 +273,9 @@ def test_small_and_enlarged_everything_fits(open_page, address, shot, wide, sche
     """640 points are 200 % zoom of a window of 1,280."""
     options = {"viewport": {"width": wide, "height": 800}, "device_scale_factor": 2, "color_scheme": scheme}
     page = open_page(permalink(address, FEW), reduced_motion="reduce", **options)
-    expect(page.locator("#said")).to_contain_text("10 requests in", timeout=LONG)
+    expect(page.locator(SENTENCE)).to_contain_text("10 requests in", timeout=LONG)
     assert page.evaluate("document.documentElement.scrollWidth") <= wide
-    assert page.locator("#timeline").evaluate("node => getComputedStyle(node).transitionDuration") == "0s"
+    assert page.locator("#explorer").evaluate("node => getComputedStyle(node).transitionDuration") == "0s"
     shot(page, f"explorer-{wide}-{scheme}")
     assert page.complaints == []
 
