@@ -22,6 +22,7 @@ from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Stage
 from disagg.trace.index import Index
 from disagg.trace.intervals import Interval, length
+from disagg.trace.intervals import union
 from disagg.trace.spans import Span
 
 WORKS = ("prefill", "recompute", "transfer", "spill", "fetch", "decode")
@@ -215,20 +216,20 @@ def _gated(queue: str, stay: Stay, index: Index, free: str) -> Iterator[Line]:
 
 
 def _link_waits(stay: Stay, own: list[Span], index: Index) -> Iterator[Line]:
-    """Pieces that wait: for others on their link, or for a slot of the ring."""
+    """Pieces that wait: for others on their link, or for a slot of the ring. All that wait at once are one claim."""
     _, start, end = stay
     copies = [s for s in own if s.kind in ("copy", "spill", "fetch") and s.end_ns > start and s.ready_ns < end]
     waits = [(span.place, max(start, span.ready_ns), min(end, span.start_ns)) for span in copies]
     ends = max((span.end_ns for span in copies), default=start)
     waits += [(place, ends, end) for place in index.lanes(stay.stage is Stage.HANDING_OFF)]  # copies that never began
-    for place, ready, begun in waits:
+    waiting = {place: union((ready, begun) for at, ready, begun in waits if at == place) for place, _, _ in waits}
+    for place, ready, begun in ((place, *stretch) for place, found in waiting.items() for stretch in found):
         for other in index.on_place(place, ready, begun):
             yield Line("link-busy", max(ready, other.start_ns), min(begun, other.busy_end_ns), place)
-    for place, ready, begun in waits:
-        if place.startswith("down"):
-            for since, until, held in index.values("ring", ready, begun):
-                if held == index.sizes.get("ring"):
-                    yield Line("ring-full", since, until, "ring")
+    for ready, begun in (stretch for place, found in waiting.items() if place.startswith("down") for stretch in found):
+        for since, until, held in index.values("ring", ready, begun):
+            if held == index.sizes.get("ring"):
+                yield Line("ring-full", since, until, "ring")
 
 
 def _notices(spans: list[Span], times: list[int]) -> Iterator[Line]:
