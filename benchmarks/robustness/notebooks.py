@@ -41,7 +41,9 @@ def copied() -> Iterator[Path]:
         raise FileError(f"no notebooks beside the package in {CHECKOUT}; run this in the project's folder")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "notebooks"
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*", "Untitled*", "*.nbconvert.ipynb"))
+        shutil.copytree(
+            source, folder, ignore=shutil.ignore_patterns(".*", "Untitled*", "*.nbconvert.ipynb", "my_disagg.py")
+        )
         yield folder
 
 
@@ -99,6 +101,7 @@ def bite_row(say: Say, folder: Path) -> Row:
 def bites(path: Path, mutation: Mutation) -> bool:
     """Is nbval red about the changed copy? It stops at the first cell that differs."""
     changed = path.with_name("changed.ipynb")
+    path.with_name("my_disagg.py").unlink(missing_ok=True)  # what the changed copy before it kept
     nbformat.write(mutation.applied(nbformat.read(path, as_version=4)), changed)
     try:
         done = nbval(changed, "-x", folder=path.parent)

@@ -34,10 +34,10 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
     An interrupt ends the requests it serves, as in `engine.serve`, and returns; those of `submit` go on.
     """
     requests = None if requests is None else listed(requests)
-    serving = Open(engine) if requests is None else Serving(engine, requests)
     look, subject = Look(engine), "open requests" if requests is None else plural(len(requests), "request")
     words = f"Live timeline of {subject}; rows from the top: {', '.join(look.tape.rows.values())}."
     screen, interrupted = Screen(words), False
+    serving = Open(engine) if requests is None else Serving(engine, requests)
     try:
         while not serving.wait(1 / updates_per_s):
             look.follow()
