@@ -18,10 +18,10 @@ import nbformat
 
 import disagg
 from benchmarks.common import Say
-from benchmarks.robustness.notebook_mutation import KINDS, Mutation, mutations
 from benchmarks.house import files, lines
 from benchmarks.policy.suite import chosen
 from benchmarks.robustness import notebook_browser
+from benchmarks.robustness.notebook_mutation import KINDS, Mutation, mutations
 from disagg.plan.errors import FileError
 from disagg.show.report import Failed, LeftOut, Row
 
