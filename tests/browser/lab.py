@@ -43,14 +43,14 @@ class Lab:
             raise
 
     def _wait(self) -> str:
-        for _ in range(300):
+        for _ in range(1200):
             found = list((self.root / "runtime").glob("jpserver-*.json"))
             if found and found[0].stat().st_size:
                 return json.loads(found[0].read_text())["url"]
             if self._process.poll() is not None:
                 break
             time.sleep(0.1)
-        raise RuntimeError("JupyterLab did not start within 30 s: " + (self.root / "log.txt").read_text()[-2000:])
+        raise RuntimeError("JupyterLab did not start within 120 s: " + (self.root / "log.txt").read_text()[-2000:])
 
     def notebook(self, name: str, cells: list[str]) -> str:
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
