@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -33,7 +33,7 @@ RUNS: tuple[dict[str, str], ...] = ({}, {}, {}, {"PYTHONHASHSEED": "7", "LC_ALL"
 
 def suite(say: Say, only: str | None = None) -> Iterator[Row | LeftOut]:
     """The rows as they are measured; a part that fails is a row with the reason."""
-    parts = {
+    parts: dict[str, Callable[[Say, Path], Iterable[Row | LeftOut]]] = {
         "form": form_rows,
         "seconds": seconds_rows,
         "mine": mine_rows,
