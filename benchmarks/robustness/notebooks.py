@@ -176,7 +176,7 @@ def nbval(*arguments: str | Path, folder: Path, **settings: str) -> subprocess.C
     sanitize = CHECKOUT / "tests" / "nbval_sanitize.cfg"
     return command(sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120",
                    "--nbval-sanitize-with", sanitize, "-p", "no:cacheprovider", "-q", "--rootdir", folder, *arguments,
-                   folder=folder, **settings)  # fmt: skip
+                   folder=folder, limit_s=LIMIT_S, **settings)  # fmt: skip
 
 
 def command(*parts: str | Path, folder: Path, limit_s: float = LIMIT_S, **settings: str) -> subprocess.CompletedProcess:
