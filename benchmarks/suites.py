@@ -25,10 +25,6 @@ SUITES = {
         "house",
         "The shape of the code: its lines, its imports, what is too long or has one name twice, its types.",
     ),
-    "notebooks": (
-        "robustness.notebooks",
-        "Every notebook: seconds, strict comparison four times over, and the bite test.",
-    ),
     "explorer": ("explorer", "The explorer's twin in a browser against the one here."),
 }
 Shape = Annotated[str, typer.Option(help="llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")]
@@ -48,6 +44,17 @@ def _suite(name: str, module: str) -> Callable:
 
 for _name, (_module, _help) in SUITES.items():
     app.command(name=_name, help=_help)(_suite(_name, _module))
+
+
+@app.command()
+def notebooks(
+    only: Annotated[str | None, typer.Option(help="form, seconds, mine, green, bite, browser; comma between")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Every notebook: words, seconds, strict comparison four times over, the bite test, its widgets in a browser."""
+    from benchmarks.robustness import notebooks as bench
+
+    output.measure(lambda say: bench.suite(say, only), "notebooks", json)
 
 
 @app.command()

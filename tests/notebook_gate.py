@@ -107,8 +107,7 @@ def _form(name, every, cells):
     """Words of prose (drawings, code and quiz apart) and cells of a chapter; width and length of what a cell shows."""
     if name == "panel.ipynb" or name.startswith("solutions/"):
         return
-    prose = (FENCED.sub("", cell.source) for cell in every if cell.cell_type == "markdown" and cell.id != "quiz-words")
-    words = sum(len(text.split()) for text in prose)
+    words = words_of(every)
     if name[:1].isdigit() and words > WORDS:
         yield f"it has {words:,} words of prose; the limit is {WORDS:,}"
     if name[:1].isdigit() and len(cells) > CODE_CELLS:
@@ -119,6 +118,12 @@ def _form(name, every, cells):
         printed = ["".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in cell.outputs]
         if (longest := max((text.count("\n") + 1 for text in map(str.rstrip, printed)), default=0)) > PRINTED:
             yield f"cell {cell.id}: it prints {longest} lines; the limit is {PRINTED}"
+
+
+def words_of(cells):
+    """Words of prose; drawings, code and the quiz apart."""
+    prose = (FENCED.sub("", cell.source) for cell in cells if cell.cell_type == "markdown" and cell.id != "quiz-words")
+    return sum(len(text.split()) for text in prose)
 
 
 def _nbval_ignores(cell):

@@ -136,8 +136,8 @@ def total(numbers):
     return sum(numbers)
 
 
-HINTS = ("Look at them.", "Add two.", "Add all.")
-TASK = Exercise("total", "x", "Add them.", total, (([1, 2],), ([],)), ((len, "that counts them"),), HINTS)
+STEPS = ("Look at them.", "Add two.", "Add all.")
+TASK = Exercise("total", "x", "Add them.", total, (([1, 2],), ([],)), ((len, "that counts them"),), STEPS)
 
 
 @pytest.mark.parametrize("given", [None, 3, "total", ...])

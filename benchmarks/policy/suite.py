@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import Say
+from benchmarks.common import Say, T
 from benchmarks.policy import arms, decision, mixing, parking, placing, target, waiting
 from disagg.plan.errors import ConfigError
 from disagg.show.report import Failed, LeftOut, Row
@@ -31,7 +31,7 @@ def parts(traces: Sequence[Path]) -> dict[str, Rows]:
     }
 
 
-def chosen(found: dict[str, Rows], only: str | None) -> dict[str, Rows]:
+def chosen(found: dict[str, T], only: str | None) -> dict[str, T]:
     """Those parts, or all of a name before its bracket; ConfigError for one that does not exist."""
     if not only:
         return found

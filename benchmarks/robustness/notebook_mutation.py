@@ -47,7 +47,7 @@ class Mutation:
         changed = copy.deepcopy(notebook)
         cell = next(cell for cell in changed.cells if cell.id == self.cell)
         if self.kind == "sentence":
-            data = next(picture_data(cell))
+            data = next(shown_data(cell))
             data["text/plain"] = data["text/plain"][: self.start] + self.new + data["text/plain"][self.stop :]
         else:
             cell.source = cell.source[: self.start] + self.new + cell.source[self.stop :]
@@ -80,8 +80,9 @@ def numbers(cells: Cells) -> Iterator[Mutation]:
 
 
 def constants(cells: Cells) -> Iterator[Mutation]:
-    """Numbers that are given a name without any call: `LAYERS = 30`, `text = "so " * 7`; then texts with a name."""
-    texts = []
+    """Numbers that are given a name without any call: `LAYERS = 30`, `text = "so " * 7`; then texts with a name; where
+    no name is given, the first text of a cell that shows something."""
+    cells, texts = list(cells), []
     for cell in cells:
         for node in parsed(cell.source).body:
             if not isinstance(node, ast.Assign) or any(isinstance(part, ast.Call) for part in ast.walk(node.value)):
@@ -92,6 +93,8 @@ def constants(cells: Cells) -> Iterator[Mutation]:
                 elif is_text(part):
                     texts.append(change("constant", cell, part))
     yield from texts
+    for cell in (cell for cell in cells if cell.outputs and "import" not in cell.source):
+        yield from (change("constant", cell, part) for part in ast.walk(parsed(cell.source)) if is_text(part))
 
 
 def slider_defaults(cells: Cells) -> Iterator[Mutation]:
@@ -111,23 +114,25 @@ def slider_defaults(cells: Cells) -> Iterator[Mutation]:
 
 
 def sentences(cells: Cells) -> Iterator[Mutation]:
-    """The stored sentence of a figure: its first number, or else its first word."""
-    for cell in cells:
-        for data in picture_data(cell):
+    """The stored sentence of a figure, or where there is none of another object: its first number, or first word."""
+    for cell in sorted(cells, key=lambda cell: not any(map(is_picture, shown_data(cell)))):
+        for data in shown_data(cell):
             found = re.search(r"\d+", data["text/plain"]) or re.search(r"\w+", data["text/plain"])
-            assert found, f"the sentence of a figure in cell {cell.id} has no word"
+            assert found, f"what cell {cell.id} shows has no word"
             old = found[0]
             new = str(int(old) + 1) if old.isdecimal() else old[::-1] + "x"
             yield Mutation("sentence", cell.id, found.start(), found.end(), old, new)
             break  # `applied` changes the first one of the cell
 
 
-def picture_data(cell: nbformat.NotebookNode) -> Iterator[dict]:
-    """The data of each output that holds a picture and its sentence."""
-    for output in cell.outputs:
-        data = output.get("data", {})
-        if any(kind.startswith("image/") for kind in data) and data.get("text/plain"):
-            yield data
+def shown_data(cell: nbformat.NotebookNode) -> Iterator[dict]:
+    """The data of each output with words to compare, those that hold a picture first."""
+    found = [data for output in cell.outputs if (data := output.get("data", {})).get("text/plain")]
+    yield from sorted(found, key=lambda data: not is_picture(data))
+
+
+def is_picture(data: dict) -> bool:
+    return any(kind.startswith("image/") for kind in data)
 
 
 # ---- reading and changing code ---------------------------------------------------------------------------------------

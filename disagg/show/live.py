@@ -29,9 +29,9 @@ def watch(engine: Engine, requests: Iterable[Request] | None = None, updates_per
     An interrupt ends the requests it serves, as in `engine.serve`, and returns; those of `submit` go on.
     """
     asked = None if requests is None else listed(requests)
-    serving: Followed = Open(engine) if asked is None else Serving(engine, asked)
     screen = Screen(f"Live view of {'open requests' if asked is None else plural(len(asked), 'request')}.")
     interrupted = False
+    serving: Followed = Open(engine) if asked is None else Serving(engine, asked)
     try:
         follow(serving, engine, lambda run: screen.show(run, engine), 1 / updates_per_s)
     except KeyboardInterrupt:

@@ -21,8 +21,7 @@ from typing import NamedTuple, Protocol
 from disagg.plan.queues import BATCH_SLOT
 from disagg.plan.request import Stage
 from disagg.trace.index import Index
-from disagg.trace.intervals import Interval, length
-from disagg.trace.intervals import union
+from disagg.trace.intervals import Interval, length, union
 from disagg.trace.spans import Span
 
 WORKS = ("prefill", "recompute", "transfer", "spill", "fetch", "decode")

@@ -3,6 +3,7 @@
 CHROMIUM=path names the browser; without it chromium or google-chrome on the PATH is taken, else playwright's own.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -28,6 +29,18 @@ def shot():
     """Keeps a picture of the page: shot(page, name)."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     return lambda page, name: page.screenshot(path=SHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def figure(record_property, capsys):
+    """Keeps what was measured for `python -m benchmarks notebooks`, and prints it: figure(row, value, n, note)."""
+
+    def kept(row: str, value: float, n: int = 1, note: str = "", bar: float | None = None):
+        record_property(row, json.dumps({"value": value, "n": n, "note": note, "bar": bar}))
+        with capsys.disabled():
+            print(f"\n{row}: {value:.4g}" + (f" ({note})" if note else ""))
+
+    return kept
 
 
 @pytest.fixture(scope="session")

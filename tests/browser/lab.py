@@ -7,6 +7,7 @@ and `picture`.
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -42,19 +43,27 @@ class Lab:
             raise
 
     def _wait(self) -> str:
-        for _ in range(300):
+        for _ in range(1200):
             found = list((self.root / "runtime").glob("jpserver-*.json"))
             if found and found[0].stat().st_size:
                 return json.loads(found[0].read_text())["url"]
             if self._process.poll() is not None:
                 break
             time.sleep(0.1)
-        raise RuntimeError("JupyterLab did not start within 30 s: " + (self.root / "log.txt").read_text()[-2000:])
+        raise RuntimeError("JupyterLab did not start within 120 s: " + (self.root / "log.txt").read_text()[-2000:])
 
     def notebook(self, name: str, cells: list[str]) -> str:
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, self.root / f"{name}.ipynb")
+        return self.link(name)
+
+    def chapter(self, name: str) -> str:
+        """A copy of a notebook of the course."""
+        shutil.copy(WORKBENCH / "notebooks" / f"{name}.ipynb", self.root)
+        return self.link(name)
+
+    def link(self, name: str) -> str:
         return f"{self.url}lab/tree/{name}.ipynb?reset&token={self.token}"
 
     def close(self):
@@ -73,11 +82,11 @@ class Notebook:
         expect(page.locator(".jp-Notebook").first).to_be_visible(timeout=60_000)
         expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
 
-    def run_all(self, until: str):
+    def run_all(self, until: str, within_s: float = 30):
         """Runs all cells, and waits for what their outputs show at the end."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        expect(self.output).to_contain_text(until, timeout=30_000)
+        expect(self.output).to_contain_text(until, timeout=1e3 * within_s)
 
     @property
     def output(self):

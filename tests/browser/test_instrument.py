@@ -1,9 +1,7 @@
 """The moving picture and the instruments in a real Chromium: what they show is what the timeline holds."""
 
-import json
 import random
 import re
-import statistics
 
 import pytest
 from flow_by_hand import blocks_by_hand, by_hand
@@ -11,7 +9,6 @@ from lab import Notebook
 from playwright.sync_api import expect
 
 from disagg import Config, Request, simulate
-from disagg.course.scenes import SCENES
 from disagg.plan.config import PRESETS
 
 SETTLE = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -24,7 +21,7 @@ def crowd(preset: str):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_flow_agrees_with_the_timeline_counted_by_hand(open_page, tmp_path, preset):
+def test_the_flow_agrees_with_the_timeline_counted_by_hand(open_page, tmp_path, figure, preset):
     run, chance = crowd(preset), random.Random(2)
     page = open_page(run.to_html(tmp_path / "run.html").as_uri())
     length = run.timeline.end_ns - run.timeline.start_ns
@@ -47,6 +44,7 @@ def test_the_flow_agrees_with_the_timeline_counted_by_hand(open_page, tmp_path, 
             for block, (name, request) in blocks.get(pool, {}).items():
                 assert states[state[block]] == name and owner[block] == numbers.get(request, -1), (ns, pool, block)
     assert page.complaints == []
+    figure(f"flow_agrees[{preset}]", 100.0, len(moments), "moments; the picture against the timeline by brute force")
 
 
 def test_flow_and_timeline_have_one_playhead_and_every_width(open_page, tmp_path, shot):
@@ -66,31 +64,37 @@ def test_flow_and_timeline_have_one_playhead_and_every_width(open_page, tmp_path
     assert page.complaints == []
 
 
-def test_each_frame_of_twenty_requests_is_drawn(open_page, tmp_path):
-    """Drawing alone is measured: a headless browser may give fewer frames than it could draw."""
-    page = open_page(crowd("paged").to_html(tmp_path / "run.html").as_uri())
-    each = page.evaluate(
-        """() => { const { view } = document.querySelector(".flow"), { timeline } = view, times = [];
-          for (let k = 0; k < 200; k++) { timeline.at = (k / 200) * timeline.spans.end; const since = performance.now();
-            timeline.draw(), view.draw(), times.push(performance.now() - since); } return times; }"""
-    )
-    print(f"flow: {statistics.median(each):.2f} ms a frame, {max(each):.2f} ms at most")
-    assert len(each) == 200
-
-
 IMPORTS = """
 from disagg import Config, Engine, Request, simulate
 from disagg.course.scenes import SCENES
 from disagg.show import instrument
 from disagg.show.scene import Numbers
 """
-CELLS = """
+ALL = """
+from disagg.course import recorded
+from disagg.course.buglab.replays import replays
 from disagg.course.scenes import SCENES
-from disagg.show import instrument
-shown = {{name: instrument(SCENES[name]) for name in {names}}}
+from disagg.show import instrument, recordings
+every = {
+    **SCENES,
+    "07, the SMs shared": recorded.sharing(recordings.timelines()),
+    "07, the dial": recorded.dials(recordings.staged()),
+    "08": replays(case_b={"bug": "lost notice", "before": "failure told", "after": "waiting ends"}.get),
+}
+"""
+CELLS = """
+shown = {{name: instrument(every[name]) for name in {names}}}
 from IPython.display import display
 for name in shown: display(shown[name])
 """
+
+
+@pytest.fixture(scope="module")
+def every() -> dict:
+    """The scenes of all chapters, as the cell has them."""
+    names: dict = {}
+    exec(ALL, names)
+    return names["every"]
 
 
 def turned(view, name: str, by: int):
@@ -115,31 +119,45 @@ def spans_of(run) -> list:
     return [[s.start_ns - run.timeline.start_ns, s.end_ns - run.timeline.start_ns] for s in run.timeline.spans]
 
 
-@pytest.mark.parametrize("names", [("00", "01"), ("02", "03"), ("04", "05"), ("06",)])
-def test_every_control_of_a_chapter_changes_sentence_and_spans_as_simulate_does(lab, open_page, shot, names):
-    book = Notebook(open_page(lab.notebook(f"scenes-{names[0]}", [CELLS.format(names=names)])))
-    book.run_all(until="TTFT")
+@pytest.mark.parametrize(
+    "names", [("00", "01"), ("02", "03"), ("04", "05"), ("06",), ("07, the SMs shared", "07, the dial"), ("08",)]
+)
+def test_every_control_of_a_chapter_changes_what_is_shown_as_python_says(lab, open_page, shot, figure, every, names):
+    book = Notebook(open_page(lab.notebook(f"scenes-{names[0][:2]}", [ALL + CELLS.format(names=names)])))
+    book.run_all(until="new tokens a second", within_s=60)
     expect(book.page.locator(".instrument")).to_have_count(len(names), timeout=30_000)
     for index, name in enumerate(names):
-        scene, view = SCENES[name], book.page.locator(".instrument").nth(index)
+        view = book.page.locator(".instrument").nth(index)
         view.scroll_into_view_if_needed()
-        for control in scene.controls:
-            for by in (1, 2):
-                turned(view, control, by)
-                book.page.wait_for_function(
-                    "(node) => !node.view.pending && !node.view.wanted", arg=view.element_handle()
-                )
-                settings = scene.settings(view.evaluate("(node) => node.view.settings"))
-                run = scene.run(**settings)
-                expect(view.locator(".sentence")).to_have_text(scene.answer(run, settings)[0]["sentence"])
-                assert spans_shown(view) == spans_of(run), (name, control)
+        seen = [operate(book.page, view, every[name], control) for control in every[name].controls]
+        assert len(set().union(*seen)) > len(seen), f"the controls of {name} hardly change anything"
         shot(book.page, f"instrument-{name}")
         view.get_by_role("button", name="Reset").click()
+        words, count = ", ".join(control.label for control in every[name].controls.values()), len(every[name].controls)
+        figure(f"controls[{name}]", count, 2 * count, f"{words}; two places each", bar=count)
     assert book.page.complaints == [] or all("favicon" in text for text in book.page.complaints)
 
 
+def operate(page, view, scene, control: str) -> set[str]:
+    """Two other places of a control: sentence, facts, spans and brackets are those of Python's own run. Gives what it
+    said there."""
+    seen = set()
+    for by in (1, 2):
+        turned(view, control, by)
+        page.wait_for_function("(node) => !node.view.pending && !node.view.wanted", arg=view.element_handle())
+        settings = scene.settings(view.evaluate("(node) => node.view.settings"))
+        run = scene.run(**settings)
+        said = scene.answer(run, settings)[0]
+        expect(view.locator(".sentence")).to_have_text(said["sentence"])
+        expect(view.locator(".facts b")).to_have_text([value for _, value in said["facts"]])
+        assert spans_shown(view) == spans_of(run), (control, settings)
+        assert view.evaluate("(node) => node.view.timeline.brackets") == said["brackets"], (control, settings)
+        seen.add(view.locator(".figures").text_content())
+    return seen
+
+
 def test_undo_pin_and_link(lab, open_page, shot):
-    book = Notebook(open_page(lab.notebook("undo", [CELLS.format(names=("03",))])))
+    book = Notebook(open_page(lab.notebook("undo", [ALL + CELLS.format(names=("03",))])))
     book.run_all(until="TTFT")
     view = book.page.locator(".instrument").first
     sentence = view.locator(".sentence")
@@ -154,30 +172,6 @@ def test_undo_pin_and_link(lab, open_page, shot):
     shot(book.page, "instrument-pinned")
     view.get_by_role("button", name="Undo").click()
     expect(sentence).to_have_text(first)
-
-
-def test_a_drag_redraws_while_it_goes(lab, open_page):
-    """How long from a moved slider to the new picture; the bars are looked at, not asserted."""
-    cell = (
-        f"{IMPORTS}"
-        "six = [Request([7] * (60 + 10 * i), 12, 0.2 * i) for i in range(6)]\n"
-        "def link(link): return simulate(Config.preset('staged', link=1e6 * link), six)\n"
-        "instrument(link, {'link': Numbers('link, MB/s', 20, range(5, 105))})"
-    )
-    book = Notebook(open_page(lab.notebook("drag", [cell])))
-    book.run_all(until="TTFT")
-    view = book.page.locator(".instrument").first
-    times = view.evaluate(
-        """async (node) => { const input = node.querySelector("input"), times = [], { view } = node;
-          const frame = () => new Promise((done) => requestAnimationFrame(done)); // drawing was asked for before
-          for (let k = 0; k < 40; k++) { const since = performance.now(); input.value = 10 + k;
-            input.dispatchEvent(new Event("input", { bubbles: true }));
-            while (view.pending) await new Promise((done) => setTimeout(done, 1));
-            await frame(), times.push(performance.now() - since); } return times; }"""
-    )
-    times.sort()
-    print(json.dumps({"slider_ms": {"p50": times[20], "p95": times[38]}}))
-    assert len(times) == 40 and view.evaluate("(node) => node.view.settings.link") == "54"
 
 
 def test_a_refusal_and_a_kernel_that_is_gone(lab, open_page, shot):

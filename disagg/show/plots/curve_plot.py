@@ -12,20 +12,20 @@ DASHES = ("-", "--", ":")
 
 def curve_picture(plane: Mapping[str, Any]) -> Picture:
     """`plane` is a scene's Curve as it is sent to a front end (show/scene.py)."""
-    size, figure, axes = draw.single(0.27, 0.065, 0.05, 0.035, False)
+    figure, axes = draw.single(3.0, 0.7, 0.6, 0.4)
     for number, (name, line) in enumerate(plane["lines"]):
         look = draw.look(linestyle=DASHES[number % 3], color=list(COLOURS.values())[number % 4], linewidth=2.5)
         axes.plot([x for x, _ in line], [y for _, y in line], label=name, **look)
     for name, (x, y) in plane["points"]:
         axes.plot([x], [y], "o", color=INK, markersize=8)
-        draw.note(axes, name, (x, y), (8, -12), size)
+        draw.note(axes, name, (x, y), (8, -12), draw.FONT_PT)
     for _, at in plane["handles"]:
         axes.axvline(at, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     if plane["log"]:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    draw.plain(axes, size, across=True)
-    draw.names(axes, size, plane["x"], plane["y"])
-    draw.legend(figure, size)
+
+    draw.names(axes, draw.FONT_PT, plane["x"], plane["y"])
+    draw.legend(figure, draw.FONT_PT)
     words = "; ".join(f"{name} at {x:.3g}, {y:.3g}" for name, (x, y) in plane["points"])
     return Picture(figure, f"{plane['y']} over {plane['x']}. {words}", words)
