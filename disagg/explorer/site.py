@@ -27,7 +27,7 @@ _BESIDE = ("columns", "plots/__init__", "plots/palette", "plots/summaries", "sce
 BESIDE = ["__init__.py", "imported_later.py", *(f"explorer/{name}.py" for name in ("__init__", "settings", "twin"))]
 BESIDE += [f"show/{name}.py" for name in _BESIDE]
 BESIDE += ["course/__init__.py", "course/scenes.py"]
-_SHOWN = ("canvas.js", "flow.js", "instrument.js", "instrument.css", "page.css")
+_SHOWN = ("canvas.js", "flow.js", "curve.js", "instrument.js", "instrument.css", "page.css")
 COPIED = [*(PACKAGE / "show" / name for name in _SHOWN), *HERE.glob("*.css"), *HERE.glob("*.js")]
 
 

@@ -13,7 +13,7 @@ class Canvas(anywidget.AnyWidget):
     """Shows answers of a scene (show/scene.py). `at_ms` is the playhead, `request` the highlighted one (None: all).
     `asked(id, settings, act)` hears what a reader turns or presses."""
 
-    _esm = joined("canvas.js", "flow.js", "instrument.js")
+    _esm = joined("canvas.js", "flow.js", "curve.js", "instrument.js")
     _css = (HERE / "instrument.css").read_text("utf-8")
     spec = traitlets.Dict().tag(sync=True)
     look: traitlets.List = traitlets.List().tag(sync=True)

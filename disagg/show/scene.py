@@ -71,7 +71,7 @@ def _in_words(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines in a plane and the points that the run stands at. Logarithmic to the right with `log`. `handles` are
+    """Lines in a plane and the points that the run stands at. With `log` both axes are logarithmic. `handles` are
     controls that are dragged in the plane: name → where its line stands."""
 
     x: str

@@ -22,8 +22,9 @@ def curve_picture(plane: Mapping[str, Any]) -> Picture:
     for _, at in plane["handles"]:
         axes.axvline(at, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     if plane["log"]:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
 
     draw.names(axes, draw.FONT_PT, plane["x"], plane["y"])
     draw.legend(figure, draw.FONT_PT)
