@@ -167,7 +167,8 @@ def test_the_folder_has_what_it_needs_and_nothing_else(tmp_path, monkeypatch):
     written = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert written == {
         "index.html", "explorer.css", "explorer.js", "worker.js", "canvas.js", "page.css", "disagg.zip", "pages.js",
-        "flow.js", "curve.js", "instrument.js", "instrument.css", "chapter.js", *(f"scene-{name}.json" for name in SHOWN),
+        "flow.js", "curve.js", "instrument.js", "instrument.css", "chapter.js",
+        *(f"scene-{name}.json" for name in SHOWN),
         *(f"{name}.html" for name in CHAPTERS),
         *(f"pyodide/{name}" for name in pyodide.NAMES),
     }  # fmt: skip
