@@ -79,8 +79,8 @@ def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
 
 def test_stored_recordings_can_be_read_and_come_from_a_gpu():
     found = sorted(recordings.FOLDER.glob("gpu_*"))
-    assert len(found) == 4 + 6 + 8, (
-        "steps, three arrangements, six splits and eight dials; `python -m benchmarks record-gpu` on a GPU"
+    assert len(found) == 5 + 6 + 8, (
+        "steps, four arrangements, six splits and eight dials; `python -m benchmarks record-gpu` on a GPU"
     )
     assert sum(path.stat().st_size for path in found) <= 2_000_000
     for path in found:
@@ -108,7 +108,9 @@ def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
         raise EngineError("out of memory")
 
     monkeypatch.setattr(record, "step_times", fails)
-    monkeypatch.setattr(sharing, "ARRANGEMENTS", {"colocated": ("colocated", False), "sm_split": ("steamed", True)})
+    monkeypatch.setattr(
+        sharing, "ARRANGEMENTS", {"colocated": ("colocated", 1, False), "sm_split": ("steamed", 1, True)}
+    )
     done = list(record.record(small_stand(), tmp_path, "timelines, steps"))
     assert done[0] == Failed("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
     assert done[1].name == "gpu_colocated.jsonl.gz"
@@ -407,7 +409,7 @@ def test_an_instrument_of_a_shared_gpu_shows_gaps_and_what_prefill_keeps(folder)
         gap, *prompts = said["brackets"]
         waits = [wait for result in run.results[: recorded.READERS] for wait in result.itl_s[1:]]
         assert (gap["end"] - gap["start"]) / 1e9 == pytest.approx(max(waits))
-        assert [one["place"] for one in prompts] == ([] if name == "Colocated" else ["prefill 0"])
+        assert [one["place"] for one in prompts] == ([] if name in ("Colocated", "Small chunks") else ["prefill 0"])
     assert scene.run(arrangement="Streams").timeline.spans == runs["Streams"].timeline.spans
 
 

@@ -104,9 +104,13 @@ def beside(
     return gaps, rate_of(passes)
 
 
-#: How a GPU is shared: the preset, and whether decode has SMs of its own.
-ARRANGEMENTS = {"colocated": ("colocated", False), "streams": ("streamed", False), "sm_split": ("streamed", True)}
-
+#: How a GPU is shared: the preset, into how many parts its chunks are cut, and whether decode has SMs of its own.
+ARRANGEMENTS = {
+    "colocated": ("colocated", 1, False),
+    "chunked": ("colocated", 8, False),
+    "streams": ("streamed", 1, False),
+    "sm_split": ("streamed", 1, True),
+}
 SPLITS = (16, 32, 48, 64, 80, 104)  # SMs of decode; prefill has the others
 
 
@@ -119,8 +123,9 @@ def mixed(stand: Stand) -> list[Request]:
 
 def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
     """The same work in each arrangement; an arrangement that this device can't have is left out with its reason."""
-    for name, (preset, split) in ARRANGEMENTS.items():
-        yield name, arranged(stand, name, preset, stand.split if split else {})
+    for name, (preset, parts, split) in ARRANGEMENTS.items():
+        options = {"chunk_tokens": stand.scale.chunk // parts, **(stand.split if split else {})}
+        yield name, arranged(stand, name, preset, options)
 
 
 def by_split(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
@@ -130,12 +135,12 @@ def by_split(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
         yield sms, arranged(stand, f"{sms} SMs for decode", "streamed", split)
 
 
-def arranged(stand: Stand, name: str, preset: str, split: dict[str, int]) -> Run | LeftOut:
-    """Readers beside long prompts, served by an engine of this preset."""
+def arranged(stand: Stand, name: str, preset: str, options: dict[str, int]) -> Run | LeftOut:
+    """Readers beside long prompts, served by an engine of this preset with these settings."""
     requests = mixed(stand)
     lengths = [len(request.prompt) + request.max_new_tokens for request in requests]
     try:
-        engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests), **split)
+        engine = stand.engine(preset, lengths, prefill=sum(lengths), max_batch=len(requests), **options)
         for index in range(2):  # the first run of an engine also pays for start-up
             stand.say(f"readers beside long prompts, {name}, {index + 1} of 2")
             run = engine.serve(requests)

@@ -17,9 +17,10 @@ from disagg.trace.spans import Span
 
 READERS = 8  # of a recording of one GPU that is shared: the first requests; those after them have long prompts
 WORKERS = {
-    "Colocated": "Colocated: one worker that takes turns",
+    "Colocated": "Colocated: one worker, chunks of {chunk} tokens",
+    "Small chunks": "Small chunks: one worker, chunks of {chunk} tokens",
     "Streams": "Streams: two workers, a queue of kernels each",
-    "SM split": "SM split: two workers, {} SMs for decode",
+    "SM split": "SM split: two workers, {sms} SMs for decode",
 }
 
 
@@ -63,7 +64,9 @@ def dials(runs: Mapping[float, Run]) -> Scene:
 
 def sharing(runs: Mapping[str, Run]) -> Scene:
     """Recordings of the same requests in each arrangement of one GPU."""
-    words = {name: WORKERS[name].format(run.config.sm_split) for name, run in runs.items()}
+    words = {
+        name: WORKERS[name].format(chunk=run.config.chunk_tokens, sms=run.config.sm_split) for name, run in runs.items()
+    }
 
     def figures(run: Run, arrangement: str) -> list[tuple[str, str]]:
         first = long_prompts_s(next(iter(runs.values())))

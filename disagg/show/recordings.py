@@ -20,7 +20,12 @@ COMMAND = "python -m benchmarks record-gpu"
 
 RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the previous one
 #: Arrangements of one GPU: the file's name, and words.
-ARRANGEMENTS = {"colocated": "Colocated", "streams": "Streams", "sm_split": "SM split"}
+ARRANGEMENTS = {
+    "colocated": "Colocated",
+    "chunked": "Small chunks",
+    "streams": "Streams",
+    "sm_split": "SM split",
+}
 
 #: Recordings of two GPUs by part: the file's name, and words.
 PAIR = {
