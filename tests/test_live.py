@@ -279,5 +279,5 @@ def test_a_request_that_failed_says_why_and_a_control_has_the_name_that_the_erro
 
 
 def test_a_view_of_a_run_needs_no_engine():
-    with closing(flow(simulated("streamed", 3))) as shown, pytest.raises(DisaggError, match="has no engine"):
+    with closing(flow(simulated("streamed", 3))) as shown, pytest.raises(DisaggError, match="has no model"):
         shown.serve()

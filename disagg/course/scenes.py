@@ -156,6 +156,11 @@ def _hand_off(layers: int, x: float, tail: int, group: int, fixed: int) -> Run:
     return simulate(config, [asked(TOKENS, 4)], speeds)
 
 
+def _real_hand_off(layers: int, x: float, tail: int, group: int, fixed: int) -> Setup:
+    """What a real model takes of it: c/x and the layers of a copy. Its layers and its tail are its own."""
+    return Setup(Config.preset("streamed", link=Link.ratio(C_MS / x), layers_per_copy=group), [asked(TOKENS, 4)])
+
+
 def _law(run: Run, layers: int, **settings: Any) -> Curve:
     """H over c/x for these layers, without and with tail and groups; and where the run stands."""
     ratios = [0.05 * step for step in range(1, 81)]
@@ -165,11 +170,13 @@ def _law(run: Run, layers: int, **settings: Any) -> Curve:
 
     lines = {f"{layers} layers": [(ratio, hidden(ratio)) for ratio in ratios]}
     if settings["tail"] or settings["group"] > 1:
-        law = _law_of(layers, **settings)
-        more = {"tail_s": law.tail_s, "layers_per_copy": law.layers_per_copy}
+        asked_for = _law_of(layers, **settings)
+        more = {"tail_s": asked_for.tail_s, "layers_per_copy": asked_for.layers_per_copy}
         lines["with tail and groups"] = [(ratio, hidden(ratio, **more)) for ratio in ratios]
     found = run.overlap(0)
-    here = C_MS * layers / (1e3 * found.transfer_s)  # x: a layer's share of all copying, fixed costs too
+    law = _law_that_holds(run, layers=layers, **settings)
+    copying_s = found.transfer_s / layers  # of a layer: its share of all copying, fixed costs too
+    here = law.compute_s / copying_s if law and copying_s else 0.0
     return Curve("c/x: the link is faster to the right", "H", lines, {"this run": (here, found.hidden or 0.0)})
 
 
@@ -179,8 +186,15 @@ def _law_of(layers: int, x: float, tail: int, group: int, fixed: int) -> Law:
     return Law(layers, C_MS / 1e3, ((x + fixed * copies / layers) / 1e3,), tail / 1e3, group)
 
 
+def _law_that_holds(run: Run, **settings: Any) -> Law | None:
+    """That of the settings; of a real run, whose layers and c are its own, that of what it measured."""
+    return _law_of(**settings) if str(run.machine).startswith("virtual clock") else run.law(0)
+
+
 def _law_facts(run: Run, **settings: Any) -> list[tuple[str, str]]:
-    law = _law_of(**settings)
+    law = _law_that_holds(run, **settings)
+    if law is None:
+        return []
     words = "the law says E" if law.copies * law.layers_per_copy == law.layers else "the law, were all copies alike: E"
     return [(words, milliseconds(law.exposed_s)), ("copies", str(len(run.timeline.hand_off(0))))]
 
@@ -197,6 +211,7 @@ HAND_OFF = Scene(
     _hand_off,
     _law_facts,
     _law,
+    world=_real_hand_off,
     part="link",
 )
 

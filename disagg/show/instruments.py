@@ -34,8 +34,9 @@ class Instrument(InCell):
     """`run` is the run of the present `settings`, `shown` the one on the screen; `set` turns controls as a reader does;
     `real` is the last run of the real engine. DisaggError where a setting can't be."""
 
-    def __init__(self, scene: Scene, engine: Engine | None = None, **start: Any) -> None:
+    def __init__(self, scene: Scene, engine: Engine | None = None, model: Model | None = None, **start: Any) -> None:
         self.scene, self.engine = scene, engine
+        self.model = engine.model if engine is not None else model
         self.real: Run | None = None
         self.settings = scene.settings(start)
         self.run: Run = scene.run(**self.settings)
@@ -48,7 +49,7 @@ class Instrument(InCell):
         spec["controls"] = [
             {**one, "at": _at(scene.controls[one["name"]], self.settings[one["name"]])} for one in spec["controls"]
         ]
-        if engine is not None and scene.world is not None:
+        if self.model is not None and scene.world is not None:
             spec["acts"] = {SERVE: "the same requests on the engine, with the model; the views follow meanwhile"}
         self._face = self._make_face(spec)
         self.panel = self._face.panel if isinstance(self._face, Pictures) else self._face
@@ -69,8 +70,8 @@ class Instrument(InCell):
 
     def serve(self) -> None:
         """Serves the present setting on the real engine, in a thread of its own."""
-        if self.engine is None or self.scene.world is None:
-            raise DisaggError("this instrument has no engine: give it one, as in instrument(scene, engine=engine)")
+        if self.model is None or self.scene.world is None:
+            raise DisaggError("this instrument has no model: give it one, as in instrument(scene, engine=engine)")
         if self._work is not None and self._work.is_alive():
             raise DisaggError("it is serving already; wait for the end of that run, or stop it")
         self._stopped = False
@@ -131,8 +132,8 @@ class Instrument(InCell):
 
     def _serve(self) -> None:
         """Shows what is there a few times a second, and at the end the run beside the simulated one."""
-        assert self.engine is not None and self.scene.world is not None, "serve checks both"
-        model, refusal = self.engine.model, ""
+        assert self.model is not None and self.scene.world is not None, "serve checks both"
+        model, refusal = self.model, ""
         try:
             world = self.scene.world(**self.settings)
             with self._lent(world.config) as engine:
@@ -153,14 +154,14 @@ class Instrument(InCell):
     @contextmanager
     def _lent(self, config: Config) -> Iterator[Engine]:
         """The engine itself if what differs can change while it runs; else one of its own with the same weights."""
-        assert self.engine is not None, "serve checks it"
-        config = config.replace(model=self.engine.config.model)
-        changes = _changes(self.engine.config, config)
-        if changes.keys() <= {*LIVE} and None not in changes.values():
+        assert self.model is not None, "serve checks it"
+        config = config.replace(model=self.model.name)
+        changes = _changes(self.engine.config, config) if self.engine is not None else {}
+        if self.engine is not None and changes.keys() <= {*LIVE} and None not in changes.values():
             self.engine.retune(**changes)
             yield self.engine
         else:
-            with Engine(config, model=self.engine.model) as engine:
+            with Engine(config, model=self.model) as engine:
                 yield engine
 
     def see(self, run: Run, words: str = "", model: Model | None = None) -> None:
@@ -206,13 +207,14 @@ def instrument(
     controls: Mapping[str, Control] | None = None,
     views: Sequence[str] = VIEWS,
     engine: Engine | None = None,
+    model: Model | None = None,
     **start: Any,
 ) -> Instrument:
-    """Controls over a scene, or over a function of them that gives a run. With an engine, a button serves the setting
-    on it. `start` are settings that differ from the scene's. ConfigError for a setting that can't be."""
+    """Controls over a scene, or over a function of them that gives a run. With an engine, or a model for one, a button
+    serves the setting on it. `start`: settings that differ from the scene's. ConfigError for one that can't be."""
     if not isinstance(scene, Scene):
         scene = Scene(scene.__name__.replace("_", " ").strip("<>"), controls or {}, scene, views=views)
-    return Instrument(scene, engine, **start)
+    return Instrument(scene, engine, model, **start)
 
 
 def flow(run: Run, part: str = "", views: Sequence[str] = ("flow", "timeline")) -> Instrument:
