@@ -191,7 +191,8 @@ def record_gpu(
     ] = "llama3-8b",
     out: Annotated[Path, typer.Option(help="the folder of the recordings")] = Path("figures/data"),
     only: Annotated[
-        str | None, typer.Option(help="steps, timelines, staged; of two GPUs crowd, routes, paged; comma between")
+        str | None,
+        typer.Option(help="steps, timelines, splits, staged; of two GPUs crowd, routes, paged; comma between"),
     ] = None,
     sm_split: Annotated[int, typer.Option(help="SMs for decode where prefill shares its GPU", min=1)] = 32,
     two: Annotated[bool, typer.Option("--two", help="two GPUs, prefill on the one and decode on the other")] = False,

@@ -60,7 +60,7 @@ def test_every_part_is_written_and_read_back(folder):
     steps, timelines, staged = (read(folder) for read in (recordings.steps, recordings.timelines, recordings.staged))
     assert [(time.rung, time.rows) for time in steps.times] == [(rung, rows) for rung in RUNGS for rows in (1, 2)]
     assert steps.copy > 0 and all(time.seconds > 0 and time.count >= 4 for time in steps.times)
-    assert list(timelines) == ["Colocated", "Streams", "SM split"]
+    assert list(timelines) == ["Colocated", "Small chunks", "Streams", "SM split"]
     assert {run.config.colocated for run in timelines.values()} == {True, False}
     assert list(staged) == [0.0, 4.0] and all(run.law(0) for run in staged.values())
     asked = [[(r.prompt_tokens, len(r.token_ids), r.finish_reason) for r in run.results] for run in timelines.values()]
@@ -79,8 +79,8 @@ def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
 
 def test_stored_recordings_can_be_read_and_come_from_a_gpu():
     found = sorted(recordings.FOLDER.glob("gpu_*"))
-    assert len(found) == 5 + 6 + 8, (
-        "steps, four arrangements, six splits and eight dials; `python -m benchmarks record-gpu` on a GPU"
+    assert len(found) == 6 + 6 + 8, (
+        "steps, five arrangements, six splits and eight dials; `python -m benchmarks record-gpu` on a GPU"
     )
     assert sum(path.stat().st_size for path in found) <= 2_000_000
     for path in found:
@@ -108,9 +108,7 @@ def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
         raise EngineError("out of memory")
 
     monkeypatch.setattr(record, "step_times", fails)
-    monkeypatch.setattr(
-        sharing, "ARRANGEMENTS", {"colocated": ("colocated", 1, False), "sm_split": ("steamed", 1, True)}
-    )
+    monkeypatch.setattr(sharing, "ARRANGEMENTS", {"colocated": ("colocated", 1, {}), "sm_split": ("steamed", 1, {})})
     done = list(record.record(small_stand(), tmp_path, "timelines, steps"))
     assert done[0] == Failed("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
     assert done[1].name == "gpu_colocated.jsonl.gz"
@@ -142,7 +140,7 @@ def test_rungs_switch_what_they_say(monkeypatch):
     assert [config["joined"] for config in configs] == [False, False, False, True]
     assert [config["compile"] for config in configs] == [False, True, True, True]
     assert [switches["graphs"] for switches in record.RUNGS.values()] == [False, False, True, True]
-    assert tuple(record.RUNGS) == RUNGS and set(sharing.ARRANGEMENTS) == set(recordings.ARRANGEMENTS)
+    assert tuple(record.RUNGS) == RUNGS and set(sharing.ARRANGEMENTS) == {*recordings.ARRANGEMENTS, "turns"}
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):

@@ -53,7 +53,7 @@ def _stand(shape: str) -> Stand:
 
 
 def _timelines(stand: Stand) -> Picture | Words:
-    found = dict(record.side_by_side(stand))
+    found = {name: run for name, run in record.side_by_side(stand) if name in recordings.ARRANGEMENTS}
     runs = {recordings.ARRANGEMENTS[name]: run for name, run in found.items() if not isinstance(run, LeftOut)}
     reasons = [run.reason for run in found.values() if isinstance(run, LeftOut)]
     return compare_picture(runs) if runs else Words("; ".join(reasons))

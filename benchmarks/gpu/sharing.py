@@ -104,12 +104,14 @@ def beside(
     return gaps, rate_of(passes)
 
 
-#: How a GPU is shared: the preset, into how many parts its chunks are cut, and whether decode has SMs of its own.
-ARRANGEMENTS = {
-    "colocated": ("colocated", 1, False),
-    "chunked": ("colocated", 8, False),
-    "streams": ("streamed", 1, False),
-    "sm_split": ("streamed", 1, True),
+#: How a GPU is shared: the preset, into how many parts its chunks are cut, and what else is set. The twin is fitted to
+#: the turns, whose passes hold no rows.
+ARRANGEMENTS: dict[str, tuple[str, int, dict[str, bool]]] = {
+    "turns": ("colocated", 1, {"mixed_passes": False}),
+    "colocated": ("colocated", 1, {}),
+    "chunked": ("colocated", 8, {}),
+    "streams": ("streamed", 1, {}),
+    "sm_split": ("streamed", 1, {}),
 }
 SPLITS = (16, 32, 48, 64, 80, 104)  # SMs of decode; prefill has the others
 
@@ -123,9 +125,9 @@ def mixed(stand: Stand) -> list[Request]:
 
 def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
     """The same work in each arrangement; an arrangement that this device can't have is left out with its reason."""
-    for name, (preset, parts, split) in ARRANGEMENTS.items():
-        options = {"chunk_tokens": stand.scale.chunk // parts, **(stand.split if split else {})}
-        yield name, arranged(stand, name, preset, options)
+    for name, (preset, parts, more) in ARRANGEMENTS.items():
+        split = stand.split if name == "sm_split" else {}
+        yield name, arranged(stand, name, preset, {"chunk_tokens": stand.scale.chunk // parts, **more, **split})
 
 
 def by_split(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
@@ -135,7 +137,7 @@ def by_split(stand: Stand) -> Iterator[tuple[int, Run | LeftOut]]:
         yield sms, arranged(stand, f"{sms} SMs for decode", "streamed", split)
 
 
-def arranged(stand: Stand, name: str, preset: str, options: dict[str, int]) -> Run | LeftOut:
+def arranged(stand: Stand, name: str, preset: str, options: dict[str, int | bool]) -> Run | LeftOut:
     """Readers beside long prompts, served by an engine of this preset with these settings."""
     requests = mixed(stand)
     lengths = [len(request.prompt) + request.max_new_tokens for request in requests]

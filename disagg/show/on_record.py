@@ -17,13 +17,13 @@ from disagg.twin.model_shapes import sizes_of
 
 def compared(folder: Path | None = None) -> list[Compared] | recordings.Missing:
     """Staged runs that the fit has not seen, from the fastest link on. A run's dial is x/c; its name says c/x."""
-    dials, crowd = recordings.staged(folder), recordings.timelines(folder)
+    dials, crowd = recordings.staged(folder), recordings.turns(folder)
     if isinstance(dials, recordings.Missing):
         return dials
     if isinstance(crowd, recordings.Missing):
         return crowd
     quiet = dials.pop(0.0)
-    found = fit([crowd["Colocated"], quiet])
+    found = fit([crowd, quiet])
     twins = {dial: predicted(grouped(run), asked(run), found) for dial, run in dials.items()}
     return [Compared(f"At c/x {1 / dial:g}", run, twins[dial]) for dial, run in sorted(dials.items())]
 

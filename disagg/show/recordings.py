@@ -85,6 +85,12 @@ def timelines(folder: Path | None = None) -> dict[str, Run] | Missing:
     return _runs(folder or FOLDER, names, "timelines", pair=False)
 
 
+def turns(folder: Path | None = None) -> Run | Missing:
+    """The same requests, served by one worker that never decodes inside a pass: what the twin is fitted to."""
+    found = _runs(folder or FOLDER, {"Turns": timeline_file("turns")}, "timelines", pair=False)
+    return found if isinstance(found, Missing) else found["Turns"]
+
+
 def pair(part: str, folder: Path | None = None) -> dict[str, Run] | Missing:
     """The runs of a part of PAIR on two GPUs, by their words."""
     names = {words: pair_file(name) for name, words in PAIR[part].items()}

@@ -66,7 +66,7 @@ def test_back_and_step_go_to_what_was_chosen(lab, open_page, shot):
     book = Notebook(open_page(lab.notebook("stops", [FLOW])))
     book.run_all(until="6 requests in ")
     stops, sentence = book.output.get_by_label("what back and step go to"), book.output.locator("p[aria-live]")
-    assert "a request is done" in stops.inner_text() and "a spill or fetch" in stops.inner_text()
+    assert "a request is done" in stops.inner_text() and "a token" in stops.inner_text()
     book.button("start").click()
     stops.select_option("a request is done")
     before = sentence.inner_text()
