@@ -174,6 +174,8 @@ def test_what_is_turned_while_it_serves_changes_the_engine(monkeypatch):
         shown._asked(8, None, SERVE)  # the same button
         shown.wait()
         assert {result.finish_reason for result in shown.real.results} == {"cancelled"}
+        marked = [one["words"] for one in shown._face.said["brackets"] if one["start"] == one["end"]]
+        assert marked == ["link 2 MB/s, policy shortest first, max_batch 2"], "in the timeline, when it was turned"
 
 
 def test_other_requests_have_to_wait():

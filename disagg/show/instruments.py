@@ -13,13 +13,14 @@ from disagg.plan.config import Config
 from disagg.plan.controller import LIVE
 from disagg.plan.errors import DisaggError
 from disagg.plan.request import MOST as EVER
+from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model
 from disagg.run.threads import Joinable
 from disagg.show.fallback import SERVE, STOP, Pictures
 from disagg.show.plots.flow_plot import flow_picture
 from disagg.show.plots.summaries import sentence
-from disagg.show.scene import VIEWS, Control, Menu, Scene
+from disagg.show.scene import VIEWS, Control, Menu, Scene, bracket
 from disagg.show.serving import Serving, follow, text_lines
 from disagg.show.widgets import InCell
 from disagg.trace.results import Run
@@ -45,6 +46,7 @@ class Instrument(InCell):
         self._work: Joinable | None = None
         self._live: Serving | None = None  # what the engine serves now
         self._stopped = False
+        self._turned: list[tuple[int, str]] = []  # (when, what) was turned while it served
         spec = scene.as_json()
         spec["controls"] = [
             {**one, "at": _at(scene.controls[one["name"]], self.settings[one["name"]])} for one in spec["controls"]
@@ -74,7 +76,7 @@ class Instrument(InCell):
             raise DisaggError("this instrument has no model: give it one, as in instrument(scene, engine=engine)")
         if self._work is not None and self._work.is_alive():
             raise DisaggError("it is serving already; wait for the end of that run, or stop it")
-        self._stopped = False
+        self._stopped, self._turned = False, []
         self._work = Joinable(target=self._serve, name="disagg instrument")
         self._work.start()
 
@@ -125,6 +127,9 @@ class Instrument(InCell):
         if list(before.requests) != list(after.requests):
             raise DisaggError("these requests are being served: turn what makes them when that run is over, or stop it")
         live.engine.retune(**_changes(before.config, after.config))
+        turned = [name for name in settings if settings[name] != self.settings[name]]
+        words = (f"{self.scene.controls[name].label} {settings[name]}" for name in turned)
+        self._turned.append((now_ns() - live.engine.recorder.timeline.start_ns, ", ".join(words)))
 
     def _show(self, number: int = 0) -> None:
         said, columns = self._answer
@@ -170,6 +175,8 @@ class Instrument(InCell):
         end = run.timeline.end_ns - run.timeline.start_ns
         texts = text_lines(run.results, EVER, model.decode_text) if model else ()
         self.shown = run
+        if rows := said["header"]["rows"]:
+            said["brackets"] += [bracket(rows[0][0], at, at, what) for at, what in self._turned]
         self._answer = {**said, "sentence": words + said["sentence"], "at": end, "texts": texts}, columns
         self._show()
 
