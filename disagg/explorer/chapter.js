@@ -1,5 +1,6 @@
 // A chapter's page: its instruments, and its questions.
 
+import { element } from "./canvas.js";
 import { addressed, opened } from "./pages.js";
 
 const { scene, ...given } = addressed(); // the setting of a link: scene=03&layers=30&…
@@ -12,7 +13,8 @@ async function open(place) {
 // A question says why an answer is right or wrong once it is chosen.
 function answer({ currentTarget: question, target }) {
   const right = target.value === question.dataset.right, why = question.querySelector(".why");
-  why.textContent = `${right ? "Right" : "Not this one"}: ${target.dataset.why}`;
+  const parts = `${right ? "Right" : "Not this one"}: ${target.dataset.why}`.split("`"); // every other one is code
+  why.replaceChildren(), parts.forEach((textContent, k) => element(k % 2 ? "code" : "span", why, { textContent }));
   why.classList.toggle("right", right);
 }
 

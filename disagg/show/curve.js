@@ -60,13 +60,13 @@ export class CurveView {
       pen.fillStyle = ink, pen.fillText(name, Math.min(x(a), wide - right - pen.measureText(name).width), Math.max(top + 12, y(b) - 10));
     });
     pen.setLineDash([]);
-    for (const [name, at] of plane.handles) {
-      const mark = x(at), words = `${this.controls.find((control) => control.name === name).label} ${at}`;
+    plane.handles.forEach(([name, at], k) => {
+      const mark = x(at), knob = tall - foot - 26 - 26 * k, words = `${this.controls.find((control) => control.name === name).label} ${at}`;
       pen.strokeStyle = pen.fillStyle = "#D55E00", pen.lineWidth = 3;
       pen.beginPath(), pen.moveTo(mark, top), pen.lineTo(mark, tall - foot), pen.stroke();
-      pen.beginPath(), pen.roundRect(mark - 7, tall - foot - 26, 14, 22, 4), pen.fill();
-      pen.fillStyle = ink, pen.fillText(words, Math.min(mark + 10, wide - right - pen.measureText(words).width), tall - foot - 14);
-    }
+      pen.beginPath(), pen.roundRect(mark - 7, knob, 14, 22, 4), pen.fill();
+      pen.fillStyle = ink, pen.fillText(words, Math.min(mark + 10, wide - right - pen.measureText(words).width), knob + 12);
+    });
     for (const [name, [a, b]] of [...(ghost?.points.map(([, point]) => ["pinned", point]) ?? []), ...plane.points]) {
       pen.fillStyle = name === "pinned" ? "#9aa0a6" : "#D55E00";
       pen.beginPath(), pen.arc(x(a), y(b), 6, 0, 7), pen.fill();
