@@ -194,8 +194,8 @@ def test_a_newer_wish_ends_a_run_that_is_under_way(page):
 
 
 #: How many colours of spans and text a canvas has.
-COLOURS = """(name) => {
-  const canvas = eval(name), { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+COLOURS = """(canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return new Set(new Uint32Array(data.buffer)).size;
 }"""
 
@@ -217,7 +217,7 @@ def test_a_pinned_run_stays_with_its_settings_and_its_timeline(page, shot):
     )
     assert page.evaluate(f"{VIEW}.timeline.whole === Math.max({VIEW}.second.spans.end, {VIEW}.timeline.spans.end)")
     for view in ("timeline", "second"):
-        assert page.evaluate(COLOURS, f"{VIEW}.{view}.canvas") > 3, "both are drawn"
+        assert page.evaluate(f"({COLOURS})({VIEW}.{view}.canvas)") > 3, "both are drawn"
     shot(page, "explorer-pinned")
     page.get_by_role("button", name="Unpin").click()
     expect(page.locator("#explorer .beside")).to_be_hidden()
@@ -237,6 +237,35 @@ def test_a_question_is_explained_once_it_is_answered(open_page, address, chapter
         expect(first.locator(".why")).to_have_text(verdict + question.why(letter).replace("`", ""))
     expect(page.locator(".why").nth(1)).to_be_hidden()
     assert page.complaints == []
+
+
+#: Another scene on a page of the site; its slider moves step by step, each time until the answer has been painted.
+DRAG = """async (moves) => {
+  const place = document.body.appendChild(document.createElement("div")), took = [], drawn = new Set();
+  place.dataset.scene = "04";
+  const { opened } = await import("./pages.js"), view = await opened(place), slider = place.querySelector("input");
+  for (let k = 0; k < moves; k++) {
+    const since = performance.now(), most = Number(slider.max);
+    slider.value = Math.abs(((k + most) % (2 * most)) - most);
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    while (view.pending) await new Promise((done) => setTimeout(done));
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    took.push(performance.now() - since), drawn.add(view.timeline.spans);
+  }
+  return [took, drawn.size];
+}"""
+
+
+def test_a_slider_of_the_site_redraws_while_it_moves(open_page, address, figure):
+    """Six requests of 30 layers, the scene of chapter 04, as Python in the browser answers them."""
+    page = open_page(f"{address}03.html")
+    page.wait_for_function("() => performance.getEntriesByName('python ready').length", timeout=LONG)
+    times, drawn = page.evaluate(DRAG, 65)
+    assert drawn == 65 and page.complaints == []
+    warm = sorted(times[5:])  # the first ones load what is imported late
+    note = f"a moved slider to the new picture, six requests of 30 layers; longest {warm[-1]:.0f} ms"
+    for share in (50, 95):
+        figure(f"slider_ms[site] p{share}", warm[len(warm) * share // 100], len(warm), note)
 
 
 #: What stands outside the window or is clipped by its own box: an option of a menu needs 20 points for its arrow.
