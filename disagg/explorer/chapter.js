@@ -18,5 +18,9 @@ function answer({ currentTarget: question, target }) {
   why.classList.toggle("right", right);
 }
 
+// On a phone a picture is shown as large as it is, and the other way round.
+const enlarge = ({ currentTarget }) => currentTarget.parentElement.classList.toggle("large");
+
+document.querySelectorAll("figure img").forEach((image) => image.addEventListener("click", enlarge));
 document.querySelectorAll(".scene").forEach(open);
 document.querySelectorAll(".question").forEach((question) => question.addEventListener("change", answer));

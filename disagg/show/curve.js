@@ -57,7 +57,9 @@ export class CurveView {
       pen.strokeStyle = colours[k % 4], pen.lineWidth = 2, pen.setLineDash(k ? [6, 4 - (k % 2) * 2] : []);
       pen.beginPath(), line.forEach(([a, b], i) => (i ? pen.lineTo(x(a), y(b)) : pen.moveTo(x(a), y(b)))), pen.stroke();
       const [a, b] = line[Math.floor(line.length * 0.7)] ?? line.at(-1);
-      pen.fillStyle = ink, pen.fillText(name, Math.min(x(a), wide - right - pen.measureText(name).width), Math.max(top + 12, y(b) - 10));
+      const level = y(b) < top + 22 ? y(b) + 14 : y(b) - 10, from = Math.min(x(a), wide - right - pen.measureText(name).width);
+      pen.strokeStyle = paper, pen.lineWidth = 4, pen.setLineDash([]), pen.strokeText(name, from, level);
+      pen.fillStyle = ink, pen.fillText(name, from, level);
     });
     pen.setLineDash([]);
     plane.handles.forEach(([name, at], k) => {

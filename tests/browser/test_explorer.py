@@ -313,6 +313,10 @@ def test_nothing_of_a_chapter_is_cut(open_page, address, chapter, wide):
     assert page.evaluate("document.documentElement.scrollWidth") <= wide
     cut = page.evaluate(CUT.replace('"main *"', '"main :not(pre, pre *, table *)"'))
     assert cut == []
+    picture = page.locator("figure img").last
+    picture.click()
+    whole = "node => node.width >= Math.min(node.naturalWidth, 900)"
+    assert picture.evaluate(whole) and page.evaluate("document.documentElement.scrollWidth") <= wide, "to be moved"
     assert page.complaints == []
 
 
