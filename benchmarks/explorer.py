@@ -16,13 +16,12 @@ from disagg.explorer.settings import ExplorerSettings
 from disagg.explorer.site import build
 from disagg.plan.errors import FileError
 from disagg.show.report import LeftOut, Row
-from disagg.trace.metrics import percentile
 from disagg.twin.replay import in_lines
 from disagg.twin.simulate import simulate
 
 CACHE, FOLDER = Path("build/cache"), Path("build/site")
 NAMES = ("explorer_first_picture_s", "explorer_first_answer_s", "explorer_answer_s", "explorer_logs_that_differ",
-         "explorer_requests_outside", "site_slider_p50_ms", "site_slider_p95_ms")  # fmt: skip
+         "explorer_requests_outside")  # fmt: skip
 WAIT_S = 300  # a browser runs Python several times as slowly, and may have busy neighbours
 #: What is compared byte by byte: every route, and each kind of hardware and policy once.
 COMPARED: tuple[dict[str, str], ...] = (
@@ -103,37 +102,6 @@ def answers_s(page: Any, moves: int) -> list[float]:
     return [ms / 1e3 for ms in took[1:]]
 
 
-#: Turns a slider step by step; each time until the frame after the answer has been painted.
-DRAG = """async (moves) => {
-  const node = document.querySelector(".instrument"), { view } = node, slider = node.querySelector("input[type=range]");
-  const painted = () => new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
-  const took = [];
-  for (let k = 0; k < moves; k++) {
-    const start = performance.now(), steps = Number(slider.max);
-    slider.value = Math.abs((k + Number(slider.max)) % (2 * steps) - steps);
-    slider.dispatchEvent(new Event("input", { bubbles: true }));
-    while (view.pending) await new Promise((go) => setTimeout(go));
-    await painted();
-    took.push(performance.now() - start);
-  }
-  return took;
-}"""
-
-
-def slider_ms(browser: Any, address: str, moves: int = 60) -> list[float]:
-    """Six requests of 30 layers, the scene of chapter 04, in a chapter's page: from a move to the picture."""
-    page = browser.new_page(viewport={"width": 1280, "height": 720})
-    text = Path(FOLDER / "03.html").read_text("utf-8").replace('data-scene="03"', 'data-scene="04"')
-    page.route("**/03.html", lambda route: route.fulfill(body=text, content_type="text/html"))
-    page.goto(f"{address}03.html")
-    page.locator(".instrument").first.wait_for()
-    while not page.evaluate("performance.getEntriesByName('python ready').length"):
-        page.wait_for_timeout(50)
-    took = page.evaluate(DRAG, moves + 5)[5:]  # the first ones warm Python up
-    page.close()
-    return took
-
-
 def log_of(page: Any) -> bytes:
     with page.expect_download() as waiting:
         page.locator("#log").click()
@@ -189,8 +157,3 @@ def _rows(browser: Any, address: str, say: Say) -> Iterator[Row]:
     yield Row(NAMES[3], len(logs), "", 0, len(COMPARED), "settings; the log's bytes here and in the browser")
     outside = [url for url in asked if not url.startswith(address)]
     yield Row(NAMES[4], len(outside), "", 0, len(asked), "of all requests of the page and its worker")
-    say(NAMES[5])
-    ms = slider_ms(browser, address)
-    note = "a slider's move to the painted picture, six requests of 30 layers, on a chapter's page"
-    for name, share, bar in zip(NAMES[5:], (0.5, 0.95), (200, 500), strict=True):
-        yield Row(name, percentile(ms, share) or 0.0, "ms", bar, len(ms), note)

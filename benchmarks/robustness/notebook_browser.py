@@ -14,11 +14,13 @@ from disagg.plan.errors import FileError
 from disagg.show.report import Failed, LeftOut, Row
 
 CHECKOUT = Path(disagg.__file__).parents[1]
-FILES = ("test_figures.py", "test_instrument.py")  # of tests/browser
+ON_THE_SITE = "test_explorer.py::test_a_slider_of_the_site_redraws_while_it_moves"
+FILES = ("test_figures.py", "test_instrument.py", ON_THE_SITE)  # of tests/browser
 #: Unit and bar of a row, by its name or by the name before the bracket; the second is an upper one, but for FLOORS.
 BARS: dict[str, tuple[str, float]] = {
     "slider_ms[canvas] p50": ("ms", 80), "slider_ms[canvas] p95": ("ms", 200),
     "slider_ms[pictures] p50": ("ms", 350), "slider_ms[pictures] p95": ("ms", 600),
+    "slider_ms[site] p50": ("ms", 200), "slider_ms[site] p95": ("ms", 500),
     "flow_fps": ("/s", 50), "flow_agrees": ("%", 100), "live_itl": ("×", 1.05), "first_contact_s": ("s", 15),
 }  # fmt: skip
 FLOORS = ("flow_fps", "flow_agrees", "controls")

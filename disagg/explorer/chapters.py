@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SCENE = re.compile(r'SCENES\["(\d\d)"\]')
 NEEDS_PYTHON = re.compile(r"^(check|hint|progress|check_mine)\(", re.MULTILINE)
 QUIZ = re.compile(r'^quiz\("(\d\d)"\)', re.MULTILINE)
 ASK = re.compile(r"\bask\(")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 RECORDED = (
     "Pictures and printed lines were made when the notebook was stored, with the real model where its text says so. "
     "The instruments run here: the simulator of the package, in your browser."
@@ -69,7 +71,7 @@ def _cell(cell: dict[str, Any]) -> Iterator[str]:
     elif asked := QUIZ.search(source):
         yield from map(_question, range(1, 99), quizzes()[asked[1]])
     elif NEEDS_PYTHON.search(source) or "exercise" in cell["metadata"].get("tags", []):
-        yield '<p class="needs">An exercise stands here in the notebook, where Python can check it.</p>'
+        yield '<p class="needs">Here the notebook checks or counts what you solved, which takes Python.</p>'
     else:
         scene = SCENE.search(source)
         yield f"<details><summary>code</summary><pre>{escape(source)}</pre></details>"
@@ -85,12 +87,17 @@ def _question(number: int, question: Question) -> str:
     """Its options, each with the words that the page's script shows once it is chosen."""
     options = "".join(
         f'<label><input type="radio" name="question-{number}" value="{letter}" '
-        f'data-why="{escape(question.why(letter))}"> {escape(said)}</label>'
+        f'data-why="{escape(question.why(letter))}"> {_code(said)}</label>'
         for said, letter in question.lettered()
     )
-    legend = f"<legend>{number}. {escape(question.text)}</legend>"
+    legend = f"<legend>{number}. {_code(question.text)}</legend>"
     why = '<p class="why" role="status"></p>'
     return f'<fieldset class="question" data-right="{question.right}">{legend}{options}{why}</fieldset>'
+
+
+def _code(text: str) -> str:
+    """Plain text whose `names` are code."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
 
 
 def _markdown(text: str) -> str:
@@ -100,12 +107,26 @@ def _markdown(text: str) -> str:
 
 
 def _outputs(outputs: Iterable[dict[str, Any]]) -> Iterator[str]:
-    for output in outputs:
-        data = output.get("data", {})
-        text = "".join(output.get("text", data.get("text/plain", "")))
-        if png := data.get("image/png"):
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
-            yield f'<figure><img src="data:image/png;base64,{"".join(png).strip()}" alt="{escape(alt)}">'
-            yield f"<figcaption>{escape(text)}</figcaption></figure>"
-        elif text:
-            yield f'<pre class="out">{escape(text)}</pre>'
+    for printed, group in groupby(outputs, lambda output: output["output_type"] == "stream"):
+        if printed:
+            yield _printed("".join(text for output in group for text in output["text"]))
+        else:
+            yield from map(_shown, group)
+
+
+def _shown(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    text, png = "".join(data.get("text/plain", "")), data.get("image/png")
+    if png:
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+        image = f'<img src="data:image/png;base64,{"".join(png).strip()}" alt="{escape(alt)}">'
+        return f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
+    if WIDGET in data:
+        return f'<p class="needs">In the notebook: {escape(text)}</p>'
+    return _printed(text)
+
+
+def _printed(text: str) -> str:
+    """Columns stay columns, sentences break."""
+    kind = "out" if "  " in text else "out prose"
+    return f'<pre class="{kind}">{escape(text)}</pre>' if text else ""

@@ -31,7 +31,7 @@ class ExplorerView extends SiteView {
   constructor(place, answer) {
     super(place, answer);
     this.root.insertBefore(said, this.figures);
-    this.beside = element("div", this.root, { className: "beside", hidden: true });
+    this.compared = element("div", this.root, { className: "beside", hidden: true });
     this.timeline.watch(() => this.second?.follow());
   }
 
@@ -60,11 +60,11 @@ class ExplorerView extends SiteView {
 
   pin() {
     super.pin();
-    this.second?.close(), (this.second = null), this.beside.replaceChildren(), (this.beside.hidden = !this.pinned);
+    this.second?.close(), (this.second = null), this.compared.replaceChildren(), (this.compared.hidden = !this.pinned);
     this.keepAxis(), this.timeline.fit();
     if (!this.pinned) return;
-    element("h3", this.beside, { textContent: "The pinned run, on the same axis" });
-    this.second = new SecondTimeline(this.beside, this.timeline, this.pinned.spans);
+    element("h3", this.compared, { textContent: "The pinned run, on the same axis" });
+    this.second = new SecondTimeline(this.compared, this.timeline, this.pinned.spans);
   }
 }
 

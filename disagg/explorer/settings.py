@@ -23,14 +23,14 @@ MIXED = ("H100+L4", "L4+H100", "H100+A10", "A100+L4")
 
 _PRESETS = {
     "baseline": "one device, one request at a time",
-    "colocated": "one device, many requests share each step",
+    "colocated": "one device, requests share each step",
     "split": "two devices, K/V handed off after prefill",
     "streamed": "two devices, K/V leaves layer by layer",
-    "staged": "two devices, layer by layer through host memory",
+    "staged": "layer by layer through host memory",
     "paged": "K/V may wait in host memory",
     "dynamic": "rows of like length together",
-    "conditional": "each request is split or kept, by estimate",
-    "two_colocated": "the rival: two devices, each does everything",
+    "conditional": "split or kept, by estimate",
+    "two_colocated": "two devices, each does everything",
 }
 _DEVICES = {f"2x{device.name}": f"2 × {device.name}" for device in DEVICES.values()}
 
@@ -39,7 +39,7 @@ CONTROLS: dict[str, Control] = {
     "preset": Menu("preset", "streamed", {name: f"{name}: {_PRESETS[name]}" for name in PRESETS}),
     "model": Menu("model", "llama3-8b", {name: name for name in SHAPES}),
     "hardware": Menu(
-        "hardware", "2xA100", _DEVICES | {pair: pair.replace("+", " for prefill, ") + " for decode" for pair in MIXED}
+        "hardware", "2xA100", _DEVICES | {pair: pair.replace("+", ", then ") for pair in MIXED}
     ),
     "link": Menu(
         "link between the two", "25gbe",

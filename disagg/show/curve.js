@@ -57,16 +57,18 @@ export class CurveView {
       pen.strokeStyle = colours[k % 4], pen.lineWidth = 2, pen.setLineDash(k ? [6, 4 - (k % 2) * 2] : []);
       pen.beginPath(), line.forEach(([a, b], i) => (i ? pen.lineTo(x(a), y(b)) : pen.moveTo(x(a), y(b)))), pen.stroke();
       const [a, b] = line[Math.floor(line.length * 0.7)] ?? line.at(-1);
-      pen.fillStyle = ink, pen.fillText(name, Math.min(x(a), wide - right - pen.measureText(name).width), Math.max(top + 12, y(b) - 10));
+      const level = y(b) < top + 22 ? y(b) + 14 : y(b) - 10, from = Math.min(x(a), wide - right - pen.measureText(name).width);
+      pen.strokeStyle = paper, pen.lineWidth = 4, pen.setLineDash([]), pen.strokeText(name, from, level);
+      pen.fillStyle = ink, pen.fillText(name, from, level);
     });
     pen.setLineDash([]);
-    for (const [name, at] of plane.handles) {
-      const mark = x(at), words = `${this.controls.find((control) => control.name === name).label} ${at}`;
+    plane.handles.forEach(([name, at], k) => {
+      const mark = x(at), knob = tall - foot - 26 - 26 * k, words = `${this.controls.find((control) => control.name === name).label} ${at}`;
       pen.strokeStyle = pen.fillStyle = "#D55E00", pen.lineWidth = 3;
       pen.beginPath(), pen.moveTo(mark, top), pen.lineTo(mark, tall - foot), pen.stroke();
-      pen.beginPath(), pen.roundRect(mark - 7, tall - foot - 26, 14, 22, 4), pen.fill();
-      pen.fillStyle = ink, pen.fillText(words, Math.min(mark + 10, wide - right - pen.measureText(words).width), tall - foot - 14);
-    }
+      pen.beginPath(), pen.roundRect(mark - 7, knob, 14, 22, 4), pen.fill();
+      pen.fillStyle = ink, pen.fillText(words, Math.min(mark + 10, wide - right - pen.measureText(words).width), knob + 12);
+    });
     for (const [name, [a, b]] of [...(ghost?.points.map(([, point]) => ["pinned", point]) ?? []), ...plane.points]) {
       pen.fillStyle = name === "pinned" ? "#9aa0a6" : "#D55E00";
       pen.beginPath(), pen.arc(x(a), y(b), 6, 0, 7), pen.fill();

@@ -409,7 +409,10 @@ export class FlowView {
     pen.beginPath(), pen.moveTo(x1, y1);
     for (const turn of [2.7, -2.7]) pen.lineTo(x1 + 9 * Math.cos(angle + turn), y1 + 9 * Math.sin(angle + turn));
     pen.fill(), (pen.lineWidth = 1);
-    if (this.boxes.link && lane.startsWith("direct")) this.text("link", (x0 + x1) / 2, y0 - 16, 60, true, "center");
+    const upright = Math.abs(x1 - x0) < 40;
+    if (!lane.startsWith("direct")) return;
+    if (upright) this.text("link", x0 - 18, (y0 + y1) / 2, 60, true, "right");
+    else if (this.boxes.link) this.text("link", (x0 + x1) / 2, y0 - 16, 60, true, "center");
   }
 
   // How many layers wait for a link, beside its arrow.
@@ -417,7 +420,7 @@ export class FlowView {
     const line = this.ends(lane, now.flights[lane]?.request ?? 0, at);
     if (!line) return;
     const [x0, y0, x1, y1] = line, across = Math.abs(x1 - x0) > 40;
-    this.text(`${count} wait`, across ? (x0 + x1) / 2 : x0 + 8, across ? y0 + 20 : (y0 + y1) / 2, across ? Math.abs(x1 - x0) - 4 : 80, false, across ? "center" : "left");
+    this.text(`${count} wait`, across ? (x0 + x1) / 2 : x0 + 18, across ? y0 + 20 : (y0 + y1) / 2, across ? Math.abs(x1 - x0) - 4 : 80, false, across ? "center" : "left");
   }
 
   flight(lane, { request, layer, layers, share }, at) {

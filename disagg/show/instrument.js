@@ -37,7 +37,7 @@ export class InstrumentView {
       input.selectedIndex = at;
       return this.wired({ name, input, get: () => input.value, set: (text) => (input.value = text) });
     }
-    const shown = element("output", words), input = element("input", box, { type: "range", name, min: 0, max: values.length - 1, step: 1, value: at });
+    const shown = element("b", words), input = element("input", box, { type: "range", name, min: 0, max: values.length - 1, step: 1, value: at });
     const say = () => (shown.textContent = ` ${values[input.value]}`, input.ariaValueText = String(values[input.value]));
     say(), input.addEventListener("input", say);
     const set = (text) => (input.value = Math.max(0, values.findIndex((value) => String(value) === String(text))), say());
