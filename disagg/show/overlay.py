@@ -24,10 +24,10 @@ WORDS = {
 }  # fmt: skip
 
 
-def overlay_picture(compared: Compared, *, times: bool = True, projector: bool = False) -> Picture:
-    """Both runs of a workload. `times=False` keeps measured times out of the finding."""
-    size, rows = draw.font_size(projector), row_names(compared.real.timeline)
-    figure = draw.figure(1.1 + 0.055 * size * len(rows), projector)
+def overlay_picture(compared: Compared) -> Picture:
+    """Both runs of a workload."""
+    size, rows = draw.FONT_PT, row_names(compared.real.timeline)
+    figure = draw.blank(1.1 + 0.055 * size * len(rows))
     axes = draw.room(figure, 0.115 * size, 0.62, 0.38)
     window = (0.0, max(1e-3, *(_ms(run, run.timeline.end_ns) for run in (compared.real, compared.twin))))
     axes.set_xlim(window)
@@ -46,7 +46,7 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
     patches = [Patch(color=COLOURS[kind], label=words) for kind, words in LEGEND.items() if kind in kinds]
     patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted (hatched or pale)"))
     figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)
-    finding = in_words(compared) if times else f"{_subject(compared)}, measured and predicted."
+    finding = in_words(compared)
     return Picture(figure, f"Two timelines on one axis, row by row: {finding}", finding)
 
 
@@ -54,12 +54,8 @@ def in_words(compared: Compared) -> str:
     """The twin's error of each figure, in words."""
     units = {"H": "points"}
     parts = [f"{WORDS[name]} {error:.0f} {units.get(name, '%')}" for name, error in compared.errors().items()]
-    return f"{_subject(compared)}; the twin is off by {', '.join(parts)}."
-
-
-def _subject(compared: Compared) -> str:
     name, count = compared.name, plural(len(compared.real.results), "request")
-    return f"{name[:1].upper()}{name[1:]}: {count}"
+    return f"{name[:1].upper()}{name[1:]}: {count}; the twin is off by {', '.join(parts)}."
 
 
 def _ms(run: Run, at_ns: int) -> float:

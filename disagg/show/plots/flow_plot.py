@@ -28,16 +28,16 @@ class Box(NamedTuple):
     height: float
 
 
-def flow_picture(run: Run, at_ms: float | None = None, *, part: str = "", projector: bool = False) -> Picture:
+def flow_picture(run: Run, at_ms: float | None = None, *, part: str = "") -> Picture:
     """The system `at_ms` after the run began; without a time, where most happens at once. `part` is pointed at: queue,
     prefill, link, host, decode."""
     flow = Flow(run)
     at_ns = busiest(flow) if at_ms is None else run.timeline.start_ns + round(1e6 * at_ms)
-    now, size = flow.at(at_ns), draw.font_size(projector)
+    now, size = flow.at(at_ns), draw.FONT_PT
     scale = size / 12
     columns = _columns(flow)
     height = scale * (max(len(names) for names in columns.values()) * (TALL + GAP) + 0.1)
-    figure = draw.figure(height, projector)
+    figure = draw.blank(height)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, figure.get_figwidth()), ylim=(height, 0))
     axes.set_axis_off()
     boxes = _boxes(columns, figure.get_figwidth(), height, scale)
