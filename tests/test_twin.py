@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from benchmarks import twin_accuracy
+from benchmarks import on_record, twin_accuracy
 from benchmarks.day_process import _repeated
 from benchmarks.robustness import closed_forms
 from benchmarks.robustness.random_scenarios import simulate_seed
@@ -21,7 +21,6 @@ from disagg.plan.commands import Emit
 from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, EngineError, FileError
 from disagg.plan.link import Link
-from disagg.show import on_record
 from disagg.show.calibrate import calibrate, calibration, fitted
 from disagg.show.overlay import overlay_picture
 from disagg.show.plots.palette import COLOURS
