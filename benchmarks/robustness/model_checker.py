@@ -111,7 +111,7 @@ class SmallWorld(FaultySimulation):
             _, _, action, args = queue.pop(0)
             action(*args)
         self.struck |= bool(self.faults.struck)  # not every landing has a notice
-        self.faults.stop()
+        self.faults.strikes.clear()
 
     def check_end(self) -> None:
         self.check_drained()

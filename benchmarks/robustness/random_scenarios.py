@@ -5,6 +5,7 @@ simulate_seed(7)    # a simulation that has ended well, or a SeedFailed with its
 
 import random
 
+from benchmarks.robustness.drawn_faults import DrawnPlan
 from benchmarks.robustness.faulty_simulation import FaultySimulation
 from disagg.monitor.checked_simulation import SMALL
 from disagg.monitor.fault_plan import FaultPlan
@@ -131,7 +132,7 @@ def draw_faults(rng: random.Random, seed: int) -> FaultPlan:
         return FaultPlan()
     if rng.random() < 0.05:
         return FaultPlan({("worker", rng.randint(1, 30)): "die"})
-    return FaultPlan.drawn(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.5}, most=40)
+    return DrawnPlan(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.5}, most=40)
 
 
 def draw_retune(rng: random.Random, simulation: FaultySimulation, fit: int) -> None:

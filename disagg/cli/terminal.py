@@ -52,7 +52,6 @@ def frame(engine: Engine, run: Run, width: int) -> Group:
 
 
 def whole(run: Run, width: int) -> Group:
-    """All of a run, and its sentence."""
     tape = Tape(run.timeline, row_names(run.timeline))
     end_ms = max(1.0, end_of(tape, run.results))
     lines = text_lines(run.results, tape.origin_ns + round(1e6 * end_ms) + 1, None)
@@ -61,7 +60,6 @@ def whole(run: Run, width: int) -> Group:
 
 
 def end_of(tape: Tape, results: list[Result]) -> float:
-    """The end of the last span and request, in ms."""
     return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
 
 

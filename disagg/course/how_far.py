@@ -48,7 +48,6 @@ def _in_words(done: set[str]) -> str:
 
 
 def _boxes(axes: Axes, row: int, names: Sequence[tuple[str, bool]], size: float) -> None:
-    """Side by side over the width of a row."""
     for column, (name, done) in enumerate(names):
         _box(axes, column * WIDTH / len(names), row, WIDTH / len(names), name, done, size)
 

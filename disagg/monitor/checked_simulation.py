@@ -91,7 +91,6 @@ class CheckedSimulation(SimulatedEngine):
             self.memory.wipe(pool, blocks)
 
     def change(self, **changes: Any) -> None:
-        """Changes settings that a running engine can change."""
         self.seen["retune"] += 1
         config = self.state.config.replace(**changes)
         self.take(ev.Retune(config))

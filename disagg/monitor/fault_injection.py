@@ -78,7 +78,6 @@ class Injection(Seams):
             self._moved.notify_all()
 
     def work(self, command: Prefill | Decode) -> None:
-        """Before a pass or a step."""
         if self.strike("worker") == "die":
             raise Died("the plan ends this worker")
         self._working.command = command

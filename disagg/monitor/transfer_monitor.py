@@ -12,8 +12,6 @@ NAMED = 4
 
 @dataclass(eq=False)
 class Carried:
-    """An open transfer, as the log shows it."""
-
     id: int
     route: str
     request: int
@@ -126,7 +124,6 @@ class TransferMonitor:
         return True
 
     def check_sent(self, carried: Carried) -> None:
-        """All blocks that are due must have been sent."""
         if len(carried.blocks) != carried.due:
             text = f"transfer {carried.id} has sent {len(carried.blocks)} of {carried.due} blocks, and calls that all"
             self._report("Landing", text, carried.request, tuple(carried.blocks))
@@ -141,7 +138,6 @@ class TransferMonitor:
             self._report("Landing", f"{what} without {missing}", carried.request, carried.target_blocks)
 
     def close(self, carried: Carried) -> None:
-        """All copies of the transfer have ended."""
         del self.open[carried.id]
         if not carried.source_read:
             self._blocks.leave(carried.source, carried.blocks)

@@ -34,7 +34,6 @@ OTHER = "#888888"
 
 
 def to_html(run: Run, path: str | os.PathLike[str]) -> Path:
-    """Writes the page, whole or not at all. FileError if it can't."""
     path = Path(path)
     with whole(path) as file:
         file.write(page(run).encode("utf-8", "replace"))

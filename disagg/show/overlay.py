@@ -53,7 +53,6 @@ def overlay_picture(compared: Compared) -> Picture:
 
 
 def in_words(compared: Compared) -> str:
-    """The twin's error of each figure, in words."""
     units = {"H": "points"}
     parts = [f"{WORDS[name]} {error:.0f} {units.get(name, '%')}" for name, error in compared.errors().items()]
     name, count = compared.name, plural(len(compared.real.results), "request")

@@ -58,7 +58,6 @@ class Trial:
 
     @property
     def words(self) -> str:
-        """The arrangement and its relevant settings, in words."""
         return in_words(self.hardware, self.arrangement, self.config)
 
 

@@ -168,7 +168,6 @@ def _check_seconds(name: str, value: Any) -> None:
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """The length of the common prefix."""
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:
         return shorter

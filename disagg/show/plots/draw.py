@@ -15,7 +15,6 @@ from disagg.show.plots.palette import COLOURS, HATCHES, INK
 WIDTH_IN = 9.0
 FONT_PT = 12
 GRID = "#DDDDDD"
-FACT = "fact"  # the gid of words that say what was found: `Picture.asking` leaves them out
 
 
 def blank(height_in: float) -> Figure:

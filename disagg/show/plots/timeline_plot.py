@@ -126,7 +126,7 @@ class RunView:
         if self.only is not None:
             self._exposure(axes, ms_per_px, size, self.only.request)
         for place, words in self.facts().items():
-            draw.note(axes, words, (1, y[place]), (8, 0), 0.9 * size, "x", gid=draw.FACT, linespacing=1.05)
+            draw.note(axes, words, (1, y[place]), (8, 0), 0.9 * size, "x", linespacing=1.05)
         if len(self.run.results) > 1:
             self._numbers(axes, y, ms_per_px, size)
         draw.rows(axes, self.rows.values())
@@ -232,7 +232,7 @@ class RunView:
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         words = f"token 1, then E = {milliseconds(found.exposed_s)}" if found.transfer_s else "token 1"
         late = at > 0.55 * axes.get_xlim()[1]
-        how = draw.look(ha="right" if late else "left", va="baseline", gid=draw.FACT)
+        how = draw.look(ha="right" if late else "left", va="baseline")
         draw.note(axes, words, (at, 1), (0, 3), size, "y", **how)
         if exposed_ms > 2 * ms_per_px:
             end = min(at + exposed_ms, axes.get_xlim()[1])
