@@ -100,8 +100,6 @@ class BlockMonitor:
         self._batch_of = {batch.pool: batch for batch in self.batches.values()}
         self._ended: dict[int, None] = {}  # ended requests that still hold blocks
 
-    # ---- moves -------------------------------------------------------------------------------------------------------
-
     def moved(self, move: BlockMove) -> None:
         pool, state, owner, blocks = move.pool, move.state, move.owner, move.blocks
         size = self.sizes.get(pool, 0)
@@ -149,8 +147,6 @@ class BlockMonitor:
         in_step = batch is not None and owner is not None and batch.uses(owner, block)
         return f"step {batch.steps[0]} uses" if batch is not None and in_step else ""
 
-    # ---- users -------------------------------------------------------------------------------------------------------
-
     def own(self, what: str, request: int, pool: str, blocks: Iterable[int]) -> None:
         """Checks the blocks that a command names: the request owns each, and none comes twice."""
         owners, size, blocks = self._owner[pool], self.sizes[pool], tuple(blocks)
@@ -173,8 +169,6 @@ class BlockMonitor:
             touched[block] -= 1
             if not touched[block]:
                 del touched[block]
-
-    # ---- ends --------------------------------------------------------------------------------------------------------
 
     def ended(self, request: int) -> None:
         """A request has ended: its unused blocks must be freed, and no later step may include it."""

@@ -96,8 +96,6 @@ class CheckedSimulation(SimulatedEngine):
         self.take(ev.Retune(config))
         self.transfers.retune(config)
 
-    # ---- running -----------------------------------------------------------------------------------------------------
-
     def pass_deadline(self) -> bool:
         if not self.skip_to_deadline():
             return False
@@ -147,8 +145,6 @@ class CheckedSimulation(SimulatedEngine):
             for table in record.tables:
                 table.check()
 
-    # ---- commands ----------------------------------------------------------------------------------------------------
-
     def obey(self, command: cmd.Command) -> None:
         self.commands.append(command)
         self.monitor.obey(self.now_ns, command)
@@ -188,8 +184,6 @@ class CheckedSimulation(SimulatedEngine):
         for join in command.joins:
             self.memory.read_row(str(command.worker), join.request, join.context, join.blocks)
 
-    # ---- copies ------------------------------------------------------------------------------------------------------
-
     def start_copy(self, lane: LaneName) -> Copy | None:
         if lane.role is LaneRole.DOWN and self.transfers.waiting(lane) and not self.transfers.ring.available:
             self.seen["ring full"] += 1
@@ -225,8 +219,6 @@ class CheckedSimulation(SimulatedEngine):
             for index, block in enumerate(copy.blocks)
             for layer in range(copy.layer, copy.layer_end)
         }
-
-    # ---- at the end --------------------------------------------------------------------------------------------------
 
     def check_drained(self) -> None:
         """Checks that nothing is held, runs or waits, and that every request ended once."""

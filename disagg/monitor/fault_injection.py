@@ -55,8 +55,6 @@ class Injection(Seams):
         with self._moved:
             return self.plan.strike(kind)
 
-    # ---- seams -------------------------------------------------------------------------------------------------------
-
     def post(self, event: ev.Event) -> None:
         arriving = [event]
         if isinstance(event, ev.Landed) and self.strike("landing") == "lose":

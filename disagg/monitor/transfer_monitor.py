@@ -45,8 +45,6 @@ class TransferMonitor:
         self.open: dict[int, Carried] = {}
         self._last_id = 0  # ids only grow: one up to this was used
 
-    # ---- commands ----------------------------------------------------------------------------------------------------
-
     def send(self, command: cmd.Send) -> Carried:
         """Blocks are sent: in order, at most those that are due, under a new id."""
         carried, number = self.open.get(command.transfer), command.transfer
@@ -93,8 +91,6 @@ class TransferMonitor:
         if number not in self.open:
             self._report("Ledger", f"transfer {number} {what} after its end, or before its start")
         return self.open[number]
-
-    # ---- notices -----------------------------------------------------------------------------------------------------
 
     def landed(self, event: ev.Landed) -> bool:
         """Adds parts to the set landed; False if none is new."""

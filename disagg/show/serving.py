@@ -118,9 +118,6 @@ def so_far(engine: Engine, seen: dict[int, Result]) -> Run:
     return Run(engine.config, [seen[number] for number in sorted(seen)], now)
 
 
-# ---- the answers -----------------------------------------------------------------------------------------------------
-
-
 def text_lines(results: list[Result], at_ns: int, decode: Decode) -> tuple[str, ...]:
     """A line for each arrived request with its text so far; only the last ones of many."""
     lines = []

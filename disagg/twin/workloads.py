@@ -164,9 +164,6 @@ def _check_seconds(name: str, value: Any) -> None:
         raise RequestError(f"{name} must be seconds, above 0; got {short(value)}")
 
 
-# ---- prompts with common prefixes ------------------------------------------------------------------------------------
-
-
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:
