@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import day
+from benchmarks import day, on_record
 from benchmarks.common import Say
 from benchmarks.robustness import closed_forms
 from benchmarks.robustness.random_scenarios import simulate_seed
@@ -17,7 +17,6 @@ from disagg.plan.config import PRESETS, Config
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.model.model import Model, load_model
-from disagg.show import on_record
 from disagg.show.recordings import Missing
 from disagg.show.report import LeftOut, Row
 from disagg.show.validate import cpu_rows, error_rows

@@ -25,7 +25,6 @@ def imported_later(package: str, words: Mapping[str, str]) -> Callable[[str], An
 
 
 def package_error(error: BaseException) -> PackageError:
-    """From the error of an import, with its first cause."""
     error = first_of(error)
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name and "." not in name:

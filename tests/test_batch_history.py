@@ -192,10 +192,9 @@ def test_glyphs_are_one_a_step_and_reason():
     assert {why for members in REASONS.values() for why in members} == {*JOINS, *LEAVES}
 
 
-def test_findings_count_and_stay_the_same_at_every_speed():
+def test_findings_count():
     slow, fast = (crowded(link=link, decode_blocks=400) for link in (1e6, 50e6))
     assert batches_picture(slow).finding != batches_picture(fast).finding
-    assert batches_picture(slow, times=False).finding == batches_picture(fast, times=False).finding
     assert f"{slow.padding.waste:.0%} of the {slow.padding.padded_slots:,} slots" in batches_picture(slow).finding
     assert set(ENDS) == {"eos", "length", "cancelled", "failed"}
 

@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
+from benchmarks.robustness.faulty_simulation import FaultySimulation
 from benchmarks.robustness.random_scenarios import SOMETIMES, SeedFailed, simulate_seed
-from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
+from disagg.monitor.checked_simulation import SMALL
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.commands import Decode, Join, Worker
 from disagg.plan.config import PRESETS, Config
@@ -29,7 +30,7 @@ def test_every_seed_ends_well():
 
 
 def test_a_seed_that_fails_prints_its_log_and_how_to_run_it_again(monkeypatch):
-    monkeypatch.setattr(CheckedSimulation, "check_answers", lambda self: 1 / 0)
+    monkeypatch.setattr(FaultySimulation, "check_answers", lambda self: 1 / 0)
     with pytest.raises(SeedFailed) as caught:
         simulate_seed(3)
     text = str(caught.value)
@@ -37,13 +38,13 @@ def test_a_seed_that_fails_prints_its_log_and_how_to_run_it_again(monkeypatch):
     assert len(text.splitlines()) > 5
 
 
-def crowded(preset: str, seed=0, faults=None) -> CheckedSimulation:
+def crowded(preset: str, seed=0, faults=None) -> FaultySimulation:
     """Three requests in pools that hold one and a half of them: chunks, hand-offs and paging, as far as preset goes."""
     config = Config.preset(
         preset, block_size=2, prefill_blocks=9, decode_blocks=9, chunk_tokens=4, host_blocks=20, ring_slots=2,
         itl_target_s=None, link=1e8, watchdog_s=1.0,
     )  # fmt: skip
-    world = CheckedSimulation(config, Speeds(**{**vars(SMALL), "prefill_token": 3000}), 2, seed, faults)
+    world = FaultySimulation(config, Speeds(**{**vars(SMALL), "prefill_token": 3000}), 2, seed, faults)
     for index in range(3):
         world.submit(Job(index, tuple(range(5 + index)), 9, 100 * index))
     return world

@@ -148,7 +148,7 @@ def test_what_is_no_function_is_reported(given):
 
 def test_an_unknown_name_lists_the_known_ones():
     for ask in (lambda: check("tokens_ad", total), lambda: hint("tokens_ad")):
-        with pytest.raises(ValueError, match="there is no exercise 'tokens_ad'; known: .*tokens_at"):
+        with pytest.raises(ValueError, match="there is no exercise or piece 'tokens_ad'; known: .*tokens_at"):
             ask()
 
 
@@ -222,10 +222,9 @@ def test_a_folder_that_cannot_be_written_is_reported(folder):
     assert verdict.right and verdict.words.endswith("can't be written here, so progress() will not know of it")
 
 
-@pytest.mark.parametrize("projector", [False, True])
-def test_progress_picture_has_a_box_an_exercise(projector):
+def test_progress_picture_has_a_box_an_exercise():
     check(FIRST.name, FIRST.answer)
-    axes = progress(projector).figure.axes[0]
+    axes = progress().figure.axes[0]
     texts = {text.get_text(): text for text in axes.texts}
     numbers = {str(number) for number in range(1, 6)}
     names = {f"✓ {FIRST.name}", *set(exercises()) - {FIRST.name}}
@@ -362,21 +361,13 @@ def test_a_small_range_has_small_steps_and_large_numbers_are_written_out():
 
 
 @pytest.mark.parametrize("answer", [0, 3.5, -20, 400])
-@pytest.mark.parametrize("projector", [False, True])
-def test_guess_and_answer_are_two_bars_of_their_length(answer, projector):
+def test_guess_and_answer_are_two_bars_of_their_length(answer):
     guess = predict("How long is it?", 0, 100, "ms")
-    axes = guess.compare(answer, projector=projector).figure.axes[0]
+    axes = guess.compare(answer).figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [50, answer]
     low, high = axes.get_xlim()
     assert low <= min(0, answer) and high > max(50, answer)
     assert [bar.get_hatch() for bar in axes.patches] == ["///", None], "told apart without colour"
-
-
-def test_times_stay_out_of_a_checked_sentence():
-    guess = predict("How long is it?", 0, 100, "ms")
-    picture = guess.compare(12.3, times=False)
-    assert picture.finding == "How long is it? Guess and answer stand side by side."
-    assert "12.3 ms" in picture.alt
 
 
 def test_the_text_of_a_guess_never_changes():

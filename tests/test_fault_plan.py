@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.robustness.drawn_faults import DrawnPlan
 from disagg.monitor.fault_plan import FAULTS, FaultPlan
 from disagg.plan.errors import ConfigError
 
@@ -20,19 +21,19 @@ def test_an_explicit_plan_strikes_the_nth_event_of_its_kind_alone():
 
 
 def test_a_drawn_plan_is_its_seed():
-    first, again, other = (struck(FaultPlan.drawn(seed, ("copy",), 0.2), "copy") for seed in (1, 1, 2))
+    first, again, other = (struck(DrawnPlan(seed, ("copy",), 0.2), "copy") for seed in (1, 1, 2))
     assert first == again != other
     assert {"fail", "flip", "stall", None} == set(first)
 
 
 def test_kinds_and_single_faults_have_rates_of_their_own():
-    plan = FaultPlan.drawn(0, {"copy fail": 1.0, "notice twice": 0.0})
+    plan = DrawnPlan(0, {"copy fail": 1.0, "notice twice": 0.0})
     assert struck(plan, "copy", 5) == ["fail"] * 5
     assert struck(plan, "notice", 5) == struck(plan, "decode", 5) == [None] * 5
 
 
 def test_after_the_most_strikes_it_is_quiet():
-    plan = FaultPlan.drawn(0, ("decode",), rate=1.0, most=3)
+    plan = DrawnPlan(0, ("decode",), rate=1.0, most=3)
     assert struck(plan, "decode", 5) == ["fail"] * 3 + [None] * 2 and plan.quiet
 
 
@@ -50,4 +51,4 @@ def test_nonsense_is_refused_in_words(strikes, words):
     with pytest.raises(ConfigError, match=words):
         FaultPlan(strikes)
     with pytest.raises(ConfigError, match="known: copy"):
-        FaultPlan.drawn(0, ("cpoy",))
+        DrawnPlan(0, ("cpoy",))

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from benchmarks.robustness import soak
 from benchmarks.robustness.canonical_state import Names, _contents, state_of
 from benchmarks.robustness.detectors_cost import rows as cost_rows
+from benchmarks.robustness.faulty_simulation import FaultySimulation
 from benchmarks.robustness.model_checker import ASTRAY, WORLDS, Branch, Explored, explore, small
 from benchmarks.robustness.random_scenarios import build
 from benchmarks.suites import app
-from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.shadow_memory import Memory, WrongContent
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan.transfer import LayerBlocks, Transfer
@@ -206,14 +206,14 @@ def test_the_rows_and_their_bars():
 
 
 def test_a_failed_seed_is_counted_told_and_named(monkeypatch):
-    finish = CheckedSimulation.finish
+    finish = FaultySimulation.finish
 
     def failing(self):
         assert len(self.jobs) != len(soak_jobs), "on purpose [here]"
         return finish(self)
 
     soak_jobs = build(1).jobs
-    monkeypatch.setattr(CheckedSimulation, "finish", failing)
+    monkeypatch.setattr(FaultySimulation, "finish", failing)
     said = []
     found = {row.name: row for row in soak.simulated_rows(said.append, 3)}
     assert found["sim_breaches"].value >= 1 and found["sim_breaches"].met is False
@@ -235,7 +235,7 @@ def test_the_command_writes_a_file(tmp_path):
 def test_one_seed_by_itself(monkeypatch):
     done = CliRunner().invoke(app, ["soak", "--seed", "5"])
     assert done.exit_code == 0 and done.output.startswith("seed 5: ") and "all ended well" in done.output
-    monkeypatch.setattr(CheckedSimulation, "finish", lambda self: 1 / 0)
+    monkeypatch.setattr(FaultySimulation, "finish", lambda self: 1 / 0)
     done = CliRunner().invoke(app, ["soak", "--seed", "5"])
     assert done.exit_code == 1 and "rerun: python -m benchmarks soak --seed 5" in done.output
 

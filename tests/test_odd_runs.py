@@ -16,8 +16,8 @@ from rich.console import Console, Group
 
 import disagg.show
 from benchmarks.claims.report_figures import Film
+from benchmarks.robustness.faulty_simulation import FaultySimulation
 from disagg import Config, Request, simulate
-from disagg.monitor.checked_simulation import CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan.errors import ConfigError, DisaggError, EngineError
 from disagg.show import panel, stepper, watch
@@ -71,7 +71,7 @@ def arguments(view, run: Run) -> dict | None:
 
 def trial(strikes: dict, requests: int = 1, preset: str = "streamed") -> Run:
     asked = [Request([1] * 20, 4) for _ in range(requests)]
-    world = simulation_of(CheckedSimulation, Config.preset(preset), asked, Speeds(), faults=FaultPlan(strikes))
+    world = simulation_of(FaultySimulation, Config.preset(preset), asked, Speeds(), faults=FaultPlan(strikes))
     world.run()
     return world.so_far()
 
@@ -131,7 +131,7 @@ def test_a_view_shows_an_odd_run_or_says_why_not(view, run, monkeypatch):
 def test_views_are_found():
     """The control."""
     assert {"instruments.flow", "timeline_plot.timeline_picture",
-            "gap_plot.gaps_picture", "receipt_plot.diff_picture", "receipt_plot.receipt_picture", "html_page.page",
+            "receipt_plot.diff_picture", "receipt_plot.receipt_picture", "html_page.page",
             "summaries.sentence"} <= views().keys()  # fmt: skip
 
 

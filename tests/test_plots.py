@@ -2,6 +2,8 @@
 
 import ast
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -17,9 +19,7 @@ from benchmarks.claims.report_plots import gain_picture, goodput_picture
 from disagg import Config, Link, Request, simulate
 from disagg.run.model.model import load_model
 from disagg.show.plots.block_plot import pages_over_time_picture
-from disagg.show.plots.draw import FACT
 from disagg.show.plots.gap_plot import gaps_picture
-from disagg.show.plots.law_plot import law_picture
 from disagg.show.plots.palette import COLOUR_OF, COLOURS, HATCHES
 from disagg.show.plots.preset_plot import ADDS, Rung, ladder_picture
 from disagg.show.plots.roofline import (
@@ -166,14 +166,13 @@ def test_hand_off_ticks_are_drawn_where_there_is_room():
 
 
 def facts(picture) -> list[str]:
-    """Words in the drawing that say what was found."""
-    found = [text for axes in picture.figure.axes for text in axes.texts if text.get_gid() == FACT]
-    return [text.get_text().replace("\n", " ") for text in found if text.get_visible()]
+    """Words in the drawing."""
+    return [text.get_text().replace("\n", " ") for axes in picture.figure.axes for text in axes.texts]
 
 
 def numbers(run, **how) -> set[str]:
     texts = timeline_picture(run, **how).figure.axes[0].texts
-    return {text.get_text() for text in texts if text.get_gid() != FACT}
+    return {text.get_text() for text in texts if re.fullmatch(r"[\d–, ]+", text.get_text())}
 
 
 def test_numbers_are_those_of_the_results():
@@ -195,17 +194,8 @@ def test_h_e_and_gaps_stand_beside_what_they_measure():
     assert "token 1, then E = 0 ms" in facts(timeline_picture(hand_made(exposed_ms=0)))
     run = simulated("two_colocated", 4)
     longest = [milliseconds(max(max(result.itl_s) for result in run.results[i::2])) for i in (0, 1)]
-    assert facts(timeline_picture(run)) == [f"longest gap {words}" for words in longest]
-
-
-def test_above_a_question_a_picture_gives_nothing_away():
-    words = "Two runs of one request, one above the other."
-    told = compare_picture({"near": hand_made(1), "far": hand_made(30)}, 0)
-    assert "H = 50%" not in words and facts(told)
-    asking = told.asking(words)
-    assert not facts(asking) and asking.finding == asking.alt == words
-    law = law_picture({"here": [(0.5, 0.4)]}, 30).asking(words)
-    assert not facts(law)
+    gaps = [words for words in facts(timeline_picture(run)) if words.startswith("longest gap")]
+    assert gaps == [f"longest gap {words}" for words in longest]
 
 
 def test_the_finding_states_what_the_data_say():
@@ -265,7 +255,7 @@ def test_the_bundle_holds_png_alt_text_and_the_finding_and_same_data_give_same_b
 def test_a_cell_shows_the_png_and_below_it_the_sentence(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata=None: shown.append((data, metadata)))
-    picture = timeline_picture(hand_made()).asking("Who waits <here>?")
+    picture = replace(timeline_picture(hand_made()), finding="Who waits <here>?")
     picture._ipython_display_()
     (drawn, metadata), (below, none) = shown
     assert drawn.keys() == {"image/png", "text/plain"} and metadata["image/png"]["alt"] == picture.alt and none is None
@@ -433,7 +423,7 @@ def test_roofline_says_the_limit_of_each_point():
     lines = {line.get_label(): line.get_xydata().tolist() for line in picture.figure.axes[0].lines}
     assert lines["one row"] == [[0.01, 10 / 200.0 / 1e9]]
     assert lines["prefill"] == [[100.0, 100.0 / 1e9]]  # on the roof
-    assert facts(picture) == ["≥ 10000 ms", "200000 ms, 50% of the roof"]
+    assert {"≥ 10000 ms", "200000 ms, 50% of the roof"} <= set(facts(picture))
     assert picture.png()
 
 

@@ -193,8 +193,8 @@ WINGS = {"plan": ("plan",), "trace": ("plan", "trace"), "twin": ("plan", "trace"
 WINGS["monitor"] = (*WINGS["twin"], "monitor")
 FILES = [path for wing in WINGS for path in sorted((ROOT / wing).glob("*.py"))]
 SEEDED = (
+    "checked_simulation",
     "fault_plan",
-    "faulty_simulation",
     "policy_check",
     "workloads",
 )  # these draw from `random.Random(seed)`, and nothing else

@@ -1,10 +1,9 @@
-"""Stepping: every moment is the same forward and back and says why, a fork changes only what comes after; its panel."""
+"""Stepping: every moment is the same in any order and says why; its panel."""
 
 import json
 import random
 import re
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
@@ -32,18 +31,13 @@ def tight(preset: str) -> Config:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_moments_are_the_same_forward_back_and_in_another_stepper(preset):
+def test_moments_are_the_same_in_any_order_and_in_another_stepper(preset):
     stepper, other = Stepper(tight(preset), requests()), Stepper(tight(preset), requests())
-    forward = [to_bytes(stepper.moment)]
-    while stepper.position < len(stepper) - 1:
-        forward.append(to_bytes(stepper.step()))
+    forward = [to_bytes(stepper.at(number)) for number in range(len(stepper))]
     assert len(forward) == len(stepper) > EVERY, "several windows"
-    back = [to_bytes(stepper.moment)]
-    while stepper.position:
-        back.append(to_bytes(stepper.back()))
-    assert back[::-1] == forward
+    assert [to_bytes(stepper.at(number)) for number in reversed(range(len(stepper)))] == forward[::-1]
     numbers = random.Random(preset).sample(range(len(other)), 30)
-    assert [to_bytes(other.go(number)) for number in numbers] == [forward[number] for number in numbers]
+    assert [to_bytes(other.at(number)) for number in numbers] == [forward[number] for number in numbers]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -72,51 +66,25 @@ def test_a_moment_shows_what_is_held_and_where():
 
 def test_it_says_why_with_the_numbers_compared():
     stepper = Stepper(tight("paged"), requests(20))
-    words = "\n".join(str(stepper.at(number)) for number in range(len(stepper)))
+    words = "\n".join(why for number in range(len(stepper)) for why in stepper.at(number).why)
     for rule in ("starts prefill: it takes", "waits for decode 0:", "joins the batch as row", "makes room for request",
                  "(first come, first served) it is the last", "is spilled:", "takes one more block",
                  "ends (length)"):  # fmt: skip
         assert rule in words, rule
     costs = re.findall(r"is spilled: ([\d.]+) ms there and back, against ([\d.]+) ms", words)
     assert costs and all(float(spill) < float(recompute) for spill, recompute in costs)
-    assert str(stepper.go(0)).splitlines()[0].endswith("at most 13 new ones")
-    few = "\n".join(str(Stepper(Config.preset("baseline"), requests()).at(n)) for n in range(20))
+    assert stepper.at(0).event.endswith("at most 13 new ones")
+    alone = Stepper(Config.preset("baseline"), requests())
+    few = "\n".join(why for number in range(20) for why in alone.at(number).why)
     assert "1 requests are on their way to 1 places in the batch" in few
 
 
-def test_the_ends_hold():
+def test_a_moment_beyond_the_end_is_refused():
     stepper = Stepper(tight("split"), requests(2))
-    assert stepper.back() is stepper.moment and stepper.position == 0
-    assert stepper.step(10**6).number == len(stepper) - 1
-    with pytest.raises(ConfigError, match="moment .* does not exist: this run has"):
-        stepper.go(len(stepper))
-
-
-def test_a_fork_shares_the_past_and_changes_the_future():
-    stepper = Stepper(tight("streamed"), requests(20))
-    stepper.go(60)
-    kept, changed = stepper.fork(max_batch=1)
-    at = stepper.moment.at_ns
-    assert [r.token_times_ns for r in kept.results] == [r.token_times_ns for r in stepper.run().results]
-    for a, b in zip(kept.results, changed.results, strict=True):
-        assert [t for t in a.token_times_ns if t <= at] == [t for t in b.token_times_ns if t <= at]
-        assert a.token_ids == b.token_ids
-    rows = {span.ready_ns: span.count for span in changed.timeline.spans if span.kind == "decode"}
-    assert all(rows[b] <= max(1, rows[a]) for a, b in pairwise(sorted(rows)) if a > at), "nobody joins a batch above 1"
-    assert changed.timeline.end_ns > kept.timeline.end_ns
-    with pytest.raises(ConfigError, match="can't change while the engine runs"):
-        stepper.fork(block_size=32)
-    same, again = stepper.fork(config=stepper.run().config)
-    assert [s for s in same.timeline.spans] == [s for s in again.timeline.spans], "nothing changed, nothing differs"
-
-
-def test_a_moment_is_shown_on_lines():
-    moment = Moment(3, 1_500_000, "a step ended", ("a row is done",), ("decode 0 goes on",), {})
-    assert str(moment).splitlines() == [
-        "3. at 1.5 ms: a step ended",
-        "   because a row is done",
-        "   → decode 0 goes on",
-    ]
+    assert stepper.at(len(stepper) - 1).number == len(stepper) - 1
+    for number in (-1, len(stepper)):
+        with pytest.raises(ConfigError, match="moment .* does not exist: this run has"):
+            stepper.at(number)
 
 
 POOL = {"free": 1, "total": 2}

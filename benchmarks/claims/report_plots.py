@@ -17,12 +17,10 @@ LOOK = {
 }
 
 
-def gain_picture(
-    curves: Mapping[str, Curve], marks: Sequence[float], where: str, *, projector: bool = False
-) -> Picture:
+def gain_picture(curves: Mapping[str, Curve], marks: Sequence[float], where: str) -> Picture:
     """Tokens a second over one request at a time, by rows that may share a step; a dashed line for each mark."""
-    size = draw.font_size(projector)
-    figure = draw.figure(0.3 * size, projector)
+    size = draw.FONT_PT
+    figure = draw.blank(0.3 * size)
     axes = draw.room(figure, 0.075 * size, 0.05 * size, 0.03 * size)
     _lines(axes, curves, size)
     axes.set_xscale("log", base=2)
@@ -40,10 +38,10 @@ def gain_picture(
     return Picture(figure, f"Tokens a second over those of baseline, by rows in a step. {finding}", finding)
 
 
-def goodput_picture(panels: Mapping[str, Mapping[str, Curve]], where: str, *, projector: bool = False) -> Picture:
+def goodput_picture(panels: Mapping[str, Mapping[str, Curve]], where: str) -> Picture:
     """Share of requests within their limits over requests a second, a panel a limit; the line at 90 % is goodput's."""
-    size = draw.font_size(projector)
-    figure = draw.figure(0.3 * size, projector)
+    size = draw.FONT_PT
+    figure = draw.blank(0.3 * size)
     width, height = figure.get_size_inches()
     left, foot, head = 0.075 * size / width, 0.05 * size / height, 0.03 * 2 * size / height
     wide = (0.975 - left + left) / len(panels)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import psutil
 
 from benchmarks.common import Say
+from benchmarks.robustness.drawn_faults import DrawnPlan
 from benchmarks.robustness.fault_matrix import config_of, held, injection_of
-from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import commands as cmd
 from disagg.plan.request import Request
 from disagg.run.engine import Engine
@@ -24,7 +24,7 @@ ENDS = {"length", "eos", "cancelled", "failed"}
 
 def rows(say: Say, count: int = 10_000) -> Iterator[Row]:
     """Memory is compared between the first half of the requests and the end."""
-    draw, plan, process = random.Random(0), FaultPlan.drawn(0, RATES), psutil.Process()
+    draw, plan, process = random.Random(0), DrawnPlan(0, RATES), psutil.Process()
     ends: Counter[int] = Counter()
     reasons: Counter[str] = Counter()
     sizes = []

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from benchmarks.robustness.canonical_state import state_of
-from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
+from benchmarks.robustness.faulty_simulation import FaultySimulation
+from disagg.monitor.checked_simulation import SMALL
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.plan import events as ev
 from disagg.plan.checks import present
@@ -39,7 +40,7 @@ DEADLINE = Branch("deadline")
 ASTRAY = (("landing", "lose"), ("notice", "twice"), ("notice", "late"))
 
 
-class SmallWorld(CheckedSimulation):
+class SmallWorld(FaultySimulation):
     """A checked simulation whose actions wait in one queue an actor, until `do` picks one."""
 
     def __init__(self, config: Config, notices: bool = False, speeds: Speeds = SMALL) -> None:
@@ -110,7 +111,7 @@ class SmallWorld(CheckedSimulation):
             _, _, action, args = queue.pop(0)
             action(*args)
         self.struck |= bool(self.faults.struck)  # not every landing has a notice
-        self.faults.stop()
+        self.faults.strikes.clear()
 
     def check_end(self) -> None:
         self.check_drained()

@@ -5,7 +5,9 @@ simulate_seed(7)    # a simulation that has ended well, or a SeedFailed with its
 
 import random
 
-from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
+from benchmarks.robustness.drawn_faults import DrawnPlan
+from benchmarks.robustness.faulty_simulation import FaultySimulation
+from disagg.monitor.checked_simulation import SMALL
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.violation import entry_in_words
 from disagg.plan.blocks import blocks_for
@@ -40,7 +42,7 @@ SOMETIMES = (
 class SeedFailed(AssertionError):
     """A seed that did not end well: what was wrong, the last of its log, and the line that runs it again."""
 
-    def __init__(self, seed: int, error: BaseException, simulation: CheckedSimulation | None) -> None:
+    def __init__(self, seed: int, error: BaseException, simulation: FaultySimulation | None) -> None:
         self.seed, self.error = seed, error
         log = simulation.log[-TAIL:] if simulation else []
         tail = "\n".join(f"  {entry_in_words(now, event)}" for now, event in log)
@@ -48,7 +50,7 @@ class SeedFailed(AssertionError):
         super().__init__(f"seed {seed}: {type(error).__name__}: {error}\nlast events:\n{tail}\nrerun: {again}")
 
 
-def simulate_seed(seed: int) -> CheckedSimulation:
+def simulate_seed(seed: int) -> FaultySimulation:
     """The seed's simulation, ended well; SeedFailed where it did not."""
     simulation = None
     try:
@@ -64,7 +66,7 @@ def simulate_seed(seed: int) -> CheckedSimulation:
     return simulation
 
 
-def build(seed: int) -> CheckedSimulation:
+def build(seed: int) -> FaultySimulation:
     """The simulation before its first event."""
     rng = random.Random(seed)
     jobs = draw_jobs(rng)
@@ -74,7 +76,7 @@ def build(seed: int) -> CheckedSimulation:
         "prefill_token": rng.choice((30, 30, 3000)), "step": rng.choice((200, 200, 3000)),
     }  # fmt: skip
     speeds = Speeds(**{**vars(SMALL), **changes})
-    simulation = CheckedSimulation(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
+    simulation = FaultySimulation(config, speeds, rng.choice((1, 2)), seed, draw_faults(rng, seed), record=False)
     for job in jobs:
         simulation.submit(job)
     fit = fits(jobs, config.block_size)
@@ -130,10 +132,10 @@ def draw_faults(rng: random.Random, seed: int) -> FaultPlan:
         return FaultPlan()
     if rng.random() < 0.05:
         return FaultPlan({("worker", rng.randint(1, 30)): "die"})
-    return FaultPlan.drawn(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.5}, most=40)
+    return DrawnPlan(seed, {name: rate for name, rate in RATES.items() if rng.random() < 0.5}, most=40)
 
 
-def draw_retune(rng: random.Random, simulation: CheckedSimulation, fit: int) -> None:
+def draw_retune(rng: random.Random, simulation: FaultySimulation, fit: int) -> None:
     if simulation.controller.broken:
         return
     simulation.change(

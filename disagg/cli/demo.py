@@ -55,7 +55,6 @@ def last_rung(runs: dict[str, Run]) -> str:
 
 
 def rows(runs: dict[str, Run]) -> list[Row]:
-    """The ladder's figures, a row each."""
     found = []
     for name, same in same_tokens(runs).items():
         rung = Rung.of(name, runs[name])

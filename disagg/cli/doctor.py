@@ -34,7 +34,6 @@ def findings() -> list[tuple[str, str]]:
 
 
 def rows() -> list[Row]:
-    """The findings that are numbers."""
     found = machine()
     return [
         Row("cores", found["cores"] or 1),

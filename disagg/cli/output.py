@@ -39,7 +39,6 @@ JsonFile = Annotated[Path | None, out_file("also write the rows to this file", "
 
 
 def table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], title: str = "") -> None:
-    """Shows a table as wide as the terminal, or 80 columns."""
     say_as_it_is(*([title] if title else []), *tables.table(columns, rows, console.width))
 
 

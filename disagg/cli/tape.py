@@ -1,67 +1,49 @@
-"""A timeline as arrays that grow with it: what a live view draws from. Workers append to the timeline while it is read,
-so whole lists are copied, which the interpreter does in one go.
+"""A timeline as it is now, for views that draw in letters. Workers append to the timeline while it is read, so whole
+lists are copied, which the interpreter does in one go.
 """
 
-from array import array
-from collections.abc import Iterable, Mapping
-from itertools import takewhile
-from typing import TypeVar
-
-import numpy as np
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 
 from disagg.plan.config import Config
 from disagg.plan.transfer_scheduler import TransferScheduler
-from disagg.show.plots.palette import COLOUR_OF, COLOURS, LEGEND
+from disagg.show.plots.palette import COLOUR_OF, LEGEND
 from disagg.show.plots.summaries import row_names
 from disagg.trace.spans import Span
-from disagg.trace.timeline import Kept, Timeline
-
-T = TypeVar("T")
+from disagg.trace.timeline import Timeline
 
 
 class Tape:
-    """Spans by colour and marks by name, in ms since the origin. `follow` takes what is new."""
+    """Spans by colour and marks by name, in ms since the start; `rows` are places with what a student reads."""
 
-    def __init__(self, timeline: Timeline, rows: dict[str, str], origin_ns: int | None = None) -> None:
-        self.timeline, self.rows = timeline, rows  # place → what a student reads
-        self.origin_ns = timeline.start_ns if origin_ns is None else origin_ns
-        self.end_ms = 0.0
-        self._row = {place: row for row, place in enumerate(rows)}
-        self._boxes = {kind: array("d") for kind in COLOURS}
-        self._marks: dict[str, tuple[array, list]] = {}
-        self._last: dict[str, object] = {}
-        self.follow()
-
-    def follow(self) -> None:
-        for span in self._newer("spans", self.timeline.spans):
-            if span.place in self._row and span.end_ns > self.origin_ns:
-                start, end = self.ms(span.start_ns), self.ms(span.end_ns)
-                self._boxes[COLOUR_OF[span.kind]].extend((start, end, self._row[span.place]))
-                self.end_ms = max(self.end_ms, end)
-        for mark in self._newer("marks", self.timeline.marks):
-            times, values = self._marks.setdefault(mark.name, (array("d"), []))
+    def __init__(self, timeline: Timeline, rows: dict[str, str]) -> None:
+        self.timeline, self.rows, self.origin_ns = timeline, rows, timeline.start_ns
+        self._spans = [s for s in timeline.spans.copy() if s.place in rows and s.end_ns > self.origin_ns]
+        self._marks: dict[str, tuple[list[float], list]] = {}
+        for mark in timeline.marks.copy():
+            times, values = self._marks.setdefault(mark.name, ([], []))
             times.append(self.ms(mark.at_ns))
             values.append(mark.value)
 
-    def _newer(self, name: str, entries: Kept[T]) -> list[T]:
-        last = self._last.get(name)
-        fresh = list(takewhile(lambda entry: entry is not last, reversed(entries.copy())))[::-1]
-        if fresh:
-            self._last[name] = fresh[-1]
-        return fresh
+    @property
+    def end_ms(self) -> float:
+        return max((self.ms(span.end_ns) for span in self._spans), default=0.0)
 
     def ms(self, at_ns: int) -> float:
         return (at_ns - self.origin_ns) / 1e6
 
-    def boxes(self, kind: str, low: float, high: float) -> np.ndarray:
-        """[n, 3]: start, end and row of the spans of a colour that share time with [low, high)."""
-        boxes = np.array(self._boxes[kind]).reshape(-1, 3)
-        return boxes[(boxes[:, 1] > low) & (boxes[:, 0] < high)]
+    def boxes(self, kind: str, low: float, high: float) -> Iterator[tuple[float, float, int]]:
+        """Start, end and row of the spans of a colour that share time with [low, high)."""
+        row = {place: index for index, place in enumerate(self.rows)}
+        for span in self._spans:
+            start, end = self.ms(span.start_ns), self.ms(span.end_ns)
+            if COLOUR_OF[span.kind] == kind and end > low and start < high:
+                yield start, end, row[span.place]
 
     def value(self, name: str, at_ms: float) -> int | str:
         """What was counted or named at an instant; 0 where nothing was marked before."""
-        times, values = self._marks.get(name, (array("d"), []))
-        index = np.searchsorted(np.array(times), at_ms, "right")
+        times, values = self._marks.get(name, ((), ()))
+        index = bisect_right(times, at_ms)
         return values[index - 1] if index else 0
 
     def most(self, name: str) -> int:

@@ -29,8 +29,12 @@ def watch(engine: Engine, requests: list[Request], console: Console, updates_per
     try:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False, transient=True) as live:
-                animation = Animation(engine, console.width)
-                follow(serving, engine, lambda run: live.update(animation.frame(run), refresh=True), 1 / updates_per_s)
+                follow(
+                    serving,
+                    engine,
+                    lambda run: live.update(frame(engine, run, console.width), refresh=True),
+                    1 / updates_per_s,
+                )
         while not serving.wait(1.0):
             pass
     except KeyboardInterrupt:
@@ -40,27 +44,14 @@ def watch(engine: Engine, requests: list[Request], console: Console, updates_per
     return run
 
 
-class Animation:
-    """Frames of a run that is under way; a tape takes only what is new of its timeline."""
-
-    def __init__(self, engine: Engine, width: int) -> None:
-        self._engine, self._width = engine, width
-        self._rows = rows_of(engine.config)
-        self._tape: Tape | None = None
-
-    def frame(self, run: Run) -> Group:
-        timeline = self._engine.recorder.timeline
-        if self._tape is None or self._tape.timeline is not timeline:
-            self._tape = Tape(timeline, self._rows)
-        tape, decode = self._tape, self._engine.model.decode_text
-        tape.follow()
-        at_ms = tape.ms(now_ns())
-        lines = text_lines(run.results, now_ns(), decode)
-        return picture(tape, gauges_of(timeline), at_ms, WINDOW_MS, lines, self._width)
+def frame(engine: Engine, run: Run, width: int) -> Group:
+    """The last seconds of a run that is under way."""
+    tape = Tape(engine.recorder.timeline, rows_of(engine.config))
+    lines = text_lines(run.results, now_ns(), engine.model.decode_text)
+    return picture(tape, gauges_of(tape.timeline), tape.ms(now_ns()), WINDOW_MS, lines, width)
 
 
 def whole(run: Run, width: int) -> Group:
-    """All of a run, and its sentence."""
     tape = Tape(run.timeline, row_names(run.timeline))
     end_ms = max(1.0, end_of(tape, run.results))
     lines = text_lines(run.results, tape.origin_ns + round(1e6 * end_ms) + 1, None)
@@ -69,7 +60,6 @@ def whole(run: Run, width: int) -> Group:
 
 
 def end_of(tape: Tape, results: list[Result]) -> float:
-    """The end of the last span and request, in ms."""
     return max([tape.end_ms, *(tape.ms(result.ended_ns) for result in results if result.finish_reason)])
 
 
@@ -134,13 +124,8 @@ def scale(window: tuple[float, float], columns: int) -> Text:
     return Text(f"{left:<{half}}{middle:<{columns - half - len(right)}}{right}")
 
 
-def window_for(at_ms: float, window_ms: float | None) -> tuple[float, float]:
-    """The window that shows an instant: all so far, up to the next doubling, or a page that moves on by halves."""
-    if window_ms is None:
-        end = 100.0
-        while end < at_ms:
-            end *= 2
-        return 0.0, end
+def window_for(at_ms: float, window_ms: float) -> tuple[float, float]:
+    """The window that shows an instant: a page that moves on by halves."""
     start = max(0, floor(at_ms / (window_ms / 2)) - 1) * window_ms / 2
     return start, start + window_ms
 

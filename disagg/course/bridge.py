@@ -85,5 +85,4 @@ class Forgets:
 
 
 def best(logits: Tensor) -> list[int]:
-    """The token with the highest score of each row."""
     return logits.argmax(dim=-1).tolist()

@@ -56,12 +56,10 @@ def hints_of(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def piece_name(name: str) -> str:
-    """How a piece of my_disagg is called in the file."""
     return f"piece {name}"
 
 
 def question_name(chapter: str, number: int) -> str:
-    """How a question is called in the file."""
     return f"quiz {chapter}.{number}"
 
 

@@ -10,8 +10,6 @@ _told: dict[str, int] = {}  # hints that were asked for, of each exercise that h
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` and a quiz show."""
-
     name: str
     right: bool
     words: str
@@ -22,8 +20,6 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Hints:
-    """What `hint` shows."""
-
     words: str
 
     def __repr__(self) -> str:

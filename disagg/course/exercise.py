@@ -70,8 +70,6 @@ def exercise(
 
 @dataclass(frozen=True)
 class Raised:
-    """A call that ended in an exception."""
-
     error: str
 
     def __repr__(self) -> str:

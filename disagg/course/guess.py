@@ -29,10 +29,10 @@ class Guess(InCell):
     def value(self) -> float:
         return self.slider.value
 
-    def compare(self, answer: float, *, times: bool = True, projector: bool = False) -> Picture:
-        """Guess and answer as two bars. `times=False` keeps numbers out of the sentence, for checked cells."""
-        size = draw.font_size(projector)
-        figure = draw.figure(0.11 * size, projector)
+    def compare(self, answer: float) -> Picture:
+        """Guess and answer as two bars."""
+        size = draw.FONT_PT
+        figure = draw.blank(0.11 * size)
         left = 0.0975 * size / figure.get_figwidth()
         axes = figure.add_axes((left, 0.42, 0.93 - left, 0.5))
         draw.plain(axes, size)
@@ -46,7 +46,7 @@ class Guess(InCell):
         draw.names(axes, size, self.unit, parse_math=False)
         guess, right = f"{_plain(self.value)} {self.unit}", f"{_plain(answer)} {self.unit}"
         words = f"{self.question} You guessed {guess}; the answer is {right}."
-        return Picture(figure, words, words if times else f"{self.question} Guess and answer stand side by side.")
+        return Picture(figure, words, words)
 
     def __repr__(self) -> str:
         return f"{self.question} A slider from {self.slider.min:g} to {self.slider.max:g} {self.unit} takes your guess."

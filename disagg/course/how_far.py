@@ -14,12 +14,12 @@ from disagg.show.plots.picture import Picture
 WIDTH, SMALL = 6.0, 0.3  # of a row's exercises together, and of a question
 
 
-def progress(projector: bool = False) -> Picture:
+def progress() -> Picture:
     """A row a chapter: a box an exercise, a small one a question, full and ticked where it is solved; last, the pieces
     of my_disagg."""
-    done, size = solved(), draw.font_size(projector)
+    done, size = solved(), draw.FONT_PT
     rows = [*chapters(), "my_disagg"]
-    figure = draw.figure(0.0375 * size * len(rows) + 0.3, projector)
+    figure = draw.blank(0.0375 * size * len(rows) + 0.3)
     left = 0.17 * size / figure.get_figwidth()
     axes = figure.add_axes((left, 0.02, 0.99 - left, 0.96))
     axes.set_axis_off()
@@ -48,7 +48,6 @@ def _in_words(done: set[str]) -> str:
 
 
 def _boxes(axes: Axes, row: int, names: Sequence[tuple[str, bool]], size: float) -> None:
-    """Side by side over the width of a row."""
     for column, (name, done) in enumerate(names):
         _box(axes, column * WIDTH / len(names), row, WIDTH / len(names), name, done, size)
 

@@ -33,5 +33,4 @@ class Lesson(InCell):
 
 
 def lesson() -> Lesson:
-    """The scenes of `make show`."""
     return Lesson()

@@ -78,7 +78,6 @@ def is_empty(function: FunctionType) -> bool:
 
 
 def usable(name: str, piece: Any) -> Any:
-    """The piece where it is right, else the ready one."""
     return READY[name] if wrong_with(name, piece) else piece
 
 
@@ -121,7 +120,6 @@ def _write(pieces: dict[str, str]) -> None:
 
 
 def sources() -> dict[str, str]:
-    """The source of each piece in the file."""
     if not Path(FILE).is_file():
         return {}
     found = re.split(r"^# piece: (\w+)\n", Path(FILE).read_text(encoding="utf-8"), flags=re.MULTILINE)

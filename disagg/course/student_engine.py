@@ -69,7 +69,6 @@ class Hops(VirtualClock):
         self.down.put(request, layer, takes)
 
     def read(self, request: int, layer: int) -> Any:
-        """Its K/V on the prefill device."""
         return request, layer
 
     def land(self, request: int, layer: int, data: Any) -> None:

@@ -100,10 +100,7 @@ class BlockMonitor:
         self._batch_of = {batch.pool: batch for batch in self.batches.values()}
         self._ended: dict[int, None] = {}  # ended requests that still hold blocks
 
-    # ---- moves -------------------------------------------------------------------------------------------------------
-
     def moved(self, move: BlockMove) -> None:
-        """Blocks of one owner change state."""
         pool, state, owner, blocks = move.pool, move.state, move.owner, move.blocks
         size = self.sizes.get(pool, 0)
         if state not in CHANGES or (state == FREE) != (owner is None):
@@ -131,7 +128,6 @@ class BlockMonitor:
                 self.holds.setdefault(owner, {}).setdefault(pool, {})[block] = None
 
     def owner(self, pool: str, blocks: tuple[int, ...]) -> int | None:
-        """The owner of the first block."""
         owners = self._owner.get(pool, ())
         return owners[blocks[0]] if blocks and 0 <= blocks[0] < len(owners) else None
 
@@ -151,8 +147,6 @@ class BlockMonitor:
         in_step = batch is not None and owner is not None and batch.uses(owner, block)
         return f"step {batch.steps[0]} uses" if batch is not None and in_step else ""
 
-    # ---- users -------------------------------------------------------------------------------------------------------
-
     def own(self, what: str, request: int, pool: str, blocks: Iterable[int]) -> None:
         """Checks the blocks that a command names: the request owns each, and none comes twice."""
         owners, size, blocks = self._owner[pool], self.sizes[pool], tuple(blocks)
@@ -165,20 +159,16 @@ class BlockMonitor:
                 self._report("Alias" if isinstance(whose, int) else "InUse", text, request, blocks)
 
     def touch(self, pool: str, blocks: Iterable[int]) -> None:
-        """A pass or a copy starts to use these blocks."""
         touched = self._touched[pool]
         for block in blocks:
             touched[block] = touched.get(block, 0) + 1
 
     def leave(self, pool: str, blocks: Iterable[int]) -> None:
-        """The pass or the copy has ended."""
         touched = self._touched[pool]
         for block in blocks:
             touched[block] -= 1
             if not touched[block]:
                 del touched[block]
-
-    # ---- ends --------------------------------------------------------------------------------------------------------
 
     def ended(self, request: int) -> None:
         """A request has ended: its unused blocks must be freed, and no later step may include it."""
@@ -205,7 +195,6 @@ class BlockMonitor:
             self._report("Conservation", f"{pool} counts {counts}, its moves give {self.sums[pool]}", None, ())
 
     def drained(self) -> None:
-        """No request holds a block, and nothing uses one."""
         for request, pools in self.holds.items():
             for pool, blocks in pools.items():
                 self._report("Drain", f"{len(blocks)} blocks of {pool} are never given back", request, tuple(blocks))

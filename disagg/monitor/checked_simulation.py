@@ -1,16 +1,15 @@
-"""A simulation with all detectors, a shadow memory and a fault plan, over the shipped controller.
+"""A simulation with all detectors and a shadow memory, over the shipped controller.
 
-One thread, one heap, one seed. `finish` checks that every request ended once and for a reason, that tokens of requests
-without a fault are right, and that no block is held.
+One thread, one heap, one seed. `finish` checks that every request ended once and for a reason, that tokens are right,
+and that no block is held. With faults: benchmarks/robustness/faulty_simulation.py.
 Notebook: notebooks/00_start_here.ipynb.
 """
 
+import random
 from collections import Counter
 from typing import Any
 
 from disagg.monitor.block_monitor import place
-from disagg.monitor.fault_plan import FaultPlan
-from disagg.monitor.faulty_simulation import FaultySimulation
 from disagg.monitor.monitor import Monitor
 from disagg.monitor.shadow_memory import FLIPPED, Content, Memory
 from disagg.monitor.violation import InvariantViolation
@@ -19,8 +18,9 @@ from disagg.plan import events as ev
 from disagg.plan.config import Config
 from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.request import Job, Stage
+from disagg.plan.state import ControllerState
 from disagg.plan.transfer_scheduler import Copy
-from disagg.twin.simulated_engine import Speeds, WorkTimes, fake_token
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds, WorkTimes, fake_token
 
 #: A model of three layers and round costs, so that many things happen at the same instant.
 SMALL = Speeds(
@@ -38,10 +38,11 @@ LIMIT_STEPS = 30_000
 Rows = list[tuple[int, int, tuple[int, ...]]]  # of a step: request, context, blocks
 
 
-class CheckedSimulation(FaultySimulation):
-    """`seed` draws the order of simultaneous events; `faults` are what goes wrong."""
+class CheckedSimulation(SimulatedEngine):
+    """`seed` draws the order of simultaneous events; `seen` counts what happened."""
 
     may_reject = False  # may the policy reject requests without a deadline?
+    lost = 0  # notices
 
     def __init__(
         self,
@@ -49,10 +50,15 @@ class CheckedSimulation(FaultySimulation):
         speeds: WorkTimes = SMALL,
         steps_in_flight: int = 1,
         seed: int = 0,
-        faults: FaultPlan | None = None,
         record: bool = True,
     ) -> None:
-        super().__init__(config, speeds, steps_in_flight, seed, faults or FaultPlan(), record)
+        super().__init__(config, speeds, steps_in_flight, record)
+        self.log: list[tuple[int, ev.Event]] = []  # (when, event): the controller's only input
+        self.order = random.Random(seed)
+        self.jobs: dict[int, Job] = {}
+        self.hurt: dict[int, None] = {}  # requests that may fail
+        self.cancelled: dict[int, None] = {}
+        self.seen: Counter[str] = Counter()
         self.monitor = Monitor(config, layers=speeds.layers)
         self.memory = Memory(speeds.layers, self.monitor.log.block_size)
         self.state.on_move.append(self._moved)
@@ -62,6 +68,22 @@ class CheckedSimulation(FaultySimulation):
         self._changed: dict[str, None] = {}  # pools with a move in this event
         self._pools = {pool.name: pool for pool in self.state.pools()}
 
+    @property
+    def state(self) -> ControllerState:
+        return self.controller.state
+
+    @property
+    def may_stray(self) -> bool:
+        """Whether notices may tell nothing new."""
+        return False
+
+    def _tie(self) -> float:
+        return self.order.random()
+
+    def submit(self, job: Job) -> None:
+        super().submit(job)
+        self.jobs[job.id] = job
+
     def _moved(self, pool: str, state: str, owner: int | None, blocks: tuple[int, ...]) -> None:
         self._changed[pool] = None
         self.monitor.moved(pool, state, owner, blocks)
@@ -69,13 +91,10 @@ class CheckedSimulation(FaultySimulation):
             self.memory.wipe(pool, blocks)
 
     def change(self, **changes: Any) -> None:
-        """Changes settings that a running engine can change."""
         self.seen["retune"] += 1
         config = self.state.config.replace(**changes)
         self.take(ev.Retune(config))
         self.transfers.retune(config)
-
-    # ---- running -----------------------------------------------------------------------------------------------------
 
     def pass_deadline(self) -> bool:
         if not self.skip_to_deadline():
@@ -98,11 +117,9 @@ class CheckedSimulation(FaultySimulation):
         self.check_answers()
         return self
 
-    @property
-    def happened(self) -> Counter[str]:
-        """Counts of faults, rare branches and finish reasons."""
-        ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
-        return self.seen + self.state.counts + self.faults.struck + ends
+    def deliver(self, event: ev.Event) -> None:
+        if not self.controller.broken:
+            self.take(event)
 
     def take(self, event: ev.Event) -> None:
         """Gives the controller one event and runs every check after it."""
@@ -111,7 +128,8 @@ class CheckedSimulation(FaultySimulation):
                 self.memory.read_row(str(event.worker), request, context, blocks)
                 self.memory.write_row(str(event.worker), request, context, blocks)
         self.monitor.hear(self.now_ns, event)
-        super().take(event)
+        self.log.append((self.now_ns, event))
+        super().deliver(event)
         self.monitor.settle()
         self.monitor.watchdog(self.now_ns)
         if self._changed:
@@ -126,8 +144,6 @@ class CheckedSimulation(FaultySimulation):
         for record in self.state.records.values():
             for table in record.tables:
                 table.check()
-
-    # ---- commands ----------------------------------------------------------------------------------------------------
 
     def obey(self, command: cmd.Command) -> None:
         self.commands.append(command)
@@ -168,8 +184,6 @@ class CheckedSimulation(FaultySimulation):
         for join in command.joins:
             self.memory.read_row(str(command.worker), join.request, join.context, join.blocks)
 
-    # ---- copies ------------------------------------------------------------------------------------------------------
-
     def start_copy(self, lane: LaneName) -> Copy | None:
         if lane.role is LaneRole.DOWN and self.transfers.waiting(lane) and not self.transfers.ring.available:
             self.seen["ring full"] += 1
@@ -178,7 +192,17 @@ class CheckedSimulation(FaultySimulation):
             self.carried[copy] = self._read(copy)
         return copy
 
-    def _land(self, copy: Copy, fault: str | None) -> None:
+    def land(self, copy: Copy) -> None:
+        self.carry(copy)
+        super().land(copy)
+        self.check_ring()
+
+    def check_ring(self) -> None:
+        if self.transfers.ring.total:
+            self.transfers.ring.check()
+
+    def carry(self, copy: Copy, fault: str | None = None) -> None:
+        """What the copy has read comes to its target; the source still holds it."""
         carried = self.carried.pop(copy)
         assert carried == self._read(copy), f"{copy.lane}: the source changed under {copy}"
         for (index, layer), held in carried.items():
@@ -186,9 +210,6 @@ class CheckedSimulation(FaultySimulation):
             assert held is not None and held[:2] == wanted, f"{copy.lane} carries {held} as {wanted}, layer {layer}"
             if fault != "fail":
                 self.memory.write(_target_of(copy, index), layer, FLIPPED if fault == "flip" else held)
-        super()._land(copy, fault)
-        if self.transfers.ring.total:
-            self.transfers.ring.check()
 
     def _read(self, copy: Copy) -> dict[tuple[int, int], Content | None]:
         """Contents of the source by index of a block in the copy and by layer."""
@@ -198,8 +219,6 @@ class CheckedSimulation(FaultySimulation):
             for index, block in enumerate(copy.blocks)
             for layer in range(copy.layer, copy.layer_end)
         }
-
-    # ---- at the end --------------------------------------------------------------------------------------------------
 
     def check_drained(self) -> None:
         """Checks that nothing is held, runs or waits, and that every request ended once."""
@@ -215,8 +234,7 @@ class CheckedSimulation(FaultySimulation):
         """Checks tokens against the fake model's; only requests with a fault or a cancel may end early."""
         strays, anomalies = self.monitor.strays, self.state.counts["anomalies"]
         assert anomalies == strays, f"{anomalies} anomalies, {strays} strays"
-        noticed = [name for name in self.faults.struck if name.startswith("notice")]
-        assert not strays or noticed, f"{strays} notices were strays, and no fault was injected"
+        assert not strays or self.may_stray, f"{strays} notices were strays, and no fault was injected"
         assert self.state.counts["padding_mismatches"] == 0
         for index in self.jobs:
             self._check_answer(index)

@@ -55,8 +55,6 @@ class Injection(Seams):
         with self._moved:
             return self.plan.strike(kind)
 
-    # ---- seams -------------------------------------------------------------------------------------------------------
-
     def post(self, event: ev.Event) -> None:
         arriving = [event]
         if isinstance(event, ev.Landed) and self.strike("landing") == "lose":
@@ -78,7 +76,6 @@ class Injection(Seams):
             self._moved.notify_all()
 
     def work(self, command: Prefill | Decode) -> None:
-        """Before a pass or a step."""
         if self.strike("worker") == "die":
             raise Died("the plan ends this worker")
         self._working.command = command

@@ -1,14 +1,13 @@
 """A fault plan: the nth event of a kind, and the fault that happens to it.
 
-    FaultPlan({("copy", 3): "fail", ("notice", 7): "twice"})        # the third copy, the seventh notice
-    FaultPlan.drawn(seed, kinds=("copy", "notice late"), rate=0.05)  # random, equal for equal seeds
+    FaultPlan({("copy", 3): "fail", ("notice", 7): "twice"})  # the third copy, the seventh notice
 
 Notebook: notebooks/00_start_here.ipynb.
 """
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from disagg.monitor.seams import Seams
@@ -37,47 +36,23 @@ class FaultPlan:
     def __init__(self, strikes: Mapping[tuple[str, int], str] | None = None) -> None:
         self.strikes = dict(strikes or {})
         for (kind, number), fault in self.strikes.items():
-            _faults_of(f"{kind} {fault}")
+            faults_of(f"{kind} {fault}")
             if number < 1:
                 raise ConfigError(f"events of a kind are counted from 1; got ({kind!r}, {number})")
         self.counts: Counter[str] = Counter()  # events so far, by kind
         self.struck: Counter[str] = Counter()  # "kind fault" → how often
-        self._rates: dict[str, dict[str, float]] = {}
-        self._dice = random.Random(0)
-        self._most: int | None = None
-
-    @classmethod
-    def drawn(
-        cls, seed: int, kinds: Iterable[str] | Mapping[str, float], rate: float = 0.05, most: int | None = None
-    ) -> "FaultPlan":
-        """A random plan: each event of these kinds ("copy": all its faults; "copy fail": one) has a fault with this
-        probability, or with its kind's own, up to `most` faults."""
-        plan = cls()
-        for name, chance in (kinds if isinstance(kinds, Mapping) else dict.fromkeys(kinds, rate)).items():
-            for fault in _faults_of(name):
-                plan._rates.setdefault(name.split()[0], {})[fault] = chance
-        plan._dice, plan._most = random.Random(seed), most
-        return plan
+        self.dice = random.Random(0)
 
     def strike(self, kind: str) -> str | None:
         """Counts an event; returns its fault, or None."""
         self.counts[kind] += 1
-        fault = self.strikes.get((kind, self.counts[kind])) if self.strikes else None
-        if fault is None and kind in self._rates:
-            fault = self._draw(self._rates[kind])
-        if fault is not None:
+        if (fault := self.fault_of(kind)) is not None:
             self.struck[f"{kind} {fault}"] += 1
-            if self._most is not None and self.struck.total() >= self._most:
-                self.stop()
         return fault
 
-    def _draw(self, rates: dict[str, float]) -> str | None:
-        die = self._dice.random()
-        for fault, rate in rates.items():
-            if die < rate:
-                return fault
-            die -= rate
-        return None
+    def fault_of(self, kind: str) -> str | None:
+        """What happens to the event of this kind that was counted last."""
+        return self.strikes.get((kind, self.counts[kind]))
 
     def injection(self, put: Callable[[ev.Event], None]) -> Seams:
         """This plan's seams for a real engine; `put` puts events into the engine's inbox."""
@@ -87,17 +62,14 @@ class FaultPlan:
 
     def pick(self, among: list[Picked]) -> Picked:
         """A random choice of what a fault affects, by the plan's seed."""
-        return self._dice.choice(among)
-
-    def stop(self) -> None:
-        self.strikes, self._rates = {}, {}
+        return self.dice.choice(among)
 
     @property
     def quiet(self) -> bool:
-        return not self.strikes and not self._rates
+        return not self.strikes
 
 
-def _faults_of(name: str) -> tuple[str, ...]:
+def faults_of(name: str) -> tuple[str, ...]:
     kind, _, fault = name.partition(" ")
     if kind not in FAULTS:
         raise ConfigError(f"no kind of event is called {kind!r}; known: {', '.join(FAULTS)}")

@@ -24,14 +24,12 @@ class LogView:
         self.finals: list[RequestView] = []  # requests whose prefill this event ended
 
     def carried_of(self, view: RequestView) -> Carried | None:
-        """The request's transfer if it is open."""
         return None if view.transfer is None else self.transfers.open.get(view.transfer)
 
     def begin(self, *what: object) -> None:
         self.waiting.begun[what] = self.now_ns
 
     def complete(self, carried: Carried, view: RequestView) -> None:
-        """All blocks of a transfer have landed."""
         self.close(carried)
         view.since_ns = self.now_ns
         if carried.target == "host":

@@ -27,8 +27,6 @@ MOST_REQUESTS = 10  # of a world
 
 
 class World(NamedTuple):
-    """What a simulation starts from."""
-
     preset: str
     settings: dict[str, Any]
     jobs: tuple[Job, ...]

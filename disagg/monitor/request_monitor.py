@@ -9,8 +9,6 @@ from disagg.plan.request import LEGAL_MOVES, Finish, Job, Stage
 
 @dataclass(eq=False)
 class RequestView:
-    """An open request, as the log shows it."""
-
     job: Job
     since_ns: int  # since its last change
     given: int = 0  # tokens emitted

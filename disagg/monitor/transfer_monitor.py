@@ -12,8 +12,6 @@ NAMED = 4
 
 @dataclass(eq=False)
 class Carried:
-    """An open transfer, as the log shows it."""
-
     id: int
     route: str
     request: int
@@ -46,8 +44,6 @@ class TransferMonitor:
         self._layers, self._blocks, self._report = layers, blocks, report
         self.open: dict[int, Carried] = {}
         self._last_id = 0  # ids only grow: one up to this was used
-
-    # ---- commands ----------------------------------------------------------------------------------------------------
 
     def send(self, command: cmd.Send) -> Carried:
         """Blocks are sent: in order, at most those that are due, under a new id."""
@@ -96,8 +92,6 @@ class TransferMonitor:
             self._report("Ledger", f"transfer {number} {what} after its end, or before its start")
         return self.open[number]
 
-    # ---- notices -----------------------------------------------------------------------------------------------------
-
     def landed(self, event: ev.Landed) -> bool:
         """Adds parts to the set landed; False if none is new."""
         carried = self.open.get(event.transfer)
@@ -126,7 +120,6 @@ class TransferMonitor:
         return True
 
     def check_sent(self, carried: Carried) -> None:
-        """All blocks that are due must have been sent."""
         if len(carried.blocks) != carried.due:
             text = f"transfer {carried.id} has sent {len(carried.blocks)} of {carried.due} blocks, and calls that all"
             self._report("Landing", text, carried.request, tuple(carried.blocks))
@@ -141,7 +134,6 @@ class TransferMonitor:
             self._report("Landing", f"{what} without {missing}", carried.request, carried.target_blocks)
 
     def close(self, carried: Carried) -> None:
-        """All copies of the transfer have ended."""
         del self.open[carried.id]
         if not carried.source_read:
             self._blocks.leave(carried.source, carried.blocks)

@@ -34,7 +34,6 @@ def _put(out: bytearray, value: int) -> None:
 
 
 def look() -> list[dict[str, str]]:
-    """The words, colour and hatch of each kind of span."""
     return [
         {"kind": kind, "name": name, "colour": COLOURS[name], "hatch": HATCHES[name], "words": LEGEND[name]}
         for kind, name in COLOUR_OF.items()

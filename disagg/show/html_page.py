@@ -14,9 +14,10 @@ from html import escape
 from pathlib import Path
 
 from disagg.plan.errors import EngineError
-from disagg.show.columns import SpanColumns, flow_columns, look
+from disagg.show.columns import flow_columns, look
 from disagg.show.plots.palette import COLOURS
-from disagg.show.plots.summaries import milliseconds, numbers_of, sentence
+from disagg.show.plots.summaries import milliseconds, sentence
+from disagg.show.scene import spans_of
 from disagg.trace.files import whole
 from disagg.trace.receipts import NAMES, WORKS, Receipt
 from disagg.trace.results import Result, Run
@@ -33,7 +34,6 @@ OTHER = "#888888"
 
 
 def to_html(run: Run, path: str | os.PathLike[str]) -> Path:
-    """Writes the page, whole or not at all. FileError if it can't."""
     path = Path(path)
     with whole(path) as file:
         file.write(page(run).encode("utf-8", "replace"))
@@ -81,10 +81,7 @@ def _checksum(text: str) -> str:
 
 
 def _data(run: Run) -> Iterable[str]:
-    numbers, timeline = numbers_of(run), run.timeline
-    spans = SpanColumns(timeline.start_ns, numbers)
-    spans.add(timeline.spans)
-    header, columns = spans.chunk()
+    header, columns = spans_of(run)
     flow, (flows, moves) = flow_columns(run)
     data = json.dumps({"look": look(), "header": header, "flow": flow}).replace("<", "\\u003c")
     yield f'<script type="application/json" id="data">{data}</script>'

@@ -14,7 +14,6 @@ from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import plural, row_names
 from disagg.show.plots.timeline_plot import RunView, time_axis
 from disagg.show.validate import Compared
-from disagg.trace.results import Run
 from disagg.trace.spans import Span
 
 TALL = 0.42  # of a row, for each of the two
@@ -24,19 +23,22 @@ WORDS = {
 }  # fmt: skip
 
 
-def overlay_picture(compared: Compared, *, times: bool = True, projector: bool = False) -> Picture:
-    """Both runs of a workload. `times=False` keeps measured times out of the finding."""
-    size, rows = draw.font_size(projector), row_names(compared.real.timeline)
-    figure = draw.figure(1.1 + 0.055 * size * len(rows), projector)
+def overlay_picture(compared: Compared) -> Picture:
+    """Both runs of a workload."""
+    size, rows = draw.FONT_PT, row_names(compared.real.timeline)
+    figure = draw.blank(1.1 + 0.055 * size * len(rows))
     axes = draw.room(figure, 0.115 * size, 0.62, 0.38)
-    window = (0.0, max(1e-3, *(_ms(run, run.timeline.end_ns) for run in (compared.real, compared.twin))))
+    views = [RunView(run, None) for run in (compared.real, compared.twin)]
+    window = (0.0, max(1e-3, *(view.end_ms for view in views)))
     axes.set_xlim(window)
     y = {place: -row for row, place in enumerate(rows)}
-    for run, shift in ((compared.real, TALL / 2), (compared.twin, -TALL / 2)):
+    for view, shift in zip(views, (TALL / 2, -TALL / 2), strict=True):
+        shifted = {place: middle + shift for place, middle in y.items()}
         for kind in dict.fromkeys(COLOUR_OF.values()):
-            spans = [span for span in run.timeline.spans if COLOUR_OF[span.kind] == kind and span.place in y]
+            spans = [span for span in view.run.timeline.spans if COLOUR_OF[span.kind] == kind and span.place in y]
             if spans:
-                boxes, look = _boxes(run, spans, y, shift, window), _look(spans, window, shift < 0)
+                boxes, _ = view.boxes(spans, shifted, TALL, (window[1] - window[0]) / 600)
+                look = _look(spans, window, shift < 0)
                 axes.add_collection(PolyCollection(boxes, facecolors=COLOURS[kind], **look))
     axes.hlines(list(y.values()), *window, color=INK, linewidth=0.6)
     draw.rows(axes, rows.values())
@@ -46,24 +48,15 @@ def overlay_picture(compared: Compared, *, times: bool = True, projector: bool =
     patches = [Patch(color=COLOURS[kind], label=words) for kind, words in LEGEND.items() if kind in kinds]
     patches.append(Patch(facecolor="#888888", edgecolor="white", hatch="////", label="predicted (hatched or pale)"))
     figure.legend(handles=patches, loc="upper right", ncols=len(patches), fontsize=size, frameon=False)
-    finding = in_words(compared) if times else f"{_subject(compared)}, measured and predicted."
+    finding = in_words(compared)
     return Picture(figure, f"Two timelines on one axis, row by row: {finding}", finding)
 
 
 def in_words(compared: Compared) -> str:
-    """The twin's error of each figure, in words."""
     units = {"H": "points"}
     parts = [f"{WORDS[name]} {error:.0f} {units.get(name, '%')}" for name, error in compared.errors().items()]
-    return f"{_subject(compared)}; the twin is off by {', '.join(parts)}."
-
-
-def _subject(compared: Compared) -> str:
     name, count = compared.name, plural(len(compared.real.results), "request")
-    return f"{name[:1].upper()}{name[1:]}: {count}"
-
-
-def _ms(run: Run, at_ns: int) -> float:
-    return (at_ns - run.timeline.start_ns) / 1e6
+    return f"{name[:1].upper()}{name[1:]}: {count}; the twin is off by {', '.join(parts)}."
 
 
 def _look(spans: list[Span], window: tuple[float, float], predicted: bool) -> dict[str, Any]:
@@ -74,12 +67,3 @@ def _look(spans: list[Span], window: tuple[float, float], predicted: bool) -> di
     if predicted:
         return draw.look(edgecolors=FAINT, linewidths=0.4, hatch="////", alpha=0.75)
     return draw.look(edgecolors="white", linewidths=0.4)
-
-
-def _boxes(run: Run, spans: list[Span], y: dict[str, int], shift: float, window: tuple[float, float]) -> Any:
-    """Boxes at least a six-hundredth of the window wide."""
-    starts = np.array([_ms(run, span.start_ns) for span in spans])
-    widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], (window[1] - window[0]) / 600)
-    middles, view = np.array([y[span.place] + shift for span in spans]), RunView(run, None)
-    lows = middles - TALL / 2 + TALL * 2 / 3 * np.array([view.rides(span) for span in spans])
-    return draw.boxes(starts, starts + widths, lows, middles + TALL / 2)

@@ -65,8 +65,6 @@ class Ask(InCell):
     def __repr__(self) -> str:
         return f"Ask the model: a box with a question and a button Ask; an answer has {self._tokens} tokens."
 
-    # ---- one thread ------------------------------------------------------------------------------------------------
-
     def _begin(self, work: Any) -> Joinable:
         thread = Joinable(target=work, name="disagg ask")
         thread.start()

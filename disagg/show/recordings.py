@@ -47,7 +47,6 @@ def staged_file(dial: float | str) -> str:
 
 
 def split_file(sms: int | str) -> str:
-    """`sms` are those of decode."""
     return f"gpu_split_{sms}.jsonl.gz"
 
 

@@ -30,8 +30,6 @@ class Followed(Protocol):
 
 
 class Serving:
-    """`engine.serve` in another thread."""
-
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self.engine, self._requests = engine, requests
         self._over = threading.Event()
@@ -114,14 +112,10 @@ def follow(serving: Followed, engine: Engine, show: Callable[[Run], object], eve
 
 
 def so_far(engine: Engine, seen: dict[int, Result]) -> Run:
-    """The run that is under way, as it is now."""
     timeline = engine.recorder.timeline
     lists = {name: list(entries) for name, entries in timeline.records().items()}
     now = Timeline(lists["span"], timeline.start_ns, lists["mark"], lists["move"], timeline.devices, timeline.sizes)
     return Run(engine.config, [seen[number] for number in sorted(seen)], now)
-
-
-# ---- the answers -----------------------------------------------------------------------------------------------------
 
 
 def text_lines(results: list[Result], at_ns: int, decode: Decode) -> tuple[str, ...]:

@@ -45,7 +45,6 @@ def row(*widgets: ipywidgets.Widget) -> ipywidgets.HBox:
 
 
 def parts_of(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
-    """A widget after all of its children."""
     for child in getattr(widget, "children", ()):
         yield from parts_of(child)
     yield widget

@@ -140,8 +140,6 @@ class Reader:
             case "result":
                 self._result(row)
 
-    # ---- line by line ------------------------------------------------------------------------------------------------
-
     def _open(self, row: Row) -> None:
         if row.pop(FORMAT, None) != "recording":
             raise FileError("it does not begin as a recording of disagg")

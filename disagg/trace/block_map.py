@@ -123,26 +123,6 @@ class PageMap:
                 found.append(Visit(pool, start, end, _most_at_once(s for s in here if start <= s.start_ns < end)))
         return sorted(found, key=lambda visit: visit.start_ns)
 
-    def check(self) -> None:
-        """Conservation: no block changes hands but through free, and each has one state; raises AssertionError."""
-        now: dict[tuple[str, int], tuple[str, int | None]] = {}
-        for move in self.moves:
-            for block in move.blocks:
-                state, owner = now.get((move.pool, block), (FREE, None))
-                stolen = owner is not None and move.owner not in (owner, None)
-                if stolen or (move.state == FREE) != (move.owner is None):
-                    raise AssertionError(
-                        f"{move.pool}: at {move.at_ns} ns block {block}, {state} and owned by {owner}, "
-                        f"becomes {move.state} and owned by {move.owner}"
-                    )
-                if move.state == FREE == state:
-                    raise AssertionError(f"{move.pool}: at {move.at_ns} ns block {block} is freed twice")
-                now[move.pool, block] = move.state, move.owner
-        for pool, size in self.sizes.items():
-            for at_ns, counts in self.counts(pool):
-                if sum(counts.values()) != size or min(counts.values()) < 0:
-                    raise AssertionError(f"{pool}: at {at_ns} ns {counts} are not {size} blocks")
-
 
 def decisions(results: Iterable[Result], choices: Iterable[Choice]) -> list[Decision]:
     """Each choice with the instant at which its request left RUNNING or LANDED for it, in order."""

@@ -80,7 +80,6 @@ class Flow:
         return prefills + [f"decode {i}" for i in range(config.decode_workers)]
 
     def prefills(self, worker: str) -> bool:
-        """Does it prefill in this run?"""
         return worker in self._prefills
 
     @property

@@ -52,8 +52,6 @@ class Trace:
         yield from self._names()
         yield from sorted(body, key=lambda event: event["ts"])
 
-    # ---- where -------------------------------------------------------------------------------------------------------
-
     def _lay_out(self) -> dict[int, tuple[int, int]]:
         """(pid, tid) of each span by its rank; one that overlaps another of its place gets a second thread."""
         found: dict[int, tuple[int, int]] = {}
@@ -89,8 +87,6 @@ class Trace:
     def _at(self, ns: int) -> float:
         return microseconds(ns - self.origin_ns)
 
-    # ---- slices ------------------------------------------------------------------------------------------------------
-
     def _slice(self, name: str, kind: str, where: tuple[int, int], start_ns: int, end_ns: int, **args: object) -> Event:
         pid, tid = where
         times = {"ts": self._at(start_ns), "dur": microseconds(end_ns - start_ns)}
@@ -121,8 +117,6 @@ class Trace:
                 pid, tid = self._thread(QUEUES, "counters")
                 at = {"ts": self._at(mark.at_ns), "pid": pid, "tid": tid}
                 yield {"ph": "C", "name": mark.name, **at, "args": {"value": mark.value}}
-
-    # ---- arrows ------------------------------------------------------------------------------------------------------
 
     def _arrows(self) -> Iterator[Event]:
         """From a layer's slice to each copy of its K/V; both ends in the last ns of their slice."""

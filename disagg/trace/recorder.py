@@ -77,7 +77,6 @@ class Recorder:
 
     @property
     def on(self) -> bool:
-        """Is anything kept?"""
         return bool(self._kept)
 
     @property

@@ -67,7 +67,6 @@ class Result:
 
     @property
     def recorded(self) -> bool:
-        """Were its spans kept?"""
         return self.timeline is not None
 
     def meets(self, ttft_limit_s: float | None, tpot_limit_s: float | None) -> bool:

@@ -61,7 +61,6 @@ class Difference:
 
     @property
     def differing(self) -> tuple[RequestDifference, ...]:
-        """Requests with other tokens."""
         return tuple(request for request in self.requests if request.differs_at is not None)
 
     @property

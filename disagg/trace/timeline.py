@@ -168,6 +168,5 @@ class Timeline:
 
 
 def _first(copies: list[Span]) -> list[Span]:
-    """Those of the first hand-off."""
     first = min((s.transfer for s in copies), default=0)
     return [s for s in copies if s.transfer == first]

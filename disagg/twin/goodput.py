@@ -126,7 +126,6 @@ class Goodput:
 
     @property
     def where(self) -> str:
-        """The rates that were searched, in words."""
         rates, slo = [probe.per_s for probe in self.probes], self.slo
         return (
             f"looked for at {len(rates)} rates from {min(rates):.3g} to {max(rates):.3g} a second with {self.requests} "

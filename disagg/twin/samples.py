@@ -25,8 +25,6 @@ class PassSample(NamedTuple):
 
 
 class StepSample(NamedTuple):
-    """A decode step."""
-
     rows: int
     tokens: int  # whose K/V it reads, padding and the new ones included
     seconds: float
@@ -82,7 +80,6 @@ def steps(run: Run, pads: bool) -> list[StepSample]:
 
 
 def copies(run: Run) -> list[CopySample]:
-    """Copies of hand-offs, spills and fetches."""
     return [
         CopySample(span.place, span.nbytes, (span.busy_end_ns - span.start_ns) / 1e9)
         for span in run.timeline.spans

@@ -39,7 +39,6 @@ class Candidate:
 
     @property
     def arrangement(self) -> str:
-        """The work of each device, in words."""
         config = self.config
         if config.colocated:
             return "one for both" if config.decode_workers == 1 else f"{config.decode_workers}, each for both"
@@ -50,7 +49,6 @@ class Candidate:
 
 
 def in_words(place: str, arrangement: str, config: Config) -> str:
-    """An arrangement with the settings that are tried."""
     words = f"{place}, {arrangement}: chunks of {config.chunk_tokens:,}, {config.max_batch} rows a step"
     if config.colocated:
         return words
@@ -89,7 +87,6 @@ def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
 
 
 def colocated(base: Config, hardware: Hardware) -> Candidate:
-    """The colocated arrangement: every device does both."""
     alone = {"decode_device": base.prefill_device} if hardware.count == 1 else {}
     both = base.replace(prefill_workers=0, decode_workers=hardware.count, route="bulk", **alone)
     return Candidate(both, hardware)
@@ -108,7 +105,6 @@ def starts(candidate: Candidate) -> list[Candidate]:
 
 
 def settings(candidate: Candidate) -> Iterator[list[dict[str, Any]]]:
-    """The changes of each setting of an arrangement."""
     config = candidate.config
     yield [{"chunk_tokens": tokens} for tokens in CHUNKS if tokens % (config.block_size or 1) == 0]
     yield [{"max_batch": rows} for rows in BATCHES]

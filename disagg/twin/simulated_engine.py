@@ -116,7 +116,6 @@ class SimulatedEngine(SimulatedLanes):
         self.at(job.arrival_ns, self.deliver, ev.Submit(job))
 
     def retune(self, config: Config) -> None:
-        """Changes settings that a running engine can change."""
         self.controller.check_live(config)
         self.deliver(ev.Retune(config))
 

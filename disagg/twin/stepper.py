@@ -1,7 +1,7 @@
-"""Steps through the controller's decisions, forward and back, under the virtual clock.
+"""The controller's decisions under the virtual clock, one event at a time.
 
     stepper = Stepper(Config.preset("paged", decode_blocks=12), requests)
-    stepper.step().why  # in words: the rules that fired, and the numbers they compared
+    stepper.at(7).why  # in words: the rules that fired, and the numbers they compared
 
 Moments are computed one window at a time from a copy of the simulation; going back computes a window again.
 """
@@ -39,11 +39,6 @@ class Moment:
     commands: tuple[str, ...]
     state: dict[str, Any]
 
-    def __str__(self) -> str:
-        lines = [f"{self.number}. at {self.at_ns / 1e6:.1f} ms: {self.event}"]
-        lines += [f"   because {why}" for why in self.why] + [f"   → {command}" for command in self.commands]
-        return "\n".join(lines)
-
 
 class SteppedEngine(SimulatedEngine):
     """Keeps a moment of each event if `moments` is a list."""
@@ -68,10 +63,10 @@ class SteppedEngine(SimulatedEngine):
 
 
 class Stepper:
-    """One moment of a simulated run; `step`, `back` and `go` move it, `fork` tries other settings from it on."""
+    """The moments of a simulated run, from 0 on."""
 
-    def __init__(self, config: Config, requests: Sequence[Request], speeds: Speeds | None = None) -> None:
-        self._arguments = config, list(requests), speeds or Speeds()
+    def __init__(self, config: Config, requests: Sequence[Request]) -> None:
+        self._arguments = config, list(requests), Speeds()
         simulation = simulation_of(SteppedEngine, *self._arguments)
         simulation.recorder.begin(0, record=False)
         simulation.delivered = 0  # the probe before the first request is no moment
@@ -84,14 +79,9 @@ class Stepper:
                 self._copies[simulation.delivered] = copy.deepcopy(simulation)
             running = simulation.step()
         self.length = simulation.delivered
-        self.position = 0
 
     def __len__(self) -> int:
         return self.length
-
-    @property
-    def moment(self) -> Moment:
-        return self.at(self.position)
 
     def at(self, number: int) -> Moment:
         if not self.length:
@@ -103,31 +93,11 @@ class Stepper:
         start = max(first for first in self._copies if first <= number)
         return self._window(start)[number - start]
 
-    def step(self, count: int = 1) -> Moment:
-        """Moves on by `count` moments, at most to the last."""
-        return self.go(min(self.position + count, self.length - 1))
-
-    def back(self, count: int = 1) -> Moment:
-        """Moves back by one moment, at most to the first."""
-        return self.go(max(self.position - count, 0))
-
-    def go(self, number: int) -> Moment:
-        moment = self.at(number)
-        self.position = number
-        return moment
-
     def run(self) -> Run:
-        return _finish(simulation_of(SteppedEngine, *self._arguments))
-
-    def fork(self, at: int | None = None, config: Config | None = None, **changes: Any) -> tuple[Run, Run]:
-        """Both runs from a moment on: unchanged, and with other settings (those of `engine.retune`)."""
-        at = self.position if at is None else at
-        self.at(at)
+        """The whole of it."""
         simulation = simulation_of(SteppedEngine, *self._arguments)
-        while simulation.delivered <= at:
-            simulation.step()
-        simulation.retune((config or simulation.controller.state.config).replace(**changes))
-        return self.run(), _finish(simulation)
+        simulation.run()
+        return simulation.so_far()
 
     def _window(self, start: int) -> list[Moment]:
         if start not in self._windows:
@@ -140,11 +110,6 @@ class Stepper:
                 del self._windows[next(iter(self._windows))]
             self._windows[start] = simulation.moments
         return self._windows[start]
-
-
-def _finish(simulation: SimulatedEngine) -> Run:
-    simulation.run()
-    return simulation.so_far()
 
 
 def state_of(simulation: SimulatedEngine) -> dict[str, Any]:

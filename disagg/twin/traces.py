@@ -80,8 +80,6 @@ def scaled(arrivals: list[Arrival], lengths: float = 1.0, rate: float = 1.0) -> 
     return [scale(arrival) for arrival in arrivals]
 
 
-# ---- formats ---------------------------------------------------------------------------------------------------------
-
 Rows = Iterator[tuple[int, Arrival]]  # line number, and an arrival in seconds from any origin
 
 

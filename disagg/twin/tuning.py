@@ -17,14 +17,12 @@ from typing import Any
 
 from disagg.plan.checks import is_number, short
 from disagg.plan.config import Config
-from disagg.plan.errors import ConfigError, FileError, RequestError
-from disagg.trace.archive import config_from, config_row
-from disagg.trace.results import Run
+from disagg.plan.errors import ConfigError, RequestError
+from disagg.trace.archive import config_row
 from disagg.twin.goodput import FARTHEST, Goodput, Load, Probe, Slo, TooShort, goodput
 from disagg.twin.hardware import Hardware
 from disagg.twin.model_shapes import vocab_of
 from disagg.twin.search_space import Candidate, arrangements, base_of, in_words, settings, starts
-from disagg.twin.simulate import simulate
 from disagg.twin.traces import Arrival
 
 Prices = float | Mapping[str, float] | None  # of a device-hour: one for all, or by name
@@ -48,7 +46,7 @@ class Trial:
 
     @property
     def row(self) -> dict[str, Any]:
-        """As JSON values; `trial_of` reads them back."""
+        """As JSON values."""
         return {**vars(self), "config": config_row(self.config), "probes": [list(probe) for probe in self.probes]}
 
     @property
@@ -58,22 +56,12 @@ class Trial:
 
     @property
     def words(self) -> str:
-        """The arrangement and its relevant settings, in words."""
         return in_words(self.hardware, self.arrangement, self.config)
-
-
-def trial_of(row: Mapping[str, Any]) -> Trial:
-    """A trial from a row of a file; FileError if it is none."""
-    try:
-        probes = tuple(Probe(*map(float, probe)) for probe in row["probes"])
-        return Trial(**{**row, "config": config_from(row["config"]), "probes": probes})
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"a trial's row can't be read: {str(error)[:200]}") from None
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials, in the order of the search; each can be run again."""
+    """All trials, in the order of the search."""
 
     load: Load
     slo: Slo
@@ -110,11 +98,6 @@ class Tuning:
     @property
     def simulations(self) -> int:
         return sum(len(trial.probes) for trial in self.trials)
-
-    def rerun(self, trial: Trial, per_s: float | None = None) -> Run:
-        """The run behind a trial, or another of its probes: the same attainment again."""
-        rate = per_s or trial.per_s or trial.probes[-1].per_s
-        return simulate(trial.config, self.load.at(rate), hardware=trial.hardware)
 
 
 def tune(

@@ -60,8 +60,6 @@ def _whole(config: Mapping[str, Any], name: str, otherwise: int | None = None) -
 
 
 class PeakRates(Protocol):
-    """A device's peak rates, a second."""
-
     @property
     def flops_per_s(self) -> float: ...
     @property
@@ -69,8 +67,6 @@ class PeakRates(Protocol):
 
 
 class Work(NamedTuple):
-    """FLOPs and bytes of one pass or step."""
-
     flops: int
     nbytes: int
 

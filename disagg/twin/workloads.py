@@ -164,11 +164,7 @@ def _check_seconds(name: str, value: Any) -> None:
         raise RequestError(f"{name} must be seconds, above 0; got {short(value)}")
 
 
-# ---- prompts with common prefixes ------------------------------------------------------------------------------------
-
-
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """The length of the common prefix."""
     shorter = min(len(one), len(other))
     if one[:shorter] == other[:shorter]:
         return shorter

@@ -192,7 +192,6 @@ class BugOutcome:
 
     @property
     def caught_by(self) -> str | None:
-        """The detector that raised."""
         return None if self.breach is None else self.breach.detector
 
     @property
@@ -328,5 +327,4 @@ ALL = (
 
 
 def bugs() -> dict[str, Bug]:
-    """All ten, by name."""
     return {one.name: one for one in ALL}

@@ -42,7 +42,6 @@ class Mystery:
 
     @property
     def run(self) -> Run | None:
-        """For the pictures."""
         return self.found.run
 
     def __str__(self) -> str:
@@ -59,14 +58,12 @@ def mystery(letter: str) -> Mystery:
 
 
 def case_of(letter: str) -> str:
-    """The bug's name."""
     if letter.upper() not in CASES:
         raise ValueError(f"there is no case {letter!r}; there are {', '.join(CASES)}")
     return CASES[letter.upper()]
 
 
 def solved(letter: str, given: Callable) -> bool:
-    """Is this the answer to the case?"""
     return exercises()[f"case_{letter.lower()}"].verdict(given)[0]
 
 

@@ -91,8 +91,6 @@ class Ways(FirstCome):
 
 
 class LabWorld(SimulatedEngine):
-    """A world that does to its requests what the scene says."""
-
     def __init__(self, scene: Simulated, watched: bool, seed: int | None) -> None:
         self._dice = None if seed is None else random.Random(seed)
         ahead = scene.steps_in_flight if self._dice is None else self._dice.choice((1, 2))
@@ -181,7 +179,6 @@ class Listener:
 
 
 def raise_digest(error: str) -> Never:
-    """Raises a violation for a checksum that differs."""
     raise InvariantViolation("Digest", error, None, (), ())
 
 

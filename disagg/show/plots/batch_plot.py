@@ -18,7 +18,7 @@ from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import numbers_of, plural, why_none
-from disagg.trace.batch_history import ENDS, BatchRow, BatchStep, batch_steps, padding_of
+from disagg.trace.batch_history import BatchRow, BatchStep, batch_steps, padding_of
 from disagg.trace.results import Run
 
 #: Shades of decode's colour for neighbouring bins; they differ in greyscale too.
@@ -37,16 +37,16 @@ BAR_IN = 0.024  # of one row's bar, by points of the font
 BETWEEN = 0.5  # bins, in heights of a bar
 
 
-def batches_picture(run: Run, *, times: bool = True, projector: bool = False) -> Picture:
+def batches_picture(run: Run) -> Picture:
     """Steps to the right, a panel a decode worker."""
-    size, steps = draw.font_size(projector), batch_steps(run)
+    size, steps = draw.FONT_PT, batch_steps(run)
     workers = sorted({step.worker for step in steps}) or ["decode 0"]
     whys = {why for step in steps for why in (*step.joins.values(), *step.leaves.values())}
     reasons = [name for name, members in REASONS.items() if whys & set(members)]  # the rows under the columns
     tall, strip = TALL_IN * size / 12, 0.024 * size * max(1, len(reasons))
     legend, head, foot, gap = 0.03 * size, 0.03 * size, 0.055 * size, 0.01 * size
     height = legend + len(workers) * (head + tall + gap + strip + foot)
-    figure, y = draw.figure(height, projector), height - legend
+    figure, y = draw.blank(height), height - legend
     left = 0.125 * size / figure.get_figwidth()
     for worker in workers:
         own = [step for step in steps if step.worker == worker]
@@ -63,7 +63,7 @@ def batches_picture(run: Run, *, times: bool = True, projector: bool = False) ->
         draw.names(below, size, "decode step")
         y -= foot
     _legend(figure, bool(run.config.bins), size)
-    finding, numbers = run_words(steps, times), numbers_of(run)
+    finding, numbers = run_words(steps), numbers_of(run)
     alt = " ".join(_step_alt(step, numbers) for step in steps)
     return Picture(figure, f"Decode batches, a column a step. {finding} {alt}", finding)
 
@@ -136,19 +136,15 @@ def _legend(figure: Figure, several_bins: bool, size: float) -> None:
 # ---- one step --------------------------------------------------------------------------------------------------------
 
 
-def batch_picture(run: Run, index: int, *, projector: bool = False) -> Picture:
+def batch_picture(run: Run, index: int) -> Picture:
     """The run's decode step `index`, counted by start: a bar a row, bin by bin, each with its padding."""
     steps = _steps_of(run)
     if not -len(steps) <= index < len(steps):
         raise EngineError(f"decode step {index} does not exist: this run has {len(steps)}, from 0 to {len(steps) - 1}")
-    return _step_picture(steps[index], numbers_of(run), run.config.bins, 0, projector)
-
-
-def _step_picture(step: BatchStep, numbers: dict, bounds: tuple, deep: float, projector: bool) -> Picture:
-    """`deep` keeps the height of a larger step."""
-    size, deep = draw.font_size(projector), max(deep, _deep(step))
+    step, numbers, size = steps[index], numbers_of(run), draw.FONT_PT
+    deep = len(step.rows) + BETWEEN * (len(step.bins) - 1)
     height = 0.055 * size + BAR_IN * size * deep
-    figure = draw.figure(height, projector)
+    figure = draw.blank(height)
     box = (0.1 * size / figure.get_figwidth(), 0.05 * size / height, 0.45, BAR_IN * size * deep / height)
     longest = max(row.length for row in step.rows)
     axes = figure.add_axes(box, xlim=(0, longest), ylim=(deep, 0))
@@ -156,7 +152,7 @@ def _step_picture(step: BatchStep, numbers: dict, bounds: tuple, deep: float, pr
     filled: list[list] = [[] for _ in SHADES]
     for group in step.bins:
         for row in group:
-            filled[_shade(group, bounds)].append(draw.box(0, row.length, y + 0.08, y + 0.92))
+            filled[_shade(group, run.config.bins)].append(draw.box(0, row.length, y + 0.08, y + 0.92))
             hatched.append(draw.box(row.length, _longest(group), y + 0.08, y + 0.92))
             places[row.request] = y + 0.5
             draw.note(axes, _row_words(step, row), (longest, y + 0.5), (6, 0), size)
@@ -168,10 +164,6 @@ def _step_picture(step: BatchStep, numbers: dict, bounds: tuple, deep: float, pr
     draw.names(axes, size, "tokens that attention reads; hatched: padding", loc="left")
     finding = step_words(step, numbers)
     return Picture(figure, f"One decode step, a bar a row. {finding} {_step_alt(step, numbers)}", finding)
-
-
-def _deep(step: BatchStep) -> float:
-    return len(step.rows) + BETWEEN * (len(step.bins) - 1)
 
 
 def _row_words(step: BatchStep, row: BatchRow) -> str:
@@ -202,12 +194,9 @@ def _named(whys: dict[int, str], numbers: dict[int, int]) -> str:
     return ", ".join(f"{numbers[request]} ({why})" for request, why in whys.items()) or "nobody"
 
 
-def run_words(steps: list[BatchStep], times: bool = True) -> str:
-    """Steps, rows, padding, and the reasons counted; without times only what every machine counts alike."""
+def run_words(steps: list[BatchStep]) -> str:
+    """Steps, rows, padding, and the reasons counted."""
     tokens = sum(len(step.rows) for step in steps)
-    if not times:
-        ends = Counter(why for step in steps for why in step.leaves.values() if why in ENDS)
-        return f"{plural(tokens, 'row')} in all steps together; ended: {_counted(ends)}."
     if not steps:
         return "No decode step was recorded."
     padding = padding_of(steps)

@@ -2,20 +2,11 @@
 Notebook: notebooks/05_dynamic_batching.ipynb.
 """
 
-import statistics
 from collections.abc import Sequence
-from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
-import torch
 from matplotlib.patches import Patch
 
-from disagg.plan.batching import bin_of
-from disagg.plan.blocks import blocks_for
-from disagg.run.clock import now_ns
-from disagg.run.kv_cache import KVCache
-from disagg.run.model.batch import DecodeBatch
-from disagg.run.model.model import Model
 from disagg.show.plots import draw
 from disagg.show.plots.palette import COLOURS, FAINT, INK
 from disagg.show.plots.picture import Picture
@@ -23,7 +14,6 @@ from disagg.show.plots.summaries import plural
 from disagg.trace.batch_history import batch_steps, padding_of
 from disagg.trace.results import Run
 
-BLOCK = 16  # tokens
 PADDING, CALLS = "///", "..."  # hatches
 
 
@@ -53,12 +43,12 @@ class Binned(NamedTuple):
         return 1 - self.used / self.padded
 
 
-def bins_picture(found: Sequence[Binned], slot_us: float, group_us: float, *, projector: bool = False) -> Picture:
+def bins_picture(found: Sequence[Binned], slot_us: float, group_us: float) -> Picture:
     """Attention's time in a step as bars: tokens, padding, calls. Prices are of a slot and of a group, all layers."""
-    size = draw.font_size(projector)
+    size = draw.FONT_PT
     row, head, foot = 0.036 * size, 0.04 * size, 0.052 * size
     height = row * len(found) + head + foot
-    figure = draw.figure(height, projector)
+    figure = draw.blank(height)
     axes = draw.room(figure, 0.085 * size, foot, head, 0.98)
     draw.plain(axes, size)
     costs = [_parts_ms(one, slot_us, group_us) for one in found]
@@ -100,25 +90,3 @@ def _finding(found: Sequence[Binned], costs: list[tuple]) -> str:
         f"{last.bins}, groups of a step rise from {first.groups:.1f} to {last.groups:.1f}; cheapest: "
         f"{plural(found[best].bins, 'bin')}, {sum(costs[best]):.0f} ms of attention in a step."
     )
-
-
-def step_seconds(model: Model, lengths: Sequence[int], bounds: tuple[int, ...], repeats: int = 5) -> float:
-    """Median seconds of a real decode step: rows of these lengths in these bins, over K/V of zeros."""
-    ordered, sizes = sorted(lengths), [blocks_for(length, BLOCK) for length in sorted(lengths)]
-    cache = KVCache(model.shape, sum(sizes), BLOCK, model.device)
-    cache.data.zero_()
-    ends = list(accumulate(sizes))
-    tables = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
-    groups = []
-    for _, alike in groupby(range(len(ordered)), key=lambda row: bin_of(ordered[row], bounds)):
-        rows = list(alike)
-        wide = sizes[rows[-1]]
-        padded = [tables[row] + tables[row][:1] * (wide - sizes[row]) for row in rows]
-        groups.append((rows[0], rows[-1] + 1, torch.tensor(padded)))
-    batch = DecodeBatch(torch.zeros(len(ordered), dtype=torch.long), torch.tensor(ordered) - 1, groups)
-    times = []
-    for _ in range(repeats + 1):
-        start = now_ns()
-        model.decode(cache, batch)
-        times.append((now_ns() - start) / 1e9)
-    return statistics.median(times[1:])

@@ -22,9 +22,7 @@ from disagg.show.plots.block_words import (
     BlockView,
     counts_words,
     decision_words,
-    follow_words,
     owners_words,
-    where,
 )
 from disagg.show.plots.palette import INK
 from disagg.show.plots.picture import Picture
@@ -42,27 +40,22 @@ OVER_TIME_IN = 4.4  # height of all memories together
 # ---- one instant -----------------------------------------------------------------------------------------------------
 
 
-def page_map_picture(run: Run, at_s: float, request: int | None = None, *, projector: bool = False) -> Picture:
-    """All blocks `at_s` seconds after the run began; `request` picks a result to follow, the others turn grey."""
-    return _map_picture(BlockView(run), round(at_s * 1e9) + run.timeline.start_ns, request, projector)
-
-
-def _map_picture(view: BlockView, at_ns: int, index: int | None, projector: bool) -> Picture:
-    size, followed = draw.font_size(projector), view.request(index)
-    width_in = draw.figure(1.0, projector).get_figwidth()
-    cell, columns, rows = _grid(view, 100 * (width_in - 0.3))
+def page_map_picture(run: Run, at_s: float) -> Picture:
+    """All blocks `at_s` seconds after the run began."""
+    view, size, at_ns = BlockView(run), draw.FONT_PT, round(at_s * 1e9) + run.timeline.start_ns
+    cell, columns, rows = _grid(view, 100 * (draw.WIDTH_IN - 0.3))
     head, top, words = 0.028 * size, 0.03 * size, 0.04 * size
     height = top + words + sum(head + n * cell / 100 for n in rows.values())
-    figure, y = draw.figure(height, projector), height - top
+    figure, y = draw.blank(height), height - top
     now = view.map.at(at_ns)
     oldest = max((at_ns - h.since_ns for blocks in now.values() for h in blocks if h.owner is not None), default=0)
     for pool, deep in rows.items():
         y -= head + deep * cell / 100
-        box = (0.15 / width_in, y / height, columns * cell / 100 / width_in, deep * cell / 100 / height)
+        box = (0.15 / draw.WIDTH_IN, y / height, columns * cell / 100 / draw.WIDTH_IN, deep * cell / 100 / height)
         axes = figure.add_axes(box, xlim=(0, columns), ylim=(deep, 0))
         axes.set_axis_off()
         blocks = now[pool][: view.map.touched(pool)]
-        _cells(axes, view, blocks, columns, followed)
+        _cells(axes, view, blocks, columns)
         _ages(axes, blocks, columns, at_ns, oldest)
         _owners(axes, view, blocks, columns, cell, size)
         _above(axes, _pool_title(view, pool, now[pool]), size)
@@ -71,8 +64,6 @@ def _map_picture(view: BlockView, at_ns: int, index: int | None, projector: bool
     _write(figure, last[0].upper() + last[1:] + ".", size)
     _states_legend(figure, size, f"bar: age, full = {milliseconds(oldest / 1e9)}")
     finding = f"At {view.seconds(at_ns):.3f} s, {counts_words(view, at_ns)}"
-    if followed is not None:
-        finding += f"; {follow_words(view, followed, at_ns)}"
     alt = f"Map of blocks, a square a block. {finding}. {owners_words(view, at_ns)}. Last decision: {last}."
     return Picture(figure, alt, finding + ".")
 
@@ -88,18 +79,18 @@ def _grid(view: BlockView, width_px: float) -> tuple[float, int, dict[str, int]]
         cell -= 1
 
 
-def _cells(axes: Axes, view: BlockView, blocks: list[Held], columns: int, followed: int | None) -> None:
+def _cells(axes: Axes, view: BlockView, blocks: list[Held], columns: int) -> None:
     """Squares by state: a hatch belongs to a whole collection."""
     for state in STATE_NAMES:
-        places = [index for index, held in enumerate(blocks) if held.state == state]
+        places = [(index, held.owner) for index, held in enumerate(blocks) if held.state == state]
         if not places:
             continue
-        cells = [divmod(index, columns) for index in places]
+        cells = [divmod(index, columns) for index, _ in places]
         squares = [draw.box(x + 0.05, x + 0.95, y + 0.05, y + 0.95) for y, x in cells]
         if state == "free":
             axes.add_collection(PolyCollection(squares, facecolors=EMPTY, edgecolors="#BBBBBB", linewidths=0.8))
         else:
-            _owned(axes, squares, [view.colour(blocks[index].owner, followed) for index in places], state)
+            _owned(axes, squares, [view.colour(owner) for _, owner in places if owner is not None], state)
 
 
 def _owned(axes: Axes, boxes: list, colours: list[str], state: str) -> None:
@@ -176,22 +167,21 @@ class Patchwork(NamedTuple):
     high: int
 
 
-def pages_over_time_picture(run: Run, request: int | None = None, *, projector: bool = False) -> Picture:
+def pages_over_time_picture(run: Run) -> Picture:
     """Blocks upwards, time to the right, a panel a memory; below, what became of requests without them."""
-    view, size = BlockView(run), draw.font_size(projector)
-    followed = view.request(request)
+    view, size = BlockView(run), draw.FONT_PT
     window = (0.0, max(1e-3, 1e3 * view.seconds(view.map.end_ns)))
     talls = _talls(view, OVER_TIME_IN * size / 12)
     head, strip, top, bottom = 0.028 * size, 0.018 * size * len(paging_events(view)), 0.03 * size, 0.05 * size
     height = top + bottom + strip + 0.012 * size + sum(head + tall for tall in talls.values())
-    figure, y, axes = draw.figure(height, projector), height - top, None
+    figure, y, axes = draw.blank(height), height - top, None
     left = 0.1 * size / figure.get_figwidth()
     for pool, tall in talls.items():
         y -= head + tall
         axes = figure.add_axes((left, y / height, 0.985 - left, tall / height), sharex=axes)
         axes.set_xlim(window)
         axes.set_ylim(0, view.map.touched(pool))
-        _patches(axes, view, list(patchwork(view, pool)), followed, size)
+        _patches(axes, view, list(patchwork(view, pool)), size)
         draw.names(axes, size, y="block")
         draw.plain(axes, size)
         axes.set_yticks([0, view.map.touched(pool)])
@@ -203,7 +193,7 @@ def pages_over_time_picture(run: Run, request: int | None = None, *, projector: 
     _preemptions(axes, view, size)
     time_axis(axes, window, size, "since the start; numbers are requests")
     _states_legend(figure, size)
-    finding = _run_words(view, followed)
+    finding = _run_words(view)
     words = "; ".join(decision_words(view, decision) for decision in view.decisions)
     decided = f"Decisions: {words}." if words else "No decisions to spill or to recompute."
     return Picture(figure, f"Blocks over time, a panel a memory. {decided} {finding}", finding)
@@ -225,13 +215,13 @@ def patchwork(view: BlockView, pool: str) -> Iterable[Patchwork]:
             yield Patchwork(owner, state, view.seconds(start), view.seconds(end), first, first + count)
 
 
-def _patches(axes: Axes, view: BlockView, boxes: list[Patchwork], followed: int | None, size: float) -> None:
+def _patches(axes: Axes, view: BlockView, boxes: list[Patchwork], size: float) -> None:
     px = axes.get_window_extent()
     ms_per_px, blocks_per_px = np.diff(axes.get_xlim())[0] / px.width, np.diff(axes.get_ylim())[0] / px.height
     for state in STATE_HATCH:
         own = [box for box in boxes if box.state == state]
         shapes = [draw.box(1e3 * box.start_s, 1e3 * box.end_s, box.low, box.high) for box in own]
-        _owned(axes, shapes, [view.colour(box.owner, followed) for box in own], state)
+        _owned(axes, shapes, [view.colour(box.owner) for box in own], state)
         axes.add_collection(PolyCollection(shapes, facecolors="none", edgecolors="white", linewidths=0.7))
     low, high = axes.get_xlim()
     for box in boxes:
@@ -279,15 +269,7 @@ def _preemptions(axes: Axes, view: BlockView, size: float) -> None:
     axes.set_ylim(0.6 - len(found), 0.6)
 
 
-def _run_words(view: BlockView, followed: int | None) -> str:
-    if followed is not None:
-        visits = []
-        for visit in view.map.visits(followed):
-            since, until = view.seconds(visit.start_ns), view.seconds(visit.end_ns)
-            visits.append(
-                f"{plural(visit.blocks, 'block')} {where(view, visit.pool)} from {since:.2f} to {until:.2f} s"
-            )
-        return f"Request {view.number(followed)}: {'; '.join(visits) or 'no blocks'}."
+def _run_words(view: BlockView) -> str:
     peaks = []
     for pool in view.pools:
         fewest_free = min(counts["free"] for _, counts in view.map.counts(pool))
@@ -306,6 +288,3 @@ def _run_words(view: BlockView, followed: int | None) -> str:
         spill, again = (sum(each) / len(both) / 1e9 for each in zip(*both, strict=True))
         costs = f" (on average {milliseconds(spill)} to spill and fetch against {milliseconds(again)})"
     return f"{held}; {words}computed again{costs}."
-
-
-# ---- stepping --------------------------------------------------------------------------------------------------------

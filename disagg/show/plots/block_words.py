@@ -6,7 +6,6 @@ from disagg.show.plots.summaries import milliseconds, numbers_of, plural
 from disagg.trace.block_map import Decision, PageMap, decisions
 from disagg.trace.results import Run
 
-PALE = "#E4E4E4"  # of blocks that are nobody's, or not of the request that is followed
 STATE_NAMES = {"free": "free", "in_flight": "in flight", "used": "used", "quarantined": "quarantined"}
 
 
@@ -21,9 +20,7 @@ class BlockView:
         roles = [pool.split()[0] for pool in self.map.sizes]
         self.names = {pool: memory_name(pool, roles.count(pool.split()[0]) > 1) for pool in self.map.sizes}
 
-    def colour(self, owner: int | None, followed: int | None) -> str:
-        if owner is None or followed not in (None, owner):
-            return PALE
+    def colour(self, owner: int) -> str:
         return REQUESTS[self.number(owner) % len(REQUESTS)]
 
     def number(self, owner: int) -> int:
@@ -32,9 +29,6 @@ class BlockView:
 
     def seconds(self, at_ns: int) -> float:
         return (at_ns - self.map.start_ns) / 1e9
-
-    def request(self, index: int | None) -> int | None:
-        return None if index is None else self.run.results[index].request
 
 
 def memory_name(pool: str, several: bool) -> str:
@@ -56,10 +50,6 @@ def decision_words(view: BlockView, decision: Decision) -> str:
     return f"at {view.seconds(decision.at_ns):.2f} s {who} lost its blocks and {verb}: {', '.join(costs)}"
 
 
-def where(view: BlockView, pool: str) -> str:
-    return "in host memory" if pool == "host" else f"on the {view.names[pool]}"
-
-
 def counts_words(view: BlockView, at_ns: int) -> str:
     parts = []
     for pool, counts in view.map.counts_at(at_ns).items():
@@ -68,15 +58,6 @@ def counts_words(view: BlockView, at_ns: int) -> str:
         within = f" ({', '.join(special)})" if special else ""
         parts.append(f"{view.names[pool]} {held} of {view.map.sizes[pool]}{within}")
     return f"blocks held: {', '.join(parts)}"
-
-
-def follow_words(view: BlockView, request: int, at_ns: int) -> str:
-    here = [
-        f"{sum(held.owner == request for held in blocks)} {where(view, pool)}"
-        for pool, blocks in view.map.at(at_ns).items()
-        if any(held.owner == request for held in blocks)
-    ]
-    return f"request {view.number(request)} holds {' and '.join(here) or 'none'}"
 
 
 def owners_words(view: BlockView, at_ns: int) -> str:

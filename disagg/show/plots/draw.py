@@ -13,21 +13,15 @@ from matplotlib.figure import Figure
 from disagg.show.plots.palette import COLOURS, HATCHES, INK
 
 WIDTH_IN = 9.0
-FONT_PT, PROJECTOR_PT = 12, 18
+FONT_PT = 12
 GRID = "#DDDDDD"
-FACT = "fact"  # the gid of words that say what was found: `Picture.asking` leaves them out
 
 
-def blank(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+def blank(height_in: float) -> Figure:
     """A white figure with a canvas of its own; 100 points an inch."""
-    figure = Figure(figsize=(width_in, height_in), dpi=100, facecolor="white")
+    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
-
-
-def figure(height_in: float, projector: bool) -> Figure:
-    """As wide as a cell, or as a projector's page."""
-    return blank(height_in, 12.0 if projector else WIDTH_IN)
 
 
 def room(
@@ -60,10 +54,6 @@ def panels(
 
 def look(**how: Any) -> dict[str, Any]:
     return how
-
-
-def font_size(projector: bool) -> int:
-    return PROJECTOR_PT if projector else FONT_PT
 
 
 def plain(axes: Axes, size: float, across: bool = False) -> None:

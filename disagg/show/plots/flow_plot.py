@@ -28,16 +28,16 @@ class Box(NamedTuple):
     height: float
 
 
-def flow_picture(run: Run, at_ms: float | None = None, *, part: str = "", projector: bool = False) -> Picture:
+def flow_picture(run: Run, at_ms: float | None = None, *, part: str = "") -> Picture:
     """The system `at_ms` after the run began; without a time, where most happens at once. `part` is pointed at: queue,
     prefill, link, host, decode."""
     flow = Flow(run)
     at_ns = busiest(flow) if at_ms is None else run.timeline.start_ns + round(1e6 * at_ms)
-    now, size = flow.at(at_ns), draw.font_size(projector)
+    now, size = flow.at(at_ns), draw.FONT_PT
     scale = size / 12
     columns = _columns(flow)
     height = scale * (max(len(names) for names in columns.values()) * (TALL + GAP) + 0.1)
-    figure = draw.figure(height, projector)
+    figure = draw.blank(height)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, figure.get_figwidth()), ylim=(height, 0))
     axes.set_axis_off()
     boxes = _boxes(columns, figure.get_figwidth(), height, scale)
@@ -155,18 +155,16 @@ class Painter:
         how = {"fontsize": self.size - 2, "color": INK, "va": "center", "parse_math": False, **how}
         self.axes.text(x, y, words, **how)
 
+    def rectangle(self, x: float, y: float, width: float, lines: float, face: str, **how: Any) -> None:
+        how = {"edgecolor": FRAME, "linewidth": 0.8, **how}
+        self.axes.add_patch(Rectangle((x, y), width, lines * self.line, facecolor=face, **how))
+
     def box(self, name: str, box: Box) -> None:
         role = name.split()[0]
         pointed = self.part == role or (self.part, role) == ("link", HOST)
-        frame: dict[str, Any] = {
-            "edgecolor": POINTED if pointed else FRAME,
-            "linewidth": 2.5 if pointed else 1.0,
-            "facecolor": SOFT,
-        }
-        shape = FancyBboxPatch(
-            (box.x, box.y), box.width, box.height, boxstyle="round,pad=0,rounding_size=0.06", **frame
-        )
-        self.axes.add_patch(shape)
+        frame = draw.look(edgecolor=POINTED if pointed else FRAME, linewidth=2.5 if pointed else 1.0, facecolor=SOFT)
+        style = "round,pad=0,rounding_size=0.06"
+        self.axes.add_patch(FancyBboxPatch((box.x, box.y), box.width, box.height, boxstyle=style, **frame))
         x, y, room = box.x + 0.1, box.y + 0.75 * self.line, box.width - 0.2
         self.text(x, y, QUEUE if role == QUEUE else _name(self.flow, name), weight="bold")
         y += self.line
@@ -180,9 +178,7 @@ class Painter:
         y = self.memory(name, x, y, room)
         if role != "prefill":
             rows = [one for one in self.now.here.get(name, []) if one not in self._in_pass(name)]
-            self.chips(
-                rows, x, y, room, box.y + box.height, "no rows" if role == "decode" else "", tokens=True, name=name
-            )
+            self.chips(rows, x, y, room, box.y + box.height, "no rows" if role == "decode" else "", name=name)
 
     def _in_pass(self, name: str) -> tuple[int, ...]:
         found = self.now.passes.get(name)
@@ -190,12 +186,10 @@ class Painter:
 
     def _doing(self, name: str) -> str:
         found, step = self.now.passes.get(name), self.now.steps.get(name)
-        layer = (
-            f"{_who(found.requests)}: layer {min(found.done + 1, self.flow.layers)} of {self.flow.layers}"
-            if found
-            else ""
-        )
-        return ", with ".join(filter(None, [layer, f"a step of {plural(len(step), 'row')}" if step else ""])) or "idle"
+        layers = self.flow.layers
+        work = [f"{_who(found.requests)}: layer {min(found.done + 1, layers)} of {layers}"] if found else []
+        work += [f"a step of {plural(len(step), 'row')}"] if step else []
+        return ", with ".join(work) or "idle"
 
     def tiles(self, name: str, x: float, y: float, room: float) -> float:
         """A tile a layer: full when it is computed."""
@@ -204,10 +198,7 @@ class Painter:
         colour = REQUESTS[found.requests[-1] % len(REQUESTS)] if found else "white"
         for layer in range(layers):
             face = colour if layer < done else COLOURS["prefill"] if found and layer == done else "white"
-            tile = Rectangle(
-                (x + layer * wide, y), 0.8 * wide, 0.6 * self.line, facecolor=face, edgecolor=FRAME, linewidth=0.5
-            )
-            self.axes.add_patch(tile)
+            self.rectangle(x + layer * wide, y, 0.8 * wide, 0.6, face, linewidth=0.5)
         return y + 1.3 * self.line
 
     def slots(self, x: float, y: float, room: float) -> float:
@@ -216,10 +207,7 @@ class Painter:
         wide = min(0.17, room / total)
         for slot in range(total):
             face = COLOURS["link"] if slot < held else "white"
-            place = (x + slot * wide, y + 0.5 * self.line)
-            self.axes.add_patch(
-                Rectangle(place, 0.8 * wide, 0.65 * self.line, facecolor=face, edgecolor=FRAME, linewidth=0.8)
-            )
+            self.rectangle(x + slot * wide, y + 0.5 * self.line, 0.8 * wide, 0.65, face)
         return y + 2.1 * self.line
 
     def memory(self, pool: str, x: float, y: float, room: float) -> float:
@@ -237,29 +225,19 @@ class Painter:
         for index, owner in enumerate(cells):
             face = "white" if owner is None else REQUESTS[self._number(owner) % len(REQUESTS)]
             edge = FRAME if shown <= MOST_CELLS else "none"
-            place = (x + index * wide, y)
-            self.axes.add_patch(Rectangle(place, wide, 0.6 * self.line, facecolor=face, edgecolor=edge, linewidth=0.5))
+            self.rectangle(x + index * wide, y, wide, 0.6, face, edgecolor=edge, linewidth=0.5)
         if shown > MOST_CELLS:
-            self.axes.add_patch(
-                Rectangle((x, y), room, 0.6 * self.line, facecolor="none", edgecolor=FRAME, linewidth=0.8)
-            )
+            self.rectangle(x, y, room, 0.6, "none")
         return y + 1.2 * self.line
 
     def _number(self, owner: int) -> int:
         return self.flow.numbers.get(owner, owner)
 
     def chips(
-        self,
-        requests: list[int],
-        x: float,
-        y: float,
-        room: float,
-        foot: float,
-        none: str,
-        tokens: bool = False,
-        name: str = "",
+        self, requests: list[int], x: float, y: float, room: float, foot: float, none: str, name: str = ""
     ) -> None:
         """Requests as discs with their numbers, over the count of their tokens; those in the step have a frame."""
+        tokens = bool(name)
         across, each, down = 0.34 * self.size / 12, 0.45 * self.line, (2.0 if tokens else 1.2) * self.line
         columns = max(1, int(room // across))
         most = columns * (1 if tokens else max(1, int((foot - y) / down)))
@@ -298,12 +276,7 @@ class Painter:
         start, end = self._ends(lane)
         busy, waiting = lane in self.now.flights, self.now.ready.get(lane, 0)
         colour = COLOURS["link"] if busy else POINTED if self.part == "link" else FRAME
-        style: dict[str, Any] = {
-            "arrowstyle": "-|>",
-            "mutation_scale": self.size,
-            "linewidth": 2.5 if busy else 1.2,
-            "color": colour,
-        }
+        style = draw.look(arrowstyle="-|>", mutation_scale=self.size, linewidth=2.5 if busy else 1.2, color=colour)
         self.axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **style))
         middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         if lane.startswith("direct") and end[0] - start[0] > 0.6:

@@ -39,7 +39,7 @@ def gaps_picture(runs: dict[str, Run], requests: Iterable[int]) -> Picture:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         draw.names(axes, SIZE, y="gap, ms")
         draw.names(axes, SIZE, title=name, weight="bold", parse_math=False)
-        words, how = f"longest gap {milliseconds(longest[name])}", draw.look(ha="right", va="baseline", gid=draw.FACT)
+        words, how = f"longest gap {milliseconds(longest[name])}", draw.look(ha="right", va="baseline")
         draw.note(axes, words, (1, 1), (0, 6), SIZE, "xy", **how)
         axes.tick_params(labelbottom=name == list(runs)[-1])
     assert axes is not None, "no run was given"

@@ -70,10 +70,10 @@ def _drawn(
         axes.plot([r for r, _ in pairs], heights, marker, label=label, zorder=3, **look)
         for at in zip((r for r, _ in pairs), heights, strict=True):
             if len(series) == 1:
-                draw.note(axes, f"{at[1]:.0f} %", at, (-7, 8), 0.8 * SIZE, ha="right", gid=draw.FACT)
+                draw.note(axes, f"{at[1]:.0f} %", at, (-7, 8), 0.8 * SIZE, ha="right")
     if any(series.values()):
         words = f"at most {off:.1f} points off the law"
-        draw.note(axes, words, (1, 0), (-6, 12), SIZE, "xy", ha="right", gid=draw.FACT)
+        draw.note(axes, words, (1, 0), (-6, 12), SIZE, "xy", ha="right")
     axes.set_ylim(min([0, *(h for _, h in law), *(100 * h for pairs in series.values() for _, h in pairs)]), 112)
     draw.names(axes, SIZE, f"c/x, compute of a layer over {copy} (faster link to the right)", "H in %")
     draw.legend(figure, SIZE)

@@ -27,7 +27,7 @@ def ring_picture(exposed_ms: dict[str, dict[int, float]]) -> Picture:
         axes.plot(places, values, dash, marker=marker, color=COLOURS[colour], linewidth=2, markersize=8, label=name)
         for slots, value in line.items():
             at, (up, va) = (counts.index(slots), value), (-8, "top") if value == lowest[slots] else (8, "bottom")
-            draw.note(axes, f"{value:.0f}", at, (0, up), SIZE, ha="center", va=va, gid=draw.FACT)
+            draw.note(axes, f"{value:.0f}", at, (0, up), SIZE, ha="center", va=va)
     axes.set_xticks(range(len(counts)), [str(slots) for slots in counts])
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.1 * highest])
     axes.set_ylim(-0.15 * highest, 1.2 * highest)
@@ -69,7 +69,7 @@ def _turns(axes: Axes, choices: list[Choice]) -> None:
     for before, after in zip(choices[-2::-1], choices[:0:-1], strict=True):
         if before.arm is not after.arm and after.tokens + room <= free:
             words, free = f"{after.tokens} tokens", after.tokens
-            draw.note(axes, words, (free, 0), (3, 6), SIZE, "y", va="baseline", gid=draw.FACT)
+            draw.note(axes, words, (free, 0), (3, 6), SIZE, "y", va="baseline")
 
 
 def _costs_words(choices: list[Choice]) -> str:

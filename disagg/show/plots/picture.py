@@ -9,7 +9,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from disagg.show.plots.draw import FACT
 from disagg.trace.files import whole
 
 DPI = 200  # shown 900 points wide: two pixels a point, sharp on both kinds of screen
@@ -52,12 +51,6 @@ class Picture:
     def as_html(self) -> str:
         source, width = base64.b64encode(self.png()).decode(), round(100 * self.figure.get_figwidth())
         return f'<img class="picture" alt="{escape(self.alt)}" width="{width}" src="data:image/png;base64,{source}">'
-
-    def asking(self, words: str) -> "Picture":
-        """The same above a question: without the numbers that answer it, and with these words in place of its own."""
-        for artist in self.figure.findobj(lambda artist: artist.get_gid() == FACT):
-            artist.set_visible(False)
-        return Picture(self.figure, words, words)
 
     def __repr__(self) -> str:
         return self.finding

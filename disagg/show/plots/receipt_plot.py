@@ -57,7 +57,7 @@ def receipt_picture(result: Result, *, times: bool = True) -> Picture:
         for y in (0, -row):
             axes.broken_barh(spans, (y - 0.38, 0.76), **_style(name), label=name)
     for y, seconds in enumerate(totals.values()):
-        draw.note(axes, milliseconds(seconds), (1, -y), (6, 0), SIZE, "x", gid=draw.FACT)
+        draw.note(axes, milliseconds(seconds), (1, -y), (6, 0), SIZE, "x")
     _tokens(axes, result, SIZE)
     draw.plain(axes, SIZE)
     draw.rows(axes, totals)
@@ -161,7 +161,7 @@ def _bar(axes: Axes, y: float, bill: dict[str, float], size: float) -> None:
         x += ms
     waits = 1e3 * _waits(bill)
     words = f"{x:.0f} ms" + (f"\n{waits:.0f} waiting" if waits >= 0.5 else "")
-    draw.note(axes, words, (x, y), (5, 0), size, annotation_clip=False, gid=draw.FACT)
+    draw.note(axes, words, (x, y), (5, 0), size, annotation_clip=False)
 
 
 def _waits(bill: dict[str, float]) -> float:
@@ -196,7 +196,7 @@ def diff_picture(a_name: str, a: Run, b_name: str, b: Run) -> Picture:
     for y, (name, ms) in enumerate(rows.items()):
         axes.barh(-y, ms, 0.72, **(draw.look(color="#444444") if name == "all" else _style(name, 0.8)), label=name)
         side = -1 if ms < 0 else 1
-        how = draw.look(ha="right" if side < 0 else "left", gid=draw.FACT)
+        how = draw.look(ha="right" if side < 0 else "left")
         draw.note(axes, f"{_signed(ms)} ms", (ms, -y), (6 * side, 0), size, **how)
     axes.axvline(0, color=INK, linewidth=1.0)
     draw.plain(axes, size)

@@ -95,7 +95,7 @@ def roofline_picture(ceilings: Ceilings, points: list[Point]) -> Picture:
         draw.note(axes, point.name, (x, y), (0.7 * size, -0.9 * size), size)
         least, taken = point.work.seconds(ceilings), point.seconds
         words = f"≥ {1e3 * least:.0f} ms" if taken is None else f"{1e3 * taken:.0f} ms, {least / taken:.0%} of the roof"
-        draw.note(axes, words, (x, y), (0.7 * size, -2 * size), 0.85 * size, gid=draw.FACT)
+        draw.note(axes, words, (x, y), (0.7 * size, -2 * size), 0.85 * size)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda value, _: "")

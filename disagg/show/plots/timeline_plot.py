@@ -126,7 +126,7 @@ class RunView:
         if self.only is not None:
             self._exposure(axes, ms_per_px, size, self.only.request)
         for place, words in self.facts().items():
-            draw.note(axes, words, (1, y[place]), (8, 0), 0.9 * size, "x", gid=draw.FACT, linespacing=1.05)
+            draw.note(axes, words, (1, y[place]), (8, 0), 0.9 * size, "x", linespacing=1.05)
         if len(self.run.results) > 1:
             self._numbers(axes, y, ms_per_px, size)
         draw.rows(axes, self.rows.values())
@@ -172,12 +172,16 @@ class RunView:
             by = (0 if wide else -5 if left else 5, 0)
             draw.note(axes, one["words"], (x_words, y[one["place"]] + 0.35), by, 0.8 * size, **how)
 
-    def _boxes(self, axes: Axes, kind: str, spans: list[Span], y: dict, ms_per_px: float) -> None:
+    def boxes(self, spans: list[Span], y: Mapping[str, float], tall: float, least_ms: float) -> tuple[Any, np.ndarray]:
+        """Boxes around the rows' middles, and their widths in ms, none below the least one."""
         starts = np.array([self.ms(span.start_ns) for span in spans])
-        widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], 1.6 * ms_per_px)
+        widths = np.maximum([(span.end_ns - span.start_ns) / 1e6 for span in spans], least_ms)
         middles = np.array([y[span.place] for span in spans])
-        lows = middles - TALL / 2 + TALL * 2 / 3 * np.array([self.rides(span) for span in spans])
-        boxes = draw.boxes(starts, starts + widths, lows, middles + TALL / 2)
+        lows = middles - tall / 2 + tall * 2 / 3 * np.array([self.rides(span) for span in spans])
+        return draw.boxes(starts, starts + widths, lows, middles + tall / 2), widths
+
+    def _boxes(self, axes: Axes, kind: str, spans: list[Span], y: dict, ms_per_px: float) -> None:
+        boxes, widths = self.boxes(spans, y, TALL, 1.6 * ms_per_px)
         edges = np.where(widths > 4 * ms_per_px, 0.8, 0.0)
         look = draw.look(facecolors=COLOURS[kind], edgecolors="white", linewidths=edges, label=kind)
         axes.add_collection(PolyCollection(boxes, **look))
@@ -228,7 +232,7 @@ class RunView:
         axes.axvline(at, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         words = f"token 1, then E = {milliseconds(found.exposed_s)}" if found.transfer_s else "token 1"
         late = at > 0.55 * axes.get_xlim()[1]
-        how = draw.look(ha="right" if late else "left", va="baseline", gid=draw.FACT)
+        how = draw.look(ha="right" if late else "left", va="baseline")
         draw.note(axes, words, (at, 1), (0, 3), size, "y", **how)
         if exposed_ms > 2 * ms_per_px:
             end = min(at + exposed_ms, axes.get_xlim()[1])

@@ -1,23 +1,21 @@
-"""A simulation with faults: its inbox, its copies and its requests follow a fault plan.
+"""A checked simulation with faults: its inbox, its copies and its requests follow a fault plan.
 
-`order` draws the order of simultaneous events. `hurt` holds what a fault may fail, `cancelled` what was cancelled, and
-`seen` counts what happened.
+`hurt` holds what a fault may fail, `cancelled` what was cancelled, and `seen` counts what happened.
 """
 
-import random
 from collections import Counter
 
+from disagg.monitor.checked_simulation import SMALL, CheckedSimulation
 from disagg.monitor.fault_plan import FaultPlan
 from disagg.monitor.seams import NOTICES
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import Part
 from disagg.plan.config import Config
-from disagg.plan.request import Job, Stage
-from disagg.plan.state import ControllerState
+from disagg.plan.request import Stage
 from disagg.plan.transfer import PAGING
 from disagg.plan.transfer_scheduler import Copy
-from disagg.twin.simulated_engine import SimulatedEngine, WorkTimes
+from disagg.twin.simulated_engine import WorkTimes
 
 OUT_OF_ORDER = (ev.Landed, ev.SourceRead, ev.TransferClosed)  # the answers of one worker keep their order
 
@@ -38,32 +36,31 @@ UNKNOWN: list[ev.Event] = [
 ]
 
 
-class FaultySimulation(SimulatedEngine):
+class FaultySimulation(CheckedSimulation):
     """`seed` draws the order of simultaneous events; `faults` is the fault plan."""
 
     def __init__(
-        self, config: Config, speeds: WorkTimes, steps_in_flight: int, seed: int, faults: FaultPlan, record: bool
+        self,
+        config: Config,
+        speeds: WorkTimes = SMALL,
+        steps_in_flight: int = 1,
+        seed: int = 0,
+        faults: FaultPlan | None = None,
+        record: bool = True,
     ) -> None:
-        super().__init__(config, speeds, steps_in_flight, record)
-        self.log: list[tuple[int, ev.Event]] = []  # (when, event): the controller's only input
-        self.order, self.faults = random.Random(seed), faults
-        self.jobs: dict[int, Job] = {}
+        super().__init__(config, speeds, steps_in_flight, seed, record)
+        self.faults = faults or FaultPlan()
         self.computing: dict[tuple[cmd.Worker, int], list[int]] = {}  # (worker, pass or step) → its requests
-        self.hurt: dict[int, None] = {}  # requests that a fault may fail
-        self.cancelled: dict[int, None] = {}
-        self.lost = 0  # notices
-        self.seen: Counter[str] = Counter()  # counts of what happened
 
     @property
-    def state(self) -> ControllerState:
-        return self.controller.state
+    def happened(self) -> Counter[str]:
+        """Counts of faults, rare branches and finish reasons."""
+        ends = Counter(result.finish_reason for result in self.results.values() if result.finish_reason)
+        return self.seen + self.state.counts + self.faults.struck + ends
 
-    def _tie(self) -> float:
-        return self.order.random()
-
-    def submit(self, job: Job) -> None:
-        super().submit(job)
-        self.jobs[job.id] = job
+    @property
+    def may_stray(self) -> bool:
+        return any(name.startswith("notice") for name in self.faults.struck)
 
     def cancel(self, request: int) -> None:
         record = self.state.records.get(request)
@@ -91,8 +88,7 @@ class FaultySimulation(SimulatedEngine):
                 self.computing.pop((event.worker, event.pass_id), None)
             case ev.Stepped() | ev.StepFailed():
                 self.computing.pop((event.worker, event.step), None)
-        self.log.append((self.now_ns, event))
-        super().deliver(event)
+        super().take(event)
 
     def _strike_requests(self) -> None:
         records, faults = self.state.records, self.faults
@@ -170,8 +166,10 @@ class FaultySimulation(SimulatedEngine):
     def _land(self, copy: Copy, fault: str | None) -> None:
         if fault is None:
             return super().land(copy)
+        self.carry(copy, fault)
         if copy.transfer in self.state.transfers:
             self._hurt_by(copy.transfer)
         for notice in self.transfers.fail(copy, f"fault: {fault}", self.now_ns):
             self.deliver(notice)
         self.drive_lanes()
+        self.check_ring()
