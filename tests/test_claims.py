@@ -63,9 +63,9 @@ def test_a_ledger_entry_says_how_to_get_it_again():
 
 BOOK_2, BOOK_5 = "notebooks/02_disaggregation.ipynb", "notebooks/05_dynamic_batching.ipynb"
 CHANGED = {
-    "a number of the README": (
-        ("README.md", "| 4.58 s | 50 ms |", "| 4.57 s | 50 ms |"),
-        ("^stale: README.md does not say.*claim ladder", "'4.57 s'"),
+    "a number of a page": (
+        ("docs/measured.md", "| 4.58 s | 50 ms |", "| 4.57 s | 50 ms |"),
+        ("^stale: docs/measured.md does not say.*claim ladder", "'4.57 s'"),
     ),
     "a number of a notebook": ((BOOK_2, "= 517 ms", "= 518 ms"), ("^stale: notebooks/02", "^unbacked")),
     "a share of a notebook": (
@@ -99,7 +99,7 @@ def test_the_code_before_a_backing_cell(copy):
     change(copy / BOOK_5, "link=20e6", "link=30e6")
     later = problems(copy)  # every backing cell that stands below it
     assert [text for text in later if "workload_sha256" not in text] == []
-    assert [re.search(r"claim (\S+):", text)[1] for text in later] == ["05-promise", "05-gain"]
+    assert [re.search(r"claim (\S+):", text)[1] for text in later] == ["05-gain"]
 
 
 def test_the_costs_of_the_virtual_clock(monkeypatch):
@@ -130,10 +130,10 @@ def test_a_setting_that_is_gone(copy):
 # ---- refreshing ------------------------------------------------------------------------------------------------------
 
 
-def test_refresh_puts_a_new_measurement_into_readme(copy):
+def test_refresh_puts_a_new_measurement_into_its_page(copy):
     change(copy / "figures/measured/demo.json", '"value": 4.58', '"value": 4.44')
     assert refresh(copy) == [] == problems(copy)
-    assert "| 4.44 s | 50 ms |" in (copy / "README.md").read_text(encoding="utf-8")
+    assert "| 4.44 s | 50 ms |" in (copy / "docs/measured.md").read_text(encoding="utf-8")
     assert kept(copy)["ladder"]["values"]["ttft_p50_s[baseline]"] == 4.44
 
 

@@ -113,7 +113,7 @@ def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
     assert done[0] == Failed("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
     assert done[1].name == "gpu_colocated.jsonl.gz"
     assert done[2].name == "sm_split" and "preset 'steamed' is unknown" in done[2].reason
-    assert repr(recordings.timelines(tmp_path)).startswith("gpu_streams.jsonl.gz, gpu_sm_split.jsonl.gz are not in")
+    assert repr(recordings.timelines(tmp_path)).startswith("gpu_chunked.jsonl.gz, gpu_streams.jsonl.gz, gpu_sm_split.jsonl.gz are")
 
 
 @on_cpu
@@ -151,10 +151,10 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
 
 def test_parts_have_names():
     one, two = record.ONE_GPU, record.TWO_GPUS
-    assert list(record.chosen(one, None)) == ["steps", "timelines", "staged"]
+    assert list(record.chosen(one, None)) == ["steps", "timelines", "splits", "staged"]
     assert list(record.chosen(one, "staged,steps")) == ["steps", "staged"]
     assert list(record.chosen(two, None)) == list(recordings.PAIR)
-    with pytest.raises(ConfigError, match="--only step: no such part; known: steps, timelines, staged"):
+    with pytest.raises(ConfigError, match="--only step: no such part; known: steps, timelines, splits, staged"):
         record.chosen(one, "step")
 
 
@@ -248,7 +248,7 @@ def asked(*arguments: str):
 
 def test_help_names_the_parts():
     code, text = asked("--help")
-    assert code == 0 and "steps, timelines, staged" in text and "figures/data" in text
+    assert code == 0 and "steps, timelines, splits, staged" in " ".join(text.split()) and "figures/data" in text
 
 
 @on_cpu
@@ -357,7 +357,7 @@ def test_live_says_that_there_is_no_gpu():
     assert repr(notebook.live("steps")) == (
         "No GPU that torch can use is at hand here; what is above comes from a recording."
     )
-    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, staged"):
+    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, splits, staged"):
         notebook.live("step")
 
 
