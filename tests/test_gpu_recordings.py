@@ -113,7 +113,9 @@ def test_what_fails_leaves_the_others_standing(tmp_path, monkeypatch, capsys):
     assert done[0] == Failed("steps", "EngineError: out of memory") and "Traceback" in capsys.readouterr().err
     assert done[1].name == "gpu_colocated.jsonl.gz"
     assert done[2].name == "sm_split" and "preset 'steamed' is unknown" in done[2].reason
-    assert repr(recordings.timelines(tmp_path)).startswith("gpu_chunked.jsonl.gz, gpu_streams.jsonl.gz, gpu_sm_split.jsonl.gz are")
+    assert repr(recordings.timelines(tmp_path)).startswith(
+        "gpu_chunked.jsonl.gz, gpu_streams.jsonl.gz, gpu_sm_split.jsonl.gz are"
+    )
 
 
 @on_cpu
@@ -357,7 +359,7 @@ def test_live_says_that_there_is_no_gpu():
     assert repr(notebook.live("steps")) == (
         "No GPU that torch can use is at hand here; what is above comes from a recording."
     )
-    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, splits, staged"):
+    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, staged"):
         notebook.live("step")
 
 
