@@ -78,3 +78,30 @@ def test_back_and_step_go_to_what_was_chosen(lab, open_page, shot):
     book.button("back").click()
     expect(sentence).to_have_text(seen[1])
     shot(book.page, "lab-stops")
+
+
+BINS = """
+from disagg.course.scenes import SCENES
+from disagg.show import instrument
+instrument(SCENES["05"])
+"""
+
+
+def test_the_ends_of_bins_are_dragged_in_the_picture(lab, open_page, shot):
+    book = Notebook(open_page(lab.notebook("bins", [BINS])))
+    book.run_all(until="padding")
+    plane, first = book.output.locator(".curve canvas"), book.output.locator("label", has_text="first bin ends at")
+    before = book.output.locator(".sentence").first.inner_text()
+    plane.scroll_into_view_if_needed()
+    box = plane.bounding_box()
+    x, y = box["x"] + 52, box["y"] + 60  # where the handle of no bin stands: at the left end of the axis
+    book.page.mouse.move(x, y)
+    book.page.mouse.down()
+    for step in range(1, 9):
+        book.page.mouse.move(x + 12 * step, y)
+    book.page.mouse.up()
+    expect(first).not_to_contain_text("first bin ends at 0")
+    expect(book.output.locator(".sentence").first).not_to_have_text(before)
+    shot(book.page, "lab-bins")
+    book.button("Undo").click()
+    assert not [text for text in book.page.complaints if "error" in text.lower()]
