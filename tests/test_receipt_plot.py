@@ -12,16 +12,17 @@ from disagg.plan.link import Link
 from disagg.plan.preemption import Arm, Choice, PreemptionCosts
 from disagg.show.plots.counter_plot import counters, counters_picture
 from disagg.show.plots.paging_plot import costs_picture, ring_picture
-from disagg.show.plots.palette import COLOURS, HATCHES
+from disagg.show.plots.palette import COLOURS
 from disagg.show.plots.receipt_plot import GREY, INKS, PALE, SOLID, diff_picture, receipt_picture, receipts_picture
 from disagg.show.plots.summaries import milliseconds
 from disagg.trace.receipts import NAMES, WORKS
 
 
-def test_works_are_drawn_as_in_a_timeline_and_waits_pale_each_in_its_own_way():
+def test_works_are_solid_in_a_timelines_colours_and_waits_pale_each_with_a_hatch_of_its_own():
     assert set(INKS) == set(NAMES)
     assert all(ink.hatch and ink.face in (GREY, *PALE.values()) for name, ink in INKS.items() if name not in WORKS)
-    assert {INKS[name] for name in SOLID} == {(COLOURS[kind], HATCHES[kind]) for kind in COLOURS}
+    assert all(not INKS[name].hatch for name in WORKS)
+    assert {INKS[name].face for name in SOLID} == set(COLOURS.values())
     assert len(set(INKS.values())) == len(NAMES)
 
 

@@ -1,6 +1,7 @@
 """Blocks, the unit in which K/V memory is reserved, and the tables that list a request's blocks in order.
 
-A block is free, in flight (reserved), used (committed) or quarantined: released while a copy or a pass has it pinned.
+A block is free, in flight (reserved: the copy or pass that it was taken for is not over, and may not have begun), used
+(committed) or quarantined: released while a copy or a pass has it pinned.
 Notebook: notebooks/04_cpu_paging.ipynb.
 """
 

@@ -41,8 +41,8 @@ EXERCISES = [
         tokens_at,
         """
         **1. Who waits for whom?** (6 lines; a prediction). One device, and passes and steps take turns. A
-        writer's steps run back to back from 0 on, `step` ms each, and each gives a token at its end. At
-        `arrival` somebody sends a prompt whose prefill takes `prefill` ms. When do the writer's first `count`
+        reader's steps run back to back from 0 on, `step` ms each, and each gives a token at its end. At
+        `arrival` somebody sends a prompt whose prefill takes `prefill` ms. When do the reader's first `count`
         tokens come? Give a list of ms.
 
         ```text

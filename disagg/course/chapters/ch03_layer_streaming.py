@@ -138,7 +138,7 @@ QUIZ = (
         "H stays, E falls to a tenth",
         "H is at its ceiling 1 - 1/L from c = x on: one layer of L is exposed. How long that one takes is E.",
         "H rises to nearly 100 %, E stays",
-        "The last layer is computed last, so its copy is always outside: one of L. Its time does shrink.",
+        "The last layer is computed last, so without a tail its copy is outside: one of L. Its time does shrink.",
         "both stay: the link kept up before",
         "It did, and so nothing queued. But the last copy is exposed in both cases, and is now a tenth as long.",
         "H rises and E falls, each tenfold",

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from disagg.plan.errors import RequestError
 from disagg.show.plots import draw
-from disagg.show.plots.palette import COLOURS, FAINT, HATCHES, INK
+from disagg.show.plots.palette import COLOURS, FAINT, INK
 from disagg.show.plots.picture import Picture
 from disagg.show.plots.summaries import milliseconds, plural
 from disagg.show.plots.timeline_plot import time_axis
@@ -27,9 +27,9 @@ class Ink(NamedTuple):
     hatch: str
 
 
-#: How each name is drawn; every wait has a hatch of its own.
+#: How each name is drawn: a work has no hatch, every wait one of its own.
 INKS = {
-    **{name: Ink(COLOURS[kind], HATCHES[kind]) for name, kind in SOLID.items()},
+    **{name: Ink(COLOURS[kind], "") for name, kind in SOLID.items()},
     "recompute": Ink("#003F63", ""), "fetch": Ink("#8A4A71", ""),
     "submission": Ink(GREY, ".."), "dispatch": Ink(GREY, "///"), "notice": Ink(GREY, "\\\\\\"),
     "queue": Ink(PALE["prefill"], "///"), "link-busy": Ink(PALE["link"], "///"), "ring-full": Ink(PALE["link"], "ooo"),

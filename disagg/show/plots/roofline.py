@@ -16,6 +16,7 @@ from disagg.trace.results import Run
 from disagg.twin.work import Sizes, Work, prefill_work, step_work
 
 __all__ = ["Sizes", "Work", "prefill_work", "step_work"]  # notebook 01 takes them from here
+PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # words of a point stand over lines
 
 
 class Ceilings(NamedTuple):
@@ -77,11 +78,11 @@ def roofline_picture(ceilings: Ceilings, points: list[Point]) -> Picture:
     axes.set_xscale("log")
     axes.set_yscale("log")
     intensities = [ceilings.ridge, *(point.work.intensity for point in points)]
-    low, high = 0.4 * min(intensities), 6 * max(intensities)
+    low, high = 0.4 * min(intensities), 9 * max(intensities)
     corners = [low, ceilings.ridge, high]
     axes.plot(corners, [_roof(ceilings, x) / 1e9 for x in corners], color=INK, linewidth=2, label="roof")
     axes.axvline(ceilings.ridge, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    lowest = 0.5 * min(_height(ceilings, p) for p in points) / 1e9
+    lowest = 0.3 * min(_height(ceilings, p) for p in points) / 1e9
     axes.set_xlim(low, high)
     axes.set_ylim(lowest, 3 * ceilings.flops_per_s / 1e9)
     for x, side, words in ((0.93, "right", "memory is the limit"), (1.07, "left", "compute is the limit")):
@@ -92,10 +93,10 @@ def roofline_picture(ceilings: Ceilings, points: list[Point]) -> Picture:
         face = "white" if point.seconds is None else COLOURS[point.kind]
         look = draw.look(markersize=0.75 * size, color=COLOURS[point.kind], markerfacecolor=face, markeredgewidth=2)
         axes.plot([x], [y], marker, label=point.name, **look)
-        draw.note(axes, point.name, (x, y), (0.7 * size, -0.9 * size), size)
+        draw.note(axes, point.name, (x, y), (0.7 * size, -0.9 * size), size, bbox=PLAIN)
         least, taken = point.work.seconds(ceilings), point.seconds
         words = f"≥ {1e3 * least:.0f} ms" if taken is None else f"{1e3 * taken:.0f} ms, {least / taken:.0%} of the roof"
-        draw.note(axes, words, (x, y), (0.7 * size, -2 * size), 0.85 * size)
+        draw.note(axes, words, (x, y), (0.7 * size, -2 * size), 0.85 * size, bbox=PLAIN)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(lambda value, _: "")
