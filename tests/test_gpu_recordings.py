@@ -415,12 +415,13 @@ def test_an_instrument_of_a_shared_gpu_shows_gaps_and_what_prefill_keeps(folder)
 
 def test_an_instrument_of_splits_steps_through_what_was_recorded(folder):
     run = recordings.timelines(folder)["SM split"]
-    runs = {32.0: run, 16.0: run}
+    runs = {16.0: run, 32.0: run, 48.0: run}
     scene = recorded.splits(runs)
     said, _ = scene.answer(scene.run(sms=32), {"sms": 32})
-    assert scene.run(sms=32) is run and scene.controls["sms"].values == [32, 16]
+    assert scene.run(sms=32) is run and scene.controls["sms"].values == [16, 32, 48]
+    assert scene.settings() == {"sms": 32}, "the split of the chapter's four ways"
     assert dict(said["facts"])["long prompts read in"] == f"{recorded.long_prompts_s(run):.2f} s"
-    assert said["curve"]["points"] == [["32 SMs", [32, 1.0]]], "both are the best"
+    assert said["curve"]["points"] == [["32 SMs", [32, 1.0]]], "all are the best"
 
 
 # ---- the notebook ----------------------------------------------------------------------------------------------------

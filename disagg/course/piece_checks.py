@@ -200,7 +200,7 @@ CHECKS: dict[str, Callable[[Callable], Wrong]] = {
     "cache": wrong_cache,
     "batch": wrong_batch,
     "queue": wrong_queue,
-    "table": wrong_table,
     "ring": wrong_ring,
+    "table": wrong_table,
     "bins": wrong_bins,
 }

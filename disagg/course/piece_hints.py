@@ -21,15 +21,15 @@ HINTS = {
         "No copy starts before self.free_at. Tuples (request, layer, takes) are compared in just the wanted order.",
         "copy = min(self.waiting); remove it, set self.free_at = now + copy[2], and return it.",
     ),
-    "table": (
-        "Count blocks before you take any: how many are needed for all tokens, and how many are there already?",
-        "need = -(-(self.tokens + tokens) // self.size) - len(self.blocks). Too few free: False, and nothing changes.",
-        "Token n is in block self.blocks[n // self.size], at n % self.size; give_back also sets tokens to 0.",
-    ),
     "ring": (
         "A slot is in self.free, or it holds data: each call moves one from the one side to the other.",
         "put: no slot free, so None; else slot = self.free.pop(), keep the data there, and return the slot.",
         "take: self.free.append(slot), and return self.slots[slot].",
+    ),
+    "table": (
+        "Count blocks before you take any: how many are needed for all tokens, and how many are there already?",
+        "need = -(-(self.tokens + tokens) // self.size) - len(self.blocks). Too few free: False, and nothing changes.",
+        "Token n is in block self.blocks[n // self.size], at n % self.size; give_back also sets tokens to 0.",
     ),
     "bins": (
         "There is one bin more than bounds. Which number does the bin of a length have?",

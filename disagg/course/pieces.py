@@ -119,7 +119,7 @@ READY = {
     "cache": ReadyCache,
     "batch": next_batch,
     "queue": ReadyQueue,
-    "table": ReadyTable,
     "ring": ReadyRing,
+    "table": ReadyTable,
     "bins": bins,
 }

@@ -15,6 +15,7 @@ from disagg.trace.metrics import percentile
 from disagg.trace.results import Run
 from disagg.trace.spans import Span
 
+START_SMS = 32  # where the instrument of splits starts: the split of the chapter's four ways
 READERS = 8  # of a recording of one GPU that is shared: the first requests; those after them have long prompts
 WORKERS = {
     "Colocated": "Colocated: one worker, chunks of {chunk} tokens",
@@ -93,7 +94,8 @@ def splits(runs: Mapping[float, Run]) -> Scene:
         return Curve("SMs of decode; prefill has the others", "÷ the best of these", lines, here)
 
     title = f"One GPU split by SMs, recorded on {machine(runs)}"
-    controls = {"sms": Numbers("SMs for decode", steps[0], steps)}
+    nearest = min(steps, key=lambda sms: abs(sms - START_SMS))
+    controls = {"sms": Numbers("SMs for decode", nearest, steps)}
     return Scene(
         title, controls, lambda sms: runs[sms], lambda run, sms: _shared(run), curve, part="decode",
         brackets=lambda run, sms: _waits(run, ""),

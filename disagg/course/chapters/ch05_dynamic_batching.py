@@ -67,7 +67,7 @@ EXERCISES = [
         """
         **1. Where to put the bound** (3 or 4 lines; a design). You may have two bins: rows of up to `bound`
         tokens, and the longer ones. Each bin is read as rows × its longest. Which of the `lengths` is the best
-        bound, so that as few slots as possible are read? Of equal ones give the smallest.
+        bound, so that as few slots as possible are read? If several are equally good, give the smallest.
 
         ```text
         bound = 3       ■■        ■■■        two bins: 2 × 3 + 1 × 8 = 14 slots
