@@ -25,7 +25,18 @@ SLIDERS = {"predict": ("high", 2)}
 DECISIVE = ("Request", "serve", "simulate", "replace")
 #: Calls whose numbers set times, which no compared cell may show.
 TIMES = {"Link", "ratio", "predict", "replay", "sleep", "round", "retune", "panel", "watch"}
-TIME_KEYWORDS = {"link", "arrival_s", "width", "seed", "indent", "digits", "timeout_s", "updates_per_s", "threads"}
+TIME_KEYWORDS = {
+    "link",
+    "window_ms",
+    "arrival_s",
+    "width",
+    "seed",
+    "indent",
+    "digits",
+    "timeout_s",
+    "updates_per_s",
+    "threads",
+}
 
 
 @dataclass(frozen=True)
