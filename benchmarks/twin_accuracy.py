@@ -62,8 +62,8 @@ def decisions(preset: str, model: Model | None = None) -> tuple[list, list]:
             handle.result()
         ahead = engine.controller.state.steps_in_flight
     shape = {"layers": model.shape.layers, "token_bytes": model.shape.token_bytes}
-    events = [*engine.recorder.probed, *events]
-    return given, replay(first, events, **shape, steps_in_flight=ahead, pads=engine.attention_path.pads)
+    before = [known for known in engine.recorder.probed if known not in events]  # heard before anyone listened
+    return given, replay(first, [*before, *events], **shape, steps_in_flight=ahead, pads=engine.attention_path.pads)
 
 
 def _recorded(engine: Engine) -> tuple[list, list]:

@@ -24,7 +24,7 @@ def run():
 def test_a_run_shows_its_sentence_its_timeline_and_where_time_went(run):
     data = shown(run)
     assert sentence(run) in data["text/html"]
-    alts = re.findall(r'<img alt="([^"]+)"', data["text/html"])
+    alts = re.findall(r'<img class="picture" alt="([^"]+)"', data["text/html"])
     assert [alt.split(",")[0] for alt in alts] == ["Timeline", "Where the milliseconds went"]
     assert data["text/plain"] == (
         "Run: 3 requests (3 length), 24 new tokens; Timeline of 196 spans on prefill 0, down 0, up 0, decode 0"

@@ -44,7 +44,7 @@ def test_every_python_block_of_the_page_on_python_runs_as_it_stands(tmp_path, mo
     names = {"held": HELD}
     run(shortened(PYTHON.read_text("utf-8")), names)
     out = capsys.readouterr().out
-    assert names["run"].results[0].token_ids and "Live timeline of 2 requests" in out and "failed" in out
+    assert names["run"].results[0].token_ids and "Live view of 2 requests" in out and "failed" in out
 
 
 @pytest.mark.parametrize("page", [README, DEVICES], ids=["readme", "devices"])

@@ -144,7 +144,7 @@ def test_prices_are_the_users_and_turn_the_front(monkeypatch):
     monkeypatch.setattr(tuning, "goodput", fake_goodput)
     found = tune(SOME, "A100+L4", SLO, EIGHT, prices={"A100": 4.0, "L4": 0.5})
     assert [(t.hardware, t.cost) for t in found.front] == [("1xL4", 0.5), ("1xA100", 4.0)]
-    assert ("1xA100", "4 an hour") in [row[:2] for row in front_rows(found)]
+    assert ("1xA100: one for both", "4 an hour") in [row[:2] for row in front_rows(found)]
     assert {t.cost for t in tune(SOME, "2xL4", SLO, EIGHT, prices=3).trials} == {3.0, 6.0}
     with pytest.raises(ConfigError, match="prices must give a device-hour of L4 a price above 0; got None"):
         tune(SOME, "2xL4", SLO, EIGHT, prices={"A100": 4.0})

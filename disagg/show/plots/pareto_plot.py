@@ -65,7 +65,8 @@ def front_in_words(found: Tuning) -> str:
 
 def front_rows(found: Tuning) -> list[tuple[str, ...]]:
     return [
-        (t.arrangement, _cost(found, t), f"{t.per_s:.3g}", f"{t.attainment:.0%}", *_settings(t)) for t in found.front
+        (f"{t.hardware}: {t.arrangement}", _cost(found, t), f"{t.per_s:.3g}", f"{t.attainment:.0%}", *_settings(t))
+        for t in found.front
     ]
 
 
