@@ -1,6 +1,7 @@
 """Live views: they serve, show, stop and end as they say, and leave nothing behind. A front end is played by a list."""
 
 import gc
+import sys
 import threading
 from contextlib import closing
 
@@ -17,7 +18,7 @@ from disagg.show import flow, live, panel, watch
 from disagg.show.fallback import SERVE, STOP
 from disagg.show.instruments import Instrument
 from disagg.show.scene import Numbers, Scene, Setup
-from disagg.show.serving import LINES, tail, text_lines
+from disagg.show.serving import LINES, short_turns, tail, text_lines
 from disagg.trace.results import Result
 
 TAGS = LATEX + "\n<b>[red]"
@@ -81,6 +82,14 @@ def test_a_look_that_takes_long_is_taken_less_often(monkeypatch):
     with opened(small()) as engine:
         live.follow(Asked(), engine, lambda run: None, 0.1)
     assert waits == [0.1, 20.0, 0.1]
+
+
+def test_turns_are_short_while_a_view_is_made_and_as_before_after_it():
+    before = sys.getswitchinterval()
+    with pytest.raises(RuntimeError), short_turns():
+        assert sys.getswitchinterval() < before
+        raise RuntimeError
+    assert sys.getswitchinterval() == before
 
 
 def test_without_a_front_end_the_sentence_is_printed_once(capsys):
