@@ -239,4 +239,4 @@ def test_a_table_row_says_ring_and_layers():
     config = trials[0].config.replace(route="staged", ring_slots=4, layers_per_copy=2)
     found = Tuning(Load.of(SOME), SLO, Hardware.parse("2xL4"), (Trial(config, *list(vars(trials[0]).values())[1:]),))
     [row] = front_rows(found)
-    assert row == ("1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "2")
+    assert row == ("2xL4: 1 prefill + 1 decode", "2 devices", "5", "90%", "256", "32", "staged, ring of 4", "2")

@@ -79,6 +79,7 @@ every = {
     **SCENES,
     "07, the SMs shared": recorded.sharing(recordings.timelines()),
     "07, the dial": recorded.dials(recordings.staged()),
+    "07, the splits": recorded.splits(recordings.splits()),
     "08": replays(case_b={"bug": "lost notice", "before": "failure told", "after": "waiting ends"}.get),
 }
 """
@@ -120,7 +121,15 @@ def spans_of(run) -> list:
 
 
 @pytest.mark.parametrize(
-    "names", [("00", "01"), ("02", "03"), ("04", "05"), ("06",), ("07, the SMs shared", "07, the dial"), ("08",)]
+    "names",
+    [
+        ("00", "01"),
+        ("02", "03"),
+        ("04", "05"),
+        ("06",),
+        ("07, the SMs shared", "07, the dial", "07, the splits"),
+        ("08",),
+    ],
 )
 def test_every_control_of_a_chapter_changes_what_is_shown_as_python_says(lab, open_page, shot, figure, every, names):
     book = Notebook(open_page(lab.notebook(f"scenes-{names[0][:2]}", [ALL + CELLS.format(names=names)])))
