@@ -4,6 +4,7 @@ instrument(scene) for a Scene of the course, or for a function that gives a run,
 instrument(lambda rows: simulate(config, requests[:rows]), {"rows": Numbers("rows", 4, range(1, 9))})
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -29,6 +30,7 @@ try:
     from disagg.show.canvas import Canvas
 except ImportError:  # anywidget is missing: pictures take its place
     Canvas = None  # type: ignore[assignment,misc]  # the class is asked for with `is None`
+    gc.freeze()  # figures are garbage in cycles: what the imports left isn't looked through with them, 0.3 s each time
 
 
 class Instrument(InCell):

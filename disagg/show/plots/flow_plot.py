@@ -157,14 +157,14 @@ class Painter:
 
     def rectangle(self, x: float, y: float, width: float, lines: float, face: str, **how: Any) -> None:
         how = {"edgecolor": FRAME, "linewidth": 0.8, **how}
-        self.axes.add_patch(Rectangle((x, y), width, lines * self.line, facecolor=face, **how))
+        self.axes.add_artist(Rectangle((x, y), width, lines * self.line, facecolor=face, **how))
 
     def box(self, name: str, box: Box) -> None:
         role = name.split()[0]
         pointed = self.part == role or (self.part, role) == ("link", HOST)
         frame = draw.look(edgecolor=POINTED if pointed else FRAME, linewidth=2.5 if pointed else 1.0, facecolor=SOFT)
         style = "round,pad=0,rounding_size=0.06"
-        self.axes.add_patch(FancyBboxPatch((box.x, box.y), box.width, box.height, boxstyle=style, **frame))
+        self.axes.add_artist(FancyBboxPatch((box.x, box.y), box.width, box.height, boxstyle=style, **frame))
         x, y, room = box.x + 0.1, box.y + 0.75 * self.line, box.width - 0.2
         self.text(x, y, QUEUE if role == QUEUE else _name(self.flow, name), weight="bold")
         y += self.line
@@ -248,7 +248,7 @@ class Painter:
         for index, request in enumerate(shown):
             at = (x + each + index % columns * across, y + 0.2 * self.line + index // columns * down)
             edge = {"edgecolor": COLOURS["decode"], "linewidth": 2.5} if request in step else {"edgecolor": FRAME}
-            self.axes.add_patch(Circle(at, each, facecolor=REQUESTS[request % len(REQUESTS)], **edge))
+            self.axes.add_artist(Circle(at, each, facecolor=REQUESTS[request % len(REQUESTS)], **edge))
             self.text(*at, str(request), ha="center")
             if tokens:
                 self.text(at[0], at[1] + 0.95 * self.line, str(self.now.tokens[request]), ha="center")
@@ -277,7 +277,7 @@ class Painter:
         busy, waiting = lane in self.now.flights, self.now.ready.get(lane, 0)
         colour = COLOURS["link"] if busy else POINTED if self.part == "link" else FRAME
         style = draw.look(arrowstyle="-|>", mutation_scale=self.size, linewidth=2.5 if busy else 1.2, color=colour)
-        self.axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **style))
+        self.axes.add_artist(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **style))
         middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         if lane.startswith("direct") and end[0] - start[0] > 0.6:
             self.text(middle[0], middle[1] - self.line, "link", ha="center", weight="bold")
