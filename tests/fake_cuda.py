@@ -76,7 +76,7 @@ class FakeDial:
     """Of the stream that is current where it is made."""
 
     def __init__(self, device):
-        self.deadlines, self.stream = [0], current.stream
+        self.deadlines, self.stream, self.state = [0], current.stream, torch.zeros(2, dtype=torch.int64)
 
     def post(self, occupancy_ns):
         self.deadlines.append(max(now_ns(), self.deadlines[-1]) + occupancy_ns)

@@ -128,13 +128,13 @@ def interrupts(devices: Devices):
         check_run(engine.serve(rest), rest)
 
 
-def half(preset: str, device: str, name: str):
+def half(preset: str, device: str, name: str, **changes):
     """16 bits: forced texts, and every logit against fp32's."""
     model = model_on(device, name, "bfloat16")
     texts, exact, allowed = references(device, name)
     requests = [Request(text[:-8], 8, force_ids=text[-8:], keep_logits=True) for text in texts]
     few = dict(compile=False, max_batch=4, chunk_tokens=256, verify_kv=False)  # sizes to capture
-    with opened(preset, (device, device), model, **few) as engine:
+    with opened(preset, (device, device), model, **{**few, **changes}) as engine:
         run = engine.serve(requests)
         for result in run.results:
             assert len(result.logits) == 8, f"ended as {result.finish_reason}: {result.error}"
@@ -180,6 +180,13 @@ def checks(device: str) -> Iterator[tuple[str, Callable]]:
     yield "an interrupt", partial(interrupts, one)
     for preset in PRESETS:
         yield f"16 bits, preset {preset}", partial(half, preset, first, large)
+    for preset in ("streamed", "staged"):
+        yield f"16 bits, checksums on {preset}", partial(half, preset, first, large, verify_kv=True)
+        yield f"16 bits, {preset}, overlap=False", partial(half, preset, first, large, overlap=False)
+    if device != "cpu":
+        yield "16 bits, staged on a dialled link", partial(half, "staged", first, large, link=Link(1e9))
+    if device != "cpu" and describe().startswith("possible"):
+        yield "16 bits, staged, sm_split=32", partial(half, "staged", first, large, sm_split=32, verify_kv=True)
     if device != "cpu" and torch.cuda.device_count() > 1:
         two = ("cuda:0", "cuda:1")
         for preset in (*HANDED_OFF, "two_colocated"):

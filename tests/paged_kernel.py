@@ -4,33 +4,24 @@ from functools import partial
 
 import torch
 
-from disagg.run.attention.paged import PagedKernel
-
-
-class OwnKernel(PagedKernel):
-    """The package's kernels alone."""
-
-    def chunked(self, query, keys, values, chunks, scale):
-        raise AssertionError("chunks are attended by kernels from elsewhere")
-
 
 class PlainKernel:
     name, version = "plain PyTorch", "1"
 
     def store(self, cache, layer, slots, key, value):
-        cache.write(layer, slots, key, value)
+        goes = slots >= 0
+        cache.write(layer, slots[goes], key[: len(slots)][goes], value[: len(slots)][goes])
 
-    def packed(self, query, key, value, cu, longest, scale, out):
-        edges = cu.tolist()
-        for part in (slice(a, b) for a, b in zip(edges, edges[1:], strict=False)):
-            out[part] = self._one(query[part], key[part], value[part], scale)
+    def chunked(self, query, keys, values, chunks, scale, out):
+        self.tiled(query, keys, values, (chunks.table, chunks.tiles, torch.zeros(1, 1), torch.zeros(1)), scale, out)
 
-    def chunked(self, query, keys, values, chunks, scale):
-        edges, lengths, out = chunks.cu.tolist(), chunks.cu_keys.diff().tolist(), []
-        for row, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
-            k, v = (x[chunks.table[row].long()].flatten(0, 1)[: lengths[row]] for x in (keys, values))
-            out.append(self._one(query[start:stop], k, v, scale))
-        return torch.cat(out)
+    def tiled(self, query, keys, values, places, scale, out):
+        table, tiles, stored, row = places
+        stored[int(row), 0] = 1
+        for where, first, rows, at in tiles.tolist():
+            k, v = (x[table[where].long()].flatten(0, 1)[: at + rows] for x in (keys, values))
+            if rows:
+                out[first : first + rows] = self._one(query[first : first + rows], k, v, scale)
 
     def decoder(self, cache, table, lengths):
         return partial(self.decode, table, lengths)

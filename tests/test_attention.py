@@ -3,14 +3,16 @@
 import sys
 from types import SimpleNamespace
 
+import fake_triton
 import pytest
 import torch
 from paged_kernel import PlainKernel
 
+import disagg.run.attention
 from disagg.plan.errors import ConfigError, ModelError
-from disagg.run.attention import choice, gathered, kernel_trial
+from disagg.run.attention import choice, gathered, kernel_trial, paged
 from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
-from disagg.run.attention.interface import paged_attention
+from disagg.run.attention.interface import Options, paged_attention
 from disagg.run.kv_cache import KVCache, KVShape, slots_of
 from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
 
@@ -240,12 +242,32 @@ def test_doctor_names_flash_attn_with_its_version(monkeypatch):
         choice.choose("fast", "cpu")
 
 
+@pytest.mark.parametrize("chunks", [[(0, 5), (0, 70)], [(3, 4), (20, 90), (0, 1)]], ids=str)
+def test_our_kernels_attend_and_store_chunks_as_gathered_slots_do(monkeypatch, chunks):
+    """By a triton made of plain PyTorch: what programs compute, and where they load and store."""
+    fake_triton.install(monkeypatch, disagg.run.attention, "kernels")
+    monkeypatch.setattr(paged, "stages", lambda device, rows, row_bytes: 1)
+    torch.manual_seed(6)
+    shape, size = KVShape(1, 2, 12, torch.float32), 16
+    ours, plain = (KVCache(shape, 6 * len(chunks), size) for _ in range(2))
+    ours.data.normal_()
+    plain.data.copy_(ours.data)
+    tables = torch.randperm(6 * len(chunks)).view(-1, 6)
+    segments = [Segment(start, stop, tables[row]) for row, (start, stop) in enumerate(chunks)]
+    batch = PrefillBatch(torch.zeros(sum(s.num_tokens for s in segments)), segments)
+    query = torch.randn(len(batch.tokens), 2, 3, 12)
+    key, value = torch.randn(2, len(batch.tokens), 2, 12)
+    found = paged.PagedPrefill(batch, ours, paged.PagedKernel()).run(0, query, key, value, Options())
+    expected = PrefillPlan(batch, plain, Workspace("plain")).run(0, query, key, value, Options())
+    assert torch.allclose(found, expected, atol=1e-5) and torch.equal(ours.data, plain.data)
+
+
 @pytest.mark.parametrize("fault", [None, "mask", "page"])
 def test_a_kernel_is_taken_only_where_it_computes_what_plain_attention_does(fault):
     class Kernel(PlainKernel):
-        def chunked(self, query, keys, values, chunks, scale):
-            chunks = chunks._replace(table=chunks.table.flip(1)) if fault == "page" else chunks
-            return super().chunked(query, keys, values, chunks, scale)
+        def tiled(self, query, keys, values, places, scale, out):
+            places = (places[0].flip(1) if fault == "page" else places[0], *places[1:])
+            super().tiled(query, keys, values, places, scale, out)
 
         def _one(self, query, key, value, scale):
             cut = 1 if fault == "mask" and len(query) > 1 else 0

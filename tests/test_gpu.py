@@ -5,15 +5,14 @@ import gc
 import pytest
 import torch
 from engine_tools import check_run, lengths, prompt_of, small
-from paged_kernel import OwnKernel
 
 from disagg import Engine, Request
 from disagg.plan.config import PRESETS
 from disagg.run.attention import split_decode
 from disagg.run.attention.choice import pick_kernel
-from disagg.run.attention.gathered import DecodePlan, Workspace
+from disagg.run.attention.gathered import DecodePlan, PrefillPlan, Workspace
 from disagg.run.attention.interface import Options
-from disagg.run.attention.paged import PagedDecode
+from disagg.run.attention.paged import PagedDecode, PagedKernel, PagedPrefill
 from disagg.run.gpu.prefill_graph import PrefillGraphs
 from disagg.run.gpu.sm_split import describe, sm_count, split_gpu
 from disagg.run.gpu.stream_copy import Route, copy_blocks
@@ -91,7 +90,7 @@ def test_split_decode_attends_as_gathered_slots_do(monkeypatch, sms, heads, kv_h
     lengths = torch.tensor(contexts)
     batch = DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)])
     exact = DecodePlan(batch, plain, Workspace("plain"))
-    step = PagedDecode(ours, OwnKernel(), tables.int().to(device), lengths.int().to(device))
+    step = PagedDecode(ours, PagedKernel(), tables.int().to(device), lengths.int().to(device))
     for layer in (0, 1, 0):  # scratch is used again
         query = torch.randn(rows, kv_heads, heads // kv_heads, head_dim, dtype=torch.bfloat16, device=device)
         key, value = torch.randn(2, rows, kv_heads, head_dim, dtype=torch.bfloat16, device=device)
@@ -103,38 +102,54 @@ def test_split_decode_attends_as_gathered_slots_do(monkeypatch, sms, heads, kv_h
 
 
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (14, 2, 64), (8, 8, 80), (4, 1, 256)])
-@pytest.mark.parametrize("lengths_", [[1], [63, 64, 65, 1, 300], [128, 127, 129], [4099, 5]])
-def test_packed_prompts_attend_as_gathered_slots_do(heads, kv_heads, head_dim, lengths_):
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(0, 1)],
+        [(0, 63), (0, 64), (0, 65), (0, 1), (0, 300)],
+        [(5, 6), (100, 400), (0, 70)],
+        [(4099, 4100), (256, 900)],
+    ],
+    ids=str,
+)
+def test_packed_chunks_attend_as_gathered_slots_do(heads, kv_heads, head_dim, size, chunks):
+    """Whole prompts, chunks whose prompts lie in the cache, and rows that decode."""
     torch.manual_seed(6)
-    tokens, edges = sum(lengths_), [0, *torch.tensor(lengths_).cumsum(0).tolist()]
-    query = torch.randn(tokens, heads, head_dim, dtype=torch.bfloat16, device="cuda:0")
-    key, joined = torch.randn(2, tokens, 2 * kv_heads, head_dim, dtype=torch.bfloat16, device="cuda:0")
+    device, width = torch.device("cuda:0"), max(stop for _, stop in chunks) // size + 1
+    shape = KVShape(1, kv_heads, head_dim, torch.bfloat16)
+    ours, plain = (KVCache(shape, len(chunks) * width, size, device) for _ in range(2))
+    tables = torch.randperm(len(chunks) * width).view(len(chunks), width)
+    ours.data.normal_()
+    plain.data.copy_(ours.data)
+    segments = [Segment(start, stop, tables[row]) for row, (start, stop) in enumerate(chunks)]
+    batch = PrefillBatch(torch.zeros(sum(s.num_tokens for s in segments), dtype=torch.long), segments)
+    tokens = len(batch.tokens)
+    query = torch.randn(tokens, kv_heads, heads // kv_heads, head_dim, dtype=torch.bfloat16, device=device)
+    key, joined = torch.randn(2, tokens, 2 * kv_heads, head_dim, dtype=torch.bfloat16, device=device)
     key, value = key[:, :kv_heads].contiguous(), joined[:, kv_heads:]  # as views of a joined projection are
-    starts = torch.tensor(edges, dtype=torch.int32, device="cuda:0")
-    found = torch.full_like(query, float("nan"))
-    OwnKernel().packed(query, key, value, starts, max(lengths_), None, found)
-    for start, stop in zip(edges, edges[1:], strict=False):
-        q, k, v = (x[start:stop].transpose(0, 1)[None].float() for x in (query, key, value))
-        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        assert torch.allclose(found[start:stop].float(), expected[0].transpose(0, 1), atol=0.02, rtol=0.02)
+    found = PagedPrefill(batch, ours, PagedKernel()).run(0, query, key, value, Options())
+    expected = PrefillPlan(batch, plain, Workspace("plain")).run(0, query, key, value, Options())
+    assert torch.allclose(found.float(), expected.float(), atol=0.02, rtol=0.02)
+    assert torch.equal(ours.data, plain.data)
 
 
-# ---- prefill in pieces -----------------------------------------------------------------------------------------------
+# ---- prefill as graphs -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def model_in_16_bits():
     model = load_model("random-llama3-1b", dtype="bfloat16", device="cuda:0")
     if pick_kernel("auto", "cuda:0", model.shape, 32, 256, model.config) is None:
-        pytest.skip("needs flash-attn, or a varlen_attn that takes block tables")
+        pytest.skip("needs triton")
     return model
 
 
-def test_graphs_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
+def test_graphs_of_a_pass_give_what_the_pass_gives(model_in_16_bits):
     model, device = model_in_16_bits, torch.device("cuda:0")
     kernel = pick_kernel("auto", device, model.shape, 32, 256, model.config)
-    whole, pieces = (KVCache(model.shape, 12, 256, device) for _ in range(2))
-    graphs = PrefillGraphs(model, pieces, kernel, 1024)
+    whole, kept = (KVCache(model.shape, 12, 256, device) for _ in range(2))
+    graphs = PrefillGraphs(model, kept, kernel, 1024)
     with torch.cuda.stream(torch.cuda.Stream(device)):
         graphs.prepare(lambda text: None)
         torch.manual_seed(7)
@@ -146,18 +161,15 @@ def test_graphs_of_a_pass_give_what_the_whole_pass_gives(model_in_16_bits):
         ]
         for segments in passes:
             ids = torch.randint(0, model.vocab_size, (sum(segment.num_tokens for segment in segments),))
-            seen, found = [], []
-            for run, cache in ((model.prefill, whole), (graphs.run, pieces)):
-                layers: list[int] = []
-                note = lambda layer, k, v, to=layers: to.append(layer)  # noqa: E731
-                batch = PrefillBatch(ids, segments, range(len(segments)), note)
-                assert graphs.fits(batch)
-                found.append((run(cache, batch, kernel) if run == model.prefill else run(batch)).float().clone())
-                seen.append(layers)
-            assert seen[0] == seen[1] == list(range(model.layers)), "a layer was not handed off, or not in its turn"
-            assert torch.allclose(*found, atol=0.05), f"logits differ by {(found[0] - found[1]).abs().max()}"
+            batch = PrefillBatch(ids, segments, range(len(segments)))
+            assert graphs.fits(batch)
+            expected, (found, leaves) = model.prefill(whole, batch, kernel).float().clone(), graphs.run(batch)
             torch.cuda.synchronize()
-            assert torch.allclose(whole.data.float(), pieces.data.float(), atol=0.1)
+            assert not leaves and torch.allclose(expected, found.float(), atol=0.05), "logits differ"
+            assert graphs.picked(len(segments))[0].tolist() == found.argmax(-1).tolist()
+            moments = graphs.moments()
+            assert len(moments) == model.layers and list(moments) == sorted(moments)
+            assert torch.allclose(whole.data.float(), kept.data.float(), atol=0.1)
     graphs.close()
 
 

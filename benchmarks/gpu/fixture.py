@@ -32,7 +32,7 @@ class Scale:
     context: int = 1024
     batches: tuple[int, ...] = (1, 16, 64)
     steps: int = 48  # decode steps that all rows share, at least
-    prompts: tuple[int, ...] = (512, 2048, 8192)  # prefill alone
+    prompts: tuple[int, ...] = (256, 512, 1024, 2048, 8192)  # prefill alone
     streamed: int = 2048  # the prompt whose layers travel
     lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)  # of prompts whose layers travel between two GPUs
     peer_bytes: tuple[int, ...] = (1 << 20, 4 << 20, 16 << 20, 64 << 20, 1 << 30)  # copies between two GPUs

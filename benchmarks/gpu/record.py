@@ -78,7 +78,8 @@ def staged_runs(stand: Stand) -> Iterator[tuple[float, Run]]:
     engine = streaming.staged_engine(stand)
     compute_s, _ = streaming.compute_alone(stand, engine)
     dials = {f"{dial:g}": dial for dial in stand.scale.dials}
-    for _, dial, runs in streaming.over_dials(stand, engine, dials, compute_s):
+    for _, dial, pairs in streaming.over_dials(stand, engine, dials, compute_s):
+        runs = [on for _, on in pairs]
         yield dial, named(sorted(runs, key=lambda run: known(run.overlap(0).hidden))[len(runs) // 2])
 
 

@@ -34,8 +34,11 @@ PARITY = ("gpu_parity_max_logit_diff", "gpu_parity_wrong_tokens")
 ONE_GPU = {
     "ceilings": BenchGroup(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceiling_rows),
     "steps": BenchGroup(("step_over_floor", "gap_over_graph"), steps.rows),
-    "prefill": BenchGroup(("prefill_share", "exposed_layers", "streaming_slows_prefill_pct"), streaming.prefill_rows),
-    "law": BenchGroup(("law_error_points",), streaming.law_rows),
+    "prefill": BenchGroup(
+        ("prefill_share", "prefill_ms", "exposed_layers", "streaming_slows_prefill_pct", "hop_over_link"),
+        streaming.prefill_rows,
+    ),
+    "law": BenchGroup(("law_error_points", "law_error_points_same_pass"), streaming.law_rows),
     "split": BenchGroup(("split_gap_p99_over_alone", "split_prefill_kept"), sharing.split_rows),
     "gaps": BenchGroup(("decode_gap_p99",), sharing.gap_rows),
     "order": BenchGroup(("second_token_gap_p99",), sharing.second_token_rows),

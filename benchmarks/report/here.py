@@ -61,7 +61,7 @@ class Here:
                 f"no link gives {', '.join(missing)} on the staged route of this machine by the law: {words}"
             )
         found = streaming.over_dials(stand, engine, {name: known(dial) for name, dial in dials.items()}, compute_s)
-        return {claim: runs for claim, _, runs in found}
+        return {claim: [on for _, on in pairs] for claim, _, pairs in found}
 
     def link(self, claim: str) -> float:
         """Bytes a second of the dialled link."""

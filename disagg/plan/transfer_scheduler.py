@@ -20,6 +20,7 @@ from disagg.plan.link import LaneName, LaneRole, Link, LinkClock
 from disagg.plan.request import Priority
 
 Notice = Landed | SourceRead | TransferClosed | TransferFailed
+EVER = 1 << 62  # ns
 FIRST_LANE = {"bulk": LaneRole.DIRECT, "direct": LaneRole.DIRECT, "staged": LaneRole.DOWN, "spill": LaneRole.SPILL}
 
 
@@ -45,6 +46,7 @@ class Copy:
     start_ns: int = 0
     busy_until_ns: int = 0
     landing_ns: int = 0
+    in_pass: bool = False  # carried out by the pass itself
 
     @property
     def part(self) -> Part:
@@ -100,6 +102,8 @@ class Lane:
     def __init__(self, name: LaneName) -> None:
         self.name, self.clock = name, LinkClock()
         self.ready: list[tuple[Priority, int, Copy]] = []
+        self.running = 0  # copies that `start` put on the link
+        self.passes = 0  # that carry out their hand-offs themselves and have the link meanwhile
 
 
 def lanes_of(config: Config) -> list[LaneName]:
@@ -191,6 +195,48 @@ class TransferScheduler:
             self._push_first(progress, *parked, now_ns)
         progress.parked.clear()
 
+    def take_pass(self, transfers: list[int], to: Worker, lanes: list[LaneName]) -> bool:
+        """Gives a pass that carries out its hand-offs itself, layer after layer, all these lanes and the whole ring
+        until `end_pass`. False where others are there first, or a target is not `to`; such passes share."""
+        taken, going = [self.lanes[name] for name in lanes], [self.progress[each] for each in transfers]
+        if any(lane.ready or lane.running for lane in taken) or not going:
+            return False
+        if any(p.assign is None or p.assign.target != to or p.parked or p.aborted or p.failed for p in going):
+            return False
+        if (
+            not taken[0].passes
+            and len(taken) > 1
+            and self.ring.reserve(self.ring.total, going[0].send.transfer) is None
+        ):
+            return False
+        for lane in taken:
+            lane.passes += 1
+        copies = -(-self.layers // self.layers_per_copy)
+        for progress in going:
+            progress.made, progress.running = progress.made + copies, progress.running + copies
+            progress.next_layer = self.layers
+        return True
+
+    def copies_of_pass(self, sent: list[tuple[Send, Assign]], layers: int, last: LaneName, now_ns: int) -> list[Copy]:
+        """What a pass took, so many layers a copy, in the order of the links: each copy with its last hop, after which
+        it is finished."""
+        found = []
+        for first in range(0, self.layers, layers):
+            for send, assign in sent:
+                copy = self._copy(send, first, min(first + layers, self.layers), last, now_ns)
+                copy.target, copy.in_pass, copy.busy_until_ns = assign.target, True, EVER
+                copy.target_blocks = assign.blocks[copy.block : copy.block_end]
+                found.append(copy)
+        return found
+
+    def end_pass(self, lanes: list[LaneName]) -> None:
+        """All copies of a pass have ended."""
+        for name in lanes:
+            self.lanes[name].passes -= 1
+        if len(lanes) > 1 and not self.lanes[lanes[0]].passes:
+            [owner] = set(self.ring.holdings())
+            self.ring.release(self.ring.holdings()[owner], owner[0])
+
     def abort(self, transfer: int, now_ns: int) -> list[Notice]:
         """Drops the copies that have not started; the transfer is closed when the running ones have ended."""
         progress = self.progress.get(transfer)
@@ -206,8 +252,9 @@ class TransferScheduler:
         """Puts the lane's next copy on its link; None while there is none, or no ring slot for it."""
         lane = self.lanes[name]
         down = lane.name.role is LaneRole.DOWN
-        if not lane.ready or (down and not self.ring.available):
+        if not lane.ready or lane.passes or (down and not self.ring.available):
             return None
+        lane.running += 1
         copy = heapq.heappop(lane.ready)[2]
         self.queued -= 1
         progress = self.progress[copy.transfer]
@@ -229,8 +276,7 @@ class TransferScheduler:
     def finish(self, copy: Copy) -> list[Notice]:
         """A copy has landed: its second hop is ready, or the controller gets notices. Times follow from the link's
         clock, not from when a thread woke up."""
-        progress = self.progress[copy.transfer]
-        progress.running -= 1
+        progress = self._ended(copy)
         progress.read += not copy.hop_two
         if progress.aborted or progress.failed:
             return self._drop_running(progress, copy, copy.landing_ns)
@@ -245,10 +291,22 @@ class TransferScheduler:
             del self.progress[copy.transfer]
         return [Landed(copy.transfer, (copy.part,), copy.nbytes, copy.landing_ns - copy.start_ns)]
 
+    def finish_all(self, copies: list[Copy]) -> list[Notice]:
+        """`finish`, with one landing for all copies of a transfer."""
+        found, landed = list[Notice](), dict[int, list[Landed]]()
+        for copy in copies:
+            for notice in self.finish(copy):
+                landed.setdefault(copy.transfer, []).append(notice) if isinstance(notice, Landed) else found.append(
+                    notice
+                )
+        for transfer, each in landed.items():
+            parts = tuple(part for notice in each for part in notice.parts)
+            found.append(Landed(transfer, parts, sum(n.nbytes for n in each), sum(n.took_ns for n in each)))
+        return found
+
     def fail(self, copy: Copy, error: str, now_ns: int) -> list[Notice]:
         """A copy has failed, or its bytes are wrong: no further copy of its transfer starts."""
-        progress = self.progress[copy.transfer]
-        progress.running -= 1
+        progress = self._ended(copy)
         if progress.aborted or progress.failed:
             return self._drop_running(progress, copy, now_ns)
         self._drop_slots([copy], now_ns)
@@ -272,10 +330,18 @@ class TransferScheduler:
         return Part(layer, layer_end, send.first_block, send.first_block + len(send.blocks))
 
     def _push_first(self, progress: TransferProgress, send: Send, layer: int, layer_end: int, now_ns: int) -> None:
-        lane, end = progress.lane(), send.first_block + len(send.blocks)
+        self._push(progress, self._copy(send, layer, layer_end, progress.lane(), now_ns))
+
+    def _copy(self, send: Send, layer: int, layer_end: int, lane: LaneName, now_ns: int) -> Copy:
         nbytes = (layer_end - layer) * len(send.blocks) * self.layer_block_bytes
-        where = (layer, layer_end, send.first_block, end, send.blocks)
-        self._push(progress, Copy(send.transfer, send.request, send.source, *where, nbytes, lane, now_ns))
+        where = (layer, layer_end, send.first_block, send.first_block + len(send.blocks), send.blocks)
+        return Copy(send.transfer, send.request, send.source, *where, nbytes, lane, now_ns)
+
+    def _ended(self, copy: Copy) -> TransferProgress:
+        progress = self.progress[copy.transfer]
+        progress.running -= 1
+        self.lanes[copy.lane].running -= not copy.in_pass
+        return progress
 
     def _push(self, progress: TransferProgress, copy: Copy) -> None:
         self._order += 1

@@ -86,11 +86,13 @@ class Executor:
         config, kernel, reports, graphs = self.config, self.kernel, self._reports, None
         prefill: PrefillStage | None = None
         if kernel is not None:
+            from disagg.run.gpu.captured_hand_off import CapturedHandOff
             from disagg.run.gpu.decode_graph import GraphDecodeStage
             from disagg.run.gpu.prefill_graph import PrefillGraphs
         if name.role == "prefill" or config.colocated:
             if kernel is not None and config.graphs:
-                graphs = PrefillGraphs(model, cache, kernel, config.chunk_tokens)
+                hand_off = CapturedHandOff.of(self.transfers, config, name)
+                graphs = PrefillGraphs(model, cache, kernel, config.chunk_tokens, hand_off)
             prefill = PrefillStage(model, cache, kernel, self.transfers, reports, config.chunk_tokens, graphs)
         if name.role == "prefill":
             return prefill, None

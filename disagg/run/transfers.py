@@ -116,6 +116,8 @@ class Transfers:
         with self.lock:  # itself: an interrupt leaves a Condition's `with` locked
             self._let_go = True
             self._changed.notify_all()
+        for lane in self.streams.values() if self.streams else ():
+            lane.copier.stop()
 
     def close(self) -> None:
         """Stops the lanes; copies under way are given up, and their transfers closed."""
@@ -178,6 +180,16 @@ class Transfers:
         with self.lock:
             notices = self.scheduler.finish(copy)
             self._record(span_of(copy, at_ns))
+            self._post_all(notices)
+            self._changed.notify_all()
+        self.drive()
+
+    def land_pass(self, copies: list[Copy], spans: list[Span]) -> None:
+        """Copies that a pass has carried out itself, with the spans of all hops."""
+        with self.lock:
+            notices = self.scheduler.finish_all(copies)
+            for span in spans:
+                self._record(span)
             self._post_all(notices)
             self._changed.notify_all()
         self.drive()

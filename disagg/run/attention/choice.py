@@ -52,7 +52,7 @@ def pick_kernel(
     from disagg.run.attention.kernel_trial import find_kernel
 
     kernel, why = find_kernel(device, shape, heads, block_size, model_config)
-    if kernel is None and requested == "flash":
+    if requested == "flash" and (kernel is None or kernel.name != "flash-attn"):
         raise ConfigError(f"attention='flash' can't run on {device}: {why}. Use 'auto' or 'sdpa'.")
     return kernel
 
@@ -61,7 +61,9 @@ def in_words(requested: str, kernel: "PagedKernel | None") -> str:
     """The attention that runs, a library's kernel by name and version: for `doctor`, captions and recordings."""
     if kernel is None:
         return f"{'plain attention' if requested == 'plain' else 'PyTorch SDPA'} over gathered slots"
-    return f"{kernel.name} {kernel.version} (chunks) and kernels of our own (whole prompts, decode)"
+    if not kernel.version:
+        return kernel.name
+    return f"{kernel.name} {kernel.version} (chunks) and kernels of our own (graphs, whole prompts, decode)"
 
 
 def describe(device: torch.device | str = "cpu") -> str:

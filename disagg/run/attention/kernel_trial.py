@@ -7,33 +7,32 @@ import torch
 
 from disagg.run.attention.gathered import PrefillPlan, Workspace
 from disagg.run.attention.interface import Options, Plan
-from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill, VarlenKernel
+from disagg.run.attention.paged import FlashKernel, PagedDecode, PagedKernel, PagedPrefill
 from disagg.run.gpu.device import on
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model.batch import PrefillBatch, Segment
 
-KERNELS: tuple[type[PagedKernel], ...] = (FlashKernel, VarlenKernel)
+KERNELS: tuple[type[PagedKernel], ...] = (PagedKernel, FlashKernel)
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005}  # of outputs around 1; a wrong block or mask is off by 0.3
 
 
 def find_kernel(
     device: torch.device | str, shape: KVShape, heads: int, block_size: int, model_config: Any = None
 ) -> tuple[PagedKernel | None, str]:
-    """The first kernel that is correct for this shape, or None and the reason against each."""
-    if reason := unfit(shape, model_config):
-        return None, reason
-    reasons = []
-    for kind in KERNELS:
+    """The last of `KERNELS` that is correct for this shape, and the reason against the next; None where our own, which
+    graphs need, is not."""
+    found, why = None, unfit(shape, model_config)
+    for kind in KERNELS if why is None else ():
         try:
             kernel = kind()
             with on(torch.device(device)):
                 reason = try_kernel(kernel, torch.device(device), shape, heads, block_size)
         except ImportError as error:
             reason = str(error).split("\n")[0]
-        if reason is None:
-            return kernel, ""
-        reasons.append(f"{kind.name}: {reason}")
-    return None, "; ".join(reasons)
+        if reason is not None:
+            return found, f"{kind.name}: {reason}"
+        found = kernel
+    return found, why or ""
 
 
 def unfit(shape: KVShape, model_config: Any) -> str | None:

@@ -8,75 +8,87 @@ import triton.language as tl
 
 
 @triton.jit
-def attend_prompts(
+def attend_chunks(
     query,
-    key,
-    value,
-    starts,
+    keys,
+    values,
+    tables,
+    tiles,
     out,
+    stored,
+    row,
     scale,
+    stored_row,
     query_row,
     query_head,
-    key_row,
-    key_head,
-    value_row,
-    value_head,
+    table_row,
+    block_step,
+    slot_step,
+    head_step,
     GROUP: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
     DIM_PAD: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    FIELDS: tl.constexpr,
 ) -> None:
-    """Causal attention over packed prompts: FlashAttention's online softmax (Dao and others, 2022), in powers of two.
+    """Causal attention of packed chunks to their prompts so far in the cache: FlashAttention's online softmax (Dao and
+    others, 2022), in powers of two. Grid (heads, tiles), so that programs beside each other read the same keys.
 
-    A program attends a tile of one head's queries of one prompt. Tiles that read most keys come first, so that the
-    programs of a wave end together. `starts` [prompts + 1]: each prompt's first row. `scale` includes log2(e).
+    tiles [.., FIELDS]: table row, first row of the pass, rows (0: a spare tile), place of the first row in its prompt;
+    those that read most keys come first. stored [row] gets the time at which the layer's K/V were in the cache. `scale`
+    includes log2(e).
     """
-    head, prompt = tl.program_id(1), tl.program_id(2)
-    first = tl.load(starts + prompt)
-    length = tl.load(starts + prompt + 1) - first
-    at = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
-    if at >= length:
+    head, tile = tl.program_id(0), tl.program_id(1)
+    if head + tile == 0:
+        tl.store(stored + tl.load(row) * stored_row, tl.extra.cuda.globaltimer())
+    fields = tiles + tile * FIELDS
+    count, at = tl.load(fields + 2), tl.load(fields + 3)
+    if count == 0:
         return
-    rows, cols, dims = at + tl.arange(0, ROWS), tl.arange(0, TILE), tl.arange(0, DIM_PAD)
-    wide = (dims < DIM)[None, :]
-    places = (first + rows).to(tl.int64)[:, None]
-    q = tl.load(
-        query + places * query_row + head * query_head + dims[None, :], (rows < length)[:, None] & wide, other=0.0
-    )
-    keys = key + first.to(tl.int64) * key_row + (head // GROUP) * key_head
-    values = value + first.to(tl.int64) * value_row + (head // GROUP) * value_head
+    rows, cols, dims = tl.arange(0, ROWS), tl.arange(0, TILE), tl.arange(0, DIM_PAD)
+    wide, here = (dims < DIM)[None, :], (rows < count)[:, None]
+    places = (tl.load(fields + 1) + rows).to(tl.int64)[:, None]
+    q = tl.load(query + places * query_row + head * query_head + dims[None, :], here & wide, other=0.0)
+    table = tables + tl.load(fields) * table_row
+    keys += (head // GROUP) * head_step
+    values += (head // GROUP) * head_step
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
-    for start in tl.range(0, at, TILE):  # keys that all rows see
-        k = tl.load(keys + (start + cols)[None, :] * key_row + dims[:, None], (dims < DIM)[:, None], other=0.0)
+    seen = ((at + 1) // TILE * TILE).to(tl.int32)
+    end = (at + count).to(tl.int32)
+    for start in tl.range(0, seen, TILE):  # keys that all rows see
+        base = tl.load(table + start // BLOCK).to(tl.int64) * block_step + (start % BLOCK) * slot_step
+        k = tl.load(keys + base + cols[None, :] * slot_step + dims[:, None], (dims < DIM)[:, None], other=0.0)
         scores = tl.dot(q, k)
         higher = tl.maximum(top, tl.max(scores, 1) * scale)
         weights = tl.exp2(scores * scale - higher[:, None])
         faded = tl.exp2(top - higher)
         total = total * faded + tl.sum(weights, 1)
-        v = tl.load(values + (start + cols)[:, None] * value_row + dims[None, :], wide, other=0.0)
+        v = tl.load(values + base + cols[:, None] * slot_step + dims[None, :], wide, other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc * faded[:, None])
         top = higher
-    for start in tl.range(at, tl.minimum(at + ROWS, length), TILE):  # the diagonal
-        here = start + cols < length
+    for start in tl.range(seen, end, TILE):  # the diagonal
+        base = tl.load(table + start // BLOCK).to(tl.int64) * block_step + (start % BLOCK) * slot_step
+        held = start + cols < end
         k = tl.load(
-            keys + (start + cols)[None, :] * key_row + dims[:, None], here[None, :] & (dims < DIM)[:, None], other=0.0
+            keys + base + cols[None, :] * slot_step + dims[:, None], held[None, :] & (dims < DIM)[:, None], other=0.0
         )
-        scores = tl.where(rows[:, None] >= (start + cols)[None, :], tl.dot(q, k) * scale, float("-inf"))
+        scores = tl.where((at + rows)[:, None] >= (start + cols)[None, :], tl.dot(q, k) * scale, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - higher[:, None])
         faded = tl.exp2(top - higher)
         total = total * faded + tl.sum(weights, 1)
-        v = tl.load(values + (start + cols)[:, None] * value_row + dims[None, :], here[:, None] & wide, other=0.0)
+        v = tl.load(values + base + cols[:, None] * slot_step + dims[None, :], held[:, None] & wide, other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc * faded[:, None])
         top = higher
     tl.store(
         out + (places * HEADS + head) * DIM + dims[None, :],
         (acc / total[:, None]).to(out.dtype.element_ty),
-        (rows < length)[:, None] & wide,
+        here & wide,
     )
 
 
@@ -279,9 +291,10 @@ def shares_of(length, work, programs, TILE: tl.constexpr, LEAST: tl.constexpr, M
 def store_tokens(
     key, value, slots, keys, values, key_row, value_row, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr
 ) -> None:
-    """A program stores one token's K/V. key and value: rows of WIDTH numbers, `key_row` and `value_row` apart; keys and
-    values [slots, WIDTH]."""
+    """A program stores one token's K/V, a token with a slot below 0 nowhere. key and value: rows of WIDTH numbers,
+    `key_row` and `value_row` apart; keys and values [slots, WIDTH]."""
     token, cols = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH_PAD)
-    place = tl.load(slots + token) * WIDTH + cols
-    tl.store(keys + place, tl.load(key + token * key_row + cols, cols < WIDTH), cols < WIDTH)
-    tl.store(values + place, tl.load(value + token * value_row + cols, cols < WIDTH), cols < WIDTH)
+    slot = tl.load(slots + token)
+    place, goes = slot * WIDTH + cols, (cols < WIDTH) & (slot >= 0)
+    tl.store(keys + place, tl.load(key + token * key_row + cols, goes), goes)
+    tl.store(values + place, tl.load(value + token * value_row + cols, goes), goes)

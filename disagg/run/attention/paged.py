@@ -1,64 +1,72 @@
-"""Attention by kernels that read the paged cache in place: chunks by flash-attn or PyTorch, the rest by our own.
+"""Attention by kernels that read the paged cache in place: our own, and flash-attn beside them for chunks.
 
 A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
 """
 
-import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.split_decode import SplitDecode, log2_scale, power_of_two
-from disagg.run.kv_cache import KVCache, slots_of
+from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import PrefillBatch
 
-LONG, TILE = 4096, 64  # tokens: for longer prompts programs with more rows are faster
+ROWS, TILE = 64, 64  # queries of a program, and keys that it reads at a time
 MOST_STAGES = 3  # tiles of keys and values loaded ahead
+TILE_FIELDS = 4  # of a tile of queries: table row, first row of the pass, rows, place of the first in its prompt
 
 
 class Chunks(NamedTuple):
-    """Places of the chunks of a pass; the tensors are int32 on the device."""
+    """Places of the chunks of a pass, on the device; int32 is what flash-attn takes."""
 
-    table: Tensor  # [chunks, blocks] block ids
-    cu: Tensor  # [chunks + 1] first row of each chunk in the pass
-    cu_keys: Tensor  # [chunks + 1] the same for the keys of each prompt so far
+    table: Tensor  # [chunks, blocks] int64 block ids
+    tiles: Tensor  # [.., TILE_FIELDS] int64
+    cu: Tensor  # [chunks + 1] int32, first row of each chunk in the pass
+    cu_keys: Tensor  # [chunks + 1] int32, the same for the keys of each prompt so far
     longest: int  # tokens of the longest chunk
     longest_keys: int
+    whole: bool  # every chunk begins its prompt
 
 
-class PagedKernel(ABC):
-    """A library's attention of chunks; whole prompts, stores and decode steps use this package's kernels."""
+class PagedKernel:
+    """Kernels of this package: chunks of a pass, stores, decode steps."""
 
-    name: str
-    version = ""
+    name, version = "kernels of our own", ""
 
-    @abstractmethod
-    def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
-        """Causal attention of chunks [T, heads, head_dim] to their prompts so far in the cache."""
-
-    def packed(
-        self, query: Tensor, key: Tensor, value: Tensor, cu: Tensor, longest: int, scale: float | None, out: Tensor
+    def chunked(
+        self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None, out: Tensor
     ) -> None:
-        """Causal attention of whole prompts, packed one after the other and not read from the cache.
+        """Causal attention of chunks [T, heads, head_dim] to their prompts so far in the cache."""
+        unread = torch.zeros(2, 1, dtype=torch.long, device=out.device)
+        self.tiled(query, keys, values, (chunks.table, chunks.tiles, unread, unread[1]), scale, out)
 
-        query and out [T, heads, head_dim], key and value [T, kv_heads, head_dim], cu [prompts + 1] int32.
-        cuDNN's kernel is faster, but needs a new, slow plan for each new length.
-        """
+    def tiled(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: tuple[Tensor, Tensor, Tensor, Tensor],
+        scale: float | None,
+        out: Tensor,
+    ) -> None:
+        """The same for chunks that table and tiles describe on the device, as a graph has them; and stored [rows, ..]
+        gets, in the row that stands in the last tensor, the time at which the layer's K/V were in the cache."""
         from disagg.run.attention import kernels  # needs triton
 
         _, heads, dim = query.shape
-        query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
-        dim_pad = max(16, power_of_two(dim))
-        rows, warps = (128, 8) if longest > LONG else (64, 4)
-        strides = [stride for x in (query, key, value) for stride in x.stride()[:2]]
-        sizes = dict(GROUP=heads // key.shape[1], HEADS=heads, DIM=dim, DIM_PAD=dim_pad, ROWS=rows, TILE=TILE)
-        launch = dict(num_warps=warps, num_stages=stages(query.device, rows, dim_pad * query.dtype.itemsize))
-        grid = (-(-longest // rows), heads, len(cu) - 1)
-        kernels.attend_prompts[grid](query, key, value, cu, out, log2_scale(scale, dim), *strides, **sizes, **launch)
+        query = query if query.stride(2) == 1 else query.contiguous()
+        table, tiles, stored, row = places
+        block, dim_pad = keys.shape[1], max(16, power_of_two(dim))
+        tile = min(TILE, block & -block)  # a tile of keys lies in one block
+        sizes = dict(GROUP=heads // keys.shape[2], HEADS=heads, DIM=dim, DIM_PAD=dim_pad, BLOCK=block, ROWS=ROWS)
+        launch = dict(num_warps=4, num_stages=stages(query.device, ROWS, dim_pad * query.dtype.itemsize))
+        strides = [stored.stride(0), *query.stride()[:2], table.stride(0), *keys.stride()[:3]]
+        given = query, keys, values, table, tiles, out, stored, row, log2_scale(scale, dim), *strides
+        kernels.attend_chunks[(heads, len(tiles))](*given, TILE=tile, FIELDS=TILE_FIELDS, **sizes, **launch)
 
     def store(self, cache: KVCache, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Stores key and value [T, kv_heads, head_dim] of one layer at slots [T]."""
@@ -82,7 +90,7 @@ def stages(device: torch.device, rows: int, row_bytes: int) -> int:
 
 
 class FlashKernel(PagedKernel):
-    """flash-attn 2 (Dao, 2023)."""
+    """flash-attn 2 (Dao, 2023) for chunks of passes without a graph."""
 
     name = "flash-attn"
 
@@ -91,70 +99,58 @@ class FlashKernel(PagedKernel):
 
         self._varlen, self.version = flash_attn.flash_attn_varlen_func, flash_attn.__version__
 
-    def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
+    def chunked(
+        self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None, out: Tensor
+    ) -> None:
+        if chunks.whole:
+            return super().chunked(query, keys, values, chunks, scale, out)  # in half of its time
         lengths = chunks.cu, chunks.cu_keys, chunks.longest, chunks.longest_keys
-        options = dict(softmax_scale=scale, causal=True, block_table=chunks.table)
-        return self._varlen(query, keys, values, *lengths, **options)
-
-
-class VarlenKernel(PagedKernel):
-    """PyTorch's `varlen_attn`, which takes a block table from version 2.13 on."""
-
-    name = "varlen_attn of PyTorch"
-
-    def __init__(self) -> None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        if "block_table" not in inspect.signature(varlen_attn).parameters:
-            raise ImportError(f"varlen_attn of torch {torch.__version__} takes no block table; 2.13 does")
-        self.version = torch.__version__
-        self._attend: Any = varlen_attn  # returns a Tensor unless it is asked for more
-
-    def chunked(self, query: Tensor, keys: Tensor, values: Tensor, chunks: Chunks, scale: float | None) -> Tensor:
-        lengths = chunks.cu, None, chunks.longest, chunks.longest_keys
-        options = dict(seqused_k=chunks.cu_keys.diff(), block_table=chunks.table, window_size=(-1, 0), enable_gqa=True)
-        return self._attend(query, keys, values, *lengths, scale=scale, **options)
+        options = dict(softmax_scale=scale, causal=True, block_table=chunks.table.int())
+        out.copy_(self._varlen(query, keys, values, *lengths, **options))
+        return None
 
 
 class PagedPrefill(Plan):
-    """The plan of a packed prefill pass: [T] tokens of several requests, whole prompts or chunks."""
+    """The plan of a packed prefill pass without a graph: [T] tokens of several requests, whole prompts or chunks."""
 
     phase = "prefill"
 
     def __init__(self, batch: PrefillBatch, cache: KVCache, kernel: PagedKernel) -> None:
         self.batch, self.cache, self.kernel = batch, cache, kernel
-        self.count = len(batch.tokens)
-        segments = batch.segments
-        self.whole = all(segment.start == 0 for segment in segments)
-        slots = torch.cat([slots_of(s.blocks, s.start, s.stop, cache.block_size) for s in segments])
+        self.count, segments, tiles = len(batch.tokens), batch.segments, tiles_of(batch)
         cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
         cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
         table = torch.zeros(len(segments), max(len(s.blocks) for s in segments), dtype=torch.long)
         for row, segment in zip(table, segments, strict=True):
             row[: len(segment.blocks)] = torch.as_tensor(segment.blocks)
-        self.slots, *sent = to_device([slots, cu, cu_keys, table.flatten()], cache.device)
-        cu, cu_keys, flat = (part.int() for part in sent)
+        parts = [batch.slots(cache.block_size), cu, cu_keys, table.flatten(), tiles.flatten()]
+        self.slots, cu, cu_keys, flat, flat_tiles = to_device(parts, cache.device)
         longest, longest_keys = max(s.num_tokens for s in segments), max(s.stop for s in segments)
-        self.chunks = Chunks(flat.view(table.shape), cu, cu_keys, longest, longest_keys)
+        places = flat.view(table.shape), flat_tiles.view(tiles.shape), cu.int(), cu_keys.int()
+        self.chunks = Chunks(*places, longest, longest_keys, all(segment.start == 0 for segment in segments))
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         """Returns zeros in rows beyond the pass's tokens, which are padding."""
-        make = torch.zeros if len(query) > self.count else torch.empty
+        count, make = self.count, torch.zeros if len(query) > self.count else torch.empty
         out = make(query.shape, dtype=query.dtype, device=query.device)
-        self.attend(layer, query, key, value, options, out)
-        return out
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options, out: Tensor) -> None:
-        """Stores the layer's K/V, hands it off and attends into the first rows of `out`, not into padding."""
-        query, key, value, out = (x[: self.count] for x in (query, key, value, out))
+        key, value = key[:count], value[:count]
         self.kernel.store(self.cache, layer, self.slots, key, value)
         if self.batch.on_layer is not None:
             self.batch.on_layer(layer, key, value)
-        query, out, chunks = query.flatten(1, 2), out.flatten(1, 2), self.chunks
-        if self.whole:
-            self.kernel.packed(query, key, value, chunks.cu, chunks.longest, options.scaling, out)
-        else:
-            out.copy_(self.kernel.chunked(query, *self.cache.layer(layer), chunks, options.scaling))
+        query, rows = (x[:count].flatten(1, 2) for x in (query, out))
+        self.kernel.chunked(query, *self.cache.layer(layer), self.chunks, options.scaling, rows)
+        return out
+
+
+def tiles_of(batch: PrefillBatch) -> Tensor:
+    """The tiles of a pass's queries, [.., TILE_FIELDS] on the CPU; those that read most keys first, so that the
+    programs of a wave end together."""
+    tiles = [
+        (row, rows.start + first, min(ROWS, len(rows) - first), segment.start + first)
+        for row, (segment, rows) in enumerate(zip(batch.segments, batch.rows(), strict=True))
+        for first in range(0, len(rows), ROWS)
+    ]
+    return torch.from_numpy(np.array(sorted(tiles, key=lambda tile: -tile[3]), np.int64))
 
 
 class PagedDecode(Plan):

@@ -90,7 +90,48 @@ class DeviceClock:
         return event
 
 
+class DeviceTimer:
+    """The nanosecond timer of a device, which kernels write down (`stamp`), on the host's clock. The host's readings
+    around a small kernel give the difference; the narrowest bracket counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        from disagg.run.gpu import device_kernels  # needs triton
+
+        self._stream, self._kernel = torch.cuda.Stream(device, priority=-2), device_kernels.write_time[(1,)]
+        self._stamp = torch.zeros(1, dtype=torch.long, pin_memory=True)
+        self._bracket()  # compiles
+        self._measure()
+
+    def ns(self, stamp: int) -> int:
+        """Host time of a stamp, never after now."""
+        now = now_ns()
+        if now - self._at_ns > RENEW_NS:
+            self._measure()
+        return min(stamp + self._ahead_ns, now)
+
+    def _measure(self) -> None:
+        error_ns, ahead_ns = min(self._bracket() for _ in range(TRIES))
+        self._at_ns = now_ns()
+        if error_ns <= WIDE_NS or not hasattr(self, "_ahead_ns"):  # else it waited behind other work
+            self._ahead_ns = ahead_ns
+
+    def _bracket(self) -> tuple[int, int]:
+        """(error, host's clock minus the device's timer) in ns."""
+        before = now_ns()
+        with torch.cuda.stream(self._stream):
+            self._kernel(self._stamp, num_warps=1)
+        self._stream.synchronize()
+        after = now_ns()
+        return (after - before + 1) // 2, (before + after) // 2 - int(self._stamp)
+
+
 _clocks = functools.cache(DeviceClock)
+_timers = functools.cache(DeviceTimer)
+
+
+def timer_of(device: torch.device) -> DeviceTimer:
+    """The process's only timer of a CUDA device with its index."""
+    return _timers(device)
 
 
 def clock_of(device: torch.device) -> DeviceClock:

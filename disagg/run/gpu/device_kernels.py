@@ -58,3 +58,72 @@ def copy_blocks(
     here = source + layer * source_layer + which * source_plane + tl.load(blocks + block) * WORDS
     there = target + layer * target_layer + which * target_plane + tl.load(onto + block) * WORDS
     tl.store(there + words, tl.load(here + words, words < WORDS), words < WORDS)
+
+
+@triton.jit
+def take_link(state, occupancy, stamp) -> None:
+    """For copies of a graph: writes the time, and busy_until = max(now, busy_until) + occupancy."""
+    now = tl.extra.cuda.globaltimer()
+    tl.store(stamp, now)
+    tl.store(state, tl.maximum(now, tl.load(state)) + tl.load(occupancy))
+
+
+@triton.jit
+def leave_link(state, stamp) -> None:
+    """`hold`, and then writes the time."""
+    until = tl.load(state)
+    while (tl.extra.cuda.globaltimer() < until) & (tl.load(state + 1, volatile=True) == 0):
+        pass
+    tl.store(stamp, tl.extra.cuda.globaltimer())
+
+
+@triton.jit
+def write_time(stamp) -> None:
+    tl.store(stamp, tl.extra.cuda.globaltimer())
+
+
+@triton.jit
+def write_out(source, target, COUNT: tl.constexpr, PAD: tl.constexpr) -> None:
+    """COUNT numbers of the device to pinned memory; one program."""
+    at = tl.arange(0, PAD)
+    tl.store(target + at, tl.load(source + at, at < COUNT), at < COUNT)
+
+
+@triton.jit
+def copy_tokens(
+    source,
+    target,
+    slots,
+    onto,
+    tokens,
+    source_plane,
+    target_plane,
+    WIDTH: tl.constexpr,
+    WIDTH_PAD: tl.constexpr,
+    FROM_SLOTS: tl.constexpr,
+    TO_SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """Copies one layer's K/V of the tokens of a pass that travel; grid (programs, 2). Rows of WIDTH words: token i is
+    read at slots[i], or at i, and written to onto[i], or to i; where onto[i] < 0 it stays."""
+    plane, cols = tl.program_id(1).to(tl.int64), tl.arange(0, WIDTH_PAD)
+    for first in tl.range(tl.program_id(0) * ROWS, tokens, tl.num_programs(0) * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        there = tl.load(onto + rows, rows < tokens, other=-1)
+        goes = (there >= 0)[:, None] & (cols < WIDTH)[None, :]
+        here = tl.load(slots + rows, rows < tokens, other=0) if FROM_SLOTS else rows.to(tl.int64)
+        place = there if TO_SLOTS else rows.to(tl.int64)
+        words = tl.load(source + plane * source_plane + here[:, None] * WIDTH + cols[None, :], goes)
+        tl.store(target + plane * target_plane + place[:, None] * WIDTH + cols[None, :], words, goes)
+
+
+@triton.jit
+def sum_tokens(key, value, slots, onto, sums, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr) -> None:
+    """A checksum of each token's K/V that travel, modulo 2^64 and weighted by place; a program a token. key and value
+    [slots, WIDTH] of half-words."""
+    token, cols = tl.program_id(0), tl.arange(0, WIDTH_PAD)
+    held = (cols < WIDTH) & (tl.load(onto + token) >= 0)
+    place, weights = tl.load(slots + token) * WIDTH + cols, 2 * cols.to(tl.int64) + 1
+    total = tl.sum(tl.load(key + place, held, other=0).to(tl.int64) * weights, 0)
+    total += tl.sum(tl.load(value + place, held, other=0).to(tl.int64) * (weights + 2 * WIDTH), 0)
+    tl.store(sums + token, total)

@@ -34,7 +34,7 @@ class DeviceDial:
         self._post, self._hold = device_kernels.post[(1,)], device_kernels.hold[(1,)]
         self._aside = torch.cuda.Stream(device)
         with _building:
-            self._state = torch.zeros(2, dtype=torch.int64, device=device)
+            self.state = torch.zeros(2, dtype=torch.int64, device=device)
             self._enqueued, self._number = torch.zeros(1, dtype=torch.int64, pin_memory=True), 0
             self.post(0)
             self.hold()
@@ -47,7 +47,7 @@ class DeviceDial:
         Call it before the copy is enqueued; else the copy's time includes the host's time to enqueue it.
         """
         self._number += 1
-        self._post(self._state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)
+        self._post(self.state, self._enqueued, self._number, occupancy_ns, MOST_NS=ENQUEUED_NS, num_warps=1)
 
     def go(self) -> None:
         """Marks that all of the copy is on the stream."""
@@ -55,9 +55,9 @@ class DeviceDial:
 
     def hold(self) -> None:
         """Later work on this stream waits until the link is free."""
-        self._hold(self._state, num_warps=1)
+        self._hold(self.state, num_warps=1)
 
     def stop(self) -> None:
         """Ends every hold, because the engine closes."""
         with torch.cuda.stream(self._aside):
-            self._state[1:].fill_(1)
+            self.state[1:].fill_(1)

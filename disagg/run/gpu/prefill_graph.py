@@ -1,26 +1,32 @@
-"""Prefill passes as piecewise CUDA graphs, as in vLLM: all work between two attentions is one replay.
+"""Prefill passes as CUDA graphs: one replay a pass.
 
-Hand-offs run in Python, so a capture ends before a layer's attention and the next one begins after it.
+Lengths, tables and slots are read from device memory, so a graph holds any pass up to its number of tokens. Where
+layers travel, a second graph beside it takes each of them as soon as it is stored (captured_hand_off.py).
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from disagg.run.attention.interface import Options, Plan
-from disagg.run.attention.paged import PagedKernel, PagedPrefill
-from disagg.run.gpu.device import settle
+from disagg.run.attention.paged import TILE_FIELDS, PagedKernel, tiles_of
+from disagg.run.attention.split_decode import power_of_two
+from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
+from disagg.run.gpu.device import mark, settle
+from disagg.run.gpu.device_clock import timer_of
 from disagg.run.gpu.memory import RESERVE_BYTES, room_for
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.model.model import PASS_STEP, Model
+from disagg.run.model.sampling import greedy
+from disagg.run.transfers import Departing
 
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass with more ending prompts runs without a graph
+MOST_CHUNKS = PASS_STEP  # of requests, or rows that decode, in a pass with a graph
 
 
 def sizes(most: int) -> list[int]:
@@ -32,78 +38,91 @@ def sizes(most: int) -> list[int]:
     return [*found, most]
 
 
-class Cut(NamedTuple):
-    """A layer's attention; its tensors have the same addresses in every replay."""
+class PassInputs:
+    """What a graph of any size reads: views of one buffer of int64 on the device, filled in one copy.
 
-    layer: int
-    query: Tensor  # [T, kv_heads, group, head_dim]
-    key: Tensor  # [T, kv_heads, head_dim]
-    value: Tensor
-    out: Tensor  # contiguous, of the shape of `query`
-    options: Options
+    row [1] of the times, wanted [MOST_LOGITS] rows; ids, positions, slots (-1: padding) [most]; tiles
+    [.., TILE_FIELDS] of attention, tables [MOST_CHUNKS, width].
+    """
+
+    def __init__(self, most: int, width: int, device: torch.device) -> None:
+        self._tiles, self._width = -(-most // PASS_STEP) + MOST_CHUNKS, width
+        parts = [1, MOST_LOGITS, most, most, most, self._tiles * TILE_FIELDS, MOST_CHUNKS * width]
+        self._there = torch.zeros(sum(parts), dtype=torch.long, device=device)
+        self._here = torch.zeros(sum(parts), dtype=torch.long, pin_memory=device.type == "cuda")
+        self._staged = [part.numpy() for part in self._here.split(parts)]  # numpy: a tenth of torch's time for each
+        self.row, self.wanted, self.ids, self.positions, self.slots, flat, tables = self._there.split(parts)
+        self.tiles, self.tables = flat.view(self._tiles, TILE_FIELDS), tables.view(MOST_CHUNKS, width)
+        self.slots.fill_(-1)
+
+    def tiles_for(self, size: int) -> Tensor:
+        return self.tiles[: -(-size // PASS_STEP) + min(size, MOST_CHUNKS)]
+
+    def fill(self, batch: PrefillBatch, size: int, block_size: int, row: int) -> Tensor:
+        """Uploads a pass in stream order; its slots. Padding must not point beyond the pass."""
+        where, wanted, ids, positions, slots, flat, tables = self._staged
+        count, rows, tiles, found = len(batch.tokens), batch.logit_rows(), tiles_of(batch), batch.slots(block_size)
+        where[0], wanted[len(rows) :], flat[tiles.numel() :] = row, 0, 0
+        wanted[: len(rows)], flat[: tiles.numel()] = rows.numpy(), tiles.flatten().numpy()
+        for kept, new, padding in ((ids, batch.tokens, 0), (positions, batch.positions(), 0), (slots, found, -1)):
+            kept[:count], kept[count:size] = new.numpy(), padding
+        for first, segment in zip(range(0, len(tables), self._width), batch.segments, strict=False):
+            tables[first : first + len(segment.blocks)] = segment.blocks
+        self._there.copy_(self._here, non_blocking=True)
+        return found
 
 
-class Pieces(NamedTuple):
-    """A pass of one size: a graph before each cut and one after the last; logits [MOST_LOGITS, vocab]."""
+class Captured(NamedTuple):
+    """A graph of a pass, with its logits [MOST_LOGITS, vocab]."""
 
-    graphs: list[torch.cuda.CUDAGraph]
-    cuts: list[Cut]
+    graph: torch.cuda.CUDAGraph
     logits: Tensor
 
 
-class DryPlan(Plan):
-    """The plan of a pass without attention, which does not touch the cache."""
+class CapturedPlan(Plan):
+    """The plan of a pass under capture; stored [1 + TURNS, layers] gets the times at which K/V were in the cache, in
+    the row of this pass."""
 
     phase = "prefill"
 
-    def __init__(self, cache: KVCache) -> None:
-        self.cache = cache
-
-    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
-        return torch.zeros(query.shape, dtype=query.dtype, device=query.device)
-
-
-class CutPlan(DryPlan):
-    """The plan of a pass under capture: at a layer's attention one graph ends and the next one begins."""
-
-    def __init__(self, cache: KVCache, pool: Any) -> None:
-        super().__init__(cache)
-        self._pool = pool
-        self.graphs: list[torch.cuda.CUDAGraph] = []
-        self.cuts: list[Cut] = []
-
-    def begin(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        self.graphs.append(graph)
-
-    def end(self) -> None:
-        self.graphs[-1].capture_end()
+    def __init__(self, cache: KVCache, kernel: PagedKernel, inputs: PassInputs, size: int, stored: Tensor) -> None:
+        self.cache, self.kernel, self.stored = cache, kernel, stored
+        self._inputs, self._tiles, self._slots = inputs, inputs.tiles_for(size), inputs.slots[:size]
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        self.end()
-        self.cuts.append(Cut(layer, unowned(query), unowned(key), unowned(value), unowned(out), options))
-        self.begin()
+        self.kernel.store(self.cache, layer, self._slots, key, value)
+        places = self._inputs.tables, self._tiles, self.stored[:, layer:], self._inputs.row
+        self.kernel.tiled(query.flatten(1, 2), *self.cache.layer(layer), places, options.scaling, out.flatten(1, 2))
         return out
 
 
 class PrefillGraphs:
     """Captured passes of one worker; `prepare` makes them on the worker's stream, `run` replays them there."""
 
-    def __init__(self, model: Model, cache: KVCache, kernel: PagedKernel, chunk_tokens: int) -> None:
-        self.model, self.cache, self.kernel = model, cache, kernel
-        self._sizes = sizes(chunk_tokens)
-        self._pieces: dict[int, Pieces] = {}
-        lengths = [chunk_tokens, chunk_tokens, MOST_LOGITS]
-        device, pinned = cache.device, cache.device.type == "cuda"
-        self._ids, self._places, self._wanted = (torch.zeros(n, dtype=torch.long, device=device) for n in lengths)
-        self._staged = [torch.zeros(length, dtype=torch.long, pin_memory=pinned) for length in lengths]
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        kernel: PagedKernel,
+        chunk_tokens: int,
+        hand_off: CapturedHandOff | None = None,
+    ) -> None:
+        self.model, self.cache, self.kernel, self.hand_off = model, cache, kernel, hand_off
+        self._sizes, self._captured = sizes(chunk_tokens), dict[int, Captured]()
+        width = min(-(-model.context_limit // cache.block_size), cache.num_blocks)
+        self._inputs = PassInputs(chunk_tokens, width, cache.device)
+        self._stored = torch.zeros(1 + TURNS, model.layers, dtype=torch.long, device=cache.device)
+        pinned = cache.device.type == "cuda"
+        self._seen = torch.zeros(1 + TURNS, model.layers, dtype=torch.long, pin_memory=pinned)
+        self._picked = torch.zeros(2, MOST_LOGITS, dtype=torch.int32, pin_memory=pinned)
+        self._row = 0  # of the last pass
 
     def close(self) -> None:
-        """Frees graphs while their stream exists."""
-        self._pieces.clear()
-        self._staged.clear()
+        """Frees graphs while their streams exist, once their last copy has ended."""
+        if self.hand_off is not None:
+            self.hand_off.close()
+        self._captured.clear()
 
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]) -> None:
@@ -112,46 +131,74 @@ class PrefillGraphs:
         for done, size in enumerate(reversed(self._sizes)):
             progress(f"capture of a prefill pass, {done + 1} of {len(self._sizes)}")
             with room_for(f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES):
-                self._pieces[size] = self._capture(size, pool)
+                self._captured[size] = self._capture(size, pool)
+                if self.hand_off is not None:
+                    self.hand_off.capture(size, self._stored)
         settle(self.cache.device)
 
     def fits(self, batch: PrefillBatch) -> bool:
-        return len(batch.tokens) <= self._sizes[-1] and len(batch.wants_logits) <= MOST_LOGITS
+        few = len(batch.wants_logits) <= MOST_LOGITS and len(batch.segments) <= MOST_CHUNKS
+        return few and len(batch.tokens) <= self._sizes[-1]
 
     @torch.inference_mode()
-    def run(self, batch: PrefillBatch) -> Tensor:
-        """One packed pass -> logits [len(batch.wants_logits), vocab], which the next pass overwrites."""
+    def run(self, batch: PrefillBatch, departing: Sequence[Departing] = ()) -> tuple[Tensor, bool]:
+        """One packed pass -> logits [len(batch.wants_logits), vocab], which the next pass overwrites; and whether what
+        departs is handed off."""
         size = next(size for size in self._sizes if size >= len(batch.tokens))
-        pieces, plan = self._pieces[size], PagedPrefill(batch, self.cache, self.kernel)
-        inputs = (batch.tokens, batch.positions(), batch.logit_rows())
-        for kept, staged, new in zip((self._ids, self._places, self._wanted), self._staged, inputs, strict=True):
-            length = min(size, len(kept))
-            staged[: len(new)] = new
-            staged[len(new) : length] = 0  # padding must not point beyond this pass
-            kept[:length].copy_(staged[:length], non_blocking=True)
-        for graph, cut in zip(pieces.graphs, pieces.cuts, strict=False):
-            graph.replay()
-            plan.attend(cut.layer, cut.query, cut.key, cut.value, cut.options, cut.out)
-        pieces.graphs[-1].replay()
-        return pieces.logits[: len(batch.wants_logits)]
+        hand_off, graph, cleared, leaves = self.hand_off if departing else None, self._captured[size], None, False
+        turn = None if hand_off is None else hand_off.free_turn()
+        self._row = 0 if turn is None else 1 + turn
+        slots = self._inputs.fill(batch, size, self.cache.block_size, self._row)
+        if self._row:
+            self._stored[self._row].zero_()
+            cleared = mark(self.cache.device)
+        graph.graph.replay()
+        if hand_off is not None and turn is not None:  # the pass computes meanwhile
+            leaves = hand_off.launch(turn, departing, size, slots, cleared)
+        return graph.logits[: len(batch.wants_logits)], leaves
 
-    def _capture(self, size: int, pool: Any) -> Pieces:
-        inputs = (self._ids[:size], self._places[:size], self._wanted)
-        self.model.logits(DryPlan(self.cache), *inputs)  # compiles and allocates before the capture, which must not
+    def answered(self) -> None:
+        """The last pass has picked its tokens, or failed: what was handed off may land."""
+        if self._row and self.hand_off is not None:
+            self.hand_off.turns[self._row - 1].answered.set()
+
+    def picked(self, count: int) -> Tensor:
+        """What `greedy` gives for the last pass, which has ended, on the host."""
+        return self._picked[:, :count]
+
+    def moments(self) -> tuple[int, ...]:
+        """Host times in ns at which the last pass, which has ended, had each layer's K/V in the cache."""
+        return tuple(map(timer_of(self.cache.device).ns, self._seen[self._row].tolist()))
+
+    def _capture(self, size: int, pool: Any) -> Captured:
+        inputs = self._inputs
+        given = inputs.ids[:size], inputs.positions[:size], inputs.wanted
+        self._logits(size, given)  # compiles and allocates before the capture, which must not
         settle(self.cache.device)
-        plan = CutPlan(self.cache, pool)
-        plan.begin()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            logits = self.model.logits(plan, *inputs)
+            logits = self._logits(size, given)
         finally:
-            plan.end()
-        return Pieces(plan.graphs, plan.cuts, unowned(logits))
+            graph.capture_end()
+        return Captured(graph, logits)
+
+    def _logits(self, size: int, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The pass; its tokens and times go to the host with it."""
+        plan = CapturedPlan(self.cache, self.kernel, self._inputs, size, self._stored)
+        logits = self.model.logits(plan, *given)
+        write_out(greedy(logits), self._picked)
+        write_out(self._stored, self._seen)
+        return logits
 
 
-def unowned(tensor: Tensor) -> Tensor:
-    """A view that does not keep its memory alive: the graphs reuse it from layer to layer."""
-    bits = tensor.view(torch.int16)  # a dtype that numpy has too
-    strides = tuple(2 * step for step in bits.stride())
-    layout = dict(shape=tuple(bits.shape), strides=strides, typestr="<i2", version=3)
-    memory = SimpleNamespace(__cuda_array_interface__=dict(data=(bits.data_ptr(), False), **layout))
-    return torch.as_tensor(memory, device=tensor.device).view(tensor.dtype)
+def write_out(source: Tensor, target: Tensor) -> None:
+    """Copies a few numbers to pinned memory by a kernel: a graph's own copy would stand in one queue with those of the
+    hand-off beside it, and hold them up until the pass ends."""
+    if source.device.type == "cpu":
+        target.copy_(source)
+        return
+    from disagg.run.gpu import device_kernels  # needs triton
+
+    count = source.numel()
+    device_kernels.write_out[(1,)](source, target, COUNT=count, PAD=power_of_two(count))

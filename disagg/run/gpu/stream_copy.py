@@ -12,7 +12,7 @@ still until the stream has come there and the bytes have left or arrived: nothin
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -47,6 +47,10 @@ class EnqueuedCopy(NamedTuple):
         assert self.copy is not None, "the copy is only timed"
         return self.copy
 
+    @property
+    def records(self) -> list[Copy]:
+        return [self.record]
+
     def finish(self, latency_ns: int) -> tuple[list[Sums], list[Sums]]:
         """Waits for the copy without the interpreter lock, writes times into its record, and returns the checksums."""
         self.seen.synchronize()
@@ -58,6 +62,18 @@ class EnqueuedCopy(NamedTuple):
         copy.landing_ns = copy.busy_until_ns + latency_ns
         left, found = ([], []) if self.sums is None else self.sums.tolist()
         return [(a, b) for a, b in left], [(a, b) for a, b in found]
+
+
+class WholePass(Protocol):
+    """All copies of a pass whose graph does its hand-off (captured_hand_off.py)."""
+
+    landing_ns: int
+
+    @property
+    def records(self) -> list[Copy]: ...
+
+    def finish(self) -> None: ...  # waits for all of them
+    def land(self) -> None: ...
 
 
 class Route(NamedTuple):
@@ -201,8 +217,13 @@ class StreamCopier:
         finally:
             dial.go()  # a partly enqueued copy must end too
 
+    @property
+    def by_kernel(self) -> bool:
+        """Whether a kernel writes what it reads at the other end."""
+        return self._between is None
+
     def _by_kernel(self, route: Route) -> bool:
-        return route.slot is None and self._between is None and not route.paging
+        return route.slot is None and self.by_kernel and not route.paging
 
     def _ids_of(self, route: Route) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of the blocks that kernels read and write, each on the kernel's device."""

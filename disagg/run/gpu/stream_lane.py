@@ -21,7 +21,7 @@ from disagg.run.clock import COARSE_NS, now_ns, wait_until
 from disagg.run.gpu.device import Scratch
 from disagg.run.gpu.peer_access import reaches
 from disagg.run.gpu.sm_split import SMPartition
-from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier
+from disagg.run.gpu.stream_copy import EnqueuedCopy, Route, StreamCopier, WholePass
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.lane import BaseLane, LaneOwner
 from disagg.run.model.text import first_line
@@ -47,6 +47,9 @@ class Refused(NamedTuple):
     error: Exception
 
 
+Message = EnqueuedCopy | WholePass | Refused | Signal
+
+
 class StreamLane(BaseLane):
     """Any thread enqueues its copies, in the scheduler's order; the lane's thread lands them."""
 
@@ -55,7 +58,7 @@ class StreamLane(BaseLane):
         self.copier = copier
         self._room = threading.Semaphore(AHEAD)
         self._launching = threading.Lock()  # held while a copy is started and enqueued
-        self._inbox: queue.SimpleQueue[EnqueuedCopy | Refused | Signal] = queue.SimpleQueue()  # of the lane's thread
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()  # of the lane's thread
 
     # ---- called by any thread ----------------------------------------------------------------------------------------
 
@@ -71,6 +74,10 @@ class StreamLane(BaseLane):
                     break
                 self._inbox.put(self._launch(copy))
 
+    def put(self, launched: WholePass) -> None:
+        """The copies of a pass that does its hand-off itself; they land as others do."""
+        self._inbox.put(launched)
+
     def wake(self) -> None:
         """Makes the lane's thread enqueue: the engine's thread must not spend a millisecond on a copy."""
         if self.transfers.scheduler.waiting(self.name):
@@ -78,7 +85,6 @@ class StreamLane(BaseLane):
 
     def stop(self) -> None:
         """Ends the lane's thread; no further copy is enqueued."""
-        self.copier.stop()
         with self._launching:
             self.copier.stop()  # under the lock: a launch may have made a dial
             self._inbox.put(Signal.STOP)
@@ -87,14 +93,17 @@ class StreamLane(BaseLane):
 
     def serve(self) -> None:
         """Until the engine closes: handles the end of the oldest copy or the next landing, whichever comes first."""
-        enqueued: deque[EnqueuedCopy] = deque()  # on the streams
-        landing: deque[Copy] = deque()  # off the link, within its latency
+        enqueued: deque[EnqueuedCopy | WholePass] = deque()  # on the streams
+        landing: deque[Copy | WholePass] = deque()  # off the link, within its latency
         try:
             while self._receive(enqueued, wait_s(enqueued, landing)):
                 now = now_ns()
                 if landing and landing[0].landing_ns <= now:
-                    copy = landing.popleft()
-                    self.transfers.land(copy, copy.landing_ns)
+                    landed = landing.popleft()
+                    if isinstance(landed, Copy):
+                        self.transfers.land(landed, landed.landing_ns)
+                    else:
+                        landed.land()
                 elif enqueued and ends_first(enqueued, landing):
                     landing.extend(self._finish(enqueued.popleft()))
                     self.transfers.drive()
@@ -102,10 +111,11 @@ class StreamLane(BaseLane):
                     wait_until(landing[0].landing_ns, self.transfers.closing)
         finally:
             self.copier.drain()  # from here on no copy reads or writes for these transfers
-        for copy in [*landing, *(each.record for each in enqueued)]:
-            self.transfers.give_up(copy)
+        for left in (*landing, *enqueued):
+            for copy in [left] if isinstance(left, Copy) else left.records:
+                self.transfers.give_up(copy)
 
-    def _receive(self, enqueued: deque[EnqueuedCopy], wait_s: float | None) -> bool:
+    def _receive(self, enqueued: "deque[EnqueuedCopy | WholePass]", wait_s: float | None) -> bool:
         """Empties the inbox, with a wait for the first message (None: without limit); False at the end."""
         while True:
             try:
@@ -113,14 +123,14 @@ class StreamLane(BaseLane):
             except queue.Empty:
                 return True
             match message:
-                case EnqueuedCopy():
-                    enqueued.append(message)
                 case Refused():
                     self._refuse(*message)
                 case Signal.WAKE:
                     self.drive()
                 case Signal.STOP:
                     return False
+                case _:
+                    enqueued.append(message)
             wait_s = 0.0
 
     @torch.inference_mode(False)  # prefill's thread may launch; other threads can't write inference tensors
@@ -144,8 +154,11 @@ class StreamLane(BaseLane):
         self.transfers.raised(copy, error)
         self.transfers.drive()
 
-    def _finish(self, enqueued: EnqueuedCopy) -> list[Copy]:
+    def _finish(self, enqueued: EnqueuedCopy | WholePass) -> list[Copy] | list[WholePass]:
         """Waits for a copy's end without the interpreter lock and checks it; returns the copy if it may land."""
+        if not isinstance(enqueued, EnqueuedCopy):
+            enqueued.finish()
+            return [enqueued]
         copy = enqueued.record
         try:
             left, arrived = enqueued.finish(round(self._link.latency_s * 1e9))
@@ -257,12 +270,12 @@ def fill_ring(ring: list[Scratch], config: Config, shape: KVShape, layers_per_co
         ) from None
 
 
-def ends_first(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> bool:
+def ends_first(enqueued: deque[EnqueuedCopy | WholePass], landing: deque[Copy | WholePass]) -> bool:
     """Whether the oldest copy on the streams comes before the next landing, by the link's times."""
-    return not landing or enqueued[0].record.busy_until_ns <= landing[0].landing_ns
+    return not landing or enqueued[0].records[-1].busy_until_ns <= landing[0].landing_ns
 
 
-def wait_s(enqueued: deque[EnqueuedCopy], landing: deque[Copy]) -> float | None:
+def wait_s(enqueued: deque[EnqueuedCopy | WholePass], landing: deque[Copy | WholePass]) -> float | None:
     """Seconds that a lane may wait for a message before its next work; None: without limit."""
     if enqueued and ends_first(enqueued, landing):
         return 0.0  # the lane waits for its end without the interpreter lock

@@ -9,6 +9,7 @@ import torch
 
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Prefilled
+from disagg.run.kv_cache import slots_of
 
 LayerHook = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -53,6 +54,10 @@ class PrefillBatch:
     def positions(self) -> torch.Tensor:
         """Position of each token in its own request, [T]."""
         return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.segments])
+
+    def slots(self, block_size: int) -> torch.Tensor:
+        """The slot of each token, [T]."""
+        return torch.cat([slots_of(s.blocks, s.start, s.stop, block_size) for s in self.segments])
 
     def logit_rows(self) -> torch.Tensor:
         """Row of the last token of each segment in `wants_logits`."""

@@ -18,10 +18,14 @@ class Draw(NamedTuple):
     token_index: int
 
 
-def pick_tokens(logits: torch.Tensor, draws: list[Draw], reports: Reports) -> tuple[int, ...]:
+def pick_tokens(
+    logits: torch.Tensor, draws: list[Draw], reports: Reports, picked: torch.Tensor | None = None
+) -> tuple[int, ...]:
     """Next token of each row of logits [B, vocab]: forced, greedy or drawn. The request of a row whose best logit is
-    not finite fails, and its token here is dropped."""
-    tokens, finite = greedy(logits).tolist()  # the one wait of a step: the ids are needed on the host
+    not finite fails, and its token here is dropped. `picked`: what `greedy` gave, on the host."""
+    tokens, finite = (
+        greedy(logits) if picked is None else picked
+    ).tolist()  # the one wait of a step: the ids are needed on the host
     for row, draw in enumerate(draws):
         sampling = draw.sampling
         if sampling.keep_logits:

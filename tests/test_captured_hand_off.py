@@ -1,0 +1,197 @@
+"""The hand-off of a captured pass, by fakes that do everything at once: bytes, lanes, ring, ends. Races need a GPU."""
+
+from types import SimpleNamespace
+
+import fake_triton
+import pytest
+import torch
+from engine_tools import LIMIT_S
+from fake_cuda import FakeStream, fake_cuda
+from test_transfers import BLOCK, DECODE, HOST, PREFILL, SHAPE, SIZES, Bench, flip_a_bit
+
+import disagg.run.attention
+import disagg.run.gpu
+from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.events import Landed, TransferClosed, TransferFailed
+from disagg.run.clock import now_ns
+from disagg.run.gpu import captured_hand_off
+from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
+from disagg.run.transfers import Departing
+
+TOKENS = 64  # of the pass's graph
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A graph is captured by running it once, with nothing that travels, and replayed by running it again."""
+    fake_cuda(monkeypatch, SIZES[HOST])
+    fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
+    monkeypatch.setattr(captured_hand_off, "load_driver", lambda: None)
+    monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
+    monkeypatch.setattr(CapturedHandOff, "_wait", lambda self, stream, stored: None)
+
+    def capture(self, size, stored):
+        for number, turn in enumerate(self.turns):
+            with torch.cuda.stream(self.streams[0]):
+                self._warm(turn, size)
+                replay = lambda turn=turn, row=stored[1 + number]: self._all_layers(turn, size, row)  # noqa: E731
+                turn.graphs[size] = SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr(CapturedHandOff, "capture", capture)
+
+
+class Passes(Bench):
+    """A bench whose passes are captured."""
+
+    def __init__(self, route: str, **changes):
+        super().__init__(route, prefill_blocks=11, **changes)
+        self.captured = CapturedHandOff.of(self.transfers, self.transfers.config, PREFILL)
+        self.stored = torch.full((1 + TURNS, SHAPE.layers), now_ns())
+        self.captured.capture(TOKENS, self.stored)
+
+    def open(self, number, blocks, onto, target=DECODE, first=0, due=None):
+        self.post(number, self.transfers.config.route, PREFILL, blocks, target, onto, ready=False, first=first, due=due)
+
+    def run(self, *chunks, answered=True) -> bool:
+        """A pass over chunks (transfer, first block, blocks, tokens); whether it hands them off."""
+        slots, departing, at = [], [], 0
+        for number, first, blocks, tokens in chunks:
+            slots += [block * BLOCK + place for block in blocks for place in range(BLOCK)][:tokens]
+            departing.append(Departing(number, first, slice(at, at + tokens)))
+            at += tokens
+        turn = self.captured.free_turn()
+        if turn is None or not self.captured.launch(turn, departing, TOKENS, torch.tensor(slots), None):
+            return False
+        if answered:
+            self.captured.turns[turn].answered.set()
+        return True
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("together", [1, 2, 5])
+@pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3)])
+def test_a_pass_moves_its_tokens_and_touches_no_other(gpu, route, ring, together, verify):
+    with Passes(route, ring_slots=ring, layers_per_copy=together, verify_kv=verify) as bench:
+        bench.open(1, [4, 7], [9, 2])
+        bench.open(2, [0], [12])
+        assert bench.run((1, 0, [4, 7], 2 * BLOCK), (2, 0, [0], BLOCK))
+        notices = bench.landed(1) + bench.landed(2, 0)
+        scheduler = bench.transfers.scheduler
+        assert [len(n.parts) for n in notices] == [-(-SHAPE.layers // together)] * len(notices), "each lands once"
+        bench.captured.lanes[0].wake()
+    bench.check(PREFILL, [4, 7, 0], DECODE, [9, 2, 12])
+    assert scheduler.progress == {} and scheduler.ring.held == 0
+    assert not any(lane.passes or lane.running or lane.ready for lane in scheduler.lanes.values())
+    hops = 1 if route == "direct" else 2
+    assert len(bench.spans) == 2 * hops * -(-SHAPE.layers // together)
+    for name in {span.place for span in bench.spans}:
+        times = sorted((span.start_ns, span.start_ns + span.occupied_ns) for span in bench.spans if span.place == name)
+        assert all(a[1] <= b[0] for a, b in zip(times, times[1:], strict=False)), "a link carries one at a time"
+
+
+def test_a_prompt_in_two_passes_arrives_whole(gpu):
+    with Passes("staged") as bench:
+        bench.open(1, [1, 2], [3, 4], due=3)
+        assert bench.run((1, 0, [1, 2], 2 * BLOCK))
+        bench.transfers.obey(Send(1, "staged", 41, PREFILL, 2, (5,), 3, (0,), False))
+        bench.transfers.obey(Assign(1, DECODE, (3, 4, 6)))
+        assert bench.run((1, 2, [5], BLOCK - 1))
+        bench.landed(1), bench.landed(1)
+    assert torch.equal(bench.caches[DECODE].data[:, :, [3, 4]], bench.originals[PREFILL][:, :, [1, 2]])
+    assert torch.equal(bench.caches[DECODE].data[:, :, 6, :-1], bench.originals[PREFILL][:, :, 5, :-1])
+    assert torch.equal(bench.caches[DECODE].data[:, :, 6, -1], bench.originals[DECODE][:, :, 6, -1]), (
+        "beyond its tokens"
+    )
+    assert bench.transfers.scheduler.progress == {}
+
+
+def test_a_pass_takes_nothing_that_others_use_or_that_has_no_target(gpu):
+    with Passes("staged") as bench:
+        bench.open(1, [1], None)
+        assert not bench.run((1, 0, [1], BLOCK)), "no block to land in"
+        bench.transfers.obey(Assign(1, HOST, (0,)))
+        assert not bench.run((1, 0, [1], BLOCK)), "it is parked in host memory"
+        lane = bench.transfers.scheduler.lanes[bench.captured.names[0]]
+        bench.open(2, [2], [5])
+        lane.running = 1
+        assert not bench.run((2, 0, [2], BLOCK)), "the link carries a copy"
+        lane.running = 0
+        bench.transfers.scheduler.ring.reserve(1, 9)
+        assert not bench.run((2, 0, [2], BLOCK)), "a slot of the ring is held"
+        assert not any(lane.passes for lane in bench.transfers.scheduler.lanes.values())
+
+
+def test_while_a_pass_has_the_lanes_no_other_copy_starts_and_tokens_go_first(gpu):
+    with Passes("staged") as bench:
+        bench.open(1, [1], [5])
+        bench.open(2, [2], [6])
+        bench.open(3, [3], [7])
+        assert bench.run((1, 0, [1], BLOCK), answered=False) and bench.run((2, 0, [2], BLOCK), answered=False)
+        assert bench.captured.free_turn() is None, "both turns are out"
+        bench.hand_off_all(3, [3])  # after its pass
+        assert bench.notices.empty() and bench.transfers.scheduler.start(bench.captured.names[0]) is None
+        for turn in bench.captured.turns:
+            turn.answered.set()
+        for number in (1, 2, 3):
+            bench.landed(number)
+    bench.check(PREFILL, [1, 2, 3], DECODE, [5, 6, 7])
+
+
+def test_an_abort_waits_for_the_last_copy_of_the_pass(gpu):
+    with Passes("direct") as bench:
+        bench.open(1, [1], [5])
+        assert bench.run((1, 0, [1], BLOCK), answered=False)
+        bench.transfers.obey(Abort(1))
+        assert bench.notices.empty(), "closed while its copies ran"
+        bench.captured.turns[0].answered.set()
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+        assert bench.notices.empty() and bench.transfers.scheduler.progress == {}
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
+    whole = CapturedHandOff._arrived
+
+    def flip(self, turn, size, layers):
+        if 3 in layers and turn.slots[0] >= 0:
+            flip_a_bit(self.target.data[3, 1, 9, 2])
+        whole(self, turn, size, layers)
+
+    monkeypatch.setattr(CapturedHandOff, "_arrived", flip)
+    with Passes(route, verify_kv=True) as bench:
+        bench.open(1, [4], [9])
+        bench.open(2, [0], [12])
+        assert bench.run((1, 0, [4], BLOCK), (2, 0, [0], BLOCK))
+        found = [bench.notices.get(timeout=LIMIT_S) for _ in range(2)]
+        failed, landed = sorted(found, key=lambda notice: isinstance(notice, Landed))
+    assert isinstance(failed, TransferFailed) and failed.transfer == 1 and "layer 3" in failed.error
+    assert landed.transfer == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(route="bulk"), dict(pinned=False), dict(decode_workers=2)],
+    ids=str,
+)
+def test_what_no_graph_can_hand_off_streams_from_a_pass_without_one(gpu, changes):
+    with Bench("direct", prefill_blocks=11) as bench:
+        places = dict(prefill_device="cuda:0", decode_device="cuda:0")
+        config = bench.transfers.config.replace(**places, **changes)
+        assert CapturedHandOff.of(bench.transfers, config, PREFILL) is None
+        assert CapturedHandOff.of(bench.transfers, bench.transfers.config, Worker("decode", 0)) is None
+
+
+def test_a_full_ring_is_told_as_it_was(gpu):
+    told = []
+    with Passes("staged", ring_slots=2) as bench:
+        bench.transfers.scheduler.on_ring = lambda at_ns, held: told.append((at_ns, held))
+        bench.open(1, [4, 7], [9, 2])
+        assert bench.run((1, 0, [4, 7], 2 * BLOCK))
+        bench.landed(1)
+    assert [at for at, _ in told] == sorted(at for at, _ in told) and told[-1][1] == 0
+    assert max(held for _, held in told) <= 2 and len(told) == 2 * SHAPE.layers
+
+
+def test_a_stream_of_the_lane_carries_the_graph(gpu):
+    with Passes("staged") as bench:
+        assert all(isinstance(stream, FakeStream) for stream in bench.captured.streams)
