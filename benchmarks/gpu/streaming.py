@@ -62,10 +62,9 @@ def prefill_rows(stand: Stand) -> Iterator[Row]:
         bar = SLOWS.get(tokens) if small else 2
         note = "with against without, alternating, no dial"
         yield Row(f"streaming_slows_prefill_pct[{tokens}]", statistics.median(slow), "%", bar, n, note)
-        if stand.on_gpu:
-            link = max(pinned_s(torch.device(stand.device), tokens * stand.model.shape.layer_token_bytes))
-            note = f"a hop {1e6 * statistics.median(hops):.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
-            yield Row(f"hop_over_link[{tokens}]", statistics.median(hops) / link, "×", 1.15, len(hops), note)
+        link = max(pinned_s(torch.device(stand.device), tokens * stand.model.shape.layer_token_bytes))
+        note = f"a hop {1e6 * statistics.median(hops):.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
+        yield Row(f"hop_over_link[{tokens}]", statistics.median(hops) / link, "×", 1.15, len(hops), note)
 
 
 def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:

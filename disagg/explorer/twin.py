@@ -112,7 +112,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("TPOT, likewise", _half_and_most(metrics.tpot_s)),
         ("new tokens a second", f"{metrics.tokens_per_s:.0f}"),
         (f"TTFT ≤ {TTFT_LIMIT_S:g} s and TPOT ≤ {milliseconds(TPOT_LIMIT_S)}", f"{metrics.attainment:.0%}"),
-        ("H, copying that hides behind prefill", hidden),
+        ("H, copying that is hidden", hidden),
         ("W, copying time in which prefill computes", wall),
         ("E, copying left after tokens 1, all requests", milliseconds(overlap.exposed_s)),
         *((f"{name} busy", f"{metrics.busy[place]:.0%}") for place, name in row_names(run.timeline).items()),
