@@ -3,13 +3,12 @@
 import fake_triton
 import pytest
 import torch
-from paged_kernel import OwnKernel
 
 from disagg.run import attention
 from disagg.run.attention import split_decode
 from disagg.run.attention.gathered import DecodePlan, Workspace
 from disagg.run.attention.interface import Options
-from disagg.run.attention.paged import PagedDecode
+from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model.batch import DecodeBatch
 
@@ -93,7 +92,7 @@ def test_shares_join_to_what_gathered_slots_give(monkeypatch, contexts, sms, hea
     lengths = torch.tensor(contexts)
     batch = DecodeBatch(torch.zeros(rows, dtype=torch.long), lengths, [(0, rows, tables)])
     exact = DecodePlan(batch, plain, Workspace("plain"))
-    step = PagedDecode(ours, OwnKernel(), tables.int(), lengths.int())
+    step = PagedDecode(ours, PagedKernel(), tables.int(), lengths.int())
     for layer in (0, 1, 0):  # scratch is used again
         query = torch.randn(rows, kv_heads, heads // kv_heads, dim)
         key, value = torch.randn(2, rows, kv_heads, dim)
