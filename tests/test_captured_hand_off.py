@@ -6,7 +6,7 @@ import fake_triton
 import pytest
 import torch
 from engine_tools import LIMIT_S
-from fake_cuda import FakeStream, fake_cuda
+from fake_cuda import fake_cuda
 from test_transfers import BLOCK, DECODE, HOST, PREFILL, SHAPE, SIZES, Bench, flip_a_bit
 
 import disagg.run.attention
@@ -121,15 +121,17 @@ def test_a_pass_takes_nothing_that_others_use_or_that_has_no_target(gpu):
         assert not any(lane.passes for lane in bench.transfers.scheduler.lanes.values())
 
 
-def test_while_a_pass_has_the_lanes_no_other_copy_starts_and_tokens_go_first(gpu):
-    with Passes("staged") as bench:
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_while_a_pass_has_the_lanes_no_other_copy_starts_and_tokens_go_first(gpu, route):
+    with Passes(route) as bench:
         bench.open(1, [1], [5])
         bench.open(2, [2], [6])
         bench.open(3, [3], [7])
         assert bench.run((1, 0, [1], BLOCK), answered=False) and bench.run((2, 0, [2], BLOCK), answered=False)
         assert bench.captured.free_turn() is None, "both turns are out"
         bench.hand_off_all(3, [3])  # after its pass
-        assert bench.notices.empty() and bench.transfers.scheduler.start(bench.captured.names[0]) is None
+        assert bench.notices.empty()
+        assert bench.transfers.scheduler.waiting(bench.captured.names[0]) == SHAPE.layers, "a copy has started"
         for turn in bench.captured.turns:
             turn.answered.set()
         for number in (1, 2, 3):
@@ -192,6 +194,18 @@ def test_a_full_ring_is_told_as_it_was(gpu):
     assert max(held for _, held in told) <= 2 and len(told) == 2 * SHAPE.layers
 
 
-def test_a_stream_of_the_lane_carries_the_graph(gpu):
-    with Passes("staged") as bench:
-        assert all(isinstance(stream, FakeStream) for stream in bench.captured.streams)
+@pytest.mark.parametrize("ring", [1, 2, 3])
+def test_a_layer_waits_until_its_slot_of_the_ring_has_been_read(gpu, ring):
+    with Passes("staged", ring_slots=ring) as bench:
+        first, last = bench.captured.streams
+        first.waited.clear()
+        bench.open(1, [4, 7], [9, 2])
+        assert bench.run((1, 0, [4, 7], 2 * BLOCK))
+        bench.landed(1)
+        waits = [event for event in first.waited if event._stream is last]
+        assert len(waits) == SHAPE.layers - ring + 1, "one for each reuse, and one for the end"
+        for slot, kept in enumerate(bench.captured._ring):
+            layer = max(layer for layer in range(SHAPE.layers) if layer % ring == slot)
+            key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
+            sent = kept.flatten()[: 2 * TOKENS * key[0].numel()].view(2, TOKENS, *key.shape[1:])
+            assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))

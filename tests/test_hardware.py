@@ -143,3 +143,27 @@ def test_layers_are_put_together_as_an_engine_on_a_gpu_would():
 
     assert copies(64, "2xH100") == 1, "a short prompt goes whole"
     assert 1 < copies(2048, "2xH100") < 32 == copies(8192, "2xL4")
+
+
+@pytest.mark.parametrize("pair", [("H100", "A100"), ("A100", "H100")])
+def test_workers_that_do_both_run_at_the_speed_of_their_own_device(pair):
+    config = Config.preset("two_colocated", model="random-llama3-8b", dtype="bfloat16", prefill_device="cuda:0",
+                           decode_device="cuda:1")  # fmt: skip
+    requests = [Request([7] * 2000, 4), Request([7] * 2000, 4)]
+
+    def took(config, hardware) -> dict[tuple[str, str], int]:
+        spans = simulate(config, requests, hardware=hardware).timeline.spans
+        return {(span.place, span.kind): span.end_ns - span.start_ns for span in spans}
+
+    both = took(config, "+".join(pair))
+    for index, device in enumerate(pair):
+        alike = took(config, f"2x{device}")
+        for kind in ("prefill", "decode"):
+            assert both[f"decode {index}", kind] == alike[f"decode {index}", kind], (device, kind)
+    assert both["decode 0", "prefill"] != both["decode 1", "prefill"]
+
+
+def test_workers_that_do_both_have_room_for_no_more_than_the_smaller_device():
+    config = Config.preset("two_colocated", model="random-llama3-8b", dtype="bfloat16")
+    blocks = [simulate(config, [Request([7], 1)], hardware=name).config.decode_blocks for name in ("L4+H100", "2xL4")]
+    assert blocks[0] == blocks[1]

@@ -121,12 +121,11 @@ def fake_goodput(config, load, slo, hardware, least=None) -> Goodput:
     return Goodput(step, load.rate(step), 0.95, (Probe(load.rate(step), 0.95),), slo, len(load.requests))
 
 
-def test_unlike_devices_take_either_place_and_the_rival_is_skipped_with_its_reason(monkeypatch):
+def test_unlike_devices_take_either_place_and_the_rival_has_both(monkeypatch):
     monkeypatch.setattr(tuning, "goodput", fake_goodput)
     found = tune(SOME, "A100+L4", SLO, EIGHT)
     assert {"1xA100", "1xL4", "A100+L4", "L4+A100"} == {t.hardware for t in found.trials}
-    (skipped,) = found.skipped
-    assert skipped.why == "skipped: the twin gives workers that do both one kind of device" and skipped.per_s is None
+    assert not found.skipped and any(t.config.colocated and t.hardware == "A100+L4" for t in found.trials)
     assert any(t.per_s is None and t.why.startswith("50% within the limits at") for t in found.trials), "beaten"
 
 
@@ -135,7 +134,7 @@ def test_what_does_not_fit_is_kept_with_its_reason():
     found = tune(SOME[:6], "A100+L4", Slo(0.4, 0.2), in_fp32)
     assert found.best.hardware == "1xA100" and {t.hardware for t in found.skipped} == {"1xL4", "A100+L4", "L4+A100"}
     assert all("does not fit L4: weights of" in t.why for t in found.skipped if t.hardware == "1xL4")
-    assert "does not fit L4" in effort(found) and "1 skipped: the twin gives" in effort(found)
+    assert "does not fit L4" in effort(found)
     with pytest.raises(ConfigError, match="nothing of this can be simulated. .*random-llama3-70b does not fit L4"):
         tune(SOME, "2xL4", SLO, "random-llama3-70b")
 

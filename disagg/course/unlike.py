@@ -13,7 +13,7 @@ CHUNKS = {  # of a prefill pass: what each way is tuned over
     "streamed": (1024, 2048),
     "H100 alone": (512, 768, 1024),
     "two_colocated": (256, 512),
-    "conditional": (512, 1024),
+    "conditional": (512, 768),
     "5 to 1 by hand": (512, 768),
 }
 BY_HAND = 6  # every sixth request goes to the A100, the others to the H100

@@ -9,11 +9,12 @@ device's peak that a real engine reached on one GPU. Nothing here is fitted to t
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from disagg.plan import link
 from disagg.plan.checks import short
+from disagg.plan.commands import Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import ConfigError
 from disagg.plan.link import LaneName, LaneRole
@@ -174,6 +175,7 @@ class Predicted:
     link_bytes_per_s: float  # of the direct link
     pads: bool
     steps_in_flight: int
+    other: Costs | None = None  # of the first of two workers that do both, where its device is another kind
 
     @classmethod
     def of(cls, config: Config, hardware: Hardware) -> "Predicted":
@@ -185,7 +187,15 @@ class Predicted:
             raise ConfigError(f"{workers} workers need as many devices, and {hardware.words} are {hardware.count}")
         hop, direct = link.PRESETS[hardware.decode.host_link], link.PRESETS[hardware.prefill.link]
         pads = hardware.decode.name == "CPU"
-        return cls(Costs(sizes, prefill), Costs(sizes, hardware.decode), hop, direct, pads, 1 if pads else 2)
+        pair = config.colocated and config.decode_workers > 1 and hardware.prefill != hardware.decode
+        other = Costs(sizes, hardware.prefill) if pair else None
+        return cls(Costs(sizes, prefill), Costs(sizes, hardware.decode), hop, direct, pads, 1 if pads else 2, other)
+
+    def at(self, worker: Worker) -> "Predicted":
+        """The times of this worker: of workers that do both, every second one is on the device for decode."""
+        if self.other is None or worker.index % 2:
+            return self
+        return replace(self, prefill=self.other, decode=self.other)
 
     @property
     def layers(self) -> int:
@@ -229,7 +239,8 @@ class Predicted:
         ConfigError with the bytes that are missing."""
         block_bytes = (config.block_size or 1) * self.token_bytes
         changes: dict[str, Any] = {}
-        for name, costs in (("prefill_blocks", self.prefill), ("decode_blocks", self.decode)):
+        least = min(filter(None, (self.decode, self.other)), key=lambda costs: costs.device.memory)
+        for name, costs in (("prefill_blocks", self.prefill), ("decode_blocks", least)):
             device, weights = costs.device, costs.sizes.weight_bytes
             room, wanted = int(MEMORY_SHARE * device.memory) - weights, getattr(config, name)
             need = (wanted or 1) * block_bytes

@@ -24,7 +24,6 @@ class Candidate:
 
     config: Config
     hardware: Hardware
-    refused: str = ""  # why it can't run
 
     @property
     def each_device(self) -> list[Device]:
@@ -74,11 +73,9 @@ def arrangements(base: Config, hardware: Hardware) -> list[Candidate]:
         raise ConfigError(f"tune shares out up to {MOST_DEVICES} devices; {hardware.words} are {hardware.count}")
     first, second = hardware.prefill, hardware.decode
     if first != second:
-        rival = colocated(base, Hardware(first, second, 2))
-        unknown = "the twin gives workers that do both one kind of device"
         alone = [colocated(base, Hardware(device, device, 1)) for device in (first, second)]
         pairs = [split(base, Hardware(*both, 2), 1) for both in ((first, second), (second, first))]
-        return [*alone, *pairs, Candidate(rival.config, rival.hardware, unknown)]
+        return [*alone, *pairs, colocated(base, Hardware(first, second, 2))]
     found = []
     for count in range(1, hardware.count + 1):
         devices = Hardware(first, second, count)
@@ -101,7 +98,7 @@ def split(base: Config, hardware: Hardware, prefill: int) -> Candidate:
 
 def starts(candidate: Candidate) -> list[Candidate]:
     """The arrangement as given, and with a large batch: one decode device for three may need more rows."""
-    return [candidate] if candidate.refused else list(dict.fromkeys([candidate, candidate.but(max_batch=WIDE)]))
+    return list(dict.fromkeys([candidate, candidate.but(max_batch=WIDE)]))
 
 
 def settings(candidate: Candidate) -> Iterator[list[dict[str, Any]]]:

@@ -56,6 +56,10 @@ class Speeds:
         layer = (self.prefill_pass + tokens * self.prefill_token + decoding) // self.layers
         return layer, layer, self.tail
 
+    def at(self, worker: cmd.Worker) -> "Speeds":
+        """The times of this worker; all are alike."""
+        return self
+
     def step_ns(self, rows: int, tokens: int, beside: bool) -> int:
         """A step: `tokens` whose K/V it reads include padding and the new tokens."""
         return self.step + rows * self.step_row + tokens * self.step_token
@@ -229,7 +233,7 @@ class SimulatedEngine(SimulatedLanes):
         prompts, beside = command.prompts, computes_beside(self.controller.state, command.worker)
         rows = [chunk.stop for chunk in command.chunks[len(prompts) :]]
         ending = sum(chunk.final for chunk in prompts)
-        return self.speeds.pass_ns([(c.start, c.stop) for c in prompts], ending, beside, rows)
+        return self.speeds.at(command.worker).pass_ns([(c.start, c.stop) for c in prompts], ending, beside, rows)
 
     def _hand_off(self, moving: list[int], layer: int) -> None:
         for transfer in moving:
@@ -243,7 +247,8 @@ class SimulatedEngine(SimulatedLanes):
         tokens = tuple([token(request, index) for request, index in batch.rows()])
         padded = padded if self.speeds.pads else used
         start = self._start(worker)
-        end = start + self.speeds.step_ns(len(tokens), padded, computes_beside(self.controller.state, worker))
+        beside = computes_beside(self.controller.state, worker)
+        end = start + self.speeds.at(worker).step_ns(len(tokens), padded, beside)
         self._free_ns[worker] = end
         self._record_step(command, start, end)
         stepped = ev.Stepped(worker, command.step, tokens, start, end, used, padded)

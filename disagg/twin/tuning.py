@@ -174,10 +174,9 @@ class Search:
     def attempt(self, candidate: Candidate, least: int | None) -> int | None:
         """The candidate's step; NOTHING if it misses the `least` one; None if it is skipped, with the reason kept."""
         self.say(f"{len(self.trials) + 1}: {in_words(candidate.place, candidate.arrangement, candidate.config)}")
-        why, found = candidate.refused, None
+        why, found = "", None
         try:
-            if not why:
-                found = goodput(candidate.config, self.load, self.slo, candidate.hardware, least)
+            found = goodput(candidate.config, self.load, self.slo, candidate.hardware, least)
         except (ConfigError, RequestError) as error:
             if isinstance(error, TooShort):
                 raise
