@@ -98,14 +98,14 @@ class SimulatedEngine(SimulatedLanes):
         self._forced: dict[int, tuple[int, ...]] = {}  # ids that a request must get
 
     def _probed(self) -> ev.Probed:
-        """Passes of one prompt, and a copy to or from host memory, by the speeds."""
-        passes = []
+        """Passes of one prompt, steps and a copy to or from host memory, by the first worker's speeds as engines do."""
+        passes, first = [], self.speeds.at(cmd.Worker("decode", 0))
         for tokens in PROBED:
-            lead, layer, tail = self.speeds.pass_ns([(0, tokens)], 1, False)
+            lead, layer, tail = first.pass_ns([(0, tokens)], 1, False)
             passes.append((tokens, lead + layer * (self.speeds.layers - 1) + tail))
         nbytes = 8 * self.config.block_size * self.speeds.token_bytes
         copy_ns = self.speeds.copy_ns(LaneName(LaneRole.SPILL, 0), nbytes) if self.config.host_blocks else None
-        steps = [(rows, tokens, self.speeds.step_ns(rows, tokens, False)) for rows, tokens in PROBED_STEPS]
+        steps = [(rows, tokens, first.step_ns(rows, tokens, False)) for rows, tokens in PROBED_STEPS]
         return ev.Probed(None if copy_ns is None else copy_ns / nbytes, tuple(passes), tuple(steps))
 
     def submit(self, job: Job) -> None:
