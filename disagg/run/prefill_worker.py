@@ -93,9 +93,7 @@ class PrefillStage:
             if graphs is None:
                 logits = self.model.prefill(self.cache, batch, self.kernel)
             else:
-                logits, leaves = graphs.run(batch, departing)
-                if departing and not leaves:
-                    self._send_all(batch, departing)
+                logits = graphs.run(batch, departing)
             settle(self.cache.device)  # a copy to the host that has to wait for the pass holds up all threads' launches
             picked = None if graphs is None else graphs.picked(len(draws))
             tokens, ended = pick_tokens(logits, draws, self._reports, picked), now_ns()
@@ -117,16 +115,6 @@ class PrefillStage:
             return False
         blocks = self.transfers is not None and self.transfers.scheduler.blocking
         return not departing or (self._graphs.hand_off is not None and not blocks)
-
-    def _send_all(self, batch: PrefillBatch, departing: list[Departing]) -> None:
-        """Hands off all layers after their pass, where its graph could not."""
-        assert self.transfers is not None, "it departs"
-        slots = batch.slots(self.cache.block_size).to(self.cache.device)
-        for layer in range(self.model.layers):
-            key, value = (plane.flatten(0, 1) for plane in self.cache.layer(layer))
-            if self.transfers.verify:
-                key, value = key[slots], value[slots]
-            self.transfers.hand_off(layer, departing, key, value)
 
     def _pack(
         self, command: Prefill, marks: Moments, waits: list[tuple[int, int]]

@@ -133,7 +133,7 @@ class PrefillGraphs:
             with room_for(f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES):
                 self._captured[size] = self._capture(size, pool)
                 if self.hand_off is not None:
-                    self.hand_off.capture(size, self._stored)
+                    self.hand_off.capture(size, self._stored, self._seen)
         settle(self.cache.device)
 
     def fits(self, batch: PrefillBatch) -> bool:
@@ -141,11 +141,11 @@ class PrefillGraphs:
         return few and len(batch.tokens) <= self._sizes[-1]
 
     @torch.inference_mode()
-    def run(self, batch: PrefillBatch, departing: Sequence[Departing] = ()) -> tuple[Tensor, bool]:
-        """One packed pass -> logits [len(batch.wants_logits), vocab], which the next pass overwrites; and whether what
-        departs is handed off."""
+    def run(self, batch: PrefillBatch, departing: Sequence[Departing] = ()) -> Tensor:
+        """One packed pass, which hands off what departs -> logits [len(batch.wants_logits), vocab], which the next pass
+        overwrites."""
         size = next(size for size in self._sizes if size >= len(batch.tokens))
-        hand_off, graph, cleared, leaves = self.hand_off if departing else None, self._captured[size], None, False
+        hand_off, graph, cleared = self.hand_off if departing else None, self._captured[size], None
         turn = None if hand_off is None else hand_off.free_turn()
         self._row = 0 if turn is None else 1 + turn
         slots = self._inputs.fill(batch, size, self.cache.block_size, self._row)
@@ -153,9 +153,11 @@ class PrefillGraphs:
             self._stored[self._row].zero_()
             cleared = mark(self.cache.device)
         graph.graph.replay()
-        if hand_off is not None and turn is not None:  # the pass computes meanwhile
-            leaves = hand_off.launch(turn, departing, size, slots, cleared)
-        return graph.logits[: len(batch.wants_logits)], leaves
+        if hand_off is not None and not (  # the pass computes meanwhile
+            turn is not None and hand_off.launch(turn, departing, size, slots.numpy(), cleared)
+        ):
+            hand_off.send_late(batch, departing)
+        return graph.logits[: len(batch.wants_logits)]
 
     def answered(self) -> None:
         """The last pass has picked its tokens, or failed: what was handed off may land."""
