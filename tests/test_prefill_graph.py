@@ -20,9 +20,9 @@ def graphs(monkeypatch):
     made = PrefillGraphs(model, KVCache(model.shape, 16, 16), PlainKernel(), 192)
 
     def capture(size, pool):
-        given = made._inputs.ids[:size], made._inputs.positions[:size], made._inputs.wanted
-        logits = made._logits(size, given).clone()
-        again = lambda: logits.copy_(made._logits(size, given))  # noqa: E731
+        inputs = made._inputs.blank(size)
+        logits = made._logits(inputs).clone()
+        again = lambda: logits.copy_(made._logits(inputs))  # noqa: E731
         return prefill_graph.Captured(type("Graph", (), {"replay": staticmethod(again)}), logits)
 
     monkeypatch.setattr(made, "_capture", capture)

@@ -145,12 +145,15 @@ class PagedPrefill(Plan):
 def tiles_of(batch: PrefillBatch) -> Tensor:
     """The tiles of a pass's queries, [.., TILE_FIELDS] on the CPU; those that read most keys first, so that the
     programs of a wave end together."""
-    tiles = [
-        (row, rows.start + first, min(ROWS, len(rows) - first), segment.start + first)
-        for row, (segment, rows) in enumerate(zip(batch.segments, batch.rows(), strict=True))
-        for first in range(0, len(rows), ROWS)
-    ]
-    return torch.from_numpy(np.array(sorted(tiles, key=lambda tile: -tile[3]), np.int64))
+    edges, counts = batch.edges[:-1], np.diff(batch.edges)
+    each = -(-counts // ROWS)
+    row = np.arange(len(each)).repeat(each)
+    first = ROWS * (np.arange(len(row)) - (each.cumsum() - each).repeat(each))  # of the segment's rows
+    tiles = np.empty((len(row), TILE_FIELDS), np.int64)
+    starts = np.array([segment.start for segment in batch.segments])
+    tiles[:, 0], tiles[:, 1], tiles[:, 2] = row, edges[row] + first, np.minimum(counts[row] - first, ROWS)
+    tiles[:, 3] = place = starts[row] + first
+    return torch.from_numpy(tiles[np.argsort(-place, kind="stable")])
 
 
 class PagedDecode(Plan):

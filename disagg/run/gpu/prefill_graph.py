@@ -8,6 +8,7 @@ Notebook: notebooks/07_on_a_gpu.ipynb.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,38 +39,58 @@ def sizes(most: int) -> list[int]:
     return [*found, most]
 
 
-class PassInputs:
-    """What a graph of any size reads: views of one buffer of int64 on the device, filled in one copy.
+class PassPlaces(NamedTuple):
+    """What a graph of one size reads, int64 on the device."""
 
-    row [1] of the times, wanted [MOST_LOGITS] rows; ids, positions, slots (-1: padding) [most]; tiles
-    [.., TILE_FIELDS] of attention, tables [MOST_CHUNKS, width].
-    """
+    row: Tensor  # [1] of the times
+    wanted: Tensor  # [MOST_LOGITS] rows
+    ids: Tensor  # [size], as the next two
+    positions: Tensor
+    slots: Tensor  # -1: padding
+    tiles: Tensor  # [.., TILE_FIELDS] of attention; rows of 0: padding
+    tables: Tensor  # [MOST_CHUNKS, width]: of the pass's own chunks; what lies beyond their blocks is never read
+
+
+class PassInputs:
+    """One buffer of which the graphs of each size read the front: a pass is filled in by one copy, which ends with its
+    last chunk's table."""
 
     def __init__(self, most: int, width: int, device: torch.device) -> None:
-        self._tiles, self._width = -(-most // PASS_STEP) + MOST_CHUNKS, width
-        parts = [1, MOST_LOGITS, most, most, most, self._tiles * TILE_FIELDS, MOST_CHUNKS * width]
-        self._there = torch.zeros(sum(parts), dtype=torch.long, device=device)
-        self._here = torch.zeros(sum(parts), dtype=torch.long, pin_memory=device.type == "cuda")
-        self._staged = [part.numpy() for part in self._here.split(parts)]  # numpy: a tenth of torch's time for each
-        self.row, self.wanted, self.ids, self.positions, self.slots, flat, tables = self._there.split(parts)
-        self.tiles, self.tables = flat.view(self._tiles, TILE_FIELDS), tables.view(MOST_CHUNKS, width)
-        self.slots.fill_(-1)
+        self._width, total = width, sum(parts_of(most, width))
+        self._there = torch.zeros(total, dtype=torch.long, device=device)
+        self._here = torch.zeros(total, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._staged: dict[int, list[np.ndarray]] = {}  # by size; numpy: a tenth of torch's time for each part
 
-    def tiles_for(self, size: int) -> Tensor:
-        return self.tiles[: -(-size // PASS_STEP) + min(size, MOST_CHUNKS)]
+    def blank(self, size: int) -> PassPlaces:
+        """Where a graph of a size finds its pass; one without a token, until `fill`."""
+        self._there.zero_()
+        parts = parts_of(size, self._width)
+        *most, tiles, tables = self._there[: sum(parts)].split(parts)
+        found = PassPlaces(*most, tiles.view(-1, TILE_FIELDS), tables.view(MOST_CHUNKS, self._width))
+        found.slots.fill_(-1)
+        return found
 
     def fill(self, batch: PrefillBatch, size: int, block_size: int, row: int) -> Tensor:
         """Uploads a pass in stream order; its slots. Padding must not point beyond the pass."""
-        where, wanted, ids, positions, slots, flat, tables = self._staged
+        if size not in self._staged:
+            self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width)))[:-1]
+        where, wanted, ids, positions, slots, flat, tables = self._staged[size]
         count, rows, tiles, found = len(batch.tokens), batch.logit_rows(), tiles_of(batch), batch.slots(block_size)
         where[0], wanted[len(rows) :], flat[tiles.numel() :] = row, 0, 0
-        wanted[: len(rows)], flat[: tiles.numel()] = rows.numpy(), tiles.flatten().numpy()
-        for kept, new, padding in ((ids, batch.tokens, 0), (positions, batch.positions(), 0), (slots, found, -1)):
-            kept[:count], kept[count:size] = new.numpy(), padding
-        for first, segment in zip(range(0, len(tables), self._width), batch.segments, strict=False):
-            tables[first : first + len(segment.blocks)] = segment.blocks
-        self._there.copy_(self._here, non_blocking=True)
+        wanted[: len(rows)], flat[: tiles.numel()] = rows.numpy(), tiles.numpy().ravel()
+        for kept, new, padding in ((ids, batch.tokens.numpy(), 0), (positions, batch.places, 0), (slots, found, -1)):
+            kept[:count], kept[count:] = new, padding
+        for first, blocks in zip(range(0, len(tables), self._width), batch.tables, strict=False):
+            tables[first : first + len(blocks)] = blocks
+        used = sum(map(len, self._staged[size][:-1])) + first + len(blocks)
+        self._there[:used].copy_(self._here[:used], non_blocking=True)
         return found
+
+
+def parts_of(size: int, width: int) -> list[int]:
+    """Numbers in each part of what a graph reads."""
+    tiles = -(-size // PASS_STEP) + min(size, MOST_CHUNKS)
+    return [1, MOST_LOGITS, size, size, size, tiles * TILE_FIELDS, MOST_CHUNKS * width]
 
 
 class Captured(NamedTuple):
@@ -85,14 +106,13 @@ class CapturedPlan(Plan):
 
     phase = "prefill"
 
-    def __init__(self, cache: KVCache, kernel: PagedKernel, inputs: PassInputs, size: int, stored: Tensor) -> None:
-        self.cache, self.kernel, self.stored = cache, kernel, stored
-        self._inputs, self._tiles, self._slots = inputs, inputs.tiles_for(size), inputs.slots[:size]
+    def __init__(self, cache: KVCache, kernel: PagedKernel, inputs: PassPlaces, stored: Tensor) -> None:
+        self.cache, self.kernel, self.stored, self._inputs = cache, kernel, stored, inputs
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        self.kernel.store(self.cache, layer, self._slots, key, value)
-        places = self._inputs.tables, self._tiles, self.stored[:, layer:], self._inputs.row
+        self.kernel.store(self.cache, layer, self._inputs.slots, key, value)
+        places = self._inputs.tables, self._inputs.tiles, self.stored[:, layer:], self._inputs.row
         self.kernel.tiled(query.flatten(1, 2), *self.cache.layer(layer), places, options.scaling, out.flatten(1, 2))
         return out
 
@@ -171,22 +191,21 @@ class PrefillGraphs:
         return tuple(map(timer_of(self.cache.device).ns, self._seen[self._row].tolist()))
 
     def _capture(self, size: int, pool: Any) -> Captured:
-        inputs = self._inputs
-        given = inputs.ids[:size], inputs.positions[:size], inputs.wanted
-        self._logits(size, given)  # compiles and allocates before the capture, which must not
+        inputs = self._inputs.blank(size)
+        self._logits(inputs)  # compiles and allocates before the capture, which must not
         settle(self.cache.device)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            logits = self._logits(size, given)
+            logits = self._logits(inputs)
         finally:
             graph.capture_end()
         return Captured(graph, logits)
 
-    def _logits(self, size: int, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _logits(self, inputs: PassPlaces) -> Tensor:
         """The pass; its tokens and times go to the host with it."""
-        plan = CapturedPlan(self.cache, self.kernel, self._inputs, size, self._stored)
-        logits = self.model.logits(plan, *given)
+        plan = CapturedPlan(self.cache, self.kernel, inputs, self._stored)
+        logits = self.model.logits(plan, inputs.ids, inputs.positions, inputs.wanted)
         write_out(greedy(logits), self._picked)
         write_out(self._stored, self._seen)
         return logits

@@ -3,13 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
 from disagg.plan.commands import Decode, Join
 from disagg.plan.events import Prefilled
-from disagg.run.kv_cache import slots_of
 
 LayerHook = Callable[[int, torch.Tensor, torch.Tensor], None]
 
@@ -51,18 +53,47 @@ class PrefillBatch:
             first += segment.num_tokens
         return rows
 
-    def positions(self) -> torch.Tensor:
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """First row of each segment, and the number of rows of all."""
+        return np.array([0, *(segment.num_tokens for segment in self.segments)]).cumsum()
+
+    @cached_property
+    def tables(self) -> list[np.ndarray]:
+        """Each segment's block table."""
+        lists = [s.blocks.tolist() if isinstance(s.blocks, torch.Tensor) else s.blocks for s in self.segments]
+        flat, first, found = np.fromiter(chain.from_iterable(lists), np.int64), 0, []
+        for blocks in lists:
+            found.append(flat[first : first + len(blocks)])
+            first += len(blocks)
+        return found
+
+    @cached_property
+    def places(self) -> np.ndarray:
         """Position of each token in its own request, [T]."""
-        return torch.cat([torch.arange(segment.start, segment.stop) for segment in self.segments])
+        if len(self.segments) == 1:
+            return np.arange(self.segments[0].start, self.segments[0].stop)
+        starts = np.array([segment.start for segment in self.segments])
+        return np.arange(self.edges[-1]) + (starts - self.edges[:-1]).repeat(np.diff(self.edges))
+
+    def positions(self) -> torch.Tensor:
+        return torch.from_numpy(self.places)
 
     def slots(self, block_size: int) -> torch.Tensor:
         """The slot of each token, [T]."""
-        return torch.cat([slots_of(s.blocks, s.start, s.stop, block_size) for s in self.segments])
+        lengths = [len(table) for table in self.tables]
+        for segment, length in zip(self.segments, lengths, strict=True):
+            assert segment.stop <= length * block_size, f"{length} blocks of {block_size} end before {segment.stop}"
+        block = self.places // block_size
+        offset = self.places - block * block_size
+        if len(self.segments) == 1:
+            return torch.from_numpy(self.tables[0][block] * block_size + offset)
+        block += np.array([0, *lengths[:-1]]).cumsum().repeat(np.diff(self.edges))
+        return torch.from_numpy(np.concatenate(self.tables)[block] * block_size + offset)
 
     def logit_rows(self) -> torch.Tensor:
         """Row of the last token of each segment in `wants_logits`."""
-        rows = self.rows()
-        return torch.tensor([rows[index][-1] for index in self.wants_logits], dtype=torch.long)
+        return torch.from_numpy(self.edges[1:][list(self.wants_logits)] - 1)
 
 
 @dataclass
