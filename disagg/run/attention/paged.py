@@ -4,6 +4,8 @@ A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads
 """
 
 from collections.abc import Callable
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,15 +147,13 @@ class PagedPrefill(Plan):
 def tiles_of(batch: PrefillBatch) -> Tensor:
     """The tiles of a pass's queries, [.., TILE_FIELDS] on the CPU; those that read most keys first, so that the
     programs of a wave end together."""
-    edges, counts = batch.edges[:-1], np.diff(batch.edges)
-    each = -(-counts // ROWS)
-    row = np.arange(len(each)).repeat(each)
-    first = ROWS * (np.arange(len(row)) - (each.cumsum() - each).repeat(each))  # of the segment's rows
-    tiles = np.empty((len(row), TILE_FIELDS), np.int64)
-    starts = np.array([segment.start for segment in batch.segments])
-    tiles[:, 0], tiles[:, 1], tiles[:, 2] = row, edges[row] + first, np.minimum(counts[row] - first, ROWS)
-    tiles[:, 3] = place = starts[row] + first
-    return torch.from_numpy(tiles[np.argsort(-place, kind="stable")])
+    tiles = [
+        (row, place, min(ROWS, stop - place), segment.start + place - first)
+        for row, (segment, (first, stop)) in enumerate(zip(batch.segments, pairwise(batch.edges), strict=True))
+        for place in range(first, stop, ROWS)
+    ]
+    tiles.sort(key=itemgetter(3), reverse=True)
+    return torch.from_numpy(np.array(tiles, np.int64))
 
 
 class PagedDecode(Plan):

@@ -73,18 +73,17 @@ class PassInputs:
     def fill(self, batch: PrefillBatch, size: int, block_size: int, row: int) -> Tensor:
         """Uploads a pass in stream order; its slots. Padding must not point beyond the pass."""
         if size not in self._staged:
-            self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width)))[:-1]
-        where, wanted, ids, positions, slots, flat, tables = self._staged[size]
-        count, rows, tiles, found = len(batch.tokens), batch.logit_rows(), tiles_of(batch), batch.slots(block_size)
-        where[0], wanted[len(rows) :], flat[tiles.numel() :] = row, 0, 0
-        wanted[: len(rows)], flat[: tiles.numel()] = rows.numpy(), tiles.numpy().ravel()
-        for kept, new, padding in ((ids, batch.tokens.numpy(), 0), (positions, batch.places, 0), (slots, found, -1)):
-            kept[:count], kept[count:] = new, padding
+            self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width))[:-1])
+        where, *kept, tables = self._staged[size]
+        where[0], slots = row, batch.slots(block_size)
+        new = batch.logit_rows().numpy(), batch.tokens.numpy(), batch.places, slots.numpy(), tiles_of(batch).numpy()
+        for part, given, padding in zip(kept, new, (0, 0, 0, -1, 0), strict=True):
+            part[: given.size], part[given.size :] = given.ravel(), padding
         for first, blocks in zip(range(0, len(tables), self._width), batch.tables, strict=False):
             tables[first : first + len(blocks)] = blocks
-        used = sum(map(len, self._staged[size][:-1])) + first + len(blocks)
+        used = where.size + sum(part.size for part in kept) + first + len(blocks)
         self._there[:used].copy_(self._here[:used], non_blocking=True)
-        return found
+        return slots
 
 
 def parts_of(size: int, width: int) -> list[int]:

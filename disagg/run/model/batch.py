@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -43,57 +43,54 @@ class PrefillBatch:
     on_layer: LayerHook | None = None
 
     def __post_init__(self) -> None:
-        count = sum(segment.num_tokens for segment in self.segments)
+        count = self.edges[-1]
         assert len(self.tokens) == count > 0, f"{len(self.tokens)} tokens for segments of {count}"
 
-    def rows(self) -> list[range]:
-        rows, first = [], 0
-        for segment in self.segments:
-            rows.append(range(first, first + segment.num_tokens))
-            first += segment.num_tokens
-        return rows
-
     @cached_property
-    def edges(self) -> np.ndarray:
+    def edges(self) -> list[int]:
         """First row of each segment, and the number of rows of all."""
-        return np.array([0, *(segment.num_tokens for segment in self.segments)]).cumsum()
+        return [0, *accumulate(segment.num_tokens for segment in self.segments)]
 
     @cached_property
     def tables(self) -> list[np.ndarray]:
         """Each segment's block table."""
         lists = [s.blocks.tolist() if isinstance(s.blocks, torch.Tensor) else s.blocks for s in self.segments]
-        flat, first, found = np.fromiter(chain.from_iterable(lists), np.int64), 0, []
-        for blocks in lists:
-            found.append(flat[first : first + len(blocks)])
-            first += len(blocks)
-        return found
+        flat = np.array(list(chain.from_iterable(lists)), np.int64)
+        edges = [0, *accumulate(map(len, lists))]
+        return [flat[first:stop] for first, stop in pairwise(edges)]
 
     @cached_property
     def places(self) -> np.ndarray:
         """Position of each token in its own request, [T]."""
-        if len(self.segments) == 1:
-            return np.arange(self.segments[0].start, self.segments[0].stop)
-        starts = np.array([segment.start for segment in self.segments])
-        return np.arange(self.edges[-1]) + (starts - self.edges[:-1]).repeat(np.diff(self.edges))
+        starts = [segment.start for segment in self.segments]
+        if len(starts) == 1:
+            return np.arange(starts[0], self.segments[0].stop)
+        counts = [segment.num_tokens for segment in self.segments]
+        shifts = [start - first for start, first in zip(starts, self.edges, strict=False)]
+        return np.arange(self.edges[-1]) + np.array(shifts).repeat(counts)
+
+    def rows(self) -> list[range]:
+        return [range(first, stop) for first, stop in pairwise(self.edges)]
 
     def positions(self) -> torch.Tensor:
         return torch.from_numpy(self.places)
 
     def slots(self, block_size: int) -> torch.Tensor:
-        """The slot of each token, [T]."""
-        lengths = [len(table) for table in self.tables]
-        for segment, length in zip(self.segments, lengths, strict=True):
-            assert segment.stop <= length * block_size, f"{length} blocks of {block_size} end before {segment.stop}"
-        block = self.places // block_size
-        offset = self.places - block * block_size
-        if len(self.segments) == 1:
-            return torch.from_numpy(self.tables[0][block] * block_size + offset)
-        block += np.array([0, *lengths[:-1]]).cumsum().repeat(np.diff(self.edges))
-        return torch.from_numpy(np.concatenate(self.tables)[block] * block_size + offset)
+        """The slot of each token, [T]: cut from those of all blocks that the segments lie in."""
+        used, cuts, held = [], [], 0
+        for segment, table in zip(self.segments, self.tables, strict=True):
+            first, last = segment.start // block_size, -(-segment.stop // block_size)
+            assert last <= len(table), f"{len(table)} blocks of {block_size} hold no position {segment.stop - 1}"
+            cuts.append((held - first) * block_size)
+            used.append(table[first:last])
+            held += last - first
+        found = np.add.outer(np.concatenate(used) * block_size, np.arange(block_size)).ravel()
+        parts = [found[s.start + cut : s.stop + cut] for s, cut in zip(self.segments, cuts, strict=True)]
+        return torch.from_numpy(np.concatenate(parts))
 
     def logit_rows(self) -> torch.Tensor:
         """Row of the last token of each segment in `wants_logits`."""
-        return torch.from_numpy(self.edges[1:][list(self.wants_logits)] - 1)
+        return torch.from_numpy(np.array([self.edges[index + 1] - 1 for index in self.wants_logits], np.int64))
 
 
 @dataclass
