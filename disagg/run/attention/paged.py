@@ -1,14 +1,14 @@
 """Attention by kernels that read the paged cache in place: our own, and flash-attn beside them for chunks.
 
-A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
+A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int64.
 """
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from operator import itemgetter
+from struct import pack
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,13 +147,15 @@ class PagedPrefill(Plan):
 def tiles_of(batch: PrefillBatch) -> Tensor:
     """The tiles of a pass's queries, [.., TILE_FIELDS] on the CPU; those that read most keys first, so that the
     programs of a wave end together."""
-    tiles = [
-        (row, place, min(ROWS, stop - place), segment.start + place - first)
-        for row, (segment, (first, stop)) in enumerate(zip(batch.segments, pairwise(batch.edges), strict=True))
-        for place in range(first, stop, ROWS)
-    ]
+    tiles: list[tuple[int, int, int, int]] = []
+    for row, (segment, (first, stop)) in enumerate(zip(batch.segments, pairwise(batch.edges), strict=True)):
+        places = range(first, stop, ROWS), repeat(ROWS), range(segment.start, segment.stop, ROWS)
+        tiles += zip(repeat(row), *places, strict=False)  # no loop of Python's: a pass waits for it
+        if rest := (stop - first) % ROWS:
+            tiles[-1] = row, stop - rest, rest, segment.stop - rest
     tiles.sort(key=itemgetter(3), reverse=True)
-    return torch.from_numpy(np.array(tiles, np.int64))
+    flat = bytearray(pack(f"{TILE_FIELDS * len(tiles)}q", *chain.from_iterable(tiles)))
+    return torch.frombuffer(flat, dtype=torch.long).view(-1, TILE_FIELDS)
 
 
 class PagedDecode(Plan):

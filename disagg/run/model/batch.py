@@ -55,6 +55,8 @@ class PrefillBatch:
     def tables(self) -> list[np.ndarray]:
         """Each segment's block table."""
         lists = [s.blocks.tolist() if isinstance(s.blocks, torch.Tensor) else s.blocks for s in self.segments]
+        if len(lists) == 1:
+            return [np.array(lists[0], np.int64)]
         flat = np.array(list(chain.from_iterable(lists)), np.int64)
         edges = [0, *accumulate(map(len, lists))]
         return [flat[first:stop] for first, stop in pairwise(edges)]
@@ -84,9 +86,9 @@ class PrefillBatch:
             cuts.append((held - first) * block_size)
             used.append(table[first:last])
             held += last - first
-        found = np.add.outer(np.concatenate(used) * block_size, np.arange(block_size)).ravel()
+        found = (np.concatenate(used)[:, None] * block_size + np.arange(block_size)).ravel()
         parts = [found[s.start + cut : s.stop + cut] for s, cut in zip(self.segments, cuts, strict=True)]
-        return torch.from_numpy(np.concatenate(parts))
+        return torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0])
 
     def logit_rows(self) -> torch.Tensor:
         """Row of the last token of each segment in `wants_logits`."""
