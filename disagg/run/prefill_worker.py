@@ -4,6 +4,7 @@ from collections.abc import Callable
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from disagg.plan.blocks import blocks_for
@@ -133,7 +134,7 @@ class PrefillStage:
         """Chunks one after the other; each layer marks its hand-off, and travels where its chunk has a transfer. Where
         hand-offs block, `waits` gets the host times from when to when each did."""
         ids = bytearray().join(pack(f"{len(chunk.tokens)}q", *chunk.tokens) for chunk in command.chunks)
-        tokens = torch.frombuffer(ids, dtype=torch.long)  # in a quarter of numpy's time
+        tokens = np.frombuffer(ids, np.int64)  # in a quarter of the time that numpy takes for a tuple
         segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
         finals = [index for index, chunk in enumerate(command.chunks) if chunk.final]
         batch = PrefillBatch(tokens, segments, finals)

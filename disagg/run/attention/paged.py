@@ -9,6 +9,7 @@ from operator import itemgetter
 from struct import pack
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,7 +120,7 @@ class PagedPrefill(Plan):
 
     def __init__(self, batch: PrefillBatch, cache: KVCache, kernel: PagedKernel) -> None:
         self.batch, self.cache, self.kernel = batch, cache, kernel
-        self.count, segments, tiles = len(batch.tokens), batch.segments, tiles_of(batch)
+        self.count, segments, tiles = len(batch.tokens), batch.segments, torch.from_numpy(tiles_of(batch))
         cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
         cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
         table = torch.zeros(len(segments), max(len(s.blocks) for s in segments), dtype=torch.long)
@@ -144,8 +145,8 @@ class PagedPrefill(Plan):
         return out
 
 
-def tiles_of(batch: PrefillBatch) -> Tensor:
-    """The tiles of a pass's queries, [.., TILE_FIELDS] on the CPU; those that read most keys first, so that the
+def tiles_of(batch: PrefillBatch) -> np.ndarray:
+    """The tiles of a pass's queries, int64 [.., TILE_FIELDS]; those that read most keys first, so that the
     programs of a wave end together."""
     tiles: list[tuple[int, int, int, int]] = []
     for row, (segment, (first, stop)) in enumerate(zip(batch.segments, pairwise(batch.edges), strict=True)):
@@ -155,7 +156,7 @@ def tiles_of(batch: PrefillBatch) -> Tensor:
             tiles[-1] = row, stop - rest, rest, segment.stop - rest
     tiles.sort(key=itemgetter(3), reverse=True)
     flat = bytearray(pack(f"{TILE_FIELDS * len(tiles)}q", *chain.from_iterable(tiles)))
-    return torch.frombuffer(flat, dtype=torch.long).view(-1, TILE_FIELDS)
+    return np.frombuffer(flat, np.int64).reshape(-1, TILE_FIELDS)
 
 
 class PagedDecode(Plan):

@@ -75,15 +75,15 @@ class PassInputs:
         if size not in self._staged:
             self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width))[:-1])
         where, *kept, tables = self._staged[size]
-        where[0], slots = row, batch.slots(block_size)
-        new = batch.logit_rows().numpy(), batch.tokens.numpy(), batch.places, slots.numpy(), tiles_of(batch).numpy()
+        where[0], slots, ids, tiles = row, batch.slots_in(block_size), np.asarray(batch.tokens), tiles_of(batch).ravel()
+        new = batch.last_rows, ids, batch.places, slots, tiles
         for part, given, padding in zip(kept, new, (0, 0, 0, -1, 0), strict=True):
-            part[: given.size], part[given.size :] = given.ravel(), padding
+            part[: len(given)], part[len(given) :] = given, padding
         for first, blocks in zip(range(0, len(tables), self._width), batch.tables, strict=False):
             tables[first : first + len(blocks)] = blocks
-        used = where.size + sum(part.size for part in kept) + first + len(blocks)
+        used = 1 + sum(map(len, kept)) + first + len(blocks)
         self._there[:used].copy_(self._here[:used], non_blocking=True)
-        return slots
+        return torch.from_numpy(slots)
 
 
 def parts_of(size: int, width: int) -> list[int]:
