@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from disagg.run.gpu.prefill_graph import PrefillGraphs
 
 PROBED = (16, 64)  # tokens of the passes that are timed at the start
+REPLAYED = (PASS_STEP, 8 * PASS_STEP)  # of those with a graph, which pads: two sizes
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
 
 
@@ -56,24 +57,27 @@ class PrefillStage:
             self._graphs.prepare(progress)
 
     def probe(self) -> list[tuple[int, int]]:
-        """(tokens, ns) of passes through the empty cache; the first of each size is not counted."""
+        """(tokens, ns) of passes as they will run, through the empty cache; the first of each size is not counted."""
         found = []
-        for tokens in PROBED:
+        for tokens in PROBED if self._graphs is None else REPLAYED:
             for _ in range(2):
                 began = now_ns()
-                count = self._run_empty(min(tokens, self._most))
+                count = self._run_empty(min(tokens, self._most), graphs=self._graphs)
                 took = now_ns() - began
             found.append((count, took))
         return found
 
-    def _run_empty(self, tokens: int, start: int = 0) -> int:
+    def _run_empty(self, tokens: int, start: int = 0, graphs: "PrefillGraphs | None" = None) -> int:
         """A pass over so many tokens through the empty cache, as far as that has blocks for them; how many it had."""
         size = self.cache.block_size
         blocks = list(range(min(blocks_for(start + tokens, size), self.cache.num_blocks)))
         segment = Segment(start, min(start + tokens, len(blocks) * size), blocks)
         if segment.num_tokens > 0:
-            ids = torch.ones(segment.num_tokens, dtype=torch.long)
-            self.model.prefill(self.cache, PrefillBatch(ids, [segment], [0]), self.kernel)
+            batch = PrefillBatch(np.ones(segment.num_tokens, np.int64), [segment], [0])
+            if graphs is not None and graphs.fits(batch):
+                graphs.run(batch)
+            else:
+                self.model.prefill(self.cache, batch, self.kernel)
             settle(self.cache.device)
         return segment.num_tokens
 

@@ -5,6 +5,7 @@ layers travel, a second graph beside it takes each of them as soon as it is stor
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disagg.plan.errors import EngineError
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.paged import TILE_FIELDS, PagedKernel, tiles_of
 from disagg.run.attention.split_decode import power_of_two
+from disagg.run.clock import now_ns
 from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
 from disagg.run.gpu.device import mark, settle
 from disagg.run.gpu.device_clock import timer_of
-from disagg.run.gpu.memory import RESERVE_BYTES, room_for
+from disagg.run.gpu.memory import RESERVE_BYTES, check_reserve, room_for
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.model.model import PASS_STEP, Model
@@ -27,6 +30,7 @@ from disagg.run.transfers import Departing
 
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass with more ending prompts runs without a graph
+MOST_CAPTURE_NS = 60 * 10**9  # after which no further size is captured
 MOST_CHUNKS = PASS_STEP  # of requests, or rows that decode, in a pass with a graph
 
 
@@ -145,19 +149,34 @@ class PrefillGraphs:
 
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]) -> None:
-        """Captures the largest size first: the others use its memory."""
-        pool = torch.cuda.graph_pool_handle()
-        for done, size in enumerate(reversed(self._sizes)):
-            progress(f"capture of a prefill pass, {done + 1} of {len(self._sizes)}")
-            with room_for(f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES):
-                self._captured[size] = self._capture(size, pool)
-                if self.hand_off is not None:
-                    self.hand_off.capture(size, self._stored)
+        """Captures the largest size first: the others use its memory. Then half of it and so on, and last the sizes in
+        between; it stops where time or memory runs out, since a larger graph holds a smaller pass."""
+        pool, began, falling = torch.cuda.graph_pool_handle(), now_ns(), self._sizes[::-1]
+        for done, size in enumerate(sorted(falling, key=lambda size: falling.index(size) % 4 > 0)):
+            if self._captured and now_ns() - began > MOST_CAPTURE_NS:
+                break
+            progress(f"capture of a prefill pass, {done + 1} of {len(falling)}")
+            what = f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES
+            try:
+                with room_for(*what):
+                    captured = self._capture(size, pool)
+                    if self.hand_off is not None:
+                        self.hand_off.capture(size, self._stored)
+                check_reserve(*what)
+            except EngineError as error:
+                if not self._captured:
+                    warnings.warn(f"Prefill runs without graphs: {error}", RuntimeWarning, stacklevel=2)
+                break
+            self._captured[size] = captured
+        self._sizes = sorted(self._captured)
         settle(self.cache.device)
+        torch.cuda.empty_cache()  # what a capture that failed had taken
 
     def fits(self, batch: PrefillBatch) -> bool:
-        few = len(batch.wants_logits) <= MOST_LOGITS and len(batch.segments) <= MOST_CHUNKS
-        return few and len(batch.tokens) <= self._sizes[-1]
+        """Where sizes are missing, padding is no more than the pass."""
+        few, count = len(batch.wants_logits) <= MOST_LOGITS and len(batch.segments) <= MOST_CHUNKS, len(batch.tokens)
+        size = next((size for size in self._sizes if size >= count), None)
+        return few and size is not None and size - count <= max(PASS_STEP, count)
 
     @torch.inference_mode()
     def run(self, batch: PrefillBatch, departing: Sequence[Departing] = ()) -> tuple[Tensor, bool]:
