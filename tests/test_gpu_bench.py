@@ -57,7 +57,7 @@ def test_gaps_beside_hand_offs_are_rows_or_say_that_none_was_seen():
 @on_cpu
 def test_steps_count_the_bytes_they_read():
     rows = rows_of("step_over_floor")
-    assert rows["step_over_floor[1]"].bar == 1.35 and rows["gap_over_graph[2]"].bar == 1.05
+    assert rows["step_over_floor[1]"].bar == 1.28 and rows["gap_over_graph[2]"].bar == 1.05
     assert rows["step_over_floor[1]"].value > 1 and "mean context 12" in rows["step_over_floor[1]"].note
 
 

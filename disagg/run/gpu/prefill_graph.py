@@ -69,10 +69,10 @@ class PassInputs:
         """Where a graph of a size finds its pass; one without a token, until `fill`."""
         self._there.zero_()
         parts = parts_of(size, self._width)
-        *most, tiles, tables = self._there[: sum(parts)].split(parts)
-        found = PassPlaces(*most, tiles.view(-1, TILE_FIELDS), tables.view(MOST_CHUNKS, self._width))
-        found.slots.fill_(-1)
-        return found
+        row, wanted, ids, positions, slots, tiles, tables = self._there[: sum(parts)].split(parts)
+        slots.fill_(-1)
+        tiles, tables = tiles.view(-1, TILE_FIELDS), tables.view(MOST_CHUNKS, self._width)
+        return PassPlaces(row, wanted, ids, positions, slots, tiles, tables)
 
     def fill(self, batch: PrefillBatch, size: int, block_size: int, row: int) -> Tensor:
         """Uploads a pass in stream order; its slots. Padding must not point beyond the pass."""
@@ -80,7 +80,7 @@ class PassInputs:
             self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width))[:-1])
         where, *kept, tables = self._staged[size]
         where[0], slots, ids, tiles = row, batch.slots_in(block_size), np.asarray(batch.tokens), tiles_of(batch).ravel()
-        new = batch.last_rows, ids, batch.places, slots, tiles
+        new: list[Any] = [batch.last_rows, ids, batch.places, slots, tiles]
         for part, given, padding in zip(kept, new, (0, 0, 0, -1, 0), strict=True):
             part[: len(given)], part[len(given) :] = given, padding
         for first, blocks in zip(range(0, len(tables), self._width), batch.tables, strict=False):
