@@ -24,8 +24,7 @@ from disagg.trace.spans import Span
 if TYPE_CHECKING:
     from disagg.run.gpu.prefill_graph import PrefillGraphs
 
-PROBED = (16, 64)  # tokens of the passes that are timed at the start
-REPLAYED = (PASS_STEP, 8 * PASS_STEP)  # of those with a graph, which pads: two sizes
+PROBED, REPLAYED = (16, 64), (PASS_STEP, 8 * PASS_STEP)  # tokens of passes timed at the start; graphs of two sizes
 AHEAD = 2  # layers that the host may be ahead of its GPU: a pass launched in one burst holds up the steps beside it
 
 
@@ -63,8 +62,7 @@ class PrefillStage:
             for _ in range(2):
                 began = now_ns()
                 count = self._run_empty(min(tokens, self._most), graphs=self._graphs)
-                took = now_ns() - began
-            found.append((count, took))
+            found.append((count, now_ns() - began))
         return found
 
     def _run_empty(self, tokens: int, start: int = 0, graphs: "PrefillGraphs | None" = None) -> int:
@@ -140,14 +138,12 @@ class PrefillStage:
         ids = bytearray().join(pack(f"{len(chunk.tokens)}q", *chunk.tokens) for chunk in command.chunks)
         tokens = np.frombuffer(ids, np.int64)  # in a quarter of the time that numpy takes for a tuple
         segments = [Segment(chunk.start, chunk.stop, chunk.blocks) for chunk in command.chunks]
-        finals = [index for index, chunk in enumerate(command.chunks) if chunk.final]
-        batch = PrefillBatch(tokens, segments, finals)
+        batch = PrefillBatch(tokens, segments, [index for index, chunk in enumerate(command.chunks) if chunk.final])
         departing = [
             Departing(chunk.transfer, chunk.start // self.cache.block_size, slice(rows.start, rows.stop))
             for chunk, rows in zip(command.chunks, batch.rows(), strict=True)
             if chunk.transfer is not None
         ]
-
         blocking = bool(departing) and self.transfers is not None and self.transfers.scheduler.blocking
 
         def hand_off(layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
