@@ -1,9 +1,12 @@
 """Passes as graphs, on the CPU: what a graph reads, what it gives, what is refused. Captures need a GPU."""
 
+import random
+
 import pytest
 import torch
 from paged_kernel import PlainKernel
 
+from disagg.run.attention.paged import tiles_of
 from disagg.run.gpu import memory, prefill_graph
 from disagg.run.gpu.prefill_graph import MOST_CHUNKS, MOST_LOGITS, PrefillGraphs, sizes
 from disagg.run.kv_cache import KVCache
@@ -71,6 +74,29 @@ def test_a_graph_gives_what_the_pass_gives_and_nothing_of_an_earlier_one_is_left
         assert graphs.picked(len(segments))[0].tolist() == expected.argmax(-1).tolist()
         assert torch.allclose(plain.data, graphs.cache.data, atol=1e-5), "a token was stored elsewhere, or padding was"
         assert graphs._seen[0].all(), "a layer has no time"
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_rows_slots_and_tiles_of_a_pass_are_those_of_its_segments(size):
+    rng = random.Random(size)
+    for count in (1, 2, 7, 40):
+        segments = []
+        for _ in range(count):
+            start, tokens = rng.choice([0, rng.randrange(200)]), rng.choice([1, 63, 64, 65, rng.randrange(1, 300)])
+            blocks = tuple(rng.sample(range(1000), -(-(start + tokens) // size) + rng.randrange(3)))
+            segments.append(Segment(start, start + tokens, rng.choice([blocks, torch.tensor(blocks)])))
+        batch = PrefillBatch(torch.zeros(sum(s.num_tokens for s in segments)), segments, range(0, count, 2))
+        assert batch.places.tolist() == [place for s in segments for place in range(s.start, s.stop)]
+        assert batch.slots(size).tolist() == [
+            int(s.blocks[place // size]) * size + place % size for s in segments for place in range(s.start, s.stop)
+        ]
+        assert batch.last_rows == [rows[-1] for rows in batch.rows()[::2]]
+        tiles = [
+            (row, rows.start + first, min(64, len(rows) - first), segments[row].start + first)
+            for row, rows in enumerate(batch.rows())
+            for first in range(0, len(rows), 64)
+        ]
+        assert list(map(tuple, tiles_of(batch).tolist())) == sorted(tiles, key=lambda tile: -tile[3])
 
 
 def test_what_has_no_graph_runs_without(graphs):
