@@ -63,6 +63,7 @@ class PassInputs:
         self._width, total = width, sum(parts_of(most, width))
         self._there = torch.zeros(total, dtype=torch.long, device=device)
         self._here = torch.zeros(total, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._cut: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._staged: dict[int, list[np.ndarray]] = {}  # by size; numpy: a tenth of torch's time for each part
 
     def blank(self, size: int) -> PassPlaces:
@@ -79,15 +80,22 @@ class PassInputs:
         if size not in self._staged:
             self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width))[:-1])
         where, *kept, tables = self._staged[size]
-        where[0], slots, ids, tiles = row, batch.slots_in(block_size), np.asarray(batch.tokens), tiles_of(batch).ravel()
-        new: list[Any] = [batch.last_rows, ids, batch.places, slots, tiles]
+        where[0], slots, tiles = row, batch.slots_in(block_size), tiles_of(batch).ravel()
+        new: list[Any] = [batch.last_rows, np.asarray(batch.tokens), batch.places, slots, tiles]
         for part, given, padding in zip(kept, new, (0, 0, 0, -1, 0), strict=True):
             part[: len(given)], part[len(given) :] = given, padding
         for first, blocks in zip(range(0, len(tables), self._width), batch.tables, strict=False):
             tables[first : first + len(blocks)] = blocks
-        used = 1 + sum(map(len, kept)) + first + len(blocks)
-        self._there[:used].copy_(self._here[:used], non_blocking=True)
+        there, here = self._fronts(size, len(batch.segments))
+        there.copy_(here, non_blocking=True)
         return torch.from_numpy(slots)
+
+    def _fronts(self, size: int, chunks: int) -> tuple[Tensor, Tensor]:
+        """What a pass fills of the buffers, kept: to cut them costs as much as the copy."""
+        if (size, chunks) not in self._cut:
+            used = sum(parts_of(size, self._width)) - (MOST_CHUNKS - chunks) * self._width
+            self._cut[size, chunks] = self._there[:used], self._here[:used]
+        return self._cut[size, chunks]
 
 
 def parts_of(size: int, width: int) -> list[int]:
