@@ -51,7 +51,6 @@ class Passes(Bench):
         self.captured = CapturedHandOff.of(self.transfers, self.transfers.config, PREFILL)
         self.stored, self.seen = (torch.full((1 + TURNS, SHAPE.layers), now_ns()) for _ in range(2))
         self.captured.capture(TOKENS, self.stored, self.seen)
-        self.stored.fill_(now_ns())  # as a pass does
 
     def open(self, number, blocks, onto, target=DECODE, first=0, due=None):
         self.post(number, self.transfers.config.route, PREFILL, blocks, target, onto, ready=False, first=first, due=due)
@@ -64,7 +63,8 @@ class Passes(Bench):
             departing.append(Departing(number, first, slice(at, at + tokens)))
             at += tokens
         turn = self.captured.free_turn()
-        if turn is None or not self.captured.launch(turn, departing, TOKENS, np.array(slots), None):
+        self.stored.fill_(now_ns())  # as the pass does
+        if turn is None or not self.captured.launch(turn, departing, TOKENS, np.array(slots)):
             return False
         if answered:
             self.captured.turns[turn].answered.set()

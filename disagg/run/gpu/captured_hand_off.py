@@ -97,14 +97,7 @@ class CapturedHandOff:
         occupancy = [link.occupancy_ns(nbytes) if link.dialled else 0 for link in links]
         return Taken([each.rows for each in going], sent, onto, np.array(occupancy))
 
-    def launch(
-        self,
-        number: int,
-        departing: Sequence[Departing],
-        size: int,
-        slots: np.ndarray,
-        cleared: torch.cuda.Event | None,
-    ) -> bool:
+    def launch(self, number: int, departing: Sequence[Departing], size: int, slots: np.ndarray) -> bool:
         """After the pass's own graph: from here on its layers leave as they are stored. False where they can't."""
         turn, taken = self.turns[number], self._take(departing, len(slots))
         if taken is None:
@@ -113,8 +106,6 @@ class CapturedHandOff:
         for kept, new in zip(turn.fields, (slots, taken.onto, taken.occupancy_ns), strict=True):
             kept[: len(new)], kept[len(new) :] = new, -1
         turn.times.zero_()
-        if cleared is not None:
-            self.steps.first.wait_event(cleared)
         before = [torch.cuda.current_stream(device) for device in turn.places]
         try:
             for stream, places in zip(self.steps.entries, turn.places.values(), strict=True):
@@ -145,7 +136,8 @@ class CapturedHandOff:
         """The graphs of passes of so many tokens; stored [1 + TURNS, layers] is where their layers' times appear, and
         seen, in pinned memory, where they stand after the pass."""
         for number, turn in enumerate(self.turns, start=1):
-            turn.graphs[size], turn.seen = self.steps.capture(turn, size, stored[number]), seen[number]
+            turn.stored, turn.seen = stored[number], seen[number]
+            turn.graphs[size] = self.steps.capture(turn, size)
 
     def close(self) -> None:
         """Frees the graphs once the last copy has ended."""
@@ -190,6 +182,7 @@ class PassCopies:
             for timer, starts, ends in zip(timers, turn.starts.tolist(), turn.ends.tolist(), strict=True)
         ]
         stored = [timers[0].ns(at) for at in turn.seen.tolist()]
+        owner.steps.clear(turn)
         latency_ns = round(1e9 * scheduler.lanes[owner.names[-1]].clock.link.latency_s)
         for number, copy in enumerate(self.records):
             index, mine = divmod(number, len(rows))

@@ -59,7 +59,8 @@ class Turn:
         self.times = torch.zeros(2 * hops + 2, copies, dtype=torch.long, pin_memory=True)
         self.starts, self.ends = self.times[:hops], self.times[hops : 2 * hops]
         self.gathered, self.scattered = self.times[2 * hops :]
-        self.seen = torch.zeros(layers, dtype=torch.long)  # when K/V were in the cache, known after the pass
+        # When K/V were in the cache: on the device as the pass goes, in pinned memory after it. `capture` gives both.
+        self.stored = self.seen = torch.zeros(layers, dtype=torch.long)
         self.sums = torch.zeros(2, layers, most, dtype=torch.long, pin_memory=True) if verify else None  # both ends
         self.busy = False
         self.answered = threading.Event()  # the pass has picked its tokens, which go first
@@ -101,14 +102,19 @@ class Steps:
         self.entries = [links[0]] if ends[0].device == ends[1].device or not self._ring else [links[0], links[2]]
         self._depth = min(DEPTH, len(self._ring)) if self._ring else DEPTH
 
-    def capture(self, turn: Turn, size: int, stored: Tensor) -> list[tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]]:
-        """Graphs in the order of their launch; stored [layers] is where the pass writes its layers' times."""
+    def clear(self, turn: Turn) -> None:
+        """Before the turn is free again: no layer is stored."""
+        with torch.cuda.stream(self.first):
+            turn.stored.zero_()
+        self.first.synchronize()
+
+    def capture(self, turn: Turn, size: int) -> list[tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]]:
+        """Graphs in the order of their launch."""
         steps = (self._leave, self._down, self._up, self._arrive) if self._ring else (self._across,)
-        given = turn, size, stored
         programs: Programs = [
-            (stream, partial(step, *given)) for stream, step in zip(self._streams, steps, strict=True)
+            (stream, partial(step, turn, size)) for stream, step in zip(self._streams, steps, strict=True)
         ]
-        self._warm(programs, turn, stored)
+        self._warm(programs, turn)
         found = []
         for first in range(0, self.copies, self._depth):
             indexes = range(first, min(first + self._depth, self.copies))
@@ -128,51 +134,51 @@ class Steps:
             graph.capture_end()
         return graph
 
-    def _warm(self, programs: Programs, turn: Turn, stored: Tensor) -> None:
+    def _warm(self, programs: Programs, turn: Turn) -> None:
         """Compiles the kernels: nothing travels, and no wait waits."""
         turn.times.fill_(1)
-        stored.fill_(1)
-        settle(stored.device)
+        turn.stored.fill_(1)
+        settle(turn.stored.device)
         for stream, step in programs:
             with torch.cuda.stream(stream):
                 step(0)
             stream.synchronize()
-        stored.zero_()
+        self.clear(turn)
 
     # ---- the steps of copy `index`, on the current stream ------------------------------------------------------------
 
-    def _leave(self, turn: Turn, size: int, stored: Tensor, index: int) -> None:
-        self._written(turn, size, stored, index)
+    def _leave(self, turn: Turn, size: int, index: int) -> None:
+        self._written(turn, size, index)
         if index >= DEPTH:
             self._wait(turn.ends[0, index - DEPTH])
         for place, layer in enumerate(self._of(index)):
             self._tokens(turn, size, self._source, self._staged(0, size, index)[place], layer)
         self._tell(turn.gathered[index])
 
-    def _down(self, turn: Turn, size: int, stored: Tensor, index: int) -> None:
+    def _down(self, turn: Turn, size: int, index: int) -> None:
         self._wait(turn.gathered[index])
         if index >= len(self._ring):
             self._wait(turn.ends[1, index - len(self._ring)])
         with self._link(turn, 0, index):
             self._slot(size, index).copy_(self._staged(0, size, index), non_blocking=True)
 
-    def _up(self, turn: Turn, size: int, stored: Tensor, index: int) -> None:
+    def _up(self, turn: Turn, size: int, index: int) -> None:
         self._wait(turn.ends[0, index])
         if index >= DEPTH:
             self._wait(turn.scattered[index - DEPTH])
         with self._link(turn, 1, index):
             self._staged(1, size, index).copy_(self._slot(size, index), non_blocking=True)
 
-    def _arrive(self, turn: Turn, size: int, stored: Tensor, index: int) -> None:
+    def _arrive(self, turn: Turn, size: int, index: int) -> None:
         self._wait(turn.ends[1, index])
         for place, layer in enumerate(self._of(index)):
             self._tokens(turn, size, self._staged(1, size, index)[place], self._target, layer)
         self._arrived(turn, size, index)
         self._tell(turn.scattered[index])
 
-    def _across(self, turn: Turn, size: int, stored: Tensor, index: int) -> None:
+    def _across(self, turn: Turn, size: int, index: int) -> None:
         """From cache to cache, without a stop."""
-        self._written(turn, size, stored, index)
+        self._written(turn, size, index)
         with self._link(turn, 0, index):
             for layer in self._of(index):
                 self._tokens(turn, size, self._source, self._target, layer)
@@ -231,9 +237,9 @@ class Steps:
         given = *ends, places.slots, places.onto, size, ends[0].stride(0), ends[1].stride(0)
         device_kernels.copy_tokens[(PROGRAMS, 2)](*given, **sizes, **ways, num_warps=WARPS)
 
-    def _written(self, turn: Turn, size: int, stored: Tensor, index: int) -> None:
+    def _written(self, turn: Turn, size: int, index: int) -> None:
         """Waits for the layers, whose checksums are those at departure."""
-        self._wait(stored[self._of(index)[-1]])
+        self._wait(turn.stored[self._of(index)[-1]])
         for layer in self._of(index):
             self._sums(turn, size, 0, layer)
 
