@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_tools import LIMIT_S
 from fake_cuda import fake_cuda
+from fake_driver import Code, FakeDriver
 from test_transfers import BLOCK, DECODE, HOST, PREFILL, SHAPE, SIZES, Bench, flip_a_bit
 
 import disagg.run.attention
@@ -15,7 +16,7 @@ import disagg.run.gpu
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.events import Landed, TransferClosed, TransferFailed
 from disagg.run.clock import now_ns
-from disagg.run.gpu import captured_hand_off, hand_off_graphs
+from disagg.run.gpu import captured_hand_off, hand_off_graphs, stream_memory
 from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
 from disagg.run.gpu.hand_off_graphs import DEPTH, Steps
 from disagg.run.transfers import Departing
@@ -28,17 +29,16 @@ def gpu(monkeypatch):
     """A graph is captured by running it once, with nothing that travels, and replayed by running it again."""
     fake_cuda(monkeypatch, SIZES[HOST])
     fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
-    monkeypatch.setattr(hand_off_graphs, "load_driver", lambda: None)
     monkeypatch.setattr(captured_hand_off, "reason_against", lambda device: None)
     monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
-    monkeypatch.setattr(Steps, "_wait", wait)
-    monkeypatch.setattr(Steps, "_tell", lambda self, flag: flag.fill_(1))
+    monkeypatch.setattr(hand_off_graphs, "wait_for", wait)
+    monkeypatch.setattr(hand_off_graphs, "tell", lambda flag: flag.fill_(1))
     monkeypatch.setattr(
         Steps, "graph", lambda self, step, indexes: SimpleNamespace(replay=lambda: [step(i) for i in indexes])
     )
 
 
-def wait(self, flag):
+def wait(flag):
     """All is done at once, so what a step waits for has happened."""
     assert int(flag) > 0, "waits for what is launched after it"
 
@@ -201,7 +201,7 @@ def test_a_full_ring_is_told_as_it_was(gpu):
 @pytest.mark.parametrize("ring", [1, 2, 3, 8])
 def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, monkeypatch, ring):
     waited = []
-    monkeypatch.setattr(Steps, "_wait", lambda self, flag: waited.append(flag.data_ptr()))
+    monkeypatch.setattr(hand_off_graphs, "wait_for", lambda flag: waited.append(flag.data_ptr()))
     with Passes("staged", ring_slots=ring) as bench:
         waited.clear()
         bench.open(1, [4, 7], [9, 2])
@@ -219,3 +219,30 @@ def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, 
                 key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
                 sent = kept.flatten()[: 2 * TOKENS * key[0].numel()].view(2, TOKENS, *key.shape[1:])
                 assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))
+
+
+@pytest.mark.parametrize(
+    "able, words",
+    [
+        (1, "possible: layers leave a captured pass by themselves"),
+        (0, "not on cuda:0: its driver has no stream memory operations on 64 bits; a pass that hands layers off is"),
+        (None, "not on cuda:0: its driver can't be asked, which takes cuda.bindings and CUDA 12.5; a pass that hands"),
+    ],
+)
+def test_doctor_says_whether_layers_leave_a_captured_pass(monkeypatch, able, words):
+    driver = FakeDriver()
+    if able is not None:
+        driver.CUdevice_attribute = SimpleNamespace(CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS=7)
+        driver.cuDeviceGetAttribute = lambda attribute, device: (Code(0), able * (attribute == 7))
+    monkeypatch.setattr(stream_memory, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert stream_memory.describe().startswith(words)
+    asked = {}
+    driver.CUstreamWaitValue_flags = SimpleNamespace(CU_STREAM_WAIT_VALUE_GEQ=3)
+    driver.CUstreamWriteValue_flags = SimpleNamespace(CU_STREAM_WRITE_VALUE_DEFAULT=4)
+    driver.cuStreamWaitValue64 = lambda *given: asked.setdefault("wait", given) and (Code(0),)
+    driver.cuStreamWriteValue64 = lambda *given: asked.setdefault("tell", given) and (Code(0),)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=5))
+    flag = torch.zeros(1, dtype=torch.long)
+    stream_memory.wait_for(flag), stream_memory.tell(flag)
+    assert asked == {"wait": (5, flag.data_ptr(), 1, 3), "tell": (5, flag.data_ptr(), 1, 4)}

@@ -6,7 +6,7 @@ import torch
 
 from disagg.plan.link import CPU_DIAL_LIMIT
 from disagg.run.attention.choice import describe
-from disagg.run.gpu import peer_access, sm_split
+from disagg.run.gpu import peer_access, sm_split, stream_memory
 from disagg.run.gpu.memory import free_bytes
 from disagg.run.model.weights import smollm2_ready
 from disagg.show.report import Row, machine, versions
@@ -28,6 +28,7 @@ def findings() -> list[tuple[str, str]]:
         ("attention", describe("cuda" if torch.cuda.is_available() else "cpu")),
         ("SM split", sm_split.describe()),
         ("peer access", peer_access.describe()),
+        ("hand-off", stream_memory.describe()),
         ("link dial", f"holds up to {CPU_DIAL_LIMIT / 1e9:g} GB/s between two CPU workers"),
         ("model smollm2", model),
     ]

@@ -17,7 +17,8 @@ from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.transfer_scheduler import EVER, FIRST_LANE, Copy, Notice
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device_clock import timer_of
-from disagg.run.gpu.hand_off_graphs import Steps, Turn, reason_against
+from disagg.run.gpu.hand_off_graphs import Steps, Turn
+from disagg.run.gpu.stream_memory import reason_against
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.transfers import Departing, Transfers
 from disagg.trace.spans import Span, span_of
@@ -60,7 +61,8 @@ class CapturedHandOff:
         if source.role != config.sender[0] or config.route == "bulk" or len(others) != 1 or transfers.streams is None:
             return None
         copier = transfers.streams[LaneName(FIRST_LANE[config.route], source.index)].copier
-        if not config.pinned or (config.route == "direct" and not copier.by_kernel):
+        one_gpu = transfers.caches[source].device == transfers.caches[others[0]].device
+        if not config.pinned or not (copier.by_kernel if config.route == "direct" else one_gpu):
             return None
         if any(reason_against(transfers.caches[worker].device) for worker in (source, others[0])):
             return None

@@ -9,7 +9,7 @@
     direct      wait → link → copy from cache to cache                 one stream
 
 The host launches the pass, and a few graphs while it computes; neither token 1 nor the next pass waits for a copy. All
-waits are stream memory operations (CUDA driver API, cuStreamWaitValue64) on what the attention kernel, and each step,
+waits are stream memory operations on what the attention kernel, and each step,
 writes when it has stored, gathered, carried or scattered a layer: a kernel that spins would slow the pass down. A layer
 has a fixed slot of the ring, so a full ring holds copies of later layers and never the compute. A graph waits for
 nothing that is launched after it, so streams may share a queue of the hardware. Two sets of graphs take turns.
@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disagg.plan.errors import DisaggError
 from disagg.run.attention.split_decode import power_of_two
 from disagg.run.gpu.device import Scratch, settle
 from disagg.run.gpu.memory import room_for
-from disagg.run.gpu.sm_split import ask, load_driver
 from disagg.run.gpu.stream_copy import StreamCopier, wide
+from disagg.run.gpu.stream_memory import tell, wait_for
 from disagg.run.kv_cache import KVCache
 
 DEPTH = 4  # copies in a graph, and gathered or arrived copies that are kept on a device
@@ -67,17 +66,6 @@ class Turn:
         self.graphs: dict[int, list[tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]]] = {}  # by size, to be launched so
 
 
-def reason_against(device: torch.device) -> str | None:
-    """Why no graph can hand off on this GPU, in words for `doctor`; None where it can."""
-    try:
-        driver = load_driver()
-        flag = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS
-        able = ask(driver.cuDeviceGetAttribute, flag, ask(driver.cuDeviceGet, device.index or 0))
-    except (DisaggError, AttributeError) as error:
-        return str(error)
-    return None if able else "its driver has no stream memory operations on 64 bits"
-
-
 class Steps:
     """The steps of a copy, each on its stream, and their graphs."""
 
@@ -86,7 +74,7 @@ class Steps:
     ) -> None:
         """`group` layers a copy, of passes of up to `most` tokens; without a ring they go from cache to cache."""
         self._source, self._target, self._group, shape = source, target, group, source.shape
-        self._driver, self._layers, self.copies = load_driver(), shape.layers, -(-shape.layers // group)
+        self._layers, self.copies = shape.layers, -(-shape.layers // group)
         self._buffer = (min(group, shape.layers), 2, most, shape.kv_heads, shape.head_dim)
         self._ring = [slot.view(self._buffer) for slot in ring]
         self._dials = [copier.prepare_dial().state for copier in copiers]
@@ -150,31 +138,31 @@ class Steps:
     def _leave(self, turn: Turn, size: int, index: int) -> None:
         self._written(turn, size, index)
         if index >= DEPTH:
-            self._wait(turn.ends[0, index - DEPTH])
+            wait_for(turn.ends[0, index - DEPTH])
         for place, layer in enumerate(self._of(index)):
             self._tokens(turn, size, self._source, self._staged(0, size, index)[place], layer)
-        self._tell(turn.gathered[index])
+        tell(turn.gathered[index])
 
     def _down(self, turn: Turn, size: int, index: int) -> None:
-        self._wait(turn.gathered[index])
+        wait_for(turn.gathered[index])
         if index >= len(self._ring):
-            self._wait(turn.ends[1, index - len(self._ring)])
+            wait_for(turn.ends[1, index - len(self._ring)])
         with self._link(turn, 0, index):
             self._slot(size, index).copy_(self._staged(0, size, index), non_blocking=True)
 
     def _up(self, turn: Turn, size: int, index: int) -> None:
-        self._wait(turn.ends[0, index])
+        wait_for(turn.ends[0, index])
         if index >= DEPTH:
-            self._wait(turn.scattered[index - DEPTH])
+            wait_for(turn.scattered[index - DEPTH])
         with self._link(turn, 1, index):
             self._staged(1, size, index).copy_(self._slot(size, index), non_blocking=True)
 
     def _arrive(self, turn: Turn, size: int, index: int) -> None:
-        self._wait(turn.ends[1, index])
+        wait_for(turn.ends[1, index])
         for place, layer in enumerate(self._of(index)):
             self._tokens(turn, size, self._staged(1, size, index)[place], self._target, layer)
         self._arrived(turn, size, index)
-        self._tell(turn.scattered[index])
+        tell(turn.scattered[index])
 
     def _across(self, turn: Turn, size: int, index: int) -> None:
         """From cache to cache, without a stop."""
@@ -200,16 +188,6 @@ class Steps:
         """[layers, 2, size, kv_heads, head_dim] at the buffer's beginning."""
         layout = (len(self._of(index)), 2, size, *self._buffer[3:])
         return buffer.flatten()[: math.prod(layout)].view(layout)
-
-    def _wait(self, flag: Tensor) -> None:
-        """Holds the stream until this number is 1 or more."""
-        least = self._driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ
-        ask(self._driver.cuStreamWaitValue64, torch.cuda.current_stream().cuda_stream, flag.data_ptr(), 1, least)
-
-    def _tell(self, flag: Tensor) -> None:
-        """Writes 1 when the stream comes here."""
-        flags = self._driver.CUstreamWriteValue_flags.CU_STREAM_WRITE_VALUE_DEFAULT
-        ask(self._driver.cuStreamWriteValue64, torch.cuda.current_stream().cuda_stream, flag.data_ptr(), 1, flags)
 
     @contextmanager
     def _link(self, turn: Turn, hop: int, index: int) -> Iterator[None]:
@@ -239,7 +217,7 @@ class Steps:
 
     def _written(self, turn: Turn, size: int, index: int) -> None:
         """Waits for the layers, whose checksums are those at departure."""
-        self._wait(turn.stored[self._of(index)[-1]])
+        wait_for(turn.stored[self._of(index)[-1]])
         for layer in self._of(index):
             self._sums(turn, size, 0, layer)
 
