@@ -5,6 +5,7 @@ which alone has the lengths.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,17 @@ MOST_SHARES = 64  # of a row, since one program joins them all
 FIELDS = 5  # of an item: row, start, stop, the row's first item, the row's shares
 SHORT = 32, dict(num_warps=2, num_stages=3)  # tile and launch of short shares: small programs
 LONG = 64, dict(num_warps=4, num_stages=2)
+
+
+class Turn(NamedTuple):
+    """What the kernel does to query and new key before it attends."""
+
+    cos: Tensor  # [rows, head_dim]
+    sin: Tensor
+    query_norm: Tensor | None = None  # [head_dim], of the RMSNorm of each head before RoPE
+    key_norm: Tensor | None = None
+    eps: float = 0.0
+    chained: bool = False  # the launch may start while the kernel before it runs, as in model/decode_kernels
 
 
 class SplitDecode:
@@ -42,7 +54,14 @@ class SplitDecode:
         self._scratch: tuple[Tensor, Tensor] | None = None
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        turn: Turn | None = None,
     ) -> Tensor:
         """query [B, heads, head_dim], key and value [B, kv_heads, head_dim] -> [B, heads, head_dim]."""
         heads, dim = query.shape[1:]
@@ -58,10 +77,17 @@ class SplitDecode:
         strides = [stride for x in (query, key, value) for stride in x.stride()[:2]]
         strides += [self._table.stride(0), *keys.stride()[:3]]
         sizes = dict(KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK=self._block, GROUP_PAD=group_pad, DIM_PAD=dim_pad)
-        launch = dict(TILE=self._tile, FIELDS=FIELDS, **self._launch)
-        scale = log2_scale(scale, dim)
-        self._kernel[(kv_heads, items)](query, key, value, keys, values, *step, scale, *strides, **sizes, **launch)
+        launch: dict[str, Any] = dict(TILE=self._tile, FIELDS=FIELDS, TURNED=turn is not None, **self._launch)
+        turn = turn or Turn(out, out)  # unread
+        launch |= dict(NORMED=turn.query_norm is not None, **chain(turn.chained))
+        given = query, key, value, keys, values, *step, *turn[:4], log2_scale(scale, dim), turn.eps
+        self._kernel[(kv_heads, items)](*given, *strides, **sizes, **launch)
         return out
+
+
+def chain(chained: bool) -> dict[str, Any]:
+    """The launch options of a kernel that may start while the one before it runs, or may not."""
+    return dict(CHAINED=True, launch_pdl=True) if chained else dict(CHAINED=False)
 
 
 def cut(lengths: Tensor, kv_heads: int, sms: int, tile: int) -> Tensor:
