@@ -2,7 +2,7 @@
 triton.
 
 Weights [N, K] are read once for up to ROWS rows, and products run with rows padded to ROWS. K is a multiple of INNER and
-N one of COLS. With CHAINED, a launch may start while the kernel before it runs (programmatic dependent launch): it asks
+N one of COLS; norms are in fp32. With CHAINED, a launch may start while the kernel before it runs (programmatic dependent launch): it asks
 for its first weights, waits for that kernel's end, and only then lets the next one start, so at most two run, and what
 lies two launches back is complete.
 """
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_project(
     x,
     norm,
@@ -45,20 +45,20 @@ def norm_project(
         tl.extra.cuda.gdc_launch_dependents()
     here = (row < rows)[:, None]
     acc = tl.zeros([ROWS, COLS], tl.float32)
-    squares = tl.zeros([ROWS, INNER], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
     for at in range(0, K, INNER):
         w = tl.load(weight + col[:, None] * K + (at + inner)[None, :], eviction_policy="evict_first")
         part = tl.load(x + row[:, None] * K + (at + inner)[None, :], here, other=0.0).to(tl.float32)
-        scaled = part * tl.load(norm + at + inner).to(tl.float32)[None, :]
-        squares += part * part
+        scaled = part * tl.load(norm + at + inner)[None, :]
+        squares += tl.sum(part * part, 1)
         acc = tl.dot(scaled.to(w.dtype), tl.trans(w), acc)
-    acc *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
+    acc *= tl.rsqrt(squares / K + eps)[:, None]
     if BIASED:
         acc += tl.load(bias + col).to(tl.float32)[None, :]
     tl.store(out + row[:, None] * N + col[None, :], acc.to(out.dtype.element_ty), here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_gate_up(
     x,
     norm,
@@ -89,23 +89,23 @@ def norm_gate_up(
     here = (row < rows)[:, None]
     gate = tl.zeros([ROWS, COLS], tl.float32)
     up = tl.zeros([ROWS, COLS], tl.float32)
-    squares = tl.zeros([ROWS, INNER], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
     for at in range(0, K, INNER):
         places = weight + col[:, None] * K + (at + inner)[None, :]
         w = tl.load(places, eviction_policy="evict_first")
         w_up = tl.load(places + N * K, eviction_policy="evict_first")
         part = tl.load(x + row[:, None] * K + (at + inner)[None, :], here, other=0.0).to(tl.float32)
-        scaled = (part * tl.load(norm + at + inner).to(tl.float32)[None, :]).to(w.dtype)
-        squares += part * part
+        scaled = (part * tl.load(norm + at + inner)[None, :]).to(w.dtype)
+        squares += tl.sum(part * part, 1)
         gate = tl.dot(scaled, tl.trans(w), gate)
         up = tl.dot(scaled, tl.trans(w_up), up)
-    factor = tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
+    factor = tl.rsqrt(squares / K + eps)[:, None]
     gate *= factor
     result = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * (up * factor)  # e^x = 2^(x · log2 e)
     tl.store(out + row[:, None] * N + col[None, :], result.to(out.dtype.element_ty), here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def project_add(
     x,
     weight,

@@ -1,0 +1,117 @@
+"""The decode step of five kernels a layer, on the CPU under a triton of few lines, against torch and transformers."""
+
+import fake_triton
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from disagg.run import attention, model
+from disagg.run.attention import split_decode
+from disagg.run.attention.paged import PagedDecode, PagedKernel
+from disagg.run.kv_cache import KVCache
+from disagg.run.model import fused_decode
+from disagg.run.model.fused_decode import Adds, FusedDecode, Tile
+from disagg.run.model.model import load_model
+
+EPS = 1e-5
+SIZES = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=2048)  # fmt: skip
+FITTING = {
+    "llama": dict(tie_word_embeddings=False),
+    "qwen3": dict(head_dim=32),
+    "qwen2": dict(),
+    "mistral": dict(sliding_window=None),
+}
+OTHERS = {
+    "granite": dict(residual_multiplier=0.5),
+    "gemma": dict(head_dim=16),
+    "olmo2": dict(),
+    "phi3": dict(pad_token_id=0),
+    "cohere": dict(),
+}
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    fake_triton.install(monkeypatch, attention, "kernels")
+    fake_triton.install(monkeypatch, model, "decode_kernels")
+    monkeypatch.setattr(split_decode, "sm_count", lambda device: 8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors of a few numbers: threads would only wait for each other
+    torch.manual_seed(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+def folder_of(path, kind: str, **fields) -> str:
+    """A random model of this kind, whose norms and biases are no ones and zeros."""
+    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **fields}))
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.dim() == 1:
+                weight.normal_(1.0 if "norm" in name else 0.0, 0.3)
+            else:
+                weight.mul_(5.0)
+    module.save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+@pytest.mark.parametrize("tile", [Tile(16, 16, 32, 4, 3), Tile(32, 32, 64, 4, 3)], ids=str)
+@pytest.mark.parametrize("chained", [False, True])
+def test_norm_and_product(rows, tile, chained):
+    x, norm, linear = torch.randn(rows, 64), torch.rand(64) + 0.5, nn.Linear(64, 96)
+    normed, out = F.rms_norm(x, (64,), norm, EPS), torch.full((rows, 96), 7.0)
+    with torch.inference_mode():
+        fused_decode.norm_project(x, norm, linear, EPS, out, chained, tile)
+        assert torch.allclose(out, linear(normed), atol=1e-5)
+        linear.bias, gate_up = None, torch.randn(192, 64)
+        fused_decode.norm_project(x, norm, linear, EPS, out, chained)
+        assert torch.allclose(out, linear(normed), atol=1e-5)
+        fused_decode.norm_gate_up(x, norm, gate_up, EPS, out, chained, tile)
+        gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
+        assert torch.allclose(out, F.silu(gate) * up, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 40])
+@pytest.mark.parametrize("split", [1, 2, 4])
+def test_products_are_added_to_the_stream_again_and_again(rows, split):
+    stream, weights = torch.randn(rows, 96), torch.randn(3, 96, 128)
+    expected, adds = stream.clone(), Adds(stream, chained=split == 2)
+    for weight in weights:
+        x = torch.randn(rows, 128)
+        adds(x, weight, Tile(16, 32, 32, 4, 3, split))
+        expected += x @ weight.T
+        assert torch.allclose(stream, expected, atol=1e-4)
+    assert not adds._finished.any(), "a count was not set back"
+
+
+@pytest.mark.parametrize("kind", FITTING)
+@pytest.mark.parametrize("contexts", [[0], [1, 0, 40, 33], [300] * 17], ids=["first", "mixed", "two_tiles"])
+def test_a_step_gives_the_logits_and_the_keys_of_the_module(tmp_path, kind, contexts):
+    it = load_model(folder_of(tmp_path, kind, **FITTING[kind]), dtype="bfloat16")
+    rows, width = len(contexts), max(contexts) // 32 + 1
+    ours, plain = (KVCache(it.shape, rows * width, 32) for _ in range(2))
+    ours.data.normal_()
+    plain.data.copy_(ours.data)
+    table, lengths = torch.randperm(rows * width).view(rows, width).int(), torch.tensor(contexts).int()
+    fused, tokens = FusedDecode.of(it), torch.randint(97, (rows,))
+    expected = it.call(PagedDecode(plain, PagedKernel(), table, lengths), tokens, lengths.long()).float()
+    found = fused(ours, table, lengths, tokens).float()
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+    assert torch.allclose(ours.data.float(), plain.data.float(), atol=0.05, rtol=0.05)
+    assert torch.equal(fused(ours, table, lengths, tokens).float(), found), "sums in another order"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_layers_are_left_to_the_module(tmp_path, kind):
+    assert FusedDecode.of(load_model(folder_of(tmp_path, kind, **OTHERS[kind]), dtype="bfloat16")) is None
+
+
+def test_products_that_are_not_joined_and_half_precision_stay(tmp_path):
+    path = folder_of(tmp_path, "llama")
+    assert FusedDecode.of(load_model(path, dtype="bfloat16")) is not None
+    assert FusedDecode.of(load_model(path, dtype="bfloat16", join_projections=False)) is None
+    assert FusedDecode.of(load_model(path, dtype="float16")) is None
