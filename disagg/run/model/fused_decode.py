@@ -41,7 +41,7 @@ class Tile(NamedTuple):
     def options(self, n: int, k: int, chained: bool) -> dict[str, Any]:
         """The kernel's sizes and launch options for a weight [n, k]."""
         most = min(k // self.split, AHEAD_BYTES // (2 * n))
-        sizes = dict(K=k, ROWS=self.rows, COLS=self.cols, INNER=self.inner, AHEAD=1 << (most.bit_length() - 1))
+        sizes = dict(K=k, ROWS=self.rows, COLS=self.cols, INNER=self.inner, AHEAD=(1 << most.bit_length()) >> 1)
         return dict(**sizes, **chain(chained), num_warps=self.warps, num_stages=self.stages)
 
 
