@@ -138,8 +138,8 @@ def attend_shares(
     tokens, and the last program of a row to finish joins the row's shares.
 
     The new token's K/V enter from registers, and the first share's program stores them. `scale` includes log2(e).
-    TURNED: query and new key first get RoPE, cos and sin [rows, DIM]; NORMED: before that the norms of their heads, with
-    weights [DIM] and eps. CHAINED: as in model/decode_kernels.
+    TURNED: query and new key first get RoPE, cos and sin [rows, DIM]; NORMED: before that the norms of their heads,
+    with fp32 weights [DIM] and eps. CHAINED: as in model/decode_kernels.
     Scratch in fp32: shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum).
     finished [rows, kv_heads] counts programs, from zero to zero.
     """

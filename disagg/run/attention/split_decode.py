@@ -21,7 +21,7 @@ SHORT = 32, dict(num_warps=2, num_stages=3)  # tile and launch of short shares: 
 LONG = 64, dict(num_warps=4, num_stages=2)
 
 
-class Turn(NamedTuple):
+class Rotation(NamedTuple):
     """What the kernel does to query and new key before it attends."""
 
     cos: Tensor  # [rows, head_dim]
@@ -61,7 +61,7 @@ class SplitDecode:
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        turn: Turn | None = None,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """query [B, heads, head_dim], key and value [B, kv_heads, head_dim] -> [B, heads, head_dim]."""
         heads, dim = query.shape[1:]
@@ -77,10 +77,10 @@ class SplitDecode:
         strides = [stride for x in (query, key, value) for stride in x.stride()[:2]]
         strides += [self._table.stride(0), *keys.stride()[:3]]
         sizes = dict(KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK=self._block, GROUP_PAD=group_pad, DIM_PAD=dim_pad)
-        launch: dict[str, Any] = dict(TILE=self._tile, FIELDS=FIELDS, TURNED=turn is not None, **self._launch)
-        turn = turn or Turn(out, out)  # unread
-        launch |= dict(NORMED=turn.query_norm is not None, **chain(turn.chained))
-        given = query, key, value, keys, values, *step, *turn[:4], log2_scale(scale, dim), turn.eps
+        launch: dict[str, Any] = dict(TILE=self._tile, FIELDS=FIELDS, TURNED=rotation is not None, **self._launch)
+        rotation = rotation or Rotation(out, out)  # unread
+        launch |= dict(NORMED=rotation.query_norm is not None, **chain(rotation.chained))
+        given = query, key, value, keys, values, *step, *rotation[:4], log2_scale(scale, dim), rotation.eps
         self._kernel[(kv_heads, items)](*given, *strides, **sizes, **launch)
         return out
 

@@ -1,10 +1,10 @@
 """Triton kernels of a decode step around its attention; import them where they are launched, since a CPU install lacks
 triton.
 
-Weights [N, K] are read once for up to ROWS rows, and products run with rows padded to ROWS. K is a multiple of INNER and
-N one of COLS; norms are in fp32. With CHAINED, a launch may start while the kernel before it runs (programmatic dependent launch): it asks
-for its first weights, waits for that kernel's end, and only then lets the next one start, so at most two run, and what
-lies two launches back is complete.
+Weights [N, K] are read once for up to ROWS rows, and products run with rows padded to ROWS. K is a multiple of INNER
+and N one of COLS; norms are in fp32. With CHAINED, a launch may start while the kernel before it runs (programmatic
+dependent launch): it asks for its first weights, waits for that kernel's end, and only then lets the next one start. So
+at most two run, and what was launched two before a kernel is complete when it starts.
 """
 
 # mypy: disable-error-code="no-untyped-def"

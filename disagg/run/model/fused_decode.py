@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disagg.run.attention.kernel_trial import unfit
-from disagg.run.attention.split_decode import SplitDecode, Turn, chain
+from disagg.run.attention.split_decode import SplitDecode, Rotation, chain
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.projections import Joined, JoinedPart
 
@@ -84,8 +84,9 @@ class Layer(NamedTuple):
         heads = [attention.q_norm, attention.k_norm] if "q_norm" in found else []
         qkv, gate_up = joined(attention, "q_proj", "k_proj", "v_proj"), joined(mlp, "gate_proj", "up_proj")
         others = [attention.o_proj, getattr(mlp, "down_proj", None)] if "o_proj" in found else []
-        fits = found in (_HEADS, _HEADS - {"q_norm", "k_norm"}) and qkv is not None and gate_up is not None
-        if not fits or not all(map(is_plain_norm, norms + heads)) or not all(map(is_plain_linear, others)):
+        if found not in (_HEADS, _HEADS - {"q_norm", "k_norm"}) or qkv is None or gate_up is None:
+            return None
+        if not all(map(is_plain_norm, norms + heads)) or not all(map(is_plain_linear, others)):
             return None
         if gate_up.bias is not None or not is_silu(getattr(mlp, "act_fn", None), others[0].weight):
             return None
@@ -103,7 +104,7 @@ class Layer(NamedTuple):
 
 def joined(parent: Any, *names: str) -> nn.Linear | None:
     """The one product behind these projections, or None."""
-    parts = [getattr(parent, name, None) for name in names]
+    parts: list[Any] = [getattr(parent, name, None) for name in names]
     if not all(isinstance(part, JoinedPart) for part in parts):
         return None
     one: Joined = parts[0].joined
@@ -141,7 +142,7 @@ class FusedDecode:
         """None where the model is not made of such layers, or in float16, whose range a norm's late scale could leave.
         Whether it gives the module's logits a trial shows: fused_trial.py."""
         module, shape, files = model.module, model.shape, model.config.to_dict()
-        core = getattr(module, "model", None)
+        core: Any = getattr(module, "model", None)
         names = {name for name, _ in core.named_children()} if core is not None else set()
         odd = any(_ODD.search(name) and value is not None for name, value in files.items())
         if odd or shape.dtype == torch.float16 or unfit(replace(shape, dtype=torch.bfloat16), model.config):
@@ -169,9 +170,10 @@ class FusedDecode:
         for index, layer in enumerate(self._layers):
             norm_project(stream, layer.norm, layer.qkv, layer.eps[0], qkv, self.chained)
             heads = qkv.view(rows, -1, shape.head_dim)
-            parts = heads.split([heads.shape[1] - 2 * shape.kv_heads, shape.kv_heads, shape.kv_heads], dim=1)
-            turn = Turn(cos, sin, layer.query_norm, layer.key_norm, layer.eps[1], self.chained)
-            adds(attend(*parts, *cache.layer(index), layer.scale, turn).flatten(1), layer.o)
+            query, key, value = heads.tensor_split([-2 * shape.kv_heads, -shape.kv_heads], dim=1)
+            rotation = Rotation(cos, sin, layer.query_norm, layer.key_norm, layer.eps[1], self.chained)
+            mixed = attend(query, key, value, *cache.layer(index), layer.scale, rotation)
+            adds(mixed.flatten(1), layer.o)
             norm_gate_up(stream, layer.second_norm, layer.gate_up, layer.eps[2], inner, self.chained)
             adds(inner, layer.down)
         return self._module.lm_head(core.norm(stream))
