@@ -14,9 +14,11 @@ from disagg.run import attention, model
 from disagg.run.attention import split_decode
 from disagg.run.attention.interface import NAME, number_layers
 from disagg.run.attention.paged import PagedDecode, PagedKernel
+from disagg.run.gpu import decode_graph
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import fused_decode
 from disagg.run.model.fused_decode import Adds, FusedDecode, Tile
+from disagg.run.model.fused_trial import try_step
 from disagg.run.model.model import Model
 from disagg.run.model.projections import join_projections
 
@@ -125,3 +127,37 @@ def test_products_that_are_not_joined_and_half_precision_stay():
     assert FusedDecode.of(make("llama")) is not None
     assert FusedDecode.of(make("llama", joined=False)) is None
     assert FusedDecode.of(make("llama", torch.float16)) is None
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_the_trial_passes_what_is_right_and_names_what_is_not(rows):
+    it = make("qwen3", head_dim=32)
+    fused = FusedDecode.of(it)
+    assert try_step(fused, it, PagedKernel(), 32, rows) is None
+    right, layer = fused._layers[1], fused._layers[1]
+    for wrong in (
+        dict(key_norm=layer.query_norm),
+        dict(scale=0.3),
+        dict(norm=layer.second_norm),
+        dict(o=layer.o * 1.5),
+    ):
+        fused._layers[1] = right._replace(**wrong)
+        assert "off by" in try_step(fused, it, PagedKernel(), 32, rows), wrong
+    fused._layers[1] = None
+    assert "NoneType" in try_step(fused, it, PagedKernel(), 32, rows)
+
+
+@pytest.mark.parametrize("times, kept", [({"plain": 5, "fused": 3}, "fused"), ({"plain": 3, "fused": 5}, "plain")])
+def test_a_size_keeps_the_faster_of_two_graphs(monkeypatch, times, kept):
+    it, said = make("llama"), []
+    cache = KVCache(it.shape, 8, 32)
+    reports: Any = SimpleNamespace(post=None)
+    monkeypatch.setattr(decode_graph, "replay_ns", lambda graph, device: times[graph])
+    stage = decode_graph.GraphDecodeStage(it, cache, PagedKernel(), 4, True, reports, fused=True)
+    stage._capture = lambda size, pool, fused=None: decode_graph.Captured("plain" if fused is None else "fused", 0, 0)
+    assert stage._faster(2, None, said.append).graph == kept and not said
+    assert stage.fused_sizes == ({2} if kept == "fused" else set())
+    stage._fused._layers[0] = stage._fused._layers[0]._replace(scale=2.0)
+    assert stage._faster(2, None, said.append).graph == "plain" and "a fused step of 2 rows is off by" in said[0]
+    assert stage._fused is None
+    stage.close()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disagg.run.attention.kernel_trial import unfit
-from disagg.run.attention.split_decode import SplitDecode, Rotation, chain
+from disagg.run.attention.split_decode import Rotation, SplitDecode, chain
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.projections import Joined, JoinedPart
 
