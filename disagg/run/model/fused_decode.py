@@ -162,11 +162,11 @@ class FusedDecode:
         vocab]. A step's graph captures it."""
         core, rows, shape = self._module.model, len(tokens), cache.shape
         stream = core.embed_tokens(tokens)
-        cos, sin = (x[0].contiguous() for x in core.rotary_emb(stream[None], lengths.long()[None]))
-        attend = SplitDecode(cache, table, lengths)
+        attend, adds = SplitDecode(cache, table, lengths), Adds(stream, self.chained)
         width = self._layers[0].gate_up.shape[0] // 2
         qkv, inner = (stream.new_empty(rows, n) for n in (self._layers[0].qkv.weight.shape[0], width))
-        adds = Adds(stream, self.chained)
+        # Last, for a chained launch needs a kernel before it, and zeros may be filled by a memset.
+        cos, sin = (x[0].contiguous() for x in core.rotary_emb(stream[None], lengths.long()[None]))
         for index, layer in enumerate(self._layers):
             norm_project(stream, layer.norm, layer.qkv, layer.eps[0], qkv, self.chained)
             heads = qkv.view(rows, -1, shape.head_dim)
