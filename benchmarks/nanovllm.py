@@ -20,7 +20,7 @@ from disagg.plan.errors import EngineError
 from disagg.plan.request import Request
 from disagg.run.model.model import Model
 
-FOLDER = Path(__file__).resolve().parents[3] / ".peers" / "nanovllm"
+FOLDER = Path(__file__).resolve().parents[1] / ".peers" / "nanovllm"
 DEVICE = torch.device("cuda", 0)  # its own choice
 LONGEST = 4096  # tokens of a request, as in its own bench
 WORKSPACE = 6 << 30  # bytes of its warm-up pass, beside weights and K/V

@@ -137,7 +137,9 @@ def fake_streams(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    for name in ("tensor", "zeros", "empty"):
+    monkeypatch.setattr(torch.cuda, "set_stream", partial(setattr, current, "stream"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current.stream)
+    for name in ("tensor", "zeros", "empty", "full"):
         make = getattr(torch, name)
         here = lambda *args, make=make, **fields: on_the_cpu(partial(make, *args), **fields)  # noqa: E731
         monkeypatch.setattr(torch, name, here)

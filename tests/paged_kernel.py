@@ -19,8 +19,9 @@ class PlainKernel:
         table, tiles, stored, row = places
         stored[int(row), 0] = 1
         for where, first, rows, at in tiles.tolist():
-            k, v = (x[table[where].long()].flatten(0, 1)[: at + rows] for x in (keys, values))
             if rows:
+                blocks = table[where, : -(-(at + rows) // keys.shape[1])].long()
+                k, v = (x[blocks].flatten(0, 1)[: at + rows] for x in (keys, values))
                 out[first : first + rows] = self._one(query[first : first + rows], k, v, scale)
 
     def decoder(self, cache, table, lengths):

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import fake_triton
+import numpy as np
 import pytest
 import torch
 from engine_tools import LIMIT_S
@@ -14,8 +15,9 @@ import disagg.run.gpu
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.events import Landed, TransferClosed, TransferFailed
 from disagg.run.clock import now_ns
-from disagg.run.gpu import captured_hand_off
+from disagg.run.gpu import captured_hand_off, hand_off_graphs
 from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
+from disagg.run.gpu.hand_off_graphs import DEPTH, Steps
 from disagg.run.transfers import Departing
 
 TOKENS = 64  # of the pass's graph
@@ -26,18 +28,19 @@ def gpu(monkeypatch):
     """A graph is captured by running it once, with nothing that travels, and replayed by running it again."""
     fake_cuda(monkeypatch, SIZES[HOST])
     fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
-    monkeypatch.setattr(captured_hand_off, "load_driver", lambda: None)
+    monkeypatch.setattr(hand_off_graphs, "load_driver", lambda: None)
+    monkeypatch.setattr(captured_hand_off, "reason_against", lambda device: None)
     monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
-    monkeypatch.setattr(CapturedHandOff, "_wait", lambda self, stream, stored: None)
+    monkeypatch.setattr(Steps, "_wait", wait)
+    monkeypatch.setattr(Steps, "_tell", lambda self, flag: flag.fill_(1))
+    monkeypatch.setattr(
+        Steps, "graph", lambda self, step, indexes: SimpleNamespace(replay=lambda: [step(i) for i in indexes])
+    )
 
-    def capture(self, size, stored):
-        for number, turn in enumerate(self.turns):
-            with torch.cuda.stream(self.streams[0]):
-                self._warm(turn, size)
-                replay = lambda turn=turn, row=stored[1 + number]: self._all_layers(turn, size, row)  # noqa: E731
-                turn.graphs[size] = SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr(CapturedHandOff, "capture", capture)
+def wait(self, flag):
+    """All is done at once, so what a step waits for has happened."""
+    assert int(flag) > 0, "waits for what is launched after it"
 
 
 class Passes(Bench):
@@ -46,8 +49,8 @@ class Passes(Bench):
     def __init__(self, route: str, **changes):
         super().__init__(route, prefill_blocks=11, **changes)
         self.captured = CapturedHandOff.of(self.transfers, self.transfers.config, PREFILL)
-        self.stored = torch.full((1 + TURNS, SHAPE.layers), now_ns())
-        self.captured.capture(TOKENS, self.stored)
+        self.stored, self.seen = (torch.full((1 + TURNS, SHAPE.layers), now_ns()) for _ in range(2))
+        self.captured.capture(TOKENS, self.stored, self.seen)
 
     def open(self, number, blocks, onto, target=DECODE, first=0, due=None):
         self.post(number, self.transfers.config.route, PREFILL, blocks, target, onto, ready=False, first=first, due=due)
@@ -60,7 +63,8 @@ class Passes(Bench):
             departing.append(Departing(number, first, slice(at, at + tokens)))
             at += tokens
         turn = self.captured.free_turn()
-        if turn is None or not self.captured.launch(turn, departing, TOKENS, torch.tensor(slots), None):
+        self.stored.fill_(now_ns())  # as the pass does
+        if turn is None or not self.captured.launch(turn, departing, TOKENS, np.array(slots)):
             return False
         if answered:
             self.captured.turns[turn].answered.set()
@@ -152,14 +156,14 @@ def test_an_abort_waits_for_the_last_copy_of_the_pass(gpu):
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
-    whole = CapturedHandOff._arrived
+    whole = Steps._arrived
 
-    def flip(self, turn, size, layers):
-        if 3 in layers and turn.slots[0] >= 0:
-            flip_a_bit(self.target.data[3, 1, 9, 2])
-        whole(self, turn, size, layers)
+    def flip(self, turn, size, index):
+        if 3 in self._of(index) and turn.fields[0][0] >= 0:
+            flip_a_bit(bench.caches[DECODE].data[3, 1, 9, 2])
+        whole(self, turn, size, index)
 
-    monkeypatch.setattr(CapturedHandOff, "_arrived", flip)
+    monkeypatch.setattr(Steps, "_arrived", flip)
     with Passes(route, verify_kv=True) as bench:
         bench.open(1, [4], [9])
         bench.open(2, [0], [12])
@@ -194,18 +198,24 @@ def test_a_full_ring_is_told_as_it_was(gpu):
     assert max(held for _, held in told) <= 2 and len(told) == 2 * SHAPE.layers
 
 
-@pytest.mark.parametrize("ring", [1, 2, 3])
-def test_a_layer_waits_until_its_slot_of_the_ring_has_been_read(gpu, ring):
+@pytest.mark.parametrize("ring", [1, 2, 3, 8])
+def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, monkeypatch, ring):
+    waited = []
+    monkeypatch.setattr(Steps, "_wait", lambda self, flag: waited.append(flag.data_ptr()))
     with Passes("staged", ring_slots=ring) as bench:
-        first, last = bench.captured.streams
-        first.waited.clear()
+        waited.clear()
         bench.open(1, [4, 7], [9, 2])
         assert bench.run((1, 0, [4, 7], 2 * BLOCK))
         bench.landed(1)
-        waits = [event for event in first.waited if event._stream is last]
-        assert len(waits) == SHAPE.layers - ring + 1, "one for each reuse, and one for the end"
-        for slot, kept in enumerate(bench.captured._ring):
-            layer = max(layer for layer in range(SHAPE.layers) if layer % ring == slot)
-            key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
-            sent = kept.flatten()[: 2 * TOKENS * key[0].numel()].view(2, TOKENS, *key.shape[1:])
-            assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))
+        turn = bench.captured.turns[0]
+        reuses = {name: [waited.count(flag.data_ptr()) for flag in flags] for name, flags in
+                  dict(ends=turn.ends[1], scattered=turn.scattered, gathered=turn.gathered).items()}  # fmt: skip
+        more = lambda slots: [1 + (at + slots < SHAPE.layers) for at in range(SHAPE.layers)]  # noqa: E731
+        assert reuses["ends"] == more(ring), "each is waited for by its scatter, and by the next copy into its slot"
+        assert reuses["scattered"] == [count - 1 for count in more(DEPTH)] and reuses["gathered"] == [1] * SHAPE.layers
+        for slot, kept in enumerate(bench.captured.steps._ring):
+            layer = max((layer for layer in range(SHAPE.layers) if layer % ring == slot), default=None)
+            if layer is not None:
+                key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
+                sent = kept.flatten()[: 2 * TOKENS * key[0].numel()].view(2, TOKENS, *key.shape[1:])
+                assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))

@@ -149,7 +149,7 @@ def model_in_16_bits():
 
 def test_graphs_of_a_pass_give_what_the_pass_gives(model_in_16_bits):
     model, device = model_in_16_bits, torch.device("cuda:0")
-    kernel = pick_kernel("auto", device, model.shape, 32, 256, model.config)
+    kernel = PagedKernel()  # in both: flash-attn, which chunks have without a graph, rounds otherwise
     whole, kept = (KVCache(model.shape, 12, 256, device) for _ in range(2))
     graphs = PrefillGraphs(model, kept, kernel, 1024)
     with torch.cuda.stream(torch.cuda.Stream(device)):
@@ -165,10 +165,10 @@ def test_graphs_of_a_pass_give_what_the_pass_gives(model_in_16_bits):
             ids = torch.randint(0, model.vocab_size, (sum(segment.num_tokens for segment in segments),))
             batch = PrefillBatch(ids, segments, range(len(segments)))
             assert graphs.fits(batch)
-            expected, (found, leaves) = model.prefill(whole, batch, kernel).float().clone(), graphs.run(batch)
+            expected, found = model.prefill(whole, batch, kernel).float().clone(), graphs.run(batch)
             torch.cuda.synchronize()
-            off = float((found.float() - expected).norm() / expected.norm())  # of other kernels, in 16 bits
-            assert not leaves and off < 0.02, f"logits are off by {off:.1%} of their size"
+            off = float((found.float() - expected).norm() / expected.norm())  # padding tiles products otherwise
+            assert off < 0.01, f"logits are off by {off:.1%} of their size"
             assert graphs.picked(len(segments))[0].tolist() == found.argmax(-1).tolist()
             moments = graphs.moments()
             assert len(moments) == model.layers and list(moments) == sorted(moments)

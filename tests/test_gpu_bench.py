@@ -12,6 +12,7 @@ from benchmarks import nanovllm, peers
 from benchmarks.fixed_works import work_a, work_b
 from benchmarks.gpu import right, streaming, suite
 from benchmarks.gpu.fixture import Stand
+from benchmarks.gpu.host_time import HostTime
 from benchmarks.parity import drop_one_block
 from benchmarks.suites import app
 from disagg.monitor.monitor import Monitor
@@ -20,11 +21,15 @@ from disagg.plan.config import PRESETS
 from disagg.plan.errors import ConfigError, EngineError
 from disagg.plan.events import Cancel
 from disagg.plan.request import Request
+from disagg.run import prefill_worker
+from disagg.run.clock import now_ns
 from disagg.run.engine import Engine
+from disagg.run.gpu.device import settle
 from disagg.run.handle import Handle
 from disagg.show.report import Failed, LeftOut, Row, shortfalls
 from disagg.trace.law import Law
 from disagg.trace.results import Result
+from disagg.trace.spans import Span
 
 on_cpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="on a GPU the rows take minutes; `bench` itself runs them"
@@ -57,8 +62,27 @@ def test_gaps_beside_hand_offs_are_rows_or_say_that_none_was_seen():
 @on_cpu
 def test_steps_count_the_bytes_they_read():
     rows = rows_of("step_over_floor")
-    assert rows["step_over_floor[1]"].bar == 1.35 and rows["gap_over_graph[2]"].bar == 1.05
+    assert rows["step_over_floor[1]"].bar == 1.28 and rows["gap_over_graph[2]"].bar == 1.05
     assert rows["step_over_floor[1]"].value > 1 and "mean context 12" in rows["step_over_floor[1]"].note
+
+
+@on_cpu
+def test_host_time_of_a_pass_ends_before_the_pass():
+    rows = rows_of("prefill")
+    for tokens in (32, 256):
+        before, lanes = rows[f"host_us_pass[{tokens}]"], rows[f"host_us_layer[{tokens}]"]
+        assert (before.bar, lanes.bar) == (400, 5) and before.n == lanes.n == 2 and lanes.value > 0
+        assert 0 < before.value < 1e3 * rows[f"prefill_ms[{tokens}]"].value
+
+
+def test_host_time_of_which_nothing_was_seen_is_left_out():
+    executor = SimpleNamespace(transfers=SimpleNamespace(lanes=()))
+    engine = SimpleNamespace(executor=executor, model=SimpleNamespace(layers=2))
+    host = HostTime(engine)
+    with host.watched():
+        prefill_worker.settle(torch.device("cpu"))  # of another thread
+    host.add(Span("prefill", "prefill 0", 0, now_ns(), (1,)), host.lanes_ns())
+    assert [type(row) for row in host.rows(64)] == [LeftOut, LeftOut] and prefill_worker.settle is settle
 
 
 @on_cpu

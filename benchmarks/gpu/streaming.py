@@ -9,9 +9,10 @@ import torch
 from benchmarks.common import compute_of, known, one_pass, seconds, spans_of
 from benchmarks.gpu.ceilings import pinned_s
 from benchmarks.gpu.fixture import Stand
+from benchmarks.gpu.host_time import HostTime
 from disagg.run.engine import Engine
 from disagg.show.plots.roofline import prefill_work
-from disagg.show.report import Row
+from disagg.show.report import LeftOut, Row
 from disagg.trace.law import Law
 from disagg.trace.results import Run
 
@@ -33,17 +34,20 @@ def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[
     return found[1], found[2]
 
 
-def prefill_rows(stand: Stand) -> Iterator[Row]:
+def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     """No dial: pinned memory is the link."""
     scale, engine, small = stand.scale, staged_engine(stand), stand.shape == "qwen3-0.6b"
     for tokens in scale.prompts:
         stand.say(f"prefill of {tokens} tokens, with and without its layers streamed")
-        shares, late, slow, took, hops = [], [], [], [], []
+        shares, late, slow, took, hops, host = [], [], [], [], [], HostTime(engine)
         flops = prefill_work(stand.sizes, tokens).flops
         for index in range(2 + scale.repeats):
-            off, on = pair_of_runs(stand, engine, tokens, index)
+            before_ns = host.lanes_ns()
+            with host.watched():
+                off, on = pair_of_runs(stand, engine, tokens, index)
             if index < 2:
                 continue
+            host.add(one_pass(on), host.lanes_ns() - before_ns)
             took.append(seconds(one_pass(on)))
             shares.append(flops / took[-1] / stand.limits.matmul)
             slow.append(100 * (took[-1] / seconds(one_pass(off)) - 1))
@@ -65,6 +69,7 @@ def prefill_rows(stand: Stand) -> Iterator[Row]:
         link = max(pinned_s(torch.device(stand.device), tokens * stand.model.shape.layer_token_bytes))
         note = f"a hop {1e6 * statistics.median(hops):.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
         yield Row(f"hop_over_link[{tokens}]", statistics.median(hops) / link, "×", 1.15, len(hops), note)
+        yield from host.rows(tokens)
 
 
 def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:

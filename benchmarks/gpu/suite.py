@@ -35,7 +35,15 @@ ONE_GPU = {
     "ceilings": BenchGroup(("ceiling_copy", "ceiling_matmul", "ceiling_pinned"), ceiling_rows),
     "steps": BenchGroup(("step_over_floor", "gap_over_graph"), steps.rows),
     "prefill": BenchGroup(
-        ("prefill_share", "prefill_ms", "exposed_layers", "streaming_slows_prefill_pct", "hop_over_link"),
+        (
+            "prefill_share",
+            "prefill_ms",
+            "exposed_layers",
+            "streaming_slows_prefill_pct",
+            "hop_over_link",
+            "host_us_pass",
+            "host_us_layer",
+        ),
         streaming.prefill_rows,
     ),
     "law": BenchGroup(("law_error_points", "law_error_points_same_pass"), streaming.law_rows),

@@ -217,18 +217,6 @@ class TransferScheduler:
             progress.next_layer = self.layers
         return True
 
-    def copies_of_pass(self, sent: list[tuple[Send, Assign]], layers: int, last: LaneName, now_ns: int) -> list[Copy]:
-        """What a pass took, so many layers a copy, in the order of the links: each copy with its last hop, after which
-        it is finished."""
-        found = []
-        for first in range(0, self.layers, layers):
-            for send, assign in sent:
-                copy = self._copy(send, first, min(first + layers, self.layers), last, now_ns)
-                copy.target, copy.in_pass, copy.busy_until_ns = assign.target, True, EVER
-                copy.target_blocks = assign.blocks[copy.block : copy.block_end]
-                found.append(copy)
-        return found
-
     def end_pass(self, lanes: list[LaneName]) -> None:
         """All copies of a pass have ended."""
         for name in lanes:
@@ -291,19 +279,6 @@ class TransferScheduler:
             del self.progress[copy.transfer]
         return [Landed(copy.transfer, (copy.part,), copy.nbytes, copy.landing_ns - copy.start_ns)]
 
-    def finish_all(self, copies: list[Copy]) -> list[Notice]:
-        """`finish`, with one landing for all copies of a transfer."""
-        found, landed = list[Notice](), dict[int, list[Landed]]()
-        for copy in copies:
-            for notice in self.finish(copy):
-                landed.setdefault(copy.transfer, []).append(notice) if isinstance(notice, Landed) else found.append(
-                    notice
-                )
-        for transfer, each in landed.items():
-            parts = tuple(part for notice in each for part in notice.parts)
-            found.append(Landed(transfer, parts, sum(n.nbytes for n in each), sum(n.took_ns for n in each)))
-        return found
-
     def fail(self, copy: Copy, error: str, now_ns: int) -> list[Notice]:
         """A copy has failed, or its bytes are wrong: no further copy of its transfer starts."""
         progress = self._ended(copy)
@@ -330,9 +305,9 @@ class TransferScheduler:
         return Part(layer, layer_end, send.first_block, send.first_block + len(send.blocks))
 
     def _push_first(self, progress: TransferProgress, send: Send, layer: int, layer_end: int, now_ns: int) -> None:
-        self._push(progress, self._copy(send, layer, layer_end, progress.lane(), now_ns))
+        self._push(progress, self.copy_of(send, layer, layer_end, progress.lane(), now_ns))
 
-    def _copy(self, send: Send, layer: int, layer_end: int, lane: LaneName, now_ns: int) -> Copy:
+    def copy_of(self, send: Send, layer: int, layer_end: int, lane: LaneName, now_ns: int) -> Copy:
         nbytes = (layer_end - layer) * len(send.blocks) * self.layer_block_bytes
         where = (layer, layer_end, send.first_block, send.first_block + len(send.blocks), send.blocks)
         return Copy(send.transfer, send.request, send.source, *where, nbytes, lane, now_ns)

@@ -7,6 +7,7 @@ Notebook: notebooks/04_cpu_paging.ipynb.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from disagg.plan.errors import EngineError
@@ -38,10 +39,9 @@ class KVShape:
 
 def slots_of(blocks: Ids, start: int, stop: int, block_size: int) -> torch.Tensor:
     """Slots of the positions [start, stop) of a request whose block table is `blocks`; LongTensor on the CPU."""
-    table = torch.as_tensor(blocks, dtype=torch.long)
-    positions = torch.arange(start, stop)
+    table, positions = np.asarray(blocks, np.int64), np.arange(start, stop)  # numpy: a tenth of torch's time
     assert stop <= len(table) * block_size, f"{len(table)} blocks of {block_size} hold no position {stop - 1}"
-    return table[positions // block_size] * block_size + positions % block_size
+    return torch.from_numpy(table[positions // block_size] * block_size + positions % block_size)
 
 
 class KVCache:

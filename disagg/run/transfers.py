@@ -57,7 +57,7 @@ class Transfers:
         self.shape = next(iter(caches.values())).shape
         self.scheduler = TransferScheduler(config, layers=self.shape.layers, token_bytes=self.shape.token_bytes)
         self.config, self.caches, self.verify = config, caches, bool(config.verify_kv)
-        self._post, self._record, self.seams = post, record, seams or Seams(post)
+        self._post, self.record, self.seams = post, record, seams or Seams(post)
         self.lock = threading.RLock()  # of the scheduler
         self._changed = threading.Condition(self.lock)  # a transfer went on: for passes in a blocking hand-off
         self.closing = threading.Event()
@@ -104,7 +104,7 @@ class Transfers:
                 case Assign():
                     self.scheduler.assign(command, now_ns())
                 case Abort():
-                    self._post_all(self.scheduler.abort(command.transfer, now_ns()))
+                    self.post_all(self.scheduler.abort(command.transfer, now_ns()))
                 case Retuned():
                     self.scheduler.retune(command.config)
             self._changed.notify_all()
@@ -179,19 +179,8 @@ class Transfers:
     def land(self, copy: Copy, at_ns: int) -> None:
         with self.lock:
             notices = self.scheduler.finish(copy)
-            self._record(span_of(copy, at_ns))
-            self._post_all(notices)
-            self._changed.notify_all()
-        self.drive()
-
-    def land_pass(self, copies: list[Copy], spans: list[Span]) -> None:
-        """Copies that a pass has carried out itself, with the spans of all hops."""
-        with self.lock:
-            notices = self.scheduler.finish_all(copies)
-            for span in spans:
-                self._record(span)
-            self._post_all(notices)
-            self._changed.notify_all()
+            self.record(span_of(copy, at_ns))
+            self.post_all(notices)
         self.drive()
 
     def give_up(self, copy: Copy) -> None:
@@ -206,13 +195,13 @@ class Transfers:
 
     def _failed(self, copy: Copy, error: str) -> None:
         with self.lock:
-            self._post_all(self.scheduler.fail(copy, error, now_ns()))
-            self._changed.notify_all()
+            self.post_all(self.scheduler.fail(copy, error, now_ns()))
 
-    def _post_all(self, notices: list[Notice]) -> None:
+    def post_all(self, notices: list[Notice]) -> None:
         """With the lock held: a landing must not be heard of after the end of its transfer."""
         for notice in notices:
             self._post(notice)
+        self._changed.notify_all()
 
     # ---- threads and lanes -------------------------------------------------------------------------------------------
 

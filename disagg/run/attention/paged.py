@@ -1,9 +1,12 @@
 """Attention by kernels that read the paged cache in place: our own, and flash-attn beside them for chunks.
 
-A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int32.
+A kernel takes keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim], and tables of int64.
 """
 
 from collections.abc import Callable
+from itertools import chain, pairwise, repeat
+from operator import itemgetter
+from struct import pack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,7 +120,7 @@ class PagedPrefill(Plan):
 
     def __init__(self, batch: PrefillBatch, cache: KVCache, kernel: PagedKernel) -> None:
         self.batch, self.cache, self.kernel = batch, cache, kernel
-        self.count, segments, tiles = len(batch.tokens), batch.segments, tiles_of(batch)
+        self.count, segments, tiles = len(batch.tokens), batch.segments, torch.from_numpy(tiles_of(batch))
         cu = torch.tensor([0, *(s.num_tokens for s in segments)]).cumsum(0)
         cu_keys = torch.tensor([0, *(s.stop for s in segments)]).cumsum(0)
         table = torch.zeros(len(segments), max(len(s.blocks) for s in segments), dtype=torch.long)
@@ -142,15 +145,18 @@ class PagedPrefill(Plan):
         return out
 
 
-def tiles_of(batch: PrefillBatch) -> Tensor:
-    """The tiles of a pass's queries, [.., TILE_FIELDS] on the CPU; those that read most keys first, so that the
+def tiles_of(batch: PrefillBatch) -> np.ndarray:
+    """The tiles of a pass's queries, int64 [.., TILE_FIELDS]; those that read most keys first, so that the
     programs of a wave end together."""
-    tiles = [
-        (row, rows.start + first, min(ROWS, len(rows) - first), segment.start + first)
-        for row, (segment, rows) in enumerate(zip(batch.segments, batch.rows(), strict=True))
-        for first in range(0, len(rows), ROWS)
-    ]
-    return torch.from_numpy(np.array(sorted(tiles, key=lambda tile: -tile[3]), np.int64))
+    tiles: list[tuple[int, int, int, int]] = []
+    for row, (segment, (first, stop)) in enumerate(zip(batch.segments, pairwise(batch.edges), strict=True)):
+        places = range(first, stop, ROWS), repeat(ROWS), range(segment.start, segment.stop, ROWS)
+        tiles += zip(repeat(row), *places, strict=False)  # no loop of Python's: a pass waits for it
+        if rest := (stop - first) % ROWS:
+            tiles[-1] = row, stop - rest, rest, segment.stop - rest
+    tiles.sort(key=itemgetter(3), reverse=True)
+    flat = bytearray(pack(f"{TILE_FIELDS * len(tiles)}q", *chain.from_iterable(tiles)))
+    return np.frombuffer(flat, np.int64).reshape(-1, TILE_FIELDS)
 
 
 class PagedDecode(Plan):

@@ -50,12 +50,20 @@ def check_room(what: str, device: torch.device, nbytes: int, advice: str) -> Non
         raise EngineError(f"no room for {what} on {device}: {nbytes:,} bytes asked, {free:,} are free{stay}. {advice}")
 
 
+def check_reserve(what: str, device: torch.device, advice: str, reserve: int) -> int | None:
+    """EngineError if less than the reserve is free; else the free bytes, None if unknown."""
+    free = free_bytes(device)
+    if reserve and free is not None and free < reserve:
+        raise EngineError(
+            f"no room for {what} on {device}: {free:,} bytes are free, and {reserve:,} must stay. {advice}"
+        )
+    return free
+
+
 @contextlib.contextmanager
 def room_for(what: str, device: torch.device, advice: str, reserve: int = 0) -> Iterator[None]:
     """Around an allocation on a device: EngineError with the bytes asked for and free, if they are too few."""
-    free, refused = free_bytes(device), f"no room for {what} on {device}"
-    if reserve and free is not None and free < reserve:
-        raise EngineError(f"{refused}: {free:,} bytes are free, and {reserve:,} must stay. {advice}")
+    free = check_reserve(what, device, advice, reserve)
     try:
         yield
     except Exception as error:
@@ -64,7 +72,7 @@ def room_for(what: str, device: torch.device, advice: str, reserve: int = 0) -> 
         asked = re.search(r"[Tt]ried to allocate [\d.]+ ?\w+", str(error))
         words = asked[0][0].lower() + asked[0][1:] if asked else "more was asked than there is"
         left = "how many are free is not known" if free is None else f"{free:,} bytes were free before"
-        raise EngineError(f"{refused}: {words}, {left}. {advice}") from None
+        raise EngineError(f"no room for {what} on {device}: {words}, {left}. {advice}") from None
 
 
 def _host_free() -> Iterator[int]:

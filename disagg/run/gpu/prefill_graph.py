@@ -5,19 +5,23 @@ layers travel, a second graph beside it takes each of them as soon as it is stor
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from disagg.plan.errors import EngineError
 from disagg.run.attention.interface import Options, Plan
 from disagg.run.attention.paged import TILE_FIELDS, PagedKernel, tiles_of
 from disagg.run.attention.split_decode import power_of_two
+from disagg.run.clock import now_ns
 from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
-from disagg.run.gpu.device import mark, settle
+from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import timer_of
-from disagg.run.gpu.memory import RESERVE_BYTES, room_for
+from disagg.run.gpu.memory import RESERVE_BYTES, check_reserve, room_for
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.model.model import PASS_STEP, Model
@@ -26,6 +30,7 @@ from disagg.run.transfers import Departing
 
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 MOST_LOGITS = PASS_STEP  # rows of logits in a graph; a pass with more ending prompts runs without a graph
+MOST_CAPTURE_NS = 60 * 10**9  # after which no further size is captured
 MOST_CHUNKS = PASS_STEP  # of requests, or rows that decode, in a pass with a graph
 
 
@@ -38,38 +43,65 @@ def sizes(most: int) -> list[int]:
     return [*found, most]
 
 
-class PassInputs:
-    """What a graph of any size reads: views of one buffer of int64 on the device, filled in one copy.
+class PassPlaces(NamedTuple):
+    """What a graph of one size reads, int64 on the device."""
 
-    row [1] of the times, wanted [MOST_LOGITS] rows; ids, positions, slots (-1: padding) [most]; tiles
-    [.., TILE_FIELDS] of attention, tables [MOST_CHUNKS, width].
-    """
+    row: Tensor  # [1] of the times
+    wanted: Tensor  # [MOST_LOGITS] rows
+    ids: Tensor  # [size], as the next two
+    positions: Tensor
+    slots: Tensor  # -1: padding
+    tiles: Tensor  # [.., TILE_FIELDS] of attention; rows of 0: padding
+    tables: Tensor  # [MOST_CHUNKS, width]: of the pass's own chunks; what lies beyond their blocks is never read
+
+
+class PassInputs:
+    """One buffer of which the graphs of each size read the front: a pass is filled in by one copy, which ends with its
+    last chunk's table."""
 
     def __init__(self, most: int, width: int, device: torch.device) -> None:
-        self._tiles, self._width = -(-most // PASS_STEP) + MOST_CHUNKS, width
-        parts = [1, MOST_LOGITS, most, most, most, self._tiles * TILE_FIELDS, MOST_CHUNKS * width]
-        self._there = torch.zeros(sum(parts), dtype=torch.long, device=device)
-        self._here = torch.zeros(sum(parts), dtype=torch.long, pin_memory=device.type == "cuda")
-        self._staged = [part.numpy() for part in self._here.split(parts)]  # numpy: a tenth of torch's time for each
-        self.row, self.wanted, self.ids, self.positions, self.slots, flat, tables = self._there.split(parts)
-        self.tiles, self.tables = flat.view(self._tiles, TILE_FIELDS), tables.view(MOST_CHUNKS, width)
-        self.slots.fill_(-1)
+        self._width, total = width, sum(parts_of(most, width))
+        self._there = torch.zeros(total, dtype=torch.long, device=device)
+        self._here = torch.zeros(total, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._cut: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._staged: dict[int, list[np.ndarray]] = {}  # by size; numpy: a tenth of torch's time for each part
 
-    def tiles_for(self, size: int) -> Tensor:
-        return self.tiles[: -(-size // PASS_STEP) + min(size, MOST_CHUNKS)]
+    def blank(self, size: int) -> PassPlaces:
+        """Where a graph of a size finds its pass; one without a token, until `fill`."""
+        self._there.zero_()
+        parts = parts_of(size, self._width)
+        row, wanted, ids, positions, slots, tiles, tables = self._there[: sum(parts)].split(parts)
+        slots.fill_(-1)
+        tiles, tables = tiles.view(-1, TILE_FIELDS), tables.view(MOST_CHUNKS, self._width)
+        return PassPlaces(row, wanted, ids, positions, slots, tiles, tables)
 
-    def fill(self, batch: PrefillBatch, size: int, block_size: int, row: int) -> Tensor:
+    def fill(self, batch: PrefillBatch, size: int, block_size: int, row: int) -> np.ndarray:
         """Uploads a pass in stream order; its slots. Padding must not point beyond the pass."""
-        where, wanted, ids, positions, slots, flat, tables = self._staged
-        count, rows, tiles, found = len(batch.tokens), batch.logit_rows(), tiles_of(batch), batch.slots(block_size)
-        where[0], wanted[len(rows) :], flat[tiles.numel() :] = row, 0, 0
-        wanted[: len(rows)], flat[: tiles.numel()] = rows.numpy(), tiles.flatten().numpy()
-        for kept, new, padding in ((ids, batch.tokens, 0), (positions, batch.positions(), 0), (slots, found, -1)):
-            kept[:count], kept[count:size] = new.numpy(), padding
-        for first, segment in zip(range(0, len(tables), self._width), batch.segments, strict=False):
-            tables[first : first + len(segment.blocks)] = segment.blocks
-        self._there.copy_(self._here, non_blocking=True)
-        return found
+        if size not in self._staged:
+            self._staged[size] = np.split(self._here.numpy(), np.cumsum(parts_of(size, self._width))[:-1])
+        where, *kept, tables = self._staged[size]
+        where[0], slots, tiles = row, batch.slots_in(block_size), tiles_of(batch).ravel()
+        new: list[Any] = [batch.last_rows, np.asarray(batch.tokens), batch.places, slots, tiles]
+        for part, given, padding in zip(kept, new, (0, 0, 0, -1, 0), strict=True):
+            part[: len(given)], part[len(given) :] = given, padding
+        for first, blocks in zip(range(0, len(tables), self._width), batch.tables, strict=False):
+            tables[first : first + len(blocks)] = blocks
+        there, here = self._fronts(size, len(batch.segments))
+        there.copy_(here, non_blocking=True)
+        return slots
+
+    def _fronts(self, size: int, chunks: int) -> tuple[Tensor, Tensor]:
+        """What a pass fills of the buffers, kept: to cut them costs as much as the copy."""
+        if (size, chunks) not in self._cut:
+            used = sum(parts_of(size, self._width)) - (MOST_CHUNKS - chunks) * self._width
+            self._cut[size, chunks] = self._there[:used], self._here[:used]
+        return self._cut[size, chunks]
+
+
+def parts_of(size: int, width: int) -> list[int]:
+    """Numbers in each part of what a graph reads."""
+    tiles = -(-size // PASS_STEP) + min(size, MOST_CHUNKS)
+    return [1, MOST_LOGITS, size, size, size, tiles * TILE_FIELDS, MOST_CHUNKS * width]
 
 
 class Captured(NamedTuple):
@@ -85,14 +117,13 @@ class CapturedPlan(Plan):
 
     phase = "prefill"
 
-    def __init__(self, cache: KVCache, kernel: PagedKernel, inputs: PassInputs, size: int, stored: Tensor) -> None:
-        self.cache, self.kernel, self.stored = cache, kernel, stored
-        self._inputs, self._tiles, self._slots = inputs, inputs.tiles_for(size), inputs.slots[:size]
+    def __init__(self, cache: KVCache, kernel: PagedKernel, inputs: PassPlaces, stored: Tensor) -> None:
+        self.cache, self.kernel, self.stored, self._inputs = cache, kernel, stored, inputs
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        self.kernel.store(self.cache, layer, self._slots, key, value)
-        places = self._inputs.tables, self._tiles, self.stored[:, layer:], self._inputs.row
+        self.kernel.store(self.cache, layer, self._inputs.slots, key, value)
+        places = self._inputs.tables, self._inputs.tiles, self.stored[:, layer:], self._inputs.row
         self.kernel.tiled(query.flatten(1, 2), *self.cache.layer(layer), places, options.scaling, out.flatten(1, 2))
         return out
 
@@ -126,36 +157,50 @@ class PrefillGraphs:
 
     @torch.inference_mode()
     def prepare(self, progress: Callable[[str], None]) -> None:
-        """Captures the largest size first: the others use its memory."""
-        pool = torch.cuda.graph_pool_handle()
-        for done, size in enumerate(reversed(self._sizes)):
-            progress(f"capture of a prefill pass, {done + 1} of {len(self._sizes)}")
-            with room_for(f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES):
-                self._captured[size] = self._capture(size, pool)
-                if self.hand_off is not None:
-                    self.hand_off.capture(size, self._stored)
+        """Captures the largest size first: the others use its memory. Then half of it and so on, and last the sizes in
+        between; it stops where time or memory runs out, since a larger graph holds a smaller pass."""
+        pool, began, falling = torch.cuda.graph_pool_handle(), now_ns(), self._sizes[::-1]
+        for done, size in enumerate(sorted(falling, key=lambda size: falling.index(size) % 4 > 0)):
+            if self._captured and now_ns() - began > MOST_CAPTURE_NS:
+                break
+            progress(f"capture of a prefill pass, {done + 1} of {len(falling)}")
+            what = f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES
+            try:
+                with room_for(*what):
+                    captured = self._capture(size, pool)
+                    if self.hand_off is not None:
+                        self.hand_off.capture(size, self._stored, self._seen)
+                check_reserve(*what)
+            except EngineError as error:
+                if not self._captured:
+                    warnings.warn(f"Prefill runs without graphs: {error}", RuntimeWarning, stacklevel=2)
+                break
+            self._captured[size] = captured
+        self._sizes = sorted(self._captured)
         settle(self.cache.device)
+        torch.cuda.empty_cache()  # what a capture that failed had taken
 
     def fits(self, batch: PrefillBatch) -> bool:
-        few = len(batch.wants_logits) <= MOST_LOGITS and len(batch.segments) <= MOST_CHUNKS
-        return few and len(batch.tokens) <= self._sizes[-1]
+        """Where sizes are missing, padding is no more than the pass."""
+        few, count = len(batch.wants_logits) <= MOST_LOGITS and len(batch.segments) <= MOST_CHUNKS, len(batch.tokens)
+        size = next((size for size in self._sizes if size >= count), None)
+        return few and size is not None and size - count <= max(PASS_STEP, count)
 
     @torch.inference_mode()
-    def run(self, batch: PrefillBatch, departing: Sequence[Departing] = ()) -> tuple[Tensor, bool]:
-        """One packed pass -> logits [len(batch.wants_logits), vocab], which the next pass overwrites; and whether what
-        departs is handed off."""
+    def run(self, batch: PrefillBatch, departing: Sequence[Departing] = ()) -> Tensor:
+        """One packed pass, which hands off what departs -> logits [len(batch.wants_logits), vocab], which the next pass
+        overwrites."""
         size = next(size for size in self._sizes if size >= len(batch.tokens))
-        hand_off, graph, cleared, leaves = self.hand_off if departing else None, self._captured[size], None, False
+        hand_off, graph = self.hand_off if departing else None, self._captured[size]
         turn = None if hand_off is None else hand_off.free_turn()
         self._row = 0 if turn is None else 1 + turn
         slots = self._inputs.fill(batch, size, self.cache.block_size, self._row)
-        if self._row:
-            self._stored[self._row].zero_()
-            cleared = mark(self.cache.device)
         graph.graph.replay()
-        if hand_off is not None and turn is not None:  # the pass computes meanwhile
-            leaves = hand_off.launch(turn, departing, size, slots, cleared)
-        return graph.logits[: len(batch.wants_logits)], leaves
+        if hand_off is not None and not (  # the pass computes meanwhile
+            turn is not None and hand_off.launch(turn, departing, size, slots)
+        ):
+            hand_off.send_late(batch, departing)
+        return graph.logits[: len(batch.wants_logits)]
 
     def answered(self) -> None:
         """The last pass has picked its tokens, or failed: what was handed off may land."""
@@ -171,22 +216,21 @@ class PrefillGraphs:
         return tuple(map(timer_of(self.cache.device).ns, self._seen[self._row].tolist()))
 
     def _capture(self, size: int, pool: Any) -> Captured:
-        inputs = self._inputs
-        given = inputs.ids[:size], inputs.positions[:size], inputs.wanted
-        self._logits(size, given)  # compiles and allocates before the capture, which must not
+        inputs = self._inputs.blank(size)
+        self._logits(inputs)  # compiles and allocates before the capture, which must not
         settle(self.cache.device)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            logits = self._logits(size, given)
+            logits = self._logits(inputs)
         finally:
             graph.capture_end()
         return Captured(graph, logits)
 
-    def _logits(self, size: int, given: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _logits(self, inputs: PassPlaces) -> Tensor:
         """The pass; its tokens and times go to the host with it."""
-        plan = CapturedPlan(self.cache, self.kernel, self._inputs, size, self._stored)
-        logits = self.model.logits(plan, *given)
+        plan = CapturedPlan(self.cache, self.kernel, inputs, self._stored)
+        logits = self.model.logits(plan, inputs.ids, inputs.positions, inputs.wanted)
         write_out(greedy(logits), self._picked)
         write_out(self._stored, self._seen)
         return logits

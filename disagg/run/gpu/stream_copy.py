@@ -126,7 +126,8 @@ class StreamCopier:
         self.devices = list(dict.fromkeys(devices))
         self.clocks = [clock_of(device) for device in self.devices]
         # High priority: a short gather goes before the thread blocks of a long product.
-        self.streams = [new_stream(device, part, priority=-1) for device in self.devices]
+        self.new_stream = functools.partial(new_stream, part=part, priority=-1)
+        self.streams = [self.new_stream(device) for device in self.devices]
         self._staging = [Scratch(dtype, device=device) for device in self.devices]
         self._between = None if peer or len(self.devices) == 1 else Scratch(dtype, pinned=pinned)
         self._pinned = pinned

@@ -68,7 +68,8 @@ class Model:
             from disagg.run.attention.paged import PagedPrefill
 
             plan = PagedPrefill(batch, cache, kernel)
-        ids, places, wanted = batch.tokens, batch.positions(), batch.logit_rows()
+        ids, places, wanted = (torch.as_tensor(x) for x in (batch.tokens, batch.places, batch.last_rows))
+        wanted = wanted.long()  # where there are none
         if self.compiled:
             ids, places = (F.pad(x, (0, -len(x) % PASS_STEP)) for x in (ids, places))
         return self.logits(plan, *(x.to(self.device, non_blocking=True) for x in (ids, places, wanted)))
