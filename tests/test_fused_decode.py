@@ -1,4 +1,4 @@
-"""The decode step of five kernels a layer, on the CPU under a triton of few lines, against torch and transformers."""
+"""The decode step of fused layers, on the CPU under a triton of few lines, against torch and transformers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,6 @@ import fake_triton
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from disagg.run import attention, model
@@ -17,7 +16,7 @@ from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.gpu import decode_graph
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import fused_decode
-from disagg.run.model.fused_decode import Adds, FusedDecode, Tile
+from disagg.run.model.fused_decode import Adds, FusedDecode, Own, Tile
 from disagg.run.model.fused_trial import try_step
 from disagg.run.model.model import Model
 from disagg.run.model.projections import join_projections
@@ -72,32 +71,25 @@ def make(kind: str, dtype=torch.bfloat16, joined: bool = True, **fields) -> Mode
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 40])
 @pytest.mark.parametrize("tile", [Tile(16, 16, 32, 4, 3), Tile(32, 32, 64, 4, 3)], ids=str)
-@pytest.mark.parametrize("chained", [False, True])
-def test_norm_and_product(rows, tile, chained):
-    x, norm, linear = torch.randn(rows, 64), torch.rand(64) + 0.5, nn.Linear(64, 96)
-    normed, out = F.rms_norm(x, (64,), norm, EPS), torch.full((rows, 96), 7.0)
-    with torch.inference_mode():
-        fused_decode.norm_project(x, norm, linear, EPS, out, chained, tile)
-        assert torch.allclose(out, linear(normed), atol=1e-5)
-        linear.bias, gate_up = None, torch.randn(192, 64)
-        fused_decode.norm_project(x, norm, linear, EPS, out, chained)
-        assert torch.allclose(out, linear(normed), atol=1e-5)
-        fused_decode.norm_gate_up(x, norm, gate_up, EPS, out, chained, tile)
-        gate, up = F.linear(normed, gate_up).chunk(2, dim=1)
-        assert torch.allclose(out, F.silu(gate) * up, atol=1e-4)
+def test_norm_and_gated_product(rows, tile):
+    x, norm, weight = torch.randn(rows, 64), torch.rand(64) + 0.5, torch.randn(192, 64)
+    assert torch.allclose(fused_decode.norm_row(x, norm, EPS), F.rms_norm(x, (64,), norm, EPS), atol=1e-5)
+    gate, up = F.linear(x, weight).chunk(2, dim=1)
+    for own in (False, True):
+        assert torch.allclose(fused_decode.gate_up(x, weight, own, tile), F.silu(gate) * up, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 17, 40])
-@pytest.mark.parametrize("split", [1, 2, 4])
+@pytest.mark.parametrize("split", [0, 1, 2, 4])
 def test_products_are_added_to_the_stream_again_and_again(rows, split):
     stream, weights = torch.randn(rows, 96), torch.randn(3, 96, 128)
-    expected, adds = stream.clone(), Adds(stream, chained=split == 2)
+    expected, adds = stream.clone(), Adds(stream)
     for weight in weights:
         x = torch.randn(rows, 128)
-        adds(x, weight, Tile(16, 32, 32, 4, 3, split))
+        adds(x, weight, split > 0, Tile(16, 32, 32, 4, 3, split))
         expected += x @ weight.T
         assert torch.allclose(stream, expected, atol=1e-4)
-    assert not adds._finished.any(), "a count was not set back"
+    assert not any(finished.any() for _, finished in adds._scratch.values()), "a count was not set back"
 
 
 @pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 0.03), (torch.float32, 1e-5)], ids=str)
@@ -112,10 +104,11 @@ def test_a_step_gives_the_logits_and_the_keys_of_the_module(kind, contexts, dtyp
     table, lengths = torch.randperm(rows * width).view(rows, width).int(), torch.tensor(contexts).int()
     fused, tokens = FusedDecode.of(it), torch.randint(97, (rows,))
     expected = it.call(PagedDecode(plain, PagedKernel(), table, lengths), tokens, lengths.long()).float()
-    found = fused(ours, table, lengths, tokens).float()
-    assert float((found - expected).norm() / expected.norm()) < most
-    assert torch.allclose(ours.data.float(), plain.data.float(), atol=0.05, rtol=0.05)
-    assert torch.equal(fused(ours, table, lengths, tokens).float(), found), "sums in another order"
+    for own in (Own(), Own(True, True, True)):
+        found = fused(ours, table, lengths, tokens, own).float()
+        assert float((found - expected).norm() / expected.norm()) < most
+        assert torch.allclose(ours.data.float(), plain.data.float(), atol=0.05, rtol=0.05)
+        assert torch.equal(fused(ours, table, lengths, tokens, own).float(), found), "sums in another order"
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -147,17 +140,30 @@ def test_the_trial_passes_what_is_right_and_names_what_is_not(rows):
     assert "NoneType" in try_step(fused, it, PagedKernel(), 32, rows)
 
 
-@pytest.mark.parametrize("times, kept", [({"plain": 5, "fused": 3}, "fused"), ({"plain": 3, "fused": 5}, "plain")])
-def test_a_size_keeps_the_faster_of_two_graphs(monkeypatch, times, kept):
+@pytest.mark.parametrize(
+    "times, kept",
+    [
+        ({None: 9, (): 8, ("o",): 7, ("o", "gate_up"): 8, ("o", "down"): 6}, ("o", "down")),
+        ({None: 5, (): 8, ("o",): 9, ("gate_up",): 9, ("down",): 4}, ("down",)),
+        ({None: 5, (): 6, ("o",): 7, ("gate_up",): 7, ("down",): 7}, None),
+    ],
+    ids=str,
+)
+def test_a_size_keeps_the_fastest_graph(monkeypatch, times, kept):
     it, said = make("llama"), []
     cache = KVCache(it.shape, 8, 32)
     reports: Any = SimpleNamespace(post=None)
     monkeypatch.setattr(decode_graph, "replay_ns", lambda graph, device: times[graph])
     stage = decode_graph.GraphDecodeStage(it, cache, PagedKernel(), 4, True, reports, fused=True)
-    stage._capture = lambda size, pool, fused=None: decode_graph.Captured("plain" if fused is None else "fused", 0, 0)
-    assert stage._faster(2, None, said.append).graph == kept and not said
-    assert stage.fused_sizes == ({2} if kept == "fused" else set())
+
+    def capture(size, pool, fused=None):
+        own = None if fused is None else tuple(n for n in Own._fields if getattr(fused.keywords["own"], n))
+        return decode_graph.Captured(own, 0, 0)
+
+    stage._capture = capture
+    assert stage._fastest(2, None, said.append).graph == kept and not said
+    assert stage.fused_sizes == ({} if kept is None else {2: Own(**dict.fromkeys(kept, True))})
     stage._fused._layers[0] = stage._fused._layers[0]._replace(scale=2.0)
-    assert stage._faster(2, None, said.append).graph == "plain" and "a fused step of 2 rows is off by" in said[0]
+    assert stage._fastest(2, None, said.append).graph is None and "a fused step of 2 rows is off by" in said[0]
     assert stage._fused is None
     stage.close()

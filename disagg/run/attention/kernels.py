@@ -132,14 +132,13 @@ def attend_shares(
     FIELDS: tl.constexpr,
     TURNED: tl.constexpr,
     NORMED: tl.constexpr,
-    CHAINED: tl.constexpr,
 ) -> None:
     """Split-KV decode attention, grid (kv_heads, items): the query heads of one group read one item's share of a row's
     tokens, and the last program of a row to finish joins the row's shares.
 
     The new token's K/V enter from registers, and the first share's program stores them. `scale` includes log2(e).
     TURNED: query and new key first get RoPE, cos and sin [rows, DIM]; NORMED: before that the norms of their heads,
-    with fp32 weights [DIM] and eps. CHAINED: as in model/decode_kernels.
+    with weights [DIM] and eps.
     Scratch in fp32: shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum).
     finished [rows, kv_heads] counts programs, from zero to zero.
     """
@@ -147,9 +146,6 @@ def attend_shares(
     fields = items + item * FIELDS
     row, start, stop = tl.load(fields), tl.load(fields + 1), tl.load(fields + 2)
     row_item, count = tl.load(fields + 3), tl.load(fields + 4)
-    if CHAINED:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     if count == 0:
         return  # a spare item
     group, dims, tokens = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD), tl.arange(0, TILE)

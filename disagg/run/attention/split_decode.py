@@ -29,7 +29,6 @@ class Rotation(NamedTuple):
     query_norm: Tensor | None = None  # [head_dim], of the RMSNorm of each head before RoPE
     key_norm: Tensor | None = None
     eps: float = 0.0
-    chained: bool = False  # the launch may start while the kernel before it runs, as in model/decode_kernels
 
 
 class SplitDecode:
@@ -79,15 +78,10 @@ class SplitDecode:
         sizes = dict(KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK=self._block, GROUP_PAD=group_pad, DIM_PAD=dim_pad)
         launch: dict[str, Any] = dict(TILE=self._tile, FIELDS=FIELDS, TURNED=rotation is not None, **self._launch)
         rotation = rotation or Rotation(out, out)  # unread
-        launch |= dict(NORMED=rotation.query_norm is not None, **chain(rotation.chained))
+        launch |= dict(NORMED=rotation.query_norm is not None)
         given = query, key, value, keys, values, *step, *rotation[:4], log2_scale(scale, dim), rotation.eps
         self._kernel[(kv_heads, items)](*given, *strides, **sizes, **launch)
         return out
-
-
-def chain(chained: bool) -> dict[str, Any]:
-    """The launch options of a kernel that may start while the one before it runs, or may not."""
-    return dict(CHAINED=True, launch_pdl=True) if chained else dict(CHAINED=False)
 
 
 def cut(lengths: Tensor, kv_heads: int, sms: int, tile: int) -> Tensor:

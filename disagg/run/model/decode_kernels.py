@@ -2,9 +2,7 @@
 triton.
 
 Weights [N, K] are read once for up to ROWS rows, and products run with rows padded to ROWS. K is a multiple of INNER
-and N one of COLS; norms are in fp32. With CHAINED, a launch may start while the kernel before it runs (programmatic
-dependent launch): it asks for its first weights, waits for that kernel's end, and only then lets the next one start. So
-at most two run, and what was launched two before a kernel is complete when it starts.
+and N one of COLS.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,95 +12,60 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["rows"])
-def norm_project(
-    x,
-    norm,
-    weight,
-    bias,
-    out,
-    rows,
-    eps,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    BIASED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    INNER: tl.constexpr,
-    AHEAD: tl.constexpr,
-    CHAINED: tl.constexpr,
-) -> None:
-    """out [rows, N] = RMSNorm of x [rows, K] · weight [N, K]ᵀ (+ bias), grid (row tiles, column tiles).
+@triton.jit
+def norm_row(x, norm, out, eps, K: tl.constexpr, K_PAD: tl.constexpr) -> None:
+    """RMSNorm of x [rows, K], rounded before it is multiplied by the weight [K]; a program a row."""
+    at = tl.arange(0, K_PAD)
+    part = tl.load(x + tl.program_id(0) * K + at, at < K, other=0.0).to(tl.float32)
+    part *= tl.rsqrt(tl.sum(part * part, 0) / K + eps)
+    scaled = part.to(out.dtype.element_ty) * tl.load(norm + at, at < K, other=0.0)
+    tl.store(out + tl.program_id(0) * K + at, scaled, at < K)
 
-    The norm's 1 / √(mean + eps) is one number a row, so it is applied to the sums, and x is read once.
-    """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inner = tl.arange(0, INNER)
-    if CHAINED:
-        ask_for(weight + tl.program_id(1) * COLS * K, K, COLS, AHEAD)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    here = (row < rows)[:, None]
-    acc = tl.zeros([ROWS, COLS], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
-    for at in range(0, K, INNER):
-        w = tl.load(weight + col[:, None] * K + (at + inner)[None, :], eviction_policy="evict_first")
-        part = tl.load(x + row[:, None] * K + (at + inner)[None, :], here, other=0.0).to(tl.float32)
-        scaled = part * tl.load(norm + at + inner)[None, :]
-        squares += tl.sum(part * part, 1)
-        acc = tl.dot(scaled.to(w.dtype), tl.trans(w), acc)
-    acc *= tl.rsqrt(squares / K + eps)[:, None]
-    if BIASED:
-        acc += tl.load(bias + col).to(tl.float32)[None, :]
-    tl.store(out + row[:, None] * N + col[None, :], acc.to(out.dtype.element_ty), here)
+
+@triton.jit
+def gate(both, out, N: tl.constexpr, COLS: tl.constexpr) -> None:
+    """out [rows, N] = silu(gate) · up of both [rows, 2N], grid (rows, tiles)."""
+    at = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    row = both + tl.program_id(0) * 2 * N + at
+    result = silu(tl.load(row, at < N).to(tl.float32)) * tl.load(row + N, at < N).to(tl.float32)
+    tl.store(out + tl.program_id(0) * N + at, result.to(out.dtype.element_ty), at < N)
+
+
+@triton.jit
+def silu(x):
+    return x / (1.0 + tl.exp2(x * -1.4426950408889634))  # e^x = 2^(x · log2 e)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def norm_gate_up(
+def gate_up(
     x,
-    norm,
     weight,
     out,
     rows,
-    eps,
     K: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     INNER: tl.constexpr,
-    AHEAD: tl.constexpr,
-    CHAINED: tl.constexpr,
 ) -> None:
-    """out [rows, N] = silu(gate) · up of the RMSNorm of x [rows, K], grid (row tiles, column tiles).
+    """out [rows, N] = silu(gate) · up of x [rows, K], grid (row tiles, column tiles).
 
     weight [2N, K]: the rows of gate, then those of up.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inner = tl.arange(0, INNER)
-    if CHAINED:
-        ask_for(weight + tl.program_id(1) * COLS * K, K, COLS, AHEAD)
-        ask_for(weight + (N + tl.program_id(1) * COLS) * K, K, COLS, AHEAD)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     here = (row < rows)[:, None]
-    gate = tl.zeros([ROWS, COLS], tl.float32)
-    up = tl.zeros([ROWS, COLS], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
+    one = tl.zeros([ROWS, COLS], tl.float32)
+    two = tl.zeros([ROWS, COLS], tl.float32)
     for at in range(0, K, INNER):
         places = weight + col[:, None] * K + (at + inner)[None, :]
         w = tl.load(places, eviction_policy="evict_first")
         w_up = tl.load(places + N * K, eviction_policy="evict_first")
-        part = tl.load(x + row[:, None] * K + (at + inner)[None, :], here, other=0.0).to(tl.float32)
-        scaled = (part * tl.load(norm + at + inner)[None, :]).to(w.dtype)
-        squares += tl.sum(part * part, 1)
-        gate = tl.dot(scaled, tl.trans(w), gate)
-        up = tl.dot(scaled, tl.trans(w_up), up)
-    factor = tl.rsqrt(squares / K + eps)[:, None]
-    gate *= factor
-    result = gate / (1.0 + tl.exp2(gate * -1.4426950408889634)) * (up * factor)  # e^x = 2^(x · log2 e)
-    tl.store(out + row[:, None] * N + col[None, :], result.to(out.dtype.element_ty), here)
+        part = tl.load(x + row[:, None] * K + (at + inner)[None, :], here, other=0.0)
+        one = tl.dot(part, tl.trans(w), one)
+        two = tl.dot(part, tl.trans(w_up), two)
+    tl.store(out + row[:, None] * N + col[None, :], (silu(one) * two).to(out.dtype.element_ty), here)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -119,8 +82,6 @@ def project_add(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     INNER: tl.constexpr,
-    AHEAD: tl.constexpr,
-    CHAINED: tl.constexpr,
 ) -> None:
     """stream [rows, N] += x [rows, K] · weight [N, K]ᵀ, grid (row tiles, column tiles, SPLIT).
 
@@ -131,10 +92,6 @@ def project_add(
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inner = tl.arange(0, INNER)
     start = tl.program_id(2) * (K // SPLIT)
-    if CHAINED:
-        ask_for(weight + tl.program_id(1) * COLS * K + start, K, COLS, AHEAD)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     here = (row < rows)[:, None]
     places = row[:, None] * N + col[None, :]
     total = tl.load(stream + places, here, other=0.0).to(tl.float32)
@@ -154,18 +111,3 @@ def project_add(
             for each in tl.static_range(SPLIT):
                 total += tl.load(parts + each * rows * N + places, here, other=0.0)
             tl.store(stream + places, total.to(stream.dtype.element_ty), here)
-
-
-@triton.jit
-def ask_for(weight, K: tl.constexpr, COLS: tl.constexpr, AHEAD: tl.constexpr):
-    """Starts to bring the first AHEAD columns (a power of two) of COLS rows of 16-bit weights into the L2 cache."""
-    if AHEAD >= 128:
-        col, piece = tl.arange(0, COLS), tl.arange(0, AHEAD // 128)
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], 256; // $0",
-            "=r,l",
-            [weight + col[:, None] * K + piece[None, :] * 128],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )

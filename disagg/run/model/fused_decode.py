@@ -1,7 +1,8 @@
-"""A decode step whose layers are five kernels each, for models whose layers are those of Llama: norm and q/k/v product,
-attention with the heads' norms and RoPE, o product and sum, norm with gate, up and their product, down product and sum.
+"""A decode step of seven kernels a layer, for models whose layers are those of Llama: norm; q/k/v; attention with the
+heads' norms, RoPE and the new K/V; o with its sum; norm; gate, up and their product; down with its sum.
 
-Each weight is read once. Embedding, angles, last norm and logits stay the module's own.
+q/k/v are a product of the library's, and the other products may be (`Own`). Embedding, angles, last norm and logits
+stay the module's own.
 """
 
 import re
@@ -13,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disagg.run.attention.kernel_trial import unfit
-from disagg.run.attention.split_decode import Rotation, SplitDecode, chain
+from disagg.run.attention.split_decode import Rotation, SplitDecode, power_of_two
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.projections import Joined, JoinedPart
 
 LEAST_PROGRAMS = 100  # of a kernel, so that most of a GPU's processors read weights
-AHEAD_BYTES = 16 << 20  # of a kernel's weights, brought into the L2 cache while the kernel before it runs
-CHAIN_CAPABILITY = (9, 0)  # programmatic dependent launch begins with Hopper
+GATED = 1024  # columns of a program that multiplies gate and up
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _HEADS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _ODD = re.compile("multiplier|softcap|sinks|logit_?s?_?scal|residual_scale|no_rope")  # in the names of a config
@@ -38,11 +38,10 @@ class Tile(NamedTuple):
     def grid(self, rows: int, n: int) -> tuple[int, int, int]:
         return -(-rows // self.rows), n // self.cols, self.split
 
-    def options(self, n: int, k: int, chained: bool) -> dict[str, Any]:
+    def options(self, k: int) -> dict[str, Any]:
         """The kernel's sizes and launch options for a weight [n, k]."""
-        most = min(k // self.split, AHEAD_BYTES // (2 * n))
-        sizes = dict(K=k, ROWS=self.rows, COLS=self.cols, INNER=self.inner, AHEAD=(1 << most.bit_length()) >> 1)
-        return dict(**sizes, **chain(chained), num_warps=self.warps, num_stages=self.stages)
+        sizes = dict(K=k, ROWS=self.rows, COLS=self.cols, INNER=self.inner)
+        return dict(**sizes, num_warps=self.warps, num_stages=self.stages)
 
 
 def tile_of(rows: int, n: int, k: int, sums: bool) -> Tile:
@@ -60,8 +59,16 @@ def power_in(count: int) -> int:
     return count & -count
 
 
+class Own(NamedTuple):
+    """Which products a kernel of ours computes, together with what follows it, in place of the library's."""
+
+    o: bool = False
+    gate_up: bool = False
+    down: bool = False
+
+
 class Layer(NamedTuple):
-    """Weights of one layer; norms in fp32."""
+    """Weights of one layer."""
 
     norm: Tensor  # [hidden]
     qkv: nn.Linear  # [(heads + 2 kv_heads) · head_dim, hidden]
@@ -94,7 +101,7 @@ class Layer(NamedTuple):
             return None
         if {norm.weight.numel() for norm in heads} - {attention.head_dim}:
             return None
-        first, second, query, key = [norm.weight.detach().float() for norm in norms + heads] + [None] * (2 - len(heads))
+        first, second, query, key = [norm.weight.detach() for norm in norms + heads] + [None] * (2 - len(heads))
         eps = [norm.variance_epsilon for norm in norms + heads]
         if len(set(eps[2:])) > 1:
             return None
@@ -132,10 +139,10 @@ def is_silu(function: Any, like: Tensor) -> bool:
 
 
 class FusedDecode:
-    """The step of one model; `chained` kernels start while the kernel before them runs."""
+    """The step of one model."""
 
-    def __init__(self, module: Any, layers: list[Layer], chained: bool) -> None:
-        self._module, self._layers, self.chained = module, layers, chained
+    def __init__(self, module: Any, layers: list[Layer]) -> None:
+        self._module, self._layers = module, layers
 
     @classmethod
     def of(cls, model: Any) -> "FusedDecode | None":
@@ -154,76 +161,70 @@ class FusedDecode:
             return None
         layers = [Layer.of(layer) for layer in core.layers]
         kept = [layer for layer in layers if layer is not None]
-        return cls(module, kept, can_chain(model.device)) if len(kept) == len(layers) == shape.layers else None
+        return cls(module, kept) if len(kept) == len(layers) == shape.layers else None
 
     @torch.inference_mode()
-    def __call__(self, cache: KVCache, table: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
+    def __call__(self, cache: KVCache, table: Tensor, lengths: Tensor, tokens: Tensor, own: Own) -> Tensor:
         """tokens [rows], after `lengths` [rows] int32 others that `table` [rows, blocks] int32 finds -> logits [rows,
         vocab]. A step's graph captures it."""
-        core, rows, shape = self._module.model, len(tokens), cache.shape
+        core, shape = self._module.model, cache.shape
         stream = core.embed_tokens(tokens)
-        attend, adds = SplitDecode(cache, table, lengths), Adds(stream, self.chained)
-        width = self._layers[0].gate_up.shape[0] // 2
-        qkv, inner = (stream.new_empty(rows, n) for n in (self._layers[0].qkv.weight.shape[0], width))
-        # Last, for a chained launch needs a kernel before it, and zeros may be filled by a memset.
+        attend, adds = SplitDecode(cache, table, lengths), Adds(stream)
         cos, sin = (x[0].contiguous() for x in core.rotary_emb(stream[None], lengths.long()[None]))
         for index, layer in enumerate(self._layers):
-            norm_project(stream, layer.norm, layer.qkv, layer.eps[0], qkv, self.chained)
-            heads = qkv.view(rows, -1, shape.head_dim)
+            heads = layer.qkv(norm_row(stream, layer.norm, layer.eps[0])).view(len(tokens), -1, shape.head_dim)
             query, key, value = heads.tensor_split([-2 * shape.kv_heads, -shape.kv_heads], dim=1)
-            rotation = Rotation(cos, sin, layer.query_norm, layer.key_norm, layer.eps[1], self.chained)
-            mixed = attend(query, key, value, *cache.layer(index), layer.scale, rotation)
-            adds(mixed.flatten(1), layer.o)
-            norm_gate_up(stream, layer.second_norm, layer.gate_up, layer.eps[2], inner, self.chained)
-            adds(inner, layer.down)
+            rotation = Rotation(cos, sin, layer.query_norm, layer.key_norm, layer.eps[1])
+            mixed = attend(query, key, value, *cache.layer(index), layer.scale, rotation).flatten(1)
+            adds(mixed, layer.o, own.o)
+            adds(
+                gate_up(norm_row(stream, layer.second_norm, layer.eps[2]), layer.gate_up, own.gate_up),
+                layer.down,
+                own.down,
+            )
         return self._module.lm_head(core.norm(stream))
 
 
-def can_chain(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= CHAIN_CAPABILITY
-
-
-def norm_project(
-    x: Tensor, norm: Tensor, linear: nn.Linear, eps: float, out: Tensor, chained: bool, tile: Tile | None = None
-) -> None:
-    """out [rows, n] = the product of the norm of x [rows, hidden]."""
+def norm_row(x: Tensor, norm: Tensor, eps: float) -> Tensor:
     from disagg.run.model import decode_kernels  # needs triton
 
-    (n, k), rows = linear.weight.shape, len(x)
-    tile = tile or tile_of(rows, n, k, sums=False)
-    given = x, norm, linear.weight, linear.bias, out, rows, eps
-    biased = linear.bias is not None
-    decode_kernels.norm_project[tile.grid(rows, n)](*given, N=n, BIASED=biased, **tile.options(n, k, chained))
+    out, width = torch.empty_like(x), x.shape[1]
+    decode_kernels.norm_row[(len(x),)](x, norm, out, eps, K=width, K_PAD=power_of_two(width), num_warps=8)
+    return out
 
 
-def norm_gate_up(
-    x: Tensor, norm: Tensor, weight: Tensor, eps: float, out: Tensor, chained: bool, tile: Tile | None = None
-) -> None:
-    """out [rows, width] = silu(gate) · up of the norm of x [rows, hidden], weight [2 · width, hidden]."""
+def gate_up(x: Tensor, weight: Tensor, own: bool, tile: Tile | None = None) -> Tensor:
+    """silu(gate) · up of x [rows, k] -> [rows, n], weight [2n, k]; `own`: in one kernel."""
     from disagg.run.model import decode_kernels  # needs triton
 
     (n, k), rows = (weight.shape[0] // 2, weight.shape[1]), len(x)
-    tile = tile or tile_of(rows, n, k, sums=False)
-    given = x, norm, weight, out, rows, eps
-    decode_kernels.norm_gate_up[tile.grid(rows, n)](*given, N=n, **tile.options(n, k, chained))
+    out = x.new_empty(rows, n)
+    if own:
+        tile = tile or tile_of(rows, n, k, sums=False)
+        decode_kernels.gate_up[tile.grid(rows, n)](x, weight, out, rows, N=n, **tile.options(k))
+    else:
+        decode_kernels.gate[(rows, -(-n // GATED))](F.linear(x, weight), out, N=n, COLS=GATED)
+    return out
 
 
 class Adds:
     """Adds products to a stream [rows, hidden] in place, with scratch for those whose sums are split."""
 
-    def __init__(self, stream: Tensor, chained: bool) -> None:
-        self._stream, self._chained = stream, chained
-        self._finished = torch.zeros(stream.numel() // 16 + stream.shape[1], dtype=torch.int32, device=stream.device)
-        self._parts: dict[int, Tensor] = {}
+    def __init__(self, stream: Tensor) -> None:
+        self._stream = stream
+        self._scratch: dict[int, tuple[Tensor, Tensor]] = {}  # by parts
 
-    def __call__(self, x: Tensor, weight: Tensor, tile: Tile | None = None) -> None:
-        """x [rows, k] and weight [hidden, k]."""
+    def __call__(self, x: Tensor, weight: Tensor, own: bool, tile: Tile | None = None) -> None:
+        """x [rows, k] and weight [hidden, k]; `own`: by a kernel of ours."""
+        if not own:
+            self._stream.addmm_(x, weight.t())
+            return
         from disagg.run.model import decode_kernels  # needs triton
 
         (n, k), rows = weight.shape, len(x)
         tile = tile or tile_of(rows, n, k, sums=True)
-        if tile.split not in self._parts:
-            self._parts[tile.split] = self._stream.new_empty(tile.split, rows, n, dtype=torch.float32)
-        given = x, weight, self._stream, self._parts[tile.split], self._finished, rows
-        options = tile.options(n, k, self._chained)
-        decode_kernels.project_add[tile.grid(rows, n)](*given, N=n, SPLIT=tile.split, **options)
+        if tile.split not in self._scratch:
+            parts, tiles = self._stream.new_empty(tile.split, rows, n, dtype=torch.float32), rows * n // 16 + n
+            self._scratch[tile.split] = parts, torch.zeros(tiles, dtype=torch.int32, device=x.device)
+        given = x, weight, self._stream, *self._scratch[tile.split], rows
+        decode_kernels.project_add[tile.grid(rows, n)](*given, N=n, SPLIT=tile.split, **tile.options(k))

@@ -6,23 +6,25 @@ import torch
 
 from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.kv_cache import KVCache
-from disagg.run.model.fused_decode import FusedDecode
+from disagg.run.model.fused_decode import FusedDecode, Own
 from disagg.run.model.text import first_line
 
-LIMIT = 0.05  # of the module's own size. Rounding to 16 bits gave up to 0.02, one wrong norm or angle 0.3 and more
+LIMIT = (
+    0.1  # of the module's own size. Rounding to 16 bits gave up to 0.053 on random weights, one wrong norm or angle 0.3
+)
 
 
 def try_step(fused: FusedDecode, model: Any, kernel: PagedKernel, block_size: int, rows: int) -> str | None:
-    """Runs a step of so many rows in both ways; returns what is wrong, or None."""
+    """Runs a step of so many rows in all ways; returns what is wrong, or None."""
     try:
-        off = step_error(fused, model, kernel, block_size, rows)
+        off = max(step_error(fused, model, kernel, block_size, rows, own) for own in (Own(), Own(True, True, True)))
     except Exception as error:  # a launch that this GPU refuses, or no room
         return first_line(error)
     return None if off <= LIMIT else f"off by {off:.2g} of the module's own results"
 
 
 @torch.inference_mode()
-def step_error(fused: FusedDecode, model: Any, kernel: PagedKernel, block_size: int, rows: int) -> float:
+def step_error(fused: FusedDecode, model: Any, kernel: PagedKernel, block_size: int, rows: int, own: Own) -> float:
     """The difference in logits or in new keys and values, relative to their size, on random numbers.
 
     Few contexts repeat in the rows, so that a small cache is enough: rows that are alike store the same in one place.
@@ -38,9 +40,9 @@ def step_error(fused: FusedDecode, model: Any, kernel: PagedKernel, block_size: 
     slots = table[torch.arange(rows), lengths // block_size] * block_size + lengths % block_size
     table, lengths, slots = table.int().to(model.device), lengths.int().to(model.device), slots.to(model.device)
     found = []
-    for ours in (False, True):
-        if ours:
-            logits = fused(cache, table, lengths, tokens)
+    for fast in (False, True):
+        if fast:
+            logits = fused(cache, table, lengths, tokens, own)
         else:
             logits = model.call(PagedDecode(cache, kernel, table, lengths), tokens, lengths.long())
         found.append((logits.float(), cache.data.flatten(2, 3)[:, :, slots].float()))
