@@ -40,7 +40,7 @@ class Kernel:
         return self.function(*args)
 
     def __getitem__(self, grid):
-        def launch(*args, num_warps=4, num_stages=2, **constants):
+        def launch(*args, num_warps=4, num_stages=2, launch_pdl=False, **constants):
             args = [Pointer.to(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
             self.language.num_programs = grid.__getitem__
             places = list(itertools.product(*map(range, grid)))
@@ -79,7 +79,7 @@ class Pointer:
         return places, mask
 
 
-def load(pointer: Pointer, mask=True, other=0, volatile=False):
+def load(pointer: Pointer, mask=True, other=0, volatile=False, eviction_policy=""):
     places, mask = pointer.places(mask)
     found = torch.full(places.shape, other, dtype=pointer.memory.dtype)
     found[mask] = pointer.memory[places[mask]]
@@ -107,12 +107,16 @@ def make_language() -> ModuleType:
         arange=lambda start, stop: torch.arange(start, stop, dtype=torch.int32),
         zeros=lambda shape, dtype: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype: torch.full(shape, value, dtype=dtype),
-        where=torch.where, trans=torch.t, cdiv=lambda a, b: (a + b - 1) // b,
+        where=torch.where, trans=torch.t, rsqrt=torch.rsqrt, cdiv=lambda a, b: (a + b - 1) // b,
         sum=torch.sum, max=torch.amax, exp2=lambda x: torch.exp2(tensor(x)),
         maximum=lambda a, b: torch.maximum(tensor(a), tensor(b)),
         minimum=lambda a, b: torch.minimum(tensor(a), tensor(b)),
         dot=lambda a, b, acc=0: a.float() @ b.float() + acc,
         range=lambda start, stop, step=1: range(int(start), int(stop), int(step)),
-        extra=SimpleNamespace(cuda=SimpleNamespace(globaltimer=lambda: torch.tensor(time.monotonic_ns()))),
+        inline_asm_elementwise=lambda *args, **options: None,
+        extra=SimpleNamespace(cuda=SimpleNamespace(
+            globaltimer=lambda: torch.tensor(time.monotonic_ns()),
+            gdc_wait=lambda: None, gdc_launch_dependents=lambda: None,
+        )),
     )  # fmt: skip
     return language

@@ -29,9 +29,9 @@ SPLIT = "sm_split=32 gives decode that many SMs of the one GPU that it shares wi
 
 def test_what_is_left_open_follows_the_device():
     cpu, gpu = Config(), Config(**ON_GPU)
-    names = ("block_size", "chunk_tokens", "compile", "graphs", "verify_kv")
-    assert [getattr(cpu, name) for name in names] == [16, 256, False, False, True]
-    assert [getattr(gpu, name) for name in names] == [256, 2048, True, True, False]
+    names = ("block_size", "chunk_tokens", "compile", "graphs", "fused_decode", "verify_kv")
+    assert [getattr(cpu, name) for name in names] == [16, 256, False, False, False, True]
+    assert [getattr(gpu, name) for name in names] == [256, 2048, True, True, True, False]
     assert Config(**ON_GPU, graphs=False).graphs is False
 
 
@@ -95,6 +95,7 @@ MUST_BE = [
     *wrong(["watchdog_s", "itl_target_s"], "seconds, above 0 and up to 1e+09", *WRONG_SECONDS),
     *wrong(["watchdog_s"], "seconds, above 0 and up to 1e+09", None),
     *wrong(["verify_kv", "join_projections", "compile", "overlap", "pinned"], "True or False", 1, 0, "yes", math.nan),
+    *wrong(["fused_decode"], "True or False", 1, 0, "no"),
     *wrong(["prefill_device", "decode_device"], '"cpu", "cuda" or "cuda:N"', *WRONG_DEVICES),
     *wrong(["route"], "one of bulk, direct, staged", None, ["bulk"]),
     *wrong(["dtype"], "one of float32, float16, bfloat16", None, ["float32"]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_tools import check_run, lengths, prompt_of, small
 
-from disagg import Engine, Request
+from disagg import Config, Engine, Request
 from disagg.plan.config import PRESETS
 from disagg.run.attention import split_decode
 from disagg.run.attention.choice import pick_kernel
@@ -18,6 +18,8 @@ from disagg.run.gpu.sm_split import describe, sm_count, split_gpu
 from disagg.run.gpu.stream_copy import Route, copy_blocks
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
+from disagg.run.model.fused_decode import FusedDecode, Own
+from disagg.run.model.fused_trial import step_error
 from disagg.run.model.model import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
@@ -172,6 +174,34 @@ def test_graphs_of_a_pass_give_what_the_pass_gives(model_in_16_bits):
             assert len(moments) == model.layers and list(moments) == sorted(moments)
             assert torch.allclose(whole.data.float(), kept.data.float(), atol=0.1)
     graphs.close()
+
+
+# ---- decode with fused layers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["random-llama3-1b", "random-qwen3-0.6b"])
+def test_fused_layers_give_what_the_module_gives(shape):
+    model = load_model(shape, dtype="bfloat16", device="cuda:0")
+    heads = model.config.num_attention_heads
+    kernel = pick_kernel("auto", "cuda:0", model.shape, heads, 256, model.config)
+    if kernel is None:
+        pytest.skip("needs triton")
+    fused = FusedDecode.of(model)
+    for own in (Own(), Own(True, True, True)):
+        for rows in (1, 4, 16, 24, 40, 100):
+            off = step_error(fused, model, kernel, 256, rows, own)
+            assert off < 0.06, f"{rows} rows, {own}: off by {off:.1%} of their size"  # 16 bits through all layers
+
+
+def test_an_engine_captures_steps_with_fused_layers():
+    requests = lengths((1, 9), (16, 12), (33, 1), (100, 8))
+    config = Config.preset("colocated", model="random-llama3-1b", dtype="bfloat16", max_batch=4, **ON_ONE_GPU)
+    with Engine(config) as engine:
+        decode = next(iter(engine.executor.workers.values())).decode
+        assert decode._fused is not None, "a trial failed"
+        assert set(decode.fused_sizes) <= {1, 2, 4}
+        run = engine.serve(requests)
+    assert run.anomalies == 0 and all(result.token_ids for result in run.results)
 
 
 # ---- split by SMs ----------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Config:
     join_projections: bool = True
     compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
     graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
+    fused_decode: bool | None = None  # captured decode steps of fewer kernels where it pays; None: on a GPU
     overlap: bool = True  # False, blocking: a pass waits in each layer's hand-off until its copies have landed
     pinned: bool = True  # host memory of ring and paging beside a GPU is page-locked; False: pageable
     peer_access: bool = True  # K/V may go from one GPU to another without the host; False: through pinned host memory
@@ -217,7 +218,7 @@ class Config:
 
 BOOLEANS = (
     *("mixed_passes", "conditional", "overlap", "pinned", "join_projections", "compile", "graphs", "peer_access"),
-    "verify_kv",
+    *("fused_decode", "verify_kv"),
 )
 
 #: Defaults on the CPU and on a GPU.
@@ -226,6 +227,7 @@ _BY_DEVICE = {
     "chunk_tokens": (256, 2048),
     "compile": (False, True),
     "graphs": (False, True),
+    "fused_decode": (False, True),
     "verify_kv": (True, False),
 }
 

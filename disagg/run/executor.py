@@ -98,8 +98,8 @@ class Executor:
             return prefill, None
         if kernel is None:
             return prefill, DecodeStage(model, cache, reports)
-        captures = bool(config.graphs)
-        return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, captures, reports, bool(self.parts))
+        how = bool(config.graphs), reports, bool(self.parts), bool(config.fused_decode)
+        return prefill, GraphDecodeStage(model, cache, kernel, config.max_batch, *how)
 
     def attention_in_words(self) -> str:
         """The attention of all workers, as a caption adds it to the machine."""

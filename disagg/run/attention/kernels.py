@@ -106,7 +106,12 @@ def attend_shares(
     shares,
     sums,
     finished,
+    cos,
+    sin,
+    query_norm,
+    key_norm,
     scale,
+    eps,
     query_row,
     query_head,
     key_row,
@@ -125,11 +130,15 @@ def attend_shares(
     DIM_PAD: tl.constexpr,
     TILE: tl.constexpr,
     FIELDS: tl.constexpr,
+    TURNED: tl.constexpr,
+    NORMED: tl.constexpr,
 ) -> None:
     """Split-KV decode attention, grid (kv_heads, items): the query heads of one group read one item's share of a row's
     tokens, and the last program of a row to finish joins the row's shares.
 
     The new token's K/V enter from registers, and the first share's program stores them. `scale` includes log2(e).
+    TURNED: query and new key first get RoPE, cos and sin [rows, DIM]; NORMED: before that the norms of their heads,
+    with weights [DIM] and eps.
     Scratch in fp32: shares [items, kv_heads, GROUP, DIM] and sums [items, kv_heads, 2, GROUP_PAD] (largest score, sum).
     finished [rows, kv_heads] counts programs, from zero to zero.
     """
@@ -142,10 +151,16 @@ def attend_shares(
     group, dims, tokens = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD), tl.arange(0, TILE)
     table = tables + row * table_row
     in_group = (group < GROUP)[:, None] & (dims < DIM)[None, :]
-    q = tl.load(
-        query + row * query_row + (head * GROUP + group)[:, None] * query_head + dims[None, :], in_group, other=0.0
-    )
-    new_key = tl.load(new_keys + row * key_row + head * key_head + dims, dims < DIM, other=0.0)
+    query += row * query_row + head * GROUP * query_head
+    new_keys += row * key_row + head * key_head
+    if TURNED:
+        turn = row * DIM
+        q = turned(query, query_head, query_norm, cos + turn, sin + turn, eps, GROUP, DIM, GROUP_PAD, DIM_PAD, NORMED)
+        one = turned(new_keys, key_head, key_norm, cos + turn, sin + turn, eps, 1, DIM, 1, DIM_PAD, NORMED)
+        new_key = tl.sum(one.to(tl.float32), 0).to(one.dtype)  # its only row
+    else:
+        q = tl.load(query + group[:, None] * query_head + dims[None, :], in_group, other=0.0)
+        new_key = tl.load(new_keys + dims, dims < DIM, other=0.0)
     new_value = tl.load(new_values + row * value_row + head * value_head + dims, dims < DIM, other=0.0)
 
     # The first share holds the new token: its score is the first maximum.
@@ -202,6 +217,36 @@ def attend_shares(
             else:
                 for member in range(GROUP):
                     join_head(shares, sums, result, count, member, count, KV_HEADS, GROUP, DIM, GROUP_PAD, DIM_PAD, 32)
+
+
+@triton.jit
+def turned(
+    x,
+    head_step,
+    norm,
+    cos,
+    sin,
+    eps,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HEADS_PAD: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    NORMED: tl.constexpr,
+):
+    """A token's heads [HEADS_PAD, DIM_PAD] with RoPE, and NORMED before it; each number turns with the one half a head
+    away."""
+    head, dims = tl.arange(0, HEADS_PAD)[:, None], tl.arange(0, DIM_PAD)
+    other = tl.where(dims < DIM // 2, dims + DIM // 2, dims - DIM // 2)
+    here = (head < HEADS) & (dims < DIM)[None, :]
+    mine = tl.load(x + head * head_step + dims[None, :], here, other=0.0).to(tl.float32)
+    others = tl.load(x + head * head_step + other[None, :], here, other=0.0).to(tl.float32)
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(mine * mine, 1) / DIM + eps)[:, None]
+        mine *= factor * tl.load(norm + dims, dims < DIM, other=0.0).to(tl.float32)[None, :]
+        others *= factor * tl.load(norm + other, dims < DIM, other=0.0).to(tl.float32)[None, :]
+    c = tl.load(cos + dims, dims < DIM, other=0.0).to(tl.float32)
+    s = tl.load(sin + dims, dims < DIM, other=0.0).to(tl.float32)
+    return (mine * c[None, :] + others * tl.where(dims < DIM // 2, -s, s)[None, :]).to(x.dtype.element_ty)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ which alone has the lengths.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,16 @@ MOST_SHARES = 64  # of a row, since one program joins them all
 FIELDS = 5  # of an item: row, start, stop, the row's first item, the row's shares
 SHORT = 32, dict(num_warps=2, num_stages=3)  # tile and launch of short shares: small programs
 LONG = 64, dict(num_warps=4, num_stages=2)
+
+
+class Rotation(NamedTuple):
+    """What the kernel does to query and new key before it attends."""
+
+    cos: Tensor  # [rows, head_dim]
+    sin: Tensor
+    query_norm: Tensor | None = None  # [head_dim], of the RMSNorm of each head before RoPE
+    key_norm: Tensor | None = None
+    eps: float = 0.0
 
 
 class SplitDecode:
@@ -42,7 +53,14 @@ class SplitDecode:
         self._scratch: tuple[Tensor, Tensor] | None = None
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """query [B, heads, head_dim], key and value [B, kv_heads, head_dim] -> [B, heads, head_dim]."""
         heads, dim = query.shape[1:]
@@ -58,9 +76,11 @@ class SplitDecode:
         strides = [stride for x in (query, key, value) for stride in x.stride()[:2]]
         strides += [self._table.stride(0), *keys.stride()[:3]]
         sizes = dict(KV_HEADS=kv_heads, GROUP=group, DIM=dim, BLOCK=self._block, GROUP_PAD=group_pad, DIM_PAD=dim_pad)
-        launch = dict(TILE=self._tile, FIELDS=FIELDS, **self._launch)
-        scale = log2_scale(scale, dim)
-        self._kernel[(kv_heads, items)](query, key, value, keys, values, *step, scale, *strides, **sizes, **launch)
+        launch: dict[str, Any] = dict(TILE=self._tile, FIELDS=FIELDS, TURNED=rotation is not None, **self._launch)
+        rotation = rotation or Rotation(out, out)  # unread
+        launch |= dict(NORMED=rotation.query_norm is not None)
+        given = query, key, value, keys, values, *step, *rotation[:4], log2_scale(scale, dim), rotation.eps
+        self._kernel[(kv_heads, items)](*given, *strides, **sizes, **launch)
         return out
 
 

@@ -9,6 +9,8 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +26,14 @@ from disagg.run.gpu.memory import RESERVE_BYTES, room_for
 from disagg.run.gpu.step_ends import StepEnds
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import BatchRows
+from disagg.run.model.fused_decode import FusedDecode, Own
+from disagg.run.model.fused_trial import try_step
 from disagg.run.model.model import Model
 from disagg.run.model.sampling import draw_token, greedy, not_finite
 from disagg.run.reports import Reports
 from disagg.trace.spans import Span
 
+REPLAYS = 10  # of a captured step, to time it
 ADVICE = "Lower max_batch, decode_blocks or prefill_blocks of the Config."
 
 
@@ -56,6 +61,18 @@ class Captured(NamedTuple):
     picked: torch.Tensor
 
 
+def replay_ns(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
+    """Of a replay, the best of a few."""
+    found = []
+    for _ in range(REPLAYS):
+        settle(device)
+        began = now_ns()
+        graph.replay()
+        settle(device)
+        found.append(now_ns() - began)
+    return min(found)
+
+
 class GraphDecodeStage(BatchRows[GraphRow]):
     """Runs `Decode` commands with a paged kernel; `prepare` compiles and captures."""
 
@@ -68,6 +85,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         graphs: bool,
         reports: Reports,
         split: bool = False,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.cache, self.kernel, self.graphs = model, cache, kernel, graphs
@@ -83,6 +101,8 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         # At most two steps are in flight, so the oldest of three outputs has been read.
         self._outputs = [torch.empty(2 * places, dtype=torch.int32, pin_memory=pinned) for _ in range(3)]
         self._sizes = buckets(places)
+        self._fused = FusedDecode.of(model) if fused and graphs else None
+        self.fused_sizes: dict[int, Own] = {}  # whose graphs have fused layers, and products of ours
 
     def close(self) -> None:
         """Waits for launched steps; frees graphs and pinned memory while their stream exists."""
@@ -105,7 +125,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
             with self._on(stream), room_for(f"a decode step of {size} rows", device, ADVICE, RESERVE_BYTES):
                 self._run(size)
                 if pool is not None:
-                    self._captured[stream, size] = self._capture(size, pool)
+                    self._captured[stream, size] = self._fastest(size, pool, progress)
         with self._on(self._own):
             settle(device)
 
@@ -127,23 +147,46 @@ class GraphDecodeStage(BatchRows[GraphRow]):
             found.append((size, size, took))
         return found
 
-    def _capture(self, size: int, pool: Any) -> Captured:
+    def _fastest(self, size: int, pool: Any, progress: Callable[[str], None]) -> Captured:
+        """A step with the module's own layers, or with fused ones and those products of ours that make it faster."""
+        plain, fused = self._capture(size, pool), self._fused
+        if fused is None:
+            return plain
+        if (wrong := try_step(fused, self.model, self.kernel, self.cache.block_size, size)) is not None:
+            progress(f"decode keeps the module's own layers: a fused step of {size} rows is {wrong}")
+            self._fused = None
+            return plain
+        best: tuple[int, Own, Captured] | None = None
+        for name in ("", *Own._fields):
+            own = best[1]._replace(**{name: True}) if best else Own()
+            found = self._capture(size, pool, partial(fused, own=own))
+            took = replay_ns(found.graph, self.cache.device)
+            best = min(best or (took, own, found), (took, own, found), key=itemgetter(0))
+        if best is None or replay_ns(plain.graph, self.cache.device) < best[0]:
+            return plain
+        self.fused_sizes[size] = best[1]
+        return best[2]
+
+    def _capture(self, size: int, pool: Any, fused: Callable[..., torch.Tensor] | None = None) -> Captured:
         settle(self.cache.device)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            outputs = self._run(size)
+            outputs = self._run(size, fused)
         finally:
             graph.capture_end()
         return Captured(graph, *outputs)
 
-    def _run(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, size: int, fused: Callable[..., torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """A step on the first `size` rows of the order: logits [size, vocab] and greedy tokens [2, size]."""
         state = self._device_rows
         order = state.order[:size].long()
         tokens, lengths = state.tokens[order].long(), state.lengths[order]
-        plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
-        logits = self.model.call(plan, tokens, lengths.long())
+        if fused is None:
+            plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
+            logits = self.model.call(plan, tokens, lengths.long())
+        else:
+            logits = fused(self.cache, state.tables[order], lengths, tokens)
         picked = greedy(logits)
         state.tokens.index_copy_(0, order, picked[0])
         state.lengths.index_add_(0, order, torch.ones_like(picked[0]))
