@@ -221,6 +221,21 @@ def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, 
                 assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))
 
 
+def test_a_pass_leaves_the_buffers_to_the_pass_before_it(gpu):
+    """Its gather waits for the copies down of that pass, those for the copies up, and those for the scatters."""
+    with Passes("staged") as bench:
+        bench.open(1, [1], [5])
+        bench.open(2, [2], [6])
+        streams = bench.captured.steps._streams
+        assert bench.run((1, 0, [1], BLOCK))
+        ends = bench.captured.steps._ended
+        assert bench.run((2, 0, [2], BLOCK))
+        for stream, after, ended in zip(streams, streams[1:], ends[1:], strict=False):
+            assert ended in stream.waited and ended._stream is after
+        bench.landed(1), bench.landed(2)
+    bench.check(PREFILL, [1, 2], DECODE, [5, 6])
+
+
 @pytest.mark.parametrize(
     "able, words",
     [

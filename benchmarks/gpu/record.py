@@ -25,11 +25,13 @@ from disagg.trace.results import Run
 
 #: What is switched on, rung by rung.
 RUNGS = {
-    "eager": dict(compile=False, graphs=False, join_projections=False),
-    "compiled": dict(compile=True, graphs=False, join_projections=False),
-    "graph": dict(compile=True, graphs=True, join_projections=False),
-    "joined": dict(compile=True, graphs=True, join_projections=True),
+    "eager": dict(compile=False, graphs=False, join_projections=False, fused_decode=False),
+    "compiled": dict(compile=True, graphs=False, join_projections=False, fused_decode=False),
+    "graph": dict(compile=True, graphs=True, join_projections=False, fused_decode=False),
+    "joined": dict(compile=True, graphs=True, join_projections=True, fused_decode=False),
+    "fused": dict(compile=True, graphs=True, join_projections=True, fused_decode=True),
 }
+OF_A_GPU = ("graphs", "fused_decode")
 SIZES = dict(steps=32, rounds=1, repeats=5)  # of a recording, within the sizes of the suite
 
 
@@ -49,7 +51,7 @@ def step_times(stand: Stand) -> StepTimes:
     for rung, switches in RUNGS.items():
         stand.join(switches["join_projections"])
         stand.say(f"steps, {rung}")
-        engine = decode_steps.engine_of(stand, **{**switches, "graphs": switches["graphs"] and stand.on_gpu})
+        engine = decode_steps.engine_of(stand, **(switches | ({} if stand.on_gpu else dict.fromkeys(OF_A_GPU, False))))
         for batch in stand.scale.batches:
             found = decode_steps.measure(stand, engine, batch)
             seconds, gap_s = statistics.median(found.seconds), statistics.median(found.gaps_s)

@@ -108,6 +108,7 @@ class CapturedHandOff:
         for kept, new in zip(turn.fields, (slots, taken.onto, taken.occupancy_ns), strict=True):
             kept[: len(new)], kept[len(new) :] = new, -1
         turn.times.zero_()
+        self.steps.begin()
         before = [torch.cuda.current_stream(device) for device in turn.places]
         try:
             for stream, places in zip(self.steps.entries, turn.places.values(), strict=True):
@@ -119,9 +120,7 @@ class CapturedHandOff:
         finally:
             for stream in reversed(before):  # the source's device is current again
                 torch.cuda.set_stream(stream)
-        ended = torch.cuda.Event()
-        ended.record(self.steps.last)
-        self.lanes[0].put(PassCopies(self, turn, taken, ended))
+        self.lanes[0].put(PassCopies(self, turn, taken, self.steps.end()))
         return True
 
     def send_late(self, batch: PrefillBatch, departing: Sequence[Departing]) -> None:

@@ -88,7 +88,21 @@ class Steps:
             links = [copiers[0].new_stream(ends[0].device), *links, copiers[1].new_stream(ends[1].device)]
         self._streams, self.first, self.last = links, links[0], links[-1]
         self.entries = [links[0]] if ends[0].device == ends[1].device or not self._ring else [links[0], links[2]]
+        self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's graphs
         self._depth = min(DEPTH, len(self._ring)) if self._ring else DEPTH
+
+    def begin(self) -> None:
+        """Before a pass's graphs: each step leaves the buffers that it fills to the step that still reads them for the
+        pass before."""
+        for stream, ended in zip(self._streams, self._ended[1:], strict=False):
+            stream.wait_event(ended)
+
+    def end(self) -> torch.cuda.Event:
+        """After a pass's graphs: the event of their end."""
+        self._ended = [torch.cuda.Event() for _ in self._streams]
+        for stream, ended in zip(self._streams, self._ended, strict=True):
+            ended.record(stream)
+        return self._ended[-1]
 
     def clear(self, turn: Turn) -> None:
         """Before the turn is free again: no layer is stored."""
