@@ -1,5 +1,6 @@
 """The hand-off of a captured pass, by fakes that do everything at once: bytes, lanes, ring, ends. Races need a GPU."""
 
+import time
 from types import SimpleNamespace
 
 import fake_cuda as fake_cuda_module
@@ -16,6 +17,7 @@ import disagg.run.attention
 import disagg.run.gpu
 from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.events import Landed, TransferClosed, TransferFailed
+from disagg.plan.link import Link
 from disagg.run.clock import now_ns
 from disagg.run.gpu import captured_hand_off, hand_off_graphs, stream_memory
 from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
@@ -64,7 +66,7 @@ class Passes(Bench):
             departing.append(Departing(number, first, slice(at, at + tokens)))
             at += tokens
         turn = self.captured.free_turn()
-        self.stored.fill_(now_ns())  # as the pass does
+        self.stored[0 if turn is None else 1 + turn].fill_(now_ns())  # as the pass does
         if turn is None or not self.captured.launch(turn, departing, TOKENS, np.array(slots)):
             return False
         if answered:
@@ -160,7 +162,7 @@ def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
     whole = Steps._arrived
 
     def flip(self, turn, size, index):
-        if 3 in self._of(index) and turn.fields[0][0] >= 0:
+        if 3 in self.layers_of(index) and turn.fields[0][0] >= 0:
             flip_a_bit(bench.caches[DECODE].data[3, 1, 9, 2])
         whole(self, turn, size, index)
 
@@ -247,6 +249,49 @@ class Stuck:
     def wait(self, stream):
         self.asked.append(stream)
         assert stream not in self.streams, "waits for the next pass"
+
+
+def test_layers_of_a_pass_that_could_not_leave_are_not_taken_for_those_of_the_next(gpu):
+    with Passes("staged") as bench:
+        bench.open(1, [1], None)
+        assert not bench.run((1, 0, [1], BLOCK)), "no block to land in"
+        assert bench.captured.free_turn() == 0 and not bench.captured.turns[0].stored.any()
+        bench.open(2, [2], [6])
+        assert bench.run((2, 0, [2], BLOCK))
+        bench.landed(2)
+        while bench.captured.turns[0].busy:
+            time.sleep(1e-3)
+        assert not bench.captured.turns[0].stored.any()
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_graphs_that_could_not_be_launched_fail_their_transfers_and_hold_nothing(gpu, route):
+    with Passes(route) as bench:
+        bench.open(1, [1], [5])
+        [stream, _] = bench.captured.turns[0].graphs[TOKENS][-1]
+        bench.captured.turns[0].graphs[TOKENS][-1] = stream, SimpleNamespace(replay=lambda: 1 / 0)
+        assert bench.run((1, 0, [1], BLOCK))
+        failed = bench.notices.get(timeout=LIMIT_S)
+        assert isinstance(failed, TransferFailed) and "division by zero" in failed.error
+        bench.transfers.obey(Abort(1))
+        assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
+        scheduler = bench.transfers.scheduler
+        assert scheduler.ring.held == 0 and not any(lane.passes or lane.running for lane in scheduler.lanes.values())
+        bench.open(2, [2], [6])
+        assert bench.run((2, 0, [2], BLOCK))
+        bench.landed(2)
+    assert torch.equal(bench.caches[DECODE].data[:, :, 6], bench.originals[PREFILL][:, :, 2])
+
+
+@pytest.mark.parametrize("together", [2, 5, 64])
+def test_each_copy_takes_the_link_for_its_own_layers(gpu, together):
+    with Passes("staged", layers_per_copy=together, link=Link(1e8)) as bench:
+        bench.open(1, [1, 4], [5, 6])
+        taken = bench.captured._take([Departing(1, 0, slice(0, 2 * BLOCK))], 2 * BLOCK)
+        layers = [min(together, SHAPE.layers - first) for first in range(0, SHAPE.layers, together)]
+        nbytes = 2 * bench.transfers.scheduler.layer_block_bytes
+        assert taken.occupancy_ns.tolist() == 2 * [Link(1e8).occupancy_ns(count * nbytes) for count in layers]
+        assert len(bench.captured.steps._staging[0]) == min(DEPTH, len(layers))
 
 
 def test_a_pass_leaves_the_buffers_to_the_pass_before_it(gpu):

@@ -122,6 +122,19 @@ def test_products_that_are_not_joined_and_half_precision_stay():
     assert FusedDecode.of(make("llama", torch.float16)) is None
 
 
+def test_a_scale_that_begins_at_far_places_is_left_to_the_module():
+    it = make("llama")
+    it.config.rope_parameters = {**it.config.rope_parameters, "llama_4_scaling_beta": 0.1}
+    assert FusedDecode.of(it) is None
+
+
+@pytest.mark.parametrize("errors", [[0.01, float("nan")], [float("nan"), 0.01], [0.01, 0.2]])
+def test_no_product_may_give_what_is_no_number(monkeypatch, errors):
+    left = iter(errors)
+    monkeypatch.setattr("disagg.run.model.fused_trial.step_error", lambda *given: next(left))
+    assert "off by" in try_step(None, None, None, 32, 1)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 17])
 def test_the_trial_passes_what_is_right_and_names_what_is_not(rows):
     it = make("qwen3", head_dim=32)
@@ -163,6 +176,15 @@ def test_a_size_keeps_the_fastest_graph(monkeypatch, times, kept):
     stage._capture = capture
     assert stage._fastest(2, None, said.append).graph == kept and not said
     assert stage.fused_sizes == ({} if kept is None else {2: Own(**dict.fromkeys(kept, True))})
+
+    def too_little(size, pool, fused=None):
+        if fused is not None and any(fused.keywords["own"]):
+            raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+        return capture(size, pool, fused)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(stage, "_capture", too_little)
+        assert stage._fastest(2, None, said.append).graph == (() if times[()] < times[None] else None) and not said
     stage._fused._layers[0] = stage._fused._layers[0]._replace(scale=2.0)
     assert stage._fastest(2, None, said.append).graph is None and "a fused step of 2 rows is off by" in said[0]
     assert stage._fused is None

@@ -296,3 +296,20 @@ def test_parse():
     assert parse_link("1gbe") == Link(PRESETS["1gbe"])
     assert parse_link("nvlink", "cuda:0") == Link(PRESETS["nvlink"])
     assert parse_link(CPU_DIAL_LIMIT) == Link(CPU_DIAL_LIMIT)
+
+
+def test_a_pass_shares_the_ring_only_while_no_other_sender_waits_for_it():
+    lanes = scheduler(prefill_workers=2, ring_slots=2)
+    for number, index in ((1, 0), (2, 0), (3, 1), (4, 0)):
+        source = Worker("prefill", index)
+        lanes.send(send(number, (number,), source=source, ready=False), 0)
+        lanes.assign(Assign(number, DECODE, (number,)), 0)
+    assert lanes.take_pass([1], DECODE, [DOWN, UP]) and lanes.take_pass([2], DECODE, [DOWN, UP])
+    other = LaneName("down", 1)
+    for layer in range(LAYERS):
+        lanes.hand_off(3, layer, 0)
+    assert lanes.waiting(other) and lanes.start(other) is None, "passes have the ring"
+    assert not lanes.take_pass([4], DECODE, [DOWN, UP]), "it would keep the ring from the other sender"
+    lanes.end_pass([DOWN, UP])
+    lanes.end_pass([DOWN, UP])
+    assert lanes.start(other).transfer == 3

@@ -203,9 +203,11 @@ class TransferScheduler:
             return False
         if any(p.assign is None or p.assign.target != to or p.parked or p.aborted or p.failed for p in going):
             return False
-        first = len(taken) > 1 and not taken[0].passes  # the ring is free, or of passes
-        if first and self.ring.reserve(self.ring.total, going[0].send.transfer) is None:
-            return False
+        if len(taken) > 1:  # with the ring: none shares it while another sender waits for slots
+            waiting = any(lane.ready for lane in self.lanes.values() if lane.name.role is LaneRole.DOWN)
+            shares = taken[0].passes and not waiting
+            if not shares and self.ring.reserve(self.ring.total, going[0].send.transfer) is None:
+                return False
         for lane in taken:
             lane.passes += 1
         copies = -(-self.layers // self.layers_per_copy)

@@ -1,6 +1,7 @@
 """The hand-off of captured passes, by graphs beside the pass's own (hand_off_graphs.py): what a pass takes, how its
 copies are launched, and how they land."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
+from disagg.plan.errors import EngineError
 from disagg.plan.events import Landed
 from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.transfer_scheduler import EVER, FIRST_LANE, Copy, Notice
@@ -32,7 +34,7 @@ class Taken(NamedTuple):
     rows: list[slice]  # of each transfer
     sent: list[tuple[Send, Assign]]
     onto: np.ndarray  # [T] the slot of each token at the target; -1: it stays
-    occupancy_ns: np.ndarray  # of each hop's link, a copy
+    occupancy_ns: np.ndarray  # [hops · copies] of the link by each copy
 
 
 class CapturedHandOff:
@@ -66,7 +68,11 @@ class CapturedHandOff:
             return None
         if any(reason_against(transfers.caches[worker].device) for worker in (source, others[0])):
             return None
-        return cls(transfers, config, source, others[0])
+        try:
+            return cls(transfers, config, source, others[0])
+        except EngineError as error:
+            warnings.warn(f"Passes that hand off run without graphs: {error}", RuntimeWarning, stacklevel=2)
+            return None
 
     # ---- a pass ------------------------------------------------------------------------------------------------------
 
@@ -95,32 +101,37 @@ class CapturedHandOff:
                 blocks = np.array(progress.assign.blocks[each.first_block :])
                 onto[each.rows] = blocks[places // size] * size + places % size
             links = [scheduler.lanes[name].clock.link for name in self.names]
-        nbytes = sum(len(send.blocks) for send, _ in sent) * self.group * scheduler.layer_block_bytes
-        occupancy = [link.occupancy_ns(nbytes) if link.dialled else 0 for link in links]
+        nbytes = sum(len(send.blocks) for send, _ in sent) * scheduler.layer_block_bytes
+        sizes = [len(self.steps.layers_of(index)) * nbytes for index in range(self.steps.copies)]
+        occupancy = [link.occupancy_ns(size) if link.dialled else 0 for link in links for size in sizes]
         return Taken([each.rows for each in going], sent, onto, np.array(occupancy))
 
     def launch(self, number: int, departing: Sequence[Departing], size: int, slots: np.ndarray) -> bool:
         """After the pass's own graph: from here on its layers leave as they are stored. False where they can't."""
         turn, taken = self.turns[number], self._take(departing, len(slots))
         if taken is None:
+            turn.stored.zero_()  # in the order of the pass's stream: the next pass of this turn begins without them
             return False
         turn.busy, self._next = True, (number + 1) % TURNS
         for kept, new in zip(turn.fields, (slots, taken.onto, taken.occupancy_ns), strict=True):
             kept[: len(new)], kept[len(new) :] = new, -1
         turn.times.zero_()
-        self.steps.begin()
         before = [torch.cuda.current_stream(device) for device in turn.places]
+        error: Exception | None = None
         try:
+            self.steps.begin()
             for stream, places in zip(self.steps.entries, turn.places.values(), strict=True):
                 torch.cuda.set_stream(stream)
                 places.there.copy_(turn.here, non_blocking=True)
             for stream, graph in turn.graphs[size]:
                 torch.cuda.set_stream(stream)
                 graph.replay()
+        except Exception as raised:  # what was launched waits for nothing that was not
+            error = raised
         finally:
             for stream in reversed(before):  # the source's device is current again
                 torch.cuda.set_stream(stream)
-        self.lanes[0].put(PassCopies(self, turn, taken, self.steps.end()))
+        self.lanes[0].put(PassCopies(self, turn, taken, self.steps.end(), error))
         return True
 
     def send_late(self, batch: PrefillBatch, departing: Sequence[Departing]) -> None:
@@ -140,6 +151,11 @@ class CapturedHandOff:
             turn.stored, turn.seen = stored[number], seen[number]
             turn.graphs[size] = self.steps.capture(turn, size)
 
+    def drop(self, size: int) -> None:
+        """Frees what `capture` made of this size."""
+        for turn in self.turns:
+            turn.graphs.pop(size, None)
+
     def close(self) -> None:
         """Frees the graphs once the last copy has ended."""
         self.steps.last.synchronize()
@@ -150,8 +166,11 @@ class CapturedHandOff:
 class PassCopies:
     """The copies of a launched pass, for the thread of its first lane."""
 
-    def __init__(self, owner: CapturedHandOff, turn: Turn, taken: Taken, ended: torch.cuda.Event) -> None:
-        self._owner, self._turn, self._taken, self._ended = owner, turn, taken, ended
+    def __init__(
+        self, owner: CapturedHandOff, turn: Turn, taken: Taken, ended: torch.cuda.Event, error: Exception | None
+    ) -> None:
+        """`error`: what kept some of the graphs from their launch."""
+        self._owner, self._turn, self._taken, self._ended, self._error = owner, turn, taken, ended, error
         self._spans: list[Span] = []
         self._wrong: list[tuple[Copy, int]] = []
         self.landing_ns = EVER
@@ -174,17 +193,30 @@ class PassCopies:
     def finish(self) -> None:
         """Waits for the last graph's end without the interpreter lock, and writes the times into the copies."""
         self._ended.synchronize()
-        owner, turn, rows = self._owner, self._turn, self._taken.rows
+        owner, turn = self._owner, self._turn
         turn.answered.wait()
         scheduler = owner.transfers.scheduler
+        ring = [] if self._error else self._times()
+        owner.steps.clear(turn)
+        with owner.transfers.lock:
+            held = 0
+            for at_ns, more in sorted(ring):
+                held += more
+                scheduler.on_ring(at_ns, held)
+            scheduler.end_pass(owner.names)
+            turn.busy = False
+        self.landing_ns = now_ns() if self._error else self.records[-1].landing_ns
+
+    def _times(self) -> list[tuple[int, int]]:
+        """Writes them into the copies and spans; when slots of the ring were taken (+1) and left (-1)."""
+        owner, turn, rows = self._owner, self._turn, self._taken.rows
         timers = [timer_of(cache.device) for cache in (owner.source, owner.target)][: len(owner.names)]
         hops = [
             [(timer.ns(start), timer.ns(end)) for start, end in zip(starts, ends, strict=True)]
             for timer, starts, ends in zip(timers, turn.starts.tolist(), turn.ends.tolist(), strict=True)
         ]
         stored = [timers[0].ns(at) for at in turn.seen.tolist()]
-        owner.steps.clear(turn)
-        latency_ns = round(1e9 * scheduler.lanes[owner.names[-1]].clock.link.latency_s)
+        latency_ns = round(1e9 * owner.transfers.scheduler.lanes[owner.names[-1]].clock.link.latency_s)
         for number, copy in enumerate(self.records):
             index, mine = divmod(number, len(rows))
             copy.ready_ns = min(stored[copy.layer_end - 1], hops[0][index][0])
@@ -198,19 +230,15 @@ class PassCopies:
             copy.landing_ns = copy.busy_until_ns + latency_ns
             self._spans.append(span_of(copy, copy.landing_ns))
         self._wrong = self._differing()
-        ring = [(start, 1) for start, _ in hops[0]] + [(end, -1) for _, end in hops[-1]] if len(hops) > 1 else []
-        with owner.transfers.lock:
-            held = 0
-            for at_ns, more in sorted(ring):
-                held += more
-                scheduler.on_ring(at_ns, held)
-            scheduler.end_pass(owner.names)
-            turn.busy = False
-        self.landing_ns = self.records[-1].landing_ns
+        return [(start, 1) for start, _ in hops[0]] + [(end, -1) for _, end in hops[-1]] if len(hops) > 1 else []
 
     def land(self) -> None:
         """All at once, but for those whose bytes are wrong; one notice for each transfer that landed."""
         transfers, wrong = self._owner.transfers, {id(copy) for copy, _ in self._wrong}
+        if self._error is not None:
+            for copy in self.records:
+                transfers.raised(copy, self._error)
+            return
         for copy, layer in self._wrong:
             transfers.differs(copy, layer)
         others, landed = list[Notice](), dict[int, list[Landed]]()

@@ -22,7 +22,7 @@ from disagg.run.clock import now_ns
 from disagg.run.gpu.device import settle
 from disagg.run.gpu.device_clock import Moments
 from disagg.run.gpu.device_rows import DeviceRows
-from disagg.run.gpu.memory import RESERVE_BYTES, room_for
+from disagg.run.gpu.memory import RESERVE_BYTES, is_shortage, room_for
 from disagg.run.gpu.step_ends import StepEnds
 from disagg.run.kv_cache import KVCache
 from disagg.run.model.batch import BatchRows
@@ -152,14 +152,21 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         plain, fused = self._capture(size, pool), self._fused
         if fused is None:
             return plain
-        if (wrong := try_step(fused, self.model, self.kernel, self.cache.block_size, size)) is not None:
+        wrong = try_step(fused, self.model, self.kernel, self.cache.block_size, size)
+        torch.cuda.empty_cache()  # of the trial's caches
+        if wrong is not None:
             progress(f"decode keeps the module's own layers: a fused step of {size} rows is {wrong}")
             self._fused = None
             return plain
         best: tuple[int, Own, Captured] | None = None
         for name in ("", *Own._fields):
             own = best[1]._replace(**{name: True}) if best else Own()
-            found = self._capture(size, pool, partial(fused, own=own))
+            try:
+                found = self._capture(size, pool, partial(fused, own=own))
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+                break
             took = replay_ns(found.graph, self.cache.device)
             best = min(best or (took, own, found), (took, own, found), key=itemgetter(0))
         if best is None or replay_ns(plain.graph, self.cache.device) < best[0]:

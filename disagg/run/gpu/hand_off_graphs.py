@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,20 +40,21 @@ ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 
 
 class Places:
-    """On one device: where the tokens of a pass lie and where they go, and what a copy occupies each link for."""
+    """On one device: where the tokens of a pass lie and where they go, and what each copy occupies each link for."""
 
-    def __init__(self, most: int, hops: int, device: torch.device) -> None:
-        parts = [most, most, hops]
+    def __init__(self, most: int, hops: int, copies: int, device: torch.device) -> None:
+        parts = [most, most, hops * copies]
         self.there = torch.full((sum(parts),), -1, dtype=torch.long, device=device)
-        self.slots, self.onto, self.occupancy = self.there.split(parts)  # -1: stays; ns
+        self.slots, self.onto, occupancy = self.there.split(parts)  # -1: stays
+        self.occupancy = occupancy.view(hops, copies)  # ns
 
 
 class Turn:
     """What the graphs of one turn read and write."""
 
     def __init__(self, most: int, layers: int, hops: int, copies: int, verify: bool, sides: list[torch.device]) -> None:
-        self.places = {device: Places(most, hops, device) for device in sides}
-        self.here = torch.zeros(2 * most + hops, dtype=torch.long, pin_memory=True)
+        self.places = {device: Places(most, hops, copies, device) for device in sides}
+        self.here = torch.zeros(2 * most + hops * copies, dtype=torch.long, pin_memory=True)
         self.fields = np.split(self.here.numpy(), [most, 2 * most])
         # 0 at first: times of a copy's start and end on each link, by the devices' timers; 1 when gathered, scattered.
         self.times = torch.zeros(2 * hops + 2, copies, dtype=torch.long, pin_memory=True)
@@ -76,21 +78,22 @@ class Steps:
         self._source, self._target, self._group, shape = source, target, group, source.shape
         self._layers, self.copies = shape.layers, -(-shape.layers // group)
         self._buffer = (min(group, shape.layers), 2, most, shape.kv_heads, shape.head_dim)
-        self._ring = [slot.view(self._buffer) for slot in ring]
+        with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
+            self._ring = [slot.view(self._buffer) for slot in ring]
+        self._depth = min(DEPTH, self.copies, *([len(ring)] if ring else ()))
         self._dials = [copier.prepare_dial().state for copier in copiers]
         ends, links = (source, target), [copier.streams[0] for copier in copiers]
         self._staging = []
         if self._ring:
             for cache in ends:
+                there: dict[str, Any] = dict(dtype=shape.dtype, device=cache.device)
                 with room_for("the buffers of captured hand-offs", cache.device, ADVICE):
-                    layers = [torch.empty(self._buffer, dtype=shape.dtype, device=cache.device) for _ in range(DEPTH)]
-                self._staging.append(layers)
+                    self._staging.append([torch.empty(self._buffer, **there) for _ in range(min(DEPTH, self.copies))])
             links = [copiers[0].new_stream(ends[0].device), *links, copiers[1].new_stream(ends[1].device)]
         self._streams, self.last = links, links[-1]
         self.entries = [links[0]] if ends[0].device == ends[1].device or not self._ring else [links[0], links[2]]
         self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's graphs
-        self._depth = min(DEPTH, len(self._ring)) if self._ring else DEPTH
 
     def begin(self) -> None:
         """Before a pass's graphs: each step leaves the buffers that it fills to the step that still reads them for the
@@ -142,11 +145,13 @@ class Steps:
         turn.times.fill_(1)
         turn.stored.fill_(1)
         settle(turn.stored.device)
-        for stream, step in programs:
-            with torch.cuda.stream(stream):
-                step(0)
-            stream.synchronize()
-        self.clear(turn)
+        try:
+            for stream, step in programs:
+                with torch.cuda.stream(stream):
+                    step(0)
+                stream.synchronize()
+        finally:
+            self.clear(turn)
 
     # ---- the steps of copy `index`, on the current stream ------------------------------------------------------------
 
@@ -154,7 +159,7 @@ class Steps:
         self._written(turn, size, index)
         if index >= DEPTH:
             wait_for(turn.ends[0, index - DEPTH])
-        for place, layer in enumerate(self._of(index)):
+        for place, layer in enumerate(self.layers_of(index)):
             self._tokens(turn, size, self._source, self._staged(0, size, index)[place], layer)
         tell(turn.gathered[index])
 
@@ -174,7 +179,7 @@ class Steps:
 
     def _arrive(self, turn: Turn, size: int, index: int) -> None:
         wait_for(turn.ends[1, index])
-        for place, layer in enumerate(self._of(index)):
+        for place, layer in enumerate(self.layers_of(index)):
             self._tokens(turn, size, self._staged(1, size, index)[place], self._target, layer)
         self._arrived(turn, size, index)
         tell(turn.scattered[index])
@@ -183,13 +188,13 @@ class Steps:
         """From cache to cache, without a stop."""
         self._written(turn, size, index)
         with self._link(turn, 0, index):
-            for layer in self._of(index):
+            for layer in self.layers_of(index):
                 self._tokens(turn, size, self._source, self._target, layer)
         self._arrived(turn, size, index)
 
     # ---- of which they consist ---------------------------------------------------------------------------------------
 
-    def _of(self, index: int) -> range:
+    def layers_of(self, index: int) -> range:
         """The layers of a copy."""
         return range(index * self._group, min((index + 1) * self._group, self._layers))
 
@@ -201,7 +206,7 @@ class Steps:
 
     def _view(self, buffer: Tensor, size: int, index: int) -> Tensor:
         """[layers, 2, size, kv_heads, head_dim] at the buffer's beginning."""
-        layout = (len(self._of(index)), 2, size, *self._buffer[3:])
+        layout = (len(self.layers_of(index)), 2, size, *self._buffer[3:])
         return buffer.flatten()[: math.prod(layout)].view(layout)
 
     @contextmanager
@@ -209,7 +214,7 @@ class Steps:
         from disagg.run.gpu import device_kernels  # needs triton
 
         state = self._dials[hop]
-        occupancy = turn.places[state.device].occupancy[hop:]
+        occupancy = turn.places[state.device].occupancy[hop, index:]
         device_kernels.take_link[(1,)](state, occupancy, turn.starts[hop, index:], num_warps=1)
         yield
         device_kernels.leave_link[(1,)](state, turn.ends[hop, index:], num_warps=1)
@@ -232,12 +237,12 @@ class Steps:
 
     def _written(self, turn: Turn, size: int, index: int) -> None:
         """Waits for the layers, whose checksums are those at departure."""
-        wait_for(turn.stored[self._of(index)[-1]])
-        for layer in self._of(index):
+        wait_for(turn.stored[self.layers_of(index)[-1]])
+        for layer in self.layers_of(index):
             self._sums(turn, size, 0, layer)
 
     def _arrived(self, turn: Turn, size: int, index: int) -> None:
-        for layer in self._of(index):
+        for layer in self.layers_of(index):
             self._sums(turn, size, 1, layer)
 
     def _sums(self, turn: Turn, size: int, end: int, layer: int) -> None:

@@ -167,15 +167,17 @@ class PrefillGraphs:
             what = f"the graphs of a pass of {size} tokens", self.cache.device, ADVICE, RESERVE_BYTES
             try:
                 with room_for(*what):
-                    captured = self._capture(size, pool)
+                    self._captured[size] = self._capture(size, pool)
                     if self.hand_off is not None:
                         self.hand_off.capture(size, self._stored, self._seen)
                 check_reserve(*what)
             except EngineError as error:
+                self._captured.pop(size, None)
+                if self.hand_off is not None:
+                    self.hand_off.drop(size)
                 if not self._captured:
                     warnings.warn(f"Prefill runs without graphs: {error}", RuntimeWarning, stacklevel=2)
                 break
-            self._captured[size] = captured
         self._sizes = sorted(self._captured)
         settle(self.cache.device)
         torch.cuda.empty_cache()  # what a capture that failed had taken
@@ -219,6 +221,7 @@ class PrefillGraphs:
         inputs = self._inputs.blank(size)
         self._logits(inputs)  # compiles and allocates before the capture, which must not
         settle(self.cache.device)
+        torch.cuda.empty_cache()  # a capture has memory of its own
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:

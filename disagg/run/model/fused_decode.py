@@ -6,6 +6,7 @@ stay the module's own.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ LEAST_PROGRAMS = 100  # of a kernel, so that most of a GPU's processors read wei
 GATED = 1024  # columns of a program that multiplies gate and up
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _HEADS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
-_ODD = re.compile("multiplier|softcap|sinks|logit_?s?_?scal|residual_scale|no_rope")  # in the names of a config
+#: In the names of a config, of its parts too.
+_ODD = re.compile("multiplier|softcap|sinks|logit_?s?_?scal|residual_scale|no_rope|llama_4|attn_temp|attn_scale")
 
 
 class Tile(NamedTuple):
@@ -109,6 +111,15 @@ class Layer(NamedTuple):
         return cls(first, qkv, query, key, *weights, (eps[0], eps[-1], eps[1]), attention.scaling)
 
 
+def named(fields: dict[str, Any]) -> Iterator[str]:
+    """Names of what is set in a config, inside its parts too."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from named({str(key): part for key, part in value.items()})
+        if value is not None:
+            yield name
+
+
 def joined(parent: Any, *names: str) -> nn.Linear | None:
     """The one product behind these projections, or None."""
     parts: list[Any] = [getattr(parent, name, None) for name in names]
@@ -148,10 +159,10 @@ class FusedDecode:
     def of(cls, model: Any) -> "FusedDecode | None":
         """None where the model is not made of such layers, or in float16, whose range a norm's late scale could leave.
         Whether it gives the module's logits a trial shows: fused_trial.py."""
-        module, shape, files = model.module, model.shape, model.config.to_dict()
+        module, shape = model.module, model.shape
         core: Any = getattr(module, "model", None)
         names = {name for name, _ in core.named_children()} if core is not None else set()
-        odd = any(_ODD.search(name) and value is not None for name, value in files.items())
+        odd = any(_ODD.search(name) for name in named(model.config.to_dict()))
         if odd or shape.dtype == torch.float16 or unfit(replace(shape, dtype=torch.bfloat16), model.config):
             return None
         if names != {"embed_tokens", "layers", "norm", "rotary_emb"} or type(core.embed_tokens) is not nn.Embedding:
