@@ -225,8 +225,10 @@ def test_times_of_passes_come_back_as_they_were(tmp_path):
     passes = made_up_passes()
     passes.save(tmp_path / recordings.HAND_OFF_FILE)
     assert recordings.hand_off(tmp_path) == passes
-    slower = [passes.of(rung, 64).slower for rung in HAND_OFF_RUNGS]
-    assert slower == pytest.approx([0.25, 0.05])
+    assert [time.slower for time in passes.times] == pytest.approx([0.25, 0.25, 0.05, 0.05])
+    most = passes.slowed_most(512)
+    assert (most.rung, most.tokens) == ("launched", 64)
+    assert passes.table().splitlines()[3] == "   64 tokens | captured |   2.00 ms, handed off   2.10 ms: +5.0%"
 
 
 WRONG_PASSES = {
@@ -422,13 +424,19 @@ def test_live_says_that_there_is_no_gpu():
     assert repr(notebook.live("steps")) == (
         "No GPU that torch can use is at hand here; what is above comes from a recording."
     )
-    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, staged"):
+    with pytest.raises(ValueError, match="'step' is unknown; known: steps, hand_off, timelines, staged"):
         notebook.live("step")
 
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("part", "words"), [("steps", "2 rows: the floor"), ("timelines", "SM split: 12 requests"), ("staged", "H is ")]
+    ("part", "words"),
+    [
+        ("steps", "2 rows: the floor"),
+        ("hand_off", "captured |"),
+        ("timelines", "SM split: 12 requests"),
+        ("staged", "H is "),
+    ],
 )
 def test_live_measures_and_draws(monkeypatch, part, words):
     monkeypatch.setattr(notebook, "at_hand", lambda: True)
@@ -505,8 +513,8 @@ def run_cells() -> dict[str, str]:
 
 
 DRAWN = {
-    "rungs": "1 row: the floor is", "rungs-check": "How many floors does an eager step of one row take? You guessed",
-    "opening": "12 requests", "share": "Colocated: 12 requests in", "shared": "over gaps alone? You guessed",
+    "rungs": "How many floors does an eager step of one row take? You guessed", "opening": "12 requests",
+    "hand-off": "on the worse rung? You guessed", "shared": "over gaps alone? You guessed",
     "sharing": "One GPU for two phases, recorded on", "dial": "Two hops through pinned memory, recorded on",
     "dials": "asked for 0.250",
 }  # fmt: skip

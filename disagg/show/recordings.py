@@ -272,5 +272,14 @@ class HandOffTimes(Times):
 
     times: tuple[HandOffTime, ...]
 
-    def of(self, rung: str, tokens: int) -> HandOffTime:
-        return next(time for time in self.times if (time.rung, time.tokens) == (rung, tokens))
+    def slowed_most(self, tokens: int) -> HandOffTime:
+        """The rung that a hand-off slows most, at the recorded number of tokens nearest to this."""
+        near = min((time.tokens for time in self.times), key=lambda count: abs(count - tokens))
+        return max((time for time in self.times if time.tokens == near), key=lambda time: time.slower)
+
+    def table(self) -> str:
+        """A line a time."""
+        return "\n".join(
+            f"{time.tokens:5} tokens | {time.rung} | {1e3 * time.without_s:6.2f} ms, handed off "
+            f"{1e3 * time.with_s:6.2f} ms: {time.slower:+.1%}" for time in self.times
+        )  # fmt: skip
