@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common import Say, known, one_pass, seconds, spans_of
 from benchmarks.gpu import sharing, streaming
 from benchmarks.gpu import steps as decode_steps
@@ -159,10 +161,12 @@ def _write_hand_off(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
     path = folder / recordings.HAND_OFF_FILE
     stand.close()
     small = make_stand(SMALL, stand.say) if stand.on_gpu else stand
+    torch.compiler.reset()  # as where a stand loads another model
     try:
         hand_off_times(small).save(path)
     finally:
         small.close()
+        torch.compiler.reset()
     yield path
 
 
