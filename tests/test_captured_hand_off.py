@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import fake_cuda as fake_cuda_module
 import fake_triton
 import numpy as np
 import pytest
@@ -219,6 +220,33 @@ def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, 
                 key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
                 sent = kept.flatten()[: 2 * TOKENS * key[0].numel()].view(2, TOKENS, *key.shape[1:])
                 assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))
+
+
+def test_a_pass_lands_while_the_streams_are_full_of_the_next(gpu, monkeypatch):
+    """What only waits for the pass's own end must not wait for all that its streams were given since."""
+    with Passes("staged") as bench:
+        stuck = Stuck(bench.captured.steps._streams)
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(fake_cuda_module.FakeStream, "synchronize", stuck)
+            bench.open(1, [1], [5])
+            assert bench.run((1, 0, [1], BLOCK))
+            bench.landed(1)
+    assert stuck.asked, "nothing was waited for"
+    bench.check(PREFILL, [1], DECODE, [5])
+
+
+class Stuck:
+    """Streams that never end, among others."""
+
+    def __init__(self, streams):
+        self.streams, self.asked = streams, []
+
+    def __get__(self, stream, kind):
+        return lambda: self.wait(stream)
+
+    def wait(self, stream):
+        self.asked.append(stream)
+        assert stream not in self.streams, "waits for the next pass"
 
 
 def test_a_pass_leaves_the_buffers_to_the_pass_before_it(gpu):

@@ -27,28 +27,37 @@ class HostTime:
         self._waits: list[tuple[str, int]] = []  # thread, and when it began to wait for its device
         self._before: list[int] = []  # ns of each pass
         self._beside: list[int] = []  # ns that the lanes computed for it
+        self._spun: list[int] = []  # ns on a core in which one of them waited for a device, which it does at full speed
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Sees where prefill workers begin to wait."""
-        wait = prefill_worker.settle
+        """Sees where prefill workers begin to wait, and how long lanes wait."""
+        wait, synchronize = prefill_worker.settle, torch.cuda.Event.synchronize
 
         def settle(device: torch.device) -> None:
             self._waits.append((threading.current_thread().name, now_ns()))
             wait(device)
 
+        def spin(event: torch.cuda.Event) -> None:
+            began = time.thread_time_ns()
+            synchronize(event)
+            if threading.current_thread() in self._lanes:
+                self._spun.append(time.thread_time_ns() - began)
+
         prefill_worker.settle = settle
+        setattr(torch.cuda.Event, "synchronize", spin)  # noqa: B010 - until the end of this block
         try:
             yield
         finally:
             prefill_worker.settle = wait
+            setattr(torch.cuda.Event, "synchronize", synchronize)  # noqa: B010
 
     def lanes_ns(self) -> int:
-        """Time on a core of the lanes' threads, all since they began; 0 where the system doesn't tell."""
+        """Time on a core of the lanes' threads since they began, without waits; 0 where the system doesn't tell."""
         if not hasattr(time, "pthread_getcpuclockid"):
             return 0
         clocks = [time.pthread_getcpuclockid(thread.ident) for thread in self._lanes if thread.ident is not None]
-        return sum(map(time.clock_gettime_ns, clocks))
+        return sum(map(time.clock_gettime_ns, clocks)) - sum(self._spun)
 
     def add(self, span: Span, lanes_ns: int) -> None:
         """A pass that was handed off, and what the lanes computed for it."""
@@ -61,7 +70,13 @@ class HostTime:
         """The medians; left out where nothing was seen."""
         found = (
             ("host_us_pass", self._before, 1, PASS_US, "its worker, from the command to its wait for the device"),
-            ("host_us_layer", self._beside, self._layers, LAYER_US, "time on a core of the lanes' threads ÷ layers"),
+            (
+                "host_us_layer",
+                self._beside,
+                self._layers,
+                LAYER_US,
+                "time on a core of the lanes' threads ÷ layers, but for their waits",
+            ),
         )
         for name, times_ns, parts, bar, note in found:
             if times_ns:

@@ -4,8 +4,9 @@ import json
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import disagg
 from benchmarks.common import Say
@@ -26,8 +27,8 @@ BARS: dict[str, tuple[str, float]] = {
 FLOORS = ("flow_fps", "flow_agrees", "controls")
 
 
-def rows(say: Say, only: str = "") -> Iterator[Row | LeftOut]:
-    """One run of the browser tests; `only` as pytest's -k. A test that fails is a failed row."""
+def rows(say: Say, command: Callable[..., CompletedProcess], only: str = "") -> Iterator[Row | LeftOut]:
+    """One run of the browser tests by `command`; `only` as pytest's -k. A test that fails is a failed row."""
     try:
         with chromium("the rows of widgets"):
             pass
@@ -35,14 +36,12 @@ def rows(say: Say, only: str = "") -> Iterator[Row | LeftOut]:
         yield LeftOut("widgets", str(error))
         return
     say("the widgets in Chromium, minutes")
-    found = list(of_report(_tested(only)))
+    found = list(of_report(_tested(command, only)))
     yield from sorted(found, key=lambda row: row.name)
 
 
-def _tested(only: str) -> ET.Element:
+def _tested(command: Callable[..., CompletedProcess], only: str) -> ET.Element:
     """What pytest reports of the tests."""
-    from benchmarks.robustness.notebooks import command
-
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
         files = [CHECKOUT / "tests" / "browser" / name for name in FILES]

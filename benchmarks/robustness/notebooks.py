@@ -39,7 +39,7 @@ def suite(say: Say, only: str | None = None) -> Iterator[Row | LeftOut]:
         "mine": mine_rows,
         "green": lambda say, folder: [green_row(say, folder)],
         "bite": lambda say, folder: [bite_row(say, folder)],
-        "browser": lambda say, folder: notebook_browser.rows(say),
+        "browser": lambda say, folder: notebook_browser.rows(say, command),
     }
     with copied() as folder:
         for name, rows in chosen(parts, only).items():

@@ -203,11 +203,8 @@ class TransferScheduler:
             return False
         if any(p.assign is None or p.assign.target != to or p.parked or p.aborted or p.failed for p in going):
             return False
-        if (
-            not taken[0].passes
-            and len(taken) > 1
-            and self.ring.reserve(self.ring.total, going[0].send.transfer) is None
-        ):
+        first = len(taken) > 1 and not taken[0].passes  # the ring is free, or of passes
+        if first and self.ring.reserve(self.ring.total, going[0].send.transfer) is None:
             return False
         for lane in taken:
             lane.passes += 1

@@ -9,10 +9,10 @@
     direct      wait → link → copy from cache to cache                 one stream
 
 The host launches the pass, and a few graphs while it computes; neither token 1 nor the next pass waits for a copy. All
-waits are stream memory operations on what the attention kernel, and each step,
-writes when it has stored, gathered, carried or scattered a layer: a kernel that spins would slow the pass down. A layer
-has a fixed slot of the ring, so a full ring holds copies of later layers and never the compute. A graph waits for
-nothing that is launched after it, so streams may share a queue of the hardware. Two sets of graphs take turns.
+waits are stream memory operations on what the attention kernel and each step write when they have stored, gathered,
+carried or scattered a layer: a kernel that spins would slow the pass down. A layer has a fixed slot of the ring, so a
+full ring holds copies of later layers and never the compute. A graph waits for nothing that is launched after it, so
+streams may share a queue of the hardware. Two sets of graphs take turns.
 """
 
 import math
@@ -86,8 +86,9 @@ class Steps:
                     layers = [torch.empty(self._buffer, dtype=shape.dtype, device=cache.device) for _ in range(DEPTH)]
                 self._staging.append(layers)
             links = [copiers[0].new_stream(ends[0].device), *links, copiers[1].new_stream(ends[1].device)]
-        self._streams, self.first, self.last = links, links[0], links[-1]
+        self._streams, self.last = links, links[-1]
         self.entries = [links[0]] if ends[0].device == ends[1].device or not self._ring else [links[0], links[2]]
+        self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's graphs
         self._depth = min(DEPTH, len(self._ring)) if self._ring else DEPTH
 
@@ -105,10 +106,10 @@ class Steps:
         return self._ended[-1]
 
     def clear(self, turn: Turn) -> None:
-        """Before the turn is free again: no layer is stored."""
-        with torch.cuda.stream(self.first):
+        """Before the turn is free again: no layer is stored. The steps' streams may be full of the next pass."""
+        with torch.cuda.stream(self._aside):
             turn.stored.zero_()
-        self.first.synchronize()
+        self._aside.synchronize()
 
     def capture(self, turn: Turn, size: int) -> list[tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]]:
         """Graphs in the order of their launch."""
