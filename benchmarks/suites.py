@@ -192,12 +192,14 @@ def record_gpu(
     out: Annotated[Path, typer.Option(help="the folder of the recordings")] = Path("figures/data"),
     only: Annotated[
         str | None,
-        typer.Option(help="steps, timelines, splits, staged; of two GPUs crowd, routes, paged; comma between"),
+        typer.Option(
+            help="steps, hand_off, timelines, splits, staged; of two GPUs crowd, routes, paged; comma between"
+        ),
     ] = None,
     sm_split: Annotated[int, typer.Option(help="SMs for decode where prefill shares its GPU", min=1)] = 32,
     two: Annotated[bool, typer.Option("--two", help="two GPUs, prefill on the one and decode on the other")] = False,
 ) -> None:
-    """Records one GPU for notebook 07 (steps, ways to share it, the staged route), or two for 02 to 04; minutes."""
+    """Records one GPU for notebook 07 (steps, hand-offs, sharing, the staged route), or two for 02 to 04; minutes."""
     import torch
 
     from benchmarks.gpu import record

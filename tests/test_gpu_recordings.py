@@ -25,7 +25,7 @@ from disagg.show import recordings
 from disagg.show.plots.floor_plot import steps_picture
 from disagg.show.plots.gap_plot import gaps_beside
 from disagg.show.plots.law_plot import dials_picture, ratio
-from disagg.show.recordings import RUNGS, StepTime, StepTimes
+from disagg.show.recordings import HAND_OFF_RUNGS, RUNGS, HandOffTime, HandOffTimes, StepTime, StepTimes
 from disagg.show.report import Failed, LeftOut
 from disagg.trace.results import Run
 
@@ -59,6 +59,9 @@ def folder(tmp_path_factory) -> Path:
 def test_every_part_is_written_and_read_back(folder):
     steps, timelines, staged = (read(folder) for read in (recordings.steps, recordings.timelines, recordings.staged))
     assert [(time.rung, time.rows) for time in steps.times] == [(rung, rows) for rung in RUNGS for rows in (1, 2)]
+    passes = recordings.hand_off(folder)
+    assert [(time.rung, time.tokens) for time in passes.times] == [(r, n) for r in HAND_OFF_RUNGS for n in (32, 256)]
+    assert all(time.without_s > 0 and time.exposed_s >= 0 and time.count == 2 for time in passes.times)
     assert steps.copy > 0 and all(time.seconds > 0 and time.count >= 4 for time in steps.times)
     assert list(timelines) == ["Colocated", "Small chunks", "Streams", "SM split"]
     assert {run.config.colocated for run in timelines.values()} == {True, False}
@@ -69,7 +72,8 @@ def test_every_part_is_written_and_read_back(folder):
 
 
 def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
-    for part in (recordings.steps(folder), recordings.timelines(folder), recordings.staged(folder)):
+    for read in (recordings.steps, recordings.hand_off, recordings.timelines, recordings.staged):
+        part = read(folder)
         assert recordings.whence(part).startswith(f"Recorded: tiny on no GPU, torch {torch.__version__}")
     for path in folder.iterdir():
         text = gzip.decompress(path.read_bytes()).decode()
@@ -79,12 +83,13 @@ def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):
 
 def test_stored_recordings_can_be_read_and_come_from_a_gpu():
     found = sorted(recordings.FOLDER.glob("gpu_*"))
-    assert len(found) == 6 + 6 + 8, (
+    tables = {recordings.STEPS_FILE: StepTimes, recordings.HAND_OFF_FILE: HandOffTimes}
+    assert len([path for path in found if path.name != recordings.HAND_OFF_FILE]) == 6 + 6 + 8, (
         "steps, five arrangements, six splits and eight dials; `python -m benchmarks record-gpu` on a GPU"
     )
     assert sum(path.stat().st_size for path in found) <= 2_000_000
     for path in found:
-        holds = StepTimes.load(path) if path.name == recordings.STEPS_FILE else Run.load(path)
+        holds = tables.get(path.name, Run).load(path)
         assert re.match(r"NVIDIA .+, driver \S+, torch \d", holds.machine), f"{path.name}: {holds.machine}"
 
 
@@ -139,10 +144,13 @@ def test_rungs_switch_what_they_say(monkeypatch):
     record.step_times(made)
     made.close()
     assert loads == [False, True]
-    assert [config["joined"] for config in configs] == [False, False, False, True]
-    assert [config["compile"] for config in configs] == [False, True, True, True]
-    assert [switches["graphs"] for switches in record.RUNGS.values()] == [False, False, True, True]
-    assert tuple(record.RUNGS) == RUNGS and set(sharing.ARRANGEMENTS) == {*recordings.ARRANGEMENTS, "turns"}
+    assert [config["joined"] for config in configs] == [False, False, False, True, True]
+    assert [config["compile"] for config in configs] == [False, True, True, True, True]
+    assert [switches["graphs"] for switches in record.RUNGS.values()] == [False, False, True, True, True]
+    assert [name for name, switches in record.RUNGS.items() if switches["fused_decode"]] == ["fused"]
+    assert {name: on["graphs"] for name, on in record.HAND_OFF_RUNGS.items()} == {"launched": False, "captured": True}
+    assert tuple(record.RUNGS) == RUNGS and tuple(record.HAND_OFF_RUNGS) == HAND_OFF_RUNGS
+    assert set(sharing.ARRANGEMENTS) == {*recordings.ARRANGEMENTS, "turns"}
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
@@ -153,10 +161,12 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
 
 def test_parts_have_names():
     one, two = record.ONE_GPU, record.TWO_GPUS
-    assert list(record.chosen(one, None)) == ["steps", "timelines", "splits", "staged"]
+    assert list(record.chosen(one, None)) == ["steps", "hand_off", "timelines", "splits", "staged"]
     assert list(record.chosen(one, "staged,steps")) == ["steps", "staged"]
     assert list(record.chosen(two, None)) == list(recordings.PAIR)
-    with pytest.raises(ConfigError, match="--only step: no such part; known: steps, timelines, splits, staged"):
+    with pytest.raises(
+        ConfigError, match="--only step: no such part; known: steps, hand_off, timelines, splits, staged"
+    ):
         record.chosen(one, "step")
 
 
@@ -172,11 +182,11 @@ def test_a_run_of_a_gpu_is_read_where_there_is_none(folder, tmp_path):
 # ---- times of steps --------------------------------------------------------------------------------------------------
 
 
-def made_up() -> StepTimes:
-    """Round numbers: floors of 1 and 2 ms, and steps of 8, 4, 2 and 1.5 floors."""
+def made_up(rungs=RUNGS) -> StepTimes:
+    """Round numbers: floors of 1 and 2 ms, and steps of 8, 4, 2, 1.5 and 1.25 floors."""
     times = [
         StepTime(rung, rows, over * floor_ms / 1e3, over * floor_ms / 1e3 + 1e-4, floor_ms * 10**9, 1000.0, 40)
-        for rung, over in zip(RUNGS, (8, 4, 2, 1.5), strict=True)
+        for rung, over in zip(rungs, (8, 4, 2, 1.5, 1.25), strict=False)
         for rows, floor_ms in ((1, 1), (64, 2))
     ]
     return StepTimes("a machine", "tiny", 1e12, 1e14, 5e10, 5e10, tuple(times))
@@ -191,8 +201,58 @@ def test_times_come_back_as_they_were(tmp_path):
     assert steps.batches == [1, 64]
 
 
-def broken(change) -> bytes:
-    row = json.loads(json.dumps({"recording": "steps", "version": 1, **dataclasses.asdict(made_up())}))
+def test_a_recording_of_steps_may_lack_the_last_rung_only(tmp_path):
+    four, three = made_up(RUNGS[:4]), made_up(RUNGS[:3])
+    four.save(tmp_path / "a.json")
+    assert StepTimes.load(tmp_path / "a.json") == four and four.rungs == [*RUNGS[:4]]
+    assert steps_picture(four).finding.startswith("1 row: the floor is 1 ms; in floors, eager 8.00, compiled 4.00")
+    assert "joined 1.50. 64 rows" in steps_picture(four).finding
+    with pytest.raises(FileError, match="times must hold each of eager, compiled, graph, joined once"):
+        three.save(tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()
+
+
+def made_up_passes() -> HandOffTimes:
+    """Passes of 4 and 2 ms that a hand-off makes 25 and 5 % longer."""
+    rungs = {"launched": (0.004, 0.005), "captured": (0.002, 0.0021)}
+    times = [
+        HandOffTime(rung, tokens, *both, 0.9, 1e-4, 2e-5, 5) for rung, both in rungs.items() for tokens in (32, 64)
+    ]
+    return HandOffTimes("a machine", "tiny", tuple(times))
+
+
+def test_times_of_passes_come_back_as_they_were(tmp_path):
+    passes = made_up_passes()
+    passes.save(tmp_path / recordings.HAND_OFF_FILE)
+    assert recordings.hand_off(tmp_path) == passes
+    assert [time.slower for time in passes.times] == pytest.approx([0.25, 0.25, 0.05, 0.05])
+    most = passes.slowed_most(512)
+    assert (most.rung, most.tokens) == ("launched", 64)
+    assert passes.table().splitlines()[3] == "   64 tokens | captured |   2.00 ms, handed off   2.10 ms: +5.0%"
+
+
+WRONG_PASSES = {
+    "steps": (lambda row: row.update(recording="steps"), "no recording of hand_off in version 1"),
+    "a ceiling": (lambda row: row.update(copy=1e12), "field 'copy' is unknown"),
+    "no object": (lambda row: row["times"].append(1), "times must be a list of objects"),
+    "more than all": (lambda row: row["times"][0].update(hidden=1.5), "hidden must be a number, 1 or less"),
+    "before token 1": (lambda row: row["times"][0].update(exposed_s=-1), "exposed_s must be a number, 0 or more"),
+    "no rung": (lambda row: row["times"][0].update(rung="torn"), "each of launched, captured once for each number of"),
+    "a size lacks": (lambda row: row["times"].pop(), "once for each number of tokens"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PASSES)
+def test_wrong_times_of_passes_are_refused(tmp_path, what):
+    change, words = WRONG_PASSES[what]
+    (tmp_path / "a.json").write_bytes(broken(change, made_up_passes()))
+    with pytest.raises(FileError, match=re.escape(words)):
+        HandOffTimes.load(tmp_path / "a.json")
+
+
+def broken(change, times=None) -> bytes:
+    times = times or made_up()
+    row = json.loads(json.dumps({"recording": times.KIND, "version": 1, **dataclasses.asdict(times)}))
     change(row)
     return json.dumps(row).encode() + b"\n"
 
@@ -228,7 +288,7 @@ def test_what_is_no_recording_is_refused(tmp_path, content):
 
 
 def test_what_is_missing_says_which_command_makes_it(tmp_path):
-    for part in ("steps", "timelines", "staged"):
+    for part in ("steps", "hand_off", "timelines", "staged"):
         missing = getattr(recordings, part)(tmp_path / "nowhere")
         assert not missing and f"`python -m benchmarks record-gpu --only {part}`" in repr(missing)
         assert recordings.whence(missing) == repr(missing)
@@ -250,7 +310,9 @@ def asked(*arguments: str):
 
 def test_help_names_the_parts():
     code, text = asked("--help")
-    assert code == 0 and "steps, timelines, splits, staged" in " ".join(text.split()) and "figures/data" in text
+    assert (
+        code == 0 and "steps, hand_off, timelines, splits, staged" in " ".join(text.split()) and "figures/data" in text
+    )
 
 
 @on_cpu
@@ -316,11 +378,14 @@ def test_a_gpu_is_named_with_driver_and_torch(monkeypatch):
 def test_steps_are_bars_beside_their_floor():
     picture = steps_picture(made_up())
     assert picture.finding == (
-        "1 row: the floor is 1 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50. "
-        "64 rows: the floor is 2 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50."
+        "1 row: the floor is 1 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50, fused 1.25. "
+        "64 rows: the floor is 2 ms; in floors, eager 8.00, compiled 4.00, graph 2.00, joined 1.50, fused 1.25."
     )
     panels = picture.figure.axes
-    assert [[bar.get_width() for bar in axes.patches] for axes in panels] == [[1, 8, 4, 2, 1.5], [2, 16, 8, 4, 3]]
+    assert [[bar.get_width() for bar in axes.patches] for axes in panels] == [
+        [1, 8, 4, 2, 1.5, 1.25],
+        [2, 16, 8, 4, 3, 2.5],
+    ]
     picture.figure.canvas.draw()
     for axes in panels:
         for text in axes.texts:
@@ -359,13 +424,19 @@ def test_live_says_that_there_is_no_gpu():
     assert repr(notebook.live("steps")) == (
         "No GPU that torch can use is at hand here; what is above comes from a recording."
     )
-    with pytest.raises(ValueError, match="'step' is unknown; known: steps, timelines, staged"):
+    with pytest.raises(ValueError, match="'step' is unknown; known: steps, hand_off, timelines, staged"):
         notebook.live("step")
 
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("part", "words"), [("steps", "2 rows: the floor"), ("timelines", "SM split: 12 requests"), ("staged", "H is ")]
+    ("part", "words"),
+    [
+        ("steps", "2 rows: the floor"),
+        ("hand_off", "captured |"),
+        ("timelines", "SM split: 12 requests"),
+        ("staged", "H is "),
+    ],
 )
 def test_live_measures_and_draws(monkeypatch, part, words):
     monkeypatch.setattr(notebook, "at_hand", lambda: True)
@@ -442,8 +513,8 @@ def run_cells() -> dict[str, str]:
 
 
 DRAWN = {
-    "rungs": "1 row: the floor is", "rungs-check": "How many floors does an eager step of one row take? You guessed",
-    "opening": "12 requests", "share": "Colocated: 12 requests in", "shared": "over gaps alone? You guessed",
+    "rungs": "How many floors does an eager step of one row take? You guessed", "opening": "12 requests",
+    "hand-off": "on the worse rung? You guessed", "shared": "over gaps alone? You guessed",
     "sharing": "One GPU for two phases, recorded on", "dial": "Two hops through pinned memory, recorded on",
     "dials": "asked for 0.250",
 }  # fmt: skip

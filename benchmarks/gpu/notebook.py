@@ -25,14 +25,14 @@ class Words(str):
         return str(self)
 
 
-def live(part: str, shape: str = SHAPE) -> Picture | Words:
-    """Measures a part ("steps", "timelines" or "staged") on this machine's GPU and draws it; says so where there is
-    none. About a minute."""
+def live(part: str, shape: str | None = None) -> Picture | Words:
+    """Measures a part ("steps", "hand_off", "timelines" or "staged") on this machine's GPU and draws it; says so where
+    there is none. About a minute."""
     if part not in _LIVE:
         raise ValueError(f"{part!r} is unknown; known: {', '.join(_LIVE)}")
     if not at_hand():
         return Words("No GPU that torch can use is at hand here; what is above comes from a recording.")
-    stand = _stand(shape)
+    stand = _stand(shape or (record.SMALL if part == "hand_off" else SHAPE))
     try:
         return _LIVE[part](stand)
     except DisaggError as error:
@@ -61,6 +61,7 @@ def _timelines(stand: Stand) -> Picture | Words:
 
 _LIVE: dict[str, Callable[[Stand], Picture | Words]] = {
     "steps": lambda stand: steps_picture(record.step_times(stand)),
+    "hand_off": lambda stand: Words(record.hand_off_times(stand).table()),
     "timelines": _timelines,
     "staged": lambda stand: dials_picture(dict(record.staged_runs(stand))),
 }

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Say, known
+import torch
+
+from benchmarks.common import Say, known, one_pass, seconds, spans_of
 from benchmarks.gpu import sharing, streaming
 from benchmarks.gpu import steps as decode_steps
 from benchmarks.gpu.fixture import Stand
@@ -19,7 +21,7 @@ from disagg.plan.request import Request
 from disagg.run.engine import Engine
 from disagg.run.gpu.machine import gpu_in_words
 from disagg.show import recordings
-from disagg.show.recordings import StepTime, StepTimes
+from disagg.show.recordings import HandOffTime, HandOffTimes, StepTime, StepTimes
 from disagg.show.report import Failed, LeftOut
 from disagg.trace.results import Run
 
@@ -32,6 +34,8 @@ RUNGS = {
     "fused": dict(compile=True, graphs=True, join_projections=True, fused_decode=True),
 }
 OF_A_GPU = ("graphs", "fused_decode")
+HAND_OFF_RUNGS = {"launched": dict(compile=True, graphs=False), "captured": dict(compile=True, graphs=True)}
+SMALL = "qwen3-0.6b"  # the shape whose hand-offs are recorded: a large model's passes hide any launches
 SIZES = dict(steps=32, rounds=1, repeats=5)  # of a recording, within the sizes of the suite
 
 
@@ -58,6 +62,25 @@ def step_times(stand: Stand) -> StepTimes:
             nbytes, context = round(statistics.median(found.nbytes)), float(statistics.median(found.contexts))
             times.append(StepTime(rung, batch, seconds, gap_s, nbytes, context, len(found.seconds)))
     return StepTimes(gpu_in_words(), stand.name, *limits, tuple(times))
+
+
+def hand_off_times(stand: Stand) -> HandOffTimes:
+    """Prefill passes without and with a staged hand-off, in turn, on each rung. A CPU launches both."""
+    times, scale = [], stand.scale
+    stand.join(True)
+    for rung, switches in HAND_OFF_RUNGS.items():
+        engine = streaming.staged_engine(stand, **(switches if stand.on_gpu else switches | {"graphs": False}))
+        for tokens in scale.prompts:
+            stand.say(f"prefill of {tokens} tokens, {rung}, without and with a hand-off")
+            pairs = [streaming.pair_of_runs(stand, engine, tokens, index) for index in range(2 + scale.repeats)][2:]
+            without, with_it = ([seconds(one_pass(run)) for run in runs] for runs in zip(*pairs, strict=True))
+            overlaps = [on.overlap(0) for _, on in pairs]
+            hops = [span.occupied_ns / 1e9 for _, on in pairs for span in spans_of(on, "copy")]
+            hidden = [known(overlap.hidden) for overlap in overlaps]
+            found = without, with_it, hidden, [overlap.exposed_s for overlap in overlaps], hops
+            without_s, with_s, h, exposed_s, hop_s = map(statistics.median, found)
+            times.append(HandOffTime(rung, tokens, without_s, with_s, h, exposed_s, hop_s, len(pairs)))
+    return HandOffTimes(gpu_in_words(), stand.name, tuple(times))
 
 
 def side_by_side(stand: Stand) -> Iterator[tuple[str, Run | LeftOut]]:
@@ -133,6 +156,20 @@ def _write_steps(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
     yield path
 
 
+def _write_hand_off(stand: Stand, folder: Path) -> Iterator[Path | LeftOut]:
+    """On a GPU of SMALL, whatever the other parts are of."""
+    path = folder / recordings.HAND_OFF_FILE
+    stand.close()
+    small = make_stand(SMALL, stand.say) if stand.on_gpu else stand
+    torch.compiler.reset()  # as where a stand loads another model
+    try:
+        hand_off_times(small).save(path)
+    finally:
+        small.close()
+        torch.compiler.reset()
+    yield path
+
+
 Write = Callable[[Stand, Path], Iterator[Path | LeftOut]]
 
 
@@ -152,6 +189,7 @@ def _written(runs: Callable[[Stand], Iterator[tuple[Any, Run | LeftOut]]], file:
 
 ONE_GPU: dict[str, Write] = {
     "steps": _write_steps,
+    "hand_off": _write_hand_off,
     "timelines": _written(side_by_side, recordings.timeline_file),
     "splits": _written(splits, recordings.split_file),
     "staged": _written(staged_runs, recordings.staged_file),

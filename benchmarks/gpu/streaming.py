@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -22,9 +23,9 @@ SMALL_MS = {512: 2.6, 2048: 7.5}  # of such a pass with its hand-off
 PAIR = (0.60, 0.96)  # hidden fractions of the seed report: where the law puts them, they are measured
 
 
-def staged_engine(stand: Stand) -> Engine:
-    longest = max(stand.scale.prompts)
-    return stand.engine("staged", [longest + 2] * 2, chunk_tokens=longest, max_batch=max(stand.scale.batches[:2]))
+def staged_engine(stand: Stand, **changes: Any) -> Engine:
+    longest, most = max(stand.scale.prompts), max(stand.scale.batches[:2])
+    return stand.engine("staged", [longest + 2] * 2, chunk_tokens=longest, max_batch=most, **changes)
 
 
 def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[Run, Run]:

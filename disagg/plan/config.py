@@ -48,7 +48,7 @@ class Config:
     threads: int = 1  # torch threads of the process (set once)
     join_projections: bool = True
     compile: bool | None = None  # torch.compile around the model's layers; None: on a GPU
-    graphs: bool | None = None  # CUDA graphs of decode steps, and of prefill between attentions; None: on a GPU
+    graphs: bool | None = None  # CUDA graphs of decode steps and of prefill passes; None: on a GPU
     fused_decode: bool | None = None  # captured decode steps of fewer kernels where it pays; None: on a GPU
     overlap: bool = True  # False, blocking: a pass waits in each layer's hand-off until its copies have landed
     pinned: bool = True  # host memory of ring and paging beside a GPU is page-locked; False: pageable

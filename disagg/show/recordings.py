@@ -1,5 +1,5 @@
-"""Recordings of one GPU and of two, written by `python -m benchmarks record-gpu`: runs and times of decode steps as one
-JSON object. They are read as data and checked; nothing in them is executed.
+"""Recordings of one GPU and of two, written by `python -m benchmarks record-gpu`: runs; times of decode steps and of
+prefill passes, each as one JSON object. They are read as data and checked; nothing in them is executed.
 Notebook: notebooks/07_on_a_gpu.ipynb; those of two GPUs are in 02_disaggregation to 04_cpu_paging.
 """
 
@@ -7,9 +7,10 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import disagg
-from disagg.plan.checks import short
+from disagg.plan.checks import is_number, short
 from disagg.plan.errors import FileError
 from disagg.trace.files import json_lines, located, whole
 from disagg.trace.results import Run
@@ -18,7 +19,9 @@ from disagg.trace.schema import NAME, POSITIVE, WHOLE, Field, check
 FOLDER = Path(disagg.__file__).parents[1] / "figures" / "data"
 COMMAND = "python -m benchmarks record-gpu"
 
-RUNGS = ("eager", "compiled", "graph", "joined")  # each adds one thing to the previous one
+RUNGS = ("eager", "compiled", "graph", "joined", "fused")  # each adds one thing; a recording may lack the last one
+#: Of a pass whose layers are handed off: launched, with a hook in Python, or a graph with graphs beside.
+HAND_OFF_RUNGS = ("launched", "captured")
 #: Arrangements of one GPU: the file's name, and words.
 ARRANGEMENTS = {
     "colocated": "Colocated",
@@ -34,7 +37,7 @@ PAIR = {
     "paged": {"paged": "Paged"},
 }
 
-STEPS_FILE, VERSION = "gpu_steps.json.gz", 1
+STEPS_FILE, HAND_OFF_FILE, VERSION = "gpu_steps.json.gz", "gpu_hand_off.json.gz", 1
 
 
 def timeline_file(arrangement: str) -> str:
@@ -76,6 +79,12 @@ def steps(folder: Path | None = None) -> "StepTimes | Missing":
     """Times of decode steps on each rung."""
     path = (folder or FOLDER) / STEPS_FILE
     return StepTimes.load(path) if path.exists() else Missing("steps", [path.name])
+
+
+def hand_off(folder: Path | None = None) -> "HandOffTimes | Missing":
+    """Times of a small model's prefill passes without and with a staged hand-off, launched and captured."""
+    path = (folder or FOLDER) / HAND_OFF_FILE
+    return HandOffTimes.load(path) if path.exists() else Missing("hand_off", [path.name])
 
 
 def timelines(folder: Path | None = None) -> dict[str, Run] | Missing:
@@ -120,11 +129,11 @@ def _numbered(folder: Path, pattern: str, part: str) -> dict[float, Run] | Missi
     return dict(sorted(found.items())) if found else Missing(part, [pattern])
 
 
-def whence(part: "StepTimes | dict[object, Run] | Missing") -> str:
+def whence(part: "StepTimes | HandOffTimes | dict[object, Run] | Missing") -> str:
     """The machine of a part, or the command that measures it."""
     if isinstance(part, Missing):
         return repr(part)
-    if isinstance(part, StepTimes):
+    if isinstance(part, Times):
         return f"Recorded: {part.model} on {part.machine}."
     run = next(iter(part.values()))
     return f"Recorded: {run.config.model} on {run.machine}."
@@ -144,11 +153,89 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class StepTimes:
-    """All rungs of one model, and the ceilings of the same run: bytes/s and FLOP/s."""
+class HandOffTime:
+    """Medians of prefill passes over a number of tokens on one rung, from the command to token 1."""
+
+    rung: str
+    tokens: int
+    without_s: float
+    with_s: float  # with a staged hand-off
+    hidden: float  # H of it, and E
+    exposed_s: float
+    hop_s: float  # a layer's copy over one link
+    count: int  # passes measured of each kind
+
+    @property
+    def slower(self) -> float:
+        """By which share of a pass without a hand-off one with it takes longer."""
+        return self.with_s / self.without_s - 1
+
+
+def _objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is dict for item in value)
+
+
+_STEP = {"rung": NAME, "rows": WHOLE, "seconds": POSITIVE, "gap_s": POSITIVE, "nbytes": POSITIVE}
+_STEP |= {"context": POSITIVE, "count": WHOLE}
+_HAND_OFF = {"rung": NAME, "tokens": WHOLE, "without_s": POSITIVE, "with_s": POSITIVE, "hop_s": POSITIVE}
+_HAND_OFF |= {"hidden": Field(lambda value: is_number(value, -1e6, 1), "a number, 1 or less"), "count": WHOLE}
+_HAND_OFF |= {"exposed_s": Field(lambda value: is_number(value, 0, 1e30), "a number, 0 or more")}
+_HEAD = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME}
+_HEAD |= {"times": Field(_objects, "a list of objects")}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times by rung and by `BY`, of one model on one machine: a file of one JSON object."""
+
+    KIND: ClassVar[str]
+    BY: ClassVar[str]
+    LADDERS: ClassVar[tuple[tuple[str, ...], ...]]  # one of which it holds whole
+    ROW: ClassVar[type]
+    FIELDS: ClassVar[tuple[dict[str, Field], dict[str, Field]]]  # its own, and those of a row
 
     machine: str
     model: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file whole or not at all; packed if its name ends in .gz. FileError."""
+        row = {"recording": self.KIND, "version": VERSION, **asdict(self)}
+        with whole(path, check=type(self).load) as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        rows = [row for _, row in json_lines(Path(path))]
+        try:
+            return cls._of(rows)
+        except FileError as error:
+            raise located(Path(path), 1, error) from None
+
+    @classmethod
+    def _of(cls, rows: list[dict[str, Any]]) -> Self:
+        if len(rows) != 1:
+            raise FileError(f"one line holds the times of a recording; there are {len(rows)}")
+        row, (fields, of_a_row) = rows[0], cls.FIELDS
+        check(row, _HEAD | fields)
+        if (row.pop("recording"), row.pop("version")) != (cls.KIND, VERSION):
+            raise FileError(f"it is no recording of {cls.KIND} in version {VERSION}")
+        for time in row["times"]:
+            check(time, of_a_row)
+        pairs = [(time["rung"], time[cls.BY]) for time in row["times"]]
+        sizes = {size for _, size in pairs}
+        if sorted(pairs) not in [sorted((rung, size) for rung in ladder for size in sizes) for ladder in cls.LADDERS]:
+            rungs = ", ".join(cls.LADDERS[-1])
+            raise FileError(f"times must hold each of {rungs} once for each number of {cls.BY}; got {short(pairs)}")
+        return cls(**{**row, "times": tuple(cls.ROW(**time) for time in row["times"])})
+
+
+@dataclass(frozen=True)
+class StepTimes(Times):
+    """All rungs of one model, and the ceilings of the same run: bytes/s and FLOP/s."""
+
+    KIND, BY, LADDERS, ROW = "steps", "rows", (RUNGS, RUNGS[:-1]), StepTime
+    FIELDS = dict.fromkeys(("copy", "matmul", "down", "up"), POSITIVE), _STEP
+
     copy: float  # device memory, bytes read and written
     matmul: float
     down: float  # device to pinned host memory
@@ -158,6 +245,11 @@ class StepTimes:
     @property
     def batches(self) -> list[int]:
         return sorted({time.rows for time in self.times})
+
+    @property
+    def rungs(self) -> list[str]:
+        """Those that it holds."""
+        return list(dict.fromkeys(time.rung for time in self.times))
 
     def of(self, rung: str, rows: int) -> StepTime:
         return next(time for time in self.times if (time.rung, time.rows) == (rung, rows))
@@ -171,44 +263,23 @@ class StepTimes:
         time = self.of(rung, rows)
         return time.seconds / (time.nbytes / self.copy)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the file whole or not at all; packed if its name ends in .gz. FileError."""
-        row = {"recording": "steps", "version": VERSION, **asdict(self)}
-        with whole(path, check=StepTimes.load) as file:
-            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
 
-    @classmethod
-    def load(cls, path: str | Path) -> "StepTimes":
-        rows = [row for _, row in json_lines(Path(path))]
-        try:
-            return cls._of(rows)
-        except FileError as error:
-            raise located(Path(path), 1, error) from None
+@dataclass(frozen=True)
+class HandOffTimes(Times):
+    """Prefill passes without and with a hand-off, on each of HAND_OFF_RUNGS."""
 
-    @classmethod
-    def _of(cls, rows: list[dict]) -> "StepTimes":
-        if len(rows) != 1:
-            raise FileError(f"one line holds the times of steps; there are {len(rows)}")
-        row = rows[0]
-        check(row, _STEPS)
-        if (row.pop("recording"), row.pop("version")) != ("steps", VERSION):
-            raise FileError(f"it is no recording of steps in version {VERSION}")
-        for time in row["times"]:
-            check(time, _STEP)
-        pairs = [(time["rung"], time["rows"]) for time in row["times"]]
-        wanted = {(rung, rows) for rung in RUNGS for rows in {rows for _, rows in pairs}}
-        if len(pairs) != len(wanted) or set(pairs) != wanted:
-            raise FileError(
-                f"times must hold each of {', '.join(RUNGS)} once for each number of rows; got {short(pairs)}"
-            )
-        return cls(**{**row, "times": tuple(StepTime(**time) for time in row["times"])})
+    KIND, BY, LADDERS, ROW, FIELDS = "hand_off", "tokens", (HAND_OFF_RUNGS,), HandOffTime, ({}, _HAND_OFF)
 
+    times: tuple[HandOffTime, ...]
 
-def _objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is dict for item in value)
+    def slowed_most(self, tokens: int) -> HandOffTime:
+        """The rung that a hand-off slows most, at the recorded number of tokens nearest to this."""
+        near = min((time.tokens for time in self.times), key=lambda count: abs(count - tokens))
+        return max((time for time in self.times if time.tokens == near), key=lambda time: time.slower)
 
-
-_STEP = {"rung": NAME, "rows": WHOLE, "seconds": POSITIVE, "gap_s": POSITIVE, "nbytes": POSITIVE}
-_STEP |= {"context": POSITIVE, "count": WHOLE}
-_STEPS = {"recording": NAME, "version": WHOLE, "machine": NAME, "model": NAME, "copy": POSITIVE}
-_STEPS |= {"matmul": POSITIVE, "down": POSITIVE, "up": POSITIVE, "times": Field(_objects, "a list of objects")}
+    def table(self) -> str:
+        """A line a time."""
+        return "\n".join(
+            f"{time.tokens:5} tokens | {time.rung} | {1e3 * time.without_s:6.2f} ms, handed off "
+            f"{1e3 * time.with_s:6.2f} ms: {time.slower:+.1%}" for time in self.times
+        )  # fmt: skip
