@@ -183,8 +183,13 @@ def checks(device: str) -> Iterator[tuple[str, Callable]]:
     for preset in ("streamed", "staged"):
         yield f"16 bits, checksums on {preset}", partial(half, preset, first, large, verify_kv=True)
         yield f"16 bits, {preset}, overlap=False", partial(half, preset, first, large, overlap=False)
+        # One request at a time has a target: passes whose layers leave late, and others whose layers leave at once.
+        tight = dict(decode_blocks=4, block_size=64, chunk_tokens=64, verify_kv=True)
+        yield f"16 bits, {preset}, decode full, small passes", partial(half, preset, first, large, **tight)
     if device != "cpu":
         yield "16 bits, staged on a dialled link", partial(half, "staged", first, large, link=Link(1e9))
+        slow = dict(link=Link(1e9), block_size=64, chunk_tokens=64, ring_slots=2)
+        yield "16 bits, staged on a dialled link, small passes", partial(half, "staged", first, large, **slow)
     if device != "cpu" and describe().startswith("possible"):
         yield "16 bits, staged, sm_split=32", partial(half, "staged", first, large, sm_split=32, verify_kv=True)
     if device != "cpu" and torch.cuda.device_count() > 1:
