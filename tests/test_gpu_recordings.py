@@ -68,7 +68,7 @@ def test_every_part_is_written_and_read_back(folder):
     assert list(staged) == [0.0, 4.0] and all(run.law(0) for run in staged.values())
     asked = [[(r.prompt_tokens, len(r.token_ids), r.finish_reason) for r in run.results] for run in timelines.values()]
     assert asked[0] == asked[1] == asked[2] == [(32, 40, "length")] * 8 + [(256, 4, "length")] * 4
-    assert staged[4.0].overlap(0).hidden < staged[0.0].overlap(0).hidden
+    assert staged[4.0].overlap(0).transfer_s > staged[0.0].overlap(0).transfer_s, "a dial is a hop's least time"
 
 
 def test_a_recording_names_what_its_times_depend_on_and_nothing_private(folder):

@@ -107,6 +107,17 @@ def test_a_fit_finds_the_device_that_made_the_runs():
     assert found.fit.turn_s == TRUE.turn_s and "of" in str(told)
 
 
+def test_a_hand_off_that_seems_to_begin_a_layer_can_be_kept(monkeypatch, tmp_path):
+    """So it seems where the machine is busy at the end of passes."""
+    passes = samples.passes
+    late = lambda run: [work._replace(tail_s=work.tail_s + work.seconds) for work in passes(run)]  # noqa: E731
+    monkeypatch.setattr(samples, "passes", late)
+    runs = [served(TRULY), served(TRULY, "streamed", chunk_tokens=64)]
+    told = calibration(fitted(CPU, SIZES, runs, pads=True), SIZES, runs, "smollm2", True, 1.0)
+    told.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json") == told
+
+
 def test_a_fit_of_too_little_is_refused():
     one = simulate(Config.preset("streamed"), [Request([1] * 9, 1)], hardware="CPU")
     with pytest.raises(EngineError, match="needs 5 steps at least, and 0 were seen"):

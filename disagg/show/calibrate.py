@@ -29,6 +29,7 @@ from disagg.twin.hardware import DEVICES, LIKE_H200, Costs, Device, Fit, Hardwar
 from disagg.twin.work import Sizes
 
 LIMIT_S, FITTING_S, CROWDS = 60.0, 5.0, 3
+EARLIEST = 0.01  # share of a layer's time before its hand-off: its keys and values take some
 SOFT = 0.1  # larger relative errors count less than their square
 START = Fit(
     0.5, 0.3, 0.7, 0.5, 0.8, pass_s=1e-3, row_s=1e-4, batch_s=1e-4, copy_s=1e-4, beside_pass=1.1, beside_step=1.1
@@ -88,7 +89,7 @@ def _handed_off(costs: Costs, runs: Sequence[Run]) -> float:
         head_s = costs.head_s(work.ending) * _slower(costs.device.fit.beside_pass, work.beside)
         share_s = (work.seconds - head_s) / costs.sizes.layers
         found.append((work.lead_s / share_s + 1 - (work.tail_s - head_s) / share_s) / 2)
-    return min(1.0, max(0.0, statistics.median(found)))
+    return min(1.0, max(EARLIEST, statistics.median(found)))
 
 
 def calibration(
