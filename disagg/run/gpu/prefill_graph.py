@@ -1,7 +1,7 @@
 """Prefill passes as CUDA graphs: one replay a pass.
 
 Lengths, tables and slots are read from device memory, so a graph holds any pass up to its number of tokens. Where
-layers travel, a second graph beside it takes each of them as soon as it is stored (captured_hand_off.py).
+layers travel, small graphs beside it take each of them as soon as it is stored (hand_off_graphs.py).
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -198,9 +198,7 @@ class PrefillGraphs:
         self._row = 0 if turn is None else 1 + turn
         slots = self._inputs.fill(batch, size, self.cache.block_size, self._row)
         graph.graph.replay()
-        if hand_off is not None and not (  # the pass computes meanwhile
-            turn is not None and hand_off.launch(turn, departing, size, slots)
-        ):
+        if hand_off is not None and (turn is None or not hand_off.launch(turn, departing, size, slots)):
             hand_off.send_late(batch, departing)
         return graph.logits[: len(batch.wants_logits)]
 
