@@ -43,7 +43,7 @@ class FakeEvent:
 
 class FakeStream:
     def __init__(self, device=None, priority=0):
-        self.waited, self.held_until_ns, self.let_go = [], 0, False
+        self.device, self.waited, self.held_until_ns, self.let_go = torch.device(device or "cpu"), [], 0, False
 
     def wait_event(self, event):
         assert event.at_ns is not None, "waits for what was not recorded"

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -128,6 +129,12 @@ def interrupts(devices: Devices):
         check_run(engine.serve(rest), rest)
 
 
+def scattered(preset: str, device: str, name: str):
+    """16 bits, where no blocks lie in few enough runs for a copy engine."""
+    with patch("disagg.run.gpu.hand_off_streams.MOST_RUNS", 0):
+        half(preset, device, name, verify_kv=True)
+
+
 def half(preset: str, device: str, name: str, **changes):
     """16 bits: forced texts, and every logit against fp32's."""
     model = model_on(device, name, "bfloat16")
@@ -186,6 +193,7 @@ def checks(device: str) -> Iterator[tuple[str, Callable]]:
         # One request at a time has a target: passes whose layers leave late, and others whose layers leave at once.
         tight = dict(decode_blocks=4, block_size=64, chunk_tokens=64, verify_kv=True)
         yield f"16 bits, {preset}, decode full, small passes", partial(half, preset, first, large, **tight)
+    yield "16 bits, checksums on staged, blocks scattered", partial(scattered, "staged", first, large)
     if device != "cpu":
         yield "16 bits, staged on a dialled link", partial(half, "staged", first, large, link=Link(1e9))
         slow = dict(link=Link(1e9), block_size=64, chunk_tokens=64, ring_slots=2)

@@ -1,5 +1,6 @@
 """The hand-off of a captured pass, by fakes that do everything at once: bytes, lanes, ring, ends. Races need a GPU."""
 
+import ctypes
 import time
 from types import SimpleNamespace
 
@@ -19,31 +20,36 @@ from disagg.plan.commands import Abort, Assign, Send, Worker
 from disagg.plan.events import Landed, TransferClosed, TransferFailed
 from disagg.plan.link import Link
 from disagg.run.clock import now_ns
-from disagg.run.gpu import captured_hand_off, hand_off_graphs, stream_memory
-from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff
-from disagg.run.gpu.hand_off_graphs import DEPTH, Steps
+from disagg.run.gpu import captured_hand_off, hand_off_streams, stream_memory
+from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff, part
+from disagg.run.gpu.hand_off_streams import DEPTH, Steps
 from disagg.run.transfers import Departing
-
-TOKENS = 64  # of the pass's graph
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A graph is captured by running it once, with nothing that travels, and replayed by running it again."""
+    """What is put on a stream is done at once."""
     fake_cuda(monkeypatch, SIZES[HOST])
     fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
     monkeypatch.setattr(captured_hand_off, "reason_against", lambda device: None)
     monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
-    monkeypatch.setattr(hand_off_graphs, "wait_for", wait)
-    monkeypatch.setattr(hand_off_graphs, "tell", lambda flag: flag.fill_(1))
-    monkeypatch.setattr(
-        Steps, "graph", lambda self, step, indexes: SimpleNamespace(replay=lambda: [step(i) for i in indexes])
-    )
+    monkeypatch.setattr(hand_off_streams, "wait_for", wait)
+    monkeypatch.setattr(hand_off_streams, "tell", tell)
+    monkeypatch.setattr(hand_off_streams, "copy_bytes", ctypes.memmove)
 
 
 def wait(flag):
     """All is done at once, so what a step waits for has happened."""
-    assert int(flag) > 0, "waits for what is launched after it"
+    assert ctypes.c_int64.from_address(flag).value > 0, "waits for what is put on a stream after it"
+
+
+def tell(flag):
+    ctypes.c_int64.from_address(flag).value = 1
+
+
+def scatter(monkeypatch):
+    """From here on no blocks lie in few enough runs for a copy engine."""
+    monkeypatch.setattr(hand_off_streams, "MOST_RUNS", 0)
 
 
 class Passes(Bench):
@@ -53,7 +59,7 @@ class Passes(Bench):
         super().__init__(route, prefill_blocks=11, **changes)
         self.captured = CapturedHandOff.of(self.transfers, self.transfers.config, PREFILL)
         self.stored, self.seen = (torch.full((1 + TURNS, SHAPE.layers), now_ns()) for _ in range(2))
-        self.captured.capture(TOKENS, self.stored, self.seen)
+        self.captured.prepare(self.stored, self.seen)
 
     def open(self, number, blocks, onto, target=DECODE, first=0, due=None):
         self.post(number, self.transfers.config.route, PREFILL, blocks, target, onto, ready=False, first=first, due=due)
@@ -67,7 +73,7 @@ class Passes(Bench):
             at += tokens
         turn = self.captured.free_turn()
         self.stored[0 if turn is None else 1 + turn].fill_(now_ns())  # as the pass does
-        if turn is None or not self.captured.launch(turn, departing, TOKENS, np.array(slots)):
+        if turn is None or not self.captured.launch(turn, departing, np.array(slots)):
             return False
         if answered:
             self.captured.turns[turn].answered.set()
@@ -75,9 +81,12 @@ class Passes(Bench):
 
 
 @pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("together", [1, 2, 5])
 @pytest.mark.parametrize("route, ring", [("direct", 8), ("staged", 1), ("staged", 3)])
-def test_a_pass_moves_its_tokens_and_touches_no_other(gpu, route, ring, together, verify):
+def test_a_pass_moves_its_tokens_and_touches_no_other(gpu, monkeypatch, route, ring, together, scattered, verify):
+    if scattered:
+        scatter(monkeypatch)
     with Passes(route, ring_slots=ring, layers_per_copy=together, verify_kv=verify) as bench:
         bench.open(1, [4, 7], [9, 2])
         bench.open(2, [0], [12])
@@ -96,7 +105,10 @@ def test_a_pass_moves_its_tokens_and_touches_no_other(gpu, route, ring, together
         assert all(a[1] <= b[0] for a, b in zip(times, times[1:], strict=False)), "a link carries one at a time"
 
 
-def test_a_prompt_in_two_passes_arrives_whole(gpu):
+@pytest.mark.parametrize("scattered", [False, True])
+def test_a_prompt_in_two_passes_arrives_whole(gpu, monkeypatch, scattered):
+    if scattered:
+        scatter(monkeypatch)
     with Passes("staged") as bench:
         bench.open(1, [1, 2], [3, 4], due=3)
         assert bench.run((1, 0, [1, 2], 2 * BLOCK))
@@ -159,14 +171,14 @@ def test_an_abort_waits_for_the_last_copy_of_the_pass(gpu):
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
-    whole = Steps._arrived
+    whole = Steps._sum
 
-    def flip(self, turn, size, index):
-        if 3 in self.layers_of(index) and turn.fields[0][0] >= 0:
+    def flip(self, turn, travel, end):
+        if end == 1 and travel.onto[0] >= 0:
             flip_a_bit(bench.caches[DECODE].data[3, 1, 9, 2])
-        whole(self, turn, size, index)
+        whole(self, turn, travel, end)
 
-    monkeypatch.setattr(Steps, "_arrived", flip)
+    monkeypatch.setattr(Steps, "_sum", flip)
     with Passes(route, verify_kv=True) as bench:
         bench.open(1, [4], [9])
         bench.open(2, [0], [12])
@@ -201,27 +213,49 @@ def test_a_full_ring_is_told_as_it_was(gpu):
     assert max(held for _, held in told) <= 2 and len(told) == 2 * SHAPE.layers
 
 
+@pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("ring", [1, 2, 3, 8])
-def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, monkeypatch, ring):
+def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, monkeypatch, ring, scattered):
     waited = []
-    monkeypatch.setattr(hand_off_graphs, "wait_for", lambda flag: waited.append(flag.data_ptr()))
+    monkeypatch.setattr(hand_off_streams, "wait_for", waited.append)
+    if scattered:
+        scatter(monkeypatch)
     with Passes("staged", ring_slots=ring) as bench:
         waited.clear()
         bench.open(1, [4, 7], [9, 2])
         assert bench.run((1, 0, [4, 7], 2 * BLOCK))
         bench.landed(1)
-        turn = bench.captured.turns[0]
-        reuses = {name: [waited.count(flag.data_ptr()) for flag in flags] for name, flags in
-                  dict(ends=turn.ends[1], scattered=turn.scattered, gathered=turn.gathered).items()}  # fmt: skip
-        more = lambda slots: [1 + (at + slots < SHAPE.layers) for at in range(SHAPE.layers)]  # noqa: E731
-        assert reuses["ends"] == more(ring), "each is waited for by its scatter, and by the next copy into its slot"
-        assert reuses["scattered"] == [count - 1 for count in more(DEPTH)] and reuses["gathered"] == [1] * SHAPE.layers
+        turn, layers = bench.captured.turns[0], range(SHAPE.layers)
+        times = lambda flag: [waited.count(flag(layer)) for layer in layers]  # noqa: E731
+        again = lambda slots: [int(layer + slots < SHAPE.layers) for layer in layers]  # noqa: E731
+        assert times(turn.written) == [1] * SHAPE.layers, "by what reads the source first"
+        assert times(turn.gathered) == [int(scattered)] * SHAPE.layers
+        by_down, by_leave = again(ring), [scattered * more for more in again(DEPTH)]
+        assert times(lambda layer: turn.carried(0, layer)) == [1 + more for more in by_leave]
+        assert times(lambda layer: turn.carried(1, layer)) == [scattered + more for more in by_down]
+        assert times(turn.scattered) == by_leave, "by the copies up"
         for slot, kept in enumerate(bench.captured.steps._ring):
-            layer = max((layer for layer in range(SHAPE.layers) if layer % ring == slot), default=None)
+            layer = max((layer for layer in layers if layer % ring == slot), default=None)
             if layer is not None:
                 key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
-                sent = kept.flatten()[: 2 * TOKENS * key[0].numel()].view(2, TOKENS, *key.shape[1:])
-                assert torch.equal(sent[:, : 2 * BLOCK], torch.stack([key, value]))
+                sent = kept.flatten()[: 2 * key.numel()].view(2, *key.shape)
+                assert torch.equal(sent, torch.stack([key, value]))
+
+
+def test_few_runs_need_no_kernel_and_each_end_is_seen_by_itself(gpu, monkeypatch):
+    """Blocks in few runs at the source and many at the target: nothing is gathered, all is scattered."""
+    stayed, kernels = [0, 1, 2, 3, 4, 5], []
+    whole = Steps._tokens
+    monkeypatch.setattr(
+        Steps, "_tokens", lambda self, *given: (kernels.append(isinstance(given[2], torch.Tensor)), whole(self, *given))
+    )
+    with Passes("staged") as bench:
+        kernels.clear()
+        bench.open(1, stayed, [11, 9, 7, 5, 3, 1])
+        assert bench.run((1, 0, stayed, 6 * BLOCK))
+        bench.landed(1)
+    assert kernels == [True] * SHAPE.layers, "from a buffer into the target's blocks"
+    bench.check(PREFILL, stayed, DECODE, [11, 9, 7, 5, 3, 1])
 
 
 def test_a_pass_lands_while_the_streams_are_full_of_the_next(gpu, monkeypatch):
@@ -265,14 +299,23 @@ def test_layers_of_a_pass_that_could_not_leave_are_not_taken_for_those_of_the_ne
 
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
-def test_graphs_that_could_not_be_launched_fail_their_transfers_and_hold_nothing(gpu, route):
+def test_copies_that_could_not_be_launched_fail_their_transfers_and_hold_nothing(gpu, monkeypatch, route):
+    whole = Steps._link
+
+    def refuse(self, turn, travel, hop, index):
+        return 1 / (index < 2 or hop + 1 < len(turn.events)) and whole(self, turn, travel, hop, index)
+
     with Passes(route) as bench:
         bench.open(1, [1], [5])
-        [stream, _] = bench.captured.turns[0].graphs[TOKENS][-1]
-        bench.captured.turns[0].graphs[TOKENS][-1] = stream, SimpleNamespace(replay=lambda: 1 / 0)
-        assert bench.run((1, 0, [1], BLOCK))
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Steps, "_link", refuse)
+            assert bench.run((1, 0, [1], BLOCK))
+        *others, last = bench.captured.steps._streams
+        assert {stream for event in last.waited for stream in [event._stream]} >= {*others}, (
+            "its end is not that of all"
+        )
         failed = bench.notices.get(timeout=LIMIT_S)
-        assert isinstance(failed, TransferFailed) and "division by zero" in failed.error
+        assert isinstance(failed, TransferFailed) and "division" in failed.error
         bench.transfers.obey(Abort(1))
         assert bench.notices.get(timeout=LIMIT_S) == TransferClosed(1)
         scheduler = bench.transfers.scheduler
@@ -284,13 +327,19 @@ def test_graphs_that_could_not_be_launched_fail_their_transfers_and_hold_nothing
 
 
 @pytest.mark.parametrize("together", [2, 5, 64])
-def test_each_copy_takes_the_link_for_its_own_layers(gpu, together):
-    with Passes("staged", layers_per_copy=together, link=Link(1e8)) as bench:
+def test_each_copy_takes_the_link_for_its_own_layers_and_for_each_transfer(gpu, together):
+    link, gone = Link(1e8, fixed_s=1e-3), Departing(3, 0, slice(3 * BLOCK, 4 * BLOCK))
+    with Passes("staged", layers_per_copy=together, link=link) as bench:
         bench.open(1, [1, 4], [5, 6])
-        taken = bench.captured._take([Departing(1, 0, slice(0, 2 * BLOCK))], 2 * BLOCK)
+        bench.open(2, [2], [7])
+        departing = [Departing(1, 0, slice(0, 2 * BLOCK)), Departing(2, 0, slice(2 * BLOCK, 3 * BLOCK)), gone]
+        taken = bench.captured._take(departing, np.arange(4 * BLOCK))
         layers = [min(together, SHAPE.layers - first) for first in range(0, SHAPE.layers, together)]
-        nbytes = 2 * bench.transfers.scheduler.layer_block_bytes
-        assert taken.occupancy_ns.tolist() == 2 * [Link(1e8).occupancy_ns(count * nbytes) for count in layers]
+        nbytes = bench.transfers.scheduler.layer_block_bytes
+        wanted = [[link.occupancy_ns(count * size * nbytes) for size in (2, 1)] for count in layers]
+        assert taken.travel.occupancy_ns == 2 * [[sum(parts) for parts in wanted]] and taken.parts == 2 * [wanted[0]]
+        assert part((0, sum(wanted[0])), taken.parts[0], 1) == (wanted[0][0], sum(wanted[0]))
+        assert (taken.travel.onto[3 * BLOCK :] == -1).all(), "its request ended meanwhile"
         assert len(bench.captured.steps._staging[0]) == min(DEPTH, len(layers))
 
 
@@ -331,6 +380,8 @@ def test_doctor_says_whether_layers_leave_a_captured_pass(monkeypatch, able, wor
     driver.cuStreamWaitValue64 = lambda *given: asked.setdefault("wait", given) and (Code(0),)
     driver.cuStreamWriteValue64 = lambda *given: asked.setdefault("tell", given) and (Code(0),)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=5))
-    flag = torch.zeros(1, dtype=torch.long)
-    stream_memory.wait_for(flag), stream_memory.tell(flag)
-    assert asked == {"wait": (5, flag.data_ptr(), 1, 3), "tell": (5, flag.data_ptr(), 1, 4)}
+    driver.cuMemcpyAsync = lambda *given: asked.setdefault("copy", given) and (Code(0),)
+    stream_memory._flags.cache_clear()
+    stream_memory.wait_for(7), stream_memory.tell(8), stream_memory.copy_bytes(9, 10, 11)
+    stream_memory._flags.cache_clear()
+    assert asked == {"wait": (5, 7, 1, 3), "tell": (5, 8, 1, 4), "copy": (9, 10, 11, 5)}

@@ -1,5 +1,5 @@
-"""The hand-off of captured passes, by graphs beside the pass's own (hand_off_graphs.py): what a pass takes, how its
-copies are launched, and how they land."""
+"""The hand-off of captured passes (hand_off_streams.py puts it on streams): what a pass takes, how its copies are
+launched, and how they land."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.transfer_scheduler import EVER, FIRST_LANE, Copy, Notice
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device_clock import timer_of
-from disagg.run.gpu.hand_off_graphs import Steps, Turn
+from disagg.run.gpu.hand_off_streams import Steps, Travel, Turn
 from disagg.run.gpu.stream_memory import reason_against
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.transfers import Departing, Transfers
@@ -29,12 +29,12 @@ TURNS = 2
 
 
 class Taken(NamedTuple):
-    """A pass's hand-off, which graphs will do."""
+    """A pass's hand-off, which needs no thread of the host."""
 
     rows: list[slice]  # of each transfer
     sent: list[tuple[Send, Assign]]
-    onto: np.ndarray  # [T] the slot of each token at the target; -1: it stays
-    occupancy_ns: np.ndarray  # [hops · copies] of the link by each copy
+    parts: list[list[int]]  # of each link's time in a copy, by transfer: a link takes each on its own
+    travel: Travel
 
 
 class CapturedHandOff:
@@ -63,8 +63,7 @@ class CapturedHandOff:
         if source.role != config.sender[0] or config.route == "bulk" or len(others) != 1 or transfers.streams is None:
             return None
         copier = transfers.streams[LaneName(FIRST_LANE[config.route], source.index)].copier
-        one_gpu = transfers.caches[source].device == transfers.caches[others[0]].device
-        if not config.pinned or not (copier.by_kernel if config.route == "direct" else one_gpu):
+        if not config.pinned or not (config.route == "staged" or copier.by_kernel):
             return None
         if any(reason_against(transfers.caches[worker].device) for worker in (source, others[0])):
             return None
@@ -77,13 +76,13 @@ class CapturedHandOff:
     # ---- a pass ------------------------------------------------------------------------------------------------------
 
     def free_turn(self) -> int | None:
-        """Whose graphs the next pass may use; None while the copies of the last but one go on."""
+        """Which the next pass may use; None while the copies of the last but one go on."""
         if self.turns[self._next].busy:
             return None
         self.turns[self._next].answered.clear()
         return self._next
 
-    def _take(self, departing: Sequence[Departing], tokens: int) -> Taken | None:
+    def _take(self, departing: Sequence[Departing], slots: np.ndarray) -> Taken | None:
         """Takes lanes and ring for a pass; None where others have them, or a target is missing."""
         scheduler, size = self.transfers.scheduler, self.source.block_size
         with self.transfers.lock:
@@ -92,7 +91,7 @@ class CapturedHandOff:
                 return None
             if not scheduler.take_pass([each.transfer for each in going], self.to, self.names):
                 return None
-            onto, sent = np.full(tokens, -1), []
+            onto, sent = np.full(len(slots), -1), []
             for each in going:
                 progress = scheduler.progress[each.transfer]
                 assert progress.assign is not None, "taken with its target"
@@ -101,37 +100,27 @@ class CapturedHandOff:
                 blocks = np.array(progress.assign.blocks[each.first_block :])
                 onto[each.rows] = blocks[places // size] * size + places % size
             links = [scheduler.lanes[name].clock.link for name in self.names]
-        nbytes = sum(len(send.blocks) for send, _ in sent) * scheduler.layer_block_bytes
-        sizes = [len(self.steps.layers_of(index)) * nbytes for index in range(self.steps.copies)]
-        occupancy = [link.occupancy_ns(size) if link.dialled else 0 for link in links for size in sizes]
-        return Taken([each.rows for each in going], sent, onto, np.array(occupancy))
+        sizes = [len(send.blocks) * scheduler.layer_block_bytes for send, _ in sent]
+        layers = [len(self.steps.layers_of(index)) for index in range(self.steps.copies)]
+        dials = [link.occupancy_ns if link.dialled else None for link in links]
+        occupancy = [dial and [sum(dial(count * size) for size in sizes) for count in layers] for dial in dials]
+        parts = [[dial(layers[0] * size) for size in sizes] if dial else sizes for dial in dials]
+        return Taken([each.rows for each in going], sent, parts, Travel(slots, onto, occupancy))
 
-    def launch(self, number: int, departing: Sequence[Departing], size: int, slots: np.ndarray) -> bool:
+    def launch(self, number: int, departing: Sequence[Departing], slots: np.ndarray) -> bool:
         """After the pass's own graph: from here on its layers leave as they are stored. False where they can't."""
-        turn, taken = self.turns[number], self._take(departing, len(slots))
+        turn, taken = self.turns[number], self._take(departing, slots)
         if taken is None:
             turn.stored.zero_()  # in the order of the pass's stream: the next pass of this turn begins without them
             return False
         turn.busy, self._next = True, (number + 1) % TURNS
-        for kept, new in zip(turn.fields, (slots, taken.onto, taken.occupancy_ns), strict=True):
-            kept[: len(new)], kept[len(new) :] = new, -1
-        turn.times.zero_()
-        before = [torch.cuda.current_stream(device) for device in turn.places]
+        turn.flags.zero_()
         error: Exception | None = None
         try:
-            self.steps.begin()
-            for stream, places in zip(self.steps.entries, turn.places.values(), strict=True):
-                torch.cuda.set_stream(stream)
-                places.there.copy_(turn.here, non_blocking=True)
-            for stream, graph in turn.graphs[size]:
-                torch.cuda.set_stream(stream)
-                graph.replay()
-        except Exception as raised:  # what was launched waits for nothing that was not
+            self.steps.enqueue(turn, taken.travel)
+        except Exception as raised:  # what is on the streams waits for nothing that is not
             error = raised
-        finally:
-            for stream in reversed(before):  # the source's device is current again
-                torch.cuda.set_stream(stream)
-        self.lanes[0].put(PassCopies(self, turn, taken, self.steps.end(), error))
+        self.lanes[0].put(PassCopies(self, turn, taken, self.steps.ended, error))
         return True
 
     def send_late(self, batch: PrefillBatch, departing: Sequence[Departing]) -> None:
@@ -143,24 +132,16 @@ class CapturedHandOff:
                 key, value = key[slots], value[slots]
             self.transfers.hand_off(layer, list(departing), key, value)
 
-    @torch.inference_mode(False)
-    def capture(self, size: int, stored: Tensor, seen: Tensor) -> None:
-        """The graphs of passes of so many tokens; stored [1 + TURNS, layers] is where their layers' times appear, and
-        seen, in pinned memory, where they stand after the pass."""
+    def prepare(self, stored: Tensor, seen: Tensor) -> None:
+        """Before the first pass; stored [1 + TURNS, layers] is where a pass's layers' times appear, and seen, in pinned
+        memory, where they stand after it."""
         for number, turn in enumerate(self.turns, start=1):
             turn.stored, turn.seen = stored[number], seen[number]
-            turn.graphs[size] = self.steps.capture(turn, size)
-
-    def drop(self, size: int) -> None:
-        """Frees what `capture` made of this size."""
-        for turn in self.turns:
-            turn.graphs.pop(size, None)
+            self.steps.prepare(turn)
 
     def close(self) -> None:
-        """Frees the graphs once the last copy has ended."""
-        self.steps.last.synchronize()
-        for turn in self.turns:
-            turn.graphs.clear()
+        """Returns when the last copy has ended."""
+        self.steps.close()
 
 
 class PassCopies:
@@ -169,12 +150,13 @@ class PassCopies:
     def __init__(
         self, owner: CapturedHandOff, turn: Turn, taken: Taken, ended: torch.cuda.Event, error: Exception | None
     ) -> None:
-        """`error`: what kept some of the graphs from their launch."""
+        """`error`: what kept some of the copies off the streams."""
         self._owner, self._turn, self._taken, self._ended, self._error = owner, turn, taken, ended, error
         self._spans: list[Span] = []
         self._wrong: list[tuple[Copy, int]] = []
         self.landing_ns = EVER
         self._begun_ns = now_ns()
+        self._anchors = [lane.copier.clocks[0].anchor() for lane in owner.lanes]
 
     @cached_property
     def records(self) -> list[Copy]:
@@ -191,7 +173,7 @@ class PassCopies:
         return found
 
     def finish(self) -> None:
-        """Waits for the last graph's end without the interpreter lock, and writes the times into the copies."""
+        """Waits for the last copy's end without the interpreter lock, and writes the times into the copies."""
         self._ended.synchronize()
         owner, turn = self._owner, self._turn
         turn.answered.wait()
@@ -209,24 +191,24 @@ class PassCopies:
 
     def _times(self) -> list[tuple[int, int]]:
         """Writes them into the copies and spans; when slots of the ring were taken (+1) and left (-1)."""
-        owner, turn, rows = self._owner, self._turn, self._taken.rows
-        timers = [timer_of(cache.device) for cache in (owner.source, owner.target)][: len(owner.names)]
+        owner, turn, parts = self._owner, self._turn, self._taken.parts
+        now = now_ns()  # all has ended by now, whatever the clocks' error
         hops = [
-            [(timer.ns(start), timer.ns(end)) for start, end in zip(starts, ends, strict=True)]
-            for timer, starts, ends in zip(timers, turn.starts.tolist(), turn.ends.tolist(), strict=True)
+            [(min(now, anchor.ns(start)), min(now, anchor.ns(end))) for start, end in events]
+            for anchor, events in zip(self._anchors, turn.events, strict=True)
         ]
-        stored = [timers[0].ns(at) for at in turn.seen.tolist()]
+        stored = list(map(timer_of(owner.source.device).ns, turn.seen.tolist()))
         latency_ns = round(1e9 * owner.transfers.scheduler.lanes[owner.names[-1]].clock.link.latency_s)
         for number, copy in enumerate(self.records):
-            index, mine = divmod(number, len(rows))
+            index, mine = divmod(number, len(parts[0]))
             copy.ready_ns = min(stored[copy.layer_end - 1], hops[0][index][0])
             if len(hops) > 1:
                 down = replace(copy, lane=owner.names[0])
-                down.start_ns, down.busy_until_ns = part(hops[0][index], rows, mine)
+                down.start_ns, down.busy_until_ns = part(hops[0][index], parts[0], mine)
                 down.landing_ns = down.busy_until_ns
                 self._spans.append(span_of(down, down.landing_ns))
                 copy.ready_ns = down.landing_ns
-            copy.start_ns, copy.busy_until_ns = part(hops[-1][index], rows, mine)
+            copy.start_ns, copy.busy_until_ns = part(hops[-1][index], parts[-1], mine)
             copy.landing_ns = copy.busy_until_ns + latency_ns
             self._spans.append(span_of(copy, copy.landing_ns))
         self._wrong = self._differing()
@@ -273,9 +255,8 @@ def together(notices: list[Landed]) -> Landed:
     return Landed(notices[0].transfer, parts, sum(n.nbytes for n in notices), sum(n.took_ns for n in notices))
 
 
-def part(times: tuple[int, int], rows: list[slice], mine: int) -> tuple[int, int]:
-    """A transfer's part of one copy's time on the link, by its share of the tokens."""
-    counts = [each.stop - each.start for each in rows]
+def part(times: tuple[int, int], parts: list[int], mine: int) -> tuple[int, int]:
+    """A transfer's part of one copy's time on the link."""
     start, end = times
-    before, upto = (start + (end - start) * sum(counts[:index]) // sum(counts) for index in (mine, mine + 1))
+    before, upto = (start + (end - start) * sum(parts[:index]) // sum(parts) for index in (mine, mine + 1))
     return before, upto

@@ -61,23 +61,6 @@ def copy_blocks(
 
 
 @triton.jit
-def take_link(state, occupancy, stamp) -> None:
-    """For copies of a graph: writes the time, and busy_until = max(now, busy_until) + occupancy."""
-    now = tl.extra.cuda.globaltimer()
-    tl.store(stamp, now)
-    tl.store(state, tl.maximum(now, tl.load(state)) + tl.load(occupancy))
-
-
-@triton.jit
-def leave_link(state, stamp) -> None:
-    """`hold`, and then writes the time."""
-    until = tl.load(state)
-    while (tl.extra.cuda.globaltimer() < until) & (tl.load(state + 1, volatile=True) == 0):
-        pass
-    tl.store(stamp, tl.extra.cuda.globaltimer())
-
-
-@triton.jit
 def write_time(stamp) -> None:
     tl.store(stamp, tl.extra.cuda.globaltimer())
 
@@ -89,7 +72,7 @@ def write_out(source, target, COUNT: tl.constexpr, PAD: tl.constexpr) -> None:
     tl.store(target + at, tl.load(source + at, at < COUNT), at < COUNT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def copy_tokens(
     source,
     target,
@@ -118,12 +101,23 @@ def copy_tokens(
 
 
 @triton.jit
-def sum_tokens(key, value, slots, onto, sums, WIDTH: tl.constexpr, WIDTH_PAD: tl.constexpr) -> None:
-    """A checksum of each token's K/V that travel, modulo 2^64 and weighted by place; a program a token. key and value
-    [slots, WIDTH] of half-words."""
-    token, cols = tl.program_id(0), tl.arange(0, WIDTH_PAD)
+def sum_tokens(
+    data,
+    slots,
+    onto,
+    sums,
+    layer_stride,
+    plane_stride,
+    sums_stride,
+    WIDTH: tl.constexpr,
+    WIDTH_PAD: tl.constexpr,
+) -> None:
+    """A checksum of each token's K/V that travel in each layer, modulo 2^64 and weighted by place; grid (tokens,
+    layers). data: half-words [layers, 2, slots, WIDTH] with strides; sums [layers, tokens] with a stride."""
+    token, layer, cols = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, WIDTH_PAD)
     held = (cols < WIDTH) & (tl.load(onto + token) >= 0)
-    place, weights = tl.load(slots + token) * WIDTH + cols, 2 * cols.to(tl.int64) + 1
-    total = tl.sum(tl.load(key + place, held, other=0).to(tl.int64) * weights, 0)
-    total += tl.sum(tl.load(value + place, held, other=0).to(tl.int64) * (weights + 2 * WIDTH), 0)
-    tl.store(sums + token, total)
+    weights = 2 * cols.to(tl.int64) + 1
+    place = layer * layer_stride + tl.load(slots + token) * WIDTH + cols
+    total = tl.sum(tl.load(data + place, held, other=0).to(tl.int64) * weights, 0)
+    total += tl.sum(tl.load(data + plane_stride + place, held, other=0).to(tl.int64) * (weights + 2 * WIDTH), 0)
+    tl.store(sums + layer * sums_stride + token, total)

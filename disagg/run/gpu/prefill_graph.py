@@ -1,7 +1,7 @@
 """Prefill passes as CUDA graphs: one replay a pass.
 
 Lengths, tables and slots are read from device memory, so a graph holds any pass up to its number of tokens. Where
-layers travel, small graphs beside it take each of them as soon as it is stored (hand_off_graphs.py).
+layers travel, streams beside it take each of them as soon as it is stored (hand_off_streams.py).
 Notebook: notebooks/07_on_a_gpu.ipynb.
 """
 
@@ -159,6 +159,8 @@ class PrefillGraphs:
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Captures the largest size first: the others use its memory. Then half of it and so on, and last the sizes in
         between; it stops where time or memory runs out, since a larger graph holds a smaller pass."""
+        if self.hand_off is not None:
+            self.hand_off.prepare(self._stored, self._seen)
         pool, began, falling = torch.cuda.graph_pool_handle(), now_ns(), self._sizes[::-1]
         for done, size in enumerate(sorted(falling, key=lambda size: falling.index(size) % 4 > 0)):
             if self._captured and now_ns() - began > MOST_CAPTURE_NS:
@@ -168,13 +170,9 @@ class PrefillGraphs:
             try:
                 with room_for(*what):
                     self._captured[size] = self._capture(size, pool)
-                    if self.hand_off is not None:
-                        self.hand_off.capture(size, self._stored, self._seen)
                 check_reserve(*what)
             except EngineError as error:
                 self._captured.pop(size, None)
-                if self.hand_off is not None:
-                    self.hand_off.drop(size)
                 if not self._captured:
                     warnings.warn(f"Prefill runs without graphs: {error}", RuntimeWarning, stacklevel=2)
                 break
@@ -198,7 +196,7 @@ class PrefillGraphs:
         self._row = 0 if turn is None else 1 + turn
         slots = self._inputs.fill(batch, size, self.cache.block_size, self._row)
         graph.graph.replay()
-        if hand_off is not None and (turn is None or not hand_off.launch(turn, departing, size, slots)):
+        if hand_off is not None and (turn is None or not hand_off.launch(turn, departing, slots)):
             hand_off.send_late(batch, departing)
         return graph.logits[: len(batch.wants_logits)]
 

@@ -11,9 +11,10 @@ still until the stream has come there and the bytes have left or arrived: nothin
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from disagg.plan.transfer_scheduler import Copy
@@ -65,7 +66,7 @@ class EnqueuedCopy(NamedTuple):
 
 
 class WholePass(Protocol):
-    """All copies of a pass whose graph does its hand-off (captured_hand_off.py)."""
+    """All copies of a captured pass (captured_hand_off.py)."""
 
     landing_ns: int
 
@@ -186,7 +187,7 @@ class StreamCopier:
             elif left is not None:
                 sums[0].copy_(torch.stack(left), non_blocking=True)
         ids = self._ids_of(route)  # before the start event
-        with self._dialled(occupancy_ns):
+        with self.dialled(occupancy_ns):
             start.record(first)  # after the dial's post, which may wait on a busy GPU
             self._move(route, *ids)
         # The end event must follow both streams: one has the scatter, the other the dial.
@@ -203,7 +204,7 @@ class StreamCopier:
         return EnqueuedCopy(copy, start, end, seen, *anchors, written, sums)
 
     @contextlib.contextmanager
-    def _dialled(self, occupancy_ns: int | None) -> Iterator[None]:
+    def dialled(self, occupancy_ns: int | None) -> Iterator[None]:
         """A context for the enqueueing of a copy that takes the link for this time; None: the link has no dial."""
         if occupancy_ns is None:
             yield
@@ -299,14 +300,12 @@ def wide(data: torch.Tensor) -> torch.Tensor:
     return data.view(torch.int64) if data.shape[-1] * data.dtype.itemsize % 8 == 0 else data
 
 
-def runs(blocks: tuple[int, ...], onto: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """(block, target block, length) of the runs of blocks that are adjacent at both ends."""
-    start = 0
-    for index in range(1, len(blocks) + 1):
-        if index < len(blocks) and (blocks[index] - blocks[index - 1], onto[index] - onto[index - 1]) == (1, 1):
-            continue
-        yield blocks[start], onto[start], index - start
-        start = index
+def runs(places: Sequence[int] | np.ndarray, onto: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(place, target place, length) of the runs of places that are adjacent at both ends."""
+    here, there = np.asarray(places), np.asarray(onto)
+    starts = np.flatnonzero(np.append(True, (np.diff(here) != 1) | (np.diff(there) != 1))[: len(here)])
+    lengths = np.diff(np.append(starts, len(here)))
+    return zip(here[starts].tolist(), there[starts].tolist(), lengths.tolist(), strict=True)
 
 
 def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:

@@ -1,11 +1,10 @@
-"""Stream memory operations: a stream waits for a number in memory or writes one, without a kernel (CUDA driver API,
-cuStreamWaitValue64 and cuStreamWriteValue64). A graph captures them."""
+"""What the driver does on the current stream without a kernel: it waits for a number in memory (cuStreamWaitValue64),
+writes one (cuStreamWriteValue64) or copies bytes. Addresses are of a device's memory or of pinned memory."""
 
 import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from disagg.plan.errors import DisaggError
 from disagg.run.gpu.sm_split import ask, load_driver
@@ -13,21 +12,27 @@ from disagg.run.gpu.sm_split import ask, load_driver
 _driver = functools.cache(load_driver)
 
 
-def wait_for(flag: Tensor) -> None:
-    """Holds the current stream until this int64 on its device or in pinned memory is 1 or more."""
-    _operate("Wait", flag, "WAIT_VALUE_GEQ")
+def wait_for(flag: int) -> None:
+    """Holds the stream until this int64 is 1 or more."""
+    ask(_driver().cuStreamWaitValue64, torch.cuda.current_stream().cuda_stream, flag, 1, _flags()[0])
 
 
-def tell(flag: Tensor) -> None:
-    """Writes 1 when the current stream comes here."""
-    _operate("Write", flag, "WRITE_VALUE_DEFAULT")
+def tell(flag: int) -> None:
+    """Writes 1 when the stream comes here."""
+    ask(_driver().cuStreamWriteValue64, torch.cuda.current_stream().cuda_stream, flag, 1, _flags()[1])
 
 
-def _operate(kind: str, flag: Tensor, how: str) -> None:
-    driver: Any = _driver()
-    flags = getattr(getattr(driver, f"CUstream{kind}Value_flags"), f"CU_STREAM_{how}")
-    stream = torch.cuda.current_stream().cuda_stream
-    ask(getattr(driver, f"cuStream{kind}Value64"), stream, flag.data_ptr(), 1, flags)
+def copy_bytes(target: int, source: int, nbytes: int) -> None:
+    ask(_driver().cuMemcpyAsync, target, source, nbytes, torch.cuda.current_stream().cuda_stream)
+
+
+@functools.cache
+def _flags() -> tuple[Any, Any]:
+    driver = _driver()
+    return (
+        driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ,
+        driver.CUstreamWriteValue_flags.CU_STREAM_WRITE_VALUE_DEFAULT,
+    )
 
 
 def reason_against(device: torch.device) -> str | None:

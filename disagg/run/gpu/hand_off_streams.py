@@ -1,0 +1,291 @@
+"""The hand-off of captured passes, on streams of its own: every layer waits there until it is stored, and leaves.
+
+    the pass   layer 0 stored · attention … layer 1 stored · attention … ── token 1
+                      ┊                           ┊
+    down        wait ─┴→ link → copy ┄┐    wait ─┴→ link → copy ┄┐     staged: a slot of the ring for each layer
+    up                         wait ─┴→ link → copy       wait ─┴→ link → copy
+    direct      wait → link → copy from cache to cache                 one stream, by a kernel
+
+Copy engines read and write the caches themselves where a pass's blocks lie in a few runs: kernels beside the pass take
+SMs from it. Blocks that lie scattered are gathered into a buffer on a stream before `down`, or scattered from one on a
+stream after `up`, by a kernel.
+
+The host puts a pass's hand-off on the streams once, right after the pass itself; neither token 1 nor the next pass
+waits for a copy. All waits are stream memory operations on what the attention kernel and each step write when a layer
+is stored, gathered, carried or scattered: a kernel that spins would slow the pass down. A layer has a fixed slot of the
+ring, so a full ring holds copies of later layers and never the compute. Nothing waits for what is put on a stream after
+it, so streams may share a queue of the hardware. Two passes take turns.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disagg.run.attention.split_decode import power_of_two
+from disagg.run.gpu.device import Scratch, settle
+from disagg.run.gpu.memory import room_for
+from disagg.run.gpu.stream_copy import StreamCopier, runs, wide
+from disagg.run.gpu.stream_memory import copy_bytes, tell, wait_for
+from disagg.run.kv_cache import KVCache
+
+DEPTH = 4  # gathered or arrived copies that are kept on a device
+MOST_RUNS = 4  # of blocks at one end, which copy engines take one by one; more cost the host as much as a kernel
+PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
+ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
+Run = tuple[int, int, int]  # of adjacent tokens: the row of the pass and the slot of the cache it begins at, its length
+
+
+class Travel:
+    """What leaves with a pass: slots [T] of its tokens at the source and the target (-1: stays), and for each link how
+    long each copy occupies it in ns (None: no dial)."""
+
+    def __init__(self, slots: np.ndarray, onto: np.ndarray, occupancy_ns: list[list[int] | None]) -> None:
+        self.slots, self.onto, self.tokens, self.occupancy_ns = slots, onto, len(onto), occupancy_ns
+        rows = np.flatnonzero(onto >= 0)
+        found = [list(runs(rows, ends[rows])) for ends in (slots, onto)]
+        self.runs: list[list[Run] | None] = [None if len(each) > MOST_RUNS else each for each in found]
+
+
+class Turn:
+    """Flags, times and places of one pass of two."""
+
+    def __init__(self, most: int, layers: int, hops: int, copies: int, verify: bool, sides: list[torch.device]) -> None:
+        self._copies = copies
+        self._places = {device: torch.full((2, most), -1, dtype=torch.long, device=device) for device in sides}
+        self._here = torch.full((2, most), -1, dtype=torch.long, pin_memory=True)
+        self.flags = torch.zeros(2 + hops, copies, dtype=torch.long, pin_memory=True)  # 1: gathered, scattered, carried
+        self.events = [
+            [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(copies)] for _ in range(hops)
+        ]  # fmt: skip - start and end of each copy on each link
+        # When K/V were in the cache: on the device as the pass goes, in pinned memory after it. `prepare` gives both.
+        self.stored = self.seen = torch.zeros(layers, dtype=torch.long)
+        self.sums = torch.zeros(2, layers, most, dtype=torch.long, pin_memory=True) if verify else None  # both ends
+        self.busy = False
+        self.answered = threading.Event()  # the pass has picked its tokens, which go first
+
+    def gathered(self, index: int) -> int:
+        """The address of copy `index`'s flag."""
+        return self.flags.data_ptr() + 8 * index
+
+    def scattered(self, index: int) -> int:
+        return self.gathered(self._copies + index)
+
+    def carried(self, hop: int, index: int) -> int:
+        return self.gathered((2 + hop) * self._copies + index)
+
+    def written(self, layer: int) -> int:
+        return self.stored.data_ptr() + 8 * layer
+
+    def fill(self, travel: Travel) -> None:
+        """Before `upload`: where the tokens of a pass lie and where they go."""
+        self._here.numpy()[:, : travel.tokens] = travel.slots, travel.onto
+
+    def upload(self, device: torch.device) -> None:
+        """For kernels of that device, on its current stream."""
+        self._places[device].copy_(self._here, non_blocking=True)
+
+    def places(self, device: torch.device) -> Tensor:
+        """[2, most]: the slot of each token at the source, and at the target or -1."""
+        return self._places[device]
+
+
+class Steps:
+    """The steps of a copy, each on its stream."""
+
+    def __init__(
+        self, source: KVCache, target: KVCache, copiers: list[StreamCopier], ring: list[Scratch], group: int, most: int
+    ) -> None:
+        """`group` layers a copy, of passes of up to `most` tokens; without a ring they go from cache to cache."""
+        self._ends, self._group, shape = (source, target), group, source.shape
+        self._layers, self.copies = shape.layers, -(-shape.layers // group)
+        self._token_bytes = shape.layer_token_bytes // 2  # of keys or of values
+        self._buffer = (min(group, shape.layers), 2, most, shape.kv_heads, shape.head_dim)
+        with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
+            self._ring = [slot.view(self._buffer) for slot in ring]
+        self._copiers, links = copiers, [copier.streams[0] for copier in copiers]
+        self._staging: list[list[Tensor]] = []
+        if self._ring:
+            for cache in self._ends:
+                there: dict[str, Any] = dict(dtype=shape.dtype, device=cache.device)
+                with room_for("the buffers of captured hand-offs", cache.device, ADVICE):
+                    self._staging.append([torch.empty(self._buffer, **there) for _ in range(min(DEPTH, self.copies))])
+            links = [copiers[0].new_stream(source.device), *links, copiers[1].new_stream(target.device)]
+        self._streams = links
+        self._aside = torch.cuda.Stream(source.device, priority=-1)
+        self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
+
+    @property
+    def ended(self) -> torch.cuda.Event:
+        """The end of all that the last `enqueue` put on the streams."""
+        return self._ended[-1]
+
+    def prepare(self, turn: Turn) -> None:
+        """Compiles the kernels: nothing travels, and no wait waits."""
+        nothing = Travel(np.zeros(1, int), np.full(1, -1), [None] * len(self._copiers))
+        nothing.runs = [None, None]
+        turn.flags.fill_(1)
+        turn.stored.fill_(1)
+        settle(turn.stored.device)
+        try:
+            self.enqueue(turn, nothing)
+            self.close()
+        finally:
+            turn.flags.zero_()
+            self.clear(turn)
+
+    def enqueue(self, turn: Turn, travel: Travel) -> None:
+        """After its pass has been launched: puts the hand-off on the streams. Each step leaves the buffers that it
+        fills to the step that still reads them for the pass before."""
+        before = [torch.cuda.current_stream(device) for device in {cache.device: cache for cache in self._ends}]
+        for stream, ended in zip(self._streams, self._ended[1:], strict=False):
+            stream.wait_event(ended)
+        steps = self._steps_of(travel)
+        try:
+            if turn.sums is not None or not self._ring or None in travel.runs:
+                turn.fill(travel)
+                for device, stream in {stream.device: stream for stream, _ in reversed(steps)}.items():
+                    torch.cuda.set_stream(stream)
+                    turn.upload(device)
+            for index in range(self.copies):
+                for stream, step in steps:
+                    torch.cuda.set_stream(stream)
+                    step(turn, travel, index)
+            for end, (stream, _) in enumerate((steps[0], steps[-1])):
+                torch.cuda.set_stream(stream)
+                self._sum(turn, travel, end)
+        finally:
+            self._ended = [torch.cuda.Event() for _ in self._streams]
+            for stream, ended in zip(self._streams, self._ended, strict=True):
+                if stream is self._streams[-1]:
+                    for other in self._ended[:-1]:
+                        stream.wait_event(other)
+                ended.record(stream)
+            for stream in reversed(before):  # the source's device is current again
+                torch.cuda.set_stream(stream)
+
+    def _steps_of(self, travel: Travel) -> "list[tuple[torch.cuda.Stream, Callable[[Turn, Travel, int], None]]]":
+        if not self._ring:
+            return [(self._streams[0], self._across)]
+        steps = zip(self._streams, (self._leave, self._down, self._up, self._arrive), strict=True)
+        needed = travel.runs[0] is None, True, True, travel.runs[1] is None
+        return [step for step, wanted in zip(steps, needed, strict=True) if wanted]
+
+    def clear(self, turn: Turn) -> None:
+        """Before the turn is free again: no layer is stored. The steps' streams may be full of the next pass."""
+        with torch.cuda.stream(self._aside):
+            turn.stored.zero_()
+        self._aside.synchronize()
+
+    def close(self) -> None:
+        """Returns when the last copy has ended."""
+        for stream in self._streams:
+            stream.synchronize()
+
+    # ---- the steps of copy `index`, on the current stream ------------------------------------------------------------
+
+    def _leave(self, turn: Turn, travel: Travel, index: int) -> None:
+        wait_for(turn.written(self.layers_of(index)[-1]))
+        if index >= DEPTH:
+            wait_for(turn.carried(0, index - DEPTH))
+        for place, layer in enumerate(self.layers_of(index)):
+            self._tokens(turn, travel, self._ends[0], self._staged(0, travel, index)[place], layer)
+        tell(turn.gathered(index))
+
+    def _down(self, turn: Turn, travel: Travel, index: int) -> None:
+        layer = self.layers_of(index)[-1]
+        wait_for(turn.gathered(index) if travel.runs[0] is None else turn.written(layer))
+        if index >= len(self._ring):
+            wait_for(turn.carried(1, index - len(self._ring)))
+        with self._link(turn, travel, 0, index):
+            self._carry(travel, 0, index)
+
+    def _up(self, turn: Turn, travel: Travel, index: int) -> None:
+        wait_for(turn.carried(0, index))
+        if travel.runs[1] is None and index >= DEPTH:
+            wait_for(turn.scattered(index - DEPTH))
+        with self._link(turn, travel, 1, index):
+            self._carry(travel, 1, index)
+
+    def _arrive(self, turn: Turn, travel: Travel, index: int) -> None:
+        wait_for(turn.carried(1, index))
+        for place, layer in enumerate(self.layers_of(index)):
+            self._tokens(turn, travel, self._staged(1, travel, index)[place], self._ends[1], layer)
+        tell(turn.scattered(index))
+
+    def _across(self, turn: Turn, travel: Travel, index: int) -> None:
+        """From cache to cache, without a stop."""
+        wait_for(turn.written(self.layers_of(index)[-1]))
+        with self._link(turn, travel, 0, index):
+            for layer in self.layers_of(index):
+                self._tokens(turn, travel, *self._ends, layer)
+
+    # ---- of which they consist ---------------------------------------------------------------------------------------
+
+    def layers_of(self, index: int) -> range:
+        """The layers of a copy."""
+        return range(index * self._group, min((index + 1) * self._group, self._layers))
+
+    def _staged(self, end: int, travel: Travel, index: int) -> Tensor:
+        """[layers, 2, tokens, kv_heads, head_dim] at the beginning of one of an end's buffers."""
+        layout = (len(self.layers_of(index)), 2, travel.tokens, *self._buffer[3:])
+        return self._staging[end][index % DEPTH].flatten()[: math.prod(layout)].view(layout)
+
+    @contextmanager
+    def _link(self, turn: Turn, travel: Travel, hop: int, index: int) -> Iterator[None]:
+        occupancy_ns, (start, end) = travel.occupancy_ns[hop], turn.events[hop][index]
+        with self._copiers[hop].dialled(None if occupancy_ns is None else occupancy_ns[index]):
+            start.record()
+            yield
+        end.record()
+        tell(turn.carried(hop, index))
+
+    def _carry(self, travel: Travel, hop: int, index: int) -> None:
+        """Between a slot of the ring, [layers, 2, tokens] in the order of the pass, and blocks or a buffer."""
+        layers, width, held = self.layers_of(index), self._token_bytes, self._ring[index % len(self._ring)].data_ptr()
+        found = travel.runs[hop]
+        if found is None:
+            pieces = [(self._staging[hop][index % DEPTH].data_ptr(), held, 2 * len(layers) * travel.tokens * width)]
+        else:
+            planes = [self._ends[hop].data[layer, which].data_ptr() for layer in layers for which in range(2)]
+            pieces = [
+                (plane + slot * width, held + (number * travel.tokens + row) * width, count * width)
+                for number, plane in enumerate(planes)
+                for row, slot, count in found
+            ]
+        for device, host, nbytes in pieces:
+            copy_bytes(*((host, device) if hop == 0 else (device, host)), nbytes)
+
+    def _tokens(
+        self, turn: Turn, travel: Travel, source: "KVCache | Tensor", target: "KVCache | Tensor", layer: int
+    ) -> None:
+        """A layer's K/V of the tokens that travel; a tensor [2, tokens, ...] has them in the order of the pass."""
+        from disagg.run.gpu import device_kernels  # needs triton
+
+        ends = [
+            wide(end.data[layer]).flatten(1, 2) if isinstance(end, KVCache) else wide(end) for end in (source, target)
+        ]
+        ends = [end.flatten(2) for end in ends]
+        (slots, onto), width = turn.places(source.device), ends[0].shape[2]
+        sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width), ROWS=ROWS)
+        ways = dict(FROM_SLOTS=isinstance(source, KVCache), TO_SLOTS=isinstance(target, KVCache))
+        given = *ends, slots, onto, travel.tokens, ends[0].stride(0), ends[1].stride(0)
+        device_kernels.copy_tokens[(PROGRAMS, 2)](*given, **sizes, **ways, num_warps=WARPS)
+
+    def _sum(self, turn: Turn, travel: Travel, end: int) -> None:
+        """Where K/V are verified, checksums of the tokens that travel, at the source (0) or the target (1): both after
+        the last layer, so that a copy which left too early differs."""
+        if turn.sums is None:
+            return
+        from disagg.run.gpu import device_kernels  # needs triton
+
+        data = self._ends[end].data.flatten(4).view(torch.int16)
+        width, places = data.shape[-1], turn.places(self._ends[end if self._ring else 0].device)
+        sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width))
+        given = data, places[end], places[1], turn.sums[end], *data.stride()[:2], turn.sums.stride(1)
+        device_kernels.sum_tokens[(travel.tokens, self._layers)](*given, **sizes)
