@@ -35,15 +35,15 @@ def gpu(monkeypatch):
     monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
     monkeypatch.setattr(hand_off_streams, "wait_for", wait)
     monkeypatch.setattr(hand_off_streams, "tell", tell)
-    monkeypatch.setattr(hand_off_streams, "copy_bytes", ctypes.memmove)
+    monkeypatch.setattr(hand_off_streams, "copy_bytes", lambda *given: ctypes.memmove(*given[:3]))
 
 
-def wait(flag):
+def wait(flag, stream):
     """All is done at once, so what a step waits for has happened."""
     assert ctypes.c_int64.from_address(flag).value > 0, "waits for what is put on a stream after it"
 
 
-def tell(flag):
+def tell(flag, stream):
     ctypes.c_int64.from_address(flag).value = 1
 
 
@@ -217,7 +217,7 @@ def test_a_full_ring_is_told_as_it_was(gpu):
 @pytest.mark.parametrize("ring", [1, 2, 3, 8])
 def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, monkeypatch, ring, scattered):
     waited = []
-    monkeypatch.setattr(hand_off_streams, "wait_for", waited.append)
+    monkeypatch.setattr(hand_off_streams, "wait_for", lambda flag, stream: waited.append(flag))
     if scattered:
         scatter(monkeypatch)
     with Passes("staged", ring_slots=ring) as bench:
@@ -302,8 +302,8 @@ def test_layers_of_a_pass_that_could_not_leave_are_not_taken_for_those_of_the_ne
 def test_copies_that_could_not_be_launched_fail_their_transfers_and_hold_nothing(gpu, monkeypatch, route):
     whole = Steps._link
 
-    def refuse(self, turn, travel, hop, index):
-        return 1 / (index < 2 or hop + 1 < len(turn.events)) and whole(self, turn, travel, hop, index)
+    def refuse(self, stream, turn, travel, hop, index):
+        return 1 / (index < 2 or hop + 1 < len(turn.events)) and whole(self, stream, turn, travel, hop, index)
 
     with Passes(route) as bench:
         bench.open(1, [1], [5])
@@ -379,9 +379,9 @@ def test_doctor_says_whether_layers_leave_a_captured_pass(monkeypatch, able, wor
     driver.CUstreamWriteValue_flags = SimpleNamespace(CU_STREAM_WRITE_VALUE_DEFAULT=4)
     driver.cuStreamWaitValue64 = lambda *given: asked.setdefault("wait", given) and (Code(0),)
     driver.cuStreamWriteValue64 = lambda *given: asked.setdefault("tell", given) and (Code(0),)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=5))
+    stream = SimpleNamespace(cuda_stream=5)
     driver.cuMemcpyAsync = lambda *given: asked.setdefault("copy", given) and (Code(0),)
     stream_memory._flags.cache_clear()
-    stream_memory.wait_for(7), stream_memory.tell(8), stream_memory.copy_bytes(9, 10, 11)
+    stream_memory.wait_for(7, stream), stream_memory.tell(8, stream), stream_memory.copy_bytes(9, 10, 11, stream)
     stream_memory._flags.cache_clear()
     assert asked == {"wait": (5, 7, 1, 3), "tell": (5, 8, 1, 4), "copy": (9, 10, 11, 5)}

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -12,6 +13,7 @@ from benchmarks.gpu.ceilings import pinned_s
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.host_time import HostTime
 from disagg.run.engine import Engine
+from disagg.run.gpu import hand_off_streams
 from disagg.show.plots.roofline import prefill_work
 from disagg.show.report import LeftOut, Row
 from disagg.trace.law import Law
@@ -71,6 +73,13 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         note = f"a hop {1e6 * statistics.median(hops):.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
         yield Row(f"hop_over_link[{tokens}]", statistics.median(hops) / link, "×", 1.15, len(hops), note)
         yield from host.rows(tokens)
+    tokens = scale.streamed
+    stand.say(f"prefill of {tokens} tokens, its blocks scattered")
+    with patch.object(hand_off_streams, "MOST_RUNS", 0):  # no blocks lie in few enough runs for copy engines
+        pairs = [pair_of_runs(stand, engine, tokens, index) for index in range(2 + scale.repeats)][2:]
+    slow = [100 * (seconds(one_pass(on)) / seconds(one_pass(off)) - 1) for off, on in pairs]
+    note = "as above, where kernels gather and scatter"
+    yield Row(f"streaming_slows_prefill_pct[{tokens},scattered]", statistics.median(slow), "%", n=len(slow), note=note)
 
 
 def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:

@@ -20,7 +20,7 @@ it, so streams may share a queue of the hardware. Two passes take turns.
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ DEPTH = 4  # gathered or arrived copies that are kept on a device
 MOST_RUNS = 4  # of blocks at one end, which copy engines take one by one; more cost the host as much as a kernel
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
+Step = Callable[[torch.cuda.Stream, "Turn", "Travel", int], None]
 Run = tuple[int, int, int]  # of adjacent tokens: the row of the pass and the slot of the cache it begins at, its length
 
 
@@ -104,7 +105,9 @@ class Steps:
         """`group` layers a copy, of passes of up to `most` tokens; without a ring they go from cache to cache."""
         self._ends, self._group, shape = (source, target), group, source.shape
         self._layers, self.copies = shape.layers, -(-shape.layers // group)
-        self._token_bytes = shape.layer_token_bytes // 2  # of keys or of values
+        self._token_bytes = shape.layer_token_bytes // 2  # of keys or of values, as in a plane of a cache
+        self._caches = [cache.data.data_ptr() for cache in self._ends]
+        self._planes = [self._token_bytes * cache.num_blocks * cache.block_size for cache in self._ends]
         self._buffer = (min(group, shape.layers), 2, most, shape.kv_heads, shape.head_dim)
         with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
             self._ring = [slot.view(self._buffer) for slot in ring]
@@ -155,7 +158,7 @@ class Steps:
             for index in range(self.copies):
                 for stream, step in steps:
                     torch.cuda.set_stream(stream)
-                    step(turn, travel, index)
+                    step(stream, turn, travel, index)
             for end, (stream, _) in enumerate((steps[0], steps[-1])):
                 torch.cuda.set_stream(stream)
                 self._sum(turn, travel, end)
@@ -169,7 +172,7 @@ class Steps:
             for stream in reversed(before):  # the source's device is current again
                 torch.cuda.set_stream(stream)
 
-    def _steps_of(self, travel: Travel) -> "list[tuple[torch.cuda.Stream, Callable[[Turn, Travel, int], None]]]":
+    def _steps_of(self, travel: Travel) -> list[tuple[torch.cuda.Stream, Step]]:
         if not self._ring:
             return [(self._streams[0], self._across)]
         steps = zip(self._streams, (self._leave, self._down, self._up, self._arrive), strict=True)
@@ -187,41 +190,43 @@ class Steps:
         for stream in self._streams:
             stream.synchronize()
 
-    # ---- the steps of copy `index`, on the current stream ------------------------------------------------------------
+    # ---- the steps of copy `index`, on their stream, which is current -----------------------------------------------
 
-    def _leave(self, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.written(self.layers_of(index)[-1]))
+    def _leave(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+        wait_for(turn.written(self.layers_of(index)[-1]), stream)
         if index >= DEPTH:
-            wait_for(turn.carried(0, index - DEPTH))
+            wait_for(turn.carried(0, index - DEPTH), stream)
         for place, layer in enumerate(self.layers_of(index)):
             self._tokens(turn, travel, self._ends[0], self._staged(0, travel, index)[place], layer)
-        tell(turn.gathered(index))
+        tell(turn.gathered(index), stream)
 
-    def _down(self, turn: Turn, travel: Travel, index: int) -> None:
+    def _down(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
         layer = self.layers_of(index)[-1]
-        wait_for(turn.gathered(index) if travel.runs[0] is None else turn.written(layer))
+        wait_for(turn.gathered(index) if travel.runs[0] is None else turn.written(layer), stream)
         if index >= len(self._ring):
-            wait_for(turn.carried(1, index - len(self._ring)))
-        with self._link(turn, travel, 0, index):
-            self._carry(travel, 0, index)
+            wait_for(turn.carried(1, index - len(self._ring)), stream)
+        with self._link(stream, turn, travel, 0, index):
+            for cache, slot, nbytes in self._pieces(travel, 0, index):
+                copy_bytes(slot, cache, nbytes, stream)
 
-    def _up(self, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.carried(0, index))
+    def _up(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+        wait_for(turn.carried(0, index), stream)
         if travel.runs[1] is None and index >= DEPTH:
-            wait_for(turn.scattered(index - DEPTH))
-        with self._link(turn, travel, 1, index):
-            self._carry(travel, 1, index)
+            wait_for(turn.scattered(index - DEPTH), stream)
+        with self._link(stream, turn, travel, 1, index):
+            for cache, slot, nbytes in self._pieces(travel, 1, index):
+                copy_bytes(cache, slot, nbytes, stream)
 
-    def _arrive(self, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.carried(1, index))
+    def _arrive(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+        wait_for(turn.carried(1, index), stream)
         for place, layer in enumerate(self.layers_of(index)):
             self._tokens(turn, travel, self._staged(1, travel, index)[place], self._ends[1], layer)
-        tell(turn.scattered(index))
+        tell(turn.scattered(index), stream)
 
-    def _across(self, turn: Turn, travel: Travel, index: int) -> None:
+    def _across(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
-        wait_for(turn.written(self.layers_of(index)[-1]))
-        with self._link(turn, travel, 0, index):
+        wait_for(turn.written(self.layers_of(index)[-1]), stream)
+        with self._link(stream, turn, travel, 0, index):
             for layer in self.layers_of(index):
                 self._tokens(turn, travel, *self._ends, layer)
 
@@ -237,29 +242,25 @@ class Steps:
         return self._staging[end][index % DEPTH].flatten()[: math.prod(layout)].view(layout)
 
     @contextmanager
-    def _link(self, turn: Turn, travel: Travel, hop: int, index: int) -> Iterator[None]:
+    def _link(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> Iterator[None]:
         occupancy_ns, (start, end) = travel.occupancy_ns[hop], turn.events[hop][index]
-        with self._copiers[hop].dialled(None if occupancy_ns is None else occupancy_ns[index]):
-            start.record()
+        with self._copiers[hop].dialled(occupancy_ns[index]) if occupancy_ns else nullcontext():
+            start.record(stream)
             yield
-        end.record()
-        tell(turn.carried(hop, index))
+        end.record(stream)
+        tell(turn.carried(hop, index), stream)
 
-    def _carry(self, travel: Travel, hop: int, index: int) -> None:
-        """Between a slot of the ring, [layers, 2, tokens] in the order of the pass, and blocks or a buffer."""
-        layers, width, held = self.layers_of(index), self._token_bytes, self._ring[index % len(self._ring)].data_ptr()
-        found = travel.runs[hop]
+    def _pieces(self, travel: Travel, hop: int, index: int) -> Iterator[tuple[int, int, int]]:
+        """Addresses, of blocks or of a buffer and of a slot of the ring, and bytes between them; a slot has [layers, 2,
+        tokens] in the order of the pass."""
+        layers, width, slot = self.layers_of(index), self._token_bytes, self._ring[index % len(self._ring)].data_ptr()
+        found, first = travel.runs[hop], 2 * layers[0]
         if found is None:
-            pieces = [(self._staging[hop][index % DEPTH].data_ptr(), held, 2 * len(layers) * travel.tokens * width)]
-        else:
-            planes = [self._ends[hop].data[layer, which].data_ptr() for layer in layers for which in range(2)]
-            pieces = [
-                (plane + slot * width, held + (number * travel.tokens + row) * width, count * width)
-                for number, plane in enumerate(planes)
-                for row, slot, count in found
-            ]
-        for device, host, nbytes in pieces:
-            copy_bytes(*((host, device) if hop == 0 else (device, host)), nbytes)
+            yield self._staging[hop][index % DEPTH].data_ptr(), slot, 2 * len(layers) * travel.tokens * width
+        for plane in range(first, first + 2 * len(layers)) if found else ():
+            here, there = self._caches[hop] + plane * self._planes[hop], slot + (plane - first) * travel.tokens * width
+            for row, place, count in found or ():
+                yield here + place * width, there + row * width, count * width
 
     def _tokens(
         self, turn: Turn, travel: Travel, source: "KVCache | Tensor", target: "KVCache | Tensor", layer: int

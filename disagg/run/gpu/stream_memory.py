@@ -1,5 +1,5 @@
-"""What the driver does on the current stream without a kernel: it waits for a number in memory (cuStreamWaitValue64),
-writes one (cuStreamWriteValue64) or copies bytes. Addresses are of a device's memory or of pinned memory."""
+"""What the driver does on a stream without a kernel: it waits for a number in memory (cuStreamWaitValue64), writes one
+(cuStreamWriteValue64) or copies bytes. Addresses are of a device's memory or of pinned memory."""
 
 import functools
 from typing import Any
@@ -12,27 +12,25 @@ from disagg.run.gpu.sm_split import ask, load_driver
 _driver = functools.cache(load_driver)
 
 
-def wait_for(flag: int) -> None:
+def wait_for(flag: int, stream: torch.cuda.Stream) -> None:
     """Holds the stream until this int64 is 1 or more."""
-    ask(_driver().cuStreamWaitValue64, torch.cuda.current_stream().cuda_stream, flag, 1, _flags()[0])
+    ask(_driver().cuStreamWaitValue64, stream.cuda_stream, flag, 1, _flags()[0])
 
 
-def tell(flag: int) -> None:
+def tell(flag: int, stream: torch.cuda.Stream) -> None:
     """Writes 1 when the stream comes here."""
-    ask(_driver().cuStreamWriteValue64, torch.cuda.current_stream().cuda_stream, flag, 1, _flags()[1])
+    ask(_driver().cuStreamWriteValue64, stream.cuda_stream, flag, 1, _flags()[1])
 
 
-def copy_bytes(target: int, source: int, nbytes: int) -> None:
-    ask(_driver().cuMemcpyAsync, target, source, nbytes, torch.cuda.current_stream().cuda_stream)
+def copy_bytes(target: int, source: int, nbytes: int, stream: torch.cuda.Stream) -> None:
+    ask(_driver().cuMemcpyAsync, target, source, nbytes, stream.cuda_stream)
 
 
 @functools.cache
 def _flags() -> tuple[Any, Any]:
     driver = _driver()
-    return (
-        driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ,
-        driver.CUstreamWriteValue_flags.CU_STREAM_WRITE_VALUE_DEFAULT,
-    )
+    wait, write = driver.CUstreamWaitValue_flags, driver.CUstreamWriteValue_flags
+    return wait.CU_STREAM_WAIT_VALUE_GEQ, write.CU_STREAM_WRITE_VALUE_DEFAULT
 
 
 def reason_against(device: torch.device) -> str | None:
