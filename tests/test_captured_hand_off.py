@@ -35,7 +35,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
     monkeypatch.setattr(hand_off_streams, "wait_for", wait)
     monkeypatch.setattr(hand_off_streams, "tell", tell)
-    monkeypatch.setattr(hand_off_streams, "copy_bytes", lambda *given: ctypes.memmove(*given[:3]))
+    monkeypatch.setattr(hand_off_streams, "copy_rows", copy_rows)
 
 
 def wait(flag, stream):
@@ -45,6 +45,11 @@ def wait(flag, stream):
 
 def tell(flag, stream):
     ctypes.c_int64.from_address(flag).value = 1
+
+
+def copy_rows(target, source, width, rows, stream):
+    for row in range(rows):
+        ctypes.memmove(*(address + row * pitch for address, pitch in (target, source)), width)
 
 
 def scatter(monkeypatch):
@@ -247,7 +252,7 @@ def test_few_runs_need_no_kernel_and_each_end_is_seen_by_itself(gpu, monkeypatch
     stayed, kernels = [0, 1, 2, 3, 4, 5], []
     whole = Steps._tokens
     monkeypatch.setattr(
-        Steps, "_tokens", lambda self, *given: (kernels.append(isinstance(given[2], torch.Tensor)), whole(self, *given))
+        Steps, "_tokens", lambda self, *given: (kernels.append(given[3] is self._words[1]), whole(self, *given))
     )
     with Passes("staged") as bench:
         kernels.clear()
@@ -343,6 +348,25 @@ def test_each_copy_takes_the_link_for_its_own_layers_and_for_each_transfer(gpu, 
         assert len(bench.captured.steps._staging[0]) == min(DEPTH, len(layers))
 
 
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("count, least, layers", [(1, 3, 3), (2, 3, 2), (4, 100, 4), (10, 100, 1)])
+def test_small_layers_travel_together_where_their_number_is_free(gpu, monkeypatch, count, least, layers, scattered):
+    """As many as have the least bytes, as far as a buffer holds them: one layer of a full pass, of 16 blocks."""
+    if scattered:
+        scatter(monkeypatch)
+    blocks, onto = list(range(count)), [12 - block for block in range(count)]
+    with Passes("staged", layers_per_copy=None) as bench:
+        scheduler = bench.transfers.scheduler
+        monkeypatch.setattr(hand_off_streams, "LEAST_BYTES", least * scheduler.layer_block_bytes)
+        scheduler.measured(bench.transfers.config, 1 << 30)
+        bench.open(1, blocks, onto)
+        assert bench.run((1, 0, blocks, count * BLOCK))
+        [landed] = bench.landed(1)
+    copies = -(-SHAPE.layers // layers)
+    assert len(landed.parts) == copies and len(bench.spans) == 2 * copies
+    bench.check(PREFILL, blocks, DECODE, onto)
+
+
 def test_a_pass_leaves_the_buffers_to_the_pass_before_it(gpu):
     """Its gather waits for the copies down of that pass, those for the copies up, and those for the scatters."""
     with Passes("staged") as bench:
@@ -380,8 +404,15 @@ def test_doctor_says_whether_layers_leave_a_captured_pass(monkeypatch, able, wor
     driver.cuStreamWaitValue64 = lambda *given: asked.setdefault("wait", given) and (Code(0),)
     driver.cuStreamWriteValue64 = lambda *given: asked.setdefault("tell", given) and (Code(0),)
     stream = SimpleNamespace(cuda_stream=5)
-    driver.cuMemcpyAsync = lambda *given: asked.setdefault("copy", given) and (Code(0),)
+    driver.cuMemcpy2DAsync = lambda copy, at: asked.setdefault("copy", (vars(copy), at)) and (Code(0),)
+    driver.CUDA_MEMCPY2D, driver.CUmemorytype = SimpleNamespace, SimpleNamespace(CU_MEMORYTYPE_UNIFIED=6)
     stream_memory._flags.cache_clear()
-    stream_memory.wait_for(7, stream), stream_memory.tell(8, stream), stream_memory.copy_bytes(9, 10, 11, stream)
+    (
+        stream_memory.wait_for(7, stream),
+        stream_memory.tell(8, stream),
+        stream_memory.copy_rows((9, 64), (10, 32), 8, 2, stream),
+    )
     stream_memory._flags.cache_clear()
-    assert asked == {"wait": (5, 7, 1, 3), "tell": (5, 8, 1, 4), "copy": (9, 10, 11, 5)}
+    types = dict(dstMemoryType=6, srcMemoryType=6)
+    copy = dict(dstDevice=9, dstPitch=64, srcDevice=10, srcPitch=32, WidthInBytes=8, Height=2, **types)
+    assert asked == {"wait": (5, 7, 1, 3), "tell": (5, 8, 1, 4), "copy": (copy, 5)}

@@ -304,12 +304,12 @@ def test_a_pass_shares_the_ring_only_while_no_other_sender_waits_for_it():
         source = Worker("prefill", index)
         lanes.send(send(number, (number,), source=source, ready=False), 0)
         lanes.assign(Assign(number, DECODE, (number,)), 0)
-    assert lanes.take_pass([1], DECODE, [DOWN, UP]) and lanes.take_pass([2], DECODE, [DOWN, UP])
+    assert lanes.take_pass([1], DECODE, [DOWN, UP], LAYERS) and lanes.take_pass([2], DECODE, [DOWN, UP], LAYERS)
     other = LaneName("down", 1)
     for layer in range(LAYERS):
         lanes.hand_off(3, layer, 0)
     assert lanes.waiting(other) and lanes.start(other) is None, "passes have the ring"
-    assert not lanes.take_pass([4], DECODE, [DOWN, UP]), "it would keep the ring from the other sender"
+    assert not lanes.take_pass([4], DECODE, [DOWN, UP], LAYERS), "it would keep the ring from the other sender"
     lanes.end_pass([DOWN, UP])
     lanes.end_pass([DOWN, UP])
     assert lanes.start(other).transfer == 3

@@ -195,8 +195,8 @@ class TransferScheduler:
             self._push_first(progress, *parked, now_ns)
         progress.parked.clear()
 
-    def take_pass(self, transfers: list[int], to: Worker, lanes: list[LaneName]) -> bool:
-        """Gives a pass that carries out its hand-offs itself, layer after layer, all these lanes and the whole ring
+    def take_pass(self, transfers: list[int], to: Worker, lanes: list[LaneName], copies: int) -> bool:
+        """Gives a pass that carries out its hand-offs itself, in so many copies each, these lanes and the whole ring
         until `end_pass`. False where others are there first, or a target is not `to`; such passes share."""
         taken, going = [self.lanes[name] for name in lanes], [self.progress[each] for each in transfers]
         if any(lane.ready or lane.running for lane in taken) or not going:
@@ -210,7 +210,6 @@ class TransferScheduler:
                 return False
         for lane in taken:
             lane.passes += 1
-        copies = -(-self.layers // self.layers_per_copy)
         for progress in going:
             progress.made, progress.running = progress.made + copies, progress.running + copies
             progress.next_layer = self.layers

@@ -87,9 +87,12 @@ class CapturedHandOff:
         scheduler, size = self.transfers.scheduler, self.source.block_size
         with self.transfers.lock:
             going = [each for each in departing if each.transfer in scheduler.progress]
-            if self.transfers.closing.is_set() or scheduler.layers_per_copy != self.group:
+            if self.transfers.closing.is_set() or scheduler.layers_per_copy != self.group or not going:
                 return None
-            if not scheduler.take_pass([each.transfer for each in going], self.to, self.names):
+            sizes = [len(scheduler.progress[each.transfer].send.blocks) * scheduler.layer_block_bytes for each in going]
+            group = self.steps.group_of(sum(sizes), len(slots), scheduler.least_bytes)
+            copies = -(-scheduler.layers // group)
+            if not scheduler.take_pass([each.transfer for each in going], self.to, self.names, copies):
                 return None
             onto, sent = np.full(len(slots), -1), []
             for each in going:
@@ -99,13 +102,16 @@ class CapturedHandOff:
                 places = np.arange(each.rows.stop - each.rows.start)
                 blocks = np.array(progress.assign.blocks[each.first_block :])
                 onto[each.rows] = blocks[places // size] * size + places % size
-            links = [scheduler.lanes[name].clock.link for name in self.names]
-        sizes = [len(send.blocks) * scheduler.layer_block_bytes for send, _ in sent]
-        layers = [len(self.steps.layers_of(index)) for index in range(self.steps.copies)]
-        dials = [link.occupancy_ns if link.dialled else None for link in links]
-        occupancy = [dial and [sum(dial(count * size) for size in sizes) for count in layers] for dial in dials]
-        parts = [[dial(layers[0] * size) for size in sizes] if dial else sizes for dial in dials]
-        return Taken([each.rows for each in going], sent, parts, Travel(slots, onto, occupancy))
+            dials = [scheduler.lanes[name].clock.link for name in self.names]
+        travel = Travel(slots, onto, scheduler.layers, group)
+        parts = [[link.occupancy_ns(group * size) if link.dialled else size for size in sizes] for link in dials]
+        travel.occupancy_ns = [
+            [sum(link.occupancy_ns(len(layers) * size) for size in sizes) for layers in travel.copies]
+            if link.dialled
+            else None
+            for link in dials
+        ]
+        return Taken([each.rows for each in going], sent, parts, travel)
 
     def launch(self, number: int, departing: Sequence[Departing], slots: np.ndarray) -> bool:
         """After the pass's own graph: from here on its layers leave as they are stored. False where they can't."""
@@ -163,10 +169,9 @@ class PassCopies:
         """In the order of the links, each with its last hop, which finishes it; made while the pass computes."""
         owner, found = self._owner, []
         scheduler = owner.transfers.scheduler
-        for first in range(0, scheduler.layers, owner.group):
+        for layers in self._taken.travel.copies:
             for send, assign in self._taken.sent:
-                last = min(first + owner.group, scheduler.layers)
-                copy = scheduler.copy_of(send, first, last, owner.names[-1], self._begun_ns)
+                copy = scheduler.copy_of(send, layers[0], layers[-1] + 1, owner.names[-1], self._begun_ns)
                 copy.target, copy.in_pass, copy.busy_until_ns = assign.target, True, EVER
                 copy.target_blocks = assign.blocks[copy.block : copy.block_end]
                 found.append(copy)

@@ -72,14 +72,18 @@ def write_out(source, target, COUNT: tl.constexpr, PAD: tl.constexpr) -> None:
     tl.store(target + at, tl.load(source + at, at < COUNT), at < COUNT)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "source_first", "target_first"])
 def copy_tokens(
     source,
     target,
     slots,
     onto,
     tokens,
+    source_first,
+    target_first,
+    source_layer,
     source_plane,
+    target_layer,
     target_plane,
     WIDTH: tl.constexpr,
     WIDTH_PAD: tl.constexpr,
@@ -87,17 +91,20 @@ def copy_tokens(
     TO_SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Copies one layer's K/V of the tokens of a pass that travel; grid (programs, 2). Rows of WIDTH words: token i is
-    read at slots[i], or at i, and written to onto[i], or to i; where onto[i] < 0 it stays."""
-    plane, cols = tl.program_id(1).to(tl.int64), tl.arange(0, WIDTH_PAD)
+    """Copies K/V of the tokens of a pass that travel, of layers from `source_first` and onto layers from `target_first`
+    on; grid (programs, 2, layers). Rows of WIDTH words: token i is read at slots[i], or at i, and written to onto[i],
+    or to i; where onto[i] < 0 it stays. Layers and planes are strides in words."""
+    plane, layer, cols = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64), tl.arange(0, WIDTH_PAD)
+    source += (source_first + layer) * source_layer + plane * source_plane
+    target += (target_first + layer) * target_layer + plane * target_plane
     for first in tl.range(tl.program_id(0) * ROWS, tokens, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
         there = tl.load(onto + rows, rows < tokens, other=-1)
         goes = (there >= 0)[:, None] & (cols < WIDTH)[None, :]
         here = tl.load(slots + rows, rows < tokens, other=0) if FROM_SLOTS else rows.to(tl.int64)
         place = there if TO_SLOTS else rows.to(tl.int64)
-        words = tl.load(source + plane * source_plane + here[:, None] * WIDTH + cols[None, :], goes)
-        tl.store(target + plane * target_plane + place[:, None] * WIDTH + cols[None, :], words, goes)
+        words = tl.load(source + here[:, None] * WIDTH + cols[None, :], goes)
+        tl.store(target + place[:, None] * WIDTH + cols[None, :], words, goes)
 
 
 @triton.jit

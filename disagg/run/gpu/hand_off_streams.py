@@ -2,7 +2,7 @@
 
     the pass   layer 0 stored · attention … layer 1 stored · attention … ── token 1
                       ┊                           ┊
-    down        wait ─┴→ link → copy ┄┐    wait ─┴→ link → copy ┄┐     staged: a slot of the ring for each layer
+    down        wait ─┴→ link → copy ┄┐    wait ─┴→ link → copy ┄┐     staged: a slot of the ring for each copy
     up                         wait ─┴→ link → copy       wait ─┴→ link → copy
     direct      wait → link → copy from cache to cache                 one stream, by a kernel
 
@@ -31,11 +31,14 @@ from disagg.run.attention.split_decode import power_of_two
 from disagg.run.gpu.device import Scratch, settle
 from disagg.run.gpu.memory import room_for
 from disagg.run.gpu.stream_copy import StreamCopier, runs, wide
-from disagg.run.gpu.stream_memory import copy_bytes, tell, wait_for
+from disagg.run.gpu.stream_memory import MOST_PITCH, copy_rows, tell, wait_for
 from disagg.run.kv_cache import KVCache
 
 DEPTH = 4  # gathered or arrived copies that are kept on a device
 MOST_RUNS = 4  # of blocks at one end, which copy engines take one by one; more cost the host as much as a kernel
+LEAST_BYTES = (
+    4 << 20
+)  # of a copy where the number of its layers is free: what a link carries while the host enqueues it
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 Step = Callable[[torch.cuda.Stream, "Turn", "Travel", int], None]
@@ -43,11 +46,13 @@ Run = tuple[int, int, int]  # of adjacent tokens: the row of the pass and the sl
 
 
 class Travel:
-    """What leaves with a pass: slots [T] of its tokens at the source and the target (-1: stays), and for each link how
-    long each copy occupies it in ns (None: no dial)."""
+    """What leaves with a pass: slots [T] of its tokens at the source and the target (-1: stays), by copies of `group`
+    layers."""
 
-    def __init__(self, slots: np.ndarray, onto: np.ndarray, occupancy_ns: list[list[int] | None]) -> None:
-        self.slots, self.onto, self.tokens, self.occupancy_ns = slots, onto, len(onto), occupancy_ns
+    def __init__(self, slots: np.ndarray, onto: np.ndarray, layers: int, group: int) -> None:
+        self.slots, self.onto, self.tokens = slots, onto, len(onto)
+        self.occupancy_ns: list[list[int] | None] = [None, None]  # of each link by each copy; None: no dial
+        self.copies = [range(first, min(first + group, layers)) for first in range(0, layers, group)]  # layers of each
         rows = np.flatnonzero(onto >= 0)
         found = [list(runs(rows, ends[rows])) for ends in (slots, onto)]
         self.runs: list[list[Run] | None] = [None if len(each) > MOST_RUNS else each for each in found]
@@ -102,26 +107,32 @@ class Steps:
     def __init__(
         self, source: KVCache, target: KVCache, copiers: list[StreamCopier], ring: list[Scratch], group: int, most: int
     ) -> None:
-        """`group` layers a copy, of passes of up to `most` tokens; without a ring they go from cache to cache."""
-        self._ends, self._group, shape = (source, target), group, source.shape
-        self._layers, self.copies = shape.layers, -(-shape.layers // group)
-        self._token_bytes = shape.layer_token_bytes // 2  # of keys or of values, as in a plane of a cache
-        self._caches = [cache.data.data_ptr() for cache in self._ends]
-        self._planes = [self._token_bytes * cache.num_blocks * cache.block_size for cache in self._ends]
-        self._buffer = (min(group, shape.layers), 2, most, shape.kv_heads, shape.head_dim)
+        """`group` layers a copy at least, of passes of up to `most` tokens; without a ring they go from cache to
+        cache."""
+        self._ends, self._copiers, shape = (source, target), copiers, source.shape
+        self._group, self._most, self._shape = min(group, shape.layers), most, shape
+        self.copies = -(-shape.layers // self._group)  # at most
+        numbers = self._group * most * shape.layer_token_bytes // shape.dtype.itemsize
         with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
-            self._ring = [slot.view(self._buffer) for slot in ring]
-        self._copiers, links = copiers, [copier.streams[0] for copier in copiers]
+            self._ring = [slot.view((numbers,)) for slot in ring]
+        links = [copier.streams[0] for copier in copiers]
         self._staging: list[list[Tensor]] = []
         if self._ring:
             for cache in self._ends:
                 there: dict[str, Any] = dict(dtype=shape.dtype, device=cache.device)
                 with room_for("the buffers of captured hand-offs", cache.device, ADVICE):
-                    self._staging.append([torch.empty(self._buffer, **there) for _ in range(min(DEPTH, self.copies))])
+                    self._staging.append([torch.empty(numbers, **there) for _ in range(min(DEPTH, self.copies))])
             links = [copiers[0].new_stream(source.device), *links, copiers[1].new_stream(target.device)]
+        self._words = [wide(cache.data).flatten(4).flatten(2, 3) for cache in self._ends]  # [layers, 2, slots, words]
         self._streams = links
         self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
+
+    def group_of(self, layer_bytes: int, tokens: int, least_bytes: int) -> int:
+        """Layers of a copy of so many bytes each, in a pass of so many tokens: as many as have the least bytes, as far
+        as a buffer holds them."""
+        wanted = -(-min(least_bytes, LEAST_BYTES) // layer_bytes)
+        return max(self._group, min(wanted, self._group * self._most // tokens, self._shape.layers))
 
     @property
     def ended(self) -> torch.cuda.Event:
@@ -130,7 +141,7 @@ class Steps:
 
     def prepare(self, turn: Turn) -> None:
         """Compiles the kernels: nothing travels, and no wait waits."""
-        nothing = Travel(np.zeros(1, int), np.full(1, -1), [None] * len(self._copiers))
+        nothing = Travel(np.zeros(1, int), np.full(1, -1), 1, 1)
         nothing.runs = [None, None]
         turn.flags.fill_(1)
         turn.stored.fill_(1)
@@ -148,6 +159,8 @@ class Steps:
         before = [torch.cuda.current_stream(device) for device in {cache.device: cache for cache in self._ends}]
         for stream, ended in zip(self._streams, self._ended[1:], strict=False):
             stream.wait_event(ended)
+        if any(words.stride(1) * words.element_size() > MOST_PITCH for words in self._words):
+            travel.runs = [None, None]
         steps = self._steps_of(travel)
         try:
             if turn.sums is not None or not self._ring or None in travel.runs:
@@ -155,7 +168,7 @@ class Steps:
                 for device, stream in {stream.device: stream for stream, _ in reversed(steps)}.items():
                     torch.cuda.set_stream(stream)
                     turn.upload(device)
-            for index in range(self.copies):
+            for index in range(len(travel.copies)):
                 for stream, step in steps:
                     torch.cuda.set_stream(stream)
                     step(stream, turn, travel, index)
@@ -193,53 +206,36 @@ class Steps:
     # ---- the steps of copy `index`, on their stream, which is current -----------------------------------------------
 
     def _leave(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.written(self.layers_of(index)[-1]), stream)
+        wait_for(turn.written(travel.copies[index][-1]), stream)
         if index >= DEPTH:
             wait_for(turn.carried(0, index - DEPTH), stream)
-        for place, layer in enumerate(self.layers_of(index)):
-            self._tokens(turn, travel, self._ends[0], self._staged(0, travel, index)[place], layer)
+        self._tokens(turn, travel, self._words[0], self._buffer(0, travel, index), index)
         tell(turn.gathered(index), stream)
 
     def _down(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
-        layer = self.layers_of(index)[-1]
-        wait_for(turn.gathered(index) if travel.runs[0] is None else turn.written(layer), stream)
+        wait_for(turn.gathered(index) if travel.runs[0] is None else turn.written(travel.copies[index][-1]), stream)
         if index >= len(self._ring):
             wait_for(turn.carried(1, index - len(self._ring)), stream)
-        with self._link(stream, turn, travel, 0, index):
-            for cache, slot, nbytes in self._pieces(travel, 0, index):
-                copy_bytes(slot, cache, nbytes, stream)
+        self._carry(stream, turn, travel, 0, index)
 
     def _up(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
         wait_for(turn.carried(0, index), stream)
         if travel.runs[1] is None and index >= DEPTH:
             wait_for(turn.scattered(index - DEPTH), stream)
-        with self._link(stream, turn, travel, 1, index):
-            for cache, slot, nbytes in self._pieces(travel, 1, index):
-                copy_bytes(cache, slot, nbytes, stream)
+        self._carry(stream, turn, travel, 1, index)
 
     def _arrive(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
         wait_for(turn.carried(1, index), stream)
-        for place, layer in enumerate(self.layers_of(index)):
-            self._tokens(turn, travel, self._staged(1, travel, index)[place], self._ends[1], layer)
+        self._tokens(turn, travel, self._buffer(1, travel, index), self._words[1], index)
         tell(turn.scattered(index), stream)
 
     def _across(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
-        wait_for(turn.written(self.layers_of(index)[-1]), stream)
+        wait_for(turn.written(travel.copies[index][-1]), stream)
         with self._link(stream, turn, travel, 0, index):
-            for layer in self.layers_of(index):
-                self._tokens(turn, travel, *self._ends, layer)
+            self._tokens(turn, travel, self._words[0], self._words[1], index)
 
     # ---- of which they consist ---------------------------------------------------------------------------------------
-
-    def layers_of(self, index: int) -> range:
-        """The layers of a copy."""
-        return range(index * self._group, min((index + 1) * self._group, self._layers))
-
-    def _staged(self, end: int, travel: Travel, index: int) -> Tensor:
-        """[layers, 2, tokens, kv_heads, head_dim] at the beginning of one of an end's buffers."""
-        layout = (len(self.layers_of(index)), 2, travel.tokens, *self._buffer[3:])
-        return self._staging[end][index % DEPTH].flatten()[: math.prod(layout)].view(layout)
 
     @contextmanager
     def _link(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> Iterator[None]:
@@ -250,33 +246,40 @@ class Steps:
         end.record(stream)
         tell(turn.carried(hop, index), stream)
 
-    def _pieces(self, travel: Travel, hop: int, index: int) -> Iterator[tuple[int, int, int]]:
-        """Addresses, of blocks or of a buffer and of a slot of the ring, and bytes between them; a slot has [layers, 2,
-        tokens] in the order of the pass."""
-        layers, width, slot = self.layers_of(index), self._token_bytes, self._ring[index % len(self._ring)].data_ptr()
-        found, first = travel.runs[hop], 2 * layers[0]
+    def _carry(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> None:
+        """Over a link, between a slot of the ring and blocks or a buffer; a slot has planes [layers, 2, tokens] in the
+        order of the pass."""
+        layers, width, words = travel.copies[index], self._shape.layer_token_bytes // 2, self._words[hop]
+        slot, plane, pitch = (
+            self._ring[index % len(self._ring)].data_ptr(),
+            words.stride(1) * words.element_size(),
+            travel.tokens * width,
+        )
+        here, found = words.data_ptr() + 2 * layers[0] * plane, travel.runs[hop]
         if found is None:
-            yield self._staging[hop][index % DEPTH].data_ptr(), slot, 2 * len(layers) * travel.tokens * width
-        for plane in range(first, first + 2 * len(layers)) if found else ():
-            here, there = self._caches[hop] + plane * self._planes[hop], slot + (plane - first) * travel.tokens * width
-            for row, place, count in found or ():
-                yield here + place * width, there + row * width, count * width
+            here, plane, found = self._staging[hop][index % DEPTH].data_ptr(), pitch, [(0, 0, travel.tokens)]
+        with self._link(stream, turn, travel, hop, index):
+            for row, place, count in found:
+                cache, held = (here + place * width, plane), (slot + row * width, pitch)
+                source, target = (cache, held) if hop == 0 else (held, cache)
+                copy_rows(target, source, count * width, 2 * len(layers), stream)
 
-    def _tokens(
-        self, turn: Turn, travel: Travel, source: "KVCache | Tensor", target: "KVCache | Tensor", layer: int
-    ) -> None:
-        """A layer's K/V of the tokens that travel; a tensor [2, tokens, ...] has them in the order of the pass."""
+    def _buffer(self, end: int, travel: Travel, index: int) -> Tensor:
+        """[layers, 2, tokens, words] at the beginning of one of an end's buffers."""
+        layout = (len(travel.copies[index]), 2, travel.tokens, self._words[end].shape[3])
+        buffer = self._staging[end][index % DEPTH].view(self._words[end].dtype)
+        return buffer[: math.prod(layout)].view(layout)
+
+    def _tokens(self, turn: Turn, travel: Travel, source: Tensor, target: Tensor, index: int) -> None:
+        """A copy's K/V of the tokens that travel; a buffer has them in the order of the pass."""
         from disagg.run.gpu import device_kernels  # needs triton
 
-        ends = [
-            wide(end.data[layer]).flatten(1, 2) if isinstance(end, KVCache) else wide(end) for end in (source, target)
-        ]
-        ends = [end.flatten(2) for end in ends]
-        (slots, onto), width = turn.places(source.device), ends[0].shape[2]
-        sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width), ROWS=ROWS)
-        ways = dict(FROM_SLOTS=isinstance(source, KVCache), TO_SLOTS=isinstance(target, KVCache))
-        given = *ends, slots, onto, travel.tokens, ends[0].stride(0), ends[1].stride(0)
-        device_kernels.copy_tokens[(PROGRAMS, 2)](*given, **sizes, **ways, num_warps=WARPS)
+        ends, width, layers = (source, target), source.shape[3], travel.copies[index]
+        caches = [any(end is words for words in self._words) for end in ends]
+        firsts = [layers[0] * cache for cache in caches]
+        given = *ends, *turn.places(source.device), travel.tokens, *firsts, *source.stride()[:2], *target.stride()[:2]
+        sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width), ROWS=ROWS, FROM_SLOTS=caches[0], TO_SLOTS=caches[1])
+        device_kernels.copy_tokens[(PROGRAMS, 2, len(layers))](*given, **sizes, num_warps=WARPS)
 
     def _sum(self, turn: Turn, travel: Travel, end: int) -> None:
         """Where K/V are verified, checksums of the tokens that travel, at the source (0) or the target (1): both after
@@ -285,8 +288,8 @@ class Steps:
             return
         from disagg.run.gpu import device_kernels  # needs triton
 
-        data = self._ends[end].data.flatten(4).view(torch.int16)
+        data, layers = self._ends[end].data.flatten(4).view(torch.int16), travel.copies[-1][-1] + 1
         width, places = data.shape[-1], turn.places(self._ends[end if self._ring else 0].device)
         sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width))
         given = data, places[end], places[1], turn.sums[end], *data.stride()[:2], turn.sums.stride(1)
-        device_kernels.sum_tokens[(travel.tokens, self._layers)](*given, **sizes)
+        device_kernels.sum_tokens[(travel.tokens, layers)](*given, **sizes)

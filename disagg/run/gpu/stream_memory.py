@@ -1,5 +1,5 @@
 """What the driver does on a stream without a kernel: it waits for a number in memory (cuStreamWaitValue64), writes one
-(cuStreamWriteValue64) or copies bytes. Addresses are of a device's memory or of pinned memory."""
+(cuStreamWriteValue64) or copies rows of bytes (cuMemcpy2DAsync). Addresses are a device's or of pinned memory."""
 
 import functools
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from disagg.plan.errors import DisaggError
 from disagg.run.gpu.sm_split import ask, load_driver
 
+MOST_PITCH = (1 << 31) - 1  # bytes from row to row for a copy engine
 _driver = functools.cache(load_driver)
 
 
@@ -22,8 +23,16 @@ def tell(flag: int, stream: torch.cuda.Stream) -> None:
     ask(_driver().cuStreamWriteValue64, stream.cuda_stream, flag, 1, _flags()[1])
 
 
-def copy_bytes(target: int, source: int, nbytes: int, stream: torch.cuda.Stream) -> None:
-    ask(_driver().cuMemcpyAsync, target, source, nbytes, stream.cuda_stream)
+def copy_rows(
+    target: tuple[int, int], source: tuple[int, int], width: int, rows: int, stream: torch.cuda.Stream
+) -> None:
+    """Rows of `width` bytes by a copy engine; each end has an address and how far its rows lie apart."""
+    driver = _driver()
+    copy = driver.CUDA_MEMCPY2D()
+    copy.dstMemoryType = copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_UNIFIED
+    (copy.dstDevice, copy.dstPitch), (copy.srcDevice, copy.srcPitch) = target, source
+    copy.WidthInBytes, copy.Height = width, rows
+    ask(driver.cuMemcpy2DAsync, copy, stream.cuda_stream)
 
 
 @functools.cache
