@@ -35,7 +35,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
     monkeypatch.setattr(hand_off_streams, "wait_for", wait)
     monkeypatch.setattr(hand_off_streams, "tell", tell)
-    monkeypatch.setattr(hand_off_streams, "copy_rows", copy_rows)
+    monkeypatch.setattr(hand_off_streams, "RowCopy", Rows)
 
 
 def wait(flag, stream):
@@ -47,9 +47,16 @@ def tell(flag, stream):
     ctypes.c_int64.from_address(flag).value = 1
 
 
-def copy_rows(target, source, width, rows, stream):
-    for row in range(rows):
-        ctypes.memmove(*(address + row * pitch for address, pitch in (target, source)), width)
+class Rows:
+    """A RowCopy of the host."""
+
+    def __init__(self, target_pitch, source_pitch, width):
+        self.pitches, self.width = (target_pitch, source_pitch), width
+
+    def launch(self, target, source, rows, stream):
+        for row in range(rows):
+            ends = (end + row * pitch for end, pitch in zip((target, source), self.pitches, strict=True))
+            ctypes.memmove(*ends, self.width)
 
 
 def scatter(monkeypatch):
@@ -231,13 +238,13 @@ def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, 
         assert bench.run((1, 0, [4, 7], 2 * BLOCK))
         bench.landed(1)
         turn, layers = bench.captured.turns[0], range(SHAPE.layers)
-        times = lambda flag: [waited.count(flag(layer)) for layer in layers]  # noqa: E731
+        times = lambda flags: [waited.count(flag) for flag in flags]  # noqa: E731
         again = lambda slots: [int(layer + slots < SHAPE.layers) for layer in layers]  # noqa: E731
         assert times(turn.written) == [1] * SHAPE.layers, "by what reads the source first"
         assert times(turn.gathered) == [int(scattered)] * SHAPE.layers
         by_down, by_leave = again(ring), [scattered * more for more in again(DEPTH)]
-        assert times(lambda layer: turn.carried(0, layer)) == [1 + more for more in by_leave]
-        assert times(lambda layer: turn.carried(1, layer)) == [scattered + more for more in by_down]
+        assert times(turn.carried[0]) == [1 + more for more in by_leave]
+        assert times(turn.carried[1]) == [scattered + more for more in by_down]
         assert times(turn.scattered) == by_leave, "by the copies up"
         for slot, kept in enumerate(bench.captured.steps._ring):
             layer = max((layer for layer in layers if layer % ring == slot), default=None)
@@ -410,7 +417,7 @@ def test_doctor_says_whether_layers_leave_a_captured_pass(monkeypatch, able, wor
     (
         stream_memory.wait_for(7, stream),
         stream_memory.tell(8, stream),
-        stream_memory.copy_rows((9, 64), (10, 32), 8, 2, stream),
+        stream_memory.RowCopy(64, 32, 8).launch(9, 10, 2, stream),
     )
     stream_memory._flags.cache_clear()
     types = dict(dstMemoryType=6, srcMemoryType=6)

@@ -142,7 +142,7 @@ class CapturedHandOff:
         """Before the first pass; stored [1 + TURNS, layers] is where a pass's layers' times appear, and seen, in pinned
         memory, where they stand after it."""
         for number, turn in enumerate(self.turns, start=1):
-            turn.stored, turn.seen = stored[number], seen[number]
+            turn.see(stored[number], seen[number])
             self.steps.prepare(turn)
 
     def close(self) -> None:
@@ -196,10 +196,10 @@ class PassCopies:
 
     def _times(self) -> list[tuple[int, int]]:
         """Writes them into the copies and spans; when slots of the ring were taken (+1) and left (-1)."""
-        owner, turn, parts = self._owner, self._turn, self._taken.parts
+        owner, turn, parts, copies = self._owner, self._turn, self._taken.parts, self._taken.travel.copies
         now = now_ns()  # all has ended by now, whatever the clocks' error
         hops = [
-            [(min(now, anchor.ns(start)), min(now, anchor.ns(end))) for start, end in events]
+            [(min(now, anchor.ns(start)), min(now, anchor.ns(end))) for start, end in events[: len(copies)]]
             for anchor, events in zip(self._anchors, turn.events, strict=True)
         ]
         stored = list(map(timer_of(owner.source.device).ns, turn.seen.tolist()))

@@ -31,7 +31,7 @@ from disagg.run.attention.split_decode import power_of_two
 from disagg.run.gpu.device import Scratch, settle
 from disagg.run.gpu.memory import room_for
 from disagg.run.gpu.stream_copy import StreamCopier, runs, wide
-from disagg.run.gpu.stream_memory import MOST_PITCH, copy_rows, tell, wait_for
+from disagg.run.gpu.stream_memory import MOST_PITCH, RowCopy, tell, wait_for
 from disagg.run.kv_cache import KVCache
 
 DEPTH = 4  # gathered or arrived copies that are kept on a device
@@ -40,8 +40,10 @@ LEAST_BYTES = (
     4 << 20
 )  # of a copy where the number of its layers is free: what a link carries while the host enqueues it
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
+UNDIALLED = nullcontext()
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 Step = Callable[[torch.cuda.Stream, "Turn", "Travel", int], None]
+Piece = tuple[int, int, RowCopy]  # of a copy: where it begins at the blocks' or buffer's end, and at the slot's
 Run = tuple[int, int, int]  # of adjacent tokens: the row of the pass and the slot of the cache it begins at, its length
 
 
@@ -56,37 +58,32 @@ class Travel:
         rows = np.flatnonzero(onto >= 0)
         found = [list(runs(rows, ends[rows])) for ends in (slots, onto)]
         self.runs: list[list[Run] | None] = [None if len(each) > MOST_RUNS else each for each in found]
+        self.pieces: list[list[Piece]] = []  # of each hop; `Steps` gives them
+
+
+def addresses(numbers: Tensor) -> list[int]:
+    return list(range(numbers.data_ptr(), numbers.data_ptr() + 8 * len(numbers), 8))
 
 
 class Turn:
     """Flags, times and places of one pass of two."""
 
     def __init__(self, most: int, layers: int, hops: int, copies: int, verify: bool, sides: list[torch.device]) -> None:
-        self._copies = copies
         self._places = {device: torch.full((2, most), -1, dtype=torch.long, device=device) for device in sides}
         self._here = torch.full((2, most), -1, dtype=torch.long, pin_memory=True)
-        self.flags = torch.zeros(2 + hops, copies, dtype=torch.long, pin_memory=True)  # 1: gathered, scattered, carried
+        self.flags = torch.zeros(2 + hops, copies, dtype=torch.long, pin_memory=True)  # 1: the step of a copy is done
+        self.gathered, self.scattered, *self.carried = map(addresses, self.flags)  # carried: by hop
         self.events = [
             [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(copies)] for _ in range(hops)
         ]  # fmt: skip - start and end of each copy on each link
-        # When K/V were in the cache: on the device as the pass goes, in pinned memory after it. `prepare` gives both.
-        self.stored = self.seen = torch.zeros(layers, dtype=torch.long)
+        self.see(*torch.zeros(2, layers, dtype=torch.long))
         self.sums = torch.zeros(2, layers, most, dtype=torch.long, pin_memory=True) if verify else None  # both ends
         self.busy = False
         self.answered = threading.Event()  # the pass has picked its tokens, which go first
 
-    def gathered(self, index: int) -> int:
-        """The address of copy `index`'s flag."""
-        return self.flags.data_ptr() + 8 * index
-
-    def scattered(self, index: int) -> int:
-        return self.gathered(self._copies + index)
-
-    def carried(self, hop: int, index: int) -> int:
-        return self.gathered((2 + hop) * self._copies + index)
-
-    def written(self, layer: int) -> int:
-        return self.stored.data_ptr() + 8 * layer
+    def see(self, stored: Tensor, seen: Tensor) -> None:
+        """When K/V were in the cache: on the device as the pass goes, in pinned memory after it."""
+        self.stored, self.seen, self.written = stored, seen, addresses(stored)
 
     def fill(self, travel: Travel) -> None:
         """Before `upload`: where the tokens of a pass lie and where they go."""
@@ -124,6 +121,12 @@ class Steps:
                     self._staging.append([torch.empty(numbers, **there) for _ in range(min(DEPTH, self.copies))])
             links = [copiers[0].new_stream(source.device), *links, copiers[1].new_stream(target.device)]
         self._words = [wide(cache.data).flatten(4).flatten(2, 3) for cache in self._ends]  # [layers, 2, slots, words]
+        self._layer_bytes = [cache.bytes // shape.layers for cache in self._ends]
+        self._caches, self._slots = (
+            [cache.data.data_ptr() for cache in self._ends],
+            [slot.data_ptr() for slot in self._ring],
+        )
+        self._staged = [[buffer.data_ptr() for buffer in buffers] for buffers in self._staging]
         self._streams = links
         self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
@@ -159,8 +162,9 @@ class Steps:
         before = [torch.cuda.current_stream(device) for device in {cache.device: cache for cache in self._ends}]
         for stream, ended in zip(self._streams, self._ended[1:], strict=False):
             stream.wait_event(ended)
-        if any(words.stride(1) * words.element_size() > MOST_PITCH for words in self._words):
+        if max(self._layer_bytes) > 2 * MOST_PITCH:
             travel.runs = [None, None]
+        travel.pieces = [self._pieces(travel, hop) for hop in range(len(self._copiers))] if self._ring else []
         steps = self._steps_of(travel)
         try:
             if turn.sums is not None or not self._ring or None in travel.runs:
@@ -206,63 +210,65 @@ class Steps:
     # ---- the steps of copy `index`, on their stream, which is current -----------------------------------------------
 
     def _leave(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.written(travel.copies[index][-1]), stream)
+        wait_for(turn.written[travel.copies[index][-1]], stream)
         if index >= DEPTH:
-            wait_for(turn.carried(0, index - DEPTH), stream)
+            wait_for(turn.carried[0][index - DEPTH], stream)
         self._tokens(turn, travel, self._words[0], self._buffer(0, travel, index), index)
-        tell(turn.gathered(index), stream)
+        tell(turn.gathered[index], stream)
 
     def _down(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.gathered(index) if travel.runs[0] is None else turn.written(travel.copies[index][-1]), stream)
+        wait_for(turn.gathered[index] if travel.runs[0] is None else turn.written[travel.copies[index][-1]], stream)
         if index >= len(self._ring):
-            wait_for(turn.carried(1, index - len(self._ring)), stream)
+            wait_for(turn.carried[1][index - len(self._ring)], stream)
         self._carry(stream, turn, travel, 0, index)
 
     def _up(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.carried(0, index), stream)
+        wait_for(turn.carried[0][index], stream)
         if travel.runs[1] is None and index >= DEPTH:
-            wait_for(turn.scattered(index - DEPTH), stream)
+            wait_for(turn.scattered[index - DEPTH], stream)
         self._carry(stream, turn, travel, 1, index)
 
     def _arrive(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
-        wait_for(turn.carried(1, index), stream)
+        wait_for(turn.carried[1][index], stream)
         self._tokens(turn, travel, self._buffer(1, travel, index), self._words[1], index)
-        tell(turn.scattered(index), stream)
+        tell(turn.scattered[index], stream)
 
     def _across(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
-        wait_for(turn.written(travel.copies[index][-1]), stream)
+        wait_for(turn.written[travel.copies[index][-1]], stream)
         with self._link(stream, turn, travel, 0, index):
             self._tokens(turn, travel, self._words[0], self._words[1], index)
 
     # ---- of which they consist ---------------------------------------------------------------------------------------
 
+    def _pieces(self, travel: Travel, hop: int) -> list[Piece]:
+        """Of a copy over a link: each plane [layers, 2] of a slot has the tokens in the order of the pass."""
+        width, plane = self._shape.layer_token_bytes // 2, self._layer_bytes[hop] // 2
+        pitch, found = travel.tokens * width, travel.runs[hop]
+        if found is None:
+            return [(0, 0, RowCopy(pitch, pitch, pitch))]
+        pitches = (pitch, plane) if hop == 0 else (plane, pitch)
+        return [(place * width, row * width, RowCopy(*pitches, count * width)) for row, place, count in found]
+
+    def _carry(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> None:
+        """Over a link, between a slot of the ring and blocks or a buffer."""
+        layers, slot = travel.copies[index], self._slots[index % len(self._slots)]
+        here = self._caches[hop] + layers[0] * self._layer_bytes[hop]
+        if travel.runs[hop] is None:
+            here = self._staged[hop][index % DEPTH]
+        with self._link(stream, turn, travel, hop, index):
+            for place, row, copy in travel.pieces[hop]:
+                ends = (slot + row, here + place) if hop == 0 else (here + place, slot + row)
+                copy.launch(*ends, 2 * len(layers), stream)
+
     @contextmanager
     def _link(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> Iterator[None]:
         occupancy_ns, (start, end) = travel.occupancy_ns[hop], turn.events[hop][index]
-        with self._copiers[hop].dialled(occupancy_ns[index]) if occupancy_ns else nullcontext():
+        with self._copiers[hop].dialled(occupancy_ns[index]) if occupancy_ns else UNDIALLED:
             start.record(stream)
             yield
         end.record(stream)
-        tell(turn.carried(hop, index), stream)
-
-    def _carry(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> None:
-        """Over a link, between a slot of the ring and blocks or a buffer; a slot has planes [layers, 2, tokens] in the
-        order of the pass."""
-        layers, width, words = travel.copies[index], self._shape.layer_token_bytes // 2, self._words[hop]
-        slot, plane, pitch = (
-            self._ring[index % len(self._ring)].data_ptr(),
-            words.stride(1) * words.element_size(),
-            travel.tokens * width,
-        )
-        here, found = words.data_ptr() + 2 * layers[0] * plane, travel.runs[hop]
-        if found is None:
-            here, plane, found = self._staging[hop][index % DEPTH].data_ptr(), pitch, [(0, 0, travel.tokens)]
-        with self._link(stream, turn, travel, hop, index):
-            for row, place, count in found:
-                cache, held = (here + place * width, plane), (slot + row * width, pitch)
-                source, target = (cache, held) if hop == 0 else (held, cache)
-                copy_rows(target, source, count * width, 2 * len(layers), stream)
+        tell(turn.carried[hop][index], stream)
 
     def _buffer(self, end: int, travel: Travel, index: int) -> Tensor:
         """[layers, 2, tokens, words] at the beginning of one of an end's buffers."""

@@ -157,7 +157,7 @@ def ask(call: Callable, *arguments: Any) -> Any:
         error, *found = call(*arguments)
     except RuntimeError as missing:  # no such library, or no such function in it
         raise EngineError(f"sm_split: {call.__name__} can't be called ({missing}); {REMEDY}") from None
-    if int(error):
+    if error:
         raise EngineError(f"sm_split: {call.__name__} failed with {error.name}; {REMEDY}")
     return found[0] if len(found) == 1 else tuple(found)
 

@@ -23,16 +23,19 @@ def tell(flag: int, stream: torch.cuda.Stream) -> None:
     ask(_driver().cuStreamWriteValue64, stream.cuda_stream, flag, 1, _flags()[1])
 
 
-def copy_rows(
-    target: tuple[int, int], source: tuple[int, int], width: int, rows: int, stream: torch.cuda.Stream
-) -> None:
-    """Rows of `width` bytes by a copy engine; each end has an address and how far its rows lie apart."""
-    driver = _driver()
-    copy = driver.CUDA_MEMCPY2D()
-    copy.dstMemoryType = copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_UNIFIED
-    (copy.dstDevice, copy.dstPitch), (copy.srcDevice, copy.srcPitch) = target, source
-    copy.WidthInBytes, copy.Height = width, rows
-    ask(driver.cuMemcpy2DAsync, copy, stream.cuda_stream)
+class RowCopy:
+    """Rows of `width` bytes that a copy engine carries, with how far they lie apart at both ends."""
+
+    def __init__(self, target_pitch: int, source_pitch: int, width: int) -> None:
+        driver = _driver()
+        copy = self._copy = driver.CUDA_MEMCPY2D()
+        copy.dstMemoryType = copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_UNIFIED
+        copy.dstPitch, copy.srcPitch, copy.WidthInBytes = target_pitch, source_pitch, width
+
+    def launch(self, target: int, source: int, rows: int, stream: torch.cuda.Stream) -> None:
+        """From address to address."""
+        self._copy.dstDevice, self._copy.srcDevice, self._copy.Height = target, source, rows
+        ask(_driver().cuMemcpy2DAsync, self._copy, stream.cuda_stream)
 
 
 @functools.cache
