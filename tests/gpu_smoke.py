@@ -129,23 +129,23 @@ def interrupts(devices: Devices):
         check_run(engine.serve(rest), rest)
 
 
-def scattered(preset: str, device: str, name: str):
+def scattered(preset: str, devices: Devices, name: str):
     """16 bits, where no blocks lie in few enough runs for a copy engine."""
     with patch("disagg.run.gpu.hand_off_streams.MOST_RUNS", 0):
-        half(preset, device, name, verify_kv=True)
+        half(preset, devices, name, verify_kv=True)
 
 
-def half(preset: str, device: str, name: str, **changes):
+def half(preset: str, devices: Devices, name: str, **changes):
     """16 bits: forced texts, and every logit against fp32's."""
-    model = model_on(device, name, "bfloat16")
-    texts, exact, allowed = references(device, name)
+    model = model_on(devices[1], name, "bfloat16")
+    texts, exact, allowed = references(devices[1], name)
     requests = [Request(text[:-8], 8, force_ids=text[-8:], keep_logits=True) for text in texts]
     few = dict(compile=False, max_batch=4, chunk_tokens=256, verify_kv=False)  # sizes to capture
-    with opened(preset, (device, device), model, **{**few, **changes}) as engine:
+    with opened(preset, devices, model, **{**few, **changes}) as engine:
         run = engine.serve(requests)
         for result in run.results:
             assert len(result.logits) == 8, f"ended as {result.finish_reason}: {result.error}"
-        if device != "cpu":
+        if devices[0] != "cpu":
             torch.cuda.synchronize()
         found = torch.cat([torch.stack(result.logits).float().cpu() for result in run.results])
     off = float((found - exact).square().mean().sqrt())
@@ -186,26 +186,29 @@ def checks(device: str) -> Iterator[tuple[str, Callable]]:
     yield "a cancel", partial(cancels, one)
     yield "an interrupt", partial(interrupts, one)
     for preset in PRESETS:
-        yield f"16 bits, preset {preset}", partial(half, preset, first, large)
+        yield f"16 bits, preset {preset}", partial(half, preset, one, large)
     for preset in ("streamed", "staged"):
-        yield f"16 bits, checksums on {preset}", partial(half, preset, first, large, verify_kv=True)
-        yield f"16 bits, {preset}, overlap=False", partial(half, preset, first, large, overlap=False)
+        yield f"16 bits, checksums on {preset}", partial(half, preset, one, large, verify_kv=True)
+        yield f"16 bits, {preset}, overlap=False", partial(half, preset, one, large, overlap=False)
         # One request at a time has a target: passes whose layers leave late, and others whose layers leave at once.
         tight = dict(decode_blocks=4, block_size=64, chunk_tokens=64, verify_kv=True)
-        yield f"16 bits, {preset}, decode full, small passes", partial(half, preset, first, large, **tight)
-    yield "16 bits, checksums on staged, blocks scattered", partial(scattered, "staged", first, large)
+        yield f"16 bits, {preset}, decode full, small passes", partial(half, preset, one, large, **tight)
+    yield "16 bits, checksums on staged, blocks scattered", partial(scattered, "staged", one, large)
     if device != "cpu":
-        yield "16 bits, staged on a dialled link", partial(half, "staged", first, large, link=Link(1e9))
+        yield "16 bits, staged on a dialled link", partial(half, "staged", one, large, link=Link(1e9))
         slow = dict(link=Link(1e9), block_size=64, chunk_tokens=64, ring_slots=2)
-        yield "16 bits, staged on a dialled link, small passes", partial(half, "staged", first, large, **slow)
+        yield "16 bits, staged on a dialled link, small passes", partial(half, "staged", one, large, **slow)
     if device != "cpu" and describe().startswith("possible"):
-        yield "16 bits, staged, sm_split=32", partial(half, "staged", first, large, sm_split=32, verify_kv=True)
+        yield "16 bits, staged, sm_split=32", partial(half, "staged", one, large, sm_split=32, verify_kv=True)
     if device != "cpu" and torch.cuda.device_count() > 1:
         two = ("cuda:0", "cuda:1")
         for preset in (*HANDED_OFF, "two_colocated"):
             for peer in (True, False):
                 name = f"two GPUs, preset {preset}{'' if peer else ', no peer access'}"
                 yield name, partial(serves, preset, two, peer_access=peer, verify_kv=True)
+        for preset in ("streamed", "staged"):
+            yield f"16 bits, two GPUs, checksums on {preset}", partial(half, preset, two, large, verify_kv=True)
+        yield "16 bits, two GPUs, blocks scattered", partial(scattered, "staged", two, large)
 
 
 def run(found: Iterator[tuple[str, Callable]], where: str) -> int:

@@ -349,7 +349,9 @@ def test_each_copy_takes_the_link_for_its_own_layers_and_for_each_transfer(gpu, 
         layers = [min(together, SHAPE.layers - first) for first in range(0, SHAPE.layers, together)]
         nbytes = bench.transfers.scheduler.layer_block_bytes
         wanted = [[link.occupancy_ns(count * size * nbytes) for size in (2, 1)] for count in layers]
-        assert taken.travel.occupancy_ns == 2 * [[sum(parts) for parts in wanted]] and taken.parts == 2 * [wanted[0]]
+        assert taken.travel.occupancy_ns == 2 * [[sum(parts) for parts in wanted]] and taken.parts == 2 * [
+            [0, wanted[0][0], sum(wanted[0])]
+        ]
         assert part((0, sum(wanted[0])), taken.parts[0], 1) == (wanted[0][0], sum(wanted[0]))
         assert (taken.travel.onto[3 * BLOCK :] == -1).all(), "its request ended meanwhile"
         assert len(bench.captured.steps._staging[0]) == min(DEPTH, len(layers))

@@ -52,7 +52,7 @@ def test_wrong_tokens_wrong_logits_and_stops_that_do_nothing_are_noticed(monkeyp
     with pytest.raises(AssertionError, match="below the reference's best"):
         gpu_smoke.serves("staged", on_cores, verify_kv=False)
     with pytest.raises(AssertionError, match="logits are off by"):
-        gpu_smoke.half("staged", "cpu", "tiny")
+        gpu_smoke.half("staged", ("cpu", "cpu"), "tiny")
 
 
 def spacious(opened, preset, devices, **changes):

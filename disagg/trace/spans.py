@@ -62,6 +62,12 @@ def span_of(copy: Copy, landed_ns: int) -> Span:
     """A copy that has landed."""
     spills, layers = copy.lane.role is LaneRole.SPILL, copy.layer_end - copy.layer
     kind = "spill" if spills else "fetch" if copy.source.role == "host" else "copy"
-    span = Span(kind, str(copy.lane), copy.start_ns, landed_ns, (copy.request,), copy.layer, layers, copy.nbytes)
-    span = span._replace(transfer=copy.transfer, ready_ns=copy.ready_ns, blocks=len(copy.blocks))
-    return span._replace(deadline_ns=copy.landing_ns, occupied_ns=copy.busy_until_ns - copy.start_ns)
+    work = kind, str(copy.lane), copy.start_ns, landed_ns, (copy.request,), copy.layer, layers, copy.nbytes
+    return Span(
+        *work,
+        deadline_ns=copy.landing_ns,
+        transfer=copy.transfer,
+        occupied_ns=copy.busy_until_ns - copy.start_ns,
+        ready_ns=copy.ready_ns,
+        blocks=len(copy.blocks),
+    )

@@ -3,8 +3,8 @@ launched, and how they land."""
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class Taken(NamedTuple):
 
     rows: list[slice]  # of each transfer
     sent: list[tuple[Send, Assign]]
-    parts: list[list[int]]  # of each link's time in a copy, by transfer: a link takes each on its own
+    parts: list[list[int]]  # of each link's time in a copy, up to each transfer: a link takes each on its own
     travel: Travel
 
 
@@ -105,6 +105,7 @@ class CapturedHandOff:
             dials = [scheduler.lanes[name].clock.link for name in self.names]
         travel = Travel(slots, onto, scheduler.layers, group)
         parts = [[link.occupancy_ns(group * size) if link.dialled else size for size in sizes] for link in dials]
+        parts = [list(accumulate(each, initial=0)) for each in parts]
         travel.occupancy_ns = [
             [sum(link.occupancy_ns(len(layers) * size) for size in sizes) for layers in travel.copies]
             if link.dialled
@@ -205,17 +206,13 @@ class PassCopies:
         stored = list(map(timer_of(owner.source.device).ns, turn.seen.tolist()))
         latency_ns = round(1e9 * owner.transfers.scheduler.lanes[owner.names[-1]].clock.link.latency_s)
         for number, copy in enumerate(self.records):
-            index, mine = divmod(number, len(parts[0]))
+            index, mine = divmod(number, len(self._taken.sent))
             copy.ready_ns = min(stored[copy.layer_end - 1], hops[0][index][0])
-            if len(hops) > 1:
-                down = replace(copy, lane=owner.names[0])
-                down.start_ns, down.busy_until_ns = part(hops[0][index], parts[0], mine)
-                down.landing_ns = down.busy_until_ns
-                self._spans.append(span_of(down, down.landing_ns))
-                copy.ready_ns = down.landing_ns
-            copy.start_ns, copy.busy_until_ns = part(hops[-1][index], parts[-1], mine)
-            copy.landing_ns = copy.busy_until_ns + latency_ns
-            self._spans.append(span_of(copy, copy.landing_ns))
+            for hop, copy.lane in enumerate(owner.names):
+                copy.start_ns, copy.busy_until_ns = part(hops[hop][index], parts[hop], mine)
+                copy.landing_ns = copy.busy_until_ns + (latency_ns if copy.lane == owner.names[-1] else 0)
+                self._spans.append(span_of(copy, copy.landing_ns))
+                copy.ready_ns = copy.landing_ns
         self._wrong = self._differing()
         return [(start, 1) for start, _ in hops[0]] + [(end, -1) for _, end in hops[-1]] if len(hops) > 1 else []
 
@@ -260,8 +257,7 @@ def together(notices: list[Landed]) -> Landed:
     return Landed(notices[0].transfer, parts, sum(n.nbytes for n in notices), sum(n.took_ns for n in notices))
 
 
-def part(times: tuple[int, int], parts: list[int], mine: int) -> tuple[int, int]:
-    """A transfer's part of one copy's time on the link."""
+def part(times: tuple[int, int], upto: list[int], mine: int) -> tuple[int, int]:
+    """A transfer's part of one copy's time on the link, whose parts are given up to each."""
     start, end = times
-    before, upto = (start + (end - start) * sum(parts[:index]) // sum(parts) for index in (mine, mine + 1))
-    return before, upto
+    return start + (end - start) * upto[mine] // upto[-1], start + (end - start) * upto[mine + 1] // upto[-1]
