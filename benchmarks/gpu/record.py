@@ -75,7 +75,7 @@ def hand_off_times(stand: Stand) -> HandOffTimes:
             pairs = [streaming.pair_of_runs(stand, engine, tokens, index) for index in range(2 + scale.repeats)][2:]
             without, with_it = ([seconds(one_pass(run)) for run in runs] for runs in zip(*pairs, strict=True))
             overlaps = [on.overlap(0) for _, on in pairs]
-            hops = [span.occupied_ns / 1e9 for _, on in pairs for span in spans_of(on, "copy")]
+            hops = [span.occupied_ns / span.count / 1e9 for _, on in pairs for span in spans_of(on, "copy")]
             hidden = [known(overlap.hidden) for overlap in overlaps]
             found = without, with_it, hidden, [overlap.exposed_s for overlap in overlaps], hops
             without_s, with_s, h, exposed_s, hop_s = map(statistics.median, found)

@@ -56,7 +56,7 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             slow.append(100 * (took[-1] / seconds(one_pass(off)) - 1))
             overlap = on.overlap(0)
             late.append(overlap.exposed_s / (overlap.transfer_s / stand.model.layers))
-            hops += [span.occupied_ns / 1e9 for span in spans_of(on, "copy")]
+            hops += spans_of(on, "copy")
         ms, n = 1e3 * statistics.median(took), scale.repeats
         lasting = flops / (ms / 1e3) / stand.sustained
         note = f"{ms:.1f} ms, staged hand-off on; {lasting:.2f} of what products sustain; {stand.limits.words}"
@@ -69,9 +69,13 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         bar = SLOWS.get(tokens) if small else 2
         note = "with against without, alternating, no dial"
         yield Row(f"streaming_slows_prefill_pct[{tokens}]", statistics.median(slow), "%", bar, n, note)
-        link = max(pinned_s(torch.device(stand.device), tokens * stand.model.shape.layer_token_bytes))
-        note = f"a hop {1e6 * statistics.median(hops):.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
-        yield Row(f"hop_over_link[{tokens}]", statistics.median(hops) / link, "×", 1.15, len(hops), note)
+        whole = [span for span in hops if span.count == hops[0].count]  # the last one may have fewer layers
+        hop, link = (
+            statistics.median(span.occupied_ns for span in whole) / 1e9,
+            max(pinned_s(torch.device(stand.device), whole[0].count * tokens * stand.model.shape.layer_token_bytes)),
+        )
+        note = f"a hop of {whole[0].count} layers {1e6 * hop:.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
+        yield Row(f"hop_over_link[{tokens}]", hop / link, "×", 1.15, len(whole), note)
         yield from host.rows(tokens)
     tokens = scale.streamed
     stand.say(f"prefill of {tokens} tokens, its blocks scattered")
