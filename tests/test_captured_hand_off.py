@@ -17,6 +17,7 @@ from test_transfers import BLOCK, DECODE, HOST, PREFILL, SHAPE, SIZES, Bench, fl
 import disagg.run.attention
 import disagg.run.gpu
 from disagg.plan.commands import Abort, Assign, Send, Worker
+from disagg.plan.errors import EngineError
 from disagg.plan.events import Landed, TransferClosed, TransferFailed
 from disagg.plan.link import Link
 from disagg.run.clock import now_ns
@@ -407,21 +408,29 @@ def test_doctor_says_whether_layers_leave_a_captured_pass(monkeypatch, able, wor
     monkeypatch.setattr(stream_memory, "_driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert stream_memory.describe().startswith(words)
-    asked = {}
+
+
+def test_the_driver_is_asked_for_what_it_knows_and_a_refusal_says_what_to_do(monkeypatch):
+    asked, driver, stream = {}, FakeDriver(), SimpleNamespace(cuda_stream=5)
+    monkeypatch.setattr(stream_memory, "_driver", lambda: driver)
     driver.CUstreamWaitValue_flags = SimpleNamespace(CU_STREAM_WAIT_VALUE_GEQ=3)
     driver.CUstreamWriteValue_flags = SimpleNamespace(CU_STREAM_WRITE_VALUE_DEFAULT=4)
+    driver.CUDA_MEMCPY2D, driver.CUmemorytype = SimpleNamespace, SimpleNamespace(CU_MEMORYTYPE_UNIFIED=6)
     driver.cuStreamWaitValue64 = lambda *given: asked.setdefault("wait", given) and (Code(0),)
     driver.cuStreamWriteValue64 = lambda *given: asked.setdefault("tell", given) and (Code(0),)
-    stream = SimpleNamespace(cuda_stream=5)
     driver.cuMemcpy2DAsync = lambda copy, at: asked.setdefault("copy", (vars(copy), at)) and (Code(0),)
-    driver.CUDA_MEMCPY2D, driver.CUmemorytype = SimpleNamespace, SimpleNamespace(CU_MEMORYTYPE_UNIFIED=6)
     stream_memory._flags.cache_clear()
-    (
-        stream_memory.wait_for(7, stream),
-        stream_memory.tell(8, stream),
-        stream_memory.RowCopy(64, 32, 8).launch(9, 10, 2, stream),
-    )
-    stream_memory._flags.cache_clear()
+    stream_memory.wait_for(7, stream)
+    stream_memory.tell(8, stream)
+    stream_memory.RowCopy(64, 32, 8).launch(9, 10, 2, stream)
     types = dict(dstMemoryType=6, srcMemoryType=6)
     copy = dict(dstDevice=9, dstPitch=64, srcDevice=10, srcPitch=32, WidthInBytes=8, Height=2, **types)
     assert asked == {"wait": (5, 7, 1, 3), "tell": (5, 8, 1, 4), "copy": (copy, 5)}
+
+    def refuses(*given):
+        return (Code(2),)
+
+    driver.cuStreamWaitValue64 = refuses
+    with pytest.raises(EngineError, match="refuses failed with CUDA_ERROR_OUT_OF_MEMORY; `graphs=False` launches"):
+        stream_memory.wait_for(7, stream)
+    stream_memory._flags.cache_clear()

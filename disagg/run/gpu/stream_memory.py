@@ -2,11 +2,12 @@
 (cuStreamWriteValue64) or copies rows of bytes (cuMemcpy2DAsync). Addresses are a device's or of pinned memory."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from disagg.plan.errors import DisaggError
+from disagg.plan.errors import DisaggError, EngineError
 from disagg.run.gpu.sm_split import ask, load_driver
 
 MOST_PITCH = (1 << 31) - 1  # bytes from row to row for a copy engine
@@ -15,12 +16,12 @@ _driver = functools.cache(load_driver)
 
 def wait_for(flag: int, stream: torch.cuda.Stream) -> None:
     """Holds the stream until this int64 is 1 or more."""
-    ask(_driver().cuStreamWaitValue64, stream.cuda_stream, flag, 1, _flags()[0])
+    _order(_driver().cuStreamWaitValue64, stream.cuda_stream, flag, 1, _flags()[0])
 
 
 def tell(flag: int, stream: torch.cuda.Stream) -> None:
     """Writes 1 when the stream comes here."""
-    ask(_driver().cuStreamWriteValue64, stream.cuda_stream, flag, 1, _flags()[1])
+    _order(_driver().cuStreamWriteValue64, stream.cuda_stream, flag, 1, _flags()[1])
 
 
 class RowCopy:
@@ -35,7 +36,15 @@ class RowCopy:
     def launch(self, target: int, source: int, rows: int, stream: torch.cuda.Stream) -> None:
         """From address to address."""
         self._copy.dstDevice, self._copy.srcDevice, self._copy.Height = target, source, rows
-        ask(_driver().cuMemcpy2DAsync, self._copy, stream.cuda_stream)
+        _order(_driver().cuMemcpy2DAsync, self._copy, stream.cuda_stream)
+
+
+def _order(call: Callable, *arguments: Any) -> None:
+    """EngineError if the driver refuses."""
+    [error] = call(*arguments)
+    if error:
+        advice = "`graphs=False` launches passes layer by layer, without it"
+        raise EngineError(f"the driver's {call.__name__} failed with {error.name}; {advice}")
 
 
 @functools.cache
