@@ -3,7 +3,9 @@
 The engine's own tests run again over it, with a paged kernel of plain PyTorch in flash-attn's place.
 """
 
+import fake_triton
 import pytest
+import torch
 from engine_tools import check_run, lengths, small
 from paged_kernel import PlainKernel
 from test_engine import (  # noqa: F401
@@ -27,7 +29,7 @@ from test_engine import (  # noqa: F401
 
 from disagg import Engine
 from disagg.plan.errors import ConfigError
-from disagg.run import executor
+from disagg.run import executor, model
 from disagg.run.gpu import decode_graph
 from disagg.run.gpu.device_rows import DeviceRows
 from disagg.run.model.model import Model
@@ -109,3 +111,32 @@ def test_rows_on_the_device_follow_the_changes():
     state.set_order([2, 0], 3)
     state.upload()
     assert state.order.tolist() == [2, 0, 3] and state.tables[:3].tolist() == [[0, 1, 2, 3]] * 3
+
+
+@pytest.mark.parametrize("vocab", [97, 1024, 5000])
+@pytest.mark.parametrize("size", [1, 5, 9])
+def test_kernels_take_rows_and_move_them_on_as_torch_does(monkeypatch, size, vocab):
+    """Ties go to the first token; NaN and infinity are not finite; padding stays empty."""
+    fake_triton.install(monkeypatch, model, "decode_kernels")
+    torch.manual_seed(size)
+    logits = torch.randn(size, vocab).bfloat16()
+    logits[0, [vocab // 2, vocab - 1]] = 9.0
+    for row, bad in zip(range(1, size), (float("nan"), float("inf"), float("-inf")), strict=False):
+        logits[row] = bad if bad < 0 else logits[row].index_fill(0, torch.tensor([vocab - 2]), bad)
+    found = []
+    for on_gpu in (False, True):
+        rows = DeviceRows(12, 3, 40, "cpu")
+        monkeypatch.setattr(DeviceRows, "on_gpu", on_gpu)
+        for place in range(6):
+            rows.set_row(place, 10 + place, 100 * place, [place, 7 + place])
+        rows.set_order([4, 1, 5, 0, 2][:size], size)
+        rows.upload()
+        taken = rows.take(size)
+        picked = rows.move_on(logits)
+        kept = picked.clone()
+        kept[0, picked[1] == 0] = -1  # of a logit that is not finite
+        found.append([*taken, kept, rows.lengths, rows.tokens[4]])
+    finite = kept[1].bool()
+    assert finite.tolist() == [True, *[False] * min(3, size - 1), *[True] * (size - 4)][:size]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)

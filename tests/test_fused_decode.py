@@ -16,7 +16,7 @@ from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.gpu import decode_graph
 from disagg.run.kv_cache import KVCache
 from disagg.run.model import fused_decode
-from disagg.run.model.fused_decode import Adds, FusedDecode, Own, Tile
+from disagg.run.model.fused_decode import EVERY, FusedDecode, Own, Products, Tile
 from disagg.run.model.fused_trial import try_step
 from disagg.run.model.model import Model
 from disagg.run.model.projections import join_projections
@@ -83,13 +83,41 @@ def test_norm_and_gated_product(rows, tile):
 @pytest.mark.parametrize("split", [0, 1, 2, 4])
 def test_products_are_added_to_the_stream_again_and_again(rows, split):
     stream, weights = torch.randn(rows, 96), torch.randn(3, 96, 128)
-    expected, adds = stream.clone(), Adds(stream)
+    expected, products = stream.clone(), Products()
     for weight in weights:
         x = torch.randn(rows, 128)
-        adds(x, weight, split > 0, Tile(16, 32, 32, 4, 3, split))
+        products.add(stream, x, weight, split > 0, Tile(16, 32, 32, 4, 3, split))
         expected += x @ weight.T
         assert torch.allclose(stream, expected, atol=1e-4)
-    assert not any(finished.any() for _, finished in adds._scratch.values()), "a count was not set back"
+    assert not any(finished.any() for _, finished in products._scratch.values()), "a count was not set back"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("split", [0, 1, 4])
+def test_a_product_of_its_own(split, bias):
+    linear, x = torch.nn.Linear(128, 96, bias), torch.randn(17, 128)
+    found = Products().give(x, linear, split > 0, Tile(16, 32, 32, 4, 3, split))
+    assert torch.allclose(found, linear(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, steady", [("default", True), ("llama3", True), ("dynamic", False), ("yarn", True)])
+def test_angles_are_the_modules_near_and_far(kind, steady):
+    rope = dict(rope_type=kind, rope_theta=1e4, factor=4.0)
+    if kind == "llama3":
+        rope |= dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=512)
+    if kind == "yarn":
+        rope |= dict(original_max_position_embeddings=512)
+    it = make("llama", rope_parameters=rope)
+    fused, rotary = FusedDecode.of(it), it.module.model.rotary_emb
+    assert (fused._frequencies is not None) == steady
+    places = torch.tensor([0, 5, 2047]).int()
+    found = fused_decode.angles(places, rotary.inv_freq, rotary.attention_scaling, torch.float32)
+    for ours, theirs in zip(found, rotary(torch.empty(1, 3, 1), places.long()[None]), strict=True):
+        assert not steady or torch.allclose(ours, theirs[0], atol=1e-3)
+    exact = fused_decode.angles
+    with pytest.MonkeyPatch.context() as meanwhile:  # rounding that shows far away only
+        meanwhile.setattr(fused_decode, "angles", lambda at, *given: exact(at * 1.001, *given))
+        assert FusedDecode.of(it)._frequencies is None
 
 
 @pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 0.03), (torch.float32, 1e-5)], ids=str)
@@ -104,7 +132,7 @@ def test_a_step_gives_the_logits_and_the_keys_of_the_module(kind, contexts, dtyp
     table, lengths = torch.randperm(rows * width).view(rows, width).int(), torch.tensor(contexts).int()
     fused, tokens = FusedDecode.of(it), torch.randint(97, (rows,))
     expected = it.call(PagedDecode(plain, PagedKernel(), table, lengths), tokens, lengths.long()).float()
-    for own in (Own(), Own(True, True, True)):
+    for own in (Own(), EVERY):
         found = fused(ours, table, lengths, tokens, own).float()
         assert float((found - expected).norm() / expected.norm()) < most
         assert torch.allclose(ours.data.float(), plain.data.float(), atol=0.05, rtol=0.05)
@@ -156,9 +184,9 @@ def test_the_trial_passes_what_is_right_and_names_what_is_not(rows):
 @pytest.mark.parametrize(
     "times, kept",
     [
-        ({None: 9, (): 8, ("o",): 7, ("o", "gate_up"): 8, ("o", "down"): 6}, ("o", "down")),
-        ({None: 5, (): 8, ("o",): 9, ("gate_up",): 9, ("down",): 4}, ("down",)),
-        ({None: 5, (): 6, ("o",): 7, ("gate_up",): 7, ("down",): 7}, None),
+        ({None: 9, (): 8, ("qkv",): 9, ("o",): 7, ("o", "gate_up"): 8, ("o", "down"): 6}, ("o", "down")),
+        ({None: 5, (): 8, ("qkv",): 9, ("o",): 9, ("gate_up",): 9, ("down",): 4}, ("down",)),
+        ({None: 5, (): 6, ("qkv",): 7, ("o",): 7, ("gate_up",): 7, ("down",): 7}, None),
     ],
     ids=str,
 )

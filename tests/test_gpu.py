@@ -18,7 +18,7 @@ from disagg.run.gpu.sm_split import describe, sm_count, split_gpu
 from disagg.run.gpu.stream_copy import Route, copy_blocks
 from disagg.run.kv_cache import KVCache, KVShape
 from disagg.run.model.batch import DecodeBatch, PrefillBatch, Segment
-from disagg.run.model.fused_decode import FusedDecode, Own
+from disagg.run.model.fused_decode import EVERY, FusedDecode, Own
 from disagg.run.model.fused_trial import step_error
 from disagg.run.model.model import load_model
 
@@ -187,7 +187,7 @@ def test_fused_layers_give_what_the_module_gives(shape):
     if kernel is None:
         pytest.skip("needs triton")
     fused = FusedDecode.of(model)
-    for own in (Own(), Own(True, True, True)):
+    for own in (Own(), EVERY):
         for rows in (1, 4, 16, 24, 40, 100):
             off = step_error(fused, model, kernel, 256, rows, own)
             assert off < 0.06, f"{rows} rows, {own}: off by {off:.1%} of their size"  # 16 bits through all layers

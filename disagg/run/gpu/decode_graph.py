@@ -29,7 +29,7 @@ from disagg.run.model.batch import BatchRows
 from disagg.run.model.fused_decode import FusedDecode, Own
 from disagg.run.model.fused_trial import try_step
 from disagg.run.model.model import Model
-from disagg.run.model.sampling import draw_token, greedy, not_finite
+from disagg.run.model.sampling import draw_token, not_finite
 from disagg.run.reports import Reports
 from disagg.trace.spans import Span
 
@@ -186,18 +186,12 @@ class GraphDecodeStage(BatchRows[GraphRow]):
 
     def _run(self, size: int, fused: Callable[..., torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """A step on the first `size` rows of the order: logits [size, vocab] and greedy tokens [2, size]."""
-        state = self._device_rows
-        order = state.order[:size].long()
-        tokens, lengths = state.tokens[order].long(), state.lengths[order]
+        tokens, lengths, tables = self._device_rows.take(size)
         if fused is None:
-            plan = PagedDecode(self.cache, self.kernel, state.tables[order], lengths)
-            logits = self.model.call(plan, tokens, lengths.long())
+            logits = self.model.call(PagedDecode(self.cache, self.kernel, tables, lengths), tokens, lengths.long())
         else:
-            logits = fused(self.cache, state.tables[order], lengths, tokens)
-        picked = greedy(logits)
-        state.tokens.index_copy_(0, order, picked[0])
-        state.lengths.index_add_(0, order, torch.ones_like(picked[0]))
-        state.lengths[-1:].zero_()  # the padding place stays empty
+            logits = fused(self.cache, tables, lengths, tokens)
+        picked = self._device_rows.move_on(logits)
         return logits, picked
 
     @torch.inference_mode()

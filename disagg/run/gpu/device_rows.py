@@ -4,7 +4,12 @@ Every request of the batch has a place; one spare place pads a batch to the size
 """
 
 import torch
+from torch import Tensor
 
+from disagg.run.attention.split_decode import power_of_two
+from disagg.run.model.sampling import greedy
+
+TILE = 1024  # numbers that a program reads at a time
 UPLOADS = 3  # buffers in turn: at most two steps are in flight, so the oldest upload has been read
 
 
@@ -61,6 +66,44 @@ class DeviceRows:
         staged.copy_(torch.tensor([list(latest), list(latest.values())]))
         where, values = staged[0].to(self.device, non_blocking=True), staged[1].to(self.device, non_blocking=True)
         self._state.index_copy_(0, where, values.int())
+
+    # ---- a step on the device, in few kernels ------------------------------------------------------------------------
+
+    def take(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the first rows of the order: last tokens [size] int64, lengths [size] and tables [size, width]."""
+        if not self.on_gpu:
+            order = self.order[:size].long()
+            return self.tokens[order].long(), self.lengths[order], self.tables[order]
+        from disagg.run.model import decode_kernels  # needs triton
+
+        found = [self._state.new_empty(size, dtype=torch.long), self._state.new_empty(size)]
+        table = self._state.new_empty(size, self.width)
+        given = self.order, self.tokens, self.lengths, self.tables, *found, table
+        decode_kernels.take_rows[(size,)](*given, WIDTH=self.width, TILE=min(TILE, power_of_two(self.width)))
+        return found[0], found[1], table
+
+    def move_on(self, logits: Tensor) -> Tensor:
+        """What `greedy` gives for logits [size, vocab]; these rows get their tokens and are one token longer."""
+        size, vocab = logits.shape
+        if not self.on_gpu:
+            picked, order = greedy(logits), self.order[:size].long()
+            self.tokens.index_copy_(0, order, picked[0])
+            self.lengths.index_add_(0, order, torch.ones_like(picked[0]))
+            self.lengths[-1:].zero_()  # the padding place stays empty
+            return picked
+        from disagg.run.model import decode_kernels  # needs triton
+
+        parts = 64 if size <= 8 else 16
+        best, where = logits.new_empty(size, parts, dtype=torch.float32), self._state.new_empty(size, parts)
+        picked = self._state.new_empty(2, size)
+        decode_kernels.best_of_part[(size, parts)](logits.contiguous(), best, where, vocab, PARTS=parts, TILE=TILE)
+        given = best, where, self.order, self.tokens, self.lengths, picked, self.places
+        decode_kernels.move_on[(size,)](*given, PARTS=parts, num_warps=1)
+        return picked
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def _pinned(self, count: int) -> torch.Tensor:
         return torch.empty(2, count, dtype=torch.long, pin_memory=self.device.type == "cuda")

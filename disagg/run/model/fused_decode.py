@@ -1,8 +1,7 @@
 """A decode step of seven kernels a layer, for models whose layers are those of Llama: norm; q/k/v; attention with the
 heads' norms, RoPE and the new K/V; o with its sum; norm; gate, up and their product; down with its sum.
 
-q/k/v are a product of the library's, and the other products may be (`Own`). Embedding, angles, last norm and logits
-stay the module's own.
+Products are the library's or ours (`Own`); logits are the module's own, and angles where a kernel does not give them.
 """
 
 import re
@@ -23,6 +22,7 @@ LEAST_PROGRAMS = 100  # of a kernel, so that most of a GPU's processors read wei
 GATED = 1024  # columns of a program that multiplies gate and up
 _PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _HEADS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
+_STEADY = {"default", "linear", "llama3", "yarn"}  # kinds of RoPE whose frequencies don't change with the context
 #: In the names of a config, of its parts too.
 _ODD = re.compile("multiplier|softcap|sinks|logit_?s?_?scal|residual_scale|no_rope|llama_4|attn_temp|attn_scale")
 
@@ -64,9 +64,13 @@ def power_in(count: int) -> int:
 class Own(NamedTuple):
     """Which products a kernel of ours computes, together with what follows it, in place of the library's."""
 
+    qkv: bool = False
     o: bool = False
     gate_up: bool = False
     down: bool = False
+
+
+EVERY = Own(*[True] * len(Own._fields))
 
 
 class Layer(NamedTuple):
@@ -152,8 +156,9 @@ def is_silu(function: Any, like: Tensor) -> bool:
 class FusedDecode:
     """The step of one model."""
 
-    def __init__(self, module: Any, layers: list[Layer]) -> None:
-        self._module, self._layers = module, layers
+    def __init__(self, module: Any, layers: list[Layer], frequencies: Tensor | None) -> None:
+        """`frequencies` [head_dim / 2] of angles that a kernel gives; None: the module gives them."""
+        self._module, self._layers, self._frequencies = module, layers, frequencies
 
     @classmethod
     def of(cls, model: Any) -> "FusedDecode | None":
@@ -172,28 +177,56 @@ class FusedDecode:
             return None
         layers = [Layer.of(layer) for layer in core.layers]
         kept = [layer for layer in layers if layer is not None]
-        return cls(module, kept) if len(kept) == len(layers) == shape.layers else None
+        if not len(kept) == len(layers) == shape.layers or not is_plain_norm(core.norm):
+            return None
+        return cls(module, kept, frequencies if are_plain_angles(core.rotary_emb, model.context_limit) else None)
 
     @torch.inference_mode()
     def __call__(self, cache: KVCache, table: Tensor, lengths: Tensor, tokens: Tensor, own: Own) -> Tensor:
         """tokens [rows], after `lengths` [rows] int32 others that `table` [rows, blocks] int32 finds -> logits [rows,
         vocab]. A step's graph captures it."""
         core, shape = self._module.model, cache.shape
-        stream = core.embed_tokens(tokens)
-        attend, adds = SplitDecode(cache, table, lengths), Adds(stream)
-        cos, sin = (x[0].contiguous() for x in core.rotary_emb(stream[None], lengths.long()[None]))
+        stream = core.embed_tokens.weight[tokens]
+        attend, products = SplitDecode(cache, table, lengths), Products()
+        if self._frequencies is None:
+            cos, sin = (x[0].contiguous() for x in core.rotary_emb(stream[None], lengths.long()[None]))
+        else:
+            cos, sin = angles(lengths, self._frequencies, core.rotary_emb.attention_scaling, stream.dtype)
         for index, layer in enumerate(self._layers):
-            heads = layer.qkv(norm_row(stream, layer.norm, layer.eps[0])).view(len(tokens), -1, shape.head_dim)
+            joined = products.give(norm_row(stream, layer.norm, layer.eps[0]), layer.qkv, own.qkv)
+            heads = joined.view(len(tokens), -1, shape.head_dim)
             query, key, value = heads.tensor_split([-2 * shape.kv_heads, -shape.kv_heads], dim=1)
             rotation = Rotation(cos, sin, layer.query_norm, layer.key_norm, layer.eps[1])
             mixed = attend(query, key, value, *cache.layer(index), layer.scale, rotation).flatten(1)
-            adds(mixed, layer.o, own.o)
-            adds(
-                gate_up(norm_row(stream, layer.second_norm, layer.eps[2]), layer.gate_up, own.gate_up),
-                layer.down,
-                own.down,
-            )
-        return self._module.lm_head(core.norm(stream))
+            products.add(stream, mixed, layer.o, own.o)
+            gated = gate_up(norm_row(stream, layer.second_norm, layer.eps[2]), layer.gate_up, own.gate_up)
+            products.add(stream, gated, layer.down, own.down)
+        return self._module.lm_head(norm_row(stream, core.norm.weight, core.norm.variance_epsilon))
+
+
+def angles(lengths: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """RoPE's cos and sin [rows, head_dim] of the positions `lengths` [rows]."""
+    from disagg.run.model import decode_kernels  # needs triton
+
+    half = frequencies.numel()
+    cos, sin = (torch.empty(len(lengths), 2 * half, dtype=dtype, device=lengths.device) for _ in range(2))
+    given = lengths, frequencies, cos, sin, scale
+    decode_kernels.turn[(len(lengths),)](*given, HALF=half, HALF_PAD=power_of_two(half), num_warps=1)
+    return cos, sin
+
+
+@torch.inference_mode()
+def are_plain_angles(rotary: Any, limit: int) -> bool:
+    """Whether they are positions times frequencies that stay what they are, near and far."""
+    if getattr(rotary, "rope_type", None) not in _STEADY or not hasattr(rotary, "attention_scaling"):
+        return False
+    frequencies = rotary.inv_freq
+    places = torch.tensor([0, 1, limit // 3, limit - 1], dtype=torch.int32, device=frequencies.device)
+    like = torch.empty(1, 4, 1, device=frequencies.device)
+    found = angles(places, frequencies, rotary.attention_scaling, like.dtype)
+    return all(
+        torch.allclose(a, b[0], atol=1e-3) for a, b in zip(found, rotary(like, places.long()[None]), strict=True)
+    )
 
 
 def norm_row(x: Tensor, norm: Tensor, eps: float) -> Tensor:
@@ -218,24 +251,34 @@ def gate_up(x: Tensor, weight: Tensor, own: bool, tile: Tile | None = None) -> T
     return out
 
 
-class Adds:
-    """Adds products to a stream [rows, hidden] in place, with scratch for those whose sums are split."""
+class Products:
+    """Products by the library or by a kernel of ours (`own`), with scratch for those whose sums are split."""
 
-    def __init__(self, stream: Tensor) -> None:
-        self._stream = stream
-        self._scratch: dict[int, tuple[Tensor, Tensor]] = {}  # by parts
+    def __init__(self) -> None:
+        self._scratch: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by parts and columns
 
-    def __call__(self, x: Tensor, weight: Tensor, own: bool, tile: Tile | None = None) -> None:
-        """x [rows, k] and weight [hidden, k]; `own`: by a kernel of ours."""
-        if not own:
-            self._stream.addmm_(x, weight.t())
-            return
+    def give(self, x: Tensor, linear: nn.Linear, own: bool, tile: Tile | None = None) -> Tensor:
+        """x [rows, k] -> [rows, n]."""
+        if not own or linear.bias is not None:
+            return linear(x)
+        out = x.new_empty(len(x), linear.out_features)
+        self._launch(out, x, linear.weight, tile, ADD=False)
+        return out
+
+    def add(self, stream: Tensor, x: Tensor, weight: Tensor, own: bool, tile: Tile | None = None) -> None:
+        """stream [rows, n] += x [rows, k] · weight [n, k]ᵀ."""
+        if own:
+            self._launch(stream, x, weight, tile, ADD=True)
+        else:
+            stream.addmm_(x, weight.t())
+
+    def _launch(self, out: Tensor, x: Tensor, weight: Tensor, tile: Tile | None, **how: bool) -> None:
         from disagg.run.model import decode_kernels  # needs triton
 
         (n, k), rows = weight.shape, len(x)
         tile = tile or tile_of(rows, n, k, sums=True)
-        if tile.split not in self._scratch:
-            parts, tiles = self._stream.new_empty(tile.split, rows, n, dtype=torch.float32), rows * n // 16 + n
-            self._scratch[tile.split] = parts, torch.zeros(tiles, dtype=torch.int32, device=x.device)
-        given = x, weight, self._stream, *self._scratch[tile.split], rows
-        decode_kernels.project_add[tile.grid(rows, n)](*given, N=n, SPLIT=tile.split, **tile.options(k))
+        if (tile.split, n) not in self._scratch:
+            parts, tiles = x.new_empty(tile.split, rows, n, dtype=torch.float32), rows * n // 16 + n
+            self._scratch[tile.split, n] = parts, torch.zeros(tiles, dtype=torch.int32, device=x.device)
+        given = x, weight, out, *self._scratch[tile.split, n], rows
+        decode_kernels.project[tile.grid(rows, n)](*given, N=n, SPLIT=tile.split, **how, **tile.options(k))

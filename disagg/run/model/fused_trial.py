@@ -6,7 +6,7 @@ import torch
 
 from disagg.run.attention.paged import PagedDecode, PagedKernel
 from disagg.run.kv_cache import KVCache
-from disagg.run.model.fused_decode import FusedDecode, Own
+from disagg.run.model.fused_decode import EVERY, FusedDecode, Own
 from disagg.run.model.text import first_line
 
 LIMIT = (
@@ -17,7 +17,7 @@ LIMIT = (
 def try_step(fused: FusedDecode, model: Any, kernel: PagedKernel, block_size: int, rows: int) -> str | None:
     """Runs a step of so many rows in all ways; returns what is wrong, or None."""
     try:
-        found = [step_error(fused, model, kernel, block_size, rows, own) for own in (Own(), Own(True, True, True))]
+        found = [step_error(fused, model, kernel, block_size, rows, own) for own in (Own(), EVERY)]
     except Exception as error:  # a launch that this GPU refuses, or no room
         return first_line(error)
     off = max(found, key=lambda error: error if error <= LIMIT else float("inf"))  # NaN is the worst
