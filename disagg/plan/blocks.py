@@ -45,8 +45,8 @@ class BlockPool:
     def reserve(self, count: int, owner: int, growing: bool = False) -> list[int] | None:
         """`count` blocks in flight for `owner`, or None where fewer are available.
 
-        Copies go run by run, so it takes the lowest place where all lie adjacent, and the lowest blocks where there is
-        none. A table that grows takes the highest: one block here and one there would break up the places of prompts.
+        Copies go run by run, so it takes the lowest place where all lie adjacent, or the lowest ones where there is no
+        such place. A table grows from the other end: its blocks, one here and one there, would break up such places.
         """
         if count > self.available:
             return None
