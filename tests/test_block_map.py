@@ -199,6 +199,17 @@ def test_every_held_block_is_a_square_in_its_state():
             assert f"{held} of {pages.sizes[pool]}" in picture.finding
 
 
+def test_blocks_that_were_never_held_take_no_room_between_prompts_and_what_rows_grew():
+    run = simulate(Config.preset("streamed", decode_blocks=2000), [Request([1] * 40, 20), Request([1] * 20, 30)])
+    view = BlockView(run)
+    assert view.map.touched("decode 0") == [0, 1, 2, 3, 4, 1998, 1999]
+    assert {edge for box in patchwork(view, "decode 0") for edge in box[4:]} <= set(range(8))
+    picture = page_map_picture(run, 0.1)
+    title = next(t.get_text() for axes in picture.figure.axes for t in axes.texts if "decode" in t.get_text())
+    assert title.endswith("of 2,000 blocks held (1,993 more were never used in this run)")
+    assert max(axes.get_xlim()[1] * axes.get_ylim()[0] for axes in picture.figure.axes) < 100
+
+
 def test_the_last_decision_stands_under_the_map_with_both_costs():
     run = crowded(host_blocks=40)
     first = decisions(run.results, run.choices)[0]

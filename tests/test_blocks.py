@@ -1,5 +1,7 @@
 """Pools and tables: by name, and by a state machine that keeps its own account."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -17,6 +19,31 @@ def test_reserve_takes_all_or_nothing():
     assert pool.reserve(3, owner=1) == [0, 1, 2]
     assert pool.reserve(1, owner=2) is None and pool.reserve(0, owner=2) == []
     assert (pool.available, pool.peak) == (0, 3)
+
+
+def test_it_takes_the_lowest_place_where_all_lie_adjacent():
+    pool = BlockPool("p", 9)
+    pool.reserve(9, owner=1)
+    pool.release([6, 4, 1, 3, 7, 8], owner=1)
+    assert pool.reserve(2, owner=2) == [3, 4], "one lies lower, and two higher"
+    assert pool.reserve(1, owner=3) == [1]
+    assert pool.reserve(3, owner=4) == [6, 7, 8]
+
+
+def test_without_such_a_place_it_takes_the_lowest():
+    pool = BlockPool("p", 7)
+    pool.reserve(7, owner=1)
+    pool.release([6, 5, 3, 1], owner=1)
+    assert pool.reserve(3, owner=2) == [1, 3, 5]
+
+
+def test_growth_comes_from_the_other_end_so_that_places_stay_whole():
+    pool = BlockPool("p", 8)
+    first, second = (Table.reserve(pool, 2, owner) for owner in (1, 2))
+    assert [table.grow() for table in (first, second, first)] == [[7], [6], [5]]
+    assert first.blocks == [0, 1, 7, 5]
+    first.release()
+    assert second.grow() == [7] and pool.reserve(2, owner=3) == [0, 1]
 
 
 def test_blocks_of_another_and_free_ones_are_neither_released_nor_marked():
@@ -46,12 +73,19 @@ def test_a_lowered_capacity_drains():
 def test_check_says_what_is_wrong():
     pool = BlockPool("p", 2)
     pool.reserve(1, owner=1)
-    pool._free.append(0)
-    with pytest.raises(AssertionError, match=r"p: free list \[0, 1\] against states"):
-        pool.check()
-    pool._free.remove(0)
-    pool._owner[0] = None
+    for held, code in ((0, 1), (2, 1), (1, 0), (1, 9)):
+        pool.held, pool._state[0] = held, code
+        with pytest.raises(AssertionError, match=f"p: {held} held against states .* of 2"):
+            pool.check()
+    pool.held, pool._state[0], pool._owner[0] = 1, 1, None
     with pytest.raises(AssertionError, match="p: block 0 is in_flight and owned by None"):
+        pool.check()
+
+
+def test_check_finds_a_block_that_was_freed_twice_in_one_call():
+    pool = BlockPool("p", 3)
+    pool.release([*pool.reserve(2, owner=1), 0], owner=1)
+    with pytest.raises(AssertionError, match="p: -1 held against states"):
         pool.check()
 
 
@@ -100,10 +134,16 @@ def test_ending_is_not_freeing():
     assert pool.counts()["free"] == 2
 
 
+def by_the_rule(free: list[int], count: int) -> list[int]:
+    """The lowest place of adjacent ones among sorted free blocks, or the lowest."""
+    places = (free[at : at + count] for at in range(len(free) - count + 1))
+    return next((place for place in places if all(b - a == 1 for a, b in pairwise(place))), free[:count])
+
+
 class Blocks(RuleBasedStateMachine):
     """Pool and tables against a plain account: owner → blocks, pins, whether it ended."""
 
-    TOTAL = 6
+    TOTAL = 9
 
     def __init__(self):
         super().__init__()
@@ -115,6 +155,9 @@ class Blocks(RuleBasedStateMachine):
         held = sum(len(table.blocks) for table in self.tables)
         return max(0, min(self.TOTAL, self.pool.capacity) - held)
 
+    def free(self) -> list[int]:
+        return sorted(set(range(self.TOTAL)).difference(*(table.blocks for table in self.tables)))
+
     @property
     def open(self) -> list[Table]:
         return [table for table in self.tables if not table.released]
@@ -125,20 +168,21 @@ class Blocks(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, TOTAL + 1))
     def reserve(self, count):
-        room = self.room()
+        room, free = self.room(), self.free()
         self.owners += 1
         table = Table.reserve(self.pool, count, self.owners)
-        assert (table is not None) == (count <= room)
+        assert (table.blocks if table else None) == (by_the_rule(free, count) if count <= room else None)
         if count and table is not None:
             self.tables.append(table)
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), count=st.integers(1, 3))
-    def grow(self, data, count):
+    @rule(data=st.data())
+    def grow(self, data):
         table = data.draw(st.sampled_from(self.open))
-        room, before = self.room(), list(table.blocks)
-        assert (table.grow(count) is not None) == (count <= room)
-        assert table.blocks[: len(before)] == before, "tokens stay where they are"
+        room, free, before = self.room(), self.free(), list(table.blocks)
+        grown = table.grow()
+        assert grown == (free[-1:] if room else None)
+        assert table.blocks == before + (grown or []), "tokens stay where they are"
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())

@@ -22,9 +22,8 @@ class BlockPool:
         self.name = name
         self._on_move = on_move
         self.total = self.capacity = total
-        self.peak = 0
-        self._free = list(range(total - 1, -1, -1))
-        self._state = [FREE] * total
+        self.held = self.peak = 0
+        self._state = bytearray(total)  # a code a block, its state's place in STATES: 0 is free
         self._owner: list[int | None] = [None] * total
 
     @property
@@ -38,50 +37,52 @@ class BlockPool:
         return f"{self.name} blocks"
 
     @property
-    def held(self) -> int:
-        return self.total - len(self._free)
-
-    @property
     def available(self) -> int:
         """Blocks that can be reserved now."""
-        room = len(self._free) - self.total + self.capacity  # the capacity is the total at most
+        room = self.capacity - self.held  # the capacity is the total at most
         return room if room > 0 else 0
 
-    def reserve(self, count: int, owner: int) -> list[int] | None:
-        """`count` blocks in flight for `owner`, or None where fewer are available."""
+    def reserve(self, count: int, owner: int, growing: bool = False) -> list[int] | None:
+        """`count` blocks in flight for `owner`, or None where fewer are available.
+
+        Copies go run by run, so it takes the lowest place where all lie adjacent, or the lowest ones where there is no
+        such place. A table grows from the other end: its blocks, one here and one there, would break up such places.
+        """
         if count > self.available:
             return None
-        blocks = [self._free.pop() for _ in range(count)]
-        for block in blocks:
-            self._state[block], self._owner[block] = IN_FLIGHT, owner
+        place = (self._state.rfind if growing else self._state.find)(bytes(count))
+        if place < 0:
+            blocks = [place := self._state.find(0, place + 1) for _ in range(count)]
+        else:
+            blocks = list(range(place, place + count))
+        self.held += count
         self.peak = max(self.peak, self.held)
-        self._note(blocks, owner, IN_FLIGHT)
+        self._move(blocks, owner, IN_FLIGHT)
         return blocks
 
     def mark(self, blocks: list[int], owner: int, state: str) -> None:
         """Moves an owner's blocks to another state."""
         self._check_owner(blocks, owner)
-        for block in blocks:
-            self._state[block] = state
-        self._note(blocks, owner, state)
+        self._move(blocks, owner, state)
 
     def release(self, blocks: list[int], owner: int) -> None:
         """Frees an owner's blocks."""
         self._check_owner(blocks, owner)
-        for block in blocks:
-            self._state[block], self._owner[block] = FREE, None
-        self._free.extend(reversed(blocks))
-        self._note(blocks, None, FREE)
+        self.held -= len(blocks)
+        self._move(blocks, None, FREE)
 
     def holdings(self) -> dict[tuple[int, str], list[int]]:
         """Blocks that are not free, by owner and state."""
         found: dict[tuple[int, str], list[int]] = {}
         for block, owner in enumerate(self._owner):
             if owner is not None:
-                found.setdefault((owner, self._state[block]), []).append(block)
+                found.setdefault((owner, STATES[self._state[block]]), []).append(block)
         return found
 
-    def _note(self, blocks: list[int], owner: int | None, state: str) -> None:
+    def _move(self, blocks: list[int], owner: int | None, state: str) -> None:
+        code = STATES.index(state)
+        for block in blocks:
+            self._state[block], self._owner[block] = code, owner
         for listener in self._on_move:
             listener(self.name, state, owner, tuple(blocks))
 
@@ -91,18 +92,16 @@ class BlockPool:
                 raise AssertionError(f"{self.name}: block {block} belongs to {self._owner[block]}, not to {owner}")
 
     def counts(self) -> dict[str, int]:
-        return {state: self._state.count(state) for state in STATES}
+        return {state: self._state.count(code) for code, state in enumerate(STATES)}
 
     def check(self) -> None:
-        """Conservation: every block has one state, free ones are listed once, owners fit states."""
+        """Conservation: every block has one state, those that are not free are counted as held, owners fit states."""
         counts = self.counts()
-        free = sorted(self._free)
-        stateful = [block for block, state in enumerate(self._state) if state == FREE]
-        if free != stateful or sum(counts.values()) != self.total:
-            raise AssertionError(f"{self.name}: free list {free} against states {counts} of {self.total}")
-        for block, (state, owner) in enumerate(zip(self._state, self._owner, strict=True)):
-            if (state == FREE) != (owner is None):
-                raise AssertionError(f"{self.name}: block {block} is {state} and owned by {owner}")
+        if sum(counts.values()) != self.total or self.held != self.total - counts[FREE]:
+            raise AssertionError(f"{self.name}: {self.held} held against states {counts} of {self.total}")
+        for block, (code, owner) in enumerate(zip(self._state, self._owner, strict=True)):
+            if (STATES[code] == FREE) != (owner is None):
+                raise AssertionError(f"{self.name}: block {block} is {STATES[code]} and owned by {owner}")
 
 
 @dataclass(eq=False)
@@ -121,9 +120,9 @@ class Table:
         blocks = pool.reserve(count, owner)
         return None if blocks is None else cls(pool, owner, blocks)
 
-    def grow(self, count: int = 1) -> list[int] | None:
-        """More blocks in the table's own state, or None where fewer are available."""
-        blocks = self.pool.reserve(count, self.owner)
+    def grow(self) -> list[int] | None:
+        """One more block in the table's own state, or None where none is available."""
+        blocks = self.pool.reserve(1, self.owner, growing=True)
         if blocks is not None:
             self.pool.mark(blocks, self.owner, self.state)
             self.blocks.extend(blocks)
@@ -166,7 +165,7 @@ class Table:
                 raise AssertionError(f"{self.pool.name}: a block stands twice in the table of {self.owner}")
             self.pool._check_owner(self.blocks, self.owner)
             for block in self.blocks:
-                if self.pool._state[block] != self.state:
+                if STATES[self.pool._state[block]] != self.state:
                     raise AssertionError(f"{self.pool.name}: block {block} of {self.owner} is not {self.state}")
 
 

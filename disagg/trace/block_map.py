@@ -97,9 +97,9 @@ class PageMap:
             steps.append((at_ns, sums))
         return steps
 
-    def touched(self, pool: str) -> int:
-        """One more than the highest block that was ever held."""
-        return max((block + 1 for block, history in enumerate(self._histories[pool]) if len(history) > 1), default=0)
+    def touched(self, pool: str) -> list[int]:
+        """The blocks that were ever held, lowest first. Rows grow from the far end, so the others may lie between."""
+        return [block for block, history in enumerate(self._histories[pool]) if len(history) > 1]
 
     def stretches(self, pool: str) -> Iterator[Stretch]:
         """All that was held in a memory, block by block, by time."""

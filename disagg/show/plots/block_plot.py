@@ -54,7 +54,7 @@ def page_map_picture(run: Run, at_s: float) -> Picture:
         box = (0.15 / draw.WIDTH_IN, y / height, columns * cell / 100 / draw.WIDTH_IN, deep * cell / 100 / height)
         axes = figure.add_axes(box, xlim=(0, columns), ylim=(deep, 0))
         axes.set_axis_off()
-        blocks = now[pool][: view.map.touched(pool)]
+        blocks = [now[pool][block] for block in view.map.touched(pool)]
         _cells(axes, view, blocks, columns)
         _ages(axes, blocks, columns, at_ns, oldest)
         _owners(axes, view, blocks, columns, cell, size)
@@ -73,7 +73,7 @@ def _grid(view: BlockView, width_px: float) -> tuple[float, int, dict[str, int]]
     cell = CELL_PX
     while True:
         columns = int(width_px // cell)
-        rows = {pool: -(-view.map.touched(pool) // columns) for pool in view.pools}
+        rows = {pool: -(-len(view.map.touched(pool)) // columns) for pool in view.pools}
         if cell <= 3 or sum(rows.values()) * cell <= MAP_PX:
             return cell, columns, rows
         cell -= 1
@@ -125,8 +125,8 @@ def _owners(axes: Axes, view: BlockView, blocks: list[Held], columns: int, cell:
 
 
 def _pool_title(view: BlockView, pool: str, blocks: list[Held]) -> str:
-    held, touched = sum(h.owner is not None for h in blocks), view.map.touched(pool)
-    never = len(blocks) - touched
+    held = sum(h.owner is not None for h in blocks)
+    never = len(blocks) - len(view.map.touched(pool))
     more = f" ({never:,} more were never used in this run)" if never else ""
     return f"{view.names[pool]}: {held} of {len(blocks):,} blocks held{more}"
 
@@ -180,13 +180,14 @@ def pages_over_time_picture(run: Run) -> Picture:
         y -= head + tall
         axes = figure.add_axes((left, y / height, 0.985 - left, tall / height), sharex=axes)
         axes.set_xlim(window)
-        axes.set_ylim(0, view.map.touched(pool))
+        touched = len(view.map.touched(pool))
+        axes.set_ylim(0, touched)
         _patches(axes, view, list(patchwork(view, pool)), size)
         draw.names(axes, size, y="block")
         draw.plain(axes, size)
-        axes.set_yticks([0, view.map.touched(pool)])
+        axes.set_yticks([0, touched])
         axes.tick_params(labelbottom=False)
-        never = view.map.sizes[pool] - view.map.touched(pool)
+        never = view.map.sizes[pool] - touched
         _above(axes, view.names[pool] + (f" ({never:,} more blocks never used)" if never else ""), size)
     y -= strip + 0.012 * size
     axes = figure.add_axes((left, y / height, 0.985 - left, strip / height), sharex=axes, xlim=window)
@@ -201,17 +202,18 @@ def pages_over_time_picture(run: Run) -> Picture:
 
 def _talls(view: BlockView, height_in: float) -> dict[str, float]:
     """Heights in inches: more for more blocks, but none so low that it can't be read."""
-    roots = {pool: view.map.touched(pool) ** 0.5 for pool in view.pools}
+    roots = {pool: len(view.map.touched(pool)) ** 0.5 for pool in view.pools}
     shares = {pool: max(root, 0.3 * max(roots.values())) for pool, root in roots.items()}
     return {pool: height_in * share / sum(shares.values()) for pool, share in shares.items()}
 
 
 def patchwork(view: BlockView, pool: str) -> Iterable[Patchwork]:
-    """The memory's stretches, those of neighbouring blocks joined."""
+    """The memory's stretches, those of neighbouring blocks joined; blocks that were never held take no room."""
+    place = {block: place for place, block in enumerate(view.map.touched(pool))}
     alike = attrgetter("owner", "state", "start_ns", "end_ns")
     stretches = sorted(view.map.stretches(pool), key=attrgetter("owner", "state", "start_ns", "end_ns", "block"))
     for (owner, state, start, end), group in groupby(stretches, key=alike):
-        for first, count in runs_of(stretch.block for stretch in group):
+        for first, count in runs_of(place[stretch.block] for stretch in group):
             yield Patchwork(owner, state, view.seconds(start), view.seconds(end), first, first + count)
 
 

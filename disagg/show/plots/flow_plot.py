@@ -211,15 +211,17 @@ class Painter:
         return y + 2.1 * self.line
 
     def memory(self, pool: str, x: float, y: float, room: float) -> float:
-        shown = self.blocks.touched(pool) if pool in self.held else 0
-        if not shown:
+        touched = self.blocks.touched(pool) if pool in self.held else []
+        if not (shown := len(touched)):
             return y
         owners = [held.owner for held in self.held[pool]]
         used = sum(owner is not None for owner in owners)
         self.text(x, y, f"blocks: {used} of {len(owners)} held")
         y += 0.5 * self.line
         cells = (
-            owners[:shown] if shown <= MOST_CELLS else sorted((o for o in owners if o is not None), key=self._number)
+            [owners[block] for block in touched]
+            if shown <= MOST_CELLS
+            else sorted((o for o in owners if o is not None), key=self._number)
         )
         wide = room / (max(24, shown) if shown <= MOST_CELLS else len(owners))
         for index, owner in enumerate(cells):
