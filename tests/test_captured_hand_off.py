@@ -184,14 +184,14 @@ def test_an_abort_waits_for_the_last_copy_of_the_pass(gpu):
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
-    whole = Steps._sum
+    whole = hand_off_streams.sum_tokens
 
-    def flip(self, turn, travel, end):
+    def flip(turn, travel, data, places, end):
         if end == 1 and travel.onto[0] >= 0:
             flip_a_bit(bench.caches[DECODE].data[3, 1, 9, 2])
-        whole(self, turn, travel, end)
+        whole(turn, travel, data, places, end)
 
-    monkeypatch.setattr(Steps, "_sum", flip)
+    monkeypatch.setattr(hand_off_streams, "sum_tokens", flip)
     with Passes(route, verify_kv=True) as bench:
         bench.open(1, [4], [9])
         bench.open(2, [0], [12])

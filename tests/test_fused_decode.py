@@ -199,7 +199,7 @@ def test_a_size_keeps_the_fastest_graph(monkeypatch, times, kept):
 
     def capture(size, pool, fused=None):
         own = None if fused is None else tuple(n for n in Own._fields if getattr(fused.keywords["own"], n))
-        return decode_graph.Captured(own, 0, 0)
+        return decode_graph.CapturedStep(own, 0, 0)
 
     stage._capture = capture
     assert stage._fastest(2, None, said.append).graph == kept and not said

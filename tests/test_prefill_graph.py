@@ -29,7 +29,7 @@ def make(monkeypatch):
             inputs = graphs._inputs.blank(size)
             logits = graphs._logits(inputs).clone()
             again = lambda: logits.copy_(graphs._logits(inputs))  # noqa: E731
-            return prefill_graph.Captured(type("Graph", (), {"replay": staticmethod(again)}), logits)
+            return prefill_graph.CapturedPass(type("Graph", (), {"replay": staticmethod(again)}), logits)
 
         monkeypatch.setattr(graphs, "_capture", capture)
         return graphs

@@ -19,7 +19,7 @@ from disagg.plan.link import LaneName, LaneRole
 from disagg.plan.transfer_scheduler import EVER, FIRST_LANE, Copy, Notice
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device_clock import timer_of
-from disagg.run.gpu.hand_off_streams import Steps, Travel, Turn
+from disagg.run.gpu.hand_off_streams import HandOffTurn, Steps, Travel
 from disagg.run.gpu.stream_memory import reason_against
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.transfers import Departing, Transfers
@@ -53,7 +53,7 @@ class CapturedHandOff:
         self.steps = Steps(self.source, self.target, copiers, transfers.ring, self.group, most)
         sides = list(dict.fromkeys([self.source.device, self.target.device][: len(self.names)]))
         sizes = most, transfers.shape.layers, len(self.names), self.steps.copies, transfers.verify, sides
-        self.turns = [Turn(*sizes) for _ in range(TURNS)]
+        self.turns = [HandOffTurn(*sizes) for _ in range(TURNS)]
         self._next = 0
 
     @classmethod
@@ -155,7 +155,7 @@ class PassCopies:
     """The copies of a launched pass, for the thread of its first lane."""
 
     def __init__(
-        self, owner: CapturedHandOff, turn: Turn, taken: Taken, ended: torch.cuda.Event, error: Exception | None
+        self, owner: CapturedHandOff, turn: HandOffTurn, taken: Taken, ended: torch.cuda.Event, error: Exception | None
     ) -> None:
         """`error`: what kept some of the copies off the streams."""
         self._owner, self._turn, self._taken, self._ended, self._error = owner, turn, taken, ended, error

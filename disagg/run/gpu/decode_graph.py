@@ -53,7 +53,7 @@ def buckets(max_batch: int) -> list[int]:
     return sorted({min(size, max_batch) for size in (1, 2, 4, *range(8, max_batch + 8, 8))})
 
 
-class Captured(NamedTuple):
+class CapturedStep(NamedTuple):
     """The graph of a step, with its outputs: logits [size, vocab] and picked tokens [2, size]."""
 
     graph: torch.cuda.CUDAGraph
@@ -93,13 +93,12 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks - 1)
         self.state: DeviceRows | None = DeviceRows(places, width, cache.num_blocks - 1, cache.device)
         self._free = list(range(places - 1, -1, -1))
-        self._captured: dict[tuple[torch.cuda.Stream | None, int], Captured] = {}  # by stream and size
+        self._captured: dict[tuple[torch.cuda.Stream | None, int], CapturedStep] = {}  # by stream and size
         self._own: torch.cuda.Stream | None = None
         self._whole: torch.cuda.Stream | None = None  # on all SMs of a split GPU
         self._last: torch.cuda.Stream | None = None  # of the latest step
-        pinned = cache.device.type == "cuda"
         # At most two steps are in flight, so the oldest of three outputs has been read.
-        self._outputs = [torch.empty(2 * places, dtype=torch.int32, pin_memory=pinned) for _ in range(3)]
+        self._outputs = [torch.empty(2 * places, dtype=torch.int32, pin_memory=cache.on_gpu) for _ in range(3)]
         self._sizes = buckets(places)
         self._fused = FusedDecode.of(model) if fused and graphs else None
         self.fused_sizes: dict[int, Own] = {}  # whose graphs have fused layers, and products of ours
@@ -147,7 +146,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
             found.append((size, size, took))
         return found
 
-    def _fastest(self, size: int, pool: Any, progress: Callable[[str], None]) -> Captured:
+    def _fastest(self, size: int, pool: Any, progress: Callable[[str], None]) -> CapturedStep:
         """A step with the module's own layers, or with fused ones and those products of ours that make it faster."""
         plain, fused = self._capture(size, pool), self._fused
         if fused is None:
@@ -158,7 +157,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
             progress(f"decode keeps the module's own layers: a fused step of {size} rows is {wrong}")
             self._fused = None
             return plain
-        best: tuple[int, Own, Captured] | None = None
+        best: tuple[int, Own, CapturedStep] | None = None
         for name in ("", *Own._fields):
             own = best[1]._replace(**{name: True}) if best else Own()
             try:
@@ -174,7 +173,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         self.fused_sizes[size] = best[1]
         return best[2]
 
-    def _capture(self, size: int, pool: Any, fused: Callable[..., torch.Tensor] | None = None) -> Captured:
+    def _capture(self, size: int, pool: Any, fused: Callable[..., torch.Tensor] | None = None) -> CapturedStep:
         settle(self.cache.device)
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -182,7 +181,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
             outputs = self._run(size, fused)
         finally:
             graph.capture_end()
-        return Captured(graph, *outputs)
+        return CapturedStep(graph, *outputs)
 
     def _run(self, size: int, fused: Callable[..., torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """A step on the first `size` rows of the order: logits [size, vocab] and greedy tokens [2, size]."""

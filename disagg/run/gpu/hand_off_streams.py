@@ -42,7 +42,7 @@ LEAST_BYTES = (
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
 UNDIALLED = nullcontext()
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
-Step = Callable[[torch.cuda.Stream, "Turn", "Travel", int], None]
+Step = Callable[[torch.cuda.Stream, "HandOffTurn", "Travel", int], None]
 Piece = tuple[int, int, RowCopy]  # of a copy: where it begins at the blocks' or buffer's end, and at the slot's
 Run = tuple[int, int, int]  # of adjacent tokens: the row of the pass and the slot of the cache it begins at, its length
 
@@ -65,7 +65,7 @@ def addresses(numbers: Tensor) -> list[int]:
     return list(range(numbers.data_ptr(), numbers.data_ptr() + 8 * len(numbers), 8))
 
 
-class Turn:
+class HandOffTurn:
     """Flags, times and places of one pass of two."""
 
     def __init__(self, most: int, layers: int, hops: int, copies: int, verify: bool, sides: list[torch.device]) -> None:
@@ -142,7 +142,7 @@ class Steps:
         """The end of all that the last `enqueue` put on the streams."""
         return self._ended[-1]
 
-    def prepare(self, turn: Turn) -> None:
+    def prepare(self, turn: HandOffTurn) -> None:
         """Compiles the kernels: nothing travels, and no wait waits."""
         nothing = Travel(np.zeros(1, int), np.full(1, -1), 1, 1)
         nothing.runs = [None, None]
@@ -156,7 +156,7 @@ class Steps:
             turn.flags.zero_()
             self.clear(turn)
 
-    def enqueue(self, turn: Turn, travel: Travel) -> None:
+    def enqueue(self, turn: HandOffTurn, travel: Travel) -> None:
         """After its pass has been launched: puts the hand-off on the streams. Each step leaves the buffers that it
         fills to the step that still reads them for the pass before."""
         before = [torch.cuda.current_stream(device) for device in {cache.device: cache for cache in self._ends}]
@@ -178,7 +178,8 @@ class Steps:
                     step(stream, turn, travel, index)
             for end, (stream, _) in enumerate((steps[0], steps[-1])):
                 torch.cuda.set_stream(stream)
-                self._sum(turn, travel, end)
+                reader = self._ends[end if self._ring else 0].device  # whose kernel reads
+                sum_tokens(turn, travel, self._ends[end].data, turn.places(reader), end)
         finally:
             self._ended = [torch.cuda.Event() for _ in self._streams]
             for stream, ended in zip(self._streams, self._ended, strict=True):
@@ -196,7 +197,7 @@ class Steps:
         needed = travel.runs[0] is None, True, True, travel.runs[1] is None
         return [step for step, wanted in zip(steps, needed, strict=True) if wanted]
 
-    def clear(self, turn: Turn) -> None:
+    def clear(self, turn: HandOffTurn) -> None:
         """Before the turn is free again: no layer is stored. The steps' streams may be full of the next pass."""
         with torch.cuda.stream(self._aside):
             turn.stored.zero_()
@@ -209,31 +210,31 @@ class Steps:
 
     # ---- the steps of copy `index`, on their stream, which is current -----------------------------------------------
 
-    def _leave(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+    def _leave(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         wait_for(turn.written[travel.copies[index][-1]], stream)
         if index >= DEPTH:
             wait_for(turn.carried[0][index - DEPTH], stream)
         self._tokens(turn, travel, self._words[0], self._buffer(0, travel, index), index)
         tell(turn.gathered[index], stream)
 
-    def _down(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+    def _down(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         wait_for(turn.gathered[index] if travel.runs[0] is None else turn.written[travel.copies[index][-1]], stream)
         if index >= len(self._ring):
             wait_for(turn.carried[1][index - len(self._ring)], stream)
         self._carry(stream, turn, travel, 0, index)
 
-    def _up(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+    def _up(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         wait_for(turn.carried[0][index], stream)
         if travel.runs[1] is None and index >= DEPTH:
             wait_for(turn.scattered[index - DEPTH], stream)
         self._carry(stream, turn, travel, 1, index)
 
-    def _arrive(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+    def _arrive(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         wait_for(turn.carried[1][index], stream)
         self._tokens(turn, travel, self._buffer(1, travel, index), self._words[1], index)
         tell(turn.scattered[index], stream)
 
-    def _across(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, index: int) -> None:
+    def _across(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
         wait_for(turn.written[travel.copies[index][-1]], stream)
         with self._link(stream, turn, travel, 0, index):
@@ -250,7 +251,7 @@ class Steps:
         pitches = (pitch, plane) if hop == 0 else (plane, pitch)
         return [(place * width, row * width, RowCopy(*pitches, count * width)) for row, place, count in found]
 
-    def _carry(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> None:
+    def _carry(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, hop: int, index: int) -> None:
         """Over a link, between a slot of the ring and blocks or a buffer."""
         layers, slot = travel.copies[index], self._slots[index % len(self._slots)]
         here = self._caches[hop] + layers[0] * self._layer_bytes[hop]
@@ -262,7 +263,9 @@ class Steps:
                 copy.launch(*ends, 2 * len(layers), stream)
 
     @contextmanager
-    def _link(self, stream: torch.cuda.Stream, turn: Turn, travel: Travel, hop: int, index: int) -> Iterator[None]:
+    def _link(
+        self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, hop: int, index: int
+    ) -> Iterator[None]:
         occupancy_ns, (start, end) = travel.occupancy_ns[hop], turn.events[hop][index]
         with self._copiers[hop].dialled(occupancy_ns[index]) if occupancy_ns else UNDIALLED:
             start.record(stream)
@@ -276,7 +279,7 @@ class Steps:
         buffer = self._staging[end][index % DEPTH].view(self._words[end].dtype)
         return buffer[: math.prod(layout)].view(layout)
 
-    def _tokens(self, turn: Turn, travel: Travel, source: Tensor, target: Tensor, index: int) -> None:
+    def _tokens(self, turn: HandOffTurn, travel: Travel, source: Tensor, target: Tensor, index: int) -> None:
         """A copy's K/V of the tokens that travel; a buffer has them in the order of the pass."""
         from disagg.run.gpu import device_kernels  # needs triton
 
@@ -287,15 +290,15 @@ class Steps:
         sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width), ROWS=ROWS, FROM_SLOTS=caches[0], TO_SLOTS=caches[1])
         device_kernels.copy_tokens[(PROGRAMS, 2, len(layers))](*given, **sizes, num_warps=WARPS)
 
-    def _sum(self, turn: Turn, travel: Travel, end: int) -> None:
-        """Where K/V are verified, checksums of the tokens that travel, at the source (0) or the target (1): both after
-        the last layer, so that a copy which left too early differs."""
-        if turn.sums is None:
-            return
-        from disagg.run.gpu import device_kernels  # needs triton
 
-        data, layers = self._ends[end].data.flatten(4).view(torch.int16), travel.copies[-1][-1] + 1
-        width, places = data.shape[-1], turn.places(self._ends[end if self._ring else 0].device)
-        sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width))
-        given = data, places[end], places[1], turn.sums[end], *data.stride()[:2], turn.sums.stride(1)
-        device_kernels.sum_tokens[(travel.tokens, layers)](*given, **sizes)
+def sum_tokens(turn: HandOffTurn, travel: Travel, data: Tensor, places: Tensor, end: int) -> None:
+    """Where K/V are verified, checksums of the tokens that travel, at the source (0) or the target (1), whose cache has
+    `data`: both after the last layer, so that a copy which left too early differs."""
+    if turn.sums is None:
+        return
+    from disagg.run.gpu import device_kernels  # needs triton
+
+    halves, layers = data.flatten(4).view(torch.int16), travel.copies[-1][-1] + 1
+    sizes = dict(WIDTH=halves.shape[-1], WIDTH_PAD=power_of_two(halves.shape[-1]))
+    given = halves, places[end], places[1], turn.sums[end], *halves.stride()[:2], turn.sums.stride(1)
+    device_kernels.sum_tokens[(travel.tokens, layers)](*given, **sizes)

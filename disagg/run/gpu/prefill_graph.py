@@ -104,7 +104,7 @@ def parts_of(size: int, width: int) -> list[int]:
     return [1, MOST_LOGITS, size, size, size, tiles * TILE_FIELDS, MOST_CHUNKS * width]
 
 
-class Captured(NamedTuple):
+class CapturedPass(NamedTuple):
     """A graph of a pass, with its logits [MOST_LOGITS, vocab]."""
 
     graph: torch.cuda.CUDAGraph
@@ -140,7 +140,7 @@ class PrefillGraphs:
         hand_off: CapturedHandOff | None = None,
     ) -> None:
         self.model, self.cache, self.kernel, self.hand_off = model, cache, kernel, hand_off
-        self._sizes, self._captured = sizes(chunk_tokens), dict[int, Captured]()
+        self._sizes, self._captured = sizes(chunk_tokens), dict[int, CapturedPass]()
         width = min(-(-model.context_limit // cache.block_size), cache.num_blocks)
         self._inputs = PassInputs(chunk_tokens, width, cache.device)
         self._stored = torch.zeros(1 + TURNS, model.layers, dtype=torch.long, device=cache.device)
@@ -213,7 +213,7 @@ class PrefillGraphs:
         """Host times in ns at which the last pass, which has ended, had each layer's K/V in the cache."""
         return tuple(map(timer_of(self.cache.device).ns, self._seen[self._row].tolist()))
 
-    def _capture(self, size: int, pool: Any) -> Captured:
+    def _capture(self, size: int, pool: Any) -> CapturedPass:
         inputs = self._inputs.blank(size)
         self._logits(inputs)  # compiles and allocates before the capture, which must not
         settle(self.cache.device)
@@ -224,7 +224,7 @@ class PrefillGraphs:
             logits = self._logits(inputs)
         finally:
             graph.capture_end()
-        return Captured(graph, logits)
+        return CapturedPass(graph, logits)
 
     def _logits(self, inputs: PassPlaces) -> Tensor:
         """The pass; its tokens and times go to the host with it."""
