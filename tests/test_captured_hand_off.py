@@ -355,7 +355,6 @@ def test_each_copy_takes_the_link_for_its_own_layers_and_for_each_transfer(gpu, 
         ]
         assert part((0, sum(wanted[0])), taken.parts[0], 1) == (wanted[0][0], sum(wanted[0]))
         assert (taken.travel.onto[3 * BLOCK :] == -1).all(), "its request ended meanwhile"
-        assert len(bench.captured.steps._staging[0]) == min(DEPTH, len(layers))
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -375,6 +374,19 @@ def test_small_layers_travel_together_where_their_number_is_free(gpu, monkeypatc
     copies = -(-SHAPE.layers // layers)
     assert len(landed.parts) == copies and len(bench.spans) == 2 * copies
     bench.check(PREFILL, blocks, DECODE, onto)
+
+
+@pytest.mark.parametrize("route, carried", [("direct", {2, 4}), ("staged", {2})])
+def test_layers_of_a_copy_may_change_as_far_as_buffers_hold_them(gpu, route, carried):
+    with Passes(route, layers_per_copy=2) as bench:
+        for number, layers in ((1, 4), (2, 2)):
+            bench.transfers.scheduler.retune(bench.transfers.config.replace(layers_per_copy=layers))
+            blocks, onto = list(range(9)), [12 - block for block in range(9)]
+            bench.open(number, blocks, onto)
+            assert bench.run((number, 0, blocks, 9 * BLOCK)) == (layers in carried)
+            if layers in carried:
+                assert len(bench.landed(number)[-1].parts) == -(-SHAPE.layers // layers)
+                bench.check(PREFILL, blocks, DECODE, onto)
 
 
 def test_a_pass_leaves_the_buffers_to_the_pass_before_it(gpu):

@@ -48,11 +48,11 @@ class CapturedHandOff:
             self.names.append(LaneName(LaneRole.UP, target.index))
         self.source, self.target = transfers.caches[source], transfers.caches[target]
         self.lanes = [transfers.streams[name] for name in self.names]
-        self.group, most = transfers.scheduler.layers_per_copy, config.chunk_tokens
+        group, most = transfers.scheduler.layers_per_copy, config.chunk_tokens
         copiers = [lane.copier for lane in self.lanes]
-        self.steps = Steps(self.source, self.target, copiers, transfers.ring, self.group, most)
+        self.steps = Steps(self.source, self.target, copiers, transfers.ring, group, most)
         sides = list(dict.fromkeys([self.source.device, self.target.device][: len(self.names)]))
-        sizes = most, transfers.shape.layers, len(self.names), self.steps.copies, transfers.verify, sides
+        sizes = most, transfers.shape.layers, len(self.names), transfers.verify, sides
         self.turns = [HandOffTurn(*sizes) for _ in range(TURNS)]
         self._next = 0
 
@@ -87,12 +87,12 @@ class CapturedHandOff:
         scheduler, size = self.transfers.scheduler, self.source.block_size
         with self.transfers.lock:
             going = [each for each in departing if each.transfer in scheduler.progress]
-            if self.transfers.closing.is_set() or scheduler.layers_per_copy != self.group or not going:
+            if self.transfers.closing.is_set() or not going:
                 return None
             sizes = [len(scheduler.progress[each.transfer].send.blocks) * scheduler.layer_block_bytes for each in going]
-            group = self.steps.group_of(sum(sizes), len(slots), scheduler.least_bytes)
-            copies = -(-scheduler.layers // group)
-            if not scheduler.take_pass([each.transfer for each in going], self.to, self.names, copies):
+            group = self.steps.group_of(scheduler.layers_per_copy, sum(sizes), len(slots), scheduler.least_bytes)
+            copies = -(-scheduler.layers // group) if group else 0
+            if not copies or not scheduler.take_pass([each.transfer for each in going], self.to, self.names, copies):
                 return None
             onto, sent = np.full(len(slots), -1), []
             for each in going:

@@ -68,13 +68,13 @@ def addresses(numbers: Tensor) -> list[int]:
 class HandOffTurn:
     """Flags, times and places of one pass of two."""
 
-    def __init__(self, most: int, layers: int, hops: int, copies: int, verify: bool, sides: list[torch.device]) -> None:
+    def __init__(self, most: int, layers: int, hops: int, verify: bool, sides: list[torch.device]) -> None:
         self._places = {device: torch.full((2, most), -1, dtype=torch.long, device=device) for device in sides}
         self._here = torch.full((2, most), -1, dtype=torch.long, pin_memory=True)
-        self.flags = torch.zeros(2 + hops, copies, dtype=torch.long, pin_memory=True)  # 1: the step of a copy is done
+        self.flags = torch.zeros(2 + hops, layers, dtype=torch.long, pin_memory=True)  # 1: the step of a copy is done
         self.gathered, self.scattered, *self.carried = map(addresses, self.flags)  # carried: by hop
         self.events = [
-            [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(copies)] for _ in range(hops)
+            [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(layers)] for _ in range(hops)
         ]  # fmt: skip - start and end of each copy on each link
         self.see(*torch.zeros(2, layers, dtype=torch.long))
         self.sums = torch.zeros(2, layers, most, dtype=torch.long, pin_memory=True) if verify else None  # both ends
@@ -104,12 +104,10 @@ class Steps:
     def __init__(
         self, source: KVCache, target: KVCache, copiers: list[StreamCopier], ring: list[Scratch], group: int, most: int
     ) -> None:
-        """`group` layers a copy at least, of passes of up to `most` tokens; without a ring they go from cache to
-        cache."""
+        """Buffers hold `group` layers of a pass of `most` tokens; without a ring, copies go from cache to cache."""
         self._ends, self._copiers, shape = (source, target), copiers, source.shape
-        self._group, self._most, self._shape = min(group, shape.layers), most, shape
-        self.copies = -(-shape.layers // self._group)  # at most
-        numbers = self._group * most * shape.layer_token_bytes // shape.dtype.itemsize
+        self._shape, self._room = shape, min(group, shape.layers) * most  # of a buffer, in tokens of one layer
+        numbers = self._room * shape.layer_token_bytes // shape.dtype.itemsize
         with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
             self._ring = [slot.view((numbers,)) for slot in ring]
         links = [copier.streams[0] for copier in copiers]
@@ -118,7 +116,7 @@ class Steps:
             for cache in self._ends:
                 there: dict[str, Any] = dict(dtype=shape.dtype, device=cache.device)
                 with room_for("the buffers of captured hand-offs", cache.device, ADVICE):
-                    self._staging.append([torch.empty(numbers, **there) for _ in range(min(DEPTH, self.copies))])
+                    self._staging.append([torch.empty(numbers, **there) for _ in range(min(DEPTH, shape.layers))])
             links = [copiers[0].new_stream(source.device), *links, copiers[1].new_stream(target.device)]
         self._words = [wide(cache.data).flatten(4).flatten(2, 3) for cache in self._ends]  # [layers, 2, slots, words]
         self._layer_bytes = [cache.bytes // shape.layers for cache in self._ends]
@@ -131,11 +129,13 @@ class Steps:
         self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
 
-    def group_of(self, layer_bytes: int, tokens: int, least_bytes: int) -> int:
-        """Layers of a copy of so many bytes each, in a pass of so many tokens: as many as have the least bytes, as far
-        as a buffer holds them."""
-        wanted = -(-min(least_bytes, LEAST_BYTES) // layer_bytes)
-        return max(self._group, min(wanted, self._group * self._most // tokens, self._shape.layers))
+    def group_of(self, asked: int, layer_bytes: int, tokens: int, least_bytes: int) -> int:
+        """Layers of a copy of so many bytes each, in a pass of so many tokens: those asked for, or more that have the
+        least bytes, as far as a buffer holds them; 0 where it doesn't hold those asked for."""
+        layers = self._shape.layers
+        room = self._room // tokens if self._ring else layers
+        wanted = max(asked, -(-min(least_bytes, LEAST_BYTES) // layer_bytes))
+        return min(wanted, room, layers) if min(asked, layers) <= room else 0
 
     @property
     def ended(self) -> torch.cuda.Event:
