@@ -60,6 +60,14 @@ class Rows:
             ctypes.memmove(*ends, self.width)
 
 
+class Packed(Rows):
+    """Rows that follow each other at both ends."""
+
+    def __init__(self, target_pitch, source_pitch, width):
+        assert target_pitch == source_pitch == width
+        super().__init__(target_pitch, source_pitch, width)
+
+
 def scatter(monkeypatch):
     """From here on no blocks lie in few enough runs for a copy engine."""
     monkeypatch.setattr(hand_off_streams, "MOST_RUNS", 0)
@@ -182,16 +190,24 @@ def test_an_abort_waits_for_the_last_copy_of_the_pass(gpu):
         assert bench.notices.empty() and bench.transfers.scheduler.progress == {}
 
 
+@pytest.mark.parametrize("scattered", [False, True])
 @pytest.mark.parametrize("route", ["direct", "staged"])
-def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
-    whole = hand_off_streams.sum_tokens
+@pytest.mark.parametrize("where, row", [(DECODE, 2), (PREFILL, 0), (PREFILL, 1)], ids=["target", "before", "after"])
+def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route, scattered, where, row):
+    """At the target before its checksum, or at the source between its copy and one of its checksums."""
+    whole = Steps._sum
 
-    def flip(turn, travel, data, places, end):
-        if end == 1 and travel.onto[0] >= 0:
-            flip_a_bit(bench.caches[DECODE].data[3, 1, 9, 2])
-        whole(turn, travel, data, places, end)
+    def flip(self, turn, travel, end, at, layers):
+        going = travel.onto[0] >= 0 and at == row and 3 in layers
+        if going and row:
+            flip_a_bit(bench.caches[where].data[3, 1, 9 if where == DECODE else 4, 2])
+        whole(self, turn, travel, end, at, layers)
+        if going and not row:
+            flip_a_bit(bench.caches[where].data[3, 1, 4, 2])
 
-    monkeypatch.setattr(hand_off_streams, "sum_tokens", flip)
+    monkeypatch.setattr(Steps, "_sum", flip)
+    if scattered:
+        scatter(monkeypatch)
     with Passes(route, verify_kv=True) as bench:
         bench.open(1, [4], [9])
         bench.open(2, [0], [12])
@@ -200,6 +216,68 @@ def test_a_flipped_bit_fails_its_own_transfer(gpu, monkeypatch, route):
         failed, landed = sorted(found, key=lambda notice: isinstance(notice, Landed))
     assert isinstance(failed, TransferFailed) and failed.transfer == 1 and "layer 3" in failed.error
     assert landed.transfer == 2
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+@pytest.mark.parametrize("link", [Link(latency_s=1e-3), Link(1e8), Link(fixed_s=1e-4)], ids=str)
+def test_transfers_of_a_pass_share_a_dialled_link_one_after_the_other(gpu, route, link):
+    with Passes(route, link=link) as bench:
+        bench.open(1, [4, 7], [9, 2])
+        bench.open(2, [0], [12])
+        assert bench.run((1, 0, [4, 7], 2 * BLOCK), (2, 0, [0], BLOCK))
+        bench.landed(1), bench.landed(2, 0)
+    bench.check(PREFILL, [4, 7, 0], DECODE, [9, 2, 12])
+    ends = {(span.place, span.index, span.transfer): span.start_ns + span.occupied_ns for span in bench.spans}
+    for span in bench.spans:
+        last = span.place == str(bench.captured.names[-1])
+        assert span.end_ns - span.start_ns - span.occupied_ns == last * round(1e9 * link.latency_s)
+        assert span.transfer == 1 or span.start_ns == ends[span.place, span.index, 1]
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_a_pass_whose_end_fails_fails_its_copies_and_gives_the_lanes_back(gpu, monkeypatch, route):
+    with Passes(route) as bench:
+        bench.open(1, [1], [5])
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(captured_hand_off, "timer_of", lambda device: 1 / 0)
+            assert bench.run((1, 0, [1], BLOCK))
+            failed = bench.notices.get(timeout=LIMIT_S)
+        assert isinstance(failed, TransferFailed) and "division by zero" in failed.error
+        scheduler = bench.transfers.scheduler
+        assert scheduler.ring.held == 0 and not any(lane.passes or lane.running for lane in scheduler.lanes.values())
+
+
+class Behind:
+    """A device's clock that is 0.1 s late."""
+
+    def anchor(self):
+        return SimpleNamespace(ns=lambda event: event.at_ns - 100_000_000)
+
+
+def test_hops_on_two_clocks_follow_each_other(gpu, monkeypatch):
+    told = []
+    with Passes("staged") as bench:
+        bench.transfers.scheduler.on_ring = lambda at_ns, held: told.append(held)
+        late = bench.captured.lanes[1].copier.clocks
+        behind = Behind()
+        monkeypatch.setattr(bench.captured.lanes[1].copier, "clocks", [behind, *late[1:]])
+        bench.open(1, [1], [5])
+        assert bench.run((1, 0, [1], BLOCK))
+        bench.landed(1)
+    assert min(told) == 0 and told[-1] == 0
+    for span in bench.spans:
+        assert span.ready_ns <= span.start_ns <= span.end_ns and span.occupied_ns >= 0
+
+
+@pytest.mark.parametrize("route", ["direct", "staged"])
+def test_planes_that_lie_too_far_apart_for_a_copy_engine_are_gathered(gpu, monkeypatch, route):
+    monkeypatch.setattr(hand_off_streams, "MOST_PITCH", 1)
+    monkeypatch.setattr(hand_off_streams, "RowCopy", Packed)
+    with Passes(route) as bench:
+        bench.open(1, [1, 2], [5, 6])
+        assert bench.run((1, 0, [1, 2], 2 * BLOCK))
+        bench.landed(1)
+    bench.check(PREFILL, [1, 2], DECODE, [5, 6])
 
 
 @pytest.mark.parametrize(
@@ -444,5 +522,8 @@ def test_the_driver_is_asked_for_what_it_knows_and_a_refusal_says_what_to_do(mon
 
     driver.cuStreamWaitValue64 = refuses
     with pytest.raises(EngineError, match="refuses failed with CUDA_ERROR_OUT_OF_MEMORY; `graphs=False` launches"):
+        stream_memory.wait_for(7, stream)
+    driver.cuStreamWaitValue64 = lambda *given: (Code(700),)
+    with pytest.raises(EngineError, match="^CUDA error: .* failed with CUDA_ERROR_UNKNOWN$"):
         stream_memory.wait_for(7, stream)
     stream_memory._flags.cache_clear()

@@ -1,11 +1,13 @@
 """Passes as graphs, on the CPU: what a graph reads, what it gives, what is refused. Captures need a GPU."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from paged_kernel import PlainKernel
 
+from disagg.plan.errors import EngineError
 from disagg.run.attention.paged import tiles_of
 from disagg.run.gpu import memory, prefill_graph
 from disagg.run.gpu.prefill_graph import MOST_CHUNKS, MOST_LOGITS, PrefillGraphs, sizes
@@ -162,3 +164,14 @@ def test_probes_time_the_passes_that_will_run(graphs, monkeypatch):
     ran, run = [], graphs.run
     monkeypatch.setattr(graphs, "run", lambda batch: ran.append(len(batch.tokens)) or run(batch))
     assert [tokens for tokens, ns in stage.probe() if ns > 0] == [64, 192] and ran == [64, 64, 192, 192]
+
+
+def test_a_hand_off_that_cannot_be_prepared_leaves_its_passes_without_graphs(make):
+    def refuses(*given):
+        raise EngineError("the driver's cuMemcpy2DAsync failed with CUDA_ERROR_NOT_SUPPORTED")
+
+    graphs = make(64)
+    graphs.hand_off = SimpleNamespace(prepare=refuses)
+    with pytest.warns(RuntimeWarning, match="run without graphs: the driver's cuMemcpy2DAsync"):
+        graphs.prepare(lambda text: None)
+    assert graphs.hand_off is None and graphs._captured

@@ -34,6 +34,7 @@ class Taken(NamedTuple):
     rows: list[slice]  # of each transfer
     sent: list[tuple[Send, Assign]]
     parts: list[list[int]]  # of each link's time in a copy, up to each transfer: a link takes each on its own
+    latency_ns: int
     travel: Travel
 
 
@@ -89,30 +90,33 @@ class CapturedHandOff:
             going = [each for each in departing if each.transfer in scheduler.progress]
             if self.transfers.closing.is_set() or not going:
                 return None
-            sizes = [len(scheduler.progress[each.transfer].send.blocks) * scheduler.layer_block_bytes for each in going]
-            group = self.steps.group_of(scheduler.layers_per_copy, sum(sizes), len(slots), scheduler.least_bytes)
-            copies = -(-scheduler.layers // group) if group else 0
-            if not copies or not scheduler.take_pass([each.transfer for each in going], self.to, self.names, copies):
-                return None
             onto, sent = np.full(len(slots), -1), []
             for each in going:
                 progress = scheduler.progress[each.transfer]
-                assert progress.assign is not None, "taken with its target"
+                if progress.assign is None:
+                    return None
                 sent.append((progress.send, progress.assign))
                 places = np.arange(each.rows.stop - each.rows.start)
                 blocks = np.array(progress.assign.blocks[each.first_block :])
                 onto[each.rows] = blocks[places // size] * size + places % size
-            dials = [scheduler.lanes[name].clock.link for name in self.names]
-        travel = Travel(slots, onto, scheduler.layers, group)
-        parts = [[link.occupancy_ns(group * size) if link.dialled else size for size in sizes] for link in dials]
-        parts = [list(accumulate(each, initial=0)) for each in parts]
-        travel.occupancy_ns = [
-            [sum(link.occupancy_ns(len(layers) * size) for size in sizes) for layers in travel.copies]
-            if link.dialled
-            else None
-            for link in dials
-        ]
-        return Taken([each.rows for each in going], sent, parts, travel)
+            sizes = [len(send.blocks) * scheduler.layer_block_bytes for send, _ in sent]
+            group = self.steps.group_of(scheduler.layers_per_copy, sum(sizes), len(slots), scheduler.least_bytes)
+            if not group:
+                return None
+            links = [scheduler.lanes[name].clock.link for name in self.names]
+            travel = Travel(slots, onto, scheduler.layers, group)
+            travel.occupancy_ns = [
+                [sum(link.occupancy_ns(len(layers) * size) for size in sizes) for layers in travel.copies]
+                if link.dialled
+                else None
+                for link in links
+            ]
+            parts = [list(accumulate((link.occupancy_ns(group * size) for size in sizes), initial=0)) for link in links]
+            parts = [each if each[-1] else list(accumulate(sizes, initial=0)) for each in parts]
+            transfers = [each.transfer for each in going]
+            if not scheduler.take_pass(transfers, self.to, self.names, len(travel.copies)):
+                return None
+        return Taken([each.rows for each in going], sent, parts, round(1e9 * links[-1].latency_s), travel)
 
     def launch(self, number: int, departing: Sequence[Departing], slots: np.ndarray) -> bool:
         """After the pass's own graph: from here on its layers leave as they are stored. False where they can't."""
@@ -163,7 +167,9 @@ class PassCopies:
         self._wrong: list[tuple[Copy, int]] = []
         self.landing_ns = EVER
         self._begun_ns = now_ns()
-        self._anchors = [lane.copier.clocks[0].anchor() for lane in owner.lanes]
+        self._clocks = [lane.copier.clocks[0] for lane in owner.lanes]
+        for clock in self._clocks:
+            clock.anchor()  # is renewed meanwhile, where it is old
 
     @cached_property
     def records(self) -> list[Copy]:
@@ -180,12 +186,15 @@ class PassCopies:
 
     def finish(self) -> None:
         """Waits for the last copy's end without the interpreter lock, and writes the times into the copies."""
-        self._ended.synchronize()
-        owner, turn = self._owner, self._turn
-        turn.answered.wait()
+        owner, turn, ring = self._owner, self._turn, list[tuple[int, int]]()
         scheduler = owner.transfers.scheduler
-        ring = [] if self._error else self._times()
-        owner.steps.clear(turn)
+        try:
+            self._ended.synchronize()
+            turn.answered.wait()
+            ring = [] if self._error else self._times()
+            owner.steps.clear(turn)
+        except Exception as error:  # the copies fail with it
+            self._error = error
         with owner.transfers.lock:
             held = 0
             for at_ns, more in sorted(ring):
@@ -198,19 +207,23 @@ class PassCopies:
     def _times(self) -> list[tuple[int, int]]:
         """Writes them into the copies and spans; when slots of the ring were taken (+1) and left (-1)."""
         owner, turn, parts, copies = self._owner, self._turn, self._taken.parts, self._taken.travel.copies
-        now = now_ns()  # all has ended by now, whatever the clocks' error
-        hops = [
-            [(min(now, anchor.ns(start)), min(now, anchor.ns(end))) for start, end in events[: len(copies)]]
-            for anchor, events in zip(self._anchors, turn.events, strict=True)
+        now, anchors = now_ns(), {clock: clock.anchor() for clock in self._clocks}
+        hops = [  # all has ended by now, whatever the clocks' error
+            [
+                (min(now, anchors[clock].ns(start)), min(now, anchors[clock].ns(end)))
+                for start, end in events[: len(copies)]
+            ]
+            for clock, events in zip(self._clocks, turn.events, strict=True)
         ]
+        for later in hops[1:]:  # perhaps by another device's clock
+            later[:] = [(max(s, left), max(e, left)) for (s, e), (_, left) in zip(later, hops[0], strict=True)]
         stored = list(map(timer_of(owner.source.device).ns, turn.seen.tolist()))
-        latency_ns = round(1e9 * owner.transfers.scheduler.lanes[owner.names[-1]].clock.link.latency_s)
         for number, copy in enumerate(self.records):
             index, mine = divmod(number, len(self._taken.sent))
             copy.ready_ns = min(stored[copy.layer_end - 1], hops[0][index][0])
             for hop, copy.lane in enumerate(owner.names):
                 copy.start_ns, copy.busy_until_ns = part(hops[hop][index], parts[hop], mine)
-                copy.landing_ns = copy.busy_until_ns + (latency_ns if copy.lane == owner.names[-1] else 0)
+                copy.landing_ns = copy.busy_until_ns + (self._taken.latency_ns if hop + 1 == len(hops) else 0)
                 self._spans.append(span_of(copy, copy.landing_ns))
                 copy.ready_ns = copy.landing_ns
         self._wrong = self._differing()
@@ -243,7 +256,7 @@ class PassCopies:
         sums, found = self._turn.sums, []
         if sums is None:
             return []
-        differs = sums[0] != sums[1]
+        differs = (sums != sums[0]).any(0)
         for number, copy in enumerate(self.records):
             rows = self._taken.rows[number % len(self._taken.rows)]
             wrong = [layer for layer in range(copy.layer, copy.layer_end) if bool(differs[layer, rows].any())]

@@ -77,7 +77,8 @@ class HandOffTurn:
             [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(layers)] for _ in range(hops)
         ]  # fmt: skip - start and end of each copy on each link
         self.see(*torch.zeros(2, layers, dtype=torch.long))
-        self.sums = torch.zeros(2, layers, most, dtype=torch.long, pin_memory=True) if verify else None  # both ends
+        # Checksums where K/V are verified: at the source as a layer leaves and after the last one, and at the target.
+        self.sums = torch.zeros(3, layers, most, dtype=torch.long, pin_memory=True) if verify else None
         self.busy = False
         self.answered = threading.Event()  # the pass has picked its tokens, which go first
 
@@ -143,16 +144,17 @@ class Steps:
         return self._ended[-1]
 
     def prepare(self, turn: HandOffTurn) -> None:
-        """Compiles the kernels: nothing travels, and no wait waits."""
-        nothing = Travel(np.zeros(1, int), np.full(1, -1), 1, 1)
-        nothing.runs = [None, None]
+        """Compiles the kernels, for strides of both kinds: nothing travels, and no wait waits."""
         turn.flags.fill_(1)
         turn.stored.fill_(1)
         settle(turn.stored.device)
         try:
-            self.enqueue(turn, nothing)
-            self.close()
+            for tokens in (1, 16):
+                nothing = Travel(np.zeros(tokens, int), np.full(tokens, -1), 1, 1)
+                nothing.runs = [None, None]
+                self.enqueue(turn, nothing)
         finally:
+            self.close()
             turn.flags.zero_()
             self.clear(turn)
 
@@ -178,17 +180,16 @@ class Steps:
                     step(stream, turn, travel, index)
             for end, (stream, _) in enumerate((steps[0], steps[-1])):
                 torch.cuda.set_stream(stream)
-                reader = self._ends[end if self._ring else 0].device  # whose kernel reads
-                sum_tokens(turn, travel, self._ends[end].data, turn.places(reader), end)
+                self._sum(turn, travel, end, 1 + end, range(travel.copies[-1][-1] + 1))
         finally:
+            for stream in reversed(before):  # the source's device is current again
+                torch.cuda.set_stream(stream)
             self._ended = [torch.cuda.Event() for _ in self._streams]
             for stream, ended in zip(self._streams, self._ended, strict=True):
                 if stream is self._streams[-1]:
                     for other in self._ended[:-1]:
                         stream.wait_event(other)
                 ended.record(stream)
-            for stream in reversed(before):  # the source's device is current again
-                torch.cuda.set_stream(stream)
 
     def _steps_of(self, travel: Travel) -> list[tuple[torch.cuda.Stream, Step]]:
         if not self._ring:
@@ -211,14 +212,17 @@ class Steps:
     # ---- the steps of copy `index`, on their stream, which is current -----------------------------------------------
 
     def _leave(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
-        wait_for(turn.written[travel.copies[index][-1]], stream)
+        self._written(stream, turn, travel, index)
         if index >= DEPTH:
             wait_for(turn.carried[0][index - DEPTH], stream)
         self._tokens(turn, travel, self._words[0], self._buffer(0, travel, index), index)
         tell(turn.gathered[index], stream)
 
     def _down(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
-        wait_for(turn.gathered[index] if travel.runs[0] is None else turn.written[travel.copies[index][-1]], stream)
+        if travel.runs[0] is None:
+            wait_for(turn.gathered[index], stream)
+        else:
+            self._written(stream, turn, travel, index)
         if index >= len(self._ring):
             wait_for(turn.carried[1][index - len(self._ring)], stream)
         self._carry(stream, turn, travel, 0, index)
@@ -236,9 +240,14 @@ class Steps:
 
     def _across(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
-        wait_for(turn.written[travel.copies[index][-1]], stream)
+        self._written(stream, turn, travel, index)
         with self._link(stream, turn, travel, 0, index):
             self._tokens(turn, travel, self._words[0], self._words[1], index)
+
+    def _written(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
+        """Waits for the layers."""
+        wait_for(turn.written[travel.copies[index][-1]], stream)
+        self._sum(turn, travel, 0, 0, travel.copies[index])
 
     # ---- of which they consist ---------------------------------------------------------------------------------------
 
@@ -290,15 +299,14 @@ class Steps:
         sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width), ROWS=ROWS, FROM_SLOTS=caches[0], TO_SLOTS=caches[1])
         device_kernels.copy_tokens[(PROGRAMS, 2, len(layers))](*given, **sizes, num_warps=WARPS)
 
+    def _sum(self, turn: HandOffTurn, travel: Travel, end: int, row: int, layers: range) -> None:
+        """Where K/V are verified, checksums of the tokens that travel, at the source (0) or the target (1)."""
+        if turn.sums is None:
+            return
+        from disagg.run.gpu import device_kernels  # needs triton
 
-def sum_tokens(turn: HandOffTurn, travel: Travel, data: Tensor, places: Tensor, end: int) -> None:
-    """Where K/V are verified, checksums of the tokens that travel, at the source (0) or the target (1), whose cache has
-    `data`: both after the last layer, so that a copy which left too early differs."""
-    if turn.sums is None:
-        return
-    from disagg.run.gpu import device_kernels  # needs triton
-
-    halves, layers = data.flatten(4).view(torch.int16), travel.copies[-1][-1] + 1
-    sizes = dict(WIDTH=halves.shape[-1], WIDTH_PAD=power_of_two(halves.shape[-1]))
-    given = halves, places[end], places[1], turn.sums[end], *halves.stride()[:2], turn.sums.stride(1)
-    device_kernels.sum_tokens[(travel.tokens, layers)](*given, **sizes)
+        halves = self._ends[end].data[layers[0] :].flatten(4).view(torch.int16)
+        places = turn.places(self._ends[end if self._ring else 0].device)  # of the GPU whose kernel reads
+        sizes = dict(WIDTH=halves.shape[-1], WIDTH_PAD=power_of_two(halves.shape[-1]))
+        sums, strides = turn.sums[row, layers[0] :], (*halves.stride()[:2], turn.sums.stride(1))
+        device_kernels.sum_tokens[(travel.tokens, len(layers))](halves, places[end], places[1], sums, *strides, **sizes)

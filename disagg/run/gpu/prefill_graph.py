@@ -159,8 +159,7 @@ class PrefillGraphs:
     def prepare(self, progress: Callable[[str], None]) -> None:
         """Captures the largest size first: the others use its memory. Then half of it and so on, and last the sizes in
         between; it stops where time or memory runs out, since a larger graph holds a smaller pass."""
-        if self.hand_off is not None:
-            self.hand_off.prepare(self._stored, self._seen)
+        self._prepare_hand_off()
         pool, began, falling = torch.cuda.graph_pool_handle(), now_ns(), self._sizes[::-1]
         for done, size in enumerate(sorted(falling, key=lambda size: falling.index(size) % 4 > 0)):
             if self._captured and now_ns() - began > MOST_CAPTURE_NS:
@@ -179,6 +178,17 @@ class PrefillGraphs:
         self._sizes = sorted(self._captured)
         settle(self.cache.device)
         torch.cuda.empty_cache()  # what a capture that failed had taken
+
+    def _prepare_hand_off(self) -> None:
+        """Where it can't be prepared, passes with a hand-off run without graphs."""
+        if self.hand_off is None:
+            return
+        try:
+            with room_for("the hand-off of captured passes", self.cache.device, ADVICE):
+                self.hand_off.prepare(self._stored, self._seen)
+        except EngineError as error:
+            warnings.warn(f"Passes that hand off run without graphs: {error}", RuntimeWarning, stacklevel=2)
+            self.hand_off = None
 
     def fits(self, batch: PrefillBatch) -> bool:
         """Where sizes are missing, padding is no more than the pass."""

@@ -10,6 +10,7 @@ import torch
 from disagg.plan.errors import DisaggError, EngineError
 from disagg.run.gpu.sm_split import ask, load_driver
 
+REFUSALS = {"CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NOT_SUPPORTED", "CUDA_ERROR_OUT_OF_MEMORY"}
 MOST_PITCH = (1 << 31) - 1  # bytes from row to row for a copy engine
 _driver = functools.cache(load_driver)
 
@@ -40,11 +41,12 @@ class RowCopy:
 
 
 def _order(call: Callable, *arguments: Any) -> None:
-    """EngineError if the driver refuses."""
+    """EngineError if the driver refuses, with advice where it is this call that it refuses."""
     [error] = call(*arguments)
     if error:
+        failed = f"the driver's {call.__name__} failed with {error.name}"
         advice = "`graphs=False` launches passes layer by layer, without it"
-        raise EngineError(f"the driver's {call.__name__} failed with {error.name}; {advice}")
+        raise EngineError(f"{failed}; {advice}" if error.name in REFUSALS else f"CUDA error: {failed}")
 
 
 @functools.cache
