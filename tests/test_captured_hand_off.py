@@ -325,7 +325,7 @@ def test_a_layer_waits_until_its_slot_of_the_ring_and_its_buffers_are_free(gpu, 
         assert times(turn.carried[0]) == [1 + more for more in by_leave]
         assert times(turn.carried[1]) == [scattered + more for more in by_down]
         assert times(turn.scattered) == by_leave, "by the copies up"
-        for slot, kept in enumerate(bench.captured.steps._ring):
+        for slot, kept in enumerate(bench.captured.steps.memory.ring):
             layer = max((layer for layer in layers if layer % ring == slot), default=None)
             if layer is not None:
                 key, value = bench.caches[PREFILL].tokens(layer, [4, 7], 2 * BLOCK)
@@ -338,7 +338,7 @@ def test_few_runs_need_no_kernel_and_each_end_is_seen_by_itself(gpu, monkeypatch
     stayed, kernels = [0, 1, 2, 3, 4, 5], []
     whole = Steps._tokens
     monkeypatch.setattr(
-        Steps, "_tokens", lambda self, *given: (kernels.append(given[3] is self._words[1]), whole(self, *given))
+        Steps, "_tokens", lambda self, *given: (kernels.append(given[3] is self.memory.words[1]), whole(self, *given))
     )
     with Passes("staged") as bench:
         kernels.clear()

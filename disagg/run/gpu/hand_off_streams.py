@@ -99,6 +99,50 @@ class HandOffTurn:
         return self._places[device]
 
 
+class Memories:
+    """Blocks at both ends, slots of the ring between them, and buffers beside the blocks."""
+
+    def __init__(self, source: KVCache, target: KVCache, ring: list[Scratch], room: int) -> None:
+        """Slots and buffers hold `room` tokens of one layer."""
+        self.ends, self._shape = (source, target), source.shape
+        self.words = [wide(cache.data).flatten(4).flatten(2, 3) for cache in self.ends]  # [layers, 2, slots, words]
+        self.layer_bytes = [cache.bytes // source.shape.layers for cache in self.ends]
+        numbers, self._buffers = (
+            room * source.shape.layer_token_bytes // source.shape.dtype.itemsize,
+            list[list[Tensor]](),
+        )
+        with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
+            self.ring = [slot.view((numbers,)) for slot in ring]
+        for cache in self.ends if ring else ():
+            there: dict[str, Any] = dict(dtype=source.shape.dtype, device=cache.device)
+            with room_for("the buffers of captured hand-offs", cache.device, ADVICE):
+                self._buffers.append([torch.empty(numbers, **there) for _ in range(min(DEPTH, source.shape.layers))])
+        self._at = [cache.data.data_ptr() for cache in self.ends]
+        self._buffers_at = [[buffer.data_ptr() for buffer in buffers] for buffers in self._buffers]
+        self._slots_at = [slot.data_ptr() for slot in self.ring]
+
+    def pieces(self, travel: "Travel", hop: int) -> "list[Piece]":
+        """Of a copy over a link: each plane [layers, 2] of a slot has the tokens in the order of the pass."""
+        width, plane = self._shape.layer_token_bytes // 2, self.layer_bytes[hop] // 2
+        pitch, found = travel.tokens * width, travel.runs[hop]
+        if found is None:
+            return [(0, 0, RowCopy(pitch, pitch, pitch))]
+        pitches = (pitch, plane) if hop == 0 else (plane, pitch)
+        return [(place * width, row * width, RowCopy(*pitches, count * width)) for row, place, count in found]
+
+    def addresses(self, travel: "Travel", hop: int, index: int) -> tuple[int, int]:
+        """Of a copy over a link: its layers' blocks or its buffer, and its slot."""
+        layer, slot = travel.copies[index][0], self._slots_at[index % len(self.ring)]
+        if travel.runs[hop] is None:
+            return self._buffers_at[hop][index % DEPTH], slot
+        return self._at[hop] + layer * self.layer_bytes[hop], slot
+
+    def buffer(self, end: int, travel: "Travel", index: int) -> Tensor:
+        """[layers, 2, tokens, words] at the beginning of one of an end's buffers."""
+        layout = (len(travel.copies[index]), 2, travel.tokens, self.words[end].shape[3])
+        return self._buffers[end][index % DEPTH].view(self.words[end].dtype)[: math.prod(layout)].view(layout)
+
+
 class Steps:
     """The steps of a copy, each on its stream."""
 
@@ -106,37 +150,22 @@ class Steps:
         self, source: KVCache, target: KVCache, copiers: list[StreamCopier], ring: list[Scratch], group: int, most: int
     ) -> None:
         """Buffers hold `group` layers of a pass of `most` tokens; without a ring, copies go from cache to cache."""
-        self._ends, self._copiers, shape = (source, target), copiers, source.shape
-        self._shape, self._room = shape, min(group, shape.layers) * most  # of a buffer, in tokens of one layer
-        numbers = self._room * shape.layer_token_bytes // shape.dtype.itemsize
-        with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
-            self._ring = [slot.view((numbers,)) for slot in ring]
-        links = [copier.streams[0] for copier in copiers]
-        self._staging: list[list[Tensor]] = []
-        if self._ring:
-            for cache in self._ends:
-                there: dict[str, Any] = dict(dtype=shape.dtype, device=cache.device)
-                with room_for("the buffers of captured hand-offs", cache.device, ADVICE):
-                    self._staging.append([torch.empty(numbers, **there) for _ in range(min(DEPTH, shape.layers))])
-            links = [copiers[0].new_stream(source.device), *links, copiers[1].new_stream(target.device)]
-        self._words = [wide(cache.data).flatten(4).flatten(2, 3) for cache in self._ends]  # [layers, 2, slots, words]
-        self._layer_bytes = [cache.bytes // shape.layers for cache in self._ends]
-        self._caches, self._slots = (
-            [cache.data.data_ptr() for cache in self._ends],
-            [slot.data_ptr() for slot in self._ring],
-        )
-        self._staged = [[buffer.data_ptr() for buffer in buffers] for buffers in self._staging]
-        self._streams = links
+        self._layers, self._most, self._copiers = source.shape.layers, most, copiers
+        self._room = min(group, self._layers) * most
+        self.memory = Memories(source, target, ring, self._room)
+        self._streams = [copier.streams[0] for copier in copiers]
+        if ring:
+            outer = copiers[0].new_stream(source.device), copiers[1].new_stream(target.device)
+            self._streams = [outer[0], *self._streams, outer[1]]
         self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
 
     def group_of(self, asked: int, layer_bytes: int, tokens: int, least_bytes: int) -> int:
         """Layers of a copy of so many bytes each, in a pass of so many tokens: those asked for, or more that have the
         least bytes, as far as a buffer holds them; 0 where it doesn't hold those asked for."""
-        layers = self._shape.layers
-        room = self._room // tokens if self._ring else layers
+        room = self._room // tokens if self.memory.ring else self._layers
         wanted = max(asked, -(-min(least_bytes, LEAST_BYTES) // layer_bytes))
-        return min(wanted, room, layers) if min(asked, layers) <= room else 0
+        return min(wanted, room, self._layers) if min(asked, self._layers) <= room else 0
 
     @property
     def ended(self) -> torch.cuda.Event:
@@ -149,7 +178,7 @@ class Steps:
         turn.stored.fill_(1)
         settle(turn.stored.device)
         try:
-            for tokens in (1, 16):
+            for tokens in (1, min(16, self._most)):
                 nothing = Travel(np.zeros(tokens, int), np.full(tokens, -1), 1, 1)
                 nothing.runs = [None, None]
                 self.enqueue(turn, nothing)
@@ -161,15 +190,15 @@ class Steps:
     def enqueue(self, turn: HandOffTurn, travel: Travel) -> None:
         """After its pass has been launched: puts the hand-off on the streams. Each step leaves the buffers that it
         fills to the step that still reads them for the pass before."""
-        before = [torch.cuda.current_stream(device) for device in {cache.device: cache for cache in self._ends}]
+        before = [torch.cuda.current_stream(device) for device in {cache.device: cache for cache in self.memory.ends}]
         for stream, ended in zip(self._streams, self._ended[1:], strict=False):
             stream.wait_event(ended)
-        if max(self._layer_bytes) > 2 * MOST_PITCH:
+        if max(self.memory.layer_bytes) > 2 * MOST_PITCH:
             travel.runs = [None, None]
-        travel.pieces = [self._pieces(travel, hop) for hop in range(len(self._copiers))] if self._ring else []
+        travel.pieces = [self.memory.pieces(travel, hop) for hop in range(2)] if self.memory.ring else []
         steps = self._steps_of(travel)
         try:
-            if turn.sums is not None or not self._ring or None in travel.runs:
+            if turn.sums is not None or not self.memory.ring or None in travel.runs:
                 turn.fill(travel)
                 for device, stream in {stream.device: stream for stream, _ in reversed(steps)}.items():
                     torch.cuda.set_stream(stream)
@@ -192,7 +221,7 @@ class Steps:
                 ended.record(stream)
 
     def _steps_of(self, travel: Travel) -> list[tuple[torch.cuda.Stream, Step]]:
-        if not self._ring:
+        if not self.memory.ring:
             return [(self._streams[0], self._across)]
         steps = zip(self._streams, (self._leave, self._down, self._up, self._arrive), strict=True)
         needed = travel.runs[0] is None, True, True, travel.runs[1] is None
@@ -215,7 +244,7 @@ class Steps:
         self._written(stream, turn, travel, index)
         if index >= DEPTH:
             wait_for(turn.carried[0][index - DEPTH], stream)
-        self._tokens(turn, travel, self._words[0], self._buffer(0, travel, index), index)
+        self._tokens(turn, travel, self.memory.words[0], self.memory.buffer(0, travel, index), index)
         tell(turn.gathered[index], stream)
 
     def _down(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
@@ -223,8 +252,8 @@ class Steps:
             wait_for(turn.gathered[index], stream)
         else:
             self._written(stream, turn, travel, index)
-        if index >= len(self._ring):
-            wait_for(turn.carried[1][index - len(self._ring)], stream)
+        if index >= len(self.memory.ring):
+            wait_for(turn.carried[1][index - len(self.memory.ring)], stream)
         self._carry(stream, turn, travel, 0, index)
 
     def _up(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
@@ -235,14 +264,14 @@ class Steps:
 
     def _arrive(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         wait_for(turn.carried[1][index], stream)
-        self._tokens(turn, travel, self._buffer(1, travel, index), self._words[1], index)
+        self._tokens(turn, travel, self.memory.buffer(1, travel, index), self.memory.words[1], index)
         tell(turn.scattered[index], stream)
 
     def _across(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
         self._written(stream, turn, travel, index)
         with self._link(stream, turn, travel, 0, index):
-            self._tokens(turn, travel, self._words[0], self._words[1], index)
+            self._tokens(turn, travel, self.memory.words[0], self.memory.words[1], index)
 
     def _written(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         """Waits for the layers."""
@@ -251,25 +280,13 @@ class Steps:
 
     # ---- of which they consist ---------------------------------------------------------------------------------------
 
-    def _pieces(self, travel: Travel, hop: int) -> list[Piece]:
-        """Of a copy over a link: each plane [layers, 2] of a slot has the tokens in the order of the pass."""
-        width, plane = self._shape.layer_token_bytes // 2, self._layer_bytes[hop] // 2
-        pitch, found = travel.tokens * width, travel.runs[hop]
-        if found is None:
-            return [(0, 0, RowCopy(pitch, pitch, pitch))]
-        pitches = (pitch, plane) if hop == 0 else (plane, pitch)
-        return [(place * width, row * width, RowCopy(*pitches, count * width)) for row, place, count in found]
-
     def _carry(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, hop: int, index: int) -> None:
         """Over a link, between a slot of the ring and blocks or a buffer."""
-        layers, slot = travel.copies[index], self._slots[index % len(self._slots)]
-        here = self._caches[hop] + layers[0] * self._layer_bytes[hop]
-        if travel.runs[hop] is None:
-            here = self._staged[hop][index % DEPTH]
+        here, slot = self.memory.addresses(travel, hop, index)
         with self._link(stream, turn, travel, hop, index):
             for place, row, copy in travel.pieces[hop]:
                 ends = (slot + row, here + place) if hop == 0 else (here + place, slot + row)
-                copy.launch(*ends, 2 * len(layers), stream)
+                copy.launch(*ends, 2 * len(travel.copies[index]), stream)
 
     @contextmanager
     def _link(
@@ -282,18 +299,12 @@ class Steps:
         end.record(stream)
         tell(turn.carried[hop][index], stream)
 
-    def _buffer(self, end: int, travel: Travel, index: int) -> Tensor:
-        """[layers, 2, tokens, words] at the beginning of one of an end's buffers."""
-        layout = (len(travel.copies[index]), 2, travel.tokens, self._words[end].shape[3])
-        buffer = self._staging[end][index % DEPTH].view(self._words[end].dtype)
-        return buffer[: math.prod(layout)].view(layout)
-
     def _tokens(self, turn: HandOffTurn, travel: Travel, source: Tensor, target: Tensor, index: int) -> None:
         """A copy's K/V of the tokens that travel; a buffer has them in the order of the pass."""
         from disagg.run.gpu import device_kernels  # needs triton
 
         ends, width, layers = (source, target), source.shape[3], travel.copies[index]
-        caches = [any(end is words for words in self._words) for end in ends]
+        caches = [any(end is words for words in self.memory.words) for end in ends]
         firsts = [layers[0] * cache for cache in caches]
         given = *ends, *turn.places(source.device), travel.tokens, *firsts, *source.stride()[:2], *target.stride()[:2]
         sizes = dict(WIDTH=width, WIDTH_PAD=power_of_two(width), ROWS=ROWS, FROM_SLOTS=caches[0], TO_SLOTS=caches[1])
@@ -305,8 +316,8 @@ class Steps:
             return
         from disagg.run.gpu import device_kernels  # needs triton
 
-        halves = self._ends[end].data[layers[0] :].flatten(4).view(torch.int16)
-        places = turn.places(self._ends[end if self._ring else 0].device)  # of the GPU whose kernel reads
+        halves = self.memory.ends[end].data[layers[0] :].flatten(4).view(torch.int16)
+        places = turn.places(self.memory.ends[end if self.memory.ring else 0].device)  # of the GPU whose kernel reads
         sizes = dict(WIDTH=halves.shape[-1], WIDTH_PAD=power_of_two(halves.shape[-1]))
         sums, strides = turn.sums[row, layers[0] :], (*halves.stride()[:2], turn.sums.stride(1))
         device_kernels.sum_tokens[(travel.tokens, len(layers))](halves, places[end], places[1], sums, *strides, **sizes)
