@@ -3,16 +3,19 @@
 Without a dial copies take what the hardware takes. On a CPU two workers stand for the two GPUs.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import known, spans_of
-from benchmarks.gpu.ceilings import seconds
+from benchmarks.common import compute_of, known, one_pass, spans_of
+from benchmarks.common import seconds as seconds_of
+from benchmarks.gpu.ceilings import pinned_s, seconds
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.right import exact_rows
 from benchmarks.gpu.sharing import ROUTES, alone, beside, pool
+from benchmarks.gpu.streaming import SLOWS, pair_of_runs
 from disagg.plan.errors import EngineError
 from disagg.run.engine import Engine
 from disagg.show.report import Failed, LeftOut, Row
@@ -55,32 +58,56 @@ def runs_of(stand: Stand, engine: Engine, tokens: int) -> list[Run]:
 
 
 def law_rows(stand: Stand) -> Iterator[Row | LeftOut]:
-    """H against the law with the pass's own c, x and tail, on both routes; and how late the last layer lands."""
+    """On both routes, passes without and with a hand-off in turn: what it costs the pass, a hop against a copy of its
+    bytes, H against the law with c and tail of the passes without one, and how late the last layer lands."""
     for route, bar in LAW_BARS.items():
         engine = streaming_engine(stand, ROUTES[route])
         for tokens in stand.scale.lengths:
             stand.say(f"law on {route}, {tokens} tokens")
-            runs = runs_of(stand, engine, tokens)
-            laws, found = [law for run in runs if (law := run.law(0))], [run.overlap(0) for run in runs]
-            if len(laws) < len(runs):
+            pairs = [pair_of_runs(stand, engine, tokens, index) for index in range(2 + stand.scale.repeats)][2:]
+            yield from cost_rows(stand, route, tokens, pairs)
+            laws, found = [law for _, on in pairs if (law := on.law(0))], [on.overlap(0) for _, on in pairs]
+            if len(laws) < len(pairs):
                 yield LeftOut(f"pair_law_error_points[{route},{tokens}]", "one copy, after prefill")
                 continue
-            shares, by_laws = [known(mine.hidden) for mine in found], [law.hidden for law in laws]
+            alone = [compute_of(one_pass(off)) for off, _ in pairs]
+            c_s, tail_s = (statistics.median(times) for times in zip(*alone, strict=True))
+            blind = [dataclasses.replace(law, compute_s=c_s, tail_s=tail_s) for law in laws]
+            shares, by_laws = [known(mine.hidden) for mine in found], [law.hidden for law in blind]
             off = [100 * abs(mine - law) for mine, law in zip(shares, by_laws, strict=True)]
+            same = [100 * abs(mine - law.hidden) for mine, law in zip(shares, laws, strict=True)]
             hidden, by_law = statistics.median(shares), statistics.median(by_laws)
-            law = laws[0]
+            law = blind[0]
             note = (
-                f"H measured {hidden:.3f}, law {by_law:.3f}; c {1e3 * law.compute_s:.3f} ms, hops of a layer "
-                f"{' and '.join(f'{1e3 * hop:.3f}' for hop in law.hops_s)} ms, {law.copies} copies, "
-                f"tail {1e3 * law.tail_s:.2f} ms; worst {max(off):.1f}"
+                f"H measured {hidden:.3f}, law {by_law:.3f}; c {1e3 * c_s:.3f} ms and tail {1e3 * tail_s:.2f} ms of "
+                f"passes without a hand-off, hops of a layer {' and '.join(f'{1e3 * hop:.3f}' for hop in law.hops_s)} "
+                f"ms, {law.copies} copies; worst {max(off):.1f}"
             )
             yield Row(f"pair_law_error_points[{route},{tokens}]", statistics.median(off), "points", bar, len(off), note)
+            name, note = f"pair_law_error_points_same_pass[{route},{tokens}]", "with c, x and tail of the pass itself"
+            yield Row(name, statistics.median(same), "points", n=len(same), note=note)
             if route == "direct":
                 late = [one.exposed_s / (one.transfer_s / stand.model.layers) for one in found]
                 note = f"E ÷ a layer's transfer; E {1e3 * statistics.median(one.exposed_s for one in found):.3f} ms"
                 yield Row(
                     f"pair_exposed_layers[{tokens}]", statistics.median(late), "layers", LATE_BAR, len(late), note
                 )
+
+
+def cost_rows(stand: Stand, route: str, tokens: int, pairs: list[tuple[Run, Run]]) -> Iterator[Row]:
+    """How much longer a pass takes with its hand-off, and its hops beside copies of the same bytes."""
+    slow = [100 * (seconds_of(one_pass(on)) / seconds_of(one_pass(off)) - 1) for off, on in pairs]
+    bar = SLOWS.get(tokens) if stand.shape == "qwen3-0.6b" else 2
+    note = "with against without, alternating, no dial"
+    name = f"pair_streaming_slows_prefill_pct[{route},{tokens}]"
+    yield Row(name, statistics.median(slow), "%", bar, len(slow), note)
+    hops = [span for _, on in pairs for span in spans_of(on, "copy")]
+    hops = [span for span in hops if span.count == hops[0].count]  # the last one may have fewer layers
+    nbytes = hops[0].count * tokens * stand.model.shape.layer_token_bytes
+    link_s = across_s(stand, nbytes) if route == "direct" else max(pinned_s(torch.device(stand.device), nbytes))
+    hop_s = statistics.median(span.occupied_ns for span in hops) / 1e9
+    note = f"a hop of {hops[0].count} layers {1e6 * hop_s:.0f} µs, a copy of its bytes alone {1e6 * link_s:.0f} µs"
+    yield Row(f"pair_hop_over_link[{route},{tokens}]", hop_s / link_s, "×", 1.15, len(hops), note)
 
 
 # ---- the link --------------------------------------------------------------------------------------------------------

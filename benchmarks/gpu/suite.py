@@ -70,7 +70,16 @@ def two_gpus(traces: list[Path]) -> dict[str, BenchGroup]:
     return {
         "ceilings": ONE_GPU["ceilings"],
         "link": BenchGroup(("ceiling_peer",), pair.link_rows),
-        "law": BenchGroup(("pair_law_error_points", "pair_exposed_layers"), pair.law_rows),
+        "law": BenchGroup(
+            (
+                "pair_streaming_slows_prefill_pct",
+                "pair_hop_over_link",
+                "pair_law_error_points",
+                "pair_law_error_points_same_pass",
+                "pair_exposed_layers",
+            ),
+            pair.law_rows,
+        ),
         "peer": BenchGroup(("automatic_over_best", "peer_bandwidth_share"), pair.peer_rows),
         "gaps": BenchGroup(("pair_gap_p99_over_alone",), pair.gap_rows),
         "right": BenchGroup(PARITY, pair.right_rows),
