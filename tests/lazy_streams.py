@@ -1,7 +1,7 @@
 """CUDA streams on the CPU whose work is done late, in any order that waits allow: random numbers pick the next of it.
 
-What has no wait between it runs in either order sooner or later, so a missing wait shows as wrong bytes, and one too
-many, or one for what comes later, as a hang. Times, and what a device does to memory meanwhile, need a GPU.
+What no wait keeps apart is done in either order for some seed: a missing wait shows as wrong bytes, and a wait for
+what is put on a stream later as a hang. Each operation is done whole; times and memory models need a GPU.
 """
 
 import ctypes
@@ -19,14 +19,14 @@ from disagg.run.gpu.hand_off_streams import HandOffTurn
 
 
 class Refused(Exception):
-    """By a driver that takes no more for a while."""
+    """An operation, by the driver."""
 
 
 class Queues:
     """Of the hardware, with the operations that each does one after the other. Streams have one each, or share some."""
 
-    def __init__(self, random, shared: int | None = None):
-        """Some queues go on only seldom, as if theirs were the slow work."""
+    def __init__(self, random, shared: int | None):
+        """With `shared`, that many for all streams. Some go on only seldom, as if theirs were the slow work."""
         self.random, self.queues, self.weights = random, [], []
         self.refuses_in: int | None = None  # operations
         for _ in range(shared or 0):
@@ -58,19 +58,21 @@ class Queues:
         return bool(able)
 
     def steps(self, most: int) -> None:
-        """Some of the work is done meanwhile."""
+        """Some of the work is done while the host goes on, in fewer operations than `most`."""
         for _ in range(self.random.randrange(most)):
             self.step()
 
     def run(self, until) -> None:
         while not until():
-            assert self.step(), f"hangs: {[(queue[0], len(queue)) for queue in self.queues if queue]}"
+            assert self.step(), f"hangs: operations left in each queue: {list(map(len, self.queues))}"
 
     def finish(self) -> None:
         self.run(lambda: not any(self.queues))
 
 
 class Operation:
+    """`do` is done at once, when it is `ready` and nothing is before it in its queue."""
+
     def __init__(self, do, ready=lambda: True):
         self.do, self.ready = do, ready
 

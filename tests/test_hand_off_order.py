@@ -18,7 +18,7 @@ from disagg.run.gpu.device import Scratch
 from disagg.run.gpu.hand_off_streams import HandOffTurn, Steps, Travel
 from disagg.run.kv_cache import KVCache, KVShape
 
-SOURCE_BLOCKS, TARGET_BLOCKS, MOST_BLOCKS = 12, 16, 6  # in the caches, and of a pass
+SOURCE_BLOCKS, TARGET_BLOCKS, MOST_BLOCKS = 10, 14, 5  # in the caches, and of a pass
 TAKEN_AGAIN = 7777.0  # K/V of others, as soon as a pass has landed
 
 
@@ -39,16 +39,17 @@ class Passes:
     def __init__(self, monkeypatch, random: Random, **fixed):
         """`fixed`: of what is drawn otherwise."""
         draw = {
-            "shared": [None, None, 1, 2, 3], "layers": [1, 2, 3, 5, 9, 9], "block": [1, 2, 4], "heads": [1, 2],
+            "shared": [None, None, 1, 2, 3], "layers": [1, 2, 3, 5, 6], "block": [1, 2, 3], "heads": [1, 2],
             "head_dim": [2, 3, 4], "dtype": [torch.float32, torch.bfloat16], "ring": [0, 1, 2, 3, 8],
-            "group": [1, 1, 2, 4, 64], "most_runs": [0, 1, 4, 100], "verify": [False, True],
+            "group": [1, 1, 2, 4, 64], "most_runs": [0, 1, 4, 100], "depth": [1, 2, 4],
+            "verify": [False, False, True],
         }  # fmt: skip
         drawn = {name: random.choice(choices) for name, choices in draw.items()} | fixed
         self.random, self.drawn = random, SimpleNamespace(**drawn)
         self.queues = Queues(random, self.drawn.shared)
         late_streams(monkeypatch, self.queues)
-        monkeypatch.setattr(hand_off_streams, "MOST_RUNS", self.drawn.most_runs)
-        monkeypatch.setattr(hand_off_streams, "PROGRAMS", 2)
+        for name, value in dict(MOST_RUNS=self.drawn.most_runs, DEPTH=self.drawn.depth, PROGRAMS=1, ROWS=16).items():
+            monkeypatch.setattr(hand_off_streams, name, value)
         self._build()
 
     def _build(self) -> None:
@@ -163,8 +164,7 @@ class Passes:
                 sums = turn.sums[:, :, flight.rows]
                 assert (sums == sums[:1]).all(), f"checksums differ: {self.drawn}"
             self.caches[0].data[:, :, source] = TAKEN_AGAIN
-        flight.computed.synchronize()
-        self.caches[0].data[:, :, source] = TAKEN_AGAIN
+        flight.computed.synchronize()  # no layer is stored after `clear`
         arrived[:, :, target] = 0
         self.steps.clear(turn)
         for free, blocks in zip(self.free, flight.blocks, strict=True):
@@ -172,15 +172,15 @@ class Passes:
         self.flights[number] = None
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(200))
 def test_passes_land_with_their_bytes_whatever_goes_first(monkeypatch, seed):
     random = Random(seed)
     torch.manual_seed(seed)
-    Passes(monkeypatch, random).play(random.randrange(1, 7))
+    Passes(monkeypatch, random).play(random.randrange(1, 6))
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(70))
 def test_passes_land_after_some_whose_copies_could_not_be_launched(monkeypatch, seed):
     random = Random(seed)
     torch.manual_seed(seed)
-    Passes(monkeypatch, random).play(6, refusals=0.4)
+    Passes(monkeypatch, random).play(4, refusals=0.4)
