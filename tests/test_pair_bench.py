@@ -33,7 +33,8 @@ def test_a_group_runs_alone_and_brings_the_ceilings(group):
     assert {"ceiling_copy", "ceiling_matmul", "ceiling_pinned[down]", "ceiling_pinned[up]"} < rows.keys()
     for name in suite.two_gpus([])[group].names:
         found = [row for row in rows.values() if row.name.partition("[")[0] == name]
-        assert found and all(row.value >= 0 for row in found), f"{name} is promised and missing"
+        least = -100 if "slows" in name else 0  # beside noise a pass with a hand-off may be the faster one
+        assert found and all(row.value >= least for row in found), f"{name} is promised and missing"
 
 
 def test_gaps_beside_prefills_are_rows_or_say_that_none_was_seen():
