@@ -6,16 +6,16 @@ Without a dial copies take what the hardware takes. On a CPU two workers stand f
 import dataclasses
 import statistics
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from benchmarks.common import compute_of, known, one_pass, spans_of
-from benchmarks.common import seconds as seconds_of
-from benchmarks.gpu.ceilings import pinned_s, seconds
+from benchmarks.gpu.ceilings import seconds
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.right import exact_rows
 from benchmarks.gpu.sharing import ROUTES, alone, beside, pool
-from benchmarks.gpu.streaming import SLOWS, pair_of_runs
+from benchmarks.gpu.streaming import cost_rows, pair_of_runs, pinned_copy_s
 from disagg.plan.errors import EngineError
 from disagg.run.engine import Engine
 from disagg.show.report import Failed, LeftOut, Row
@@ -65,7 +65,8 @@ def law_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         for tokens in stand.scale.lengths:
             stand.say(f"law on {route}, {tokens} tokens")
             pairs = [pair_of_runs(stand, engine, tokens, index) for index in range(2 + stand.scale.repeats)][2:]
-            yield from cost_rows(stand, route, tokens, pairs)
+            copy_s = partial(across_s if route == "direct" else pinned_copy_s, stand)
+            yield from cost_rows(stand, "pair_", f"{route},{tokens}", tokens, pairs, copy_s)
             laws, found = [law for _, on in pairs if (law := on.law(0))], [on.overlap(0) for _, on in pairs]
             if len(laws) < len(pairs):
                 yield LeftOut(f"pair_law_error_points[{route},{tokens}]", "one copy, after prefill")
@@ -92,22 +93,6 @@ def law_rows(stand: Stand) -> Iterator[Row | LeftOut]:
                 yield Row(
                     f"pair_exposed_layers[{tokens}]", statistics.median(late), "layers", LATE_BAR, len(late), note
                 )
-
-
-def cost_rows(stand: Stand, route: str, tokens: int, pairs: list[tuple[Run, Run]]) -> Iterator[Row]:
-    """How much longer a pass takes with its hand-off, and its hops beside copies of the same bytes."""
-    slow = [100 * (seconds_of(one_pass(on)) / seconds_of(one_pass(off)) - 1) for off, on in pairs]
-    bar = SLOWS.get(tokens) if stand.shape == "qwen3-0.6b" else 2
-    note = "with against without, alternating, no dial"
-    name = f"pair_streaming_slows_prefill_pct[{route},{tokens}]"
-    yield Row(name, statistics.median(slow), "%", bar, len(slow), note)
-    hops = [span for _, on in pairs for span in spans_of(on, "copy")]
-    hops = [span for span in hops if span.count == hops[0].count]  # the last one may have fewer layers
-    nbytes = hops[0].count * tokens * stand.model.shape.layer_token_bytes
-    link_s = across_s(stand, nbytes) if route == "direct" else max(pinned_s(torch.device(stand.device), nbytes))
-    hop_s = statistics.median(span.occupied_ns for span in hops) / 1e9
-    note = f"a hop of {hops[0].count} layers {1e6 * hop_s:.0f} µs, a copy of its bytes alone {1e6 * link_s:.0f} µs"
-    yield Row(f"pair_hop_over_link[{route},{tokens}]", hop_s / link_s, "×", 1.15, len(hops), note)
 
 
 # ---- the link --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -42,7 +43,7 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     scale, engine, small = stand.scale, staged_engine(stand), stand.shape == "qwen3-0.6b"
     for tokens in scale.prompts:
         stand.say(f"prefill of {tokens} tokens, with and without its layers streamed")
-        shares, late, slow, took, hops, host = [], [], [], [], [], HostTime(engine)
+        shares, late, took, pairs, host = [], [], [], [], HostTime(engine)
         flops = prefill_work(stand.sizes, tokens).flops
         for index in range(2 + scale.repeats):
             before_ns = host.lanes_ns()
@@ -53,10 +54,9 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
             host.add(one_pass(on), host.lanes_ns() - before_ns)
             took.append(seconds(one_pass(on)))
             shares.append(flops / took[-1] / stand.limits.matmul)
-            slow.append(100 * (took[-1] / seconds(one_pass(off)) - 1))
+            pairs.append((off, on))
             overlap = on.overlap(0)
             late.append(overlap.exposed_s / (overlap.transfer_s / stand.model.layers))
-            hops += spans_of(on, "copy")
         ms, n = 1e3 * statistics.median(took), scale.repeats
         lasting = flops / (ms / 1e3) / stand.sustained
         note = f"{ms:.1f} ms, staged hand-off on; {lasting:.2f} of what products sustain; {stand.limits.words}"
@@ -66,16 +66,7 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         yield Row(f"prefill_ms[{tokens}]", ms, "ms", SMALL_MS.get(tokens) if small else None, n, note)
         note = f"E ÷ both hops of one layer; a layer's hops take {1e3 * overlap.transfer_s / stand.model.layers:.3f} ms"
         yield Row(f"exposed_layers[{tokens}]", statistics.median(late), "layers", 1, n, note)
-        bar = SLOWS.get(tokens) if small else 2
-        note = "with against without, alternating, no dial"
-        yield Row(f"streaming_slows_prefill_pct[{tokens}]", statistics.median(slow), "%", bar, n, note)
-        whole = [span for span in hops if span.count == hops[0].count]  # the last one may have fewer layers
-        hop, link = (
-            statistics.median(span.occupied_ns for span in whole) / 1e9,
-            max(pinned_s(torch.device(stand.device), whole[0].count * tokens * stand.model.shape.layer_token_bytes)),
-        )
-        note = f"a hop of {whole[0].count} layers {1e6 * hop:.0f} µs, a copy of its bytes alone {1e6 * link:.0f} µs"
-        yield Row(f"hop_over_link[{tokens}]", hop / link, "×", 1.15, len(whole), note)
+        yield from cost_rows(stand, "", f"{tokens}", tokens, pairs, partial(pinned_copy_s, stand))
         yield from host.rows(tokens)
     tokens = scale.streamed
     stand.say(f"prefill of {tokens} tokens, its blocks scattered")
@@ -84,6 +75,26 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
     slow = [100 * (seconds(one_pass(on)) / seconds(one_pass(off)) - 1) for off, on in pairs]
     note = "as above, where kernels gather and scatter"
     yield Row(f"streaming_slows_prefill_pct[{tokens},scattered]", statistics.median(slow), "%", n=len(slow), note=note)
+
+
+def cost_rows(
+    stand: Stand, kind: str, where: str, tokens: int, pairs: list[tuple[Run, Run]], copy_s: Callable[[int], float]
+) -> Iterator[Row]:
+    """How much longer a pass takes with its hand-off, and its hops beside copies of the same bytes (`copy_s`)."""
+    slow = [100 * (seconds(one_pass(on)) / seconds(one_pass(off)) - 1) for off, on in pairs]
+    bar, note = SLOWS.get(tokens) if stand.shape == "qwen3-0.6b" else 2, "with against without, alternating, no dial"
+    yield Row(f"{kind}streaming_slows_prefill_pct[{where}]", statistics.median(slow), "%", bar, len(slow), note)
+    hops = [span for _, on in pairs for span in spans_of(on, "copy")]
+    hops = [span for span in hops if span.count == hops[0].count]  # the last one may have fewer layers
+    hop_s = statistics.median(span.occupied_ns for span in hops) / 1e9
+    link_s = copy_s(hops[0].count * tokens * stand.model.shape.layer_token_bytes)
+    note = f"a hop of {hops[0].count} layers {1e6 * hop_s:.0f} µs, a copy of its bytes alone {1e6 * link_s:.0f} µs"
+    yield Row(f"{kind}hop_over_link[{where}]", hop_s / link_s, "×", 1.15, len(hops), note)
+
+
+def pinned_copy_s(stand: Stand, nbytes: int) -> float:
+    """The slower direction of a copy between the device and pinned memory."""
+    return max(pinned_s(torch.device(stand.device), nbytes))
 
 
 def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:
