@@ -195,7 +195,7 @@ def test_a_size_keeps_the_fastest_graph(monkeypatch, times, kept):
     cache = KVCache(it.shape, 8, 32)
     reports: Any = SimpleNamespace(post=None)
     monkeypatch.setattr(decode_graph, "replay_ns", lambda graph, device: times[graph])
-    stage = decode_graph.GraphDecodeStage(it, cache, PagedKernel(), 4, True, reports, fused=True)
+    stage = decode_graph.GraphDecodeStage(it, cache, PagedKernel(), 32, True, reports, fused=True)
 
     def capture(size, pool, fused=None):
         own = None if fused is None else tuple(n for n in Own._fields if getattr(fused.keywords["own"], n))
@@ -204,6 +204,13 @@ def test_a_size_keeps_the_fastest_graph(monkeypatch, times, kept):
     stage._capture = capture
     assert stage._fastest(2, None, said.append).graph == kept and not said
     assert stage.fused_sizes == ({} if kept is None else {2: Own(**dict.fromkeys(kept, True))})
+
+    every = Own(**dict.fromkeys(Own._fields, True))
+    stage.fused_sizes[32] = every  # a size between powers of two does without a trial of its own
+    assert stage._fastest(24, None, said.append).graph == Own._fields and stage.fused_sizes.pop(24) == every
+    assert stage._fastest(16, None, said.append).graph == kept
+    del stage.fused_sizes[32]
+    assert stage._fastest(24, None, said.append).graph == kept
 
     def too_little(size, pool, fused=None):
         if fused is not None and any(fused.keywords["own"]):

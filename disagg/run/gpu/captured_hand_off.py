@@ -3,7 +3,7 @@ launched, and how they land."""
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from disagg.plan.commands import Assign, Send, Worker
 from disagg.plan.config import Config
 from disagg.plan.errors import EngineError
 from disagg.plan.events import Landed
-from disagg.plan.link import LaneName, LaneRole
+from disagg.plan.link import LaneName, LaneRole, Link
 from disagg.plan.transfer_scheduler import EVER, FIRST_LANE, Copy, Notice
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device_clock import timer_of
@@ -104,13 +104,8 @@ class CapturedHandOff:
             if not group:
                 return None
             links = [scheduler.lanes[name].clock.link for name in self.names]
-            travel = Travel(slots, onto, scheduler.layers, group)
-            travel.occupancy_ns = [
-                [sum(link.occupancy_ns(len(layers) * size) for size in sizes) for layers in travel.copies]
-                if link.dialled
-                else None
-                for link in links
-            ]
+            busy = [partial(time_on, link, sizes) if link.dialled else None for link in links]
+            travel = Travel(slots, onto, scheduler.layers, group, busy)
             parts = [list(accumulate((link.occupancy_ns(group * size) for size in sizes), initial=0)) for link in links]
             parts = [each if each[-1] else list(accumulate(sizes, initial=0)) for each in parts]
             transfers = [each.transfer for each in going]
@@ -262,6 +257,11 @@ class PassCopies:
             wrong = [layer for layer in range(copy.layer, copy.layer_end) if bool(differs[layer, rows].any())]
             found += [(copy, wrong[0])] if wrong else []
         return found
+
+
+def time_on(link: Link, sizes: list[int], layers: int) -> int:
+    """ns that a link is busy with so many layers of transfers with so many bytes each in a layer."""
+    return sum(link.occupancy_ns(layers * size) for size in sizes)
 
 
 def together(notices: list[Landed]) -> Landed:

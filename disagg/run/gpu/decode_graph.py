@@ -147,15 +147,19 @@ class GraphDecodeStage(BatchRows[GraphRow]):
         return found
 
     def _fastest(self, size: int, pool: Any, progress: Callable[[str], None]) -> CapturedStep:
-        """A step with the module's own layers, or with fused ones and those products of ours that make it faster."""
-        plain, fused = self._capture(size, pool), self._fused
-        if fused is None:
-            return plain
-        wrong = try_step(fused, self.model, self.kernel, self.cache.block_size, size)
+        """A step with the module's own layers, or with fused ones and those products of ours that make it faster. A
+        size between powers of two does as the next larger one, since every way is a capture."""
+        wrong = self._fused and try_step(self._fused, self.model, self.kernel, self.cache.block_size, size)
         torch.cuda.empty_cache()  # of the trial's caches
         if wrong is not None:
             progress(f"decode keeps the module's own layers: a fused step of {size} rows is {wrong}")
             self._fused = None
+        fused, larger = self._fused, next((each for each in self._sizes if each > size), None)
+        if fused is not None and larger is not None and size & (size - 1) and larger in self.fused_sizes:
+            self.fused_sizes[size] = self.fused_sizes[larger]
+            return self._capture(size, pool, partial(fused, own=self.fused_sizes[size]))
+        plain = self._capture(size, pool)
+        if fused is None:
             return plain
         best: tuple[int, Own, CapturedStep] | None = None
         for name in ("", *Own._fields):
@@ -169,6 +173,7 @@ class GraphDecodeStage(BatchRows[GraphRow]):
             took = replay_ns(found.graph, self.cache.device)
             best = min(best or (took, own, found), (took, own, found), key=itemgetter(0))
         if best is None or replay_ns(plain.graph, self.cache.device) < best[0]:
+            self.fused_sizes.pop(size, None)
             return plain
         self.fused_sizes[size] = best[1]
         return best[2]

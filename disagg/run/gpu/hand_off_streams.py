@@ -19,8 +19,9 @@ it, so streams may share a queue of the hardware. Two passes take turns.
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,8 @@ from disagg.run.kv_cache import KVCache
 
 DEPTH = 4  # gathered or arrived copies that are kept on a device
 MOST_RUNS = 4  # of blocks at one end, which copy engines take one by one; more cost the host as much as a kernel
-LEAST_BYTES = (
-    4 << 20
-)  # of a copy where the number of its layers is free: what a link carries while the host enqueues it
+# Of a copy where the number of its layers is free: what a link carries while the host enqueues it.
+LEAST_BYTES = 4 << 20
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
 UNDIALLED = nullcontext()
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
@@ -51,14 +51,25 @@ class Travel:
     """What leaves with a pass: slots [T] of its tokens at the source and the target (-1: stays), by copies of `group`
     layers."""
 
-    def __init__(self, slots: np.ndarray, onto: np.ndarray, layers: int, group: int) -> None:
+    def __init__(
+        self,
+        slots: np.ndarray,
+        onto: np.ndarray,
+        layers: int,
+        group: int,
+        busy: Sequence[Callable[[int], int] | None] = (None, None),
+    ) -> None:
+        """`busy` gives each dialled link's time in ns for a number of layers."""
         self.slots, self.onto, self.tokens = slots, onto, len(onto)
-        self.occupancy_ns: list[list[int] | None] = [None, None]  # of each link by each copy; None: no dial
         self.copies = [range(first, min(first + group, layers)) for first in range(0, layers, group)]  # layers of each
+        self.occupancy_ns = [of and [of(len(layers)) for layers in self.copies] for of in busy]
         rows = np.flatnonzero(onto >= 0)
         found = [list(runs(rows, ends[rows])) for ends in (slots, onto)]
         self.runs: list[list[Run] | None] = [None if len(each) > MOST_RUNS else each for each in found]
-        self.pieces: list[list[Piece]] = []  # of each hop; `Steps` gives them
+
+    def scatter(self) -> None:
+        """Leaves both ends to kernels, as if the blocks lay scattered."""
+        self.runs = [None, None]
 
 
 def addresses(numbers: Tensor) -> list[int]:
@@ -73,9 +84,9 @@ class HandOffTurn:
         self._here = torch.full((2, most), -1, dtype=torch.long, pin_memory=True)
         self.flags = torch.zeros(2 + hops, layers, dtype=torch.long, pin_memory=True)  # 1: the step of a copy is done
         self.gathered, self.scattered, *self.carried = map(addresses, self.flags)  # carried: by hop
-        self.events = [
-            [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(layers)] for _ in range(hops)
-        ]  # fmt: skip - start and end of each copy on each link
+        moment = partial(torch.cuda.Event, enable_timing=True)
+        # Start and end of each copy on each link.
+        self.events = [[(moment(), moment()) for _ in range(layers)] for _ in range(hops)]
         self.see(*torch.zeros(2, layers, dtype=torch.long))
         # Checksums where K/V are verified: at the source as a layer leaves and after the last one, and at the target.
         self.sums = torch.zeros(3, layers, most, dtype=torch.long, pin_memory=True) if verify else None
@@ -107,10 +118,8 @@ class Memories:
         self.ends, self._shape = (source, target), source.shape
         self.words = [wide(cache.data).flatten(4).flatten(2, 3) for cache in self.ends]  # [layers, 2, slots, words]
         self.layer_bytes = [cache.bytes // source.shape.layers for cache in self.ends]
-        numbers, self._buffers = (
-            room * source.shape.layer_token_bytes // source.shape.dtype.itemsize,
-            list[list[Tensor]](),
-        )
+        numbers = room * source.shape.layer_token_bytes // source.shape.dtype.itemsize
+        self._buffers: list[list[Tensor]] = []
         with room_for("the ring of captured hand-offs", torch.device("cpu"), ADVICE):
             self.ring = [slot.view((numbers,)) for slot in ring]
         for cache in self.ends if ring else ():
@@ -159,6 +168,7 @@ class Steps:
             self._streams = [outer[0], *self._streams, outer[1]]
         self._aside = torch.cuda.Stream(source.device, priority=-1)
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
+        self._pieces: list[list[Piece]] = []  # by hop, of this pass's copies
 
     def group_of(self, asked: int, layer_bytes: int, tokens: int, least_bytes: int) -> int:
         """Layers of a copy of so many bytes each, in a pass of so many tokens: those asked for, or more that have the
@@ -180,7 +190,7 @@ class Steps:
         try:
             for tokens in (1, min(16, self._most)):
                 nothing = Travel(np.zeros(tokens, int), np.full(tokens, -1), 1, 1)
-                nothing.runs = [None, None]
+                nothing.scatter()
                 self.enqueue(turn, nothing)
         finally:
             self.close()
@@ -194,8 +204,8 @@ class Steps:
         for stream, ended in zip(self._streams, self._ended[1:], strict=False):
             stream.wait_event(ended)
         if max(self.memory.layer_bytes) > 2 * MOST_PITCH:
-            travel.runs = [None, None]
-        travel.pieces = [self.memory.pieces(travel, hop) for hop in range(2)] if self.memory.ring else []
+            travel.scatter()
+        self._pieces = [self.memory.pieces(travel, hop) for hop in range(2)] if self.memory.ring else []
         steps = self._steps_of(travel)
         try:
             if turn.sums is not None or not self.memory.ring or None in travel.runs:
@@ -284,7 +294,7 @@ class Steps:
         """Over a link, between a slot of the ring and blocks or a buffer."""
         here, slot = self.memory.addresses(travel, hop, index)
         with self._link(stream, turn, travel, hop, index):
-            for place, row, copy in travel.pieces[hop]:
+            for place, row, copy in self._pieces[hop]:
                 ends = (slot + row, here + place) if hop == 0 else (here + place, slot + row)
                 copy.launch(*ends, 2 * len(travel.copies[index]), stream)
 
