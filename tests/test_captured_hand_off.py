@@ -87,13 +87,14 @@ class Passes(Bench):
 
     def run(self, *chunks, answered=True) -> bool:
         """A pass over chunks (transfer, first block, blocks, tokens); whether it hands them off."""
-        slots, departing, at = [], [], 0
+        slots, departing, at, at_ns = [], [], 0, now_ns()
         for number, first, blocks, tokens in chunks:
             slots += [block * BLOCK + place for block in blocks for place in range(BLOCK)][:tokens]
             departing.append(Departing(number, first, slice(at, at + tokens)))
             at += tokens
         turn = self.captured.free_turn()
-        self.stored[0 if turn is None else 1 + turn].fill_(now_ns())  # as the pass does
+        for times in (self.stored, self.seen):  # as the pass does
+            times[0 if turn is None else 1 + turn].fill_(at_ns)
         if turn is None or not self.captured.launch(turn, departing, np.array(slots)):
             return False
         if answered:
@@ -232,6 +233,48 @@ def test_transfers_of_a_pass_share_a_dialled_link_one_after_the_other(gpu, route
         last = span.place == str(bench.captured.names[-1])
         assert span.end_ns - span.start_ns - span.occupied_ns == last * round(1e9 * link.latency_s)
         assert span.transfer == 1 or span.start_ns == ends[span.place, span.index, 1]
+
+
+@pytest.mark.parametrize("ring", [1, 2, 8])
+@pytest.mark.parametrize("links", [(20, 20), (20, 30), (30, 20), (20, None), (None, 20)], ids=str)
+def test_a_dialled_link_is_taken_as_soon_as_the_layer_slot_and_link_allow(gpu, links, ring):
+    """Whatever the kernel of a dial waits for: the rule of plan/link, on two links and the ring between them."""
+    dials = tuple(milliseconds and Link(fixed_s=milliseconds / 1e3) for milliseconds in links)
+    with Passes("staged", link=dials, ring_slots=ring) as bench:
+        for number, (block, onto) in enumerate([(4, 9), (7, 2)], start=1):
+            bench.open(number, [block], [onto])
+            assert bench.run((number, 0, [block], BLOCK))  # while the pass before is on its way
+        bench.landed(1), bench.landed(2)
+    bench.check(PREFILL, [4, 7], DECODE, [9, 2])
+    spans = sorted(bench.spans, key=lambda span: (span.transfer, span.index))
+    down, up = ([span for span in spans if span.place == str(name)] for name in bench.captured.names)
+    assert len(down) == len(up) == 2 * SHAPE.layers
+    for own, milliseconds in ((down, links[0]), (up, links[1])):
+        if milliseconds is not None:
+            assert min(span.occupied_ns for span in own) >= 1e6 * milliseconds
+    if None in links:
+        return
+    for number, (first, second) in enumerate(zip(down, up, strict=True)):
+        before, slot = down[number - 1 : number], number % SHAPE.layers - ring
+        left = up[number - ring : number - ring + 1] if slot >= 0 else up[number - 1 : number]
+        earliest = [first.ready_ns] + [span.end_ns for span in before]
+        earliest += [span.end_ns for span in left] if slot >= 0 or number % SHAPE.layers == 0 else []
+        assert first.start_ns == max(earliest)
+        assert second.start_ns == max([first.end_ns] + [span.end_ns for span in up[number - 1 : number]])
+
+
+def test_the_kernel_of_a_dial_counts_from_the_latest_of_its_three_times(gpu):
+    kernel = disagg.run.gpu.device_kernels.occupy[(1,)]
+    now, millisecond = now_ns(), 10**6
+    for latest in range(3):
+        state, ready, freed, times = torch.tensor([now, 0]), *torch.full((2, 1), now), torch.zeros(2, dtype=torch.long)
+        (state, ready, freed)[latest][0] += millisecond
+        kernel(state, ready, freed, times, 2 * millisecond)
+        taken, left = times.tolist()
+        assert taken == now + millisecond and left >= taken + 2 * millisecond and state.tolist() == [left, 0]
+    state[1] = 1  # the engine closes
+    kernel(state, ready, freed, times, 10**18)
+    assert times[1] < now + 10**12
 
 
 @pytest.mark.parametrize("route", ["direct", "staged"])

@@ -201,15 +201,8 @@ class PassCopies:
 
     def _times(self) -> list[tuple[int, int]]:
         """Writes them into the copies and spans; when slots of the ring were taken (+1) and left (-1)."""
-        owner, turn, parts, copies = self._owner, self._turn, self._taken.parts, self._taken.travel.copies
-        now, anchors = now_ns(), {clock: clock.anchor() for clock in self._clocks}
-        hops = [  # all has ended by now, whatever the clocks' error
-            [
-                (min(now, anchors[clock].ns(start)), min(now, anchors[clock].ns(end)))
-                for start, end in events[: len(copies)]
-            ]
-            for clock, events in zip(self._clocks, turn.events, strict=True)
-        ]
+        owner, turn, parts = self._owner, self._turn, self._taken.parts
+        hops = [self._moments(hop) for hop in range(len(owner.names))]
         for later in hops[1:]:  # perhaps by another device's clock
             later[:] = [(max(s, left), max(e, left)) for (s, e), (_, left) in zip(later, hops[0], strict=True)]
         stored = list(map(timer_of(owner.source.device).ns, turn.seen.tolist()))
@@ -223,6 +216,15 @@ class PassCopies:
                 copy.ready_ns = copy.landing_ns
         self._wrong = self._differing()
         return [(start, 1) for start, _ in hops[0]] + [(end, -1) for _, end in hops[-1]] if len(hops) > 1 else []
+
+    def _moments(self, hop: int) -> list[tuple[int, int]]:
+        """When each copy took a link and left it, by its dial or by events, and never after now."""
+        owner, turn, count, now = self._owner, self._turn, len(self._taken.travel.copies), now_ns()
+        if self._taken.travel.occupancy_ns[hop]:
+            ns = timer_of((owner.source, owner.target)[hop].device).ns
+            return [(ns(start), ns(end)) for start, end in turn.times[hop, :count].tolist()]
+        at = self._clocks[hop].anchor().ns
+        return [(min(now, at(start)), min(now, at(end))) for start, end in turn.events[hop][:count]]
 
     def land(self) -> None:
         """All at once, but for those whose bytes are wrong; one notice for each transfer that landed."""

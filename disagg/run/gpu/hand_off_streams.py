@@ -20,7 +20,7 @@ it, so streams may share a queue of the hardware. Two passes take turns.
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,6 @@ MOST_RUNS = 4  # of blocks at one end, which copy engines take one by one; more 
 # Of a copy where the number of its layers is free: what a link carries while the host enqueues it.
 LEAST_BYTES = 4 << 20
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
-UNDIALLED = nullcontext()
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 Step = Callable[[torch.cuda.Stream, "HandOffTurn", "Travel", int], None]
 Piece = tuple[int, int, RowCopy]  # of a copy: where it begins at the blocks' or buffer's end, and at the slot's
@@ -87,6 +86,10 @@ class HandOffTurn:
         moment = partial(torch.cuda.Event, enable_timing=True)
         # Start and end of each copy on each link.
         self.events = [[(moment(), moment()) for _ in range(layers)] for _ in range(hops)]
+        # The same by a dial, by the timer of its device.
+        self.times = torch.zeros(hops, layers, 2, dtype=torch.long, pin_memory=True)
+        self.taken = [[times[:1] for times in of_hop] for of_hop in self.times]
+        self.left = [[times[1:] for times in of_hop] for of_hop in self.times]
         self.see(*torch.zeros(2, layers, dtype=torch.long))
         # Checksums where K/V are verified: at the source as a layer leaves and after the last one, and at the target.
         self.sums = torch.zeros(3, layers, most, dtype=torch.long, pin_memory=True) if verify else None
@@ -96,6 +99,7 @@ class HandOffTurn:
     def see(self, stored: Tensor, seen: Tensor) -> None:
         """When K/V were in the cache: on the device as the pass goes, in pinned memory after it."""
         self.stored, self.seen, self.written = stored, seen, addresses(stored)
+        self.stored_at = list(stored.split(1))
 
     def fill(self, travel: Travel) -> None:
         """Before `upload`: where the tokens of a pass lie and where they go."""
@@ -303,11 +307,28 @@ class Steps:
         self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, hop: int, index: int
     ) -> Iterator[None]:
         occupancy_ns, (start, end) = travel.occupancy_ns[hop], turn.events[hop][index]
-        with self._copiers[hop].dialled(occupancy_ns[index]) if occupancy_ns else UNDIALLED:
-            start.record(stream)
-            yield
+        since = self._since(turn, travel, hop, index) if occupancy_ns else []
+        start.record(stream)
+        yield
+        if occupancy_ns:
+            self._copiers[hop].prepare_dial().occupy(since[0], since[-1], turn.times[hop, index], occupancy_ns[index])
         end.record(stream)
         tell(turn.carried[hop][index], stream)
+
+    def _since(self, turn: HandOffTurn, travel: Travel, hop: int, index: int) -> list[Tensor]:
+        """When a copy could take a dialled link: its layers were stored or down, and its slot of the ring was left."""
+        stored, before = turn.stored_at[travel.copies[index][-1]], index - len(self.memory.ring)
+        if hop == 0 and (not self.memory.ring or index > 0 > before):
+            return [stored]
+        if None in travel.occupancy_ns or len({cache.device for cache in self.memory.ends}) > 1:
+            from disagg.run.gpu import device_kernels  # needs triton
+
+            now = turn.taken[hop][index]  # the other link has no such times, or those of another timer
+            device_kernels.write_time[(1,)](now, num_warps=1)
+            return [now]
+        if hop:
+            return [turn.left[0][index]]
+        return [stored, turn.left[1][before] if index else self._copiers[1].prepare_dial().state]
 
     def _tokens(self, turn: HandOffTurn, travel: Travel, source: Tensor, target: Tensor, index: int) -> None:
         """A copy's K/V of the tokens that travel; a buffer has them in the order of the pass."""

@@ -32,6 +32,7 @@ class DeviceDial:
         from disagg.run.gpu import device_kernels
 
         self._post, self._hold = device_kernels.post[(1,)], device_kernels.hold[(1,)]
+        self._occupy = device_kernels.occupy[(1,)]
         self._aside = torch.cuda.Stream(device)
         with _building:
             self.state = torch.zeros(2, dtype=torch.int64, device=device)
@@ -39,6 +40,7 @@ class DeviceDial:
             self.post(0)
             self.hold()
             self.go()
+            self.occupy(self.state, self.state, torch.zeros(2, dtype=torch.int64, pin_memory=True), 0)
             torch.cuda.current_stream(device).synchronize()  # once: kernels are compiled, state is 0
 
     def post(self, occupancy_ns: int) -> None:
@@ -56,6 +58,11 @@ class DeviceDial:
     def hold(self) -> None:
         """Later work on this stream waits until the link is free."""
         self._hold(self.state, num_warps=1)
+
+    def occupy(self, ready: torch.Tensor, freed: torch.Tensor, times: torch.Tensor, occupancy_ns: int) -> None:
+        """In place of all that, after a copy whose beginning has a time: it took the link at `ready` or `freed` [1],
+        by the device's timer, or as the link got free. `times` [2]: when it took and left it."""
+        self._occupy(self.state, ready, freed, times, occupancy_ns, num_warps=1)
 
     def stop(self) -> None:
         """Ends every hold, because the engine closes."""
