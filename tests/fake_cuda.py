@@ -87,11 +87,11 @@ class FakeDial:
     def hold(self):
         self.stream.held_until_ns = self.deadlines[-1]
 
-    def occupy(self, ready, freed, times, occupancy_ns):
-        start = max(int(ready[0]), int(freed[0]), self.deadlines[-1])
+    def occupy(self, posted, ready, freed, times, occupancy_ns):
+        start = max(posted, int(ready[0]), int(freed[0]), self.deadlines[-1])
         self.deadlines.append(max(start + occupancy_ns, now_ns()))
         times[0], times[1], self.state[0] = start, self.deadlines[-1], self.deadlines[-1]
-        self.hold()
+        current.stream.held_until_ns = self.deadlines[-1]
 
     def stop(self):
         self.stream.let_go = True

@@ -7,6 +7,7 @@ what is put on a stream later as a hang. Each operation is done whole; times and
 import ctypes
 from collections import deque
 from functools import partial
+from types import SimpleNamespace
 
 import fake_triton
 import torch
@@ -125,6 +126,23 @@ class LateKernel:
         return launch
 
 
+class LateDial:
+    """On the current stream: what it counts from must be there by then."""
+
+    def __init__(self, queues: Queues):
+        self.queues, self.state = queues, torch.ones(2, dtype=torch.long)
+
+    def occupy(self, posted, ready, freed, times, occupancy_ns):
+        def hold():
+            since = max(posted, int(ready[0]), int(freed[0]), int(self.state[0]))
+            assert min(int(ready[0]), int(freed[0])) > 0, "a dial counts from what has not happened"
+            times[0], times[1] = since, since + occupancy_ns
+            self.state[0] = since + occupancy_ns
+
+        self.queues.ask()
+        current.stream.put(hold)
+
+
 def late_streams(monkeypatch, queues: Queues) -> None:
     """From here on the hand-off of captured passes puts all on streams of these queues."""
     fake_streams(monkeypatch)
@@ -153,6 +171,7 @@ def late_streams(monkeypatch, queues: Queues) -> None:
             queues.ask()
             stream.put(partial(super().launch, target, source, rows, stream))
 
+    monkeypatch.setattr(hand_off_streams, "timer_of", lambda device: SimpleNamespace(stamp=lambda ns: 1))
     monkeypatch.setattr(hand_off_streams, "wait_for", wait_late)
     monkeypatch.setattr(hand_off_streams, "tell", tell_late)
     monkeypatch.setattr(HandOffTurn, "upload", upload_late)

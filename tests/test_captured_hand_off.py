@@ -33,7 +33,9 @@ def gpu(monkeypatch):
     fake_cuda(monkeypatch, SIZES[HOST])
     fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
     monkeypatch.setattr(captured_hand_off, "reason_against", lambda device: None)
-    monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
+    same = SimpleNamespace(ns=lambda stamp: stamp, stamp=lambda ns: ns)
+    for module in (captured_hand_off, hand_off_streams):
+        monkeypatch.setattr(module, "timer_of", lambda device: same)
     monkeypatch.setattr(hand_off_streams, "wait_for", wait)
     monkeypatch.setattr(hand_off_streams, "tell", tell)
     monkeypatch.setattr(hand_off_streams, "RowCopy", Rows)
@@ -237,8 +239,10 @@ def test_transfers_of_a_pass_share_a_dialled_link_one_after_the_other(gpu, route
 
 @pytest.mark.parametrize("ring", [1, 2, 8])
 @pytest.mark.parametrize("links", [(20, 20), (20, 30), (30, 20), (20, None), (None, 20)], ids=str)
-def test_a_dialled_link_is_taken_as_soon_as_the_layer_slot_and_link_allow(gpu, links, ring):
+def test_a_dialled_link_is_taken_as_soon_as_the_layer_slot_and_link_allow(gpu, monkeypatch, links, ring):
     """Whatever the kernel of a dial waits for: the rule of plan/link, on two links and the ring between them."""
+    ahead = SimpleNamespace(stamp=lambda ns: 0)  # all was posted long ago
+    monkeypatch.setattr(hand_off_streams, "timer_of", lambda device: ahead)
     dials = tuple(milliseconds and Link(fixed_s=milliseconds / 1e3) for milliseconds in links)
     with Passes("staged", link=dials, ring_slots=ring) as bench:
         for number, (block, onto) in enumerate([(4, 9), (7, 2)], start=1):
@@ -263,17 +267,19 @@ def test_a_dialled_link_is_taken_as_soon_as_the_layer_slot_and_link_allow(gpu, l
         assert second.start_ns == max([first.end_ns] + [span.end_ns for span in up[number - 1 : number]])
 
 
-def test_the_kernel_of_a_dial_counts_from_the_latest_of_its_three_times(gpu):
+def test_the_kernel_of_a_dial_counts_from_the_latest_of_its_times(gpu):
     kernel = disagg.run.gpu.device_kernels.occupy[(1,)]
     now, millisecond = now_ns(), 10**6
-    for latest in range(3):
+    for latest in range(4):
         state, ready, freed, times = torch.tensor([now, 0]), *torch.full((2, 1), now), torch.zeros(2, dtype=torch.long)
-        (state, ready, freed)[latest][0] += millisecond
-        kernel(state, ready, freed, times, 2 * millisecond)
+        posted = torch.tensor([now])
+        (state, posted, ready, freed)[latest][0] += millisecond
+        posted = int(posted)
+        kernel(state, posted, ready, freed, times, 2 * millisecond)
         taken, left = times.tolist()
         assert taken == now + millisecond and left >= taken + 2 * millisecond and state.tolist() == [left, 0]
     state[1] = 1  # the engine closes
-    kernel(state, ready, freed, times, 10**18)
+    kernel(state, posted, ready, freed, times, 10**18)
     assert times[1] < now + 10**12
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from lazy_streams import LateEvent, LateStream, Queues, Refused, late_streams
+from lazy_streams import LateDial, LateEvent, LateStream, Queues, Refused, late_streams
 
 from disagg.run.gpu import hand_off_streams
 from disagg.run.gpu.device import Scratch
@@ -42,7 +42,7 @@ class Passes:
             "shared": [None, None, 1, 2, 3], "layers": [1, 2, 3, 5, 6], "block": [1, 2, 3], "heads": [1, 2],
             "head_dim": [2, 3, 4], "dtype": [torch.float32, torch.bfloat16], "ring": [0, 1, 2, 3, 8],
             "group": [1, 1, 2, 4, 64], "most_runs": [0, 1, 4, 100], "depth": [1, 2, 4],
-            "verify": [False, False, True],
+            "verify": [False, False, True], "dialled": [False, True],
         }  # fmt: skip
         drawn = {name: random.choice(choices) for name, choices in draw.items()} | fixed
         self.random, self.drawn = random, SimpleNamespace(**drawn)
@@ -60,7 +60,8 @@ class Passes:
         self.stream = LateStream(queues)
         hops, most = 2 if drawn.ring else 1, MOST_BLOCKS * drawn.block
         new = lambda device: LateStream(queues)  # noqa: E731
-        copiers = [SimpleNamespace(streams=[new(None)], new_stream=new) for _ in range(hops)]
+        dials = [LateDial(queues) for _ in range(hops)]
+        copiers = [SimpleNamespace(streams=[new(None)], new_stream=new, prepare_dial=lambda d=d: d) for d in dials]
         ring = [Scratch(drawn.dtype) for _ in range(drawn.ring)]
         self.steps = Steps(*self.caches, copiers, ring, drawn.group, most)
         self.turns = [HandOffTurn(most, drawn.layers, hops, drawn.verify, [torch.device("cpu")]) for _ in range(2)]
@@ -102,9 +103,11 @@ class Passes:
         computed = LateEvent(self.queues)
         computed.record(self.stream)
         turn.flags.zero_()
+        turn.times.zero_()
         if turn.sums is not None:
             turn.sums[:] = torch.arange(len(turn.sums)).view(-1, 1, 1)  # none equals another before both are taken
-        travel = Travel(slots, onto, layers, self._group(len(rows), tokens))
+        busy = [(lambda count: 1) if self.drawn.dialled else None] * len(turn.events)
+        travel = Travel(slots, onto, layers, self._group(len(rows), tokens), busy)
         if refuse:
             self.queues.refuses_in = random.randrange(2 + 8 * len(travel.copies))
         refused = not self._enqueue(turn, travel)
@@ -160,6 +163,8 @@ class Passes:
             assert (right | (arrived[:, :, target] == 0)).all(), f"wrong bytes of what left: {self.drawn}"
         else:
             assert right.all(), f"wrong bytes: {self.drawn}"
+            if self.drawn.dialled:
+                assert (turn.times[:, 0] > 0).all(), "a dial let a copy go unseen"
             if turn.sums is not None:
                 sums = turn.sums[:, :, flight.rows]
                 assert (sums == sums[:1]).all(), f"checksums differ: {self.drawn}"

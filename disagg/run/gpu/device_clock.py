@@ -109,6 +109,10 @@ class DeviceTimer:
             self._measure()
         return min(stamp + self._ahead_ns, now)
 
+    def stamp(self, at_ns: int) -> int:
+        """The device's time at a host time."""
+        return at_ns - self._ahead_ns
+
     def _measure(self) -> None:
         error_ns, ahead_ns = min(self._bracket() for _ in range(TRIES))
         self._at_ns = now_ns()

@@ -34,14 +34,14 @@ def hold(state) -> None:
         pass
 
 
-@triton.jit(do_not_specialize=["ready", "freed", "times", "occupancy_ns"])
-def occupy(state, ready, freed, times, occupancy_ns):
-    """After a copy: busy_until = max(ready, freed, busy_until) + occupancy, and the stream is held until then.
+@triton.jit(do_not_specialize=["posted", "ready", "freed", "times", "occupancy_ns"])
+def occupy(state, posted, ready, freed, times, occupancy_ns):
+    """After a copy: busy_until = max(posted, ready, freed, busy_until) + occupancy, and the stream is held until then.
 
     `times` [2] are the moments at which the link was taken and left. A kernel before the copy would see them later: it
     waits for room on an SM, and the link would stand still meanwhile.
     """
-    start = tl.maximum(tl.maximum(tl.load(ready), tl.load(freed)), tl.load(state))
+    start = tl.maximum(tl.maximum(tl.load(ready), tl.load(freed)), tl.maximum(tl.load(state), posted))
     tl.store(times, start)
     while (tl.extra.cuda.globaltimer() < start + occupancy_ns) & (tl.load(state + 1, volatile=True) == 0):
         pass

@@ -6,6 +6,9 @@
     up                         wait ─┴→ link → copy       wait ─┴→ link → copy
     direct      wait → link → copy from cache to cache                 one stream, by a kernel
 
+A dialled link has a stream beside its own, on which each copy stays until the dial lets it arrive, while the next one
+moves already: a kernel that holds copies up waits for room on an SM.
+
 Copy engines read and write the caches themselves where a pass's blocks lie in a few runs: kernels beside the pass take
 SMs from it. Blocks that lie scattered are gathered into a buffer on a stream before `down`, or scattered from one on a
 stream after `up`, by a kernel.
@@ -29,7 +32,9 @@ import torch
 from torch import Tensor
 
 from disagg.run.attention.split_decode import power_of_two
+from disagg.run.clock import now_ns
 from disagg.run.gpu.device import Scratch, settle
+from disagg.run.gpu.device_clock import timer_of
 from disagg.run.gpu.memory import room_for
 from disagg.run.gpu.stream_copy import StreamCopier, runs, wide
 from disagg.run.gpu.stream_memory import MOST_PITCH, RowCopy, tell, wait_for
@@ -81,8 +86,9 @@ class HandOffTurn:
     def __init__(self, most: int, layers: int, hops: int, verify: bool, sides: list[torch.device]) -> None:
         self._places = {device: torch.full((2, most), -1, dtype=torch.long, device=device) for device in sides}
         self._here = torch.full((2, most), -1, dtype=torch.long, pin_memory=True)
-        self.flags = torch.zeros(2 + hops, layers, dtype=torch.long, pin_memory=True)  # 1: the step of a copy is done
-        self.gathered, self.scattered, *self.carried = map(addresses, self.flags)  # carried: by hop
+        self.flags = torch.zeros(2 + 2 * hops, layers, dtype=torch.long, pin_memory=True)  # 1: a copy's step is done
+        self.gathered, self.scattered, *by_hop = map(addresses, self.flags)
+        self.carried, self.moved = by_hop[:hops], by_hop[hops:]  # moved: on a dialled link, before it is carried
         moment = partial(torch.cuda.Event, enable_timing=True)
         # Start and end of each copy on each link.
         self.events = [[(moment(), moment()) for _ in range(layers)] for _ in range(hops)]
@@ -171,6 +177,9 @@ class Steps:
             outer = copiers[0].new_stream(source.device), copiers[1].new_stream(target.device)
             self._streams = [outer[0], *self._streams, outer[1]]
         self._aside = torch.cuda.Stream(source.device, priority=-1)
+        self._dials = [
+            copier.new_stream(cache.device) for copier, cache in zip(copiers, self.memory.ends, strict=False)
+        ]
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
         self._pieces: list[list[Piece]] = []  # by hop, of this pass's copies
 
@@ -225,6 +234,7 @@ class Steps:
                 torch.cuda.set_stream(stream)
                 self._sum(turn, travel, end, 1 + end, range(travel.copies[-1][-1] + 1))
         finally:
+            self._leave_dials(travel)
             for stream in reversed(before):  # the source's device is current again
                 torch.cuda.set_stream(stream)
             self._ended = [torch.cuda.Event() for _ in self._streams]
@@ -310,10 +320,24 @@ class Steps:
         since = self._since(turn, travel, hop, index) if occupancy_ns else []
         start.record(stream)
         yield
-        if occupancy_ns:
-            self._copiers[hop].prepare_dial().occupy(since[0], since[-1], turn.times[hop, index], occupancy_ns[index])
         end.record(stream)
+        if occupancy_ns:
+            tell(turn.moved[hop][index], stream)
+            stream, posted = self._dials[hop], timer_of(self.memory.ends[hop].device).stamp(now_ns())
+            torch.cuda.set_stream(stream)
+            wait_for(turn.moved[hop][index], stream)
+            dial = self._copiers[hop].prepare_dial()
+            dial.occupy(posted, since[0], since[-1], turn.times[hop, index], occupancy_ns[index])
         tell(turn.carried[hop][index], stream)
+
+    def _leave_dials(self, travel: Travel) -> None:
+        """Once all is on the streams: a link ends a pass with what its dial holds."""
+        hops = self._streams[1:3] if self.memory.ring else self._streams
+        for stream, beside, occupancy_ns in zip(hops, self._dials, travel.occupancy_ns, strict=False):
+            if occupancy_ns:
+                held = torch.cuda.Event()
+                held.record(beside)
+                stream.wait_event(held)
 
     def _since(self, turn: HandOffTurn, travel: Travel, hop: int, index: int) -> list[Tensor]:
         """When a copy could take a dialled link: its layers were stored or down, and its slot of the ring was left."""

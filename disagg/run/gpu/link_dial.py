@@ -40,7 +40,8 @@ class DeviceDial:
             self.post(0)
             self.hold()
             self.go()
-            self.occupy(self.state, self.state, torch.zeros(2, dtype=torch.int64, pin_memory=True), 0)
+            self.occupy(1 << 40, self.state, self.state, torch.zeros(2, dtype=torch.int64, pin_memory=True), 0)
+            self.state.zero_()
             torch.cuda.current_stream(device).synchronize()  # once: kernels are compiled, state is 0
 
     def post(self, occupancy_ns: int) -> None:
@@ -59,10 +60,13 @@ class DeviceDial:
         """Later work on this stream waits until the link is free."""
         self._hold(self.state, num_warps=1)
 
-    def occupy(self, ready: torch.Tensor, freed: torch.Tensor, times: torch.Tensor, occupancy_ns: int) -> None:
-        """In place of all that, after a copy whose beginning has a time: it took the link at `ready` or `freed` [1],
-        by the device's timer, or as the link got free. `times` [2]: when it took and left it."""
-        self._occupy(self.state, ready, freed, times, occupancy_ns, num_warps=1)
+    def occupy(
+        self, posted: int, ready: torch.Tensor, freed: torch.Tensor, times: torch.Tensor, occupancy_ns: int
+    ) -> None:
+        """In place of all that, after a copy whose beginning has a time: it took the link at the latest of `posted`,
+        `ready` and `freed` [1], by the device's timer, or as the link got free. `times` [2]: when it took and left it.
+        """
+        self._occupy(self.state, posted, ready, freed, times, occupancy_ns, num_warps=1)
 
     def stop(self) -> None:
         """Ends every hold, because the engine closes."""
