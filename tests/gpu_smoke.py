@@ -2,6 +2,7 @@
 
     python3 tests/gpu_smoke.py                  # one GPU as both devices; of two or more, the first two as well
     python3 tests/gpu_smoke.py --device cpu     # the same on cores
+    compute-sanitizer python3 tests/gpu_smoke.py --only "16 bits, checksums on"     # some of it, byte by byte
 
 From the checkout's root, with torch and transformers and nothing installed. A line a check; the last one says green or
 names what failed, and the exit code is 1 then. In fp32 every token is the reference's best, or nearly ties with it. In
@@ -233,14 +234,17 @@ def run(found: Iterator[tuple[str, Callable]], where: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    device = parser.parse_args(arguments).device
+    parser.add_argument("--only", default="", metavar="TEXT", help="checks whose names have this in them")
+    given = parser.parse_args(arguments)
+    device = given.device
     if device == "cuda" and not torch.cuda.is_available():
         print("gpu-smoke: failed: torch finds no CUDA device here; --device cpu runs the same checks on cores")
         return 1
     faulthandler.dump_traceback_later(HUNG_S, exit=True)
     print(attention_in_words(device), flush=True)
     try:
-        return run(checks(device), "cores" if device == "cpu" else gpu_in_words())
+        found = (each for each in checks(device) if given.only in each[0])
+        return run(found, "cores" if device == "cpu" else gpu_in_words())
     finally:
         faulthandler.cancel_dump_traceback_later()
 

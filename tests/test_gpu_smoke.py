@@ -25,6 +25,14 @@ def test_it_is_green_on_cores_and_asks_every_preset(tmp_path):
         assert any(line.startswith("ok") and line.endswith(f"  preset {preset}") for line in lines)
 
 
+@pytest.mark.parametrize("only, asked", [("preset colocated", 2), ("a cancel", 1), ("no such check", 0)])
+def test_some_checks_can_be_asked_alone(monkeypatch, capsys, only, asked):
+    monkeypatch.setattr(gpu_smoke.faulthandler, "dump_traceback_later", lambda *given, **options: None)
+    assert gpu_smoke.main(["--device", "cpu", "--only", only]) == int(asked == 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(only in line for line in lines) == asked and f"({asked} checks" in lines[-1]
+
+
 def test_what_fails_is_named_in_the_last_line_and_the_rest_is_asked_all_the_same(capsys):
     def fails():
         raise StopIteration
