@@ -17,7 +17,7 @@ VOCAB = 32_000
 MODEL: dict[str, object] = {"model": "random-llama3-8b", "dtype": "bfloat16"}
 
 
-class Load(NamedTuple):
+class TwinLoad(NamedTuple):
     """Arrivals on given hardware, over a link, with the limits that count as served."""
 
     name: str
@@ -45,18 +45,18 @@ def mixed(count: int, per_s: float, long: int, short: int, share: float, new: Le
 
 #: Twelve loads of the simulator: what arrives, how long it is, and how fast the link is.
 SIMULATED = (
-    Load("chat", "2xH100", None, poisson(240, 8, Lengths(400, 1.0), Lengths(200, 0.6), 1), Slo(0.5, 0.02)),
-    Load("chat, slow", "2xH100", "10gbe", poisson(240, 8, Lengths(400, 1.0), Lengths(200, 0.6), 2), Slo(0.5, 0.02)),
-    Load("code", "2xH100", None, poisson(240, 6, Lengths(2000, 0.8), Lengths(30, 0.6), 3), Slo(1.0, 0.03)),
-    Load("code, slow", "2xH100", "25gbe", poisson(240, 6, Lengths(2000, 0.8), Lengths(30, 0.6), 4), Slo(1.0, 0.03)),
-    Load("long", "2xH100", None, poisson(160, 1, Lengths(6000, 0.3), Lengths(64, 0.3), 5), Slo(2.5, 0.02)),
-    Load("long strict", "2xL4", None, poisson(160, 0.3, Lengths(6000, 0.0), Lengths(64, 0.0), 6), Slo(20.0, 0.088)),
-    Load("short", "2xH100", None, poisson(300, 20, Lengths(64, 0.4), Lengths(100, 0.6), 7), Slo(0.25, 0.015)),
-    Load("short on L4", "2xL4", None, poisson(240, 3, Lengths(64, 0.4), Lengths(100, 0.6), 8), Slo(1.0, 0.1)),
-    Load("mixed", "2xH100", None, mixed(240, 6, 8000, 200, 0.1, Lengths(120, 0.5), 9), Slo(1.0, 0.02)),
-    Load("mixed, slow", "2xH100", "25gbe", mixed(240, 6, 8000, 200, 0.1, Lengths(120, 0.5), 10), Slo(1.0, 0.02)),
-    Load("bursts", "2xH100", None, bursts(240, 8, Lengths(600, 0.8), Lengths(150, 0.6), 11), Slo(1.0, 0.025)),
-    Load("long answers", "2xL4", None, poisson(160, 0.5, Lengths(300, 0.8), Lengths(400, 0.5), 12), Slo(3.0, 0.1)),
+    TwinLoad("chat", "2xH100", None, poisson(240, 8, Lengths(400, 1.0), Lengths(200, 0.6), 1), Slo(0.5, 0.02)),
+    TwinLoad("chat, slow", "2xH100", "10gbe", poisson(240, 8, Lengths(400, 1.0), Lengths(200, 0.6), 2), Slo(0.5, 0.02)),
+    TwinLoad("code", "2xH100", None, poisson(240, 6, Lengths(2000, 0.8), Lengths(30, 0.6), 3), Slo(1.0, 0.03)),
+    TwinLoad("code, slow", "2xH100", "25gbe", poisson(240, 6, Lengths(2000, 0.8), Lengths(30, 0.6), 4), Slo(1.0, 0.03)),
+    TwinLoad("long", "2xH100", None, poisson(160, 1, Lengths(6000, 0.3), Lengths(64, 0.3), 5), Slo(2.5, 0.02)),
+    TwinLoad("long strict", "2xL4", None, poisson(160, 0.3, Lengths(6000, 0.0), Lengths(64, 0.0), 6), Slo(20.0, 0.088)),
+    TwinLoad("short", "2xH100", None, poisson(300, 20, Lengths(64, 0.4), Lengths(100, 0.6), 7), Slo(0.25, 0.015)),
+    TwinLoad("short on L4", "2xL4", None, poisson(240, 3, Lengths(64, 0.4), Lengths(100, 0.6), 8), Slo(1.0, 0.1)),
+    TwinLoad("mixed", "2xH100", None, mixed(240, 6, 8000, 200, 0.1, Lengths(120, 0.5), 9), Slo(1.0, 0.02)),
+    TwinLoad("mixed, slow", "2xH100", "25gbe", mixed(240, 6, 8000, 200, 0.1, Lengths(120, 0.5), 10), Slo(1.0, 0.02)),
+    TwinLoad("bursts", "2xH100", None, bursts(240, 8, Lengths(600, 0.8), Lengths(150, 0.6), 11), Slo(1.0, 0.025)),
+    TwinLoad("long answers", "2xL4", None, poisson(160, 0.5, Lengths(300, 0.8), Lengths(400, 0.5), 12), Slo(3.0, 0.1)),
 )  # fmt: skip
 
 
@@ -107,6 +107,6 @@ def tripled(count: int = 120, per_s: float = 2.0, seed: int = 13) -> list[Reques
     return made
 
 
-def configured(preset: str, load: Load) -> Config:
+def configured(preset: str, load: TwinLoad) -> Config:
     devices = {"prefill_device": "cuda:0", "decode_device": "cuda:1"}
     return Config.preset(preset, link=load.link, itl_target_s=load.slo.tpot_s, **MODEL, **devices)

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.robustness import buglab as bench
 from disagg.course.buglab.bugs import MOMENTS, bug, bugs, run_bug
+from disagg.course.buglab.lab_worlds import SPEEDS, LabWorld, Listener, Played, Simulated, Streams
 from disagg.course.buglab.mysteries import CASES, SUSPECTS, case_of, mystery, story
 from disagg.course.buglab.replays import marks, replays, run_of
-from disagg.course.buglab.scenes import SPEEDS, LabWorld, Listener, Played, Simulated, Streams
 from disagg.course.chapters import ch08_bug_lab as chapter
 from disagg.show.plots.timeline_plot import timeline_picture
 

@@ -84,7 +84,9 @@ def test_smaller_chunks_spare_the_gaps_and_cost_prompts():
 
 
 def test_split_or_stay_against_the_better_rival(monkeypatch):
-    load = policy_loads.Load("few", "2xH100", None, poisson(40, 4, Lengths(300, 0.5), Lengths(8), 1), Slo(0.05, 0.05))
+    load = policy_loads.TwinLoad(
+        "few", "2xH100", None, poisson(40, 4, Lengths(300, 0.5), Lengths(8), 1), Slo(0.05, 0.05)
+    )
     rows = list(placing.twin_rows(say, [load, load._replace(name="slow", link="10gbe")]))
     ours = "conditional_over_best[{}]"
     assert names(rows) == [*map(ours.format, ("few", "slow", "largest")), "conditional_both_arms[twin]"]

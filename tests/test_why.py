@@ -7,7 +7,7 @@ import pytest
 from controller_harness import DECODE, PREFILL, ControllerHarness, make_job
 
 from disagg.course.buglab import bugs
-from disagg.course.buglab.scenes import LabWorld, Simulated
+from disagg.course.buglab.lab_worlds import LabWorld, Simulated
 from disagg.plan import commands as cmd
 from disagg.plan import events as ev
 from disagg.plan.blocks import Table

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
+from unittest.mock import patch
 
 from benchmarks.common import Say
 from disagg.plan.commands import Chunk, Turn
@@ -28,7 +29,7 @@ class Busy:
         self.world = SimulatedEngine(Config.preset(preset, model="tiny", **more), FAST, record=False)
         self.waiting, self.running, self.next_id, self.took_ns = waiting, running, AWAY, list[int]()
         self._compose = self.world.controller.prefilling.compose
-        self.world.controller.prefilling.compose = self.timed  # type: ignore[method-assign]  # of this world alone
+        patch.object(self.world.controller.prefilling, "compose", self.timed).start()  # of this world alone
         for index in range(running):
             self.world.submit(Job(index, (1,) * 8, 100_000, 0))
 

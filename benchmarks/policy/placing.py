@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks.common import Say, known
-from benchmarks.policy_loads import SIMULATED, Load, RealLoad, configured, real
+from benchmarks.policy_loads import SIMULATED, RealLoad, TwinLoad, configured, real
 from disagg.plan.config import Config
 from disagg.run.engine import Engine
 from disagg.run.model.model import load_model
 from disagg.show.report import Failed, LeftOut, Row
 from disagg.trace.metrics import Metrics
-from disagg.twin.goodput import LASTS, TooShort, goodput
-from disagg.twin.goodput import Load as Rated
+from disagg.twin.goodput import LASTS, Load, TooShort, goodput
 from disagg.twin.simulate import simulate
 
 RIVALS, OURS = ("streamed", "two_colocated"), "conditional"
@@ -28,24 +27,24 @@ class Rate(NamedTuple):
         return f"{'beyond ' if self.beyond else ''}{self.per_s:.3g}"
 
 
-def rate_of(config: Config, load: Load, rated: Rated) -> Rate:
+def rate_of(config: Config, load: TwinLoad, rated: Load) -> Rate:
     try:
         return Rate(goodput(config, rated, load.slo, load.hardware).per_s)
     except TooShort:
         return Rate(rated.rate(rated.last_step(LASTS * load.slo.ttft_s)), beyond=True)
 
 
-def stayed(config: Config, load: Load, rated: Rated, per_s: float) -> float:
+def stayed(config: Config, load: TwinLoad, rated: Load, per_s: float) -> float:
     """The share of the requests that stayed where they decode, at this rate."""
     counts = simulate(config, rated.at(per_s), hardware=load.hardware, record=False).counts
     stay, split = counts.get("stay", 0), counts.get("split", 0)
     return stay / max(1, stay + split)
 
 
-def twin_rows(say: Say, loads: Sequence[Load] = SIMULATED) -> Iterator[Row | LeftOut]:
+def twin_rows(say: Say, loads: Sequence[TwinLoad] = SIMULATED) -> Iterator[Row | LeftOut]:
     ratios, both = [], 0
     for load in loads:
-        rated = Rated.of(list(load.arrivals))
+        rated = Load.of(list(load.arrivals))
         rates = {}
         for preset in (OURS, *RIVALS):
             say(f"goodput of {preset}: {load.name}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.common import Say
 from disagg.course.buglab.bugs import bugs, run_bug
-from disagg.course.buglab.scenes import Streams
+from disagg.course.buglab.lab_worlds import Streams
 from disagg.show.report import Row
 
 BUDGET_S = 45.0  # for seeds, where their number is left open

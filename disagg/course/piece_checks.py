@@ -27,9 +27,10 @@ Copied = tuple[int, str, int, int, int]  # start, lane, request, layer, end
 
 def wrong_attention(piece: Callable) -> Wrong:
     draw = random.Random(1)
+    cases: list[tuple[list[float], list[list[float]], list[list[float]]]]
     cases = [([1, 0], [[1, 0]], [[5, 7]]), ([0, 0], [[1, 2], [3, 4]], [[2, 0], [4, 8]])]
-    cases += [tuple([[round(draw.gauss(0, 2), 1) for _ in range(4)] for _ in range(n)] for n in (1, 3, 3))]  # type: ignore[list-item]
-    cases[2] = (cases[2][0][0], *cases[2][1:])  # type: ignore[assignment]  # one query in place of a list
+    [drawn], more, most = ([[round(draw.gauss(0, 2), 1) for _ in range(4)] for _ in range(n)] for n in (1, 3, 3))
+    cases.append((drawn, more, most))
     for query, keys, values in cases:
         q, k, v = (torch.tensor(x, dtype=torch.float64) for x in ([query], keys, values))
         wanted, found = F.scaled_dot_product_attention(q, k, v)[0].tolist(), piece(query, keys, values)

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from disagg.course.buglab.scenes import BYTES_PER_S, Simulated, Streams, Ways
+from disagg.course.buglab.lab_worlds import BYTES_PER_S, Simulated, Streams, Ways
 from disagg.monitor.violation import InvariantViolation
 from disagg.plan.blocks import Table
 from disagg.plan.commands import Ended, Worker

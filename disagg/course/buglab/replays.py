@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from disagg.course.buglab.bugs import bugs
+from disagg.course.buglab.lab_worlds import last_freed_ns, pieces_due
 from disagg.course.buglab.mysteries import CASES, case_of, mystery, solved
-from disagg.course.buglab.scenes import last_freed_ns, pieces_due
 from disagg.plan.config import Config
 from disagg.plan.request import Stage
 from disagg.show.scene import Menu, Scene, bracket

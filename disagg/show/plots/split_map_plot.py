@@ -20,7 +20,7 @@ DEVICES = {"prefill_device": "cuda:0", "decode_device": "cuda:1", "dtype": "bflo
 MARKS = {"split": ("S", COLOURS["prefill"]), "stay": ("T", COLOURS["link"]), "equal": ("=", "#BBBBBB")}
 
 
-class Cell(NamedTuple):
+class MapCell(NamedTuple):
     """One load on one link: mean seconds a request with a split, and with two devices that do both."""
 
     link: str | None
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
 def split_cells(
     hardware: str, links: Sequence[str | None], prompts: Sequence[int], rates: Sequence[float]
-) -> list[Cell]:
+) -> list[MapCell]:
     """Simulates each load on both; lengths vary around those given and around 100 new tokens."""
     found = []
     for link, prompt, per_s in product(links, prompts, rates):
@@ -52,7 +52,7 @@ def split_cells(
             config = Config.preset(name, link=link, **DEVICES)
             results = simulate(config, requests, hardware=hardware, record=False).results
             means.append(sum(r.ended_ns - r.arrival_ns for r in results) / 1e9 / len(results))
-        found.append(Cell(link, prompt, per_s, *means))
+        found.append(MapCell(link, prompt, per_s, *means))
     return found
 
 
@@ -79,7 +79,7 @@ def should_split_map(
     return Picture(figure, f"Who wins, split (S) or two devices that do both (T). {finding}", finding)
 
 
-def in_words(cells: Sequence[Cell], hardware: str) -> str:
+def in_words(cells: Sequence[MapCell], hardware: str) -> str:
     won = [cell for cell in cells if cell.winner == "split"]
     lost = sum(cell.winner == "stay" for cell in cells)
     shorter = f"{hardware}: a split has the shorter mean time a request in {len(won)} of {len(cells)} loads"
