@@ -5,7 +5,6 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import psutil
 import torch
@@ -180,7 +179,7 @@ def controller_row(say: Say, running: int = 256) -> Row:
             at_full.append((time.perf_counter_ns() - start, isinstance(event, ev.Stepped)))
         return commands
 
-    patch.object(world.controller, "handle", timed).start()  # this world alone is timed
+    vars(world.controller)["handle"] = timed  # this world alone is timed
     for index in range(4 * running):
         world.submit(Job(index, (1,) * (64 + index % 64), 64 + index % 64, index * 2_000_000))
     world.run()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -118,7 +117,7 @@ def drop_one_block(engine: Engine) -> None:
     for name, cache in engine.executor.transfers.caches.items():
         if name.role == "decode":
             lossy = partial(_write_lossily, cache.write_blocks)
-            patch.object(cache, "write_blocks", lossy).start()  # this engine alone loses a block
+            vars(cache)["write_blocks"] = lossy  # this engine alone loses a block
 
 
 def smollm2_rows(say: Say, count: int, new_tokens: int) -> Iterator[Row]:

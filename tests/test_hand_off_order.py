@@ -31,6 +31,7 @@ class Flight(NamedTuple):
     blocks: tuple[list[int], list[int]]  # at the source and the target
     expected: torch.Tensor  # what the target's blocks hold in the end
     rows: np.ndarray  # of its tokens, those that travel
+    copies: int
 
 
 class Passes:
@@ -112,7 +113,7 @@ class Passes:
             self.queues.refuses_in = random.randrange(2 + 8 * len(travel.copies))
         refused = not self._enqueue(turn, travel)
         assert torch.cuda.current_stream() is self.stream
-        self.flights[number] = Flight(self.steps.ended, computed, refused, blocks, expected, rows)
+        self.flights[number] = Flight(self.steps.ended, computed, refused, blocks, expected, rows, len(travel.copies))
 
     def _take(self, end: int, count: int) -> list[int]:
         """Side by side as far as blocks are free there, or anywhere."""
@@ -164,7 +165,9 @@ class Passes:
         else:
             assert right.all(), f"wrong bytes: {self.drawn}"
             if self.drawn.dialled:
-                assert (turn.times[:, 0] > 0).all(), "a dial let a copy go unseen"
+                taken, left = turn.times[:, : flight.copies].unbind(2)
+                assert (taken > 0).all() and (left > taken).all(), "a dial let a copy go unseen"
+                assert (taken[1:] >= left[:1]).all(), "a copy went up before it was down"
             if turn.sums is not None:
                 sums = turn.sums[:, :, flight.rows]
                 assert (sums == sums[:1]).all(), f"checksums differ: {self.drawn}"

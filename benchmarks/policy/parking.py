@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
-from unittest.mock import patch
 
 from benchmarks.common import Say, known
 from benchmarks.policy_loads import POOL_SHARES, crowd
@@ -66,7 +65,7 @@ def config_of(requests: list[Request], share: float, prompts_at_once: int = 8) -
 def simulated(config: Config, requests: list[Request], parks: bool = True) -> Watched:
     world = simulation_of(Watched, config, requests, Speeds())
     if not parks:
-        patch.object(world.controller.kv_transfers, "_park", keep).start()  # of this world alone
+        vars(world.controller.kv_transfers)["_park"] = keep  # of this world alone
     world.run()
     return world
 
