@@ -75,8 +75,9 @@ def on(stream):
 class FakeDial:
     """Of the stream that is current where it is made."""
 
-    def __init__(self, device):
-        self.deadlines, self.stream, self.state = [0], current.stream, torch.zeros(2, dtype=torch.int64)
+    def __init__(self, device, beside):
+        self.beside, self.stream = beside, current.stream
+        self.deadlines, self.state = [0], torch.zeros(2, dtype=torch.int64)
 
     def post(self, occupancy_ns):
         self.deadlines.append(max(now_ns(), self.deadlines[-1]) + occupancy_ns)
@@ -87,11 +88,14 @@ class FakeDial:
     def hold(self):
         self.stream.held_until_ns = self.deadlines[-1]
 
-    def occupy(self, posted, ready, freed, times, occupancy_ns):
-        start = max(posted, int(ready[0]), int(freed[0]), self.deadlines[-1])
+    def now_ns(self):
+        return now_ns()
+
+    def occupy(self, ready, freed, times, occupancy_ns):
+        start = max(self.now_ns(), int(ready[0]), int(freed[0]), self.deadlines[-1])
         self.deadlines.append(max(start + occupancy_ns, now_ns()))
         times[0], times[1], self.state[0] = start, self.deadlines[-1], self.deadlines[-1]
-        current.stream.held_until_ns = self.deadlines[-1]
+        self.beside.held_until_ns = self.deadlines[-1]
 
     def stop(self):
         self.stream.let_go = True

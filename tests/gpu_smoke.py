@@ -132,7 +132,7 @@ def interrupts(devices: Devices):
 
 def scattered(preset: str, devices: Devices, name: str):
     """16 bits, where no blocks lie in few enough runs for a copy engine."""
-    with patch("disagg.run.gpu.hand_off_streams.MOST_RUNS", 0):
+    with patch("disagg.run.gpu.hand_off_turn.MOST_RUNS", 0):
         half(preset, devices, name, verify_kv=True)
 
 

@@ -7,7 +7,6 @@ what is put on a stream later as a hang. Each operation is done whole; times and
 import ctypes
 from collections import deque
 from functools import partial
-from types import SimpleNamespace
 
 import fake_triton
 import torch
@@ -15,8 +14,8 @@ from fake_cuda import current, fake_streams
 from test_captured_hand_off import Rows, tell
 
 import disagg.run.gpu
-from disagg.run.gpu import hand_off_streams
-from disagg.run.gpu.hand_off_streams import HandOffTurn
+from disagg.run.gpu import hand_off_links, hand_off_streams
+from disagg.run.gpu.hand_off_turn import HandOffTurn
 
 
 class Refused(Exception):
@@ -88,6 +87,11 @@ class LateStream:
     def wait_event(self, event: "LateEvent") -> None:
         self.put(lambda: None, event.reached)
 
+    def wait_stream(self, stream: "LateStream") -> None:
+        event = LateEvent(self.queues)
+        event.record(stream)
+        self.wait_event(event)
+
     def synchronize(self) -> None:
         event = LateEvent(self.queues)
         event.record(self)
@@ -111,6 +115,10 @@ class LateEvent:
     def synchronize(self) -> None:
         self.queues.run(self.reached)
 
+    def elapsed_time(self, later: "LateEvent") -> float:
+        """Milliseconds, whatever was between them."""
+        return 1e-3
+
 
 class LateKernel:
     """Launched on the current stream."""
@@ -127,20 +135,20 @@ class LateKernel:
 
 
 class LateDial:
-    """On the current stream: what it counts from must be there by then."""
+    """On a stream beside the link's: what it counts from must be there by then."""
 
     def __init__(self, queues: Queues):
-        self.queues, self.state = queues, torch.ones(2, dtype=torch.long)
+        self.queues, self.beside, self.state = queues, LateStream(queues), torch.ones(2, dtype=torch.long)
 
-    def occupy(self, posted, ready, freed, times, occupancy_ns):
+    def occupy(self, ready, freed, times, occupancy_ns):
         def hold():
-            since = max(posted, int(ready[0]), int(freed[0]), int(self.state[0]))
+            since = max(1, int(ready[0]), int(freed[0]), int(self.state[0]))
             assert min(int(ready[0]), int(freed[0])) > 0, "a dial counts from what has not happened"
             times[0], times[1] = since, since + occupancy_ns
             self.state[0] = since + occupancy_ns
 
         self.queues.ask()
-        current.stream.put(hold)
+        self.beside.put(hold)
 
 
 def late_streams(monkeypatch, queues: Queues) -> None:
@@ -171,8 +179,8 @@ def late_streams(monkeypatch, queues: Queues) -> None:
             queues.ask()
             stream.put(partial(super().launch, target, source, rows, stream))
 
-    monkeypatch.setattr(hand_off_streams, "timer_of", lambda device: SimpleNamespace(stamp=lambda ns: 1))
     monkeypatch.setattr(hand_off_streams, "wait_for", wait_late)
-    monkeypatch.setattr(hand_off_streams, "tell", tell_late)
+    for module in (hand_off_streams, hand_off_links):
+        monkeypatch.setattr(module, "tell", tell_late)
+        monkeypatch.setattr(module, "RowCopy", LateRows)
     monkeypatch.setattr(HandOffTurn, "upload", upload_late)
-    monkeypatch.setattr(hand_off_streams, "RowCopy", LateRows)

@@ -21,8 +21,9 @@ from disagg.plan.errors import EngineError
 from disagg.plan.events import Landed, TransferClosed, TransferFailed
 from disagg.plan.link import Link
 from disagg.run.clock import now_ns
-from disagg.run.gpu import captured_hand_off, hand_off_streams, stream_memory
+from disagg.run.gpu import captured_hand_off, hand_off_links, hand_off_streams, hand_off_turn, stream_memory
 from disagg.run.gpu.captured_hand_off import TURNS, CapturedHandOff, part
+from disagg.run.gpu.hand_off_links import HandOffLinks
 from disagg.run.gpu.hand_off_streams import DEPTH, Steps
 from disagg.run.transfers import Departing
 
@@ -33,12 +34,11 @@ def gpu(monkeypatch):
     fake_cuda(monkeypatch, SIZES[HOST])
     fake_triton.install(monkeypatch, disagg.run.gpu, "device_kernels")
     monkeypatch.setattr(captured_hand_off, "reason_against", lambda device: None)
-    same = SimpleNamespace(ns=lambda stamp: stamp, stamp=lambda ns: ns)
-    for module in (captured_hand_off, hand_off_streams):
-        monkeypatch.setattr(module, "timer_of", lambda device: same)
+    monkeypatch.setattr(captured_hand_off, "timer_of", lambda device: SimpleNamespace(ns=lambda stamp: stamp))
     monkeypatch.setattr(hand_off_streams, "wait_for", wait)
-    monkeypatch.setattr(hand_off_streams, "tell", tell)
-    monkeypatch.setattr(hand_off_streams, "RowCopy", Rows)
+    for module in (hand_off_streams, hand_off_links):
+        monkeypatch.setattr(module, "tell", tell)
+        monkeypatch.setattr(module, "RowCopy", Rows)
 
 
 def wait(flag, stream):
@@ -72,7 +72,7 @@ class Packed(Rows):
 
 def scatter(monkeypatch):
     """From here on no blocks lie in few enough runs for a copy engine."""
-    monkeypatch.setattr(hand_off_streams, "MOST_RUNS", 0)
+    monkeypatch.setattr(hand_off_turn, "MOST_RUNS", 0)
 
 
 class Passes(Bench):
@@ -241,8 +241,7 @@ def test_transfers_of_a_pass_share_a_dialled_link_one_after_the_other(gpu, route
 @pytest.mark.parametrize("links", [(20, 20), (20, 30), (30, 20), (20, None), (None, 20)], ids=str)
 def test_a_dialled_link_is_taken_as_soon_as_the_layer_slot_and_link_allow(gpu, monkeypatch, links, ring):
     """Whatever the kernel of a dial waits for: the rule of plan/link, on two links and the ring between them."""
-    ahead = SimpleNamespace(stamp=lambda ns: 0)  # all was posted long ago
-    monkeypatch.setattr(hand_off_streams, "timer_of", lambda device: ahead)
+    monkeypatch.setattr(fake_cuda_module.FakeDial, "now_ns", lambda dial: 0)  # all was posted long ago
     dials = tuple(milliseconds and Link(fixed_s=milliseconds / 1e3) for milliseconds in links)
     with Passes("staged", link=dials, ring_slots=ring) as bench:
         for number, (block, onto) in enumerate([(4, 9), (7, 2)], start=1):
@@ -265,6 +264,27 @@ def test_a_dialled_link_is_taken_as_soon_as_the_layer_slot_and_link_allow(gpu, m
         earliest += [span.end_ns for span in left] if slot >= 0 or number % SHAPE.layers == 0 else []
         assert first.start_ns == max(earliest)
         assert second.start_ns == max([first.end_ns] + [span.end_ns for span in up[number - 1 : number]])
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+def test_a_dialled_copy_is_carried_again_while_the_dial_holds_it_and_a_kernels_is_not(gpu, monkeypatch, scattered):
+    """A copy's own time, that of another one, and SPARE_NS are left to the kernel that waits."""
+    carried = []
+    link = Link(fixed_s=1e-3)
+    with Passes("direct" if scattered else "staged", link=link) as bench:
+        bench.open(1, [4], [9])
+        links = bench.captured.steps._links
+        copy_ns = 100_000 / hand_off_links.SLOWER
+        links._byte_ns = [copy_ns / (BLOCK * SHAPE.layer_token_bytes)] * len(links._byte_ns)
+        launch = Rows.launch
+        monkeypatch.setattr(Rows, "launch", lambda *args: carried.append(args[-1]) or launch(*args))
+        assert bench.run((1, 0, [4], BLOCK))
+        bench.landed(1)
+    bench.check(PREFILL, [4], DECODE, [9])
+    copiers = [lane.copier for lane in bench.captured.lanes]
+    once = [carried.count(copier.streams[0]) for copier in copiers]
+    again = [carried.count(copier.prepare_dial().beside) for copier in copiers]
+    assert once == [0 if scattered else SHAPE.layers] * len(copiers) and again == [7 * count for count in once]
 
 
 def test_the_kernel_of_a_dial_counts_from_the_latest_of_its_times(gpu):
@@ -321,7 +341,8 @@ def test_hops_on_two_clocks_follow_each_other(gpu, monkeypatch):
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_planes_that_lie_too_far_apart_for_a_copy_engine_are_gathered(gpu, monkeypatch, route):
     monkeypatch.setattr(hand_off_streams, "MOST_PITCH", 1)
-    monkeypatch.setattr(hand_off_streams, "RowCopy", Packed)
+    for module in (hand_off_streams, hand_off_links):
+        monkeypatch.setattr(module, "RowCopy", Packed)
     with Passes(route) as bench:
         bench.open(1, [1, 2], [5, 6])
         assert bench.run((1, 0, [1, 2], 2 * BLOCK))
@@ -440,15 +461,15 @@ def test_layers_of_a_pass_that_could_not_leave_are_not_taken_for_those_of_the_ne
 
 @pytest.mark.parametrize("route", ["direct", "staged"])
 def test_copies_that_could_not_be_launched_fail_their_transfers_and_hold_nothing(gpu, monkeypatch, route):
-    whole = Steps._link
+    whole = HandOffLinks.take
 
-    def refuse(self, stream, turn, travel, hop, index):
-        return 1 / (index < 2 or hop + 1 < len(turn.events)) and whole(self, stream, turn, travel, hop, index)
+    def refuse(self, stream, turn, travel, hop, index, *how):
+        return 1 / (index < 2 or hop + 1 < len(turn.events)) and whole(self, stream, turn, travel, hop, index, *how)
 
     with Passes(route) as bench:
         bench.open(1, [1], [5])
         with monkeypatch.context() as meanwhile:
-            meanwhile.setattr(Steps, "_link", refuse)
+            meanwhile.setattr(HandOffLinks, "take", refuse)
             assert bench.run((1, 0, [1], BLOCK))
         *others, last = bench.captured.steps._streams
         assert {stream for event in last.waited for stream in [event._stream]} >= {*others}, (

@@ -13,9 +13,10 @@ import pytest
 import torch
 from lazy_streams import LateDial, LateEvent, LateStream, Queues, Refused, late_streams
 
-from disagg.run.gpu import hand_off_streams
+from disagg.run.gpu import hand_off_streams, hand_off_turn
 from disagg.run.gpu.device import Scratch
-from disagg.run.gpu.hand_off_streams import HandOffTurn, Steps, Travel
+from disagg.run.gpu.hand_off_streams import Steps
+from disagg.run.gpu.hand_off_turn import HandOffTurn, Travel
 from disagg.run.kv_cache import KVCache, KVShape
 
 SOURCE_BLOCKS, TARGET_BLOCKS, MOST_BLOCKS = 10, 14, 5  # in the caches, and of a pass
@@ -43,13 +44,14 @@ class Passes:
             "shared": [None, None, 1, 2, 3], "layers": [1, 2, 3, 5, 6], "block": [1, 2, 3], "heads": [1, 2],
             "head_dim": [2, 3, 4], "dtype": [torch.float32, torch.bfloat16], "ring": [0, 1, 2, 3, 8],
             "group": [1, 1, 2, 4, 64], "most_runs": [0, 1, 4, 100], "depth": [1, 2, 4],
-            "verify": [False, False, True], "dialled": [False, True],
+            "verify": [False, False, True], "dial_ns": [0, 1, 10**9],
         }  # fmt: skip
         drawn = {name: random.choice(choices) for name, choices in draw.items()} | fixed
         self.random, self.drawn = random, SimpleNamespace(**drawn)
         self.queues = Queues(random, self.drawn.shared)
         late_streams(monkeypatch, self.queues)
-        for name, value in dict(MOST_RUNS=self.drawn.most_runs, DEPTH=self.drawn.depth, PROGRAMS=1, ROWS=16).items():
+        monkeypatch.setattr(hand_off_turn, "MOST_RUNS", self.drawn.most_runs)
+        for name, value in dict(DEPTH=self.drawn.depth, PROGRAMS=1, ROWS=16).items():
             monkeypatch.setattr(hand_off_streams, name, value)
         self._build()
 
@@ -107,7 +109,7 @@ class Passes:
         turn.times.zero_()
         if turn.sums is not None:
             turn.sums[:] = torch.arange(len(turn.sums)).view(-1, 1, 1)  # none equals another before both are taken
-        busy = [(lambda count: 1) if self.drawn.dialled else None] * len(turn.events)
+        busy = [(lambda count: self.drawn.dial_ns) if self.drawn.dial_ns else None] * len(turn.events)
         travel = Travel(slots, onto, layers, self._group(len(rows), tokens), busy)
         if refuse:
             self.queues.refuses_in = random.randrange(2 + 8 * len(travel.copies))
@@ -164,7 +166,7 @@ class Passes:
             assert (right | (arrived[:, :, target] == 0)).all(), f"wrong bytes of what left: {self.drawn}"
         else:
             assert right.all(), f"wrong bytes: {self.drawn}"
-            if self.drawn.dialled:
+            if self.drawn.dial_ns:
                 taken, left = turn.times[:, : flight.copies].unbind(2)
                 assert (taken > 0).all() and (left > taken).all(), "a dial let a copy go unseen"
                 assert (taken[1:] >= left[:1]).all(), "a copy went up before it was down"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.gpu.ceilings import pinned_s
 from benchmarks.gpu.fixture import Stand
 from benchmarks.gpu.host_time import HostTime
 from disagg.run.engine import Engine
-from disagg.run.gpu import hand_off_streams
+from disagg.run.gpu import hand_off_turn
 from disagg.show.plots.roofline import prefill_work
 from disagg.show.report import LeftOut, Row
 from disagg.trace.law import Law
@@ -23,6 +24,7 @@ from disagg.trace.results import Run
 BARS = {2048: 0.78, 8192: 0.76}  # share of matmul peak, by tokens
 SLOWS = {256: 15, 512: 9, 1024: 9, 2048: 6, 4096: 5, 8192: 4}  # % that a small shape's pass may take longer, by tokens
 SMALL_MS = {512: 2.6, 2048: 7.5}  # of such a pass with its hand-off
+REST_S = 0.15  # before each pass of the law: after a link that was busy alone a GPU's clock is higher than after a pass
 PAIR = (0.60, 0.96)  # hidden fractions of the seed report: where the law puts them, they are measured
 
 
@@ -31,10 +33,12 @@ def staged_engine(stand: Stand, **changes: Any) -> Engine:
     return stand.engine("staged", [longest + 2] * 2, chunk_tokens=longest, max_batch=most, **changes)
 
 
-def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int) -> tuple[Run, Run]:
-    """The same prompt without and with a hand-off; which comes first alternates."""
-    order = (1, 2) if seed % 2 else (2, 1)
-    found = {new: engine.serve(stand.requests([tokens], new, seed)) for new in order}
+def pair_of_runs(stand: Stand, engine: Engine, tokens: int, seed: int, rest_s: float = 0.0) -> tuple[Run, Run]:
+    """The same prompt without and with a hand-off, each after a rest; which comes first alternates."""
+    found = {}
+    for new in (1, 2) if seed % 2 else (2, 1):
+        time.sleep(rest_s)
+        found[new] = engine.serve(stand.requests([tokens], new, seed))
     return found[1], found[2]
 
 
@@ -70,7 +74,7 @@ def prefill_rows(stand: Stand) -> Iterator[Row | LeftOut]:
         yield from host.rows(tokens)
     tokens = scale.streamed
     stand.say(f"prefill of {tokens} tokens, its blocks scattered")
-    with patch.object(hand_off_streams, "MOST_RUNS", 0):  # no blocks lie in few enough runs for copy engines
+    with patch.object(hand_off_turn, "MOST_RUNS", 0):  # no blocks lie in few enough runs for copy engines
         pairs = [pair_of_runs(stand, engine, tokens, index) for index in range(2 + scale.repeats)][2:]
     slow = [100 * (seconds(one_pass(on)) / seconds(one_pass(off)) - 1) for off, on in pairs]
     note = "as above, where kernels gather and scatter"
@@ -102,7 +106,7 @@ def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:
     tokens = stand.scale.streamed
     for index in range(3):
         pair_of_runs(stand, engine, tokens, index)
-    found = [compute_of(one_pass(pair_of_runs(stand, engine, tokens, index)[0])) for index in range(5)]
+    found = [compute_of(one_pass(pair_of_runs(stand, engine, tokens, index, REST_S)[0])) for index in range(5)]
     return statistics.median(c for c, _ in found), statistics.median(tail for _, tail in found)
 
 
@@ -116,7 +120,7 @@ def over_dials(
         stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
         link = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
         engine.retune(link=link)
-        yield name, ratio, [pair_of_runs(stand, engine, tokens, index) for index in range(stand.scale.repeats)]
+        yield name, ratio, [pair_of_runs(stand, engine, tokens, index, REST_S) for index in range(stand.scale.repeats)]
     engine.retune(link=None)
 
 

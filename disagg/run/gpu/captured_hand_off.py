@@ -19,7 +19,8 @@ from disagg.plan.link import LaneName, LaneRole, Link
 from disagg.plan.transfer_scheduler import EVER, FIRST_LANE, Copy, Notice
 from disagg.run.clock import now_ns
 from disagg.run.gpu.device_clock import timer_of
-from disagg.run.gpu.hand_off_streams import HandOffTurn, Steps, Travel
+from disagg.run.gpu.hand_off_streams import Steps
+from disagg.run.gpu.hand_off_turn import HandOffTurn, Travel
 from disagg.run.gpu.stream_memory import reason_against
 from disagg.run.model.batch import PrefillBatch
 from disagg.run.transfers import Departing, Transfers

@@ -6,9 +6,6 @@
     up                         wait ─┴→ link → copy       wait ─┴→ link → copy
     direct      wait → link → copy from cache to cache                 one stream, by a kernel
 
-A dialled link has a stream beside its own, on which each copy stays until the dial lets it arrive, while the next one
-moves already: a kernel that holds copies up waits for room on an SM.
-
 Copy engines read and write the caches themselves where a pass's blocks lie in a few runs: kernels beside the pass take
 SMs from it. Blocks that lie scattered are gathered into a buffer on a stream before `down`, or scattered from one on a
 stream after `up`, by a kernel.
@@ -21,10 +18,7 @@ it, so streams may share a queue of the hardware. Two passes take turns.
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,92 +26,21 @@ import torch
 from torch import Tensor
 
 from disagg.run.attention.split_decode import power_of_two
-from disagg.run.clock import now_ns
 from disagg.run.gpu.device import Scratch, settle
-from disagg.run.gpu.device_clock import timer_of
+from disagg.run.gpu.hand_off_links import HandOffLinks
+from disagg.run.gpu.hand_off_turn import HandOffTurn, Travel
 from disagg.run.gpu.memory import room_for
-from disagg.run.gpu.stream_copy import StreamCopier, runs, wide
+from disagg.run.gpu.stream_copy import StreamCopier, wide
 from disagg.run.gpu.stream_memory import MOST_PITCH, RowCopy, tell, wait_for
 from disagg.run.kv_cache import KVCache
 
 DEPTH = 4  # gathered or arrived copies that are kept on a device
-MOST_RUNS = 4  # of blocks at one end, which copy engines take one by one; more cost the host as much as a kernel
 # Of a copy where the number of its layers is free: what a link carries while the host enqueues it.
 LEAST_BYTES = 4 << 20
 PROGRAMS, ROWS, WARPS = 16, 8, 8  # of a gather or scatter: few, since they take SMs from the pass
 ADVICE = "Lower chunk_tokens, decode_blocks or prefill_blocks of the Config."
 Step = Callable[[torch.cuda.Stream, "HandOffTurn", "Travel", int], None]
 Piece = tuple[int, int, RowCopy]  # of a copy: where it begins at the blocks' or buffer's end, and at the slot's
-Run = tuple[int, int, int]  # of adjacent tokens: the row of the pass and the slot of the cache it begins at, its length
-
-
-class Travel:
-    """What leaves with a pass: slots [T] of its tokens at the source and the target (-1: stays), by copies of `group`
-    layers."""
-
-    def __init__(
-        self,
-        slots: np.ndarray,
-        onto: np.ndarray,
-        layers: int,
-        group: int,
-        busy: Sequence[Callable[[int], int] | None] = (None, None),
-    ) -> None:
-        """`busy` gives each dialled link's time in ns for a number of layers."""
-        self.slots, self.onto, self.tokens = slots, onto, len(onto)
-        self.copies = [range(first, min(first + group, layers)) for first in range(0, layers, group)]  # layers of each
-        self.occupancy_ns = [of and [of(len(layers)) for layers in self.copies] for of in busy]
-        rows = np.flatnonzero(onto >= 0)
-        found = [list(runs(rows, ends[rows])) for ends in (slots, onto)]
-        self.runs: list[list[Run] | None] = [None if len(each) > MOST_RUNS else each for each in found]
-
-    def scatter(self) -> None:
-        """Leaves both ends to kernels, as if the blocks lay scattered."""
-        self.runs = [None, None]
-
-
-def addresses(numbers: Tensor) -> list[int]:
-    return list(range(numbers.data_ptr(), numbers.data_ptr() + 8 * len(numbers), 8))
-
-
-class HandOffTurn:
-    """Flags, times and places of one pass of two."""
-
-    def __init__(self, most: int, layers: int, hops: int, verify: bool, sides: list[torch.device]) -> None:
-        self._places = {device: torch.full((2, most), -1, dtype=torch.long, device=device) for device in sides}
-        self._here = torch.full((2, most), -1, dtype=torch.long, pin_memory=True)
-        self.flags = torch.zeros(2 + 2 * hops, layers, dtype=torch.long, pin_memory=True)  # 1: a copy's step is done
-        self.gathered, self.scattered, *by_hop = map(addresses, self.flags)
-        self.carried, self.moved = by_hop[:hops], by_hop[hops:]  # moved: on a dialled link, before it is carried
-        moment = partial(torch.cuda.Event, enable_timing=True)
-        # Start and end of each copy on each link.
-        self.events = [[(moment(), moment()) for _ in range(layers)] for _ in range(hops)]
-        # The same by a dial, by the timer of its device.
-        self.times = torch.zeros(hops, layers, 2, dtype=torch.long, pin_memory=True)
-        self.taken = [[times[:1] for times in of_hop] for of_hop in self.times]
-        self.left = [[times[1:] for times in of_hop] for of_hop in self.times]
-        self.see(*torch.zeros(2, layers, dtype=torch.long))
-        # Checksums where K/V are verified: at the source as a layer leaves and after the last one, and at the target.
-        self.sums = torch.zeros(3, layers, most, dtype=torch.long, pin_memory=True) if verify else None
-        self.busy = False
-        self.answered = threading.Event()  # the pass has picked its tokens, which go first
-
-    def see(self, stored: Tensor, seen: Tensor) -> None:
-        """When K/V were in the cache: on the device as the pass goes, in pinned memory after it."""
-        self.stored, self.seen, self.written = stored, seen, addresses(stored)
-        self.stored_at = list(stored.split(1))
-
-    def fill(self, travel: Travel) -> None:
-        """Before `upload`: where the tokens of a pass lie and where they go."""
-        self._here.numpy()[:, : travel.tokens] = travel.slots, travel.onto
-
-    def upload(self, device: torch.device) -> None:
-        """For kernels of that device, on its current stream."""
-        self._places[device].copy_(self._here, non_blocking=True)
-
-    def places(self, device: torch.device) -> Tensor:
-        """[2, most]: the slot of each token at the source, and at the target or -1."""
-        return self._places[device]
 
 
 class Memories:
@@ -156,6 +79,13 @@ class Memories:
             return self._buffers_at[hop][index % DEPTH], slot
         return self._at[hop] + layer * self.layer_bytes[hop], slot
 
+    def scratch(self) -> list[tuple[int, int, int]]:
+        """Of each link of a ring: addresses that it may copy from and to as long as nothing travels, and bytes."""
+        if not self.ring:
+            return []
+        slot, nbytes = self._slots_at[0], self._buffers[0][0].nbytes
+        return [(self._buffers_at[0][0], slot, nbytes), (slot, self._buffers_at[1][0], nbytes)]
+
     def buffer(self, end: int, travel: "Travel", index: int) -> Tensor:
         """[layers, 2, tokens, words] at the beginning of one of an end's buffers."""
         layout = (len(travel.copies[index]), 2, travel.tokens, self.words[end].shape[3])
@@ -169,17 +99,15 @@ class Steps:
         self, source: KVCache, target: KVCache, copiers: list[StreamCopier], ring: list[Scratch], group: int, most: int
     ) -> None:
         """Buffers hold `group` layers of a pass of `most` tokens; without a ring, copies go from cache to cache."""
-        self._layers, self._most, self._copiers = source.shape.layers, most, copiers
+        self._layers, self._most = source.shape.layers, most
         self._room = min(group, self._layers) * most
         self.memory = Memories(source, target, ring, self._room)
+        self._links = HandOffLinks(copiers, self.memory.ends, len(ring))
         self._streams = [copier.streams[0] for copier in copiers]
         if ring:
             outer = copiers[0].new_stream(source.device), copiers[1].new_stream(target.device)
             self._streams = [outer[0], *self._streams, outer[1]]
         self._aside = torch.cuda.Stream(source.device, priority=-1)
-        self._dials = [
-            copier.new_stream(cache.device) for copier, cache in zip(copiers, self.memory.ends, strict=False)
-        ]
         self._ended: list[torch.cuda.Event] = []  # by stream, of the last pass's steps
         self._pieces: list[list[Piece]] = []  # by hop, of this pass's copies
 
@@ -200,6 +128,7 @@ class Steps:
         turn.flags.fill_(1)
         turn.stored.fill_(1)
         settle(turn.stored.device)
+        self._links.measure(self.memory.scratch())
         try:
             for tokens in (1, min(16, self._most)):
                 nothing = Travel(np.zeros(tokens, int), np.full(tokens, -1), 1, 1)
@@ -234,7 +163,7 @@ class Steps:
                 torch.cuda.set_stream(stream)
                 self._sum(turn, travel, end, 1 + end, range(travel.copies[-1][-1] + 1))
         finally:
-            self._leave_dials(travel)
+            self._links.leave(travel)
             for stream in reversed(before):  # the source's device is current again
                 torch.cuda.set_stream(stream)
             self._ended = [torch.cuda.Event() for _ in self._streams]
@@ -294,8 +223,8 @@ class Steps:
     def _across(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         """From cache to cache, without a stop."""
         self._written(stream, turn, travel, index)
-        with self._link(stream, turn, travel, 0, index):
-            self._tokens(turn, travel, self.memory.words[0], self.memory.words[1], index)
+        source, target = self.memory.words
+        self._links.take(stream, turn, travel, 0, index, lambda _: self._tokens(turn, travel, source, target, index))
 
     def _written(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, index: int) -> None:
         """Waits for the layers."""
@@ -306,53 +235,15 @@ class Steps:
 
     def _carry(self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, hop: int, index: int) -> None:
         """Over a link, between a slot of the ring and blocks or a buffer."""
-        here, slot = self.memory.addresses(travel, hop, index)
-        with self._link(stream, turn, travel, hop, index):
+        (here, slot), planes = self.memory.addresses(travel, hop, index), 2 * len(travel.copies[index])
+
+        def move(stream: torch.cuda.Stream) -> None:
             for place, row, copy in self._pieces[hop]:
                 ends = (slot + row, here + place) if hop == 0 else (here + place, slot + row)
-                copy.launch(*ends, 2 * len(travel.copies[index]), stream)
+                copy.launch(*ends, planes, stream)
 
-    @contextmanager
-    def _link(
-        self, stream: torch.cuda.Stream, turn: HandOffTurn, travel: Travel, hop: int, index: int
-    ) -> Iterator[None]:
-        occupancy_ns, (start, end) = travel.occupancy_ns[hop], turn.events[hop][index]
-        since = self._since(turn, travel, hop, index) if occupancy_ns else []
-        start.record(stream)
-        yield
-        end.record(stream)
-        if occupancy_ns:
-            tell(turn.moved[hop][index], stream)
-            stream, posted = self._dials[hop], timer_of(self.memory.ends[hop].device).stamp(now_ns())
-            torch.cuda.set_stream(stream)
-            wait_for(turn.moved[hop][index], stream)
-            dial = self._copiers[hop].prepare_dial()
-            dial.occupy(posted, since[0], since[-1], turn.times[hop, index], occupancy_ns[index])
-        tell(turn.carried[hop][index], stream)
-
-    def _leave_dials(self, travel: Travel) -> None:
-        """Once all is on the streams: a link ends a pass with what its dial holds."""
-        hops = self._streams[1:3] if self.memory.ring else self._streams
-        for stream, beside, occupancy_ns in zip(hops, self._dials, travel.occupancy_ns, strict=False):
-            if occupancy_ns:
-                held = torch.cuda.Event()
-                held.record(beside)
-                stream.wait_event(held)
-
-    def _since(self, turn: HandOffTurn, travel: Travel, hop: int, index: int) -> list[Tensor]:
-        """When a copy could take a dialled link: its layers were stored or down, and its slot of the ring was left."""
-        stored, before = turn.stored_at[travel.copies[index][-1]], index - len(self.memory.ring)
-        if hop == 0 and (not self.memory.ring or index > 0 > before):
-            return [stored]
-        if None in travel.occupancy_ns or len({cache.device for cache in self.memory.ends}) > 1:
-            from disagg.run.gpu import device_kernels  # needs triton
-
-            now = turn.taken[hop][index]  # the other link has no such times, or those of another timer
-            device_kernels.write_time[(1,)](now, num_warps=1)
-            return [now]
-        if hop:
-            return [turn.left[0][index]]
-        return [stored, turn.left[1][before] if index else self._copiers[1].prepare_dial().state]
+        nbytes = planes * sum(copy.width for _, _, copy in self._pieces[hop])
+        self._links.take(stream, turn, travel, hop, index, move, nbytes)
 
     def _tokens(self, turn: HandOffTurn, travel: Travel, source: Tensor, target: Tensor, index: int) -> None:
         """A copy's K/V of the tokens that travel; a buffer has them in the order of the pass."""

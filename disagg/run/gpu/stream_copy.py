@@ -148,7 +148,7 @@ class StreamCopier:
     def prepare_dial(self) -> DeviceDial:
         if self._dial is None:
             with self.current():
-                self._dial = DeviceDial(self.devices[0])
+                self._dial = DeviceDial(self.devices[0], self.new_stream(self.devices[0]))
         return self._dial
 
     def stop(self) -> None:

@@ -29,7 +29,7 @@ class RowCopy:
     """Rows of `width` bytes that a copy engine carries, with how far they lie apart at both ends."""
 
     def __init__(self, target_pitch: int, source_pitch: int, width: int) -> None:
-        driver = _driver()
+        driver, self.width = _driver(), width
         copy = self._copy = driver.CUDA_MEMCPY2D()
         copy.dstMemoryType = copy.srcMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_UNIFIED
         copy.dstPitch, copy.srcPitch, copy.WidthInBytes = target_pitch, source_pitch, width
