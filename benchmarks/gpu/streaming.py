@@ -24,7 +24,8 @@ from disagg.trace.results import Run
 BARS = {2048: 0.78, 8192: 0.76}  # share of matmul peak, by tokens
 SLOWS = {256: 15, 512: 9, 1024: 9, 2048: 6, 4096: 5, 8192: 4}  # % that a small shape's pass may take longer, by tokens
 SMALL_MS = {512: 2.6, 2048: 7.5}  # of such a pass with its hand-off
-REST_S = 0.15  # before each pass of the law: after a link that was busy alone a GPU's clock is higher than after a pass
+# Before each pass of the law, in passes: after a link that was busy alone a GPU's clock is higher than after a pass.
+REST = 3
 PAIR = (0.60, 0.96)  # hidden fractions of the seed report: where the law puts them, they are measured
 
 
@@ -105,8 +106,8 @@ def compute_alone(stand: Stand, engine: Engine) -> tuple[float, float]:
     """c and the tail in seconds, of passes whose layers stay where they are; medians of five."""
     tokens = stand.scale.streamed
     for index in range(3):
-        pair_of_runs(stand, engine, tokens, index)
-    found = [compute_of(one_pass(pair_of_runs(stand, engine, tokens, index, REST_S)[0])) for index in range(5)]
+        rest_s = REST * seconds(one_pass(pair_of_runs(stand, engine, tokens, index)[0]))
+    found = [compute_of(one_pass(pair_of_runs(stand, engine, tokens, index, rest_s)[0])) for index in range(5)]
     return statistics.median(c for c, _ in found), statistics.median(tail for _, tail in found)
 
 
@@ -115,12 +116,12 @@ def over_dials(
 ) -> Iterator[tuple[str, float, list[tuple[Run, Run]]]]:
     """Each dial by its name, a layer's hop in its compute, and pairs of runs of one prompt, without and with a
     hand-off; then the dial is off again."""
-    tokens = stand.scale.streamed
+    tokens, rest_s = stand.scale.streamed, REST * stand.model.layers * compute_s
     for name, ratio in dials.items():
         stand.say(f"law, a layer's hop of {ratio:.2f} × its compute")
         link = stand.model.shape.layer_token_bytes * tokens / (ratio * compute_s) if ratio else None
         engine.retune(link=link)
-        yield name, ratio, [pair_of_runs(stand, engine, tokens, index, REST_S) for index in range(stand.scale.repeats)]
+        yield name, ratio, [pair_of_runs(stand, engine, tokens, index, rest_s) for index in range(stand.scale.repeats)]
     engine.retune(link=None)
 
 

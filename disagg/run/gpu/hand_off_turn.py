@@ -29,7 +29,9 @@ class Travel:
         """`busy` gives each dialled link's time in ns for a number of layers."""
         self.slots, self.onto, self.tokens = slots, onto, len(onto)
         self.copies = [range(first, min(first + group, layers)) for first in range(0, layers, group)]  # layers of each
-        self.occupancy_ns = [of and [of(len(layers)) for layers in self.copies] for of in busy]
+        counts = [len(layers) for layers in self.copies]
+        busy_ns = [of and {count: of(count) for count in {*counts}} for of in busy]  # this stands before the first copy
+        self.occupancy_ns = [known and [known[count] for count in counts] for known in busy_ns]
         rows = np.flatnonzero(onto >= 0)
         found = [list(runs(rows, ends[rows])) for ends in (slots, onto)]
         self.runs: list[list[Run] | None] = [None if len(each) > MOST_RUNS else each for each in found]

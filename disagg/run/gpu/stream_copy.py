@@ -303,9 +303,10 @@ def wide(data: torch.Tensor) -> torch.Tensor:
 def runs(places: Sequence[int] | np.ndarray, onto: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int, int]]:
     """(place, target place, length) of the runs of places that are adjacent at both ends."""
     here, there = np.asarray(places), np.asarray(onto)
-    starts = np.flatnonzero(np.append(True, (np.diff(here) != 1) | (np.diff(there) != 1))[: len(here)])
-    lengths = np.diff(np.append(starts, len(here)))
-    return zip(here[starts].tolist(), there[starts].tolist(), lengths.tolist(), strict=True)
+    ends = (np.flatnonzero((here[1:] != here[:-1] + 1) | (there[1:] != there[:-1] + 1)) + 1).tolist()
+    starts = [0, *ends] if len(here) else []
+    for first, end in zip(starts, [*ends, len(here)], strict=False):
+        yield int(here[first]), int(there[first]), end - first
 
 
 def copy_blocks(route: Route, blocks: torch.Tensor, onto: torch.Tensor) -> None:
