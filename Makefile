@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show slides site explorer test test-browser demo report figures bench soak gpu-smoke mutants lint notebooks flash \
+.PHONY: help setup lab show serve slides site explorer test test-browser demo report figures bench soak gpu-smoke mutants lint notebooks flash \
   constraints clean
 MAKEFLAGS += --no-print-directory
 
@@ -58,6 +58,10 @@ lab: setup ## open the notebooks in JupyterLab
 	@echo 'lab: JupyterLab on 127.0.0.1, port $(PORT) or the next free one. Open the link with the token; Ctrl-C ends it.'
 	@$(py) -m jupyterlab --ip=127.0.0.1 --port=$(PORT) --allow-root $(browser) --log-level=WARN $(encrypted) \
 	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+
+serve: setup ## OpenAI's interface to the model, for any client on this machine; on 127.0.0.1 behind a token
+	@$(pip) install -c constraints.txt -e '.[serve]'
+	@$(py) -m disagg serve
 
 # Voila serves one notebook without its code. It makes a token itself and prints the link with it.
 show: setup ## three scenes for a projector, on a page of their own; on 127.0.0.1 behind a token

@@ -25,6 +25,7 @@ SUITES = {
         "house",
         "The shape of the code: its lines, its imports, what is too long or has one name twice, its types.",
     ),
+    "scale": ("scale", "The door for clients under load, and a public load generator's word on it."),
     "explorer": ("explorer", "The explorer's twin in a browser against the one here."),
 }
 Shape = Annotated[str, typer.Option(help="llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")]

@@ -1,4 +1,4 @@
-"""What the package never does: unpickle, evaluate text, open a socket, import torch in a pure wing, hide a cause."""
+"""What the package never does: unpickle, evaluate text, listen but at a door, import torch in pure wings, hide why."""
 
 import ast
 import os
@@ -54,7 +54,10 @@ def switched_on(keywords: list[ast.keyword]) -> list[str]:
 def test_no_source_file_does_what_it_must_not():
     assert len(SOURCES) > 30
     found = {path.relative_to(ROOT).as_posix(): offences(ast.parse(path.read_text("utf-8"))) for path in SOURCES}
-    assert {path: lines for path, lines in found.items() if lines} == {}
+    door = {"serve/server.py": ["line 9: socket"]}  # the one place that listens, and on this machine alone
+    assert {path: lines for path, lines in found.items() if lines} == door
+    server = (ROOT / "serve/server.py").read_text()
+    assert re.findall(r"create_server\(\((\w+), ", server) == ["HOST"] and 'HOST = "127.0.0.1"\n' in server
 
 
 def test_the_search_finds_each_of_them():

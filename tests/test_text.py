@@ -274,6 +274,27 @@ def test_a_turn_ends_where_the_template_ends_it(parts):
     assert plain.decode(ids) == plain.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
+@needs_smollm2
+@given(said=st.lists(st.text(alphabet="a \n<|im_end|>\0é", max_size=12), min_size=1, max_size=5), system=st.booleans())
+def test_a_conversation_is_the_templates_and_its_texts_control_nothing(said, system):
+    text, plain = smollm2()
+    roles = ["system"] * system + ["user", "assistant"] * len(said)
+    turns = list(zip(roles, said, strict=False))
+    ids = text.conversation(turns)
+    count = len(turns) + (not system)  # the template adds a system's turn
+    assert [token for token in ids if token in (1, 2)] == [1, 2] * count + [1]
+    whole = plain.apply_chat_template(
+        [{"role": role, "content": words} for role, words in turns], add_generation_prompt=True, tokenize=False
+    )
+    assert plain.decode(ids) == whole
+
+
+def test_a_model_without_a_rendered_template_has_no_conversation():
+    for kind in ("bytes", "byt5"):
+        with pytest.raises(RequestError, match="no chat template"):
+            text_of(kind).conversation([("user", "hi")])
+
+
 @cache
 def smollm2():
     at = weights.smollm2_folder()

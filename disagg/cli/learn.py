@@ -76,6 +76,32 @@ def watch(
 
 
 @app.command()
+def serve(
+    preset: Annotated[str, typer.Option(help="a rung of the ladder")] = "streamed",
+    model: Annotated[str, typer.Option(help="smollm2, tiny, or a folder")] = "smollm2",
+    port: Annotated[int, typer.Option(help="of 127.0.0.1; 0: any that is free", min=0, max=65535)] = 8000,
+    token: Annotated[str | None, typer.Option(envvar="DISAGG_TOKEN", help="clients send it; else one is made")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="a page that may ask from a browser")] = None,
+) -> None:
+    """Serves OpenAI's interface on this machine to any client of it, until Ctrl-C. Needs the extra `serve`."""
+    from disagg import Config, Engine
+    from disagg.serve import serve as opened
+
+    config = Config.preset(preset, model=model)
+    with output.console.status(f"model {model}: loading"):
+        engine = Engine(config)
+    with engine, opened(engine, port, token, origin or []) as server:
+        output.say_as_it_is(
+            f"serving {model}, preset {preset}; Ctrl-C ends it. For a client of OpenAI's interface:",
+            f"  export OPENAI_BASE_URL={server.url} OPENAI_API_KEY={server.token}",
+            f"  curl -s {server.url}/completions -H 'Authorization: Bearer {server.token}' "
+            """-d '{"prompt": "The sky is", "temperature": 0}'""",
+            f"metrics for Prometheus, with the same token: {server.url.removesuffix('/v1')}/metrics",
+        )
+        server.wait()
+
+
+@app.command()
 def slides(
     notebooks: Annotated[list[Path], typer.Argument(help="notebooks with their stored outputs")],
     folder: Annotated[Path, typer.Option(help="where the decks go")] = Path("build/slides"),

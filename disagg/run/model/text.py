@@ -1,7 +1,12 @@
 """Text to token ids and back: what a model needs of it, and the plainest way."""
 
 import codecs
+from collections.abc import Sequence
 from typing import Protocol
+
+from disagg.plan.errors import RequestError
+
+NO_TEMPLATE = "no chat template of this model is rendered, only smollm2's; ask it with a plain prompt"
 
 
 class Detokenizer(Protocol):
@@ -20,6 +25,7 @@ class Text(Protocol):
     eos_ids: tuple[int, ...]
 
     def encode(self, text: str, chat: bool = True) -> list[int]: ...
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> list[int]: ...  # (role, text) of each
     def decode(self, ids: list[int]) -> str: ...
     def read(self, ids: list[int]) -> tuple[str, str | None]: ...  # text, and which id stopped the decoding
     def detokenizer(self) -> Detokenizer: ...
@@ -34,6 +40,9 @@ class ByteText:
     def encode(self, text: str, chat: bool = True) -> list[int]:
         """UTF-8 bytes; chat changes nothing."""
         return list(text.encode("utf-8"))
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        raise RequestError(NO_TEMPLATE)
 
     def decode(self, ids: list[int]) -> str:
         """Text of the bytes, with U+FFFD for what is no UTF-8."""

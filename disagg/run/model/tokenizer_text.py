@@ -3,13 +3,13 @@ pinned."""
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from disagg.plan.checks import is_text
 from disagg.plan.errors import ModelError, RequestError
-from disagg.run.model.text import first_line
+from disagg.run.model.text import NO_TEMPLATE, first_line
 
 HOLE = "\0"  # marks the place of the user's text in a template
 MOST_PENDING = 32  # tokens
@@ -46,17 +46,20 @@ class TokenizerText:
 
         RequestError for what the tokenizer can't take.
         """
-        if not (chat and self._chat):
-            return self._plain(text)
-        turns = [{"role": "user", "content": HOLE}]
-        frame = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        ids = {spelling: token for token, spelling in self._special.items()}
-        parts = [part for part in re.split("(" + "|".join(map(re.escape, ids)) + ")", frame) if part]
-        return [
-            token
-            for part in parts
-            for token in ([ids[part]] if part in ids else self._plain(part.replace(HOLE, text), frame=False))
-        ]
+        return self.conversation([("user", text)]) if chat and self._chat else self._plain(text)
+
+    def conversation(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of turns (role, text), up to where the model's own begins. RequestError as of `encode`, and where
+        no template is rendered."""
+        if not self._chat:
+            raise RequestError(NO_TEMPLATE)
+        marked, texts = [{"role": role, "content": HOLE} for role, _ in turns], (text for _, text in turns)
+        frame = self._tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False)
+        ids, found = {spelling: token for token, spelling in self._special.items()}, list[int]()
+        for part in filter(None, re.split("(" + "|".join(map(re.escape, ids)) + ")", frame)):
+            words = re.sub(HOLE, lambda _: next(texts), part)  # also of what spells a control token
+            found += [ids[part]] if part in ids else self._plain(words, frame=False)
+        return found
 
     def _plain(self, text: str, frame: bool = True) -> list[int]:
         """Ids of a text that holds no control tokens; with frame, between those that the tokenizer puts around it."""
