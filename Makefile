@@ -21,7 +21,7 @@ encrypted := --KernelManager.transport_encryption=auto
 browser = $(if $(DISPLAY)$(WAYLAND_DISPLAY)$(BROWSER)$(filter Darwin,$(shell uname)),,--no-browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab show serve slides site explorer test test-browser demo report figures bench soak gpu-smoke mutants lint notebooks flash \
+.PHONY: help setup lab show serve slides site explorer test test-browser test-scale demo report figures bench soak gpu-smoke mutants lint notebooks flash \
   constraints clean
 MAKEFLAGS += --no-print-directory
 
@@ -102,6 +102,10 @@ test-browser: setup ## the exported page, the explorer and the widgets in a real
 	@$(pip) install -c constraints.txt -e '.[browser]'
 	@test -n "$(CHROMIUM)" || command -v chromium google-chrome >/dev/null || $(py) -m playwright install chromium
 	@CHROMIUM="$(CHROMIUM)" $(py) -m pytest tests/browser
+
+test-scale: setup ## the tests of the door for clients, with the packages that it and OpenAI's client need
+	@$(pip) install -c constraints.txt -e '.[serve]' openai
+	@$(py) -m pytest tests/test_serve.py tests/test_scale_bench.py
 
 demo: setup ## a tour in the terminal, without notebooks
 	@$(py) -m disagg demo

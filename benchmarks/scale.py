@@ -1,10 +1,12 @@
-"""`python -m benchmarks scale`: the door for clients under load, and what a public load generator says of it.
+"""`python -m benchmarks scale`: what an event costs the one controller of many workers; the door for clients under
+load; and what a public load generator says of it.
 
-They need the extra `serve`; `client_agrees` also guidellm: `pip install guidellm`, or its program's path in GUIDELLM,
-since it may want an environment of its own.
+The door needs the extra `serve`; `client_agrees` also guidellm: `pip install guidellm`, or its program's path in
+GUIDELLM, since it may want an environment of its own.
 """
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -13,7 +15,8 @@ import statistics
 import subprocess
 import tempfile
 import threading
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,19 +25,30 @@ import psutil
 
 from benchmarks.common import Say, known
 from disagg import Config, Engine, Request
+from disagg.plan.commands import Command
 from disagg.plan.errors import PackageError
+from disagg.plan.events import Event
+from disagg.plan.request import Job
 from disagg.run.model.model import Model, load_model
 from disagg.serve import serve
 from disagg.show.report import LeftOut, Row
 from disagg.trace.results import Result
+from disagg.twin.simulated_engine import SimulatedEngine, Speeds
 
 REQUESTS, AT_ONCE, PROMPTS = 2000, 24, 12  # of the soak
 FEW, FEW_BESIDE = 8, 2  # requests of the load generator, and as many at a time
 BAD = (b"", b"[1]", b"{", b'{"prompt": ""}', b'{"prompt": "a", "n": 2}', b'{"prompt": "a", "max_tokens": 1000000}')
 WAIT_S = 60.0
+WORKERS = {2: 300, 16: 2500, 64: 10_000}  # and how many requests decode on them at a time
+EVENTS = 4000
+#: Passes are short beside steps, so that many requests are soon running.
+FAST = Speeds(prefill_pass=10_000, prefill_token=100, step=1_000_000, step_row=0, step_token=0)
 
 
 def suite(say: Say) -> Iterator[Row | LeftOut]:
+    for workers, running in WORKERS.items():
+        say(f"one controller, {workers} workers, {running:,} requests decode")
+        yield controller_row(workers, running, EVENTS)
     config = Config.preset("dynamic", model="tiny")
     try:
         model = load_model("tiny")
@@ -44,6 +58,41 @@ def suite(say: Say) -> Iterator[Row | LeftOut]:
         yield LeftOut("serve_soak", str(error))
         return
     yield from agreement_rows(say)
+
+
+# ---- one controller --------------------------------------------------------------------------------------------------
+
+
+def controller_row(workers: int, running: int, events: int) -> Row:
+    """The mean of what an event costs, in a world whose devices cost nothing; half of the workers prefill."""
+    half = workers // 2
+    sizes = {"prefill_blocks": 8192, "decode_blocks": 100_000, "host_blocks": 0, "max_batch": -(-running // half)}
+    config = Config.preset("streamed", model="tiny", prefill_workers=half, decode_workers=half, **sizes)
+    world = SimulatedEngine(config, FAST, record=False)
+    for number in range(running):
+        world.submit(Job(number, (1,) * 8, 100_000, 0))
+    while sum(len(worker.rows) for worker in world.controller.state.decodes) < running - half:
+        world.step()
+    handle, took = world.controller.handle, defaultdict[str, list[int]](list)
+
+    def timed(event: Event, now_ns: int) -> list[Command]:
+        began = time.perf_counter_ns()
+        commands = handle(event, now_ns)
+        took[type(event).__name__].append(time.perf_counter_ns() - began)
+        return commands
+
+    vars(world.controller)["handle"] = timed  # of this world alone
+    for number in itertools.count(running):
+        if sum(map(len, took.values())) >= events:
+            break
+        world.submit(Job(number, (1,) * 100, 3, world.now_ns))
+        for _ in range(10):
+            world.step()
+    world.close()
+    kinds = ", ".join(f"{kind} {statistics.mean(ns) / 1e3:.0f} ({len(ns)})" for kind, ns in sorted(took.items()))
+    mean_us = statistics.mean(itertools.chain.from_iterable(took.values())) / 1e3
+    note = f"mean; {workers} workers, {running:,} requests decode; by event: {kinds}"
+    return Row(f"controller_us_per_event[{workers}]", mean_us, "µs", 200, events, note)
 
 
 # ---- many clients ----------------------------------------------------------------------------------------------------
@@ -118,7 +167,10 @@ def soak_rows(say: Say, engine: Engine, model: Model) -> Iterator[Row]:
     yield Row("serve_soak[lost]", lost + counts["bad, not refused"], "requests", 0, REQUESTS, note)
     yield Row("serve_soak[wrong]", counts["wrong"], "answers", 0, counts["right"] + counts["wrong"], "as Engine's")
     yield Row("serve_soak[leaked]", held, "things", 0, note="blocks, handles and threads, when all clients are gone")
-    second, last = (statistics.median(clients.memory[part]) for part in (slice(500, 1000), slice(-500, None)))
+    second, last = (
+        statistics.median(clients.memory[part])
+        for part in (slice(REQUESTS // 4, REQUESTS // 2), slice(-(REQUESTS // 4), None))
+    )
     note = f"{last / 2**20:.0f} MB after {second / 2**20:.0f} MB; the clients' own included"
     yield Row("serve_soak[memory]", last / second, "×", 1.05, note=note)
 

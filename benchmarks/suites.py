@@ -25,7 +25,10 @@ SUITES = {
         "house",
         "The shape of the code: its lines, its imports, what is too long or has one name twice, its types.",
     ),
-    "scale": ("scale", "The door for clients under load, and a public load generator's word on it."),
+    "scale": (
+        "scale",
+        "One controller of many workers; the door for clients under load; a load generator's word on it.",
+    ),
     "explorer": ("explorer", "The explorer's twin in a browser against the one here."),
 }
 Shape = Annotated[str, typer.Option(help="llama3-8b, qwen3-8b, qwen3-0.6b (random weights), tiny, or a folder")]

@@ -5,6 +5,7 @@ with Engine(Config.preset("streamed")) as engine, serve(engine) as server:
 """
 
 import asyncio
+import os
 import secrets
 import socket
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def open_door(engine: Engine, port: int, token: str | None, origins: Sequence[st
     try:
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
-        words = getattr(error, "strerror", None) or error
+        words = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise EngineError(f"port {port} of {HOST} can't be opened ({words}); take another, or 0 for any") from None
     token = token or secrets.token_urlsafe(24)
     return Server(Door(engine, token, origins), token, listening)
