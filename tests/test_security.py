@@ -54,7 +54,7 @@ def switched_on(keywords: list[ast.keyword]) -> list[str]:
 def test_no_source_file_does_what_it_must_not():
     assert len(SOURCES) > 30
     found = {path.relative_to(ROOT).as_posix(): offences(ast.parse(path.read_text("utf-8"))) for path in SOURCES}
-    door = {"serve/server.py": ["line 10: socket"]}  # the one place that listens, and on this machine alone
+    door = {"serve/server.py": ["line 11: socket"]}  # the one place that listens, and on this machine alone
     assert {path: lines for path, lines in found.items() if lines} == door
     server = (ROOT / "serve/server.py").read_text()
     assert re.findall(r"create_server\(\((\w+), ", server) == ["HOST"] and 'HOST = "127.0.0.1"\n' in server

@@ -22,7 +22,7 @@ for _package in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from disagg.serve import door  # noqa: E402
+from disagg.serve import answer, bodies, door  # noqa: E402
 from disagg.serve.answer import Stops  # noqa: E402
 
 PROMPT = prompt_of(20)
@@ -170,7 +170,12 @@ BAD = {
     "empty": ({"prompt": ""}, "prompt is empty"),
     "no ids": ({"prompt": []}, "prompt is empty"),
     "ids and texts": ({"prompt": [1, "a"]}, "prompt"),
-    "two texts": ({"prompt": ["a", "b"]}, "2 texts"),
+    "two texts": ({"prompt": ["a", "b"]}, "2 prompts"),
+    "two lists": ({"prompt": [[1], [2]]}, "2 prompts"),
+    "a list of nothing": (b'{"prompt": [' + b"{}," * 40_000 + b"{}]}", "prompt"),
+    "turns of nothing": (b'{"prompt": "a", "stop": [' + b"{}," * 40_000 + b"{}]}", "stop"),
+    "0.0 is not False": ({"prompt": "a", "logprobs": 0.0}, "logprobs"),
+    "a call": ({"prompt": "a", "function_call": "auto"}, "function_call"),
     "a number as text": ({"prompt": "a", "max_tokens": "7"}, "max_tokens"),
     "none wanted": ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     "too many wanted": ({"prompt": "a", "max_tokens": 10**30}, ""),
@@ -201,6 +206,35 @@ def test_fields_without_a_meaning_are_named_and_neutral_ones_are_fine(stand):
     assert found.status_code == 200 and found.headers["x-ignored-fields"] == "colour, user"
 
 
+def test_odd_names_of_fields_fit_into_a_header(stand):
+    odd = {"日本": 1, "a\nb": 1, "a\r\nX-Evil: 1": 1, " a ": 1, "x" * 2000: 1, "fine": 1}
+    for stream in (False, True):
+        with stand.client.stream("POST", "/completions", json={"prompt": "a", "stream": stream, **odd}) as found:
+            assert found.status_code == 200 and found.read() and "x-evil" not in found.headers
+            assert found.headers["x-ignored-fields"] == "fine, 5 more"
+    many = ask(stand, **{f"field{number}": 1 for number in range(500)}).headers["x-ignored-fields"]
+    assert many.endswith(", 480 more") and len(many) < 500
+
+
+def test_nothing_is_what_a_field_left_out_is(stand):
+    nothing = dict.fromkeys(("stream", "ignore_eos", "stop", "seed", "top_p", "model", "stream_options", "n"))
+    assert ask(stand, **nothing).json()["choices"] == ask(stand).json()["choices"]
+    assert ask(stand, max_tokens=None).json()["usage"]["completion_tokens"] <= 16
+    assert ask(stand, prompt=[PROMPT]).json()["choices"] == ask(stand).json()["choices"]
+
+
+def test_an_answer_without_a_length_fits_a_small_pool(monkeypatch):
+    with Engine(Config.preset("streamed", model="tiny", decode_blocks=4), tiny()) as engine, serve(engine) as server:
+        monkeypatch.setattr(bodies, "COMPLETION_TOKENS", 10_000)
+        found = httpx.post(
+            server.url + "/completions",
+            json={"prompt": PROMPT, "ignore_eos": True, "temperature": 0},
+            headers={"Authorization": f"bearer {server.token}"},
+            timeout=LIMIT_S,
+        )
+        assert found.json()["usage"]["total_tokens"] == 4 * engine.config.block_size
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_of_100_mb_is_not_read_to_its_end(stand, declared):
     piece, sent = b"x" * (1 << 20), []
@@ -213,15 +247,16 @@ def test_a_body_of_100_mb_is_not_read_to_its_end(stand, declared):
     headers = {"Content-Length": str(100 << 20)} if declared else {}
     try:
         found = stand.client.post("/completions", content=pieces(), headers=headers)
-        assert found.status_code == 413 and "more than 4 MB" in found.json()["error"]["message"]
+        assert found.status_code == 413 and "more than" in found.json()["error"]["message"]
     except httpx.TransportError:  # it closed the connection while the client was sending
         assert len(sent) < 100
     assert ask(stand).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/completions", "/chat/completions", "/models", "/../metrics", "/../health"])
-@pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", "Basic abc", "Bearer \xe9"])
+@pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", "Basic abc", "TOKEN", "Bearer \xe9"])
 def test_nobody_gets_in_without_the_token(stand, path, key):
+    key = key.replace("TOKEN", stand.server.token)  # without a scheme
     headers = {"Authorization": key.encode("latin-1")} if key else {}
     method = "POST" if "completions" in path else "GET"
     found = httpx.request(method, stand.server.url + path, headers=headers, timeout=LIMIT_S)
@@ -232,14 +267,35 @@ def test_another_name_a_wrong_model_and_a_wrong_path_are_refused(stand):
     assert stand.client.get("/models", headers={"Host": "evil.example"}).status_code == 400
     other = ask(stand, model="gpt-9")
     assert other.status_code == 404 and "tiny" in other.json()["error"]["message"]
+    assert stand.client.get("/models/tiny").json()["id"] == "tiny"
+    assert stand.client.get("/models/other").status_code == 404
     assert stand.client.get("/nothing").json()["error"]["message"] == "Not Found"
     assert stand.client.get("/completions").status_code == 405
 
 
 def test_too_many_open_requests_are_asked_to_come_again(stand, monkeypatch):
-    monkeypatch.setattr(door, "MOST_OPEN", 0)
-    found = ask(stand)
-    assert found.status_code == 429 and found.headers["retry-after"] == "1"
+    monkeypatch.setattr(door, "MOST_OPEN", 2)
+    seen, found = [], []
+
+    def ask_too():
+        found.append(ask(stand, max_tokens=60, ignore_eos=True))
+        seen.append(len(stand.server.door._open))
+
+    clients = [threading.Thread(target=ask_too) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    refused = [answer for answer in found if answer.status_code == 429]
+    assert refused and max(seen) <= 2 and {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert ask(stand).status_code == 200, "a place is given back"
+
+
+def test_a_request_whose_reader_cannot_start_ends(stand, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(answer.threading, "Thread", lambda **how: 1 / 0)
+        assert ask(stand, max_tokens=400).status_code == 500
+    assert quiet(stand.engine) and stand.server.door._taken == 0
 
 
 # ---- clients that go, engines that end -------------------------------------------------------------------------------
@@ -310,6 +366,9 @@ def test_an_engine_that_was_closed_says_so():
         key = {"Authorization": "Bearer word"}
         found = httpx.post(server.url + "/completions", json={"prompt": PROMPT}, headers=key, timeout=LIMIT_S)
         assert found.status_code == 503 and "closed" in found.json()["error"]["message"]
+        at = server.url.removesuffix("/v1")
+        assert httpx.get(at + "/health", headers=key, timeout=LIMIT_S).status_code == 503
+        assert "disagg_engine_up 0.0" in httpx.get(at + "/metrics", headers=key, timeout=LIMIT_S).text
 
 
 def test_a_port_that_is_taken_and_a_token_that_is_none_are_refused(stand):
@@ -317,6 +376,9 @@ def test_a_port_that_is_taken_and_a_token_that_is_none_are_refused(stand):
         serve(stand.engine, port=httpx.URL(stand.server.url).port)
     with pytest.raises(EngineError, match="can't be opened"):
         serve(stand.engine, port=10**6)
+    for origins in ("https://*.x", ["*"], ["chat.example"], [""]):
+        with pytest.raises(EngineError, match="origins"):
+            serve(stand.engine, origins=origins)
     for token in ("", "two words", "é"):
         with pytest.raises(EngineError, match="one word"):
             serve(stand.engine, token=token)

@@ -113,6 +113,10 @@ class Engine:
         return self._core.broken
 
     @property
+    def closed(self) -> bool:
+        return self._core.closed
+
+    @property
     def idle(self) -> bool:
         """Open, and without a request."""
         return not (self._core.closed or self._core.broken or self._core.handles or self._serving)

@@ -49,7 +49,11 @@ class Answer:
         self._over = False
         self._loop, self._pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
         # A handle is read by waiting: a thread each, which ends with its request.
-        threading.Thread(target=self._read, name="disagg answer", daemon=True).start()
+        try:
+            threading.Thread(target=self._read, name="disagg answer", daemon=True).start()
+        except BaseException:  # there is no thread left, and nobody would end the request
+            handle.cancel()
+            raise
 
     def _read(self) -> None:
         with contextlib.suppress(RuntimeError):  # the server's loop has ended, and nobody waits for the text

@@ -6,16 +6,16 @@ answer and that this server has not is refused unless it says what happens anywa
 
 import json
 import secrets
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from disagg.plan.errors import RequestError
 from disagg.plan.request import Request
 from disagg.run.model.model import Model
 
 MOST_STOPS, MOST_STOP_LETTERS = 4, 256
-CHAT_TOKENS = 512  # of an answer where the client names no number and the context has room for them
+CHAT_TOKENS, COMPLETION_TOKENS = 512, 16  # of an answer where the client names no number, as far as there is room
 #: Of fields that would change the answer, the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False),
@@ -24,11 +24,34 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []), "functions": (None, []), "tool_choice": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}), "modalities": (None, ["text"]), "audio": (None,),
     "stop_token_ids": (None, []), "prompt_logprobs": (None,), "use_beam_search": (None, False),
+    "function_call": (None, "none"), "include_stop_str_in_output": (None, False), "bad_words": (None, []),
+    "allowed_token_ids": (None,), "truncate_prompt_tokens": (None,), "prompt_embeds": (None,), "chat_template": (None,),
+    "continue_final_message": (None, False), "add_generation_prompt": (None, True), "structured_outputs": (None,),
+    "guided_json": (None,), "guided_regex": (None,), "guided_choice": (None,), "guided_grammar": (None,),
 }  # fmt: skip
 
 
+#: Of a turn of a conversation likewise.
+NEUTRAL_IN_TURNS: dict[str, tuple[Any, ...]] = {
+    "tool_calls": (None, []),
+    "function_call": (None,),
+    "refusal": (None,),
+    "audio": (None,),
+}
+
+
 class StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = False
+
+
+class First(FailFast):
+    """The first thing that is wrong in a list is enough: millions of errors would cost gigabytes."""
+
+    __hash__ = object.__hash__  # which unions ask for before Python 3.14
+
+
+Texts = Annotated[list[str], First()]
+Ids = Annotated[list[int], First()]
 
 
 class Body(BaseModel):
@@ -37,19 +60,18 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    ignore_eos: bool = False
+    stop: str | Texts | None = None
+    ignore_eos: bool | None = False
 
 
 class Completion(Body):
-    prompt: str | list[str] | list[int]
-    max_tokens: int | None = 16
+    prompt: str | Texts | Ids | Annotated[list[Ids], First()]
 
 
 class Part(BaseModel):
@@ -58,10 +80,10 @@ class Part(BaseModel):
 
 
 class Turn(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], First()]
 
     @property
     def text(self) -> str:
@@ -69,7 +91,7 @@ class Turn(BaseModel):
 
 
 class Chat(Body):
-    messages: list[Turn] = Field(min_length=1)
+    messages: Annotated[list[Turn], First()] = Field(min_length=1)
     max_completion_tokens: int | None = None
 
 
@@ -84,33 +106,42 @@ class Asked(NamedTuple):
     ignored: tuple[str, ...]  # fields without a meaning here
 
 
-def read(kind: type[Completion] | type[Chat], body: bytes, model: Model) -> Asked:
-    """RequestError in words for a body that can't be served."""
+def read(kind: type[Completion] | type[Chat], body: bytes, model: Model, room: int) -> Asked:
+    """RequestError in words for a body that can't be served; `room`: tokens that a request may have in a K/V pool."""
     try:
         found = kind.model_validate_json(body)
     except ValidationError as error:
         raise RequestError(in_words(error)) from None
-    extra = found.model_extra or {}
-    for name, value in extra.items():
-        if name in NEUTRAL and not any(type(value) in (type(fine), float) and value == fine for fine in NEUTRAL[name]):
-            raise RequestError(f"{name} is not supported here: leave it out, or at {json.dumps(NEUTRAL[name][-1])}")
+    ignored = unknown(found.model_extra, NEUTRAL)
+    if isinstance(found, Chat):
+        for turn in found.messages:
+            ignored |= {f"messages.{name}" for name in unknown(turn.model_extra, NEUTRAL_IN_TURNS)}
     prompt = prompt_of(found, model)
+    tokens = tokens_of(found, min(model.context_limit, room) - len(prompt))
     temperature = 1.0 if found.temperature is None else found.temperature
-    tokens = tokens_of(found, len(prompt), model)
-    if tokens < 1:
-        raise RequestError(f"max_tokens must be 1 or more; got {tokens}")
     request = Request(
         prompt,
         tokens,
         temperature=temperature,
         top_p=1.0 if found.top_p is None else found.top_p,
         seed=secrets.randbits(48) if found.seed is None and temperature > 0 else found.seed,
-        ignore_eos=found.ignore_eos,
+        ignore_eos=bool(found.ignore_eos),
     )
-    counts = found.stream_options is not None and found.stream_options.include_usage
-    return Asked(
-        found.model, request, stops_of(found.stop), found.stream, counts, tuple(sorted(set(extra) - set(NEUTRAL)))
-    )
+    counts = found.stream_options is not None and bool(found.stream_options.include_usage)
+    return Asked(found.model, request, stops_of(found.stop), bool(found.stream), counts, tuple(sorted(ignored)))
+
+
+def unknown(fields: dict[str, Any] | None, neutral: dict[str, tuple[Any, ...]]) -> set[str]:
+    """Fields without a meaning here; RequestError for those that would change the answer."""
+    for name, value in (fields or {}).items():
+        if name in neutral and not any(same(value, fine) for fine in neutral[name]):
+            raise RequestError(f"{name} is not supported here: leave it out, or at {json.dumps(neutral[name][-1])}")
+    return set(fields or ()) - set(neutral)
+
+
+def same(value: object, other: object) -> bool:
+    """Equal; but True is no 1, nor 0.0 False."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def prompt_of(body: Body, model: Model) -> list[int]:
@@ -118,22 +149,24 @@ def prompt_of(body: Body, model: Model) -> list[int]:
         roles = {"developer": "system"}
         return model.text.conversation([(roles.get(turn.role, turn.role), turn.text) for turn in body.messages])
     assert isinstance(body, Completion)
-    texts = [part for part in body.prompt if isinstance(part, str)]
-    if isinstance(body.prompt, str):
-        texts = [body.prompt]
-    if len(texts) > 1:
-        raise RequestError(f"prompt has {len(texts)} texts; send a request for each")
-    return model.encode(texts[0], chat=False) if texts else [part for part in body.prompt if isinstance(part, int)]
+    prompt: Any = body.prompt
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        if len(prompt) > 1:
+            raise RequestError(f"prompt has {len(prompt)} prompts; send a request for each")
+        [prompt] = prompt
+    return model.encode(prompt, chat=False) if isinstance(prompt, str) else prompt
 
 
-def tokens_of(body: Body, prompt: int, model: Model) -> int:
+def tokens_of(body: Body, room: int) -> int:
     """How many the answer may have."""
     named = body.max_tokens
     if isinstance(body, Chat) and body.max_completion_tokens is not None:
         named = body.max_completion_tokens
-    if named is not None:
-        return named
-    return max(1, min(CHAT_TOKENS, model.context_limit - prompt))
+    if named is None:
+        named = max(1, min(CHAT_TOKENS if isinstance(body, Chat) else COMPLETION_TOKENS, room))
+    if named < 1:
+        raise RequestError(f"max_tokens must be 1 or more; got {named}")
+    return named
 
 
 def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -146,5 +179,8 @@ def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
 def in_words(error: ValidationError) -> str:
     """The first thing that is wrong, and where."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.islower())
+    names = {name for kind in (Completion, Chat, Turn, Part, StreamOptions) for name in kind.model_fields}
+    where = ".".join(
+        str(part) for part in first["loc"] if isinstance(part, int) or part in names
+    )  # no kinds of a union
     return f"{where}: {first['msg']}" if where else f"the body is no JSON object that fits: {first['msg']}"

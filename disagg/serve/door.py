@@ -1,13 +1,16 @@
 """OpenAI's interface over an engine (/v1/completions, /v1/chat/completions, /v1/models), its health and metrics.
 
-Errors have OpenAI's shape. A client that goes away ends its request; bad input ends its own request and nobody else's.
+Errors of requests have OpenAI's shape. A client that goes away ends its request; bad input ends its own request and
+nobody else's.
 """
 
 import asyncio
 import hmac
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from typing import Any
@@ -17,19 +20,22 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from disagg.plan.checks import short
 from disagg.plan.errors import DisaggError, RequestError
 from disagg.run.engine import Engine
+from disagg.run.handle import Handle
 from disagg.serve.answer import Answer
 from disagg.serve.bodies import Asked, Chat, Completion, read
-from disagg.serve.metrics import EngineMetrics
+from disagg.serve.metrics import EngineMetrics, serves
 
-MOST_BYTES = 4 << 20  # of a body
+MOST_BYTES, TOKEN_BYTES = 64 << 10, 32  # of a body: so many, and more for each token that the context holds
 MOST_OPEN = 512  # requests at a time: each has a thread that reads its answer
+MOST_NAMES, NAME = 20, re.compile(r"[\w.-]{1,64}", re.ASCII)  # of ignored fields, that a header can hold
 HOSTS = ["127.0.0.1", "localhost"]  # no page of another name reaches it
 STATUS_OF = {"rejected": 429, "cancelled": 503, "failed": 500}
 
@@ -42,13 +48,23 @@ class Door:
         self.engine, self.model = engine, engine.config.model
         self._token, self._numbers, self._began = token, count(1), int(time.time())
         self._metrics, self._open, self._closing = EngineMetrics(engine), set[Answer](), False
-        cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+        self._taken = 0  # requests that are open, or are being read
+        self._most_bytes = MOST_BYTES + TOKEN_BYTES * engine.model.context_limit
+        self._reader = ThreadPoolExecutor(1, "disagg serve reads")  # long texts wait for each other, and hold nobody up
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-ignored-fields"],
+        )
         hosts = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
         self.app = Starlette(
             routes=[
                 Route("/v1/completions", partial(self._complete, Completion), methods=["POST"]),
                 Route("/v1/chat/completions", partial(self._complete, Chat), methods=["POST"]),
                 Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._one_model),
                 Route("/metrics", self._measure),
                 Route("/health", self._health),
             ],
@@ -57,6 +73,7 @@ class Door:
                 HTTPException: refused,
                 RequestError: bad_request,
                 DisaggError: unserved,
+                ClientDisconnect: gone,
                 Exception: broke,
             },
         )
@@ -64,6 +81,7 @@ class Door:
     def close(self) -> None:
         """Ends all requests, and those that come in this moment."""
         self._closing = True
+        self._reader.shutdown(wait=False, cancel_futures=True)
         for answer in list(self._open):
             answer.cancel()
 
@@ -71,8 +89,16 @@ class Door:
 
     async def _models(self, request: Request) -> Response:
         self._check_token(request)
-        card = dict(id=self.model, object="model", created=self._began, owned_by="disagg")
-        return JSONResponse({"object": "list", "data": [card]})
+        return JSONResponse({"object": "list", "data": [self._card]})
+
+    async def _one_model(self, request: Request) -> Response:
+        self._check_token(request)
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._card)
+
+    @property
+    def _card(self) -> dict[str, Any]:
+        return dict(id=self.model, object="model", created=self._began, owned_by="disagg")
 
     async def _measure(self, request: Request) -> Response:
         self._check_token(request)
@@ -81,45 +107,78 @@ class Door:
     async def _health(self, request: Request) -> Response:
         """As load generators and supervisors ask it."""
         self._check_token(request)
-        if self.engine.broken is not None:
-            raise HTTPException(503, f"the engine is broken and must be rebuilt: {self.engine.broken}")
+        if reason := serves(self.engine):
+            raise HTTPException(503, reason)
         return Response()
 
     async def _complete(self, kind: type[Completion] | type[Chat], request: Request) -> Response:
         self._check_token(request)
-        if len(self._open) >= MOST_OPEN:
+        if self._taken >= MOST_OPEN:
             raise HTTPException(429, f"{MOST_OPEN} requests are open; ask again later", {"Retry-After": "1"})
-        body = await body_of(request)
-        asked = await asyncio.to_thread(read, kind, body, self.engine.model)
-        if asked.model not in (None, "", self.model):
-            raise HTTPException(404, f"no model {asked.model!r} is served here; this engine has {self.model!r}")
-        handle = await asyncio.to_thread(self.engine.submit, asked.request)
+        self._taken += 1
+        try:
+            return await self._open_answer(kind, await self._body_of(request))
+        except BaseException:
+            self._taken -= 1
+            raise
+
+    async def _open_answer(self, kind: type[Completion] | type[Chat], body: bytes) -> "OpenAnswer":
+        pools = [worker.pool for worker in self.engine.controller.state.decodes]
+        room = min(pool.capacity for pool in pools) * self.engine.config.block_size
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(self._reader, read, kind, body, self.engine.model, room)
+        if asked.model:
+            self._check_model(asked.model)
+        submitted = asyncio.ensure_future(asyncio.to_thread(self.engine.submit, asked.request))
+        try:
+            handle = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(cancel_it)
+            raise
         answer = Answer(handle, asked.stops)
         self._open.add(answer)
         if self._closing:
             answer.cancel()
         shape = (ChatShape if kind is Chat else CompletionShape)(next(self._numbers), self.model)
-        headers = {"x-ignored-fields": ", ".join(asked.ignored)} if asked.ignored else {}
-        return OpenAnswer(answer, asked, shape, headers, self._ended)
+        return OpenAnswer(answer, asked, shape, self._ended)
+
+    async def _body_of(self, request: Request) -> bytes:
+        """Not more of it than is allowed, whatever its length says."""
+        found, most = bytearray(), self._most_bytes
+        async for piece in request.stream():
+            found += piece
+            if len(found) > most:
+                raise HTTPException(413, f"the body has more than {most:,} bytes", {"Connection": "close"})
+        return bytes(found)
 
     def _ended(self, answer: Answer) -> None:
         self._open.discard(answer)
+        self._taken -= 1
         self._metrics.ended(answer.result, answer.finish or answer.result.finish_reason)
 
     def _check_token(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
-            raise HTTPException(401, "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            words = "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`"
+            raise HTTPException(401, words, {"WWW-Authenticate": "Bearer"})
+
+    def _check_model(self, name: str) -> None:
+        if name != self.model:
+            raise HTTPException(404, f"no model {short(name)} is served here; this engine has {self.model!r}")
 
 
-async def body_of(request: Request) -> bytes:
-    """Not more of it than is allowed, whatever its length says."""
-    found = bytearray()
-    async for piece in request.stream():
-        found += piece
-        if len(found) > MOST_BYTES:
-            raise HTTPException(413, f"the body has more than {MOST_BYTES >> 20} MB", {"Connection": "close"})
-    return bytes(found)
+def cancel_it(submitted: "asyncio.Future[Handle]") -> None:
+    """A request that nobody waits for any more."""
+    if submitted.exception() is None:
+        submitted.result().cancel()
+
+
+def ignored_fields(asked: Asked) -> dict[str, str]:
+    """The header that names them, as far as a header can."""
+    names = [name for name in asked.ignored if NAME.fullmatch(name)][:MOST_NAMES]
+    others = len(asked.ignored) - len(names)
+    words = ", ".join([*names, *([f"{others} more"] if others else [])])
+    return {"x-ignored-fields": words} if words else {}
 
 
 # ---- errors, in OpenAI's shape ---------------------------------------------------------------------------------------
@@ -136,6 +195,11 @@ async def refused(request: Request, error: Exception) -> Response:
 
 async def bad_request(request: Request, error: Exception) -> Response:
     return JSONResponse(error_of(str(error)), 400)
+
+
+async def gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it: the client went before its body was whole."""
+    return Response(status_code=499)
 
 
 async def broke(request: Request, error: Exception) -> Response:
@@ -195,11 +259,10 @@ class OpenAnswer(Response):
         answer: Answer,
         asked: Asked,
         shape: CompletionShape,
-        headers: dict[str, str],
         ended: Callable[[Answer], None],
     ) -> None:
         self._answer, self._asked, self._shape, self._ended = answer, asked, shape, ended
-        self._more = headers
+        self._more = ignored_fields(asked)
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -231,7 +294,7 @@ class OpenAnswer(Response):
 
     async def _stream(self, send: Send) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", **self._more}
-        raw = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
         async for event in self._events():
             words = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)

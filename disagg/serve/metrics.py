@@ -41,9 +41,9 @@ class EngineMetrics:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """What is so now; called by prometheus_client."""
-        engine, state = self._engine, self._engine.controller.state
+        state = self._engine.controller.state
         up = GaugeMetricFamily("disagg_engine_up", "1 while the engine serves")
-        up.add_metric([], float(engine.broken is None))
+        up.add_metric([], float(serves(self._engine) is None))
         stages = Count(record.stage.value for record in list(state.records.values()))
         requests = GaugeMetricFamily("disagg_requests_open", "Open requests by stage", labels=["stage"])
         for stage, count in sorted(stages.items()):
@@ -57,3 +57,8 @@ class EngineMetrics:
     def text(self) -> bytes:
         """In Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)
+
+
+def serves(engine: Engine) -> str | None:
+    """None while it does; else why not."""
+    return "the engine is closed" if engine.closed else engine.broken and f"the engine is broken: {engine.broken}"

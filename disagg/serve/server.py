@@ -6,18 +6,21 @@ with Engine(Config.preset("streamed")) as engine, serve(engine) as server:
 
 import asyncio
 import os
+import re
 import secrets
 import socket
 from collections.abc import Sequence
 
 import uvicorn
 
+from disagg.plan.checks import short
 from disagg.plan.errors import EngineError
 from disagg.run.engine import Engine
 from disagg.run.threads import Joinable
 from disagg.serve.door import Door
 
 HOST = "127.0.0.1"
+ORIGIN = re.compile(r"https?://[\w.-]+(:\d+)?", re.ASCII)
 GRACE_S = 5  # for what is still being sent when it closes
 
 
@@ -58,6 +61,8 @@ def open_door(engine: Engine, port: int, token: str | None, origins: Sequence[st
     """As `disagg.serve.serve` says."""
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
         raise EngineError("a token is one word of ASCII letters, digits and signs")
+    if isinstance(origins, str) or not all(ORIGIN.fullmatch(origin) for origin in origins):
+        raise EngineError(f"origins are addresses of pages, as in ['https://chat.example:8080']; got {short(origins)}")
     try:
         listening = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
