@@ -17,8 +17,8 @@ from disagg.show.report import Row
 
 ROOT, TOPS = Path(__file__).parents[1], ("disagg", "benchmarks", "tests")
 # `imported_later`, beside the wings, knows the errors of plan alone.
-LAYERS = {"plan": 0, "imported_later": 1, "trace": 1, "twin": 2, "monitor": 3, "run": 4, "show": 5, "course": 6}
-LAYERS |= {"explorer": 6, "cli": 7}
+LAYERS = {"plan": 0, "imported_later": 1, "trace": 1, "twin": 2, "monitor": 3, "run": 4, "serve": 5, "show": 5}
+LAYERS |= {"course": 6, "explorer": 6, "cli": 7}
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 IGNORE = re.compile(r"#\s*type:\s*ignore(\[[^\]]*\])?(?P<reason>.*)")
 SERVE = """

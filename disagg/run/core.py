@@ -44,10 +44,9 @@ class EngineCore:
         """For any thread: EngineError once it is closed or broken, or where this is another process."""
         if self.closed:
             raise EngineError("this engine is closed; build a new one")
-        if self.broken == FORKED:
-            raise EngineError(FORKED)
         if self.broken:
-            raise EngineError(f"this engine is broken and must be rebuilt: {self.broken}")
+            words = f"this engine is broken and must be rebuilt: {self.broken}"
+            raise EngineError(FORKED if self.broken == FORKED else words)
 
     def interrupt(self) -> None:
         """For any thread: ends the run that is being served."""

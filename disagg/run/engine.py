@@ -85,7 +85,7 @@ class Engine:
             raise
 
     def __enter__(self) -> "Engine":
-        if self._core.closed:
+        if self.closed:
             self._core.check_open()
         return self
 
@@ -184,7 +184,6 @@ class Engine:
 
     def retune(self, **changes: Any) -> None:
         """Changes settings while it runs; what can't change is refused. Shrinking a pool drains it first."""
-        loop = self._loop
         self._core.check_open()
         self._settings.measure_for(self.config, changes)
 
@@ -197,7 +196,7 @@ class Engine:
             self._settings.check_growth(config, captured=self.attention_path is AttentionPath.PAGED)
             self._core.retune(config)
 
-        loop.ask(change, changes=True)
+        self._loop.ask(change, changes=True)
 
     def cancel(self, handle: Handle) -> None:
         """Ends its request as cancelled, as `handle.cancel()` does."""

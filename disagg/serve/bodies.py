@@ -31,8 +31,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-#: Of a turn of a conversation likewise.
-NEUTRAL_IN_TURNS: dict[str, tuple[Any, ...]] = {
+#: Of a message of a conversation likewise.
+NEUTRAL_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "tool_calls": (None, []),
     "function_call": (None,),
     "refusal": (None,),
@@ -74,16 +74,16 @@ class Completion(Body):
     prompt: str | Texts | Ids | Annotated[list[Ids], First()]
 
 
-class Part(BaseModel):
+class TextPart(BaseModel):
     type: Literal["text"]
     text: str
 
 
-class Turn(BaseModel):
+class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], First()]
+    content: str | Annotated[list[TextPart], First()]
 
     @property
     def text(self) -> str:
@@ -91,11 +91,11 @@ class Turn(BaseModel):
 
 
 class Chat(Body):
-    messages: Annotated[list[Turn], First()] = Field(min_length=1)
+    messages: Annotated[list[Message], First()] = Field(min_length=1)
     max_completion_tokens: int | None = None
 
 
-class Asked(NamedTuple):
+class ClientRequest(NamedTuple):
     """A client's request, checked as far as its body goes."""
 
     model: str | None
@@ -106,7 +106,7 @@ class Asked(NamedTuple):
     ignored: tuple[str, ...]  # fields without a meaning here
 
 
-def read(kind: type[Completion] | type[Chat], body: bytes, model: Model, room: int) -> Asked:
+def read(kind: type[Completion] | type[Chat], body: bytes, model: Model, room: int) -> ClientRequest:
     """RequestError in words for a body that can't be served; `room`: tokens that a request may have in a K/V pool."""
     try:
         found = kind.model_validate_json(body)
@@ -114,8 +114,8 @@ def read(kind: type[Completion] | type[Chat], body: bytes, model: Model, room: i
         raise RequestError(in_words(error)) from None
     ignored = unknown(found.model_extra, NEUTRAL)
     if isinstance(found, Chat):
-        for turn in found.messages:
-            ignored |= {f"messages.{name}" for name in unknown(turn.model_extra, NEUTRAL_IN_TURNS)}
+        for message in found.messages:
+            ignored |= {f"messages.{name}" for name in unknown(message.model_extra, NEUTRAL_IN_MESSAGES)}
     prompt = prompt_of(found, model)
     tokens = tokens_of(found, min(model.context_limit, room) - len(prompt))
     temperature = 1.0 if found.temperature is None else found.temperature
@@ -128,7 +128,7 @@ def read(kind: type[Completion] | type[Chat], body: bytes, model: Model, room: i
         ignore_eos=bool(found.ignore_eos),
     )
     counts = found.stream_options is not None and bool(found.stream_options.include_usage)
-    return Asked(found.model, request, stops_of(found.stop), bool(found.stream), counts, tuple(sorted(ignored)))
+    return ClientRequest(found.model, request, stops_of(found.stop), bool(found.stream), counts, tuple(sorted(ignored)))
 
 
 def unknown(fields: dict[str, Any] | None, neutral: dict[str, tuple[Any, ...]]) -> set[str]:
@@ -147,7 +147,7 @@ def same(value: object, other: object) -> bool:
 def prompt_of(body: Body, model: Model) -> list[int]:
     if isinstance(body, Chat):
         roles = {"developer": "system"}
-        return model.text.conversation([(roles.get(turn.role, turn.role), turn.text) for turn in body.messages])
+        return model.text.conversation([(roles.get(each.role, each.role), each.text) for each in body.messages])
     assert isinstance(body, Completion)
     prompt: Any = body.prompt
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
@@ -179,7 +179,7 @@ def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
 def in_words(error: ValidationError) -> str:
     """The first thing that is wrong, and where."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    names = {name for kind in (Completion, Chat, Turn, Part, StreamOptions) for name in kind.model_fields}
+    names = {name for kind in (Completion, Chat, Message, TextPart, StreamOptions) for name in kind.model_fields}
     where = ".".join(
         str(part) for part in first["loc"] if isinstance(part, int) or part in names
     )  # no kinds of a union

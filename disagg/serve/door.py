@@ -30,8 +30,8 @@ from disagg.plan.errors import DisaggError, RequestError
 from disagg.run.engine import Engine
 from disagg.run.handle import Handle
 from disagg.serve.answer import Answer
-from disagg.serve.bodies import Asked, Chat, Completion, read
-from disagg.serve.metrics import EngineMetrics, serves
+from disagg.serve.bodies import Chat, ClientRequest, Completion, read
+from disagg.serve.engine_metrics import EngineMetrics, serves
 
 MOST_BYTES, TOKEN_BYTES = 64 << 10, 32  # of a body: so many, and more for each token that the context holds
 MOST_OPEN = 512  # requests at a time: each has a thread that reads its answer
@@ -173,7 +173,7 @@ def cancel_it(submitted: "asyncio.Future[Handle]") -> None:
         submitted.result().cancel()
 
 
-def ignored_fields(asked: Asked) -> dict[str, str]:
+def ignored_fields(asked: ClientRequest) -> dict[str, str]:
     """The header that names them, as far as a header can."""
     names = [name for name in asked.ignored if NAME.fullmatch(name)][:MOST_NAMES]
     others = len(asked.ignored) - len(names)
@@ -257,7 +257,7 @@ class OpenAnswer(Response):
     def __init__(
         self,
         answer: Answer,
-        asked: Asked,
+        asked: ClientRequest,
         shape: CompletionShape,
         ended: Callable[[Answer], None],
     ) -> None:
